@@ -1,0 +1,45 @@
+"""Everything the engine raises on purpose.
+
+EngineError
+├── InvalidRequestError          the caller can mend it
+│   ├── InvalidSamplingParamsError
+│   ├── InvalidTokenError        a token id outside the vocabulary
+│   └── PromptTooLongError       the prompt leaves no room for an answer
+├── UnsupportedModelError        the model asks for something the engine refuses rather than gets wrong
+├── NotEnoughBlocksError         the KV cache cannot hold even one sequence of the allowed length
+└── EngineDeadError              the engine stopped; open and new requests fail
+"""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """Root of the engine's errors."""
+
+
+class InvalidRequestError(EngineError):
+    """The request cannot be run as asked; the message says what to change."""
+
+
+class InvalidSamplingParamsError(InvalidRequestError):
+    """A sampling setting is outside its range."""
+
+
+class InvalidTokenError(InvalidRequestError):
+    """A token id is outside the model's vocabulary."""
+
+
+class PromptTooLongError(InvalidRequestError):
+    """The prompt leaves no room for an answer within `max_model_len`."""
+
+
+class UnsupportedModelError(EngineError):
+    """The model needs something that the engine would get wrong."""
+
+
+class NotEnoughBlocksError(EngineError):
+    """The KV cache is too small."""
+
+
+class EngineDeadError(EngineError):
+    """The engine has stopped and takes no more work."""

@@ -1,0 +1,23 @@
+"""What comes out of the engine: tokens, and why a sequence ended."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class FinishReason(enum.Enum):
+    """Why a sequence ended; the values are OpenAI's words."""
+
+    STOP = "stop"  # an end token (or, set by the service, a stop string)
+    LENGTH = "length"  # max_tokens or the model's context is used up
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOutput:
+    """What one sequence got out of one step."""
+
+    sequence_id: int
+    token_id: int
+    logprob: float | None  # natural log, before temperature; None unless asked for
+    finish_reason: FinishReason | None  # set on the last output only

@@ -1,0 +1,1 @@
+"""From "repo:branch" to a model on its devices: hub, quantisation, kernels. No HTTP, no scheduling."""
