@@ -1,1 +1,4 @@
-"""From "repo:branch" to a model on its devices: hub, quantisation, kernels. No HTTP, no scheduling."""
+"""From "repo:branch" to a model on its devices: hub, quantisation, kernels.
+
+Knows nothing of HTTP or scheduling.
+"""

@@ -1,0 +1,70 @@
+"""Everything the loaders raise on purpose.
+
+LoadError
+├── InvalidSpecError              the name of the variant cannot be read
+├── RepositoryNotFoundError       no such repository, or no access to it
+├── RevisionNotFoundError         the repository has no such branch, tag or commit
+├── HubError                      the hub could not be asked
+├── UnsafeCheckpointError         pickle, code or paths that a checkpoint must not bring
+├── CheckpointError               files are missing, truncated or contradict each other
+│   ├── TensorError               a tensor's shape, dtype or values are not what the model needs
+│   └── QuantizationNotFoundError packed tensors whose parameters cannot be told
+├── UnsupportedQuantizationError  a method, width or layout that is not read here
+├── UnsupportedModelError         a model type without a native class
+├── BackendError                  the asked kernel backend cannot run this variant here
+└── NotEnoughMemoryError          the weights do not fit the device
+"""
+
+from __future__ import annotations
+
+
+class LoadError(Exception):
+    """Root of the loaders' errors; the message says what was found, expected, and what to do."""
+
+
+class InvalidSpecError(LoadError):
+    """The variant's name does not follow any of the accepted forms."""
+
+
+class RepositoryNotFoundError(LoadError):
+    """No such repository is cached or reachable with the credentials given."""
+
+
+class RevisionNotFoundError(LoadError):
+    """The repository exists, the revision does not."""
+
+
+class HubError(LoadError):
+    """The hub did not answer, or not usefully."""
+
+
+class UnsafeCheckpointError(LoadError):
+    """The checkpoint brings what could run code or reach outside its folder."""
+
+
+class CheckpointError(LoadError):
+    """The checkpoint's files are missing, damaged or contradictory."""
+
+
+class TensorError(CheckpointError):
+    """A tensor is not what the model needs."""
+
+
+class QuantizationNotFoundError(CheckpointError):
+    """The tensors are packed, and nothing tells how."""
+
+
+class UnsupportedQuantizationError(LoadError):
+    """The checkpoint is quantised in a way that is not read here."""
+
+
+class UnsupportedModelError(LoadError):
+    """Transformers has no native class for this model type."""
+
+
+class BackendError(LoadError):
+    """The asked kernel backend cannot run this variant on this device."""
+
+
+class NotEnoughMemoryError(LoadError):
+    """The weights do not fit into the memory that is free."""

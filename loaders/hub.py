@@ -1,0 +1,192 @@
+"""The only place that talks to the hub, or reads the hub's cache.
+
+Resolves a repository and revision to one commit and one folder with the files that a variant
+needs; everything after it reads that folder only. Catalogue, resumable downloads and mirrors build
+on this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
+from huggingface_hub.errors import RepositoryNotFoundError as HubRepositoryNotFoundError
+from huggingface_hub.errors import RevisionNotFoundError as HubRevisionNotFoundError
+
+from loaders.cache import default_cache_dir
+from loaders.checkpoint import PICKLE_SUFFIXES
+from loaders.errors import (
+    HubError,
+    InvalidSpecError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    UnsafeCheckpointError,
+)
+
+if TYPE_CHECKING:
+    from loaders.spec import VariantSpec
+
+log = structlog.get_logger(__name__)
+
+DEFAULT_REVISION = "main"
+_NEEDED_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "README.md")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One revision of a repository, in a folder of its own."""
+
+    folder: Path
+    commit: str | None  # None for a plain local folder
+
+
+def fetch(
+    spec: VariantSpec,
+    *,
+    cache_dir: Path | None = None,
+    token: str | None = None,
+    local_files_only: bool = False,
+) -> Snapshot:
+    """Return the folder of a repository's revision, downloading what is missing.
+
+    A repository in Tetrad's own cache (the demo, a mirror) is used as it is. Otherwise the hub is
+    asked, and its cache used when it cannot be reached. Raises RepositoryNotFoundError,
+    RevisionNotFoundError (naming the revisions there are), UnsafeCheckpointError or HubError.
+    """
+    revision = spec.revision or DEFAULT_REVISION
+    own, hub_cache = default_cache_dir(), cache_dir or Path(constants.HF_HUB_CACHE)
+    if (found := _cached(spec.repo, revision, own)) is not None:
+        return found
+    if not local_files_only:
+        return _download(spec.repo, revision, hub_cache, token)
+    if (found := _cached(spec.repo, revision, hub_cache)) is not None:
+        return found
+    raise _not_cached(spec.repo, revision, (own, hub_cache))
+
+
+def cached_revisions(repo: str, cache_dir: Path) -> list[str]:
+    """List the branches and tags of a repository that a cache knows."""
+    refs = cache_dir / _cache_name(repo) / "refs"
+    return sorted(str(path.relative_to(refs)) for path in refs.rglob("*") if path.is_file())
+
+
+def _cache_name(repo: str) -> str:
+    return "models--" + repo.replace("/", "--")
+
+
+def _cached(repo: str, revision: str, cache_dir: Path) -> Snapshot | None:
+    try:
+        folder = snapshot_download(
+            repo, revision=revision, cache_dir=cache_dir, local_files_only=True
+        )
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+    return _snapshot(Path(folder))
+
+
+def _snapshot(folder: Path) -> Snapshot:
+    return Snapshot(folder=folder, commit=folder.name)
+
+
+def _not_cached(
+    repo: str, revision: str, caches: tuple[Path, ...]
+) -> RepositoryNotFoundError | RevisionNotFoundError:
+    known = sorted({name for cache in caches for name in cached_revisions(repo, cache)})
+    if known:
+        return _no_revision(repo, revision, known, "in the cache it has")
+    return RepositoryNotFoundError(
+        f"{repo} is not in the cache ({', '.join(map(str, caches))}) and downloads are off; check"
+        " the name,"
+        " or allow downloads"
+    )
+
+
+def _no_revision(repo: str, revision: str, known: list[str], verb: str) -> RevisionNotFoundError:
+    return RevisionNotFoundError(
+        f"{repo} has no revision {revision!r}; {verb} {', '.join(known) or 'none'}"
+    )
+
+
+def _download(repo: str, revision: str, cache_dir: Path, token: str | None) -> Snapshot:
+    api = HfApi(token=token)
+    try:
+        info = api.model_info(repo, revision=revision)
+        _refuse_pickles(repo, [file.rfilename for file in info.siblings or []])
+        log.info("downloading", repo=repo, revision=revision, commit=info.sha)
+        folder = snapshot_download(
+            repo,
+            revision=info.sha,
+            cache_dir=cache_dir,
+            token=token,
+            allow_patterns=list(_NEEDED_FILES),
+        )
+    except HFValidationError as error:
+        raise InvalidSpecError(f"{repo!r} is not a repository's name: {error}") from error
+    except GatedRepoError as error:
+        raise RepositoryNotFoundError(
+            f"{repo} is gated: accept its terms on the hub, then give a token (HF_TOKEN)"
+        ) from error
+    except HubRevisionNotFoundError as error:
+        raise _no_revision(repo, revision, _hub_revisions(api, repo), "it has") from error
+    except HubRepositoryNotFoundError as error:
+        known = cached_revisions(repo, default_cache_dir())
+        if known:
+            raise _no_revision(repo, revision, known, "built on this machine are") from error
+        raise RepositoryNotFoundError(
+            f"the hub has no repository {repo}, or it is private: check the name, or give a token"
+            " (HF_TOKEN)"
+        ) from error
+    except EntryNotFoundError as error:
+        raise HubError(f"{repo} lost a file while it was downloaded: {error}") from error
+    except (HfHubHTTPError, HTTPError, OfflineModeIsEnabled, OSError) as error:
+        return _cached_instead(repo, revision, cache_dir, error)
+    return _snapshot(Path(folder))
+
+
+def _cached_instead(repo: str, revision: str, cache_dir: Path, error: Exception) -> Snapshot:
+    """Use what an earlier download left when the hub cannot be reached now."""
+    reason = type(error).__name__
+    found = _cached(repo, revision, cache_dir)
+    if found is not None:
+        log.warning("hub_unreachable", repo=repo, reason=reason, using=found.commit)
+        return found
+    known = sorted(
+        {*cached_revisions(repo, cache_dir), *cached_revisions(repo, default_cache_dir())}
+    )
+    if known:
+        raise _no_revision(
+            repo, revision, known, f"the hub did not answer ({reason}); cached are"
+        ) from error
+    raise HubError(
+        f"the hub did not answer for {repo} ({reason}), and it is not cached; check the network"
+        " and HF_ENDPOINT,"
+        " or name a local folder"
+    ) from error
+
+
+def _hub_revisions(api: HfApi, repo: str) -> list[str]:
+    refs = api.list_repo_refs(repo)
+    return sorted(ref.name for ref in [*refs.branches, *refs.tags])
+
+
+def _refuse_pickles(repo: str, files: list[str]) -> None:
+    if any(name.endswith(".safetensors") for name in files):
+        return
+    if pickles := sorted(name for name in files if name.endswith(PICKLE_SUFFIXES)):
+        raise UnsafeCheckpointError(
+            f"{repo} holds its weights as {', '.join(pickles[:4])}: a pickle can run any code when"
+            " it is opened,"
+            " so only safetensors are read; choose a revision that has them"
+        )

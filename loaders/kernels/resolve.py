@@ -1,0 +1,54 @@
+"""Decides which kernel backend runs a layer, and says why."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from loaders.errors import BackendError
+from loaders.kernels.fp16pack import Fp16PackBackend
+from loaders.kernels.int4pack import Int4PackBackend
+from loaders.kernels.int8pack import Int8PackBackend
+from loaders.kernels.reference import ReferenceBackend
+
+if TYPE_CHECKING:
+    from loaders.kernels.protocol import Backend, LayerShape
+
+# Fastest first, measured on CPU (docs/decisions.md); the reference runs wherever no other does.
+BACKENDS: tuple[Backend, ...] = (
+    Int4PackBackend(),
+    Int8PackBackend(),
+    Fp16PackBackend(),
+    ReferenceBackend(),
+)
+
+
+def backend_names() -> list[str]:
+    """List what can be asked for by name, beside "auto"."""
+    return [backend.name for backend in BACKENDS]
+
+
+def resolve_backend(asked: str, shape: LayerShape) -> tuple[Backend, str]:
+    """Return the backend for such a layer, and the reason in words.
+
+    asked: "auto", or a backend's name. Raises BackendError where the named one refuses the layer.
+    """
+    if asked == "auto":
+        return _first_willing(shape)
+    for backend in BACKENDS:
+        if backend.name == asked:
+            if (refusal := backend.refusal(shape)) is not None:
+                raise BackendError(f"backend {asked} {refusal}; use --backend auto")
+            return backend, "asked for"
+    raise BackendError(
+        f"there is no backend {asked!r}; choose auto or {', '.join(backend_names())}"
+    )
+
+
+def _first_willing(shape: LayerShape) -> tuple[Backend, str]:
+    refusals: list[str] = []
+    for backend in BACKENDS:
+        refusal = backend.refusal(shape)
+        if refusal is None:
+            return backend, "; ".join(refusals) or "fastest for this layer"
+        refusals.append(f"{backend.name} {refusal}")
+    raise BackendError(f"no backend runs this layer: {'; '.join(refusals)}")

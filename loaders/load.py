@@ -1,0 +1,301 @@
+"""Loads a variant: from its name to a model on its devices, ready to run.
+
+The steps are the module: resolve the folder, read its settings, check every tensor, let
+Transformers build and place the model with packed layers, prepare the kernels, settle dtypes. No
+HTTP, no scheduling.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import structlog
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from loaders.checkpoint import Checkpoint, read_checkpoint, read_json
+from loaders.errors import BackendError, CheckpointError, TensorError
+from loaders.float32 import settle_on_cpu, settle_on_cuda
+from loaders.git_clone import open_folder
+from loaders.hub import Snapshot, fetch
+from loaders.kernels.protocol import LayerShape
+from loaders.kernels.resolve import resolve_backend
+from loaders.memory import check_fits, estimate_bytes
+from loaders.model_config import make_model_config, read_config
+from loaders.packed_linear import packed_layers
+from loaders.quantization import Quantization, read_quantization
+from loaders.quantizer import PackedConfig
+from loaders.spec import VariantSpec, parse_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+log = structlog.get_logger(__name__)
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# Names that a checkpoint may carry and a model no longer needs (tables that Transformers computes
+# itself).
+_HARMLESS_EXTRAS = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationDefaults:
+    """What the checkpoint recommends for generation; None where it says nothing."""
+
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    stop_token_ids: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where a loaded model came from and how it runs."""
+
+    repo: str
+    revision: str | None  # as asked; None is the default branch
+    commit: str | None  # None for a plain folder
+    folder: Path
+    backend: str  # the kernel backends in use, joined by "+"
+    dtype: str  # of activations
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """Everything that serving a variant needs."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    generation: GenerationDefaults
+    quantization: Quantization | None  # None for a plain checkpoint
+    provenance: Provenance
+
+
+def load(
+    spec: str | VariantSpec,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    backend: str = "auto",
+    cache_dir: Path | None = None,
+    token: str | None = None,
+    local_files_only: bool = False,
+) -> LoadedModel:
+    """Load a variant onto its devices.
+
+    device: "cpu", "cuda:N", "auto" (every CUDA device there is, else the CPU). dtype: of
+    activations; "auto" is float32 on CPU, the checkpoint's own on CUDA. backend: "auto" or a
+    kernel backend's name. Raises LoadError; the message says what was found, what was expected and
+    what to do.
+    """
+    started = time.monotonic()
+    if isinstance(spec, str):
+        spec = parse_spec(spec)
+    snapshot = open_snapshot(
+        spec, cache_dir=cache_dir, token=token, local_files_only=local_files_only
+    )
+    checkpoint = read_checkpoint(snapshot.folder)
+    raw_config = read_config(snapshot.folder)
+    quantization = read_quantization(checkpoint, raw_config)
+    config = make_model_config(raw_config)
+    device_map = resolve_device_map(device)
+    compute_dtype = resolve_dtype(dtype, config, device_map)
+
+    needed = estimate_bytes(checkpoint.tensors, quantization, bytes_per_weight_8bit=2)
+    if isinstance(device_map, dict):
+        check_fits(needed, device_map[""])
+    model = _build_model(checkpoint, config, quantization, device_map)
+    backends = _prepare_layers(model, asked=backend)
+    on_cpu = isinstance(device_map, dict) and device_map[""].type == "cpu"
+    if on_cpu:
+        settle_on_cpu(model)
+    else:
+        settle_on_cuda(model, compute_dtype)
+
+    provenance = Provenance(
+        repo=spec.repo,
+        revision=spec.revision,
+        commit=snapshot.commit,
+        folder=snapshot.folder,
+        backend="+".join(backends) or "dense",
+        dtype=str(compute_dtype).removeprefix("torch."),
+        device=device_map if isinstance(device_map, str) else str(device_map[""]),
+    )
+    log.info(
+        "loaded",
+        variant=str(spec),
+        commit=snapshot.commit,
+        quantization=str(quantization) if quantization else "none",
+        backend=provenance.backend,
+        device=provenance.device,
+        seconds=round(time.monotonic() - started, 2),
+    )
+    return LoadedModel(
+        model=model,
+        tokenizer=load_tokenizer(snapshot.folder),
+        generation=read_generation_defaults(snapshot.folder, config),
+        quantization=quantization,
+        provenance=provenance,
+    )
+
+
+def open_snapshot(
+    spec: VariantSpec,
+    *,
+    cache_dir: Path | None = None,
+    token: str | None = None,
+    local_files_only: bool = False,
+) -> Snapshot:
+    """Return the folder that holds the variant's files, fetched if need be."""
+    if spec.folder is not None:
+        return open_folder(spec, cache_dir=cache_dir)
+    return fetch(spec, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
+
+
+def resolve_device_map(device: str) -> dict[str, torch.device] | str:
+    """Answer where the weights go: one device, or "auto" to spread over CUDA devices."""
+    num_gpus = torch.cuda.device_count()
+    if device == "auto":
+        if num_gpus > 1:
+            return "auto"
+        return {"": torch.device("cuda:0" if num_gpus == 1 else "cpu")}
+    try:
+        named = torch.device(device)
+    except RuntimeError as error:
+        raise BackendError(f"{device!r} is no device; use auto, cpu or cuda:0") from error
+    if named.type not in ("cpu", "cuda"):
+        raise BackendError(f"device {device} is not supported; use auto, cpu or cuda:0")
+    if named.type == "cuda":
+        index = named.index or 0
+        if index >= num_gpus:
+            raise BackendError(
+                f"device {device} was asked for, this machine has {num_gpus} CUDA devices"
+            )
+        named = torch.device("cuda", index)
+    return {"": named}
+
+
+def resolve_dtype(
+    asked: str, config: PreTrainedConfig, device_map: dict[str, torch.device] | str
+) -> torch.dtype:
+    """Answer in which dtype activations are computed."""
+    on_cpu = isinstance(device_map, dict) and device_map[""].type == "cpu"
+    if asked == "auto":
+        own = getattr(config, "dtype", None)
+        on_cuda = own if own in (torch.float16, torch.bfloat16) else torch.float16
+        return torch.float32 if on_cpu else on_cuda
+    if asked not in DTYPES:
+        raise BackendError(f"dtype {asked!r} is unknown; use auto, {', '.join(DTYPES)}")
+    if on_cpu and asked != "float32":
+        raise BackendError(f"dtype {asked} was asked for; on CPU activations are float32, use auto")
+    return DTYPES[asked]
+
+
+def _build_model(
+    checkpoint: Checkpoint,
+    config: PreTrainedConfig,
+    quantization: Quantization | None,
+    device_map: dict[str, torch.device] | str,
+) -> PreTrainedModel:
+    """Let Transformers build the model and fill it; check that every tensor found its place."""
+    transformers_logging.disable_progress_bar()  # a server's log takes lines, not bars
+    extra: dict[str, Any] = {}
+    if quantization is not None:
+        extra["quantization_config"] = PackedConfig(quantization, checkpoint.tensors)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            checkpoint.folder,
+            config=config,
+            device_map=device_map,
+            dtype="auto",
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            **extra,
+        )
+    except RuntimeError as error:
+        # Transformers reports mismatched sizes of dense tensors this way, each with both shapes.
+        raise TensorError(f"the checkpoint does not fit its config.json: {error}") from error
+    model: PreTrainedModel = loaded[0]
+    _check_report(loaded[1])
+    model.requires_grad_(requires_grad=False)
+    return model
+
+
+def _check_report(report: Mapping[str, Any]) -> None:
+    if missing := sorted(report["missing_keys"]):
+        raise TensorError(
+            f"the checkpoint lacks {len(missing)} tensors that the model needs:"
+            f" {', '.join(missing[:6])};"
+            " download it again"
+        )
+    if mismatched := sorted(report["mismatched_keys"]):
+        name, found, expected = mismatched[0]
+        raise TensorError(f"{name} is {list(found)}, expected {list(expected)}")
+    unexpected = [k for k in sorted(report["unexpected_keys"]) if not k.endswith(_HARMLESS_EXTRAS)]
+    if unexpected:
+        log.warning("tensors_unused", count=len(unexpected), first=unexpected[:6])
+
+
+def _prepare_layers(model: PreTrainedModel, *, asked: str) -> list[str]:
+    """Prepare every packed layer's kernel; return the backends used, most layers first."""
+    counts: dict[str, int] = {}
+    reasons: dict[str, str] = {}
+    for layer in packed_layers(model).values():
+        if layer.format is None or layer.scales is None:
+            raise CheckpointError(f"layer {layer.name} holds no packed tensors")
+        shape = LayerShape(layer.format, layer.in_features, layer.out_features, layer.scales.device)
+        chosen, reason = resolve_backend(asked, shape)
+        layer.prepare(chosen)
+        counts[chosen.name] = counts.get(chosen.name, 0) + 1
+        reasons.setdefault(chosen.name, reason)
+    for name, count in counts.items():
+        log.info("kernel_backend", backend=name, layers=count, reason=reasons[name])
+    return sorted(counts, key=lambda name: -counts[name])
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Load the fast tokenizer of a checkpoint; raises CheckpointError where it has none."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, use_fast=True, trust_remote_code=False, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder} has no readable tokenizer: {error}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast) or len(tokenizer) == 0:
+        raise CheckpointError(f"{folder} has no fast tokenizer (tokenizer.json or tokenizer.model)")
+    return tokenizer
+
+
+def read_generation_defaults(folder: Path, config: PreTrainedConfig) -> GenerationDefaults:
+    """Read generation_config.json, and config.json's end ids where it is silent."""
+    path = folder / "generation_config.json"
+    settings = read_json(path) if path.exists() else {}
+    end_ids = settings.get("eos_token_id", getattr(config, "eos_token_id", None))
+    if end_ids is None:
+        end_ids = []
+    # do_sample: false in a generation config means greedy; its absence leaves the choice open.
+    greedy = settings.get("do_sample") is False and "temperature" not in settings
+    return GenerationDefaults(
+        temperature=0.0 if greedy else _number(settings, "temperature"),
+        top_k=_positive_int(settings.get("top_k")),
+        top_p=_number(settings, "top_p"),
+        stop_token_ids=frozenset(end_ids if isinstance(end_ids, list) else [int(end_ids)]),
+    )
+
+
+def _number(settings: Mapping[str, Any], name: str) -> float | None:
+    value = settings.get(name)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _positive_int(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

@@ -1,0 +1,78 @@
+"""How much memory a checkpoint will take on a device, and how much is free there.
+
+A plain estimate from tensor headers, to refuse what cannot fit before a byte of it is read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+
+from loaders.errors import NotEnoughMemoryError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from loaders.checkpoint import TensorInfo
+    from loaders.quantization import Quantization
+
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_CGROUP_USED = Path("/sys/fs/cgroup/memory.current")
+_CGROUP_STAT = Path("/sys/fs/cgroup/memory.stat")
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the bytes free on a device; for the CPU, within the container's limit."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    available = int(psutil.virtual_memory().available)
+    container = _container_free_bytes()
+    return available if container is None else min(available, container)
+
+
+def _container_free_bytes() -> int | None:
+    """Return what the control group leaves, page cache included; None without a limit."""
+    try:
+        limit = _CGROUP_LIMIT.read_text().strip()
+        used = int(_CGROUP_USED.read_text())
+        stat = dict(line.split() for line in _CGROUP_STAT.read_text().splitlines())
+    except (OSError, ValueError):
+        return None
+    if limit == "max":
+        return None
+    return int(limit) - used + int(stat.get("inactive_file", 0))
+
+
+def estimate_bytes(
+    tensors: Mapping[str, TensorInfo],
+    quantization: Quantization | None,
+    *,
+    bytes_per_weight_8bit: int,
+) -> int:
+    """Estimate what a checkpoint's tensors take once prepared.
+
+    bytes_per_weight_8bit: what the backend keeps for an 8-bit code in groups (2 for packed halves).
+    """
+    total = sum(tensor.num_bytes for tensor in tensors.values())
+    if (
+        quantization is not None
+        and quantization.base.bits == 8
+        and quantization.base.group_size != -1
+    ):
+        codes = sum(t.num_bytes for name, t in tensors.items() if name.endswith(".qweight"))
+        total += codes * (bytes_per_weight_8bit - 1)
+    return total
+
+
+def check_fits(needed: int, device: torch.device) -> None:
+    """Raise NotEnoughMemoryError, with both numbers, unless the device has the bytes free."""
+    free = free_bytes(device)
+    if needed > free:
+        raise NotEnoughMemoryError(
+            f"the weights need {needed / 1e9:.2f} GB on {device}, {free / 1e9:.2f} GB are free;"
+            " choose a smaller"
+            " variant, free memory, or use another device"
+        )

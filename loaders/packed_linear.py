@@ -1,0 +1,188 @@
+"""The layer that stands where `nn.Linear` stood: first a place for a checkpoint's tensors, then a
+kernel.
+
+While loading it offers buffers named and shaped as in the file, so that Transformers fills and
+places them like any others. `prepare` turns them into a kernel and lets them go. The engine sees
+it only through the three names `input_permutation`, `matmul` and `fuse_with` (its `LinearWeight`
+protocol).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from loaders.errors import CheckpointError
+from loaders.packed_tensors import PackedTensors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+    from loaders.kernels.protocol import Backend, Kernel
+    from loaders.quantization import PackedFormat
+
+
+def packed_shapes(
+    packed: PackedFormat, in_features: int, out_features: int
+) -> dict[str, tuple[int, ...]]:
+    """Return the shape that each packed tensor of such a layer must have in the checkpoint."""
+    groups = packed.num_groups(in_features)
+    if packed.quant_method == "awq":
+        qweight = (in_features, out_features * packed.bits // 32)
+    else:
+        qweight = (in_features * packed.bits // 32, out_features)
+    return {
+        "qweight": qweight,
+        "qzeros": (groups, out_features * packed.bits // 32),
+        "scales": (groups, out_features),
+    }
+
+
+class PackedLinear(nn.Module):
+    """A linear layer with packed weights; forward takes [..., in] and gives [..., out]."""
+
+    qweight: Tensor | None
+    qzeros: Tensor | None
+    scales: Tensor | None
+    g_idx: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.kernel: Kernel | None = None
+        for name in ("qweight", "qzeros", "scales", "g_idx", "bias"):
+            self.register_buffer(name, None)
+
+    @classmethod
+    def awaiting(
+        cls,
+        packed: PackedFormat,
+        in_features: int,
+        out_features: int,
+        *,
+        name: str,
+        has_g_idx: bool,
+        bias_dtype: torch.dtype | None,
+        scale_dtype: torch.dtype,
+    ) -> PackedLinear:
+        """Make an empty layer whose buffers wait for the checkpoint's tensors."""
+        layer = cls(in_features, out_features)
+        layer.name, layer.format = name, packed
+        for key, shape in packed_shapes(packed, in_features, out_features).items():
+            dtype = scale_dtype if key == "scales" else torch.int32
+            layer.register_buffer(key, torch.empty(shape, dtype=dtype))
+        if has_g_idx:
+            layer.register_buffer("g_idx", torch.empty(in_features, dtype=torch.int32))
+        if bias_dtype is not None:
+            layer.register_buffer("bias", torch.empty(out_features, dtype=bias_dtype))
+        return layer
+
+    @classmethod
+    def from_kernel(
+        cls, kernel: Kernel, in_features: int, out_features: int, *, bias: Tensor | None = None
+    ) -> PackedLinear:
+        """Make a layer around a kernel that is already prepared."""
+        layer = cls(in_features, out_features)
+        layer.kernel = kernel
+        layer.register_buffer("bias", bias, persistent=False)
+        return layer
+
+    name: str = ""
+    format: PackedFormat | None = None
+
+    def take_tensors(self) -> PackedTensors:
+        """Hand over the checkpoint's tensors, leaving none behind in the layer."""
+        if (
+            self.format is None
+            or self.qweight is None
+            or self.qzeros is None
+            or self.scales is None
+        ):
+            raise CheckpointError(
+                f"layer {self.name or '(fused)'} holds no packed tensors any more"
+            )
+        packed = PackedTensors(
+            name=self.name,
+            format=self.format,
+            in_features=self.in_features,
+            out_features=self.out_features,
+            qweight=self.qweight,
+            qzeros=self.qzeros,
+            scales=self.scales,
+            g_idx=self.g_idx,
+        )
+        self.qweight = self.qzeros = self.scales = self.g_idx = None
+        return packed
+
+    def prepare(self, backend: Backend) -> None:
+        """Check the tensors' values and turn them into the backend's kernel."""
+        packed = self.take_tensors()
+        packed.check_values()
+        self.kernel = backend.prepare(packed)
+        if self.bias is not None:
+            # AutoGPTQ stores a bias of zeros for layers that have none.
+            self.bias = self.bias.float() if bool(self.bias.any()) else None
+
+    @property
+    def input_permutation(self) -> Tensor | None:
+        """Order in which `matmul` expects the inputs, [in] int64; None for the natural one."""
+        return self._ready_kernel().input_permutation
+
+    def matmul(self, x: Tensor) -> Tensor:
+        """Multiply x [rows, in], already permuted, and add the bias: [rows, out] in x's dtype."""
+        out = self._ready_kernel()(x)
+        return out if self.bias is None else out + self.bias.to(out.dtype)
+
+    def fuse_with(self, others: Sequence[object]) -> PackedLinear | None:
+        """Return one layer giving this output and the others' side by side, or None."""
+        siblings = [other for other in others if isinstance(other, PackedLinear)]
+        if len(siblings) != len(others):
+            return None
+        kernel = self._ready_kernel().fuse([sibling._ready_kernel() for sibling in siblings])
+        if kernel is None:
+            return None
+        layers = [self, *siblings]
+        return PackedLinear.from_kernel(
+            kernel,
+            self.in_features,
+            sum(layer.out_features for layer in layers),
+            bias=_joined_bias(layers),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply x [..., in] in the model's own order: [..., out] in x's dtype."""
+        rows = x.reshape(-1, self.in_features)
+        if (permutation := self.input_permutation) is not None:
+            rows = rows.index_select(1, permutation)
+        return self.matmul(rows).view(*x.shape[:-1], self.out_features)
+
+    def _ready_kernel(self) -> Kernel:
+        if self.kernel is None:
+            raise CheckpointError(f"layer {self.name} was used before it was prepared")
+        return self.kernel
+
+    def extra_repr(self) -> str:
+        """Name shape and kernel where the model is printed."""
+        kernel = type(self.kernel).__name__ if self.kernel else "not prepared"
+        return f"in_features={self.in_features}, out_features={self.out_features}, kernel={kernel}"
+
+
+def _joined_bias(layers: Sequence[PackedLinear]) -> Tensor | None:
+    if all(layer.bias is None for layer in layers):
+        return None
+    return torch.cat(
+        [torch.zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers]
+    )
+
+
+def packed_layers(model: nn.Module) -> Mapping[str, PackedLinear]:
+    """Return the model's packed layers by name."""
+    return {
+        name: module for name, module in model.named_modules() if isinstance(module, PackedLinear)
+    }

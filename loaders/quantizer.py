@@ -1,0 +1,167 @@
+"""Our quantizer, registered through Transformers' own extension points.
+
+It replaces `nn.Linear` by `PackedLinear` wherever the checkpoint holds packed tensors; sharding,
+placement and reading of files stay Transformers' work. Its `quant_method` is set on the config
+that is handed to `from_pretrained`, so Transformers never looks for the libraries that GPTQ and
+AWQ would need.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import structlog
+import torch
+from torch import nn
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from loaders.errors import TensorError
+from loaders.packed_linear import PackedLinear, packed_shapes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from transformers import PreTrainedModel
+
+    from loaders.checkpoint import TensorInfo
+    from loaders.quantization import PackedFormat, Quantization
+
+log = structlog.get_logger(__name__)
+
+QUANT_METHOD = "tetrad"
+_INT_DTYPES = ("I32",)
+_FLOAT_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+
+
+@register_quantization_config(QUANT_METHOD)
+class PackedConfig(QuantizationConfigMixin):
+    """Carries a checkpoint's quantisation and tensor list through `from_pretrained`."""
+
+    def __init__(
+        self, quantization: Quantization, tensors: Mapping[str, TensorInfo], **_: object
+    ) -> None:
+        self.quant_method = QUANT_METHOD  # type: ignore[assignment]  # an enum of known names
+        self.quantization = quantization
+        self.tensors = tensors
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PackedConfig:
+        """Nothing here changes, and Transformers copies configs freely."""
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Describe it for Transformers' logs."""
+        return {"quant_method": self.quant_method, "quantization": str(self.quantization)}
+
+
+@register_quantizer(QUANT_METHOD)
+class PackedQuantizer(HfQuantizer):
+    """Swaps in packed layers before Transformers loads the weights."""
+
+    requires_calibration = False
+    quantization_config: PackedConfig
+
+    def update_device_map(self, device_map: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Load onto the CPU where nothing is said."""
+        return device_map if device_map is not None else {"": torch.device("cpu")}
+
+    def get_new_dtype(self, converter: object, param: object, dtype: object) -> None:  # noqa: ARG002
+        """Keep every tensor as it is stored; dtypes are settled once all are there."""
+        return
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: object) -> None:
+        config = self.quantization_config
+        replace_linears(model, config.quantization, config.tensors)
+
+    def is_serializable(self) -> bool:
+        """Prepared kernels are not written back."""
+        return False
+
+    @property
+    def is_trainable(self) -> bool:
+        """Packed weights take no gradients."""
+        return False
+
+
+def replace_linears(
+    model: nn.Module, quantization: Quantization, tensors: Mapping[str, TensorInfo]
+) -> None:
+    """Put a PackedLinear wherever the checkpoint holds packed tensors for an `nn.Linear`.
+
+    The tensors decide which layers are packed (so `modules_in_block_to_quantize`,
+    `modules_to_not_convert` and a quantised lm_head need no list); the settings and rules decide
+    how. Raises TensorError where the two contradict each other.
+    """
+    packed_names = {name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")}
+    linears = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    }
+    if strangers := sorted(packed_names - linears.keys()):
+        raise TensorError(
+            f"the checkpoint packs {len(strangers)} layers that this model does not have as linear"
+            " layers:"
+            f" {', '.join(strangers[:4])}"
+        )
+    for name in sorted(packed_names):
+        linear = linears[name]
+        packed = quantization.format_of(name)
+        if packed is None:
+            raise TensorError(f"{name} is packed, but a `dynamic` rule says it is not quantised")
+        check_packed_tensors(name, packed, linear, tensors)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, _awaiting(name, packed, linear, tensors))
+    log.info("layers_packed", packed=len(packed_names), dense=len(linears) - len(packed_names))
+
+
+def check_packed_tensors(
+    name: str, packed: PackedFormat, linear: nn.Linear, tensors: Mapping[str, TensorInfo]
+) -> None:
+    """Raise TensorError unless a layer's tensors have the shapes and dtypes it needs."""
+    in_features, out_features = linear.in_features, linear.out_features
+    packed_size = out_features if packed.quant_method == "awq" else in_features
+    if packed_size * packed.bits % 32 or out_features * packed.bits % 32:
+        raise TensorError(
+            f"{name}: {in_features} inputs and {out_features} outputs do not fill whole 32-bit"
+            " words"
+            f" at {packed.bits} bits"
+        )
+    expected = packed_shapes(packed, in_features, out_features)
+    if f"{name}.g_idx" in tensors:
+        expected["g_idx"] = (in_features,)
+    for key, shape in expected.items():
+        tensor = tensors.get(f"{name}.{key}")
+        if tensor is None:
+            raise TensorError(
+                f"{name}.{key} is missing; a {packed.quant_method.upper()} layer needs it"
+            )
+        if tensor.shape != shape:
+            raise TensorError(
+                f"{name}.{key} is {list(tensor.shape)}, expected {list(shape)} for {in_features}"
+                " inputs,"
+                f" {out_features} outputs, {packed.bits} bits and group size {packed.group_size};"
+                " the settings and the weights are from different revisions"
+            )
+        allowed = tuple(_FLOAT_DTYPES) if key == "scales" else _INT_DTYPES
+        if tensor.dtype not in allowed:
+            raise TensorError(f"{name}.{key} is {tensor.dtype}, expected {' or '.join(allowed)}")
+
+
+def _awaiting(
+    name: str, packed: PackedFormat, linear: nn.Linear, tensors: Mapping[str, TensorInfo]
+) -> PackedLinear:
+    # A bias is stored even where the model has none: AutoGPTQ wrote zeros for every layer.
+    bias = tensors.get(f"{name}.bias")
+    if linear.bias is not None and bias is None:
+        raise TensorError(f"{name}.bias is missing; this model's layer has a bias")
+    if bias is not None and bias.shape != (linear.out_features,):
+        raise TensorError(f"{name}.bias is {list(bias.shape)}, expected [{linear.out_features}]")
+    with torch.device("meta"):
+        return PackedLinear.awaiting(
+            packed,
+            linear.in_features,
+            linear.out_features,
+            name=name,
+            has_g_idx=f"{name}.g_idx" in tensors,
+            bias_dtype=_FLOAT_DTYPES.get(bias.dtype, torch.float32) if bias else None,
+            scale_dtype=_FLOAT_DTYPES[tensors[f"{name}.scales"].dtype],
+        )
