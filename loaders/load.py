@@ -219,11 +219,11 @@ def _build_model(
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below with the tensor's name
             **extra,
         )
-    except RuntimeError as error:
-        # Transformers reports mismatched sizes of dense tensors this way, each with both shapes.
-        raise TensorError(f"the checkpoint does not fit its config.json: {error}") from error
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"Transformers cannot build this checkpoint: {error}") from error
     model: PreTrainedModel = loaded[0]
     _check_report(loaded[1])
     model.requires_grad_(requires_grad=False)
@@ -239,7 +239,7 @@ def _check_report(report: Mapping[str, Any]) -> None:
         )
     if mismatched := sorted(report["mismatched_keys"]):
         name, found, expected = mismatched[0]
-        raise TensorError(f"{name} is {list(found)}, expected {list(expected)}")
+        raise TensorError(f"{name} is {list(found)}, expected {list(expected)} by config.json")
     unexpected = [k for k in sorted(report["unexpected_keys"]) if not k.endswith(_HARMLESS_EXTRAS)]
     if unexpected:
         log.warning("tensors_unused", count=len(unexpected), first=unexpected[:6])

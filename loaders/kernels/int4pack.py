@@ -175,13 +175,27 @@ class Int4PackBackend:
 
 def _pack_weight(weight: GroupedWeight) -> Int4PackKernel:
     extra = -weight.out_features % OUTPUT_MULTIPLE
-    codes = pad(weight.codes, (0, 0, 0, extra)).to(torch.int32)
-    scales = pad(weight.scales, (0, extra))
-    minima = (_MIDDLE_CODE - pad(weight.zeros, (0, extra))) * scales
+    codes, zeros = _centred(weight)
+    scales = pad(weight.scales, (0, extra)).to(torch.bfloat16)
+    # From the rounded scale, so that a code equal to its zero point stays as near to zero as it can.
+    minima = (_MIDDLE_CODE - pad(zeros, (0, extra))) * scales.float()
     return Int4PackKernel(
-        packed=_pack(codes),
-        scales_and_minima=torch.stack([scales, minima], dim=-1).to(torch.bfloat16),
+        packed=_pack(pad(codes, (0, 0, 0, extra)).to(torch.int32)),
+        scales_and_minima=torch.stack([scales, minima.to(torch.bfloat16)], dim=-1),
         group_size=weight.group_size,
         out_features=weight.out_features,
         input_permutation=weight.input_permutation,
     )
+
+
+def _centred(weight: GroupedWeight) -> tuple[Tensor, Tensor]:
+    """Shift 2- and 3-bit codes so that every zero point is the middle code and every minimum zero.
+
+    A code less its zero point lies in -7…7 there, so 4 bits hold it around 8. Unshifted, minima of
+    several scales would round to bfloat16 and offset whole groups (logits off by 0.4 of their
+    spread at 2 bits, measured 2026-11).
+    """
+    if weight.bits > 3:
+        return weight.codes, weight.zeros
+    zeros = weight.zeros.to(torch.uint8).repeat_interleave(weight.group_size, dim=0).t()
+    return weight.codes + _MIDDLE_CODE - zeros, torch.full_like(weight.zeros, _MIDDLE_CODE)

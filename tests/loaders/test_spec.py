@@ -1,0 +1,53 @@
+import pytest
+
+from loaders.errors import InvalidSpecError
+from loaders.spec import parse_spec
+
+REPO = "TheBloke/CodeLlama-7B-Instruct-GPTQ"
+
+
+@pytest.mark.parametrize(
+    ("text", "repo", "revision"),
+    [
+        (REPO, REPO, None),
+        (f"{REPO}:gptq-4bit-32g-actorder_True", REPO, "gptq-4bit-32g-actorder_True"),
+        (f"{REPO}:gptq-8bit--1g-actorder_True", REPO, "gptq-8bit--1g-actorder_True"),
+        (f"{REPO}@{'a' * 40}", REPO, "a" * 40),
+        (f"{REPO}:refs/pr/3", REPO, "refs/pr/3"),
+        ("gpt2", "gpt2", None),
+    ],
+)
+def test_repository_and_revision_are_told_apart(text, repo, revision):
+    spec = parse_spec(text)
+    assert (spec.repo, spec.revision, spec.folder) == (repo, revision, None)
+
+
+def test_a_folder_is_local_and_keeps_its_revision(tmp_path):
+    (tmp_path / "model").mkdir()
+    assert parse_spec(str(tmp_path / "model")).folder == tmp_path / "model"
+    spec = parse_spec(f"{tmp_path}/model:other-branch")
+    assert (spec.folder, spec.revision) == (tmp_path / "model", "other-branch")
+
+
+def test_a_folder_whose_name_holds_a_colon_is_found(tmp_path):
+    (tmp_path / "a:b").mkdir()
+    assert parse_spec(str(tmp_path / "a:b")).revision is None
+
+
+def test_a_spec_prints_as_it_was_written(tmp_path):
+    assert str(parse_spec(f"{REPO}:main")) == f"{REPO}:main"
+    assert str(parse_spec(str(tmp_path))) == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "  ", "a/b/c", "./missing", "/missing", "~/missing", "a/../b", "-x", "owner/name:", "a b"],
+)
+def test_what_names_nothing_is_refused_with_the_forms_that_do(text):
+    with pytest.raises(InvalidSpecError, match="repo:branch"):
+        parse_spec(text)
+
+
+def test_a_gguf_file_is_refused_by_name():
+    with pytest.raises(InvalidSpecError, match="GGUF"):
+        parse_spec("owner/model.gguf")
