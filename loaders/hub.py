@@ -89,7 +89,11 @@ def _cache_name(repo: str) -> str:
 def _cached(repo: str, revision: str, cache_dir: Path) -> Snapshot | None:
     try:
         folder = snapshot_download(
-            repo, revision=revision, cache_dir=cache_dir, local_files_only=True
+            repo,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=True,
+            allow_patterns=list(_NEEDED_FILES),
         )
     except (LocalEntryNotFoundError, HFValidationError):
         return None
@@ -127,7 +131,7 @@ def _download(repo: str, revision: str, cache_dir: Path, token: str | None) -> S
         log.info("downloading", repo=repo, revision=revision, commit=info.sha)
         folder = snapshot_download(
             repo,
-            revision=info.sha,
+            revision=revision,  # by name, so that the cache remembers what the branch pointed to
             cache_dir=cache_dir,
             token=token,
             allow_patterns=list(_NEEDED_FILES),

@@ -205,7 +205,8 @@ def _build_model(
     device_map: dict[str, torch.device] | str,
 ) -> PreTrainedModel:
     """Let Transformers build the model and fill it; check that every tensor found its place."""
-    transformers_logging.disable_progress_bar()  # a server's log takes lines, not bars
+    # A server's log takes lines, not bars.
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     extra: dict[str, Any] = {}
     if quantization is not None:
         extra["quantization_config"] = PackedConfig(quantization, checkpoint.tensors)

@@ -192,8 +192,8 @@ def _centred(weight: GroupedWeight) -> tuple[Tensor, Tensor]:
     """Shift 2- and 3-bit codes so that every zero point is the middle code and every minimum zero.
 
     A code less its zero point lies in -7…7 there, so 4 bits hold it around 8. Unshifted, minima of
-    several scales would round to bfloat16 and offset whole groups (logits off by 0.4 of their
-    spread at 2 bits, measured 2026-11).
+    several scales would round to bfloat16 and offset whole groups (2 bits: logits off by 0.4 of
+    their spread, measured 2026-11).
     """
     if weight.bits > 3:
         return weight.codes, weight.zeros

@@ -1,0 +1,104 @@
+"""The real hub client against a local server that speaks its API."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.hub_server import HubRepository, running_hub
+
+REPO = "someone/CodeLlama-7B-GPTQ"
+FILES = {"config.json": b"{}", "model.safetensors": b"weights", "README.md": b"# card"}
+FETCH = """
+import sys
+from pathlib import Path
+from loaders.errors import LoadError
+from loaders.hub import fetch
+from loaders.spec import parse_spec
+try:
+    snapshot = fetch(parse_spec(sys.argv[1]), cache_dir=Path(sys.argv[2]), local_files_only=len(sys.argv) > 3)
+    print(snapshot.commit, *sorted(p.name for p in snapshot.folder.iterdir()))
+except LoadError as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with running_hub() as running:
+        yield running
+
+
+@pytest.fixture
+def fetch(hub, tmp_path):
+    """Call `loaders.hub.fetch` in a process of its own: the client reads its endpoint at import."""
+
+    def call(spec, *, endpoint=hub.url, offline=False):
+        environment = {
+            "PATH": "/usr/bin:/bin",
+            "HF_ENDPOINT": endpoint,
+            "HF_HOME": str(tmp_path / "hf"),
+            "TETRAD_CACHE_DIR": str(tmp_path / "tetrad"),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_ETAG_TIMEOUT": "2",
+        }
+        arguments = [spec, str(tmp_path / "cache"), *(["offline"] if offline else [])]
+        done = subprocess.run(
+            [sys.executable, "-c", FETCH, *arguments],
+            env=environment,
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip().splitlines()[-1]
+
+    return call
+
+
+@pytest.mark.slow
+def test_a_branch_is_downloaded_once_and_then_found_offline(hub, fetch):
+    files = {**FILES, "pytorch_model.bin": b"pickle", "notes.pdf": b"big"}
+    hub.repositories[REPO] = HubRepository({"main": FILES, "other": files})
+    commit = hub.repositories[REPO].commit_of("other")
+    expected = f"{commit} README.md config.json model.safetensors"
+    assert fetch(f"{REPO}:other") == expected
+    assert fetch(f"{REPO}:other", offline=True) == expected
+    assert fetch(f"{REPO}@{commit}") == expected
+    assert fetch(f"{REPO}:other", endpoint="http://127.0.0.1:9") == expected
+
+
+@pytest.mark.slow
+def test_a_missing_branch_names_those_there_are(hub, fetch):
+    hub.repositories[REPO] = HubRepository({"main": FILES, "gptq-4bit-32g-actorder_True": FILES})
+    found = fetch(f"{REPO}:nope")
+    assert found.startswith("RevisionNotFoundError")
+    assert "it has gptq-4bit-32g-actorder_True, main" in found
+
+
+@pytest.mark.slow
+def test_a_repository_of_pickles_is_refused_without_downloading_one(hub, fetch):
+    hub.repositories["someone/pickles"] = HubRepository(
+        {"main": {"config.json": b"{}", "pytorch_model.bin": b"x"}}
+    )
+    assert fetch("someone/pickles").startswith("UnsafeCheckpointError")
+    assert not [path for path in hub.requests if "pickles/resolve" in path]
+
+
+@pytest.mark.slow
+def test_unknown_and_gated_repositories_say_what_to_do(hub, fetch):
+    hub.repositories["someone/gated"] = HubRepository({"main": FILES}, gated=True)
+    assert "accept its terms" in fetch("someone/gated")
+    assert "check the name, or give a token" in fetch("someone/unknown")
+
+
+@pytest.mark.slow
+def test_an_unreachable_hub_and_an_empty_cache_say_so(fetch):
+    found = fetch("someone/model", endpoint="http://127.0.0.1:9")
+    assert found.startswith("HubError")
+    assert "HF_ENDPOINT" in found
+    assert "downloads are off" in fetch("someone/model", offline=True)
