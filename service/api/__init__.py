@@ -1,0 +1,1 @@
+"""HTTP in, HTTP out: routes, request models, answers and errors."""

@@ -1,0 +1,66 @@
+"""Makes the web application out of its collaborators; starts nothing and loads nothing."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from service.api.chat import chat_router
+from service.api.completions import completions_router
+from service.api.error_responses import http_error_response
+from service.api.health import health_router
+from service.api.middleware import ErrorBoundary, KeyGate, OpenRequests, RequestId
+from service.api.models import models_router
+from service.api.openapi import describe
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from service.api.context import ApiContext
+    from service.team.keys import KeyRing
+
+
+def create_app(context: ApiContext, keys: KeyRing | None) -> FastAPI:
+    """Return the application.
+
+    keys: what opens it; None opens it to whoever reaches it, which the settings allow on a
+    loopback address only.
+    """
+    app = FastAPI(
+        title="Tetrad",
+        version=version("tetrad"),
+        # Their pages load scripts from elsewhere; /openapi.json stays.
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        middleware=[
+            Middleware(RequestId),
+            Middleware(ErrorBoundary),
+            *([] if keys is None else [Middleware(KeyGate, keys=keys)]),
+            Middleware(OpenRequests, lifecycle=context.lifecycle),
+        ],
+        exception_handlers={HTTPException: _refused_by_router},
+    )
+    for make_router in (completions_router, chat_router, models_router):
+        app.include_router(make_router(context))
+    app.include_router(health_router(context.lifecycle))
+    describe(app)
+    return app
+
+
+async def _refused_by_router(request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("allow") or (error.headers or {}).get("Allow")
+        message = f"this path does not take {request.method}; it takes {allowed}"
+    elif error.status_code == 404:
+        message = "there is no such path here; see /openapi.json"
+    else:
+        message = error.detail
+    return http_error_response(error.status_code, message, error.headers)

@@ -1,0 +1,42 @@
+"""POST /v1/chat/completions: the next turn of a dialogue, through the variant's template."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter
+from starlette.requests import Request  # noqa: TC002 - FastAPI reads the annotation
+from starlette.responses import Response
+
+from service.api.answering import answer
+from service.api.answers import CHAT
+from service.api.openapi import json_body
+from service.api.planning import check_model_name, plan_chat
+from service.api.request_bodies import read_request
+from service.api.requests import ChatRequest
+
+if TYPE_CHECKING:
+    from service.api.context import ApiContext
+
+
+def chat_router(context: ApiContext) -> APIRouter:
+    """Return the route."""
+    router = APIRouter()
+
+    @router.post(
+        "/v1/chat/completions", response_class=Response, openapi_extra=json_body(ChatRequest)
+    )
+    async def create_chat_completion(http_request: Request) -> Response:
+        """Answer a dialogue; up to the end of the context where max_tokens is silent."""
+        model = context.lifecycle.require_served()
+        request = await read_request(
+            http_request,
+            ChatRequest,
+            limits=context.limits,
+            max_body_bytes=context.max_body_bytes,
+        )
+        check_model_name(request.model, model)
+        choices = await plan_chat(request, model)
+        return await answer(http_request, request, choices, form=CHAT, model=model, context=context)
+
+    return router

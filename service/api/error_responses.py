@@ -1,0 +1,121 @@
+"""The one place where errors become HTTP: a status, a type and a code for each.
+
+The table maps the errors of all packages; an error that is not in it, nor any class above it, is
+our own fault, and says nothing of itself to the client.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from starlette.responses import Response
+
+from engine.errors import (
+    EngineDeadError,
+    InvalidRequestError,
+    NonFiniteLogitsError,
+    PromptTooLongError,
+)
+from service.api.answers import encode_json
+from service.errors import (
+    BodyTooLargeError,
+    ContextLengthError,
+    InvalidFieldError,
+    InvalidJsonError,
+    InvalidKeyError,
+    MissingFieldError,
+    ModelNotFoundError,
+    RequestError,
+    UnavailableError,
+    UnknownFieldError,
+    UnsupportedBodyError,
+)
+from service.lifecycle import RETRY_AFTER_S
+from service.text.errors import ChatNotSupportedError, TemplateFailedError, TextError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+INVALID = "invalid_request_error"
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorForm:
+    """How a kind of error is told."""
+
+    status: int
+    type: str
+    code: str | None = None
+
+
+STATUS: dict[type[Exception], ErrorForm] = {
+    InvalidJsonError: ErrorForm(400, INVALID, "invalid_json"),
+    InvalidFieldError: ErrorForm(400, INVALID, "invalid_value"),
+    MissingFieldError: ErrorForm(400, INVALID, "missing_required_parameter"),
+    UnknownFieldError: ErrorForm(400, INVALID, "unknown_parameter"),
+    ContextLengthError: ErrorForm(400, INVALID, "context_length_exceeded"),
+    PromptTooLongError: ErrorForm(400, INVALID, "context_length_exceeded"),
+    InvalidRequestError: ErrorForm(400, INVALID, "invalid_value"),
+    TextError: ErrorForm(400, INVALID, "invalid_value"),
+    ChatNotSupportedError: ErrorForm(400, INVALID, "chat_not_supported"),
+    TemplateFailedError: ErrorForm(400, INVALID, "template_failed"),
+    InvalidKeyError: ErrorForm(401, INVALID, "invalid_api_key"),
+    ModelNotFoundError: ErrorForm(404, INVALID, "model_not_found"),
+    BodyTooLargeError: ErrorForm(413, INVALID, "body_too_large"),
+    UnsupportedBodyError: ErrorForm(415, INVALID, "unsupported_media_type"),
+    UnavailableError: ErrorForm(503, "service_unavailable", "not_ready"),
+    NonFiniteLogitsError: ErrorForm(500, "server_error", "non_finite_logits"),
+    EngineDeadError: ErrorForm(503, "service_unavailable", "engine_dead"),
+}
+UNEXPECTED = ErrorForm(500, "server_error", "internal_error")
+
+
+def error_form(error: Exception) -> ErrorForm:
+    """Find how an error is told: by its class, else the nearest one above."""
+    return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), UNEXPECTED)
+
+
+def error_body(error: Exception) -> dict[str, object]:
+    """Return an error in OpenAI's shape."""
+    form = error_form(error)
+    message = (
+        str(error) if form is not UNEXPECTED else "the server failed; this is a fault of its own"
+    )
+    param = error.param if isinstance(error, RequestError) else None
+    return _body(message, form.type, param, form.code)
+
+
+def error_response(error: Exception) -> Response:
+    """Return an error as a response."""
+    return JsonResponse(error_body(error), error_form(error).status, _headers(error))
+
+
+def http_error_response(status: int, message: str, headers: Mapping[str, str] | None) -> Response:
+    """Return what the router refuses (no such route, no such method) in the same shape."""
+    return JsonResponse(_body(message, INVALID, None, None), status, headers)
+
+
+class JsonResponse(Response):
+    """JSON, compact, with characters as they are."""
+
+    media_type = "application/json"
+
+    def __init__(
+        self, body: object, status_code: int = 200, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(encode_json(body).encode(), status_code, headers)
+
+
+def _body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, object]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _headers(error: Exception) -> dict[str, str]:
+    if isinstance(error, InvalidKeyError):
+        return {"www-authenticate": "Bearer"}
+    if isinstance(error, UnavailableError):
+        return {"retry-after": str(error.retry_after_s)}
+    if isinstance(error, EngineDeadError):
+        return {"retry-after": str(RETRY_AFTER_S)}
+    return {}

@@ -1,0 +1,139 @@
+"""What every request passes through: its id, the last stop of errors, the key, the count.
+
+Plain ASGI, decided by `scope["path"]` alone: a URL put together from headers can be made to lie.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from typing import TYPE_CHECKING
+
+import structlog
+from starlette.requests import ClientDisconnect
+
+from service.api.answers import error_frames
+from service.api.error_responses import UNEXPECTED, error_body, error_form, error_response
+from service.api.event_stream import EVENT_STREAM
+from service.errors import ClientGoneError, StalledReaderError
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from service.lifecycle import Lifecycle
+    from service.team.keys import KeyRing
+
+log = structlog.get_logger(__name__)
+
+# Open without a key: they say whether the server works, and nothing about it. Exact paths.
+OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
+
+_SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+
+
+class RequestId:
+    """Gives every response an x-request-id: the request's own, if it has a sane one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, and its id back."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = _header_values(scope, b"x-request-id")
+        is_sane = len(given) == 1 and _SANE_ID.fullmatch(given[0])
+        request_id = given[0] if is_sane else uuid.uuid4().hex.encode()
+        scope["request_id"] = request_id.decode()
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+class ErrorBoundary:
+    """Tells the client whatever was raised: as a response, or at the end of a stream begun."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the request; answer its error if it has one."""
+        begun: list[Message] = []
+
+        async def watched_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                begun.append(message)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched_send)
+        except Exception as error:  # the HTTP fallback: one of the project's two broad catches
+            await _answer_error(_innermost(error), begun, scope, receive, send)
+
+
+async def _answer_error(
+    error: Exception, begun: list[Message], scope: Scope, receive: Receive, send: Send
+) -> None:
+    if isinstance(error, ClientGoneError | ClientDisconnect | StalledReaderError):
+        log.info("client gone", reason=str(error), request_id=scope.get("request_id"))
+        return
+    if error_form(error) is UNEXPECTED:
+        log.error("request failed", request_id=scope.get("request_id"), exc_info=error)
+    if not begun:
+        await error_response(error)(scope, receive, send)
+    elif _is_event_stream(begun[0]):
+        frames = error_frames(error_body(error))
+        await send({"type": "http.response.body", "body": frames, "more_body": False})
+
+
+def _innermost(error: Exception) -> Exception:
+    """Return the first error of a group: the one that made its mates stop."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _is_event_stream(start: Message) -> bool:
+    return any(
+        name == b"content-type" and value.startswith(EVENT_STREAM.encode())
+        for name, value in start["headers"]
+    )
+
+
+class KeyGate:
+    """Lets a request pass if it has a key, or asks for health."""
+
+    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raise InvalidKeyError for a request that may not pass."""
+        if scope["path"] not in OPEN_PATHS:
+            self._keys.check(_header_values(scope, b"authorization"))
+        await self._app(scope, receive, send)
+
+
+class OpenRequests:
+    """Counts a request as open until its answer is complete; health does not count."""
+
+    def __init__(self, app: ASGIApp, lifecycle: Lifecycle) -> None:
+        self._app = app
+        self._lifecycle = lifecycle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on while it is counted."""
+        if scope["path"] in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        with self._lifecycle.request():
+            await self._app(scope, receive, send)
+
+
+def _header_values(scope: Scope, name: bytes) -> list[bytes]:
+    return [value for header, value in scope["headers"] if header == name]

@@ -1,0 +1,136 @@
+"""Reads a request's body: bytes, at most so many, to a checked request model.
+
+Parsing is pydantic-core's JSON parser: it refuses lone surrogates, NaN, other encodings than UTF-8
+and deep nesting, in C and without an exception of its own kind. What is refused is named, and
+never echoed beyond a field's name.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from service.api.requests import GenerationRequest
+from service.errors import (
+    BodyTooLargeError,
+    InvalidFieldError,
+    InvalidJsonError,
+    MissingFieldError,
+    RequestError,
+    UnknownFieldError,
+    UnsupportedBodyError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from pydantic_core import ErrorDetails
+    from starlette.requests import Request
+
+    from service.api.requests import RequestLimits
+
+MAX_ERRORS = 10
+MAX_ERROR_LENGTH = 200
+_FIELD_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+AnyRequest = TypeVar("AnyRequest", bound=GenerationRequest)
+
+
+async def read_request(
+    request: Request, kind: type[AnyRequest], *, limits: RequestLimits, max_body_bytes: int
+) -> AnyRequest:
+    """Return the body as a request of this kind; raise a RequestError that says what is wrong."""
+    check_body_type(request)
+    return parse_request(await _read_body(request, max_body_bytes), kind, limits)
+
+
+def check_body_type(request: Request) -> None:
+    """Refuse what is not plain JSON. Nothing is ever decompressed: a few KB may hold gigabytes."""
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise UnsupportedBodyError("the body is compressed; send it without Content-Encoding")
+    media_type, _, parameters = request.headers.get("content-type", "").partition(";")
+    if media_type.strip().lower() != "application/json":
+        raise UnsupportedBodyError(
+            "the body is not JSON; send it as 'Content-Type: application/json'"
+        )
+    charset = re.search(r"charset\s*=\s*\"?([\w-]+)", parameters, re.IGNORECASE)
+    if charset is not None and charset[1].lower() not in ("utf-8", "utf8"):
+        raise UnsupportedBodyError("the body's charset is not UTF-8, which JSON is sent in")
+
+
+async def _read_body(request: Request, max_bytes: int) -> bytes:
+    """Read at most max_bytes; what comes beyond is never kept."""
+    too_large = f"the body is larger than the allowed {max_bytes} bytes; send less"
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise BodyTooLargeError(too_large)
+    pieces: list[bytes] = []
+    num_bytes = 0
+    async for piece in request.stream():
+        num_bytes += len(piece)
+        if num_bytes > max_bytes:
+            raise BodyTooLargeError(too_large)
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def parse_request(body: bytes, kind: type[AnyRequest], limits: RequestLimits) -> AnyRequest:
+    """Parse and check a body; raise a RequestError naming the fields that are wrong."""
+    try:
+        fields = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise InvalidJsonError(f"the body is not JSON: {str(error)[:MAX_ERROR_LENGTH]}") from None
+    if not isinstance(fields, dict):
+        raise InvalidJsonError('the body is not a JSON object, as in {"model": …}')
+    # Before pydantic, which would describe each of a million unknown names.
+    if unknown := [name for name in fields if name not in kind.model_fields]:
+        raise _unknown_fields(unknown)
+    try:
+        return kind.model_validate(fields, context=limits)
+    except ValidationError as error:
+        raise _describe(error.errors(include_url=False, include_input=False)) from None
+
+
+def _unknown_fields(names: Sequence[str]) -> UnknownFieldError:
+    shown = ", ".join(_safe_name(name) for name in names[:MAX_ERRORS])
+    more = f" and {len(names) - MAX_ERRORS} more" if len(names) > MAX_ERRORS else ""
+    message = f"unknown or not yet supported: {shown}{more}; leave it out"
+    return UnknownFieldError(message, param=_safe_name(names[0]))
+
+
+def _describe(details: Sequence[ErrorDetails]) -> RequestError:
+    """Turn pydantic's findings into one error, of the kind of the first."""
+    messages = [_describe_one(detail) for detail in details[:MAX_ERRORS]]
+    first = details[0]
+    param = _path(first["loc"]) or None
+    kinds: dict[str, type[RequestError]] = {
+        "extra_forbidden": UnknownFieldError,
+        "missing": MissingFieldError,
+    }
+    return kinds.get(first["type"], InvalidFieldError)("; ".join(messages), param=param)
+
+
+def _describe_one(detail: ErrorDetails) -> str:
+    path = _path(detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return f"{path}: unknown or not yet supported; leave it out"[:MAX_ERROR_LENGTH]
+    if detail["type"] == "missing":
+        return f"{path}: required, and missing"[:MAX_ERROR_LENGTH]
+    message = detail["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    return (f"{path}: {message}" if path else message)[:MAX_ERROR_LENGTH]
+
+
+def _path(loc: Iterable[str | int]) -> str:
+    return ".".join(_safe_name(str(part)) for part in loc)
+
+
+def _safe_name(name: str) -> str:
+    """Return a field's name if it is one a person would write."""
+    return (
+        name if _FIELD_NAME.fullmatch(name) else "(a name of other than 1 to 64 plain characters)"
+    )

@@ -1,0 +1,96 @@
+"""Everything the service raises on purpose, outside `service.text`.
+
+Messages are written for whoever has to mend it: the operator for the first group, the client for
+the others. How each becomes HTTP stands in one table, `service.api.error_responses`.
+
+ServiceError
+├── SettingsError               a setting is missing or wrong; the process ends with 2
+├── BindError                   the address cannot be listened on; the process ends with 3
+├── RequestError                the client can mend it; names the field where there is one
+│   ├── InvalidJsonError        the body is not one JSON object
+│   ├── InvalidFieldError       a field has a wrong type or value
+│   ├── MissingFieldError       a required field is absent
+│   ├── UnknownFieldError       a field that is unknown or not yet supported
+│   ├── ContextLengthError      prompt and answer do not fit the model's context
+│   ├── ModelNotFoundError      no such model is served here
+│   ├── InvalidKeyError         no key, or a wrong one
+│   ├── BodyTooLargeError       more bytes than allowed
+│   └── UnsupportedBodyError    not plain JSON: another media type, or compressed
+├── UnavailableError            this process does not answer now: loading, draining or failed
+├── ClientGoneError             the client left; nobody is there to be told
+└── StalledReaderError          the client stopped reading its stream
+"""
+
+from __future__ import annotations
+
+
+class ServiceError(Exception):
+    """Root of the service's errors."""
+
+
+class SettingsError(ServiceError):
+    """A setting is missing, wrong, or contradicts another."""
+
+
+class BindError(ServiceError):
+    """The address cannot be listened on."""
+
+
+class RequestError(ServiceError):
+    """The request cannot be answered as asked; the message says what to change."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param  # the field the message is about
+
+
+class InvalidJsonError(RequestError):
+    """The body is not one JSON object."""
+
+
+class InvalidFieldError(RequestError):
+    """A field has a wrong type, or a value outside its bounds."""
+
+
+class MissingFieldError(RequestError):
+    """A required field is absent."""
+
+
+class UnknownFieldError(RequestError):
+    """A field would have no effect, and is refused rather than swallowed."""
+
+
+class ContextLengthError(RequestError):
+    """Prompt and answer do not fit the model's context."""
+
+
+class ModelNotFoundError(RequestError):
+    """No model of that name is served here."""
+
+
+class InvalidKeyError(RequestError):
+    """The request carries no key, or one that is not valid."""
+
+
+class BodyTooLargeError(RequestError):
+    """The body has more bytes than allowed."""
+
+
+class UnsupportedBodyError(RequestError):
+    """The body is not plain JSON."""
+
+
+class UnavailableError(ServiceError):
+    """This process does not answer now."""
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class ClientGoneError(ServiceError):
+    """The client closed the connection before its answer was complete."""
+
+
+class StalledReaderError(ServiceError):
+    """The client keeps its stream open without reading it."""

@@ -1,0 +1,337 @@
+"""Every setting of the server, once: its name, default, unit and meaning.
+
+The flags of `tetrad serve`, the `TETRAD_…` variables, the keys of the YAML file and
+docs/configuration.md all derive from `Settings`. What a value means for the model or the engine is
+decided where those are put together, in `service.app`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import yaml
+from pydantic import ByteSize, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
+
+from service.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic.fields import FieldInfo
+    from pydantic_core import ErrorDetails
+    from pydantic_settings import PydanticBaseSettingsSource
+
+ENV_PREFIX = "TETRAD_"
+CONFIG_VARIABLE = "TETRAD_CONFIG"
+
+Auto = Literal["auto"]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Positive = Annotated[int, Field(ge=1)]
+PositiveBytes = Annotated[ByteSize, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+
+
+class Settings(BaseSettings):
+    """What an operator can choose."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_ignore_empty=True,  # compose files pass on unset variables as empty ones
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    # What is served
+    variant: str | None = Field(
+        None,
+        description="What to serve: `repo`, `repo:branch`, `repo@commit` or a folder. "
+        "The embedded demo when absent.",
+    )
+    served_model_name: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="Name clients send as `model`. The variant's own name when absent.",
+    )
+    device: str = Field(
+        "auto",
+        description="Where the weights go: `auto` (GPUs where there are any), `cpu`, `cuda:0`, …",
+    )
+    dtype: str = Field(
+        "auto",
+        description="Type of what is not quantised: `auto`, `float32`, `bfloat16` or `float16`.",
+    )
+    backend: str = Field(
+        "auto",
+        description="Kernels of the quantised layers: `auto`, or one by name, such as `reference`.",
+    )
+    cache_dir: Path | None = Field(
+        None,
+        description="Folder for downloaded and built checkpoints; "
+        "`tetrad` in the user's cache folder when absent.",
+    )
+    hub_token: SecretStr | None = Field(
+        None, description="Token for repositories that are not public."
+    )
+    local_files_only: bool = Field(
+        False, description="Use only what is already on this machine; never ask the hub."
+    )
+
+    # How much of it runs at once
+    max_model_len: Positive | Auto = Field(
+        "auto",
+        description="Longest prompt and answer together; `auto` is what the model was made for.",
+        json_schema_extra={"unit": "tokens"},
+    )
+    max_num_seqs: Positive = Field(
+        32,
+        description="Sequences that run together.",
+        json_schema_extra={"unit": "sequences"},
+    )
+    max_num_batched_tokens: Positive = Field(
+        2048,
+        description="Most prompt tokens that a step takes in; a longer prompt has one to itself.",
+        json_schema_extra={"unit": "tokens"},
+    )
+    kv_cache_size: PositiveBytes | Auto = Field(
+        "auto",
+        description="Memory for keys and values, as in `2GiB`; `auto` follows from what is free.",
+        json_schema_extra={"unit": "bytes"},
+    )
+    gpu_memory_utilization: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="Share of a GPU's memory that weights and KV cache may take together.",
+        json_schema_extra={"unit": "share"},
+    )
+    num_threads: Positive | Auto = Field(
+        "auto",
+        description="Threads of one operation on the CPU; `auto` is the number of physical cores.",
+        json_schema_extra={"unit": "threads"},
+    )
+
+    # Who may reach it
+    host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        description="Address to listen on. Without a key only a loopback address is taken.",
+    )
+    port: Port = Field(8000, description="Port to listen on; 0 takes a free one.")
+    api_key: SecretStr | None = Field(
+        None,
+        description="Key that every route but health asks for. "
+        "A flag shows in the list of processes: prefer the variable or the file.",
+    )
+    api_key_file: Path | None = Field(
+        None, description="File that holds the key, read once at the start."
+    )
+
+    # What one request may ask
+    max_body_size: PositiveBytes = Field(
+        ByteSize(4 * 1024 * 1024),
+        description="Largest request body.",
+        json_schema_extra={"unit": "bytes"},
+    )
+    max_choices: Positive = Field(
+        8, description="Largest `n`.", json_schema_extra={"unit": "choices"}
+    )
+    max_prompts: Positive = Field(
+        64,
+        description="Most prompts in one completions request.",
+        json_schema_extra={"unit": "prompts"},
+    )
+    max_messages: Positive = Field(
+        2048,
+        description="Most messages in one chat request.",
+        json_schema_extra={"unit": "messages"},
+    )
+    max_stop_strings: Positive = Field(
+        16, description="Most stop strings.", json_schema_extra={"unit": "strings"}
+    )
+    max_stop_bytes: Positive = Field(
+        256, description="Longest stop string, as UTF-8.", json_schema_extra={"unit": "bytes"}
+    )
+
+    # Streams and stopping
+    keep_alive_interval_s: Seconds = Field(
+        15,
+        description="Silence after which a stream gets a comment line.",
+        json_schema_extra={"unit": "seconds"},
+    )
+    stall_limit_s: Seconds = Field(
+        30,
+        description="How long a client may leave its stream unread before it is cut off.",
+        json_schema_extra={"unit": "seconds"},
+    )
+    drain_limit_s: Seconds = Field(
+        90,
+        description="How long open requests may go on after SIGTERM or SIGINT.",
+        json_schema_extra={"unit": "seconds"},
+    )
+
+    # Log
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least important kind of line that is logged."
+    )
+    log_format: Literal["console", "json"] = Field(
+        "console", description="Lines for people, or one JSON object a line."
+    )
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> Settings:
+        if self.api_key is not None and self.api_key_file is not None:
+            raise ValueError("api_key and api_key_file are both set; keep one")
+        return self
+
+
+SECRETS = frozenset({"api_key", "hub_token"})  # their values appear in no message and no log
+
+
+def load_settings(flags: Mapping[str, object], config_file: Path | None) -> Settings:
+    """Read the settings: flags win over variables, those over the file, that over the defaults.
+
+    flags: only those given. Raises SettingsError with everything wrong in one line.
+    """
+    file_values = _read_config_file(config_file) if config_file is not None else {}
+
+    class SettingsWithFile(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            from_file = InitSettingsSource(settings_cls, init_kwargs=file_values)
+            return init_settings, env_settings, from_file
+
+    try:
+        return SettingsWithFile(**dict[str, Any](flags))
+    except ValidationError as error:
+        raise SettingsError(_describe(error, flags, config_file)) from None
+
+
+def config_file_from_environment() -> Path | None:
+    """Return the file that `TETRAD_CONFIG` names."""
+    named = os.environ.get(CONFIG_VARIABLE)
+    return Path(named) if named else None
+
+
+def unknown_variables() -> list[str]:
+    """List `TETRAD_…` variables that set nothing: most often a slip of the pen."""
+    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | {CONFIG_VARIABLE}
+    return sorted(
+        name
+        for name in os.environ
+        if name.upper().startswith(ENV_PREFIX) and name.upper() not in known
+    )
+
+
+def flag_of(name: str) -> str:
+    """Return a setting's flag: max_num_seqs gives --max-num-seqs."""
+    return "--" + name.replace("_", "-")
+
+
+def unit_of(field: FieldInfo) -> str | None:
+    """Return the unit of a setting that has one."""
+    extra = field.json_schema_extra
+    unit = extra.get("unit") if isinstance(extra, dict) else None
+    return str(unit) if unit is not None else None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address reaches this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def read_key(settings: Settings) -> str | None:
+    """Return the key that guards the server; None only where nobody else can reach it."""
+    key = _given_key(settings)
+    if key is None and not is_loopback(settings.host):
+        raise SettingsError(
+            f"host is {settings.host} and no key is set: others could use the server; "
+            "set TETRAD_API_KEY or TETRAD_API_KEY_FILE, or listen on 127.0.0.1"
+        )
+    return key
+
+
+def _given_key(settings: Settings) -> str | None:
+    if settings.api_key is not None:
+        key, source = settings.api_key.get_secret_value(), "api_key"
+    elif settings.api_key_file is not None:
+        key, source = _read_key_file(settings.api_key_file), "api_key_file"
+    else:
+        return None
+    key = key.strip()
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise SettingsError(f"{source} holds no usable key; give printable ASCII without spaces")
+    return key
+
+
+def _read_key_file(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except OSError as error:
+        raise SettingsError(f"api_key_file {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"api_key_file {path} is not a text file of one ASCII key") from error
+
+
+def _read_config_file(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"config file {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        first_line = " ".join(str(error).split())
+        raise SettingsError(f"config file {path} is not YAML: {first_line}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise SettingsError(f"config file {path} is not a mapping of settings, as in `port: 8000`")
+    return values
+
+
+def _describe(error: ValidationError, flags: Mapping[str, object], file: Path | None) -> str:
+    """Say in one line which settings are wrong, where they were set, and what was expected."""
+    wrong: dict[str, list[str]] = {}
+    for detail in error.errors(include_url=False):
+        place, reason = _describe_one(detail, flags, file)
+        wrong.setdefault(place, []).append(reason)
+    # A setting that may be a number or "auto" comes with one reason for each.
+    return "; ".join(f"{place} {', or '.join(reasons)}".strip() for place, reasons in wrong.items())
+
+
+def _describe_one(
+    detail: ErrorDetails, flags: Mapping[str, object], file: Path | None
+) -> tuple[str, str]:
+    message = detail["msg"].removeprefix("Value error, ")
+    if not detail["loc"]:
+        return "", message
+    name = str(detail["loc"][0])
+    if detail["type"] == "extra_forbidden":
+        return name, f"is not a setting (in {file}); see docs/configuration.md"
+    found = "" if name in SECRETS else f"is {str(detail['input'])[:60]!r}: "
+    return _place(name, flags, file), f"{found}{message[:1].lower()}{message[1:]}"
+
+
+def _place(name: str, flags: Mapping[str, object], file: Path | None) -> str:
+    if name in flags:
+        return "VARIANT" if name == "variant" else flag_of(name)
+    variable = ENV_PREFIX + name.upper()
+    if variable in {known.upper() for known in os.environ}:
+        return variable
+    return f"{name} in {file}"

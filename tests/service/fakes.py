@@ -1,0 +1,244 @@
+"""An engine that says what it is told to, and servers that run with it on real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import openai
+import uvicorn
+
+from engine.errors import EngineDeadError, InvalidTokenError
+from engine.outputs import FinishReason, TokenOutput
+from engine.sampling_params import SamplingParams
+from loaders.load import GenerationDefaults
+from service.api.application import create_app
+from service.api.context import ApiContext
+from service.api.event_stream import StreamTiming
+from service.api.requests import RequestLimits
+from service.lifecycle import Lifecycle
+from service.served_model import Identity, ServedModel
+from service.team.keys import KeyRing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+MODEL = "owner/name:gptq-4bit-32g@x"
+VOCAB_SIZE = 512
+END = 1  # `</s>` of the tiny tokenizer
+TURN_END = 3
+
+Script = Callable[[Sequence[int], SamplingParams], Sequence[int]]
+
+
+@dataclass(eq=False)
+class FakeStream:
+    """The tokens of one sequence; counts as running until it ends or is closed."""
+
+    engine: FakeEngine
+    sequence_id: int
+    token_ids: list[int]
+    params: SamplingParams
+    given: int = 0
+
+    def __aiter__(self) -> FakeStream:
+        return self
+
+    async def __anext__(self) -> TokenOutput:
+        if self not in self.engine.running:
+            raise StopAsyncIteration
+        await asyncio.sleep(self.engine.delay_s)
+        if self.engine.fails_after is not None and self.given >= self.engine.fails_after:
+            self.engine.running.discard(self)
+            raise self.engine.failure
+        token_id = self.token_ids[self.given]
+        self.given += 1
+        self.engine.num_tokens += 1
+        reason = None
+        if token_id in self.params.stop_token_ids:
+            reason = FinishReason.STOP
+        elif self.given == self.params.max_tokens:
+            reason = FinishReason.LENGTH
+        if reason is not None:
+            self.engine.running.discard(self)
+        return TokenOutput(self.sequence_id, token_id, None, reason)
+
+    async def aclose(self) -> None:
+        if self in self.engine.running:
+            self.engine.running.discard(self)
+            self.engine.num_aborted += 1
+
+
+@dataclass
+class FakeEngine:
+    """Answers every prompt with the tokens its script gives, at a given pace."""
+
+    script: Script
+    max_model_len: int = 256
+    delay_s: float = 0.0
+    is_alive: bool = True
+    fails_after: int | None = None  # tokens of each sequence
+    failure: Exception = field(default_factory=lambda: EngineDeadError("the engine has stopped"))
+    submitted: list[tuple[list[int], SamplingParams]] = field(default_factory=list)
+    running: set[FakeStream] = field(default_factory=set)
+    num_aborted: int = 0
+    num_tokens: int = 0
+    is_stopped: bool = False
+    _ids: Iterator[int] = field(default_factory=itertools.count)
+
+    def generate(
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        caller: str | None = None,
+    ) -> FakeStream:
+        if not self.is_alive:
+            raise EngineDeadError("the engine has stopped")
+        if max(prompt_token_ids) >= VOCAB_SIZE:
+            raise InvalidTokenError(f"this model's ids are 0 to {VOCAB_SIZE - 1}")
+        self.submitted.append((list(prompt_token_ids), params))
+        token_ids = [*self.script(prompt_token_ids, params), END]
+        stream = FakeStream(self, next(self._ids), token_ids, params)
+        self.running.add(stream)
+        return stream
+
+    def stop(self) -> None:
+        self.is_stopped = True
+
+
+class PlainTemplate:
+    """One line a turn; no marks."""
+
+    name = "plain"
+    stop_token_ids = frozenset({TURN_END})
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._tokenizer = tokenizer
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        text = "".join(f"{turn['role']}: {turn['content']}\n" for turn in messages)
+        return [0, *self._tokenizer.encode(text, add_special_tokens=False)]
+
+
+def says(tokenizer: PreTrainedTokenizerFast, text: str) -> Script:
+    """A script that answers any prompt with this text."""
+    token_ids = tokenizer.encode(text, add_special_tokens=False)
+    return lambda prompt_token_ids, params: token_ids
+
+
+def served_model(
+    engine: FakeEngine,
+    tokenizer: PreTrainedTokenizerFast,
+    defaults: GenerationDefaults | None = None,
+) -> ServedModel:
+    return ServedModel(
+        name=MODEL,
+        created=1_700_000_000,
+        engine=engine,
+        tokenizer=tokenizer,
+        chat_template=PlainTemplate(tokenizer),
+        defaults=defaults or GenerationDefaults(None, None, None, frozenset({END})),
+        stop_token_ids=frozenset({END, TURN_END}),
+        identity=Identity(
+            revision="0123abc",
+            quantization="gptq 4-bit group 32",
+            kernel="reference",
+            fingerprint="fp_0123456789ab",
+            record={"commit": "0123abc"},
+        ),
+    )
+
+
+LIMITS = RequestLimits(
+    max_choices=8, max_prompts=4, max_messages=2048, max_stop_strings=16, max_stop_bytes=256
+)
+
+
+def api_context(
+    lifecycle: Lifecycle,
+    *,
+    keep_alive_interval_s: float = 15,
+    stall_limit_s: float = 30,
+    max_body_bytes: int = 4 * 1024 * 1024,
+) -> ApiContext:
+    return ApiContext(
+        lifecycle=lifecycle,
+        limits=LIMITS,
+        timing=StreamTiming(
+            keep_alive_interval_s=keep_alive_interval_s, stall_limit_s=stall_limit_s
+        ),
+        max_body_bytes=max_body_bytes,
+    )
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server on a real socket, in a thread of this process."""
+
+    port: int
+    lifecycle: Lifecycle
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def client(self, key: str = "none") -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=20)
+
+    def async_client(self, key: str = "none") -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=20)
+
+
+@contextlib.contextmanager
+def running_server(
+    engine: FakeEngine | None,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    key: str | None = None,
+    defaults: GenerationDefaults | None = None,
+    keep_alive_interval_s: float = 15,
+    stall_limit_s: float = 30,
+    max_body_bytes: int = 4 * 1024 * 1024,
+) -> Iterator[RunningServer]:
+    """Run a server; engine: None leaves it loading."""
+    lifecycle = Lifecycle()
+    if engine is not None:
+        lifecycle.begin_serving(served_model(engine, tokenizer, defaults))
+    context = api_context(
+        lifecycle,
+        keep_alive_interval_s=keep_alive_interval_s,
+        stall_limit_s=stall_limit_s,
+        max_body_bytes=max_body_bytes,
+    )
+    app = create_app(context, None if key is None else KeyRing(key))
+    config = uvicorn.Config(
+        app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False
+    )
+    server = uvicorn.Server(config)
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    wait_until(lambda: server.started)
+    try:
+        yield RunningServer(listener.getsockname()[1], lifecycle)
+    finally:
+        server.should_exit = server.force_exit = True
+        thread.join(10)
+
+
+def wait_until(is_so: Callable[[], bool], limit_s: float = 5) -> float:
+    """Wait for something; return how many seconds it took."""
+    started = time.monotonic()
+    while not is_so():
+        if time.monotonic() - started > limit_s:
+            raise TimeoutError(f"not so within {limit_s} s")
+        time.sleep(0.002)
+    return time.monotonic() - started
