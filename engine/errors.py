@@ -5,8 +5,10 @@ EngineError
 │   ├── InvalidSamplingParamsError
 │   ├── InvalidTokenError        a token id outside the vocabulary
 │   └── PromptTooLongError       the prompt leaves no room for an answer
-├── UnsupportedModelError        the model asks for something the engine refuses rather than gets wrong
+├── UnsupportedModelError        the model needs something that the engine would get wrong
 ├── NotEnoughBlocksError         the KV cache cannot hold even one sequence of the allowed length
+├── NonFiniteLogitsError         the model gave one sequence NaN or Inf; its mates go on
+├── BlockAccountingError         blocks leaked or are owned twice: a bug of ours
 └── EngineDeadError              the engine stopped; open and new requests fail
 """
 
@@ -39,6 +41,14 @@ class UnsupportedModelError(EngineError):
 
 class NotEnoughBlocksError(EngineError):
     """The KV cache is too small."""
+
+
+class NonFiniteLogitsError(EngineError):
+    """The model's logits for one sequence held NaN or Inf."""
+
+
+class BlockAccountingError(EngineError):
+    """The blocks handed out and the blocks left don't add up."""
 
 
 class EngineDeadError(EngineError):

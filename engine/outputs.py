@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from engine.errors import EngineError
 
 
 class FinishReason(enum.Enum):
@@ -21,3 +25,14 @@ class TokenOutput:
     token_id: int
     logprob: float | None  # natural log, before temperature; None unless asked for
     finish_reason: FinishReason | None  # set on the last output only
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceFailure:
+    """One sequence ended without an answer while the engine goes on."""
+
+    sequence_id: int
+    error: EngineError
+
+
+StepOutput: TypeAlias = TokenOutput | SequenceFailure

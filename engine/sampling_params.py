@@ -22,7 +22,9 @@ class SamplingParams:
     top_k: int | None = None  # keep the k most likely tokens; None keeps all
     top_p: float = 1.0  # in (0, 1]; 1 keeps all
     seed: int | None = None  # in [0, 2**63); None takes a fresh one per sequence
-    stop_token_ids: frozenset[int] = frozenset()  # end the sequence; emitted with finish_reason STOP
+    stop_token_ids: frozenset[int] = (
+        frozenset()
+    )  # end the sequence; emitted with finish_reason STOP
 
     def __post_init__(self) -> None:
         """Refuse values that no sampler can honour."""

@@ -1,0 +1,21 @@
+"""The engine's own decoder layers, one for each known family, put in place of Transformers'.
+
+They see weights only through `engine.weights.LinearWeight` and attention only through
+`engine.attention.AttentionStep`. Families that are not known here keep Transformers' layers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine.layers import llama
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from engine.layers.llama import LlamaDecoder
+
+
+def fuse_layers(model: PreTrainedModel, max_model_len: int) -> LlamaDecoder | None:
+    """Replace a known family's layers in the model; None, and nothing done, for any other."""
+    return llama.LlamaDecoder(model, max_model_len) if llama.is_known(model) else None

@@ -1,0 +1,124 @@
+"""How the engine sees a linear layer's weight, whatever it is packed as.
+
+The engine's own layers go through `LinearWeight` only. Packed layers made elsewhere satisfy it by
+having its names; plain `nn.Linear` layers are wrapped here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from engine.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+
+@runtime_checkable
+class LinearWeight(Protocol):
+    """A weight [out, in] that rows of activations can be multiplied by."""
+
+    in_features: int
+    out_features: int
+
+    @property
+    def input_permutation(self) -> Tensor | None:
+        """Order in which `matmul` wants its inputs, [in] int64; None for the model's own."""
+
+    def matmul(self, x: Tensor) -> Tensor:
+        """Multiply x [rows, in], any float dtype, its columns already permuted, and add the bias.
+
+        Returns [rows, out] in x's dtype; a fresh tensor, which the caller may overwrite.
+        """
+
+    def fuse_with(self, others: Sequence[LinearWeight]) -> LinearWeight | None:
+        """Give one weight that puts this one's and the others' outputs side by side, or None."""
+
+
+class DenseWeight:
+    """An ordinary weight matrix; multiplies in its own dtype."""
+
+    input_permutation = None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        """weight: [out, in], bias: [out], one dtype and device."""
+        self.out_features, self.in_features = weight.shape
+        self._weight = weight
+        self._bias = bias
+
+    def matmul(self, x: Tensor) -> Tensor:
+        """Multiply x [rows, in] and add the bias: [rows, out]."""
+        return functional.linear(x.to(self._weight.dtype), self._weight, self._bias).to(x.dtype)
+
+    def fuse_with(self, others: Sequence[LinearWeight]) -> DenseWeight | None:
+        """Put the matrices side by side; None unless all are dense and of one dtype and device."""
+        siblings = [other for other in others if isinstance(other, DenseWeight)]
+        if len(siblings) != len(others) or not all(map(self._matches, siblings)):
+            return None
+        parts = [self, *siblings]
+        bias = None
+        if any(part._bias is not None for part in parts):
+            bias = torch.cat([part._bias_or_zeros() for part in parts])
+        return DenseWeight(torch.cat([part._weight for part in parts]), bias)
+
+    def _matches(self, other: DenseWeight) -> bool:
+        mine, theirs = self._weight, other._weight
+        return (mine.dtype, mine.device) == (theirs.dtype, theirs.device)
+
+    def _bias_or_zeros(self) -> Tensor:
+        return self._weight.new_zeros(self.out_features) if self._bias is None else self._bias
+
+
+def as_linear_weight(linear: nn.Module) -> LinearWeight:
+    """See a model's linear layer as a `LinearWeight`."""
+    if isinstance(linear, LinearWeight):
+        # A module is not known to have these names; the line above has just looked.
+        return cast("LinearWeight", linear)
+    if isinstance(linear, nn.Linear):
+        bias: Any = linear.bias
+        return DenseWeight(linear.weight.detach(), None if bias is None else bias.detach())
+    raise UnsupportedModelError(
+        f"a {type(linear).__name__} stands where a linear layer was expected; it needs"
+        " `input_permutation`, `matmul` and `fuse_with`"
+    )
+
+
+class JoinedLinears:
+    """Linear layers that read the same input, multiplied at once where their weights allow it."""
+
+    def __init__(self, linears: Sequence[nn.Module]) -> None:
+        weights = [as_linear_weight(linear) for linear in linears]
+        self.out_features = tuple(weight.out_features for weight in weights)
+        fused = weights[0].fuse_with(weights[1:]) if len(weights) > 1 else None
+        self._weights = weights if fused is None else [fused]
+        self._permutation = self._weights[0].input_permutation
+        self._is_order_shared = all(
+            _is_same_order(self._permutation, weight.input_permutation) for weight in self._weights
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: [rows, in] in the model's own order. Returns all outputs side by side, [rows, out]."""
+        if self._is_order_shared:
+            x = _permute(x, self._permutation)
+            outputs = [weight.matmul(x) for weight in self._weights]
+        else:
+            outputs = [
+                weight.matmul(_permute(x, weight.input_permutation)) for weight in self._weights
+            ]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+
+
+def _is_same_order(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one, other)
+
+
+def _permute(x: Tensor, permutation: Tensor | None) -> Tensor:
+    return x if permutation is None else x.index_select(1, permutation)
