@@ -1,7 +1,7 @@
 """A local server that speaks as much of the hub's HTTP API as the loaders use.
 
-Serves repositories made in a test: branches of files, by commit, with the hub's headers. The real client of
-`huggingface_hub` talks to it through HF_ENDPOINT.
+Serves repositories made in a test: branches of files, by commit, with the hub's headers. The real
+client of `huggingface_hub` talks to it through HF_ENDPOINT.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 
 @dataclass

@@ -17,7 +17,8 @@ from loaders.errors import LoadError
 from loaders.hub import fetch
 from loaders.spec import parse_spec
 try:
-    snapshot = fetch(parse_spec(sys.argv[1]), cache_dir=Path(sys.argv[2]), local_files_only=len(sys.argv) > 3)
+    spec, cache_dir = parse_spec(sys.argv[1]), Path(sys.argv[2])
+    snapshot = fetch(spec, cache_dir=cache_dir, local_files_only=len(sys.argv) > 3)
     print(snapshot.commit, *sorted(p.name for p in snapshot.folder.iterdir()))
 except LoadError as error:
     print(type(error).__name__, error)
