@@ -72,10 +72,10 @@ class Lifecycle:
         if self._phase is Phase.LOADING:
             self._phase = Phase.FAILED
 
-    def stop_engine(self) -> None:
-        """Let the engine go, if there is one."""
+    def close(self) -> None:
+        """Let the model go, if there is one."""
         if self._served is not None:
-            self._served.engine.stop()
+            self._served.close()
 
     def require_served(self) -> ServedModel:
         """Return the model, or raise UnavailableError with the reason."""

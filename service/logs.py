@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 # Chatty below warnings, and none of it is about serving.
-QUIET = ("httpcore", "httpx", "filelock", "asyncio", "urllib3")
+QUIET = ("asyncio", "filelock", "httpcore", "httpx", "urllib3", "uvicorn")
 
 
 def set_up_logs(settings: Settings) -> None:
@@ -58,4 +58,6 @@ def set_up_logs(settings: Settings) -> None:
 def _renderers(*, as_json: bool) -> list[Processor]:
     if as_json:
         return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    # The default formatter prints local variables, and with them prompts and keys.
+    plain = structlog.dev.plain_traceback
+    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]

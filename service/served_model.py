@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from service.text.errors import ChatNotSupportedError
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
@@ -81,7 +83,20 @@ class ServedModel:
     created: int  # when it became ready, seconds since 1970
     engine: TokenEngine
     tokenizer: PreTrainedTokenizerFast
-    chat_template: ChatTemplate
+    chat_template: ChatTemplate | None  # None where the variant cannot chat
+    chat_refusal: str | None  # why it cannot, for people
     defaults: GenerationDefaults
     stop_token_ids: frozenset[int]  # of the generation settings and the template together
     identity: Identity
+
+    def require_chat_template(self) -> ChatTemplate:
+        """Return the template, or raise ChatNotSupportedError."""
+        if self.chat_template is None:
+            raise ChatNotSupportedError(self.chat_refusal)
+        return self.chat_template
+
+    def close(self) -> None:
+        """End the engine and whatever else runs for this model."""
+        self.engine.stop()
+        if self.chat_template is not None:
+            self.chat_template.close()

@@ -87,7 +87,7 @@ class Server:
         """Serve until a signal or a failure; return the process's exit code."""
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             loader = runner.run(self._serve(listener))
-        self._lifecycle.stop_engine()
+        self._lifecycle.close()
         if loader.is_alive():
             # Stopped while loading. A thread inside native code cannot be asked to end, and must
             # not outlive the interpreter.
@@ -130,7 +130,7 @@ class Server:
             self._lifecycle.fail()
             return
         self._lifecycle.begin_serving(served)
-        log.info("serving", model=served.name, seconds=round(self._lifecycle.uptime_s, 1))
+        log.info("ready", model=served.name, seconds=round(self._lifecycle.uptime_s, 1))
 
     async def _watch(self) -> None:
         """Wait for a reason to end; end what is open, then uvicorn."""

@@ -80,7 +80,7 @@ async def _answer_error(
     error: Exception, begun: list[Message], scope: Scope, receive: Receive, send: Send
 ) -> None:
     if isinstance(error, ClientGoneError | ClientDisconnect | StalledReaderError):
-        log.info("client gone", reason=str(error), request_id=scope.get("request_id"))
+        log.debug("client gone", reason=str(error), request_id=scope.get("request_id"))
         return
     if error_form(error) is UNEXPECTED:
         log.error("request failed", request_id=scope.get("request_id"), exc_info=error)

@@ -69,7 +69,7 @@ async def _read_prompt(
 async def _render(messages: Sequence[Message], model: ServedModel) -> list[int]:
     turns = [{"role": message.role, "content": message.content} for message in messages]
     # In a thread: a checkpoint's template runs in another process, which is waited for.
-    return await asyncio.to_thread(model.chat_template.render, turns)
+    return await asyncio.to_thread(model.require_chat_template().render, turns)
 
 
 def _room(prompt: Prompt, request: GenerationRequest, model: ServedModel, *, param: str) -> int:

@@ -1,4 +1,7 @@
-"""An engine that says what it is told to, and servers that run with it on real sockets."""
+"""An engine that says what it is told to, and servers that run with it on real sockets.
+
+Light to import: whole processes start with it, and need neither torch nor Transformers.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import openai
 import uvicorn
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from engine.errors import EngineDeadError, InvalidTokenError
 from engine.outputs import FinishReason, TokenOutput
 from engine.sampling_params import SamplingParams
-from loaders.load import GenerationDefaults
 from service.api.application import create_app
 from service.api.context import ApiContext
 from service.api.event_stream import StreamTiming
@@ -28,6 +30,7 @@ from service.served_model import Identity, ServedModel
 from service.team.keys import KeyRing
 
 if TYPE_CHECKING:
+    import openai
     from transformers import PreTrainedTokenizerFast
 
 MODEL = "owner/name:gptq-4bit-32g@x"
@@ -114,21 +117,54 @@ class FakeEngine:
         self.is_stopped = True
 
 
+@dataclass(frozen=True)
+class Defaults:
+    """What a checkpoint recommends; nothing, unless said."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    stop_token_ids: frozenset[int] = frozenset({END})
+
+
+class ByteTokenizer:
+    """A token a byte, after one `<s>`."""
+
+    def __init__(self) -> None:
+        pieces = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+        vocabulary = {piece: i for i, piece in enumerate(pieces)}
+        for letter in sorted(pre_tokenizers.ByteLevel.alphabet()):
+            vocabulary[letter] = len(vocabulary)
+        self.backend_tokenizer = Tokenizer(models.BPE(vocabulary, []))
+        self.backend_tokenizer.add_special_tokens(pieces)
+        self.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        self.backend_tokenizer.decoder = decoders.ByteLevel()
+        self.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 0)]
+        )
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+
 class PlainTemplate:
     """One line a turn; no marks."""
 
     name = "plain"
     stop_token_ids = frozenset({TURN_END})
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast | ByteTokenizer) -> None:
         self._tokenizer = tokenizer
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         text = "".join(f"{turn['role']}: {turn['content']}\n" for turn in messages)
         return [0, *self._tokenizer.encode(text, add_special_tokens=False)]
 
+    def close(self) -> None:
+        """Nothing runs."""
 
-def says(tokenizer: PreTrainedTokenizerFast, text: str) -> Script:
+
+def says(tokenizer: PreTrainedTokenizerFast | ByteTokenizer, text: str) -> Script:
     """A script that answers any prompt with this text."""
     token_ids = tokenizer.encode(text, add_special_tokens=False)
     return lambda prompt_token_ids, params: token_ids
@@ -136,8 +172,8 @@ def says(tokenizer: PreTrainedTokenizerFast, text: str) -> Script:
 
 def served_model(
     engine: FakeEngine,
-    tokenizer: PreTrainedTokenizerFast,
-    defaults: GenerationDefaults | None = None,
+    tokenizer: PreTrainedTokenizerFast | ByteTokenizer,
+    defaults: Defaults | None = None,
 ) -> ServedModel:
     return ServedModel(
         name=MODEL,
@@ -145,7 +181,8 @@ def served_model(
         engine=engine,
         tokenizer=tokenizer,
         chat_template=PlainTemplate(tokenizer),
-        defaults=defaults or GenerationDefaults(None, None, None, frozenset({END})),
+        chat_refusal=None,
+        defaults=defaults or Defaults(),
         stop_token_ids=frozenset({END, TURN_END}),
         identity=Identity(
             revision="0123abc",
@@ -191,19 +228,23 @@ class RunningServer:
         return f"http://127.0.0.1:{self.port}"
 
     def client(self, key: str = "none") -> openai.OpenAI:
+        import openai
+
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=20)
 
     def async_client(self, key: str = "none") -> openai.AsyncOpenAI:
+        import openai
+
         return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=20)
 
 
 @contextlib.contextmanager
 def running_server(
     engine: FakeEngine | None,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerFast | ByteTokenizer,
     *,
     key: str | None = None,
-    defaults: GenerationDefaults | None = None,
+    defaults: Defaults | None = None,
     keep_alive_interval_s: float = 15,
     stall_limit_s: float = 30,
     max_body_bytes: int = 4 * 1024 * 1024,

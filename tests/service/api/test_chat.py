@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from loaders.load import GenerationDefaults
-from tests.service.fakes import MODEL, FakeEngine, RunningServer, running_server, says
+from tests.service.fakes import MODEL, Defaults, FakeEngine, RunningServer, running_server, says
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -153,7 +152,7 @@ def test_answer_tells_where_it_came_from(client):
 
 def test_variants_settings_apply_where_the_request_is_silent(tiny_tokenizer):
     engine = FakeEngine(says(tiny_tokenizer, "x"))
-    defaults = GenerationDefaults(0.7, 40, 0.95, frozenset())
+    defaults = Defaults(0.7, 40, 0.95)
     with running_server(engine, tiny_tokenizer, defaults=defaults) as server:
         client = server.client()
         client.chat.completions.create(model=MODEL, messages=USER)

@@ -1,0 +1,253 @@
+"""Puts the API process together: settings in, a server that loads its model and answers.
+
+The one place that knows the loaders, the engine and the web application at once. Whatever is
+"auto" in the settings is answered here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import psutil
+import structlog
+import torch
+
+from engine.client import EngineClient
+from engine.config import EngineConfig
+from engine.core import Engine
+from engine.kv_cache import kv_block_bytes, resolve_num_blocks
+from loaders.errors import InvalidSpecError
+from loaders.kernels.resolve import backend_names
+from loaders.load import LoadedModel, load
+from loaders.memory import free_bytes
+from loaders.spec import VariantSpec, parse_spec
+from service.api.application import create_app
+from service.api.context import ApiContext
+from service.api.event_stream import StreamTiming
+from service.api.requests import RequestLimits
+from service.errors import SettingsError
+from service.lifecycle import Lifecycle
+from service.logs import set_up_logs
+from service.served_model import Identity, ServedModel
+from service.server import Server, listen, url_of
+from service.settings import Settings, read_key, unknown_variables
+from service.team.keys import KeyRing
+from service.text.errors import ChatNotSupportedError
+from service.text.facts import read_facts
+from service.text.templates import ChatTemplate, resolve_chat_template
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+log = structlog.get_logger(__name__)
+
+BLOCK_SIZE = 16
+# On a CPU the weights, the page cache and other programs live in the same memory.
+CPU_KV_SHARE = 0.4
+
+
+def serve(settings: Settings, prepare: Callable[[], VariantSpec] | None = None) -> int:
+    """Serve until told to stop; return the exit code.
+
+    prepare: gives the variant where the settings name none; runs beside the server, as loading
+    does. Raises SettingsError and BindError before anything is loaded.
+    """
+    set_up_logs(settings)
+    key = read_key(settings)
+    find_variant = prepare or _variant_finder(settings)
+    _check_backend(settings.backend)
+    for name in unknown_variables():
+        log.warning("unknown variable", name=name)
+    listener = listen(settings.host, settings.port, stall_limit_s=settings.stall_limit_s)
+    log.info("listening", url=url_of(listener), key="asked for" if key else "none: loopback only")
+    lifecycle = Lifecycle()
+    app = create_app(api_context(settings, lifecycle), KeyRing(key) if key else None)
+    server = Server(
+        app,
+        lifecycle,
+        load=lambda: load_served_model(settings, find_variant()),
+        drain_limit_s=settings.drain_limit_s,
+    )
+    return server.run(listener)
+
+
+def api_context(settings: Settings, lifecycle: Lifecycle) -> ApiContext:
+    """Return what the routes work with."""
+    return ApiContext(
+        lifecycle=lifecycle,
+        limits=RequestLimits(
+            max_choices=settings.max_choices,
+            max_prompts=settings.max_prompts,
+            max_messages=settings.max_messages,
+            max_stop_strings=settings.max_stop_strings,
+            max_stop_bytes=settings.max_stop_bytes,
+        ),
+        timing=StreamTiming(
+            keep_alive_interval_s=settings.keep_alive_interval_s,
+            stall_limit_s=settings.stall_limit_s,
+        ),
+        max_body_bytes=settings.max_body_size,
+    )
+
+
+def load_served_model(settings: Settings, spec: VariantSpec) -> ServedModel:
+    """Load a variant, start its engine, and return both as the API sees them."""
+    torch.set_num_threads(resolve_num_threads(settings))
+    token = settings.hub_token
+    loaded = load(
+        spec,
+        device=settings.device,
+        dtype=settings.dtype,
+        backend=settings.backend,
+        cache_dir=settings.cache_dir,
+        token=None if token is None else token.get_secret_value(),
+        local_files_only=settings.local_files_only,
+    )
+    engine = Engine(loaded.model, resolve_engine_config(settings, loaded))
+    template, refusal = _find_chat_template(loaded)
+    client = EngineClient(engine)
+    client.start()
+    turn_ends = frozenset() if template is None else template.stop_token_ids
+    return ServedModel(
+        name=settings.served_model_name or model_name(spec),
+        created=int(time.time()),
+        engine=client,
+        tokenizer=loaded.tokenizer,
+        chat_template=template,
+        chat_refusal=refusal,
+        defaults=loaded.generation,
+        stop_token_ids=loaded.generation.stop_token_ids | turn_ends,
+        identity=identity_of(loaded, template),
+    )
+
+
+def model_name(spec: VariantSpec) -> str:
+    """Return the name that a variant is served under unless the settings give another."""
+    return f"{spec.repo}:{spec.revision}" if spec.revision else spec.repo
+
+
+def resolve_num_threads(settings: Settings) -> int:
+    """How many threads one operation on the CPU may take."""
+    if settings.num_threads != "auto":
+        return settings.num_threads
+    # Two threads of one core share its arithmetic units, which matrix products keep busy.
+    return min(psutil.cpu_count(logical=False) or 1, len(os.sched_getaffinity(0)))
+
+
+def resolve_engine_config(settings: Settings, loaded: LoadedModel) -> EngineConfig:
+    """How long and how many sequences may be, in the memory that the weights left."""
+    model = loaded.model
+    block_bytes = kv_block_bytes(model.config, BLOCK_SIZE, model.dtype)
+    memory = resolve_kv_cache_bytes(settings, model.device)
+    max_model_len = _resolve_max_model_len(settings, loaded, memory // block_bytes - 1)
+    num_blocks = resolve_num_blocks(
+        memory,
+        block_bytes,
+        max_model_len=max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        block_size=BLOCK_SIZE,
+    )
+    log.info(
+        "engine sized",
+        max_model_len=max_model_len,
+        kv_cache_tokens=num_blocks * BLOCK_SIZE,
+        kv_cache_bytes=num_blocks * block_bytes,
+        max_num_seqs=settings.max_num_seqs,
+    )
+    return EngineConfig(
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        max_model_len=max_model_len,
+        num_blocks=num_blocks,
+        block_size=BLOCK_SIZE,
+    )
+
+
+def resolve_kv_cache_bytes(settings: Settings, device: torch.device) -> int:
+    """How much memory keys and values may take, once the weights are in place."""
+    if settings.kv_cache_size != "auto":
+        return int(settings.kv_cache_size)
+    free = free_bytes(device)
+    if device.type != "cuda":
+        return int(free * CPU_KV_SHARE)
+    total = torch.cuda.get_device_properties(device).total_memory
+    return max(0, int(free - (1 - settings.gpu_memory_utilization) * total))
+
+
+def _resolve_max_model_len(settings: Settings, loaded: LoadedModel, num_fitting_blocks: int) -> int:
+    """How long a sequence may become: what was asked for, or what the model and memory allow."""
+    trained = int(loaded.model.config.get_text_config(decoder=True).max_position_embeddings)
+    if settings.max_model_len != "auto":
+        if settings.max_model_len > trained:
+            raise SettingsError(
+                f"max_model_len is {settings.max_model_len};"
+                f" this model was made for {trained} tokens"
+            )
+        return settings.max_model_len
+    fitting = num_fitting_blocks * BLOCK_SIZE
+    if BLOCK_SIZE <= fitting < trained:
+        log.warning(
+            "max_model_len lowered to what the KV cache holds", made_for=trained, to=fitting
+        )
+        return fitting
+    return trained
+
+
+def _find_chat_template(loaded: LoadedModel) -> tuple[ChatTemplate | None, str | None]:
+    """Return the variant's template, or why it has none."""
+    provenance = loaded.provenance
+    facts = read_facts(provenance.folder, provenance.repo, loaded.model.config, loaded.tokenizer)
+    try:
+        template = resolve_chat_template(loaded.tokenizer, facts)
+    except ChatNotSupportedError as error:
+        log.info("no chat", reason=str(error))
+        return None, str(error)
+    log.info("chat template", name=template.name)
+    return template, None
+
+
+def identity_of(loaded: LoadedModel, template: ChatTemplate | None) -> Identity:
+    """Return where answers come from; the fingerprint covers all of it but where it lies."""
+    provenance = loaded.provenance
+    quantization = "none" if loaded.quantization is None else str(loaded.quantization)
+    packages = ("tetrad", "torch", "transformers", "tokenizers")
+    record: dict[str, object] = {
+        "repo": provenance.repo,
+        "revision": provenance.revision,
+        "commit": provenance.commit,
+        "quantization": quantization,
+        "kernel": provenance.backend,
+        "dtype": provenance.dtype,
+        "device": provenance.device,
+        "chat_template": None if template is None else template.name,
+        "versions": {package: version(package) for package in packages},
+    }
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    return Identity(
+        revision=provenance.commit or provenance.revision or "local folder",
+        quantization=quantization,
+        kernel=provenance.backend,
+        fingerprint=f"fp_{digest[:12]}",
+        record=record,
+    )
+
+
+def _variant_finder(settings: Settings) -> Callable[[], VariantSpec]:
+    if settings.variant is None:
+        raise SettingsError("variant is not set; name what to serve, as in owner/name:branch")
+    try:
+        spec = parse_spec(settings.variant)
+    except InvalidSpecError as error:
+        raise SettingsError(f"variant: {error}") from error
+    return lambda: spec
+
+
+def _check_backend(asked: str) -> None:
+    if asked != "auto" and asked not in backend_names():
+        choices = ", ".join(["auto", *backend_names()])
+        raise SettingsError(f"backend is {asked!r}; choose one of {choices}")

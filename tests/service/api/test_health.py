@@ -1,0 +1,42 @@
+"""Health, for supervisors and routers."""
+
+from __future__ import annotations
+
+import httpx2 as httpx
+import pytest
+
+from tests.service.fakes import FakeEngine, running_server, says
+
+
+@pytest.mark.parametrize("path", ["/health", "/health/ready"])
+def test_ready_only_while_serving(tiny_tokenizer, path):
+    engine = FakeEngine(says(tiny_tokenizer, "yes"))
+    with running_server(engine, tiny_tokenizer) as server:
+        response = httpx.get(server.url + path)
+        assert (response.status_code, response.json()["phase"]) == (200, "serving")
+        engine.is_alive = False
+        response = httpx.get(server.url + path)
+        assert (response.status_code, response.json()["phase"]) == (503, "failed")
+        engine.is_alive = True
+        server.lifecycle.begin_draining()
+        response = httpx.get(server.url + path)
+        assert (response.status_code, response.json()["phase"]) == (503, "draining")
+        assert int(response.headers["retry-after"]) > 0
+
+
+def test_loading_server_is_alive_and_not_ready(tiny_tokenizer):
+    with running_server(None, tiny_tokenizer) as server:
+        assert httpx.get(f"{server.url}/health/live").status_code == 200
+        response = httpx.get(f"{server.url}/health/ready")
+    assert response.status_code == 503
+    assert response.json()["phase"] == "loading"
+    assert response.json()["uptime_s"] >= 0
+
+
+def test_health_needs_no_key_and_tells_nothing_of_the_model(tiny_tokenizer):
+    engine = FakeEngine(says(tiny_tokenizer, "yes"))
+    with running_server(engine, tiny_tokenizer, key="sk-x") as server:
+        for path in ("/health", "/health/ready", "/health/live"):
+            response = httpx.get(server.url + path)
+            assert response.status_code == 200
+            assert response.json().keys() <= {"status", "phase", "uptime_s"}

@@ -1,0 +1,64 @@
+"""The list of models, and one model by a name that holds slashes, colons and at signs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import httpx2 as httpx
+import openai
+import pytest
+
+from tests.service.fakes import MODEL, FakeEngine, RunningServer, running_server, says
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PreTrainedTokenizerFast
+
+
+@pytest.fixture(scope="module")
+def server(tiny_tokenizer: PreTrainedTokenizerFast) -> Iterator[RunningServer]:
+    with running_server(FakeEngine(says(tiny_tokenizer, "yes")), tiny_tokenizer) as running:
+        yield running
+
+
+def test_list_names_what_is_served(server):
+    (model,) = server.client().models.list()
+    assert (model.id, model.object, model.owned_by) == (MODEL, "model", "tetrad")
+    assert model.created == 1_700_000_000
+
+
+def test_official_client_finds_a_model_by_its_name(server):
+    model = server.client().models.retrieve(MODEL)
+    assert model.id == MODEL
+    assert model.provenance == {"commit": "0123abc"}
+    with pytest.raises(openai.NotFoundError, match="owner/name"):
+        server.client().models.retrieve("other/name")
+
+
+@pytest.mark.parametrize("spelt", [MODEL, quote(MODEL), quote(MODEL, safe="")])
+def test_name_works_however_it_is_encoded(server, spelt):
+    response = httpx.get(f"{server.url}/v1/models/{spelt}")
+    assert response.json()["id"] == MODEL
+    assert response.headers["x-kernel"] == "reference"
+
+
+@pytest.mark.parametrize("name", ["", "x" * 3000, "%00", "%ff", "..", "owner"])
+def test_other_names_are_not_found(server, name):
+    assert httpx.get(f"{server.url}/v1/models/{name}").status_code == 404
+
+
+def test_openapi_describes_the_bodies(server):
+    description = httpx.get(f"{server.url}/openapi.json").json()
+    body = description["paths"]["/v1/chat/completions"]["post"]["requestBody"]
+    reference = body["content"]["application/json"]["schema"]["$ref"]
+    schemas = description["components"]["schemas"]
+    assert schemas[reference.rsplit("/", 1)[1]]["required"] == ["model", "messages"]
+    assert "Message" in schemas
+    assert '"#/$defs' not in str(description)
+
+
+def test_there_is_no_page_that_loads_scripts_from_elsewhere(server):
+    for path in ("/docs", "/redoc"):
+        assert httpx.get(server.url + path).status_code == 404
