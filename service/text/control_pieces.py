@@ -1,0 +1,126 @@
+"""Keeps what users type apart from what the template writes.
+
+A control piece ("</s>", "<|im_end|>") steers the model where a template writes it, and is plain
+text where somebody typed it. Before rendering, the first character of each typed one is replaced by
+a stand-in; afterwards the pieces still readable are the template's own. They get a secret prefix,
+under which a second tokenizer knows the control pieces, and only under it; the stand-ins are taken
+back. So templates may strip, cut and test contents as they like, and one pass encodes the whole
+text. Not covered: a template that deletes text inside a content and so joins two halves of a piece.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import Tokenizer
+
+from service.text.errors import InvalidMessagesError
+from service.text.prompt import encode_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+# Pieces in this form steer the model also where a checkpoint forgot to mark them special
+# (DeepSeek's "<|EOT|>"). Others that aren't special ("<think>", "õ") are text to the tokenizer, so
+# they stay.
+_MARKER = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)
+# Private use: what no text should hold, and if it does, another one is taken.
+_STAND_INS = range(0xF0000, 0xFFFFE)
+
+
+@dataclass(frozen=True, slots=True)
+class Disguise:
+    """Stand-ins for the first characters of control pieces, none of which occurs in the dialog."""
+
+    typed_piece: re.Pattern[str]
+    stand_ins: Mapping[int, str]
+    originals: Mapping[int, str]
+
+    def put_on(self, text: str) -> str:
+        """Make every control piece in the text unreadable as one."""
+        return self.typed_piece.sub(lambda found: found[0].translate(self.stand_ins), text)
+
+    def take_off(self, text: str) -> str:
+        """Give the text as it was typed."""
+        return text.translate(self.originals)
+
+
+class ControlPieces:
+    """The control pieces of one tokenizer, and how to encode dialogs in which some may be typed."""
+
+    def __init__(self, backend: Tokenizer) -> None:
+        added = backend.get_added_tokens_decoder()
+        self._ids = {
+            token.content: token_id
+            for token_id, token in added.items()
+            if token.special or _MARKER.fullmatch(token.content)
+        }
+        self._backend = backend
+        # Longest first, as the tokenizer itself would choose.
+        either = "|".join(re.escape(piece) for piece in sorted(self._ids, key=len, reverse=True))
+        self._piece = re.compile(either or "(?!)")
+        # Each place where one begins, also inside another.
+        self._beginning = re.compile(f"(?=(?:{either or '(?!)'}))(?s:.)")
+        self._secret = secrets.token_hex(8)
+        self._guarded = _rename(backend, self._ids, self._secret)
+
+    def id_at(self, text: str) -> int | None:
+        """Give the id of the control piece that the text begins with."""
+        found = self._piece.match(text)
+        return self._ids[found[0]] if found else None
+
+    def disguise_for(self, texts: Sequence[str], template: str) -> Disguise | None:
+        """Make what hides the control pieces typed in `texts`; None if there are none."""
+        if not any(self._piece.search(text) for text in texts):
+            return None
+        taken = set(template).union(*texts)
+        free = [chr(code) for code in _STAND_INS if chr(code) not in taken]
+        first_characters = sorted({piece[0] for piece in self._ids})
+        if len(free) < len(first_characters):
+            raise InvalidMessagesError(
+                "the messages hold every private-use character of Unicode's plane 15; send fewer"
+            )
+        pairs = list(zip(first_characters, free, strict=False))
+        return Disguise(
+            typed_piece=self._beginning,
+            stand_ins={ord(first): stand_in for first, stand_in in pairs},
+            originals={ord(stand_in): first for first, stand_in in pairs},
+        )
+
+    def encode(self, text: str, disguise: Disguise | None) -> list[int]:
+        """Encode a rendered dialog; its control pieces become ids, disguised ones plain text."""
+        if disguise is None:
+            return encode_text(self._backend, text)
+        marked = self._piece.sub(lambda found: self._secret + found[0], text)
+        return encode_text(self._guarded, disguise.take_off(marked))
+
+
+def _rename(backend: Tokenizer, pieces: Iterable[str], prefix: str) -> Tokenizer:
+    """Copy a tokenizer so that it knows `pieces` only behind `prefix`, under the same ids."""
+    names = {piece: prefix + piece for piece in pieces}
+    parts = json.loads(backend.to_str())
+    for token in parts["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    parts["model"] = _rename_in_model(parts["model"], names)
+    parts["post_processor"] = None  # names pieces too, and nothing is added here
+    return Tokenizer.from_str(json.dumps(parts))
+
+
+def _rename_in_model(model: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Rename pieces in a model's vocabulary; forget merges that would make one from plain text."""
+    renamed = dict(model)
+    vocab = model["vocab"]
+    if isinstance(vocab, dict):
+        renamed["vocab"] = {names.get(piece, piece): number for piece, number in vocab.items()}
+    else:  # Unigram: [piece, score] by id
+        renamed["vocab"] = [[names.get(piece, piece), score] for piece, score in vocab]
+    if model.get("unk_token") in names:
+        renamed["unk_token"] = names[model["unk_token"]]
+    if "merges" in model:
+        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+        renamed["merges"] = [p for p in pairs if not names.keys() & {p[0], p[1], p[0] + p[1]}]
+    return renamed

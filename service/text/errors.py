@@ -1,0 +1,45 @@
+"""Everything the text layer raises on purpose.
+
+TextError
+├── InvalidTextError             the caller can mend it
+│   ├── InvalidMessagesError       roles, contents or their order
+│   ├── InvalidPromptError         text that is not Unicode
+│   └── InvalidStopStringError     nothing to stop at
+├── ChatNotSupportedError        the variant cannot chat; the message says why, and what works
+├── TemplateFailedError          the checkpoint's template broke or went past its limits
+└── UnsupportedTokenizerError    the tokenizer cannot be used as it was loaded
+"""
+
+from __future__ import annotations
+
+
+class TextError(Exception):
+    """Root of the text layer's errors."""
+
+
+class InvalidTextError(TextError):
+    """The request cannot become token ids; the message says what to change."""
+
+
+class InvalidMessagesError(InvalidTextError):
+    """The messages are not a dialog that this variant can take."""
+
+
+class InvalidPromptError(InvalidTextError):
+    """The prompt is not well-formed text."""
+
+
+class InvalidStopStringError(InvalidTextError):
+    """A stop string is empty."""
+
+
+class ChatNotSupportedError(TextError):
+    """No chat template fits the variant."""
+
+
+class TemplateFailedError(TextError):
+    """The chat template itself is at fault, not the messages."""
+
+
+class UnsupportedTokenizerError(TextError):
+    """The tokenizer lacks, or was loaded with, something that would give wrong ids."""

@@ -1,0 +1,63 @@
+"""What is known of a variant when its chat template is chosen: names, numbers, pieces, its card.
+
+Gathers and judges nothing; `families` draws the conclusions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from service.text.model_card import ModelCard, parse_card
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedTokenizerBase
+
+MAX_CARD_BYTES = 1024**2
+
+
+class ModelConfig(Protocol):
+    """The part of a Transformers config that is read here."""
+
+    model_type: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VariantFacts:
+    """What template selection may look at."""
+
+    repo: str  # as its users call it: "owner/name", or the name of a local folder
+    model_type: str  # the config's: "llama", "qwen2", …
+    vocab_size: int | None = None
+    num_hidden_layers: int | None = None
+    pieces: frozenset[str] = frozenset()  # what the tokenizer has beside its ordinary vocabulary
+    card: ModelCard | None = None  # None without a README.md
+
+
+def read_facts(
+    folder: Path, repo: str, config: ModelConfig, tokenizer: PreTrainedTokenizerBase
+) -> VariantFacts:
+    """Gather the facts of a variant whose small files lie in `folder`."""
+    return VariantFacts(
+        repo=repo,
+        model_type=config.model_type,
+        vocab_size=_number(config, "vocab_size"),
+        num_hidden_layers=_number(config, "num_hidden_layers"),
+        pieces=frozenset(tokenizer.added_tokens_encoder),
+        card=_read_card(folder / "README.md"),
+    )
+
+
+def _number(config: ModelConfig, name: str) -> int | None:
+    # Not every architecture has both; multimodal ones keep them one level down.
+    value = getattr(config, name, None)
+    return value if isinstance(value, int) else None
+
+
+def _read_card(path: Path) -> ModelCard | None:
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return parse_card(file.read(MAX_CARD_BYTES).decode(errors="replace"))

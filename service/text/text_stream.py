@@ -1,0 +1,53 @@
+"""What a client gets to read of one sequence: growing text, cut at the first stop string."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from service.text.detokenizer import Detokenizer
+from service.text.stop_strings import StopStrings
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from transformers import PreTrainedTokenizerBase
+
+
+class TextStream:
+    """Turn one sequence's token ids into the text that may be sent.
+
+    Once `stopped`, the sequence should be aborted: nothing more comes out.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt_token_ids: Sequence[int],
+        *,
+        stop_strings: Sequence[str] = (),
+        stop_token_ids: Collection[int] = (),
+    ) -> None:
+        self._detokenizer = Detokenizer(tokenizer, prompt_token_ids)
+        self._stop_strings = StopStrings(stop_strings)
+        # Not every end piece is marked special (DeepSeek's "<|EOT|>" often isn't); none is text.
+        self._stop_token_ids = stop_token_ids
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has ended the text."""
+        return self._stop_strings.found is not None
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the text."""
+        return self._stop_strings.found
+
+    def push(self, token_id: int) -> str:
+        """Take the next id; give the text that is safe to send now, possibly none."""
+        if token_id in self._stop_token_ids:
+            return ""
+        return self._stop_strings.push(self._detokenizer.push(token_id))
+
+    def flush(self) -> str:
+        """Give the rest, once the sequence has ended; this too may meet a stop string."""
+        return self._stop_strings.push(self._detokenizer.flush()) + self._stop_strings.flush()
