@@ -45,7 +45,7 @@ def _checked_turn(message: Mapping[str, Any], where: str) -> dict[str, str]:
         names = ", ".join(repr(str(key)[:50]) for key in sorted(unknown, key=str)[:5])
         raise InvalidMessagesError(f"{where} has {names}; only role and content are supported")
     role = message.get("role")
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise InvalidMessagesError(
             f"{where} is of role {str(role)[:50]!r}; supported are {', '.join(ROLES)}"
         )
@@ -65,7 +65,7 @@ def _text(content: object, where: str) -> str:
 
 def _part_text(part: object, where: str) -> str:
     if not isinstance(part, Mapping) or part.get("type") != "text":
-        kind = part.get("type") if isinstance(part, Mapping) else _kind(part)
+        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
         raise InvalidMessagesError(
             f"{where} is of type {str(kind)[:50]!r}; this server takes only 'text'"
         )
@@ -86,4 +86,4 @@ def _well_formed(text: str, where: str) -> str:
 
 
 def _kind(value: object) -> str:
-    return "missing" if value is None else f"a {type(value).__name__}"
+    return "missing" if value is None else f"of type {type(value).__name__}"

@@ -7,6 +7,7 @@ believe.
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -81,8 +82,10 @@ def _front_matter(text: str) -> dict[str, str]:
 
 def _entries_without_newlines(text: str) -> dict[str, str]:
     keys = list(FRONT_MATTER_KEY.finditer(text))
-    ends = [key.start() for key in keys[1:]] + [len(text)]
-    return {key[1]: text[key.end() : end].strip() for key, end in zip(keys, ends, strict=True)}
+    values = [
+        text[key.end() : following.start()] for key, following in itertools.pairwise(keys)
+    ] + [text[key.end() :] for key in keys[-1:]]
+    return {key[1]: value.strip() for key, value in zip(keys, values, strict=True)}
 
 
 def _first_text(value: object) -> str | None:
