@@ -35,7 +35,7 @@ def out_of_order(turns: Sequence[Mapping[str, str]]) -> str | None:
         if turn["role"] != expected:
             return f"messages[{index}] is of role {turn['role']!r}, expected {expected!r}"
     if turns[-1]["role"] != "user":
-        return f"messages ends with role {turns[-1]['role']!r}, expected one more, of role 'user'"
+        return f"messages ends with role {turns[-1]['role']!r}, expected one more, of 'user'"
     return None
 
 

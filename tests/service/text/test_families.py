@@ -107,7 +107,7 @@ def test_the_repositorys_name_goes_before_the_cards():
     ],
 )
 def test_models_derived_from_a_family_are_not_taken_for_it(repo):
-    with pytest.raises(ChatNotSupportedError, match="tell of a known one.*/v1/completions"):
+    with pytest.raises(ChatNotSupportedError, match=r"tell of a known one.*/v1/completions"):
         decide_family(facts(repo, pieces=EOT))
 
 

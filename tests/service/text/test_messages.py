@@ -41,9 +41,9 @@ def test_fields_without_a_value_are_not_there():
         ([{"content": "x"}], "messages\\[0\\].*'None'"),
         ([{"role": ["user"], "content": "x"}], "messages\\[0\\].*user"),
         ([{"role": "user"}], "messages\\[0\\].content is missing"),
-        ([{"role": "user", "content": 5}], "content is a int; send a string"),
+        ([{"role": "user", "content": 5}], "content is of type int; send a string"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "content\\[0\\].*'image_url'"),
-        ([{"role": "user", "content": ["x"]}], "content\\[0\\].*'a str'"),
+        ([{"role": "user", "content": ["x"]}], "content\\[0\\].*'str'"),
         ([{"role": "user", "content": [{"type": "text"}]}], "content\\[0\\].text is missing"),
         ([{"role": "user", "content": "x", "name": "me"}], "'name'.*only role and content"),
         ([{"role": "user", "content": "a\ud800"}], "lone surrogate at position 1"),
@@ -65,9 +65,9 @@ def test_what_is_wrong_is_said_with_its_place(messages, why):
         (["system", "user", "system"], "messages[2] is of role 'system', expected 'assistant'"),
         (
             ["user", "assistant"],
-            "messages ends with role 'assistant', expected one more, of role 'user'",
+            "messages ends with role 'assistant', expected one more, of 'user'",
         ),
-        (["system"], "messages ends with role 'system', expected one more, of role 'user'"),
+        (["system"], "messages ends with role 'system', expected one more, of 'user'"),
     ],
 )
 def test_the_first_message_out_of_order_is_named(roles, place):
