@@ -21,6 +21,8 @@ from engine.client import EngineClient
 from engine.config import EngineConfig
 from engine.core import Engine
 from engine.kv_cache import kv_block_bytes, resolve_num_blocks
+from loaders.cache import default_cache_dir
+from loaders.demo import build_demo
 from loaders.errors import InvalidSpecError
 from loaders.kernels.resolve import backend_names
 from loaders.load import LoadedModel, load
@@ -51,29 +53,55 @@ BLOCK_SIZE = 16
 CPU_KV_SHARE = 0.4
 
 
-def serve(settings: Settings, prepare: Callable[[], VariantSpec] | None = None) -> int:
+DEMO_NAME = "demo"
+
+
+def serve(settings: Settings) -> int:
     """Serve until told to stop; return the exit code.
 
-    prepare: gives the variant where the settings name none; runs beside the server, as loading
-    does. Raises SettingsError and BindError before anything is loaded.
+    Raises SettingsError and BindError before anything is loaded.
     """
     set_up_logs(settings)
     key = read_key(settings)
-    find_variant = prepare or _variant_finder(settings)
-    _check_backend(settings.backend)
+    load_model = resolve_loader(settings)
     for name in unknown_variables():
         log.warning("unknown variable", name=name)
     listener = listen(settings.host, settings.port, stall_limit_s=settings.stall_limit_s)
     log.info("listening", url=url_of(listener), key="asked for" if key else "none: loopback only")
     lifecycle = Lifecycle()
     app = create_app(api_context(settings, lifecycle), KeyRing(key) if key else None)
-    server = Server(
-        app,
-        lifecycle,
-        load=lambda: load_served_model(settings, find_variant()),
-        drain_limit_s=settings.drain_limit_s,
+    return Server(app, lifecycle, load=load_model, drain_limit_s=settings.drain_limit_s).run(
+        listener
     )
-    return server.run(listener)
+
+
+def resolve_loader(settings: Settings) -> Callable[[], ServedModel]:
+    """What loads the model; names that cannot be right are refused here, before anything is."""
+    if settings.backend not in ("auto", *backend_names()):
+        choices = ", ".join(["auto", *backend_names()])
+        raise SettingsError(f"backend is {settings.backend!r}; choose one of {choices}")
+    if settings.variant is None:
+        return lambda: load_demo(settings)
+    try:
+        spec = parse_spec(settings.variant)
+    except InvalidSpecError as error:
+        raise SettingsError(f"variant: {error}") from error
+    return lambda: load_served_model(settings, spec)
+
+
+def load_demo(settings: Settings) -> ServedModel:
+    """Build the demo where it is missing, and load it under a short name."""
+    log.info("no variant was named: serving the demo")
+    demo = build_demo(
+        settings.cache_dir or default_cache_dir(),
+        progress=lambda step: log.info("preparing the demo", step=step),
+    )
+    own = {
+        "served_model_name": settings.served_model_name or DEMO_NAME,
+        "cache_dir": demo.cache_dir,
+        "local_files_only": True,  # it is on no hub
+    }
+    return load_served_model(settings.model_copy(update=own), parse_spec(demo.default_spec))
 
 
 def api_context(settings: Settings, lifecycle: Lifecycle) -> ApiContext:
@@ -114,7 +142,7 @@ def load_served_model(settings: Settings, spec: VariantSpec) -> ServedModel:
     client.start()
     turn_ends = frozenset() if template is None else template.stop_token_ids
     return ServedModel(
-        name=settings.served_model_name or model_name(spec),
+        name=resolve_served_name(settings, spec),
         created=int(time.time()),
         engine=client,
         tokenizer=loaded.tokenizer,
@@ -126,8 +154,12 @@ def load_served_model(settings: Settings, spec: VariantSpec) -> ServedModel:
     )
 
 
-def model_name(spec: VariantSpec) -> str:
-    """Return the name that a variant is served under unless the settings give another."""
+def resolve_served_name(settings: Settings, spec: VariantSpec) -> str:
+    """What clients call the variant: what the operator calls it, without the path of a folder."""
+    if settings.served_model_name is not None:
+        return settings.served_model_name
+    if spec.folder is None and settings.variant is not None:
+        return settings.variant.strip()
     return f"{spec.repo}:{spec.revision}" if spec.revision else spec.repo
 
 
@@ -235,19 +267,3 @@ def identity_of(loaded: LoadedModel, template: ChatTemplate | None) -> Identity:
         fingerprint=f"fp_{digest[:12]}",
         record=record,
     )
-
-
-def _variant_finder(settings: Settings) -> Callable[[], VariantSpec]:
-    if settings.variant is None:
-        raise SettingsError("variant is not set; name what to serve, as in owner/name:branch")
-    try:
-        spec = parse_spec(settings.variant)
-    except InvalidSpecError as error:
-        raise SettingsError(f"variant: {error}") from error
-    return lambda: spec
-
-
-def _check_backend(asked: str) -> None:
-    if asked != "auto" and asked not in backend_names():
-        choices = ", ".join(["auto", *backend_names()])
-        raise SettingsError(f"backend is {asked!r}; choose one of {choices}")

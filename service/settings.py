@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     )
     device: str = Field(
         "auto",
-        description="Where the weights go: `auto` (GPUs where there are any), `cpu`, `cuda:0`, …",
+        description="Where the weights go: `auto` (a GPU if there is one), `cpu`, `cuda:0`.",
     )
     dtype: str = Field(
         "auto",
@@ -309,23 +309,27 @@ def _describe(error: ValidationError, flags: Mapping[str, object], file: Path | 
     """Say in one line which settings are wrong, where they were set, and what was expected."""
     wrong: dict[str, list[str]] = {}
     for detail in error.errors(include_url=False):
-        place, reason = _describe_one(detail, flags, file)
-        wrong.setdefault(place, []).append(reason)
-    # A setting that may be a number or "auto" comes with one reason for each.
-    return "; ".join(f"{place} {', or '.join(reasons)}".strip() for place, reasons in wrong.items())
+        # A setting that may be a number or "auto" comes with one reason for each.
+        wrong.setdefault(_subject(detail, flags, file), []).append(_reason(detail))
+    return "; ".join(subject + ", or ".join(reasons) for subject, reasons in wrong.items())
 
 
-def _describe_one(
-    detail: ErrorDetails, flags: Mapping[str, object], file: Path | None
-) -> tuple[str, str]:
-    message = detail["msg"].removeprefix("Value error, ")
+def _subject(detail: ErrorDetails, flags: Mapping[str, object], file: Path | None) -> str:
+    """Name a setting by where it was set, and say what was found there."""
     if not detail["loc"]:
-        return "", message
+        return ""
     name = str(detail["loc"][0])
     if detail["type"] == "extra_forbidden":
-        return name, f"is not a setting (in {file}); see docs/configuration.md"
-    found = "" if name in SECRETS else f"is {str(detail['input'])[:60]!r}: "
-    return _place(name, flags, file), f"{found}{message[:1].lower()}{message[1:]}"
+        return f"{name} in {file} "
+    found = "" if name in SECRETS else f" is {str(detail['input'])[:60]!r}"
+    return f"{_place(name, flags, file)}{found}: "
+
+
+def _reason(detail: ErrorDetails) -> str:
+    if detail["type"] == "extra_forbidden":
+        return "is not a setting; see docs/configuration.md"
+    message = detail["msg"].removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
 
 
 def _place(name: str, flags: Mapping[str, object], file: Path | None) -> str:

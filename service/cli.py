@@ -1,0 +1,139 @@
+"""The `tetrad` command: reads the command line, and hands over.
+
+The options of `serve` derive from `service.settings`; nothing is said twice. What takes long to
+import (torch, for one) is imported by the command that needs it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from service.errors import BindError, ServiceError
+from service.settings import (
+    CONFIG_VARIABLE,
+    ENV_PREFIX,
+    Settings,
+    config_file_from_environment,
+    flag_of,
+    load_settings,
+    unit_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pydantic.fields import FieldInfo
+
+WRONG_SETTING = 2
+CANNOT_LISTEN = 3
+
+app = typer.Typer(
+    name="tetrad",
+    help="Serves GPTQ and AWQ checkpoints.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command line; an error that we foresaw is one line and an exit code."""
+    try:
+        app()
+    except ServiceError as error:
+        sys.stderr.write(f"tetrad: {error}\n")
+        sys.exit(CANNOT_LISTEN if isinstance(error, BindError) else WRONG_SETTING)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"tetrad {version('tetrad')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+def takes_settings(command: Callable[[Settings], None]) -> Callable[..., None]:
+    """Give a command every setting as an option, and the file that holds them as `--config`."""
+
+    def run(config: Path | None, **options: object) -> None:
+        flags = {name: value for name, value in options.items() if value is not None}
+        command(load_settings(flags, config or config_file_from_environment()))
+
+    config_option = Annotated[
+        Path | None,
+        typer.Option(
+            "--config", metavar="FILE", help=f"YAML file of settings. ({CONFIG_VARIABLE})"
+        ),
+    ]
+    annotations: dict[str, Any] = {"config": config_option}
+    annotations |= {name: _option(name, field) for name, field in Settings.model_fields.items()}
+    run.__annotations__ = {**annotations, "return": None}
+    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+            for name, kind in annotations.items()
+        ]
+    )
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    return run
+
+
+def _option(name: str, field: FieldInfo) -> Any:
+    """Describe a setting to typer; values stay text, the settings model reads and checks them."""
+    help_text = f"{field.description} ({ENV_PREFIX}{name.upper()})"
+    if name == "variant":
+        return Annotated[str | None, typer.Argument(metavar="VARIANT", help=help_text)]
+    if field.annotation is bool:
+        flags = f"{flag_of(name)}/--no-{flag_of(name).removeprefix('--')}"
+        return Annotated[bool | None, typer.Option(flags, help=help_text)]
+    metavar = (unit_of(field) or "value").upper()
+    return Annotated[str | None, typer.Option(flag_of(name), metavar=metavar, help=help_text)]
+
+
+@app.command()
+@takes_settings
+def serve(settings: Settings) -> None:
+    """Serve a variant, or the demo where none is named, until told to stop."""
+    from service.app import serve as run_server
+
+    sys.exit(run_server(settings))
+
+
+@app.command()
+def demo(
+    cache_dir: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where to build it. (TETRAD_CACHE_DIR)")
+    ] = None,
+) -> None:
+    """Build the demo where it is missing; say where it is, and which branches it has."""
+    from loaders.cache import default_cache_dir
+    from loaders.demo import build_demo
+    from loaders.demo.branches import BRANCHES
+    from loaders.errors import LoadError
+
+    with Console(stderr=True).status("looking for the demo") as status:
+        try:
+            built = build_demo(cache_dir or default_cache_dir(), progress=status.update)
+        except LoadError as error:
+            sys.exit(f"tetrad: {error}")
+    typer.echo(f"The demo is in {built.cache_dir}. Serve one of its branches by name:")
+    for branch in BRANCHES:
+        served = " (served by default)" if str(branch) == built.default_spec else ""
+        typer.echo(f"  {branch}  {branch.description}{served}")

@@ -1,0 +1,162 @@
+"""The composition root: what is refused at once, what "auto" comes to, and a real tiny model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from engine.errors import NotEnoughBlocksError
+from loaders.load import GenerationDefaults, LoadedModel, Provenance
+from loaders.spec import parse_spec
+from service import app
+from service.app import (
+    identity_of,
+    load_served_model,
+    resolve_engine_config,
+    resolve_kv_cache_bytes,
+    resolve_loader,
+    resolve_num_threads,
+    resolve_served_name,
+)
+from service.errors import SettingsError
+from service.settings import Settings
+from tests.models import tiny_llama
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.models import TinyRepositories
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory, tiny_tokenizer) -> LoadedModel:
+    return LoadedModel(
+        model=tiny_llama(dtype=torch.float32),
+        tokenizer=tiny_tokenizer,
+        generation=GenerationDefaults(None, None, None, frozenset({1})),
+        quantization=None,
+        provenance=Provenance(
+            repo="owner/name",
+            revision="main",
+            commit="0123abc",
+            folder=tmp_path_factory.mktemp("empty"),
+            backend="dense",
+            dtype="float32",
+            device="cpu",
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"backend": "fast", "variant": "a/b"}, "backend is 'fast'; choose one of auto"),
+        ({"variant": "./no-such-folder"}, "no folder"),
+        ({"variant": "x/y/z:main"}, "x/y/z"),
+        ({"variant": " "}, "empty"),
+    ],
+)
+def test_names_that_cannot_be_right_are_refused_before_loading(settings, told):
+    with pytest.raises(SettingsError, match=told):
+        resolve_loader(Settings(**settings))
+
+
+@pytest.mark.parametrize("variant", ["owner/name", "owner/name:branch", "owner/name@0123abc"])
+def test_variant_is_served_as_it_was_named(variant):
+    assert resolve_served_name(Settings(variant=variant), parse_spec(variant)) == variant
+    named = Settings(variant=variant, served_model_name="mine")
+    assert resolve_served_name(named, parse_spec(variant)) == "mine"
+
+
+def test_folder_is_served_without_its_path(tmp_path: Path):
+    variant = str(tmp_path)
+    assert resolve_served_name(Settings(variant=variant), parse_spec(variant)) == tmp_path.name
+
+
+def test_threads_are_as_asked_or_the_physical_cores(monkeypatch):
+    assert resolve_num_threads(Settings(num_threads=3)) == 3
+    monkeypatch.setattr(app.psutil, "cpu_count", lambda logical: 4)
+    monkeypatch.setattr(app.os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert resolve_num_threads(Settings()) == 4
+    monkeypatch.setattr(app.os, "sched_getaffinity", lambda pid: {0, 1})
+    assert resolve_num_threads(Settings()) == 2
+
+
+def test_kv_cache_is_as_asked_or_a_share_of_what_is_free(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
+    monkeypatch.setattr(app, "free_bytes", lambda device: 1000)
+    assert resolve_kv_cache_bytes(Settings(kv_cache_size=7), cpu) == 7
+    assert resolve_kv_cache_bytes(Settings(), cpu) == 400
+    # Half of the GPU's 2000 bytes are taken by the weights; 90 % may be taken in all.
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=2000)
+    )
+    assert resolve_kv_cache_bytes(Settings(), cuda) == 800
+    assert resolve_kv_cache_bytes(Settings(gpu_memory_utilization=0.4), cuda) == 0
+
+
+def test_context_is_what_the_model_was_made_for(loaded):
+    made_for = loaded.model.config.max_position_embeddings
+    config = resolve_engine_config(Settings(), loaded)
+    assert config.max_model_len == made_for
+    assert config.num_blocks * config.block_size >= made_for
+    assert config.max_num_seqs == 32
+
+
+def test_context_shrinks_to_what_the_kv_cache_holds(loaded):
+    roomy = resolve_engine_config(Settings(max_num_seqs=1), loaded)
+    block_bytes = app.kv_block_bytes(loaded.model.config, app.BLOCK_SIZE, loaded.model.dtype)
+    small = Settings(kv_cache_size=3 * block_bytes)
+    config = resolve_engine_config(small, loaded)
+    assert config.max_model_len == 2 * app.BLOCK_SIZE < roomy.max_model_len
+    with pytest.raises(NotEnoughBlocksError):
+        resolve_engine_config(Settings(kv_cache_size=3 * block_bytes, max_model_len=100), loaded)
+
+
+def test_longer_context_than_the_model_was_made_for_is_refused(loaded):
+    made_for = loaded.model.config.max_position_embeddings
+    with pytest.raises(SettingsError, match=str(made_for)):
+        resolve_engine_config(Settings(max_model_len=made_for + 1), loaded)
+
+
+def test_fingerprint_changes_with_whatever_may_change_an_answer(loaded):
+    one = identity_of(loaded, None)
+    assert one.fingerprint == identity_of(loaded, None).fingerprint
+    for change in ({"commit": "f00"}, {"backend": "int4pack"}, {"dtype": "bfloat16"}):
+        other = replace(loaded, provenance=replace(loaded.provenance, **change))
+        assert identity_of(other, None).fingerprint != one.fingerprint
+    moved = replace(loaded, provenance=replace(loaded.provenance, folder="/elsewhere"))
+    assert identity_of(moved, None).fingerprint == one.fingerprint
+
+
+def test_identity_can_be_sent_as_headers(loaded):
+    folder = replace(loaded, provenance=replace(loaded.provenance, commit=None, revision=None))
+    for value in identity_of(folder, None).headers.values():
+        assert value
+        value.encode("latin-1")
+
+
+def test_served_model_is_whole(tiny_repo: TinyRepositories):
+    variant = tiny_repo.specs()[0]
+    settings = Settings(
+        variant=variant,
+        cache_dir=tiny_repo.cache_dir,
+        local_files_only=True,
+        device="cpu",
+        max_num_seqs=2,
+        num_threads=torch.get_num_threads(),
+    )
+    served = load_served_model(settings, parse_spec(variant))
+    try:
+        assert served.engine.is_alive
+        assert served.name == variant
+        assert served.require_chat_template().render([{"role": "user", "content": "hi"}])
+        assert served.stop_token_ids == {1, 3}
+        assert served.identity.record["commit"] == served.identity.revision
+    finally:
+        served.close()
+    assert not served.engine.is_alive

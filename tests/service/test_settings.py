@@ -1,0 +1,177 @@
+"""Where settings come from, which source wins, and what is said of wrong ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from service.errors import SettingsError
+from service.settings import (
+    Settings,
+    config_file_from_environment,
+    flag_of,
+    is_loopback,
+    load_settings,
+    read_key,
+    unknown_variables,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in os.environ:
+        if name.startswith("TETRAD_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "tetrad.yaml"
+    path.write_text("port: 1\nhost: 127.0.0.3\nkv_cache_size: 2GiB\n")
+    return path
+
+
+def test_flag_wins_over_variable_over_file_over_default(monkeypatch, config):
+    assert load_settings({}, None).port == 8000
+    assert load_settings({}, config).port == 1
+    monkeypatch.setenv("TETRAD_PORT", "2")
+    assert load_settings({}, config).port == 2
+    settings = load_settings({"port": "3"}, config)
+    assert settings.port == 3
+    assert settings.host == "127.0.0.3"
+    assert settings.kv_cache_size == 2 * 1024**3
+
+
+def test_empty_variable_counts_as_not_set(monkeypatch):
+    monkeypatch.setenv("TETRAD_VARIANT", "")
+    assert load_settings({}, None).variant is None
+
+
+@pytest.mark.parametrize("name", ["max_model_len", "kv_cache_size", "num_threads"])
+def test_number_or_auto(name):
+    assert getattr(load_settings({name: "auto"}, None), name) == "auto"
+    assert getattr(load_settings({name: "512"}, None), name) == 512
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({"port": "abc"}, "--port is 'abc': "),
+        ({"port": "65536"}, "--port is '65536': "),
+        ({"max_model_len": "x"}, "--max-model-len is 'x': input should be a valid integer"),
+        ({"max_model_len": "0"}, "or input should be 'auto'"),
+        ({"gpu_memory_utilization": "1.5"}, "--gpu-memory-utilization"),
+        ({"drain_limit_s": "inf"}, "--drain-limit-s"),
+        ({"max_body_size": "4 elephants"}, "--max-body-size"),
+        ({"log_format": "xml"}, "'console' or 'json'"),
+        ({"api_key": "k", "api_key_file": "f"}, "keep one"),
+        ({"variant": 3}, "VARIANT"),
+    ],
+)
+def test_wrong_value_is_told_in_one_line(flags, told):
+    with pytest.raises(SettingsError) as caught:
+        load_settings(flags, None)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_several_wrong_values_are_told_together(monkeypatch, config):
+    monkeypatch.setenv("TETRAD_MAX_NUM_SEQS", "none")
+    config.write_text("port: x\nprot: 1\n")
+    with pytest.raises(SettingsError) as caught:
+        load_settings({"num_threads": "-1"}, config)
+    message = str(caught.value)
+    assert "TETRAD_MAX_NUM_SEQS is 'none'" in message
+    assert f"port in {config} is 'x'" in message
+    assert f"prot in {config} is not a setting" in message
+    assert "--num-threads is '-1'" in message
+
+
+def test_wrong_key_is_not_shown(config):
+    config.write_text("api_key: [hunter2]\nhub_token: 12345\n")
+    with pytest.raises(SettingsError, match="api_key") as caught:
+        load_settings({}, config)
+    assert "hunter2" not in str(caught.value)
+    assert "12345" not in str(caught.value)
+    assert "hunter2" not in repr(Settings(api_key="hunter2"))
+
+
+@pytest.mark.parametrize("content", ["- a\n", "text", "a: [", "\x00", "1: 2"])
+def test_file_that_holds_no_settings(config, content):
+    config.write_text(content)
+    with pytest.raises(SettingsError, match="config file") as caught:
+        load_settings({}, config)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_is_an_error_and_an_empty_one_is_not(tmp_path):
+    with pytest.raises(SettingsError, match="No such file"):
+        load_settings({}, tmp_path / "none.yaml")
+    (tmp_path / "empty.yaml").touch()
+    assert load_settings({}, tmp_path / "empty.yaml").port == 8000
+
+
+def test_file_may_be_named_by_a_variable(monkeypatch, config):
+    assert config_file_from_environment() is None
+    monkeypatch.setenv("TETRAD_CONFIG", str(config))
+    assert config_file_from_environment() == config
+
+
+def test_slips_of_the_pen_in_variables_are_found(monkeypatch):
+    monkeypatch.setenv("TETRAD_CONFIG", "x")
+    monkeypatch.setenv("TETRAD_PORT", "1")
+    monkeypatch.setenv("TETRAD_MAX_MODEL_LENGTH", "1")
+    assert unknown_variables() == ["TETRAD_MAX_MODEL_LENGTH"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_loopback_needs_no_key(host):
+    assert is_loopback(host)
+    assert read_key(Settings(host=host)) is None
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", "128.0.0.1"])
+def test_any_other_address_needs_a_key(host):
+    with pytest.raises(SettingsError, match="TETRAD_API_KEY"):
+        read_key(Settings(host=host))
+    assert read_key(Settings(host=host, api_key="sk-1")) == "sk-1"
+
+
+def test_key_may_come_from_a_file(tmp_path):
+    path = tmp_path / "key"
+    path.write_text("sk-from-file\n")
+    assert read_key(Settings(api_key_file=path, host="0.0.0.0")) == "sk-from-file"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n \n", b"two words", b"two\nlines", b"sk-\xff", b"a\0b"]
+)
+def test_file_without_a_usable_key_is_an_error(tmp_path, content):
+    path = tmp_path / "key"
+    path.write_bytes(content)
+    with pytest.raises(SettingsError, match="api_key_file"):
+        read_key(Settings(api_key_file=path))
+
+
+def test_missing_key_file_is_an_error(tmp_path):
+    with pytest.raises(SettingsError, match="No such file"):
+        read_key(Settings(api_key_file=tmp_path / "none"))
+
+
+@pytest.mark.parametrize("key", ["", " ", "schlüssel", "a b"])
+def test_unusable_key_is_an_error(key):
+    with pytest.raises(SettingsError, match="no usable key"):
+        read_key(Settings(api_key=key))
+
+
+def test_every_setting_says_what_it_means():
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert field.description.endswith("."), name
+        assert flag_of(name).startswith("--")
