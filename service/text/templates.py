@@ -125,7 +125,7 @@ class ChatTemplate:
         return ids
 
     def _find_turn_end(self) -> frozenset[int]:
-        """See what the template writes behind an answer; none where it isn't a single piece."""
+        """See which control piece the template writes behind an answer; none if it writes text."""
         try:
             text = self._render(checked_turns(_PROBE), disguise=None)
         except InvalidMessagesError:

@@ -19,7 +19,6 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from service.text.facts import VariantFacts
 from service.text.templates import ChatTemplate
 
 if TYPE_CHECKING:
@@ -117,12 +116,6 @@ def chat_template() -> Iterator[Callable[[PreTrainedTokenizerBase, Family | str]
     yield make
     for template in made:
         template.close()
-
-
-def facts_of(repo: str, tokenizer: PreTrainedTokenizerBase | None = None) -> VariantFacts:
-    """Facts of a Llama-shaped variant without a card."""
-    pieces = frozenset(tokenizer.added_tokens_encoder) if tokenizer else frozenset()
-    return VariantFacts(repo=repo, model_type="llama", pieces=pieces)
 
 
 def read_vocabulary(config: pytest.Config, name: str) -> PreTrainedTokenizerBase:

@@ -1,0 +1,52 @@
+"""What a client reads: whole characters, no part of a stop string, no end piece."""
+
+from __future__ import annotations
+
+from service.text.text_stream import TextStream
+
+
+def stream(tokenizer, **options) -> TextStream:
+    return TextStream(tokenizer, [*b"prompt"], **options)
+
+
+def test_text_comes_as_it_is_complete(small):
+    text = stream(small)
+    assert [text.push(byte) for byte in "é!".encode()] == ["", "é", "!"]
+    assert text.flush() == ""
+    assert not text.stopped
+
+
+def test_a_stop_string_across_ids_ends_the_text_before_it(small):
+    text = stream(small, stop_strings=["é!"])
+    assert [text.push(byte) for byte in "aé!b".encode()] == ["a", "", "", "", ""]
+    assert text.stopped
+    assert text.stop_string == "é!"
+    assert text.flush() == ""
+
+
+def test_a_begun_stop_string_comes_out_at_the_end(small):
+    text = stream(small, stop_strings=["</s>"])
+    assert [text.push(byte) for byte in b"a</"] == ["a", "", ""]
+    assert text.flush() == "</"
+    assert not text.stopped
+
+
+def test_what_the_detokenizer_held_back_may_complete_a_stop_string(small):
+    text = stream(small, stop_strings=["a\ufffd"])
+    assert [text.push(byte) for byte in "a€".encode()[:-1]] == ["", "", ""]
+    assert text.flush() == ""
+    assert text.stopped
+
+
+def test_an_end_piece_is_no_text_even_if_it_is_not_marked_special(small):
+    end = small.convert_tokens_to_ids("<|EOT|>")
+    text = stream(small, stop_token_ids={end})
+    assert text.push(ord("a")) + text.push(end) + text.flush() == "a"
+    assert stream(small).push(end) == "<|EOT|>"
+
+
+def test_the_prompts_end_decides_about_the_first_space(llama_2):
+    prompt = llama_2.backend_tokenizer.encode("[/INST]").ids
+    (word,) = llama_2.backend_tokenizer.encode("answer", add_special_tokens=False).ids
+    assert TextStream(llama_2, prompt).push(word) == " answer"
+    assert TextStream(llama_2, [1]).push(word) == "answer"
