@@ -20,14 +20,17 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from loaders.resident_memory import MappedFiles
 
-def settle_on_cpu(model: PreTrainedModel) -> None:
+
+def settle_on_cpu(model: PreTrainedModel, mapped: MappedFiles) -> None:
     """Widen a loaded CPU model to float32, keeping large tables compact where that is exact."""
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Embedding):
             module.register_forward_hook(_widen)
         elif isinstance(module, nn.Linear):
             _settle_linear(model, name, module)
+            mapped.release([module.weight.data])
         elif not isinstance(module, PackedLinear):
             _widen_own_tensors(module)
 

@@ -28,6 +28,7 @@ from loaders.model_config import make_model_config, read_config
 from loaders.packed_linear import packed_layers
 from loaders.quantization import Quantization, read_quantization
 from loaders.quantizer import PackedConfig
+from loaders.resident_memory import MappedFiles, return_freed_memory
 from loaders.spec import VariantSpec, parse_spec
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# Freed memory goes back this often while layers are prepared; each time takes milliseconds.
+_LAYERS_PER_TRIM = 32
 # Names that a checkpoint may carry and a model no longer needs (tables that Transformers computes
 # itself).
 _HARMLESS_EXTRAS = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
@@ -108,16 +111,18 @@ def load(
     device_map = resolve_device_map(device)
     compute_dtype = resolve_dtype(dtype, config, device_map)
 
+    tokenizer = load_tokenizer(snapshot.folder)
     needed = estimate_bytes(checkpoint.tensors, quantization, bytes_per_weight_8bit=2)
     if isinstance(device_map, dict):
         check_fits(needed, device_map[""])
     model = _build_model(checkpoint, config, quantization, device_map)
-    backends = _prepare_layers(model, asked=backend)
-    on_cpu = isinstance(device_map, dict) and device_map[""].type == "cpu"
-    if on_cpu:
-        settle_on_cpu(model)
+    mapped = MappedFiles.find(checkpoint.shards)
+    # The head before the layers: packing it takes the most memory besides what it keeps.
+    if isinstance(device_map, dict) and device_map[""].type == "cpu":
+        settle_on_cpu(model, mapped)
     else:
         settle_on_cuda(model, compute_dtype)
+    backends = _prepare_layers(model, mapped, asked=backend)
 
     provenance = Provenance(
         repo=spec.repo,
@@ -128,6 +133,7 @@ def load(
         dtype=str(compute_dtype).removeprefix("torch."),
         device=device_map if isinstance(device_map, str) else str(device_map[""]),
     )
+    return_freed_memory()
     log.info(
         "loaded",
         variant=str(spec),
@@ -139,7 +145,7 @@ def load(
     )
     return LoadedModel(
         model=model,
-        tokenizer=load_tokenizer(snapshot.folder),
+        tokenizer=tokenizer,
         generation=read_generation_defaults(snapshot.folder, config),
         quantization=quantization,
         provenance=provenance,
@@ -246,16 +252,19 @@ def _check_report(report: Mapping[str, Any]) -> None:
         log.warning("tensors_unused", count=len(unexpected), first=unexpected[:6])
 
 
-def _prepare_layers(model: PreTrainedModel, *, asked: str) -> list[str]:
+def _prepare_layers(model: PreTrainedModel, mapped: MappedFiles, *, asked: str) -> list[str]:
     """Prepare every packed layer's kernel; return the backends used, most layers first."""
     counts: dict[str, int] = {}
     reasons: dict[str, str] = {}
-    for layer in packed_layers(model).values():
+    waiting = [layer for layer in packed_layers(model).values() if layer.kernel is None]
+    for number, layer in enumerate(waiting):
         if layer.format is None or layer.scales is None:
             raise CheckpointError(f"layer {layer.name} holds no packed tensors")
         shape = LayerShape(layer.format, layer.in_features, layer.out_features, layer.scales.device)
         chosen, reason = resolve_backend(asked, shape)
-        layer.prepare(chosen)
+        layer.prepare(chosen, mapped)
+        if number % _LAYERS_PER_TRIM == 0:
+            return_freed_memory()
         counts[chosen.name] = counts.get(chosen.name, 0) + 1
         reasons.setdefault(chosen.name, reason)
     for name, count in counts.items():

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from loaders.kernels.protocol import Backend, Kernel
     from loaders.quantization import PackedFormat
+    from loaders.resident_memory import MappedFiles
 
 
 def packed_shapes(
@@ -120,11 +121,12 @@ class PackedLinear(nn.Module):
         self.qweight = self.qzeros = self.scales = self.g_idx = None
         return packed
 
-    def prepare(self, backend: Backend) -> None:
+    def prepare(self, backend: Backend, mapped: MappedFiles) -> None:
         """Check the tensors' values and turn them into the backend's kernel."""
         packed = self.take_tensors()
         packed.check_values()
         self.kernel = backend.prepare(packed)
+        mapped.release([packed.qweight, packed.qzeros, packed.scales, packed.g_idx])
         if self.bias is not None:
             # AutoGPTQ stores a bias of zeros for layers that have none.
             self.bias = self.bias.float() if bool(self.bias.any()) else None

@@ -177,7 +177,8 @@ def _pack_weight(weight: GroupedWeight) -> Int4PackKernel:
     extra = -weight.out_features % OUTPUT_MULTIPLE
     codes, zeros = _centred(weight)
     scales = pad(weight.scales, (0, extra)).to(torch.bfloat16)
-    # From the rounded scale, so that a code equal to its zero point stays as near to zero as it can.
+    # From the rounded scale, so that a code equal to its zero point stays as near to zero as it
+    # can.
     minima = (_MIDDLE_CODE - pad(zeros, (0, extra))) * scales.float()
     return Int4PackKernel(
         packed=_pack(pad(codes, (0, 0, 0, extra)).to(torch.int32)),

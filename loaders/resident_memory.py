@@ -1,0 +1,70 @@
+"""Gives memory back to the system while a checkpoint is turned into kernels (Linux; else nothing).
+
+A checkpoint's tensors are pages of its mapped files. Once a layer is prepared its pages are not
+needed again, but they would stay counted as the process's until the last tensor of the file is
+gone, and the embedding never goes. Dropping them keeps the peak near what the prepared model
+takes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor
+
+_MADV_DONTNEED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class MappedFiles:
+    """Where this process has certain files mapped; only there may pages be dropped unseen."""
+
+    ranges: tuple[tuple[int, int], ...]  # start and end addresses
+
+    @classmethod
+    def find(cls, paths: Iterable[Path]) -> MappedFiles:
+        """Look the files up in the process's memory map."""
+        names = {str(path.resolve()) for path in paths}
+        maps = Path("/proc/self/maps")
+        if not maps.exists():
+            return cls(())
+        ranges = []
+        for line in maps.read_text().splitlines():
+            fields = line.split(maxsplit=5)
+            if len(fields) == 6 and fields[5] in names:
+                start, end = fields[0].split("-")
+                ranges.append((int(start, 16), int(end, 16)))
+        return cls(tuple(ranges))
+
+    def release(self, tensors: Iterable[Tensor | None]) -> None:
+        """Drop the tensors' whole pages; reading them again would bring them back from the file."""
+        for tensor in tensors:
+            if tensor is None or tensor.device.type != "cpu":
+                continue
+            start, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
+            if any(low <= start and start + size <= high for low, high in self.ranges):
+                _drop_pages(start, size)
+
+
+def _drop_pages(start: int, size: int) -> None:
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (start + size) // mmap.PAGESIZE * mmap.PAGESIZE
+    if last > first:
+        # A refusal only means that the pages stay; there is nothing to do about it.
+        ctypes.CDLL(None).madvise(
+            ctypes.c_void_p(first), ctypes.c_size_t(last - first), _MADV_DONTNEED
+        )
+
+
+def return_freed_memory() -> None:
+    """Hand what the allocator holds unused back to the system (glibc's malloc_trim)."""
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)
