@@ -6,19 +6,35 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from loaders.cache import default_cache_dir
+from loaders.demo import DemoRepositories, build_demo
 from tests import models
 
 if TYPE_CHECKING:
-    from tests.models import TinyRepositories
+    from pathlib import Path
+
+    from transformers import PreTrainedTokenizerFast
 
 
 @pytest.fixture(scope="session")
-def tiny_repo(tmp_path_factory: pytest.TempPathFactory) -> TinyRepositories:
+def demo() -> DemoRepositories:
+    """The demo's repositories, built in the user's cache unless they lie there already."""
+    return build_demo(default_cache_dir(), progress=print)
+
+
+@pytest.fixture(scope="session")
+def demo_cache(demo: DemoRepositories) -> Path:
+    """The hub cache that holds the demo."""
+    return demo.cache_dir
+
+
+@pytest.fixture(scope="session")
+def tiny_repo(tmp_path_factory: pytest.TempPathFactory) -> models.TinyRepositories:
     """A hub cache with the random two-layer model: the first card's six branches, and AWQ 128g."""
     return models.write_tiny_repositories(tmp_path_factory.mktemp("tiny-cache"))
 
 
 @pytest.fixture(scope="session")
-def tiny_tokenizer() -> models.PreTrainedTokenizerFast:
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """The random model's byte-level tokenizer: `<s>` before every text, a ChatML template."""
     return models.tiny_tokenizer()

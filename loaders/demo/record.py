@@ -1,0 +1,36 @@
+"""Measures the perplexity of every branch and writes it down: `python -m loaders.demo.record`.
+
+For developers, after a change to the rounding or to the text. Takes some minutes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from loaders.demo.branches import BRANCHES
+from loaders.demo.checkpoint import WEIGHTS_FILE, write_branch
+from loaders.demo.perplexity import (
+    measure_checkpoint,
+    measure_source,
+    sha256_of,
+    write_record,
+)
+from loaders.demo.source import find_gguf, read_source
+
+
+def main() -> None:
+    """Build each branch in a temporary folder and record what it measures."""
+    source = read_source()
+    perplexities = {sha256_of(find_gguf()): measure_source(source)}
+    for branch in BRANCHES:
+        with TemporaryDirectory() as folder:
+            write_branch(Path(folder), source, branch)
+            perplexity = measure_checkpoint(Path(folder))
+            perplexities[sha256_of(Path(folder) / WEIGHTS_FILE)] = perplexity
+            print(f"{branch}: {perplexity:.4f}")
+    write_record(perplexities)
+
+
+if __name__ == "__main__":
+    main()
