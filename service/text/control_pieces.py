@@ -10,6 +10,7 @@ text. Not covered: a template that deletes text inside a content and so joins tw
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import secrets
@@ -78,13 +79,14 @@ class ControlPieces:
         if not any(self._piece.search(text) for text in texts):
             return None
         taken = set(template).union(*texts)
-        free = [chr(code) for code in _STAND_INS if chr(code) not in taken]
         first_characters = sorted({piece[0] for piece in self._ids})
-        if len(free) < len(first_characters):
+        free = (chr(code) for code in _STAND_INS if chr(code) not in taken)
+        stand_ins = list(itertools.islice(free, len(first_characters)))
+        if len(stand_ins) < len(first_characters):
             raise InvalidMessagesError(
                 "the messages hold every private-use character of Unicode's plane 15; send fewer"
             )
-        pairs = list(zip(first_characters, free, strict=False))
+        pairs = list(zip(first_characters, stand_ins, strict=True))
         return Disguise(
             typed_piece=self._beginning,
             stand_ins={ord(first): stand_in for first, stand_in in pairs},

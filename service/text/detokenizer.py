@@ -114,7 +114,7 @@ class Detokenizer:
 
     def _has_text(self, token_ids: Sequence[int]) -> bool:
         """Tell whether the ids decode to any text; only a prompt of nothing but BOS does not."""
-        return bool(self._decode(token_ids[-1:]) or self._decode(token_ids))
+        return bool(self._decode(token_ids[-32:]) or self._decode(token_ids))
 
     def _with_text(self, token_ids: Sequence[int]) -> list[int]:
         """Leave out ids without text: special ones, and those past the vocabulary."""
@@ -131,7 +131,7 @@ class Detokenizer:
         return self._backend.decode(token_ids, self._skip_special_tokens)
 
 
-# Read once per tokenizer: it takes 0.3 ms for Qwen2's 293 added pieces (2026-11).
+# Read once per tokenizer: it takes 1.5 ms for Qwen2's 293 added pieces (2026-11).
 _known_literals: WeakKeyDictionary[PreTrainedTokenizerBase, dict[int, str]] = WeakKeyDictionary()
 
 

@@ -226,7 +226,9 @@ def _apply(rule: _NameRule, words: list[str], facts: VariantFacts) -> Family | N
     if telling == [rule.chat_word]:
         return rule.large_family if rule.large_family and "70b" in words else rule.family
     if not telling or telling in [[word] for word in rule.base_words]:
-        raise ChatNotSupportedError(_base_model_message(" ".join([rule.label, *telling]), facts))
+        raise ChatNotSupportedError(
+            _base_model_message(" ".join([rule.label, *map(str.capitalize, telling)]), facts)
+        )
     return None
 
 

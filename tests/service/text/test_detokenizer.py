@@ -127,7 +127,8 @@ def test_time_is_linear_for_ids_that_never_make_a_character(straddling):
         start = time.process_time()
         for _ in range(5000):
             detokenizer.push(token_id)
-        # 0.2 s on one core (2026-11); DecodeStream alone needs 20 s for the last.
+        # 0.1 s on one core; DecodeStream alone takes 1 to 2 s, and four times that for twice
+        # as many (2026-11).
         assert time.process_time() - start < 5
 
 

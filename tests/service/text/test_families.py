@@ -55,13 +55,13 @@ def test_publishers_own_names_decide(repo, pieces, family):
 @pytest.mark.parametrize(
     ("repo", "label"),
     [
-        ("TheBloke/CodeLlama-13B-Python-GPTQ", "CodeLlama python"),
-        ("codellama/CodeLlama-7b-Python-hf", "CodeLlama python"),
+        ("TheBloke/CodeLlama-13B-Python-GPTQ", "CodeLlama Python"),
+        ("codellama/CodeLlama-7b-Python-hf", "CodeLlama Python"),
         ("TheBloke/CodeLlama-34B-fp16", "CodeLlama"),
         ("codellama/CodeLlama-70b-hf", "CodeLlama"),
         ("TheBloke/Llama-2-7B-GPTQ", "Llama 2"),
         ("mistralai/Mistral-7B-v0.1", "Mistral"),
-        ("deepseek-ai/deepseek-coder-6.7b-base", "DeepSeek-Coder base"),
+        ("deepseek-ai/deepseek-coder-6.7b-base", "DeepSeek-Coder Base"),
     ],
 )
 def test_a_base_model_refuses_chat_and_says_what_works(repo, label):

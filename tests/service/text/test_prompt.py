@@ -31,7 +31,7 @@ def test_a_typed_bos_is_the_bos(tokenizer, times):
     if not leading:
         pytest.skip("this tokenizer adds no BOS")
     for text in ("Hello world", " Hello", "", "[INST] Hi [/INST]"):
-        assert encode_prompt(tokenizer, "<s>" * 0 + tokenizer.bos_token * times + text) == (
+        assert encode_prompt(tokenizer, tokenizer.bos_token * times + text) == (
             encode_prompt(tokenizer, text)
         )
     ids = encode_prompt(tokenizer, tokenizer.bos_token * times + "Hello")
@@ -88,10 +88,10 @@ def test_several_threads_get_what_one_gets(tokenizer):
     assert tokenizer.backend_tokenizer.to_str() == before
 
 
-@pytest.mark.parametrize("unit", ["a", "word ", "<s>", "\n", "漢"])
+@pytest.mark.parametrize("unit", ["a", "<s>", "漢 "])
 def test_time_grows_with_the_length_only(tokenizer, unit):
     """Ten times the text may take thirty times the time, not a hundred."""
-    short, long = unit * 4_000, unit * 40_000
+    short, long = unit * 2_000, unit * 20_000
     encode_prompt(tokenizer, short)
     times = []
     for text in (short, long):

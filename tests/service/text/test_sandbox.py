@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -132,6 +135,24 @@ def test_the_process_sees_no_environment_of_the_server(sandbox, monkeypatch):
     template = sandbox("ok")
     with open(f"/proc/{template._worker._process.pid}/environ", "rb") as environment:
         assert b"secret" not in environment.read()
+
+
+def test_the_process_ends_with_a_server_that_is_killed():
+    program = (
+        "import time; from service.text.sandbox import TemplateSandbox;"
+        "one = TemplateSandbox('ok'); print(one._worker._process.pid, flush=True); time.sleep(60)"
+    )
+    root = Path(__file__).parents[3]
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=root, text=True
+    ) as server:
+        worker = Path("/proc", server.stdout.readline().strip())
+        assert worker.exists()
+        server.kill()
+    deadline = time.monotonic() + 10
+    while worker.exists() and "Z" not in (worker / "stat").read_text().split()[2]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_several_threads_share_a_template(sandbox):

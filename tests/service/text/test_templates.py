@@ -104,20 +104,26 @@ def test_each_family_has_its_form_without_a_system_text(small, chat_template, fa
     assert chat_template(small, family).render_text(dialog("Hi")) == text
 
 
-def test_codellama_70b_has_the_published_ids(codellama_70b, chat_template):
-    template = chat_template(codellama_70b, CODELLAMA_70B)
+@pytest.fixture(scope="module")
+def template_70b(codellama_70b):
+    template = ChatTemplate(codellama_70b, name="70B", source=CODELLAMA_70B.template)
+    yield template
+    template.close()
+
+
+def test_codellama_70b_has_the_published_ids(template_70b):
     messages = dialog(
         "First user query",
         "Model response to first query",
         "Second user query",
         system="System prompt    ",
     )
-    assert template.render_text(messages) == (
+    assert template_70b.render_text(messages) == (
         "<s>Source: system\n\n System prompt <step> Source: user\n\n First user query <step> "
         "Source: assistant\n\n Model response to first query <step> Source: user\n\n "
         "Second user query <step> Source: assistant\nDestination: user\n\n "
     )
-    assert template.render(messages) == [
+    assert template_70b.render(messages) == [
         *(1, 7562, 29901, 1788, 13, 13, 2184, 9508, 32015, 7562, 29901, 1404, 13, 13, 3824),
         *(1404, 2346, 32015, 7562, 29901, 20255, 13, 13, 8125, 2933, 304, 937, 2346, 32015),
         *(7562, 29901, 1404, 13, 13, 6440, 1404, 2346, 32015, 7562, 29901, 20255, 13, 14994),
@@ -125,9 +131,9 @@ def test_codellama_70b_has_the_published_ids(codellama_70b, chat_template):
     ]
 
 
-def test_codellama_70b_without_a_system_turn_gets_an_empty_one(codellama_70b, chat_template):
+def test_codellama_70b_without_a_system_turn_gets_an_empty_one(template_70b):
     """Its `<step>` takes the white space before it along."""
-    assert chat_template(codellama_70b, CODELLAMA_70B).render(dialog("First user query")) == [
+    assert template_70b.render(dialog("First user query")) == [
         *(1, 7562, 29901, 1788, 32015, 7562, 29901, 1404, 13, 13, 3824, 1404, 2346, 32015),
         *(7562, 29901, 20255, 13, 14994, 3381, 29901, 1404, 13, 13, 29871),
     ]
@@ -184,6 +190,23 @@ def test_ordinary_messages_get_the_ids_that_transformers_gives(
     if family is ALPACA:  # writes no BOS, and this tokenizer wants one
         expected = [tokenizer.bos_token_id, *expected]
     assert template.render(messages) == expected
+
+
+ENDS = {
+    "small": 257,
+    "llama_2": 2,
+    "codellama": 2,
+    "codellama_70b": 32015,
+    "deepseek_coder": 32021,
+    "qwen2": 151645,
+    "smollm2": 2,
+}
+
+
+def test_what_closes_an_answer_is_found_in_each_vocabulary(family_on_vocabulary, request):
+    _, _, template = family_on_vocabulary
+    name = request.node.callspec.params["family_on_vocabulary"][0]
+    assert template.stop_token_ids == ({ENDS[name]} if name in ENDS else frozenset())
 
 
 def test_the_tokenizers_own_template_gives_what_transformers_gives(smollm2, qwen2):
@@ -251,8 +274,8 @@ def test_what_closes_an_answer_ends_generation(small, chat_template, family, end
     assert stops == {small.convert_tokens_to_ids(end)}
 
 
-def test_step_closes_an_answer_of_codellama_70b(codellama_70b, chat_template):
-    assert chat_template(codellama_70b, CODELLAMA_70B).stop_token_ids == {32015}
+def test_step_closes_an_answer_of_codellama_70b(template_70b):
+    assert template_70b.stop_token_ids == {32015}
 
 
 @pytest.mark.parametrize(
@@ -346,7 +369,7 @@ def test_a_base_model_refuses_chat(small):
         resolve_chat_template(small, facts_of("TheBloke/CodeLlama-13B-Python-GPTQ", small))
 
 
-@pytest.mark.parametrize("source", ["{% if %}", "{{ 7 ** 99999999 % 3 }}"])
+@pytest.mark.parametrize("source", ["{% if %}", "{{ messages.x.y }}"])
 def test_a_template_that_cannot_work_refuses_chat(small, source):
     with pytest.raises(ChatNotSupportedError, match="model cannot chat: the chat template"):
         resolve_chat_template(with_template(small, source), facts_of("model"))
