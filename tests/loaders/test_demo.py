@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,13 @@ class TestBuild:
         (tmp_path / ".demo-killed").mkdir()
         assert build_demo(tmp_path, progress=lambda line: None) == find_demo(tmp_path)
         assert not list(tmp_path.glob(".demo-*"))
+
+    def test_two_that_ask_at_once_share_one_build(self, small_source, tmp_path):
+        lines: list[str] = []
+        with ThreadPoolExecutor(2) as pool:
+            asked = [pool.submit(build_demo, tmp_path, progress=lines.append) for _ in range(2)]
+        assert asked[0].result() == asked[1].result() == find_demo(tmp_path)
+        assert sum(line.startswith("rounding") for line in lines) == len(BRANCHES)
 
     def test_a_build_that_fails_leaves_nothing_behind(self, small_source, tmp_path, monkeypatch):
         def fail(*_: Any, **__: Any) -> str:
