@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.attention import CachedSequence, PagedStep, group_decodes
+from engine.batch import ScheduledBatch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from engine.attention import AttentionStep
-    from engine.batch import ScheduledBatch, ScheduledDecode, ScheduledPrefill
+    from engine.batch import ScheduledDecode, ScheduledPrefill
     from engine.kv_cache import KVCache
 
 
@@ -37,7 +38,7 @@ class ModelInput:
 def model_order(batch: ScheduledBatch) -> ScheduledBatch:
     """Sort a batch as its rows will lie: the longest decoding sequences first."""
     decodes = sorted(batch.decodes, key=lambda decode: decode.position, reverse=True)
-    return type(batch)(tuple(decodes), batch.prefills)
+    return ScheduledBatch(tuple(decodes), batch.prefills)
 
 
 def build_model_input(

@@ -7,6 +7,8 @@ decided in `scheduler`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +21,8 @@ from engine.model_input import build_model_input, model_order
 from engine.sampler import build_sampling_input, is_finite, sample
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -26,23 +30,31 @@ if TYPE_CHECKING:
     from engine.config import EngineConfig
 
 
+@dataclass(frozen=True, slots=True)
+class SampledRows:
+    """What a step sampled, still on the device; rows in the batch's order."""
+
+    tokens: Tensor  # [num_seqs] int64
+    is_finite: Tensor  # [num_seqs] bool: whether the row's logits held neither NaN nor Inf
+
+
 class PendingStep:
     """A launched step whose result has not been read yet."""
 
     def __init__(
-        self, batch: ScheduledBatch, tokens: Tensor, finite: Tensor, cache: KVCache
+        self, batch: ScheduledBatch, sampled: Callable[[], SampledRows], cache: KVCache
     ) -> None:
         self.batch = batch
-        self._tokens = tokens  # [num_seqs] int64, in the batch's order
-        self._finite = finite  # [num_seqs] bool
+        self._sampled = sampled
         self._cache = cache
 
     def result(self) -> SampledTokens:
-        """Wait for the step and read what it sampled."""
-        rows = zip(self.batch.entries, self._tokens.tolist(), self._finite.tolist(), strict=True)
+        """Wait for the step and read what it sampled; call it once."""
+        sampled = self._sampled()
+        tokens, finite = sampled.tokens.tolist(), sampled.is_finite.tolist()
         token_ids, failed = {}, set()
-        for entry, token_id, finite in rows:
-            if finite:
+        for entry, token_id, is_fine in zip(self.batch.entries, tokens, finite, strict=True):
+            if is_fine:
                 token_ids[entry.sequence_id] = (token_id,)
             else:
                 failed.add(entry.sequence_id)
@@ -72,10 +84,18 @@ class ModelRunner:
         )
         self._last_tokens = torch.zeros(config.max_num_seqs, dtype=torch.int64, device=device)
 
-    @torch.inference_mode()
     def launch(self, batch: ScheduledBatch) -> PendingStep:
-        """Start a step. Where the device runs by itself this returns before the step is done."""
+        """Start a step, without waiting for it."""
         batch = model_order(batch)
+        if self._cache.device.type == "cpu":
+            # Nothing runs beside us here, so the step runs when its result is asked for: a token is
+            # handed out before the next one is computed, not after.
+            return PendingStep(batch, partial(self._run, batch), self._cache)
+        sampled = self._run(batch)  # queued on the device
+        return PendingStep(batch, lambda: sampled, self._cache)
+
+    @torch.inference_mode()
+    def _run(self, batch: ScheduledBatch) -> SampledRows:
         model_input = build_model_input(
             batch, self._last_tokens, self._cache, is_batch_invariant=self._is_batch_invariant
         )
@@ -89,4 +109,4 @@ class ModelRunner:
         tokens = sample(logits, settings)
         slots = [entry.slot for entry in batch.entries]
         self._last_tokens.index_copy_(0, torch.tensor(slots, device=tokens.device), tokens)
-        return PendingStep(batch, tokens, is_finite(logits), self._cache)
+        return SampledRows(tokens, is_finite(logits))
