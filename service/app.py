@@ -11,6 +11,7 @@ import json
 import os
 import time
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -46,11 +47,16 @@ from service.text.templates import ChatTemplate, resolve_chat_template
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from transformers import PreTrainedModel
+
 log = structlog.get_logger(__name__)
 
 BLOCK_SIZE = 16
-# On a CPU the weights, the page cache and other programs live in the same memory.
-CPU_KV_SHARE = 0.4
+CGROUP_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+# On a CPU other programs live in the same memory, and the cache is filled with zeros at the start
+# (2 GiB take about a second): no more than this, unless one sequence of full length needs it.
+CPU_KV_BYTES = 2 * 1024**3
+CPU_KV_SHARE = 0.5  # of what is free, in any case
 
 
 DEMO_NAME = "demo"
@@ -150,7 +156,7 @@ def load_served_model(settings: Settings, spec: VariantSpec) -> ServedModel:
         chat_refusal=refusal,
         defaults=loaded.generation,
         stop_token_ids=loaded.generation.stop_token_ids | turn_ends,
-        identity=identity_of(loaded, template),
+        identity=identity_of(loaded, template, is_batch_invariant=settings.batch_invariant),
     )
 
 
@@ -168,15 +174,29 @@ def resolve_num_threads(settings: Settings) -> int:
     if settings.num_threads != "auto":
         return settings.num_threads
     # Two threads of one core share its arithmetic units, which matrix products keep busy.
-    return min(psutil.cpu_count(logical=False) or 1, len(os.sched_getaffinity(0)))
+    cores = min(psutil.cpu_count(logical=False) or 1, len(os.sched_getaffinity(0)))
+    allowed = _container_cpus()
+    return cores if allowed is None else max(1, min(cores, allowed))
+
+
+def _container_cpus() -> int | None:
+    """Return how many processors' time the control group may use; None without a limit."""
+    try:
+        quota, period = CGROUP_CPU_LIMIT.read_text().split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else int(quota) // int(period)
 
 
 def resolve_engine_config(settings: Settings, loaded: LoadedModel) -> EngineConfig:
     """How long and how many sequences may be, in the memory that the weights left."""
     model = loaded.model
-    block_bytes = kv_block_bytes(model.config, BLOCK_SIZE, model.dtype)
-    memory = resolve_kv_cache_bytes(settings, model.device)
-    max_model_len = _resolve_max_model_len(settings, loaded, memory // block_bytes - 1)
+    kv_dtype = torch.float32 if model.device.type == "cpu" else model.dtype
+    block_bytes = kv_block_bytes(model.config, BLOCK_SIZE, kv_dtype)
+    asked_len = _asked_max_model_len(settings, model)
+    sequence_bytes = (-(-asked_len // BLOCK_SIZE) + 1) * block_bytes
+    memory = resolve_kv_cache_bytes(settings, model.device, sequence_bytes)
+    max_model_len = _resolve_max_model_len(settings, asked_len, memory // block_bytes - 1)
     num_blocks = resolve_num_blocks(
         memory,
         block_bytes,
@@ -197,37 +217,43 @@ def resolve_engine_config(settings: Settings, loaded: LoadedModel) -> EngineConf
         max_model_len=max_model_len,
         num_blocks=num_blocks,
         block_size=BLOCK_SIZE,
+        is_batch_invariant=settings.batch_invariant,
     )
 
 
-def resolve_kv_cache_bytes(settings: Settings, device: torch.device) -> int:
-    """How much memory keys and values may take, once the weights are in place."""
+def resolve_kv_cache_bytes(settings: Settings, device: torch.device, sequence_bytes: int) -> int:
+    """How much memory keys and values may take, once the weights are in place.
+
+    sequence_bytes: what one sequence of full length takes.
+    """
     if settings.kv_cache_size != "auto":
         return int(settings.kv_cache_size)
     free = free_bytes(device)
     if device.type != "cuda":
-        return int(free * CPU_KV_SHARE)
+        return min(int(free * CPU_KV_SHARE), max(CPU_KV_BYTES, sequence_bytes))
     total = torch.cuda.get_device_properties(device).total_memory
     return max(0, int(free - (1 - settings.gpu_memory_utilization) * total))
 
 
-def _resolve_max_model_len(settings: Settings, loaded: LoadedModel, num_fitting_blocks: int) -> int:
-    """How long a sequence may become: what was asked for, or what the model and memory allow."""
-    trained = int(loaded.model.config.get_text_config(decoder=True).max_position_embeddings)
-    if settings.max_model_len != "auto":
-        if settings.max_model_len > trained:
-            raise SettingsError(
-                f"max_model_len is {settings.max_model_len};"
-                f" this model was made for {trained} tokens"
-            )
-        return settings.max_model_len
-    fitting = num_fitting_blocks * BLOCK_SIZE
-    if BLOCK_SIZE <= fitting < trained:
-        log.warning(
-            "max_model_len lowered to what the KV cache holds", made_for=trained, to=fitting
+def _asked_max_model_len(settings: Settings, model: PreTrainedModel) -> int:
+    """Return how long a sequence shall be able to become: what the settings say, or the model."""
+    made_for = int(model.config.get_text_config(decoder=True).max_position_embeddings)
+    if settings.max_model_len == "auto":
+        return made_for
+    if settings.max_model_len > made_for:
+        raise SettingsError(
+            f"max_model_len is {settings.max_model_len}; this model was made for {made_for} tokens"
         )
-        return fitting
-    return trained
+    return settings.max_model_len
+
+
+def _resolve_max_model_len(settings: Settings, asked_len: int, num_fitting_blocks: int) -> int:
+    """How long a sequence may become; "auto" gives way where memory is short, a number does not."""
+    fitting_len = num_fitting_blocks * BLOCK_SIZE
+    if settings.max_model_len != "auto" or fitting_len >= asked_len or num_fitting_blocks < 1:
+        return asked_len
+    log.warning("context shortened to fit the KV cache", made_for=asked_len, now=fitting_len)
+    return fitting_len
 
 
 def _find_chat_template(loaded: LoadedModel) -> tuple[ChatTemplate | None, str | None]:
@@ -243,7 +269,9 @@ def _find_chat_template(loaded: LoadedModel) -> tuple[ChatTemplate | None, str |
     return template, None
 
 
-def identity_of(loaded: LoadedModel, template: ChatTemplate | None) -> Identity:
+def identity_of(
+    loaded: LoadedModel, template: ChatTemplate | None, *, is_batch_invariant: bool
+) -> Identity:
     """Return where answers come from; the fingerprint covers all of it but where it lies."""
     provenance = loaded.provenance
     quantization = "none" if loaded.quantization is None else str(loaded.quantization)
@@ -256,6 +284,7 @@ def identity_of(loaded: LoadedModel, template: ChatTemplate | None) -> Identity:
         "kernel": provenance.backend,
         "dtype": provenance.dtype,
         "device": provenance.device,
+        "batch_invariant": is_batch_invariant,
         "chat_template": None if template is None else template.name,
         "versions": {package: version(package) for package in packages},
     }

@@ -110,6 +110,11 @@ class Settings(BaseSettings):
         description="Share of a GPU's memory that weights and KV cache may take together.",
         json_schema_extra={"unit": "share"},
     )
+    batch_invariant: bool = Field(
+        False,
+        description="Add up in an order that does not depend on what else runs; costs speed. "
+        "Answers are then the same alone and in company, as far as the kernels allow.",
+    )
     num_threads: Positive | Auto = Field(
         "auto",
         description="Threads of one operation on the CPU; `auto` is the number of physical cores.",

@@ -174,14 +174,15 @@ def served_model(
     engine: FakeEngine,
     tokenizer: PreTrainedTokenizerFast | ByteTokenizer,
     defaults: Defaults | None = None,
+    chat_refusal: str | None = None,
 ) -> ServedModel:
     return ServedModel(
         name=MODEL,
         created=1_700_000_000,
         engine=engine,
         tokenizer=tokenizer,
-        chat_template=PlainTemplate(tokenizer),
-        chat_refusal=None,
+        chat_template=PlainTemplate(tokenizer) if chat_refusal is None else None,
+        chat_refusal=chat_refusal,
         defaults=defaults or Defaults(),
         stop_token_ids=frozenset({END, TURN_END}),
         identity=Identity(
@@ -245,6 +246,7 @@ def running_server(
     *,
     key: str | None = None,
     defaults: Defaults | None = None,
+    chat_refusal: str | None = None,
     keep_alive_interval_s: float = 15,
     stall_limit_s: float = 30,
     max_body_bytes: int = 4 * 1024 * 1024,
@@ -252,7 +254,7 @@ def running_server(
     """Run a server; engine: None leaves it loading."""
     lifecycle = Lifecycle()
     if engine is not None:
-        lifecycle.begin_serving(served_model(engine, tokenizer, defaults))
+        lifecycle.begin_serving(served_model(engine, tokenizer, defaults, chat_refusal))
     context = api_context(
         lifecycle,
         keep_alive_interval_s=keep_alive_interval_s,

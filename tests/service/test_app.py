@@ -29,6 +29,7 @@ from tests.models import tiny_llama
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from service.served_model import Identity
     from tests.models import TinyRepositories
 
 
@@ -77,26 +78,33 @@ def test_folder_is_served_without_its_path(tmp_path: Path):
     assert resolve_served_name(Settings(variant=variant), parse_spec(variant)) == tmp_path.name
 
 
-def test_threads_are_as_asked_or_the_physical_cores(monkeypatch):
+def test_threads_are_as_asked_or_the_physical_cores(monkeypatch, tmp_path):
+    monkeypatch.setattr(app, "CGROUP_CPU_LIMIT", tmp_path / "cpu.max")
     assert resolve_num_threads(Settings(num_threads=3)) == 3
     monkeypatch.setattr(app.psutil, "cpu_count", lambda logical: 4)
     monkeypatch.setattr(app.os, "sched_getaffinity", lambda pid: set(range(8)))
     assert resolve_num_threads(Settings()) == 4
-    monkeypatch.setattr(app.os, "sched_getaffinity", lambda pid: {0, 1})
-    assert resolve_num_threads(Settings()) == 2
+    monkeypatch.setattr(app.os, "sched_getaffinity", lambda pid: {0, 1, 2})
+    assert resolve_num_threads(Settings()) == 3
+    for limit, threads in (("max 100000", 3), ("250000 100000", 2), ("50000 100000", 1)):
+        (tmp_path / "cpu.max").write_text(limit)
+        assert resolve_num_threads(Settings()) == threads
 
 
 def test_kv_cache_is_as_asked_or_a_share_of_what_is_free(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
     monkeypatch.setattr(app, "free_bytes", lambda device: 1000)
-    assert resolve_kv_cache_bytes(Settings(kv_cache_size=7), cpu) == 7
-    assert resolve_kv_cache_bytes(Settings(), cpu) == 400
+    monkeypatch.setattr(app, "CPU_KV_BYTES", 300)
+    assert resolve_kv_cache_bytes(Settings(kv_cache_size=7), cpu, sequence_bytes=10) == 7
+    assert resolve_kv_cache_bytes(Settings(), cpu, sequence_bytes=10) == 300
+    assert resolve_kv_cache_bytes(Settings(), cpu, sequence_bytes=400) == 400
+    assert resolve_kv_cache_bytes(Settings(), cpu, sequence_bytes=600) == 500
     # Half of the GPU's 2000 bytes are taken by the weights; 90 % may be taken in all.
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=2000)
     )
-    assert resolve_kv_cache_bytes(Settings(), cuda) == 800
-    assert resolve_kv_cache_bytes(Settings(gpu_memory_utilization=0.4), cuda) == 0
+    assert resolve_kv_cache_bytes(Settings(), cuda, sequence_bytes=10) == 800
+    assert resolve_kv_cache_bytes(Settings(gpu_memory_utilization=0.4), cuda, 10) == 0
 
 
 def test_context_is_what_the_model_was_made_for(loaded):
@@ -123,19 +131,24 @@ def test_longer_context_than_the_model_was_made_for_is_refused(loaded):
         resolve_engine_config(Settings(max_model_len=made_for + 1), loaded)
 
 
+def identify(loaded: LoadedModel) -> Identity:
+    return identity_of(loaded, None, is_batch_invariant=False)
+
+
 def test_fingerprint_changes_with_whatever_may_change_an_answer(loaded):
-    one = identity_of(loaded, None)
-    assert one.fingerprint == identity_of(loaded, None).fingerprint
+    one = identify(loaded)
+    assert one.fingerprint == identify(loaded).fingerprint
+    assert one.fingerprint != identity_of(loaded, None, is_batch_invariant=True).fingerprint
     for change in ({"commit": "f00"}, {"backend": "int4pack"}, {"dtype": "bfloat16"}):
         other = replace(loaded, provenance=replace(loaded.provenance, **change))
-        assert identity_of(other, None).fingerprint != one.fingerprint
+        assert identify(other).fingerprint != one.fingerprint
     moved = replace(loaded, provenance=replace(loaded.provenance, folder="/elsewhere"))
-    assert identity_of(moved, None).fingerprint == one.fingerprint
+    assert identify(moved).fingerprint == one.fingerprint
 
 
 def test_identity_can_be_sent_as_headers(loaded):
     folder = replace(loaded, provenance=replace(loaded.provenance, commit=None, revision=None))
-    for value in identity_of(folder, None).headers.values():
+    for value in identify(folder).headers.values():
         assert value
         value.encode("latin-1")
 

@@ -216,6 +216,17 @@ def test_loading_server_says_so(tiny_tokenizer):
             assert "loading" in str(error_of(response)["message"])
 
 
+def test_variant_that_cannot_chat_says_so_and_completes(tiny_tokenizer):
+    engine = FakeEngine(says(tiny_tokenizer, "yes"))
+    refusal = "owner/name is a base model; use /v1/completions"
+    with running_server(engine, tiny_tokenizer, chat_refusal=refusal) as server:
+        client = server.client()
+        with pytest.raises(openai.BadRequestError, match="use /v1/completions") as caught:
+            client.chat.completions.create(model=MODEL, messages=USER)
+        assert caught.value.code == "chat_not_supported"
+        assert client.completions.create(model=MODEL, prompt="hi").choices[0].text == "yes"
+
+
 class EngineLostError(EngineDeadError):
     """A kind that the table does not know."""
 
