@@ -273,15 +273,23 @@ def _prepare_layers(model: PreTrainedModel, mapped: MappedFiles, *, asked: str) 
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Load the fast tokenizer of a checkpoint; raises CheckpointError where it has none."""
+    """Load the fast tokenizer of a checkpoint; raises CheckpointError where it has none.
+
+    tokenizer.json is taken as it is written. AutoTokenizer would put it into the class that
+    tokenizer_config.json names, and Llama's drops the normaliser: CodeLlama 70B's prompts came out
+    as other ids (Transformers 5.23).
+    """
+    has_own_file = (folder / "tokenizer.json").exists()
+    loader: Any = PreTrainedTokenizerFast if has_own_file else AutoTokenizer
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, use_fast=True, trust_remote_code=False, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        tokenizer = loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise CheckpointError(f"{folder} has no readable tokenizer: {error}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast) or len(tokenizer) == 0:
         raise CheckpointError(f"{folder} has no fast tokenizer (tokenizer.json or tokenizer.model)")
+    # Some repositories were saved from a training run that cut and padded its texts.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
     return tokenizer
 
 

@@ -17,7 +17,7 @@ from loaders.errors import (
     TensorError,
     UnsafeCheckpointError,
 )
-from loaders.load import load, resolve_device_map, resolve_dtype
+from loaders.load import load, load_tokenizer, resolve_device_map, resolve_dtype
 from loaders.packed_linear import packed_layers
 from tests.dequantize import dequantized_model
 from tests.models import (
@@ -305,3 +305,18 @@ def test_a_copy_of_a_folder_loads_the_same(checkpoint, tmp_path):
     shutil.copytree(checkpoint, tmp_path / "copy")
     first, second = (load(str(f), device="cpu") for f in (checkpoint, tmp_path / "copy"))
     assert torch.equal(logits_of(first.model), logits_of(second.model))
+
+
+def test_a_tokenizer_is_read_as_it_was_saved_whatever_class_its_config_names(checkpoint):
+    """Llama's class would drop the normaliser that CodeLlama 70B's ids depend on."""
+    path = checkpoint / "tokenizer.json"
+    saved = json.loads(path.read_text())
+    saved["normalizer"] = {"type": "Prepend", "prepend": "Z"}
+    saved["truncation"] = {
+        "direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0
+    }  # fmt: skip
+    path.write_text(json.dumps(saved))
+    edit_json(checkpoint / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
+    tokenizer = load_tokenizer(checkpoint)
+    ids = tokenizer("abc def ghi jkl").input_ids
+    assert tokenizer.decode(ids[1:]) == "Zabc def ghi jkl"
