@@ -1,7 +1,7 @@
 """The response that streams an answer: server-sent events, straight to the socket.
 
 It does not end with an error of its own: what fails on the way is told to the client by
-`service.api.error_boundary`, in the stream.
+`service.api.middleware`, in the stream.
 """
 
 from __future__ import annotations

@@ -21,7 +21,9 @@ MAX_CARD_BYTES = 1024**2
 class ModelConfig(Protocol):
     """The part of a Transformers config that is read here."""
 
-    model_type: str
+    @property
+    def model_type(self) -> str:
+        """The architecture's name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
