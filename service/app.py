@@ -24,9 +24,9 @@ from engine.core import Engine
 from engine.kv_cache import kv_block_bytes, resolve_num_blocks
 from loaders.cache import default_cache_dir
 from loaders.demo import build_demo
-from loaders.errors import InvalidSpecError
+from loaders.errors import BackendError, InvalidSpecError
 from loaders.kernels.resolve import backend_names
-from loaders.load import LoadedModel, load
+from loaders.load import DTYPES, LoadedModel, load, resolve_device_map
 from loaders.memory import free_bytes
 from loaders.spec import VariantSpec, parse_spec
 from service.api.application import create_app
@@ -45,7 +45,7 @@ from service.text.facts import read_facts
 from service.text.templates import ChatTemplate, resolve_chat_template
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from transformers import PreTrainedModel
 
@@ -83,9 +83,12 @@ def serve(settings: Settings) -> int:
 
 def resolve_loader(settings: Settings) -> Callable[[], ServedModel]:
     """What loads the model; names that cannot be right are refused here, before anything is."""
-    if settings.backend not in ("auto", *backend_names()):
-        choices = ", ".join(["auto", *backend_names()])
-        raise SettingsError(f"backend is {settings.backend!r}; choose one of {choices}")
+    _check_choice("backend", settings.backend, backend_names())
+    _check_choice("dtype", settings.dtype, DTYPES)
+    try:
+        resolve_device_map(settings.device)
+    except BackendError as error:
+        raise SettingsError(str(error)) from error
     if settings.variant is None:
         return lambda: load_demo(settings)
     try:
@@ -93,6 +96,12 @@ def resolve_loader(settings: Settings) -> Callable[[], ServedModel]:
     except InvalidSpecError as error:
         raise SettingsError(f"variant: {error}") from error
     return lambda: load_served_model(settings, spec)
+
+
+def _check_choice(name: str, asked: str, choices: Iterable[str]) -> None:
+    known = ("auto", *choices)
+    if asked not in known:
+        raise SettingsError(f"{name} is {asked!r}; choose one of {', '.join(known)}")
 
 
 def load_demo(settings: Settings) -> ServedModel:

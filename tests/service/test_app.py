@@ -56,6 +56,9 @@ def loaded(tmp_path_factory, tiny_tokenizer) -> LoadedModel:
     ("settings", "told"),
     [
         ({"backend": "fast", "variant": "a/b"}, "backend is 'fast'; choose one of auto"),
+        ({"dtype": "int4", "variant": "a/b"}, "dtype is 'int4'; choose one of auto, float32"),
+        ({"device": "tpu", "variant": "a/b"}, "tpu"),
+        ({"device": "cuda:99", "variant": "a/b"}, "cuda:99"),
         ({"variant": "./no-such-folder"}, "no folder"),
         ({"variant": "x/y/z:main"}, "x/y/z"),
         ({"variant": " "}, "empty"),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx2 as httpx
+import psutil
 import pytest
 
 from service.errors import BindError
@@ -218,3 +219,17 @@ def test_port_0_takes_a_free_one():
         assert url_of(listener) == f"http://127.0.0.1:{listener.getsockname()[1]}"
     with listen("::1", 0, stall_limit_s=1) as listener:
         assert url_of(listener).startswith("http://[::1]:")
+
+
+@pytest.mark.slow
+def test_connection_of_a_stalled_reader_is_dropped():
+    """Ending the sequence is not enough: a connection that waits to be flushed would stay."""
+    with running(stall_limit_s=0.5) as process:
+        connection = process.open_stream(max_tokens=90_000)
+        server = psutil.Process(process.popen.pid)
+        ours = connection.getsockname()[1]
+        wait_until(
+            lambda: all(not c.raddr or c.raddr.port != ours for c in server.net_connections()),
+            limit_s=15,
+        )
+        assert process.is_ready()
