@@ -43,7 +43,8 @@ class Fp16PackKernel:
     def from_weight(cls, weight: Tensor, input_permutation: Tensor | None = None) -> Fp16PackKernel:
         """Pack a weight [out, in] of any float dtype; values beyond half's range are clamped."""
         pack = torch.ops.quantized.linear_prepack_fp16
-        pieces = [pack(rows.float(), None) for rows in weight.split(MAX_PIECE_ROWS)]
+        starts = range(0, len(weight), MAX_PIECE_ROWS)
+        pieces = [pack(weight[i : i + MAX_PIECE_ROWS].float(), None) for i in starts]
         return cls(pieces, input_permutation)
 
     def __call__(self, x: Tensor) -> Tensor:
