@@ -194,13 +194,14 @@ class PagedStep:
         if group.blocks is None:
             # Two cores, 3 of 9 heads, cold cache: 42 µs in place against 160 µs gathered at 256
             # tokens, 240 against 530 at 1 024.
-            cached = self.cache.layers[layer_index]
-            seen = cached[group.first_slot + first : group.first_slot + group.num_tokens]
+            cached, first_slot = self.cache.layers[layer_index], group.first_slot
         else:
-            seen = self.cache.gather(layer_index, group.blocks)[first : group.num_tokens]
-        return _attend_one_token(
-            query[group.row : group.row + 1], seen.unsqueeze(0), scale=scale, mask=None
-        )
+            cached, first_slot = self.cache.gather(layer_index, group.blocks), 0
+        # Few, cheap views: with slices and transposes in their place this took 21 µs, not 17.
+        seen = cached.narrow(0, first_slot + first, group.num_tokens - first)
+        keys, values = seen.permute(1, 2, 0, 3).unsqueeze(1).unbind(0)
+        rows = query.narrow(0, group.row, 1)
+        return _attend_one_token(rows, keys, values, scale=scale, mask=None)
 
     def _attend_padded(
         self,
@@ -213,21 +214,20 @@ class PagedStep:
         rows = query[group.rows]
         gathered = self.cache.gather(layer_index, group.blocks)
         seen = gathered.view(rows.shape[0], group.width, *gathered.shape[1:])
-        return _attend_one_token(rows, seen, scale=scale, mask=group.mask(window, query.dtype))
+        keys, values = seen.permute(2, 0, 3, 1, 4).unbind(0)
+        mask = group.mask(window, query.dtype)
+        return _attend_one_token(rows, keys, values, scale=scale, mask=mask)
 
 
-def _attend_one_token(query: Tensor, seen: Tensor, *, scale: float, mask: Tensor | None) -> Tensor:
-    """query: [rows, heads, head_dim]; seen: [rows, width, 2, kv_heads, head_dim]."""
+def _attend_one_token(
+    query: Tensor, keys: Tensor, values: Tensor, *, scale: float, mask: Tensor | None
+) -> Tensor:
+    """query: [rows, heads, head_dim]; keys, values: [rows, kv_heads, width, head_dim]."""
     # Heads share their keys by `enable_gqa`: 17 µs at 64 tokens, where folding the heads of a key
     # into query rows took 21, matmul and softmax 25, and a loop over keys 48 (3 of 9 heads, two
     # cores).
     attended = functional.scaled_dot_product_attention(
-        query.unsqueeze(2),
-        seen[:, :, 0].transpose(1, 2),
-        seen[:, :, 1].transpose(1, 2),
-        attn_mask=mask,
-        scale=scale,
-        enable_gqa=True,
+        query.unsqueeze(2), keys, values, attn_mask=mask, scale=scale, enable_gqa=True
     )
     return attended.squeeze(2)
 

@@ -94,7 +94,6 @@ class JoinedLinears:
 
     def __init__(self, linears: Sequence[nn.Module]) -> None:
         weights = [as_linear_weight(linear) for linear in linears]
-        self.out_features = tuple(weight.out_features for weight in weights)
         fused = weights[0].fuse_with(weights[1:]) if len(weights) > 1 else None
         self._weights = weights if fused is None else [fused]
         self._permutation = self._weights[0].input_permutation

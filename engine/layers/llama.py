@@ -101,7 +101,6 @@ class LlamaLayer(nn.Module):
         self._mlp_norm = RMSNorm(layer.post_attention_layernorm, dtype)
         self._gate_up = JoinedLinears([mlp.gate_proj, mlp.up_proj])
         self._down = JoinedLinears([mlp.down_proj])
-        self._intermediate_size = self._gate_up.out_features[0]
 
     def forward(self, residual: Tensor, cos: Tensor, sin: Tensor, attention: AttentionStep) -> None:
         """residual: [num_tokens, hidden], changed in place; cos, sin: [num_tokens, 1, head_dim]."""
@@ -114,8 +113,7 @@ class LlamaLayer(nn.Module):
         )
         residual.add_(self._output(attended.flatten(1)))
 
-        gate_up = self._gate_up(self._mlp_norm(residual))
-        gate, up = gate_up[:, : self._intermediate_size], gate_up[:, self._intermediate_size :]
+        gate, up = self._gate_up(self._mlp_norm(residual)).chunk(2, dim=1)
         residual.add_(self._down(functional.silu(gate).mul_(up)))
 
     def _rotate(self, heads: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,15 +122,15 @@ class LlamaLayer(nn.Module):
         Keys and values stay neighbours, so that the cache takes both in one call.
         """
         num_kv_heads = (heads.shape[1] - self._num_heads) // 2
-        turning = heads[:, : self._num_heads + num_kv_heads]
+        turning = heads.narrow(1, 0, self._num_heads + num_kv_heads)
         if self._head_norm is not None:
             self._head_norm(turning)
         # The second half's sine is positive, the first's negative (see _rotation_table). 5.6 µs;
         # rotating the halves one by one into place took 14.
         swapped = turning.roll(self._head_dim // 2, -1)
         turning.mul_(cos).addcmul_(swapped, sin)
-        key_value = heads[:, self._num_heads :].view(-1, 2, num_kv_heads, self._head_dim)
-        return heads[:, : self._num_heads], key_value
+        query, key_value = heads.split_with_sizes((self._num_heads, 2 * num_kv_heads), dim=1)
+        return query, key_value.view(-1, 2, num_kv_heads, self._head_dim)
 
 
 class RMSNorm:
