@@ -4,10 +4,10 @@ They differ in biases (which the weights bring along), in norms of queries and k
 sliding windows (Mistral, Qwen2). On CPU everything but the linear layers is float32, whatever the
 model was loaded in; elsewhere it has the model's dtype.
 
-Of one decode step's time on two cores (hidden 576, 9 heads, 3 key heads, 2026-11) a layer's
-linears take 116 µs; the figures below are what decided the rest. Batch-invariant: norms, rotation,
-activation and residual are computed row by row in a fixed order. Linears and attention are if
-theirs are.
+For one stream on two cores (hidden 576, 9 heads, 3 key heads, 64 tokens cached, 4-bit weights,
+2026-11) a layer's linears take 116 µs and everything else 78, of which attention 24; the figures
+below are what decided that. Batch-invariant: norms, rotation, activation and residual are computed
+row by row in a fixed order. Linears and attention are if theirs are.
 """
 
 from __future__ import annotations
