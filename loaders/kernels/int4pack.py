@@ -96,7 +96,7 @@ class Int4PackKernel:
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply x [rows, in] → [rows, out] in x's dtype."""
         rows = x.to(torch.bfloat16)
-        if len(x) >= MIN_ROWS_FOR_TILES and packed_block_size() is not None:
+        if x.shape[0] >= MIN_ROWS_FOR_TILES and packed_block_size() is not None:
             out = rows @ self._dequantize_transposed(torch.bfloat16)
         else:
             out = torch.ops.aten._weight_int4pack_mm_for_cpu(

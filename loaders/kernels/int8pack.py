@@ -48,7 +48,7 @@ class Int8PackKernel:
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply x [rows, in] → [rows, out] in x's dtype."""
         rows = x.to(torch.bfloat16)
-        if len(x) >= MIN_ROWS_FOR_DENSE:
+        if x.shape[0] >= MIN_ROWS_FOR_DENSE:
             out = torch.nn.functional.linear(rows, self._codes.to(torch.bfloat16)).float()
         else:
             out = torch.ops.aten._weight_int8pack_mm(rows, self._codes, self._unit_scales).float()
