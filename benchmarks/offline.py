@@ -2,36 +2,33 @@
 
     .venv/bin/python -m benchmarks.offline [SPEC …] [--record]
 
-Every round measures all runners one after the other, so that a machine that slows down slows all
-of them; the medians over the rounds are compared. Figures are tokens a second; ratios are to the
-faster stock model.
+Every runner has a process of its own. Every round measures them one after the other, so that a
+machine that slows down slows all of them; the medians over the rounds are compared. Figures are
+tokens a second; ratios are to stock Transformers in float32 and to the faster stock model.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import statistics
-import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import record
-from benchmarks.peers import LlamaCpp, StockTransformers, stock_model
-from engine.client import EngineClient
-from engine.config import EngineConfig
-from engine.core import Engine
-from engine.sampling_params import SamplingParams
+from benchmarks.isolated import IsolatedRunner
+from benchmarks.peers import LlamaCpp, StockTransformers
+from benchmarks.tetrad import Tetrad
 from loaders.cache import default_cache_dir
 from loaders.demo import build_demo
-from loaders.load import load
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from benchmarks.isolated import Runner
 
 PROMPT_TOKENS = 64
 DECODE_TOKENS = 64
@@ -39,57 +36,6 @@ PREFILL_TOKENS = 512
 STREAMS = 8
 ROUNDS = 5
 MEASURES = ("decode, 1 stream", f"decode, {STREAMS} streams", f"prefill, {PREFILL_TOKENS} tokens")
-
-
-class Runner(Protocol):
-    """Something that can be timed."""
-
-    name: str
-
-    def decode(self, prompts: list[list[int]], num_tokens: int) -> float | None:
-        """Return generated tokens a second, all prompts together."""
-
-    def prefill(self, prompt: list[int]) -> float:
-        """Return prompt tokens a second until the first token."""
-
-
-class Tetrad:
-    """Tetrad's engine, without HTTP."""
-
-    def __init__(self, spec: str, cache_dir: Path) -> None:
-        loaded = load(spec, device="cpu", cache_dir=cache_dir)
-        self.name = f"Tetrad ({loaded.provenance.backend})"
-        config = EngineConfig(
-            max_num_seqs=STREAMS, max_num_batched_tokens=2048, max_model_len=2048, num_blocks=1024
-        )
-        self._client = EngineClient(Engine(loaded.model, config))
-        self._client.start()
-
-    def decode(self, prompts: list[list[int]], num_tokens: int) -> float:
-        """Return generated tokens a second once all streams have their first token."""
-        return asyncio.run(self._decode(prompts, num_tokens))
-
-    def prefill(self, prompt: list[int]) -> float:
-        """Return prompt tokens a second until the first token."""
-        started = time.perf_counter()
-        asyncio.run(self._times(prompt, 1))
-        return len(prompt) / (time.perf_counter() - started)
-
-    async def _decode(self, prompts: list[list[int]], num_tokens: int) -> float:
-        streams = await asyncio.gather(*(self._times(p, num_tokens + 1) for p in prompts))
-        started = max(times[0] for times in streams)
-        ended = max(times[-1] for times in streams)
-        num_decoded = sum(sum(moment > started for moment in times) for times in streams)
-        return num_decoded / (ended - started)
-
-    async def _times(self, prompt: list[int], num_tokens: int) -> list[float]:
-        params = SamplingParams(max_tokens=num_tokens, temperature=0)
-        stream = self._client.generate(prompt, params)
-        return [time.perf_counter() async for _ in stream]
-
-    def close(self) -> None:
-        """End the engine's thread."""
-        self._client.stop()
 
 
 def measure(runner: Runner, seed: int) -> list[float | None]:
@@ -106,26 +52,23 @@ def measure(runner: Runner, seed: int) -> list[float | None]:
     ]
 
 
-def compare(spec: str, cache_dir: Path, rounds: int) -> list[dict[str, Any]]:
+def compare(spec: str, cache_dir: Path, rounds: int, threads: int) -> list[dict[str, Any]]:
     """Measure one variant on every runner; one row each."""
-    tetrad = Tetrad(spec, cache_dir)
-    stock = [
-        StockTransformers(
-            stock_model(spec, cache_dir, dtype),
-            f"Transformers {str(dtype).removeprefix('torch.')}",
-        )
-        for dtype in (torch.float32, torch.bfloat16)
+    runners = [
+        IsolatedRunner(Tetrad, spec, cache_dir, STREAMS),
+        IsolatedRunner(StockTransformers, spec, cache_dir, torch.float32),
+        IsolatedRunner(StockTransformers, spec, cache_dir, torch.bfloat16),
     ]
-    runners: list[Runner] = [tetrad, *stock]
     if LlamaCpp.is_installed():
-        runners.append(LlamaCpp(torch.get_num_threads()))
+        runners.append(IsolatedRunner(LlamaCpp, threads))
     samples: dict[str, list[list[float | None]]] = {runner.name: [] for runner in runners}
     for round_number in range(rounds + 1):
         for runner in runners:
             sample = measure(runner, round_number)
             if round_number:  # the first one warms up
                 samples[runner.name].append(sample)
-    tetrad.close()
+    for runner in runners:
+        runner.close()
     rows = [{"spec": spec, "runner": name, **_medians(taken)} for name, taken in samples.items()]
     for name in MEASURES:
         best = max(row[name] for row in rows if row["runner"].startswith("Transformers"))
@@ -170,6 +113,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--record", action="store_true", help="write a dated result")
     arguments = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # the runners' processes read it
     torch.set_num_threads(arguments.threads)
 
     cache_dir = default_cache_dir()
@@ -180,7 +124,7 @@ def main() -> None:
     ]
     rows: list[dict[str, Any]] = []
     for spec in specs:
-        rows += compare(spec, cache_dir, arguments.rounds)
+        rows += compare(spec, cache_dir, arguments.rounds, arguments.threads)
         show(rows[-len([row for row in rows if row["spec"] == spec]) :])
     if arguments.record:
         settings = {

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM
 
 from loaders.load import load
@@ -39,9 +38,9 @@ def stock_model(spec: str, cache_dir: Path | None, dtype: torch.dtype) -> Any:
 class StockTransformers:
     """`generate` of a plain Transformers model."""
 
-    def __init__(self, model: nn.Module, name: str) -> None:
-        self.name = name
-        self._model: Any = model
+    def __init__(self, spec: str, cache_dir: Path | None, dtype: torch.dtype) -> None:
+        self.name = f"Transformers {str(dtype).removeprefix('torch.')}"
+        self._model = stock_model(spec, cache_dir, dtype)
 
     def decode(self, prompts: list[list[int]], num_tokens: int) -> float:
         """Return generated tokens a second, all together, without the time of the prompts."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from torch import Tensor
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 def num_kv_heads(config: PretrainedConfig) -> int:
@@ -38,6 +38,11 @@ def num_layers(config: PretrainedConfig) -> int:
     """How many layers keep keys and values."""
     layers: int = config.get_text_config(decoder=True).num_hidden_layers
     return layers
+
+
+def kv_dtype(model: PreTrainedModel) -> torch.dtype:
+    """What keys and values are kept in: float32 on CPU, where attention is, else the model's."""
+    return torch.float32 if model.device.type == "cpu" else model.dtype
 
 
 def kv_block_bytes(config: PretrainedConfig, block_size: int, dtype: torch.dtype) -> int:

@@ -16,7 +16,8 @@ import torch
 from engine.batch import SampledTokens
 from engine.decoder import make_decoder
 from engine.errors import UnsupportedModelError
-from engine.kv_cache import KVCache, head_dim, num_kv_heads, num_layers
+from engine.host_memory import keep_freed_memory
+from engine.kv_cache import KVCache, head_dim, kv_dtype, num_kv_heads, num_layers
 from engine.model_input import build_model_input, model_order
 from engine.sampler import build_sampling_input, is_finite, sample
 
@@ -71,7 +72,8 @@ class ModelRunner:
         self.vocab_size: int = embedding.weight.shape[0]
         self._is_batch_invariant = config.is_batch_invariant
         device = model.device
-        dtype = torch.float32 if device.type == "cpu" else model.dtype
+        if device.type == "cpu":
+            keep_freed_memory()
         self._decoder = make_decoder(model, config.max_model_len)
         self._cache = KVCache(
             num_layers=num_layers(model.config),
@@ -79,7 +81,7 @@ class ModelRunner:
             block_size=config.block_size,
             num_kv_heads=num_kv_heads(model.config),
             head_dim=head_dim(model.config),
-            dtype=dtype,
+            dtype=kv_dtype(model),
             device=device,
         )
         self._last_tokens = torch.zeros(config.max_num_seqs, dtype=torch.int64, device=device)

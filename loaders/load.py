@@ -28,7 +28,7 @@ from loaders.model_config import make_model_config, read_config
 from loaders.packed_linear import packed_layers
 from loaders.quantization import Quantization, read_quantization
 from loaders.quantizer import PackedConfig
-from loaders.resident_memory import MappedFiles, return_freed_memory
+from loaders.resident_memory import MappedFiles, large_blocks_returned, return_freed_memory
 from loaders.spec import VariantSpec, parse_spec
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class LoadedModel:
     provenance: Provenance
 
 
+@large_blocks_returned()
 def load(
     spec: str | VariantSpec,
     *,
@@ -112,8 +113,9 @@ def load(
     compute_dtype = resolve_dtype(dtype, config, device_map)
 
     tokenizer = load_tokenizer(snapshot.folder)
-    needed = estimate_bytes(checkpoint.tensors, quantization, bytes_per_weight_8bit=2)
+    return_freed_memory()  # reading a tokenizer takes three times what it keeps
     if isinstance(device_map, dict):
+        needed = estimate_bytes(checkpoint.tensors, quantization, device_map[""])
         check_fits(needed, device_map[""])
     model = _build_model(checkpoint, config, quantization, device_map)
     mapped = MappedFiles.find(checkpoint.shards)

@@ -47,23 +47,13 @@ def _container_free_bytes() -> int | None:
 
 
 def estimate_bytes(
-    tensors: Mapping[str, TensorInfo],
-    quantization: Quantization | None,
-    *,
-    bytes_per_weight_8bit: int,
+    tensors: Mapping[str, TensorInfo], quantization: Quantization | None, device: torch.device
 ) -> int:
-    """Estimate what a checkpoint's tensors take once prepared.
-
-    bytes_per_weight_8bit: what the backend keeps for an 8-bit code in groups (2 for packed halves).
-    """
+    """Estimate what a checkpoint takes once prepared; on CPU no code has less than 4 bits."""
     total = sum(tensor.num_bytes for tensor in tensors.values())
-    if (
-        quantization is not None
-        and quantization.base.bits == 8
-        and quantization.base.group_size != -1
-    ):
+    if device.type == "cpu" and quantization is not None and (bits := quantization.base.bits) < 4:
         codes = sum(t.num_bytes for name, t in tensors.items() if name.endswith(".qweight"))
-        total += codes * (bytes_per_weight_8bit - 1)
+        total += codes * (4 - bits) // bits
     return total
 
 

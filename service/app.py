@@ -21,7 +21,7 @@ import torch
 from engine.client import EngineClient
 from engine.config import EngineConfig
 from engine.core import Engine
-from engine.kv_cache import kv_block_bytes, resolve_num_blocks
+from engine.kv_cache import kv_block_bytes, kv_dtype, resolve_num_blocks
 from loaders.cache import default_cache_dir
 from loaders.demo import build_demo
 from loaders.errors import BackendError, InvalidSpecError
@@ -200,8 +200,7 @@ def _container_cpus() -> int | None:
 def resolve_engine_config(settings: Settings, loaded: LoadedModel) -> EngineConfig:
     """How long and how many sequences may be, in the memory that the weights left."""
     model = loaded.model
-    kv_dtype = torch.float32 if model.device.type == "cpu" else model.dtype
-    block_bytes = kv_block_bytes(model.config, BLOCK_SIZE, kv_dtype)
+    block_bytes = kv_block_bytes(model.config, BLOCK_SIZE, kv_dtype(model))
     asked_len = _asked_max_model_len(settings, model)
     sequence_bytes = (-(-asked_len // BLOCK_SIZE) + 1) * block_bytes
     memory = resolve_kv_cache_bytes(settings, model.device, sequence_bytes)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from loaders.errors import BackendError
 from loaders.kernels.fp16pack import Fp16PackBackend
 from loaders.kernels.int4pack import Int4PackBackend
+from loaders.kernels.int4planes import Int4PlanesBackend
 from loaders.kernels.int8pack import Int8PackBackend
 from loaders.kernels.reference import ReferenceBackend
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 BACKENDS: tuple[Backend, ...] = (
     Int4PackBackend(),
     Int8PackBackend(),
+    Int4PlanesBackend(),
     Fp16PackBackend(),
     ReferenceBackend(),
 )

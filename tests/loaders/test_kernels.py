@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from loaders.errors import BackendError, TensorError
+from loaders.kernels import int4_blocks
 from loaders.kernels.fp16pack import Fp16PackBackend
-from loaders.kernels.int4pack import MIN_ROWS_FOR_TILES, Int4PackBackend, packed_block_size
+from loaders.kernels.int4pack import Int4PackBackend, Int4PackKernel
+from loaders.kernels.int4planes import Int4PlanesBackend
 from loaders.kernels.int8pack import MIN_ROWS_FOR_DENSE, Int8PackBackend
 from loaders.kernels.protocol import LayerShape
 from loaders.kernels.reference import ReferenceBackend
@@ -14,8 +16,10 @@ from loaders.packed_tensors import PackedTensors
 from loaders.packing import pack_gptq_codes, pack_gptq_zeros
 from loaders.quantization import PackedFormat
 
-# Measured 2026-11 over the cases below: 0.0031 (int4pack), 0.0021 (int8pack), 0.0003 (fp16pack).
+# Measured 2026-11 over the cases below: 0.0031 (int4pack), 0.0021 (int8pack), 0.0032 (int4planes),
+# 0.0003 (fp16pack).
 MAX_RELATIVE_ERROR = 2**-7
+MIN_ROWS_FOR_TILES = Int4PackKernel.MIN_ROWS_FOR_TILES  # the larger of the two
 CPU = torch.device("cpu")
 
 
@@ -96,18 +100,56 @@ def test_int4pack_holds_the_checkpoints_codes_with_scales_and_minima_rounded_onc
 
 
 @pytest.mark.parametrize("out_features", [16, 48, 64, 200])
-def test_int4pack_pads_outputs_that_fill_no_block(out_features):
-    tensors = packed(4, 64, out_features=out_features)
-    kernel = Int4PackBackend().prepare(tensors)
+@pytest.mark.parametrize(("backend", "bits"), [(Int4PackBackend(), 4), (Int4PlanesBackend(), 8)])
+def test_block_kernels_pad_outputs_that_fill_no_block(backend, bits, out_features):
+    kernel = backend.prepare(packed(bits, 64, out_features=out_features))
     for count in (3, MIN_ROWS_FOR_TILES):
         found = kernel(rows(count))
         assert found.shape == (count, out_features)
         assert relative_error(found, expected_product(kernel, rows(count))) < MAX_RELATIVE_ERROR
 
 
-def test_int4packs_layout_is_known_on_this_cpu():
+def test_the_layout_of_int4_blocks_is_known_on_this_cpu():
     """Otherwise prefill would run the few-row kernel; the packing would still be right."""
-    assert packed_block_size() in (32, 64)
+    assert int4_blocks.block_size() in (32, 64)
+
+
+INT4_PLANES_CASES = [(group, act) for group in (-1, 32, 64, 96, 128) for act in (False, True)]
+
+
+@pytest.mark.parametrize(("group_size", "act_order"), INT4_PLANES_CASES)
+@pytest.mark.parametrize("count", [1, 5, MIN_ROWS_FOR_TILES])
+def test_int4planes_multiplies_as_float32_does_with_the_same_weight(group_size, act_order, count):
+    kernel = Int4PlanesBackend().prepare(packed(8, group_size, act_order=act_order))
+    x = rows(count)
+    assert relative_error(product(kernel, x), expected_product(kernel, x)) < MAX_RELATIVE_ERROR
+
+
+@pytest.mark.parametrize(("group_size", "act_order"), INT4_PLANES_CASES)
+def test_int4planes_holds_the_checkpoints_codes_with_scales_and_minima_rounded_once(
+    group_size, act_order
+):
+    tensors = packed(8, group_size, act_order=act_order)
+    kernel = Int4PlanesBackend().prepare(tensors)
+    groups = tensors.group_of_input()
+    scales, zeros = tensors.scales.bfloat16().float(), tensors.zeros().float()
+    minima = ((136 - zeros) * scales).bfloat16().float()
+    expected = ((tensors.codes().float() - 136) * scales[groups] + minima[groups]).t()
+    if kernel.input_permutation is not None:
+        expected = expected[:, kernel.input_permutation]
+    torch.testing.assert_close(kernel.dequantize(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_block_kernels_give_their_weight_where_the_layout_is_unknown(monkeypatch):
+    tensors = {4: packed(4, 64), 8: packed(8, 64)}
+    backends = {4: Int4PackBackend(), 8: Int4PlanesBackend()}
+    kernels = {bits: backends[bits].prepare(tensors[bits]) for bits in tensors}
+    known = {bits: kernel.dequantize() for bits, kernel in kernels.items()}
+    monkeypatch.setattr(int4_blocks, "block_size", lambda: None)
+    for bits, kernel in kernels.items():
+        assert relative_error(kernel.dequantize(), known[bits]) < MAX_RELATIVE_ERROR
+        x = rows(MIN_ROWS_FOR_TILES)
+        assert relative_error(kernel(x), x @ known[bits].t()) < MAX_RELATIVE_ERROR
 
 
 @pytest.mark.parametrize("count", [1, 5, MIN_ROWS_FOR_DENSE])
@@ -145,6 +187,7 @@ def test_groups_of_uneven_size_are_still_exact():
         (Int4PackBackend(), 4, 32),
         (Int4PackBackend(), 3, 64),
         (Int8PackBackend(), 8, -1),
+        (Int4PlanesBackend(), 8, 64),
         (Fp16PackBackend(), 8, 64),
     ],
 )
@@ -190,7 +233,8 @@ def shape(bits, group_size, *, in_features=256, device=CPU):
         (shape(2, -1), "int4pack"),
         (shape(8, -1), "int8pack"),
         (shape(8, 256), "int8pack"),
-        (shape(8, 128), "fp16pack"),
+        (shape(8, 128), "int4planes"),
+        (shape(8, 16), "fp16pack"),
         (shape(4, 16), "fp16pack"),
         (shape(4, -1, in_features=40), "fp16pack"),
         (shape(4, 128, device=torch.device("cuda")), "reference"),

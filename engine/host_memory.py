@@ -1,0 +1,22 @@
+"""Keeps the memory of a step's temporaries in the process (glibc; elsewhere nothing)."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 2**30
+
+
+def keep_freed_memory() -> None:
+    """Have the allocator keep what is freed, up to `_KEPT_BYTES` a block, for the next step.
+
+    By default large blocks may go back to the system when freed, and come again as pages that the
+    kernel must fill with zeros one by one: a prompt of 512 tokens took 105 000 page faults and
+    0.60 s, without them 0.50 s (SmolLM2-135M, 4-bit, two cores, 2026-11). Holds for the whole
+    process.
+    """
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
+        library.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)

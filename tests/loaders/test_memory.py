@@ -1,0 +1,27 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from loaders.memory import estimate_bytes
+
+TENSORS = {
+    "layer.qweight": SimpleNamespace(num_bytes=300),
+    "layer.scales": SimpleNamespace(num_bytes=20),
+    "lm_head.weight": SimpleNamespace(num_bytes=80),
+}
+
+
+@pytest.mark.parametrize(
+    ("bits", "device", "expected"),
+    [
+        (3, "cpu", 500),  # packed in 4 bits there
+        (2, "cpu", 700),
+        (4, "cpu", 400),
+        (8, "cpu", 400),
+        (3, "cuda:0", 400),
+    ],
+)
+def test_the_estimate_counts_codes_as_they_will_be_packed(bits, device, expected):
+    quantization = SimpleNamespace(base=SimpleNamespace(bits=bits))
+    assert estimate_bytes(TENSORS, quantization, torch.device(device)) == expected
