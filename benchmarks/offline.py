@@ -2,16 +2,18 @@
 
     .venv/bin/python -m benchmarks.offline [SPEC …] [--record]
 
-Every runner has a process of its own. Every round measures them one after the other, so that a
-machine that slows down slows all of them; the medians over the rounds are compared. Figures are
-tokens a second; ratios are to stock Transformers in float32 and to the faster stock model.
+Every runner has a process of its own. They take turns, so that a machine that slows down slows all
+of them: figures are median tokens a second, ratios the medians of the ratios turn by turn, to stock
+Transformers on the same weights in float32 and in bfloat16.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import statistics
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,30 +32,39 @@ if TYPE_CHECKING:
 
     from benchmarks.isolated import Runner
 
-PROMPT_TOKENS = 64
-DECODE_TOKENS = 64
-PREFILL_TOKENS = 512
-STREAMS = 8
 ROUNDS = 5
-MEASURES = ("decode, 1 stream", f"decode, {STREAMS} streams", f"prefill, {PREFILL_TOKENS} tokens")
 
 
-def measure(runner: Runner, seed: int) -> list[float | None]:
-    """Take one sample of each measure, with fresh random prompts."""
-    generator = torch.Generator().manual_seed(seed)
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One figure: what is asked of every runner, with fresh random prompts."""
 
-    def prompt(length: int) -> list[int]:
-        return torch.randint(1000, 40_000, (length,), generator=generator).tolist()
+    name: str
+    num_prompts: int
+    prompt_tokens: int
+    decode_tokens: int  # 0: the time to the first token is what counts
+    samples_per_round: int
 
-    return [
-        runner.decode([prompt(PROMPT_TOKENS)], DECODE_TOKENS),
-        runner.decode([prompt(PROMPT_TOKENS) for _ in range(STREAMS)], DECODE_TOKENS),
-        runner.prefill(prompt(PREFILL_TOKENS)),
-    ]
+    def sample(self, runner: Runner, seed: int) -> float | None:
+        """Return tokens a second; None if the runner cannot take so many prompts."""
+        generator = torch.Generator().manual_seed(seed)
+        shape = (self.num_prompts, self.prompt_tokens)
+        prompts = torch.randint(1000, 40_000, shape, generator=generator).tolist()
+        if self.decode_tokens:
+            return runner.decode(prompts, self.decode_tokens)
+        return runner.prefill(prompts[0])
+
+
+MEASURES = (
+    Measure("decode, 1 stream", 1, 64, 64, samples_per_round=1),
+    Measure("decode, 8 streams", 8, 64, 64, samples_per_round=1),
+    Measure("prefill, 512 tokens", 1, 512, 0, samples_per_round=3),
+)
+STREAMS = max(measure.num_prompts for measure in MEASURES)
 
 
 def compare(spec: str, cache_dir: Path, rounds: int, threads: int) -> list[dict[str, Any]]:
-    """Measure one variant on every runner; one row each."""
+    """Measure one variant on every runner; one row each, Tetrad's first."""
     runners = [
         IsolatedRunner(Tetrad, spec, cache_dir, STREAMS),
         IsolatedRunner(StockTransformers, spec, cache_dir, torch.float32),
@@ -61,36 +72,44 @@ def compare(spec: str, cache_dir: Path, rounds: int, threads: int) -> list[dict[
     ]
     if LlamaCpp.is_installed():
         runners.append(IsolatedRunner(LlamaCpp, threads))
-    samples: dict[str, list[list[float | None]]] = {runner.name: [] for runner in runners}
-    for round_number in range(rounds + 1):
-        for runner in runners:
-            sample = measure(runner, round_number)
-            if round_number:  # the first one warms up
-                samples[runner.name].append(sample)
+    rows: list[dict[str, Any]] = [{"spec": spec, "runner": runner.name} for runner in runners]
+    for measure in MEASURES:
+        samples = _alternate(measure, runners, rounds)
+        for row, taken in zip(rows, samples, strict=True):
+            row[measure.name] = None if taken is None else round(statistics.median(taken), 1)
+        for name, stock in (("float32", samples[1]), ("bfloat16", samples[2])):
+            rows[0][f"{measure.name}: × {name}"] = _ratio(samples[0], stock)
     for runner in runners:
         runner.close()
-    rows = [{"spec": spec, "runner": name, **_medians(taken)} for name, taken in samples.items()]
-    for name in MEASURES:
-        best = max(row[name] for row in rows if row["runner"].startswith("Transformers"))
-        float32 = next(row[name] for row in rows if row["runner"] == "Transformers float32")
-        rows[0][f"{name}: × float32"] = round(rows[0][name] / float32, 2)
-        rows[0][f"{name}: × best stock"] = round(rows[0][name] / best, 2)
     return rows
 
 
-def _medians(taken: list[list[float | None]]) -> dict[str, float | None]:
-    medians: dict[str, float | None] = {}
-    for name, column in zip(MEASURES, zip(*taken, strict=True), strict=True):
-        values = [value for value in column if value is not None]
-        medians[name] = round(statistics.median(values), 1) if values else None
-    return medians
+def _alternate(
+    measure: Measure, runners: list[IsolatedRunner], rounds: int
+) -> list[list[float] | None]:
+    """Return each runner's samples; the nth ones of all were taken one right after the other."""
+    num_samples = rounds * measure.samples_per_round
+    turns = [
+        [measure.sample(runner, turn) for runner in runners] for turn in range(num_samples + 1)
+    ]
+    by_runner = zip(*turns[1:], strict=True)  # the first turn warms up
+    return [None if None in taken else list(taken) for taken in by_runner]
+
+
+def _ratio(own: list[float] | None, other: list[float] | None) -> float:
+    """Return the median of the ratios turn by turn, so that a slow spell of the machine cancels."""
+    if own is None or other is None:
+        raise ValueError("both must have been measured")
+    pairs = zip(own, other, strict=True)
+    return round(statistics.median(mine / theirs for mine, theirs in pairs), 2)
 
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Print one variant's rows as a table."""
-    table = Table("runner", *MEASURES, title=rows[0]["spec"])
+    names = [measure.name for measure in MEASURES]
+    table = Table("runner", *names, title=rows[0]["spec"])
     for row in rows:
-        table.add_row(row["runner"], *(_cell(row, name) for name in MEASURES))
+        table.add_row(row["runner"], *(_cell(row, name) for name in names))
     Console(width=160).print(table)
 
 
@@ -98,8 +117,9 @@ def _cell(row: dict[str, Any], name: str) -> str:
     if row[name] is None:
         return "–"
     text = f"{row[name]:.1f}"
-    if f"{name}: × best stock" in row:
-        text += f" ({row[f'{name}: × float32']}× float32, {row[f'{name}: × best stock']}× best)"
+    if f"{name}: × float32" in row:
+        ratios = [f"{row[f'{name}: × {dtype}']}× {dtype}" for dtype in ("float32", "bfloat16")]
+        text += f" ({', '.join(ratios)})"
     return text
 
 
@@ -124,15 +144,13 @@ def main() -> None:
     ]
     rows: list[dict[str, Any]] = []
     for spec in specs:
-        rows += compare(spec, cache_dir, arguments.rounds, arguments.threads)
-        show(rows[-len([row for row in rows if row["spec"] == spec]) :])
+        compared = compare(spec, cache_dir, arguments.rounds, arguments.threads)
+        show(compared)
+        rows += compared
     if arguments.record:
         settings = {
-            "prompt_tokens": PROMPT_TOKENS,
-            "decode_tokens": DECODE_TOKENS,
-            "prefill_tokens": PREFILL_TOKENS,
-            "streams": STREAMS,
             "rounds": arguments.rounds,
+            "measures": [dataclasses.asdict(measure) for measure in MEASURES],
         }
         print(record.write("offline", settings, rows))
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import ctypes
 import sys
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _KEPT_BYTES = 2**30
+# Threads other than the first have heaps of 64 MiB. An empty one is kept if this much is wanted
+# beside what the heap before it holds.
+_HEAP_BYTES = 64 * 2**20
 
 
 def keep_freed_memory() -> None:
@@ -20,3 +23,4 @@ def keep_freed_memory() -> None:
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
         library.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
         library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        library.mallopt(_M_TOP_PAD, _HEAP_BYTES)

@@ -73,15 +73,18 @@ class LlamaDecoder:
         residual = self._embedding.index_select(0, model_input.token_ids).to(self._dtype)
         rotation = self._rotation.index_select(0, model_input.position_ids)
         cos, sin = rotation[:, :1], rotation[:, 1:]
-        for layer in self._layers:
+        *earlier, last = self._layers
+        for layer in earlier:
             layer(residual, cos, sin, model_input.attention)
-        # Only the rows that are sampled from: the head costs as much as eight layers.
-        rows = residual.index_select(0, model_input.logits_indices)
-        return self._head(self._norm(rows)).float()
+        # Past the last keys and values only the rows that are sampled from are needed: the head
+        # costs as much as eight layers.
+        rows = model_input.logits_indices
+        residual = last(residual, cos, sin, model_input.attention, rows=rows)
+        return self._head(self._norm(residual)).float()
 
 
 class LlamaLayer(nn.Module):
-    """One decoder layer; adds to the residual in place."""
+    """One decoder layer."""
 
     def __init__(self, layer: Any, config: Any, dtype: torch.dtype) -> None:
         super().__init__()
@@ -102,8 +105,20 @@ class LlamaLayer(nn.Module):
         self._gate_up = JoinedLinears([mlp.gate_proj, mlp.up_proj])
         self._down = JoinedLinears([mlp.down_proj])
 
-    def forward(self, residual: Tensor, cos: Tensor, sin: Tensor, attention: AttentionStep) -> None:
-        """residual: [num_tokens, hidden], changed in place; cos, sin: [num_tokens, 1, head_dim]."""
+    def forward(
+        self,
+        residual: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        attention: AttentionStep,
+        *,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """Add to the residual [num_tokens, hidden] in place, and return it.
+
+        cos, sin: [num_tokens, 1, head_dim]. With rows [n] int64, what follows attention is computed
+        for these tokens only: a fresh [n, hidden].
+        """
         heads = self._qkv(self._attention_norm(residual)).view(
             residual.shape[0], -1, self._head_dim
         )
@@ -111,10 +126,13 @@ class LlamaLayer(nn.Module):
         attended = attention.attend(
             self._index, query, key_value, scale=self._scale, window=self._window
         )
-        residual.add_(self._output(attended.flatten(1)))
+        attended = attended.flatten(1)
+        if rows is not None:
+            residual, attended = residual.index_select(0, rows), attended.index_select(0, rows)
+        residual.add_(self._output(attended))
 
         gate, up = self._gate_up(self._mlp_norm(residual)).chunk(2, dim=1)
-        residual.add_(self._down(functional.silu(gate).mul_(up)))
+        return residual.add_(self._down(functional.silu(gate).mul_(up)))
 
     def _rotate(self, heads: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Split heads [num_tokens, query + key + value, head_dim], rotating queries and keys.
