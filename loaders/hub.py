@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.errors import RepositoryNotFoundError as HubRepositoryNotFoundError
 from huggingface_hub.errors import RevisionNotFoundError as HubRevisionNotFoundError
 
-from loaders.cache import default_cache_dir
+from loaders.cache import find_built, repository_folder
 from loaders.checkpoint import PICKLE_SUFFIXES
 from loaders.errors import (
     HubError,
@@ -61,29 +61,31 @@ def fetch(
 ) -> Snapshot:
     """Return the folder of a repository's revision, downloading what is missing.
 
-    A repository in Tetrad's own cache (the demo, a mirror) is used as it is. Otherwise the hub is
-    asked, and its cache used when it cannot be reached. Raises RepositoryNotFoundError,
+    A repository that was built on this machine (the demo) is used as it is. For others the hub is
+    asked, and the cache used when it cannot be reached. Raises RepositoryNotFoundError,
     RevisionNotFoundError (naming the revisions there are), UnsafeCheckpointError or HubError.
     """
     revision = spec.revision or DEFAULT_REVISION
-    own, hub_cache = default_cache_dir(), cache_dir or Path(constants.HF_HUB_CACHE)
-    if (found := _cached(spec.repo, revision, own)) is not None:
-        return found
-    if not local_files_only:
+    built_in = find_built(spec.repo, cache_dir)
+    hub_cache = built_in or cache_dir or Path(constants.HF_HUB_CACHE)
+    if built_in is None and not local_files_only:
         return _download(spec.repo, revision, hub_cache, token)
     if (found := _cached(spec.repo, revision, hub_cache)) is not None:
         return found
-    raise _not_cached(spec.repo, revision, (own, hub_cache))
+    known = cached_revisions(spec.repo, hub_cache)
+    if known:
+        verb = "built on this machine are" if built_in else "in the cache it has"
+        raise _no_revision(spec.repo, revision, known, verb)
+    raise RepositoryNotFoundError(
+        f"{spec.repo} is not in the cache ({hub_cache}) and downloads are off; check the name, or"
+        " allow downloads"
+    )
 
 
 def cached_revisions(repo: str, cache_dir: Path) -> list[str]:
     """List the branches and tags of a repository that a cache knows."""
-    refs = cache_dir / _cache_name(repo) / "refs"
+    refs = repository_folder(cache_dir, repo) / "refs"
     return sorted(str(path.relative_to(refs)) for path in refs.rglob("*") if path.is_file())
-
-
-def _cache_name(repo: str) -> str:
-    return "models--" + repo.replace("/", "--")
 
 
 def _cached(repo: str, revision: str, cache_dir: Path) -> Snapshot | None:
@@ -102,19 +104,6 @@ def _cached(repo: str, revision: str, cache_dir: Path) -> Snapshot | None:
 
 def _snapshot(folder: Path) -> Snapshot:
     return Snapshot(folder=folder, commit=folder.name)
-
-
-def _not_cached(
-    repo: str, revision: str, caches: tuple[Path, ...]
-) -> RepositoryNotFoundError | RevisionNotFoundError:
-    known = sorted({name for cache in caches for name in cached_revisions(repo, cache)})
-    if known:
-        return _no_revision(repo, revision, known, "in the cache it has")
-    return RepositoryNotFoundError(
-        f"{repo} is not in the cache ({', '.join(map(str, caches))}) and downloads are off; check"
-        " the name,"
-        " or allow downloads"
-    )
 
 
 def _no_revision(repo: str, revision: str, known: list[str], verb: str) -> RevisionNotFoundError:
@@ -145,9 +134,6 @@ def _download(repo: str, revision: str, cache_dir: Path, token: str | None) -> S
     except HubRevisionNotFoundError as error:
         raise _no_revision(repo, revision, _hub_revisions(api, repo), "it has") from error
     except HubRepositoryNotFoundError as error:
-        known = cached_revisions(repo, default_cache_dir())
-        if known:
-            raise _no_revision(repo, revision, known, "built on this machine are") from error
         raise RepositoryNotFoundError(
             f"the hub has no repository {repo}, or it is private: check the name, or give a token"
             " (HF_TOKEN)"
@@ -166,10 +152,7 @@ def _cached_instead(repo: str, revision: str, cache_dir: Path, error: Exception)
     if found is not None:
         log.warning("hub_unreachable", repo=repo, reason=reason, using=found.commit)
         return found
-    known = sorted(
-        {*cached_revisions(repo, cache_dir), *cached_revisions(repo, default_cache_dir())}
-    )
-    if known:
+    if known := cached_revisions(repo, cache_dir):
         raise _no_revision(
             repo, revision, known, f"the hub did not answer ({reason}); cached are"
         ) from error

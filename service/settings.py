@@ -72,8 +72,8 @@ class Settings(BaseSettings):
     )
     cache_dir: Path | None = Field(
         None,
-        description="Folder for downloaded and built checkpoints; "
-        "`tetrad` in the user's cache folder when absent.",
+        description="Folder for built and downloaded checkpoints; when absent, `tetrad` in the "
+        "user's cache folder for what is built, and the hub client's own (HF_HOME) for downloads.",
     )
     hub_token: SecretStr | None = Field(
         None, description="Token for repositories that are not public."

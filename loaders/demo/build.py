@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from loaders.cache import BUILT_MARK, repository_folder
 from loaders.demo.branches import AWQ_BRANCHES, BRANCHES, DEMO_AWQ_REPO, DEMO_REPO, GPTQ_BRANCHES
 from loaders.demo.card import MeasuredBranch, model_card
 from loaders.demo.checkpoint import WEIGHTS_FILE, write_branch
@@ -26,7 +27,7 @@ from loaders.demo.perplexity import (
     measure_source,
     recorded_perplexity,
 )
-from loaders.demo.repository import commit_branch, find_snapshot, repository_folder
+from loaders.demo.repository import commit_branch, find_snapshot
 from loaders.demo.source import Source, find_gguf, read_source
 
 if TYPE_CHECKING:
@@ -41,8 +42,7 @@ if TYPE_CHECKING:
 DEMO_DEFAULT_BRANCH = "gptq-8bit--1g-actorder_True"
 
 # Raise it when what is built changes: caches with another number are rebuilt.
-BUILD = 1
-_MARK = "tetrad-demo.json"
+BUILD = 2
 _NEEDED_BYTES = 1_200_000_000  # 0.94 GB are written
 
 
@@ -58,7 +58,7 @@ class DemoRepositories:
 
 def find_demo(cache_dir: Path) -> DemoRepositories | None:
     """Return the demo if this version of it lies complete in the cache."""
-    mark = repository_folder(cache_dir, DEMO_REPO) / _MARK
+    mark = repository_folder(cache_dir, DEMO_REPO) / BUILT_MARK
     if not mark.is_file() or json.loads(mark.read_text()).get("build") != BUILD:
         return None
     if any(find_snapshot(cache_dir, one.repo, one.name) is None for one in BRANCHES):
@@ -148,8 +148,9 @@ def _build(staging: Path, progress: Callable[[str], None]) -> None:
             folder = _branch_folder(staging, branch)
             (folder / "README.md").write_text(card, encoding="utf-8")
             commit_branch(staging, branch.repo, branch.name, folder)
-    mark = repository_folder(staging, DEMO_REPO) / _MARK
-    mark.write_text(json.dumps({"build": BUILD}) + "\n")
+    for repo in (DEMO_REPO, DEMO_AWQ_REPO):
+        mark = repository_folder(staging, repo) / BUILT_MARK
+        mark.write_text(json.dumps({"build": BUILD}) + "\n")
 
 
 def _branch_folder(staging: Path, branch: DemoBranch) -> Path:
@@ -174,7 +175,7 @@ def _source_perplexity(source: Source, progress: Callable[[str], None]) -> float
 
 def _move_into_place(staging: Path, cache_dir: Path) -> None:
     """Rename the repositories into the cache; what they replace is thrown away with the staging."""
-    for repo in (DEMO_AWQ_REPO, DEMO_REPO):  # the one with the mark comes last
+    for repo in (DEMO_AWQ_REPO, DEMO_REPO):  # the one whose mark find_demo reads comes last
         target = repository_folder(cache_dir, repo)
         if target.exists():
             target.rename(staging / f"old-{target.name}")

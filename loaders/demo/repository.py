@@ -15,13 +15,10 @@ import hashlib
 import os
 from typing import TYPE_CHECKING
 
+from loaders.cache import repository_folder
+
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-def repository_folder(cache_dir: Path, repo: str) -> Path:
-    """Name the folder of `owner/name` inside the cache."""
-    return cache_dir / f"models--{repo.replace('/', '--')}"
 
 
 def commit_branch(cache_dir: Path, repo: str, branch: str, folder: Path) -> Path:

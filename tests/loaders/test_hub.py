@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from loaders.cache import BUILT_MARK, repository_folder
+from loaders.demo.repository import commit_branch
 from tests.hub_server import HubRepository, running_hub
 
 REPO = "someone/CodeLlama-7B-GPTQ"
@@ -103,3 +105,36 @@ def test_an_unreachable_hub_and_an_empty_cache_say_so(fetch):
     assert found.startswith("HubError")
     assert "HF_ENDPOINT" in found
     assert "downloads are off" in fetch("someone/model", offline=True)
+
+
+def build_here(cache_dir, repo=REPO):
+    """Lay a repository into a cache as the demo's builder does."""
+    (cache_dir / "files").mkdir(parents=True)
+    for name, content in FILES.items():
+        (cache_dir / "files" / name).write_bytes(content)
+    snapshot = commit_branch(cache_dir, repo, "main", cache_dir / "files")
+    (repository_folder(cache_dir, repo) / BUILT_MARK).write_text("{}")
+    return snapshot.name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["cache", "tetrad"])
+def test_what_was_built_here_is_found_in_the_named_and_in_the_default_cache(
+    hub, fetch, tmp_path, cache
+):
+    commit = build_here(tmp_path / cache)
+    hub.repositories.pop(REPO, None)
+    requests = len(hub.requests)
+    assert fetch(REPO) == f"{commit} README.md config.json model.safetensors"
+    assert "built on this machine are main" in fetch(f"{REPO}:nope")
+    assert len(hub.requests) == requests
+
+
+@pytest.mark.slow
+def test_a_branch_that_moved_on_the_hub_is_fetched_anew(hub, fetch):
+    hub.repositories[REPO] = HubRepository({"main": FILES})
+    before = fetch(REPO)
+    hub.repositories[REPO] = HubRepository({"main": {**FILES, "README.md": b"# new card"}})
+    after = fetch(REPO)
+    assert before.split()[0] != after.split()[0]
+    assert after.split()[0] == hub.repositories[REPO].commit_of("main")
