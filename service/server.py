@@ -111,7 +111,12 @@ class Server:
         if self._is_stopping:
             log.warning("stopping at once", signal=name)
             os._exit(128 + number)
-        log.info("stopping", signal=name, open_requests=self._lifecycle.num_open_requests)
+        log.info(
+            "stopping; a second signal stops at once",
+            signal=name,
+            open_requests=self._lifecycle.num_open_requests,
+            drain_limit_s=self._drain_limit_s,
+        )
         self._is_stopping = True
         self._lifecycle.begin_draining()
 

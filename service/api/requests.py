@@ -56,6 +56,8 @@ def _check_choices(n: object, info: ValidationInfo) -> object:
 
 def _check_messages(messages: object, info: ValidationInfo) -> object:
     limit = _limits(info).max_messages
+    if messages == []:
+        raise ValueError("is empty; give at least one message")
     if isinstance(messages, list) and len(messages) > limit:
         raise ValueError(f"has {len(messages)} messages; give at most {limit}")
     return messages
@@ -238,5 +240,5 @@ class ChatRequest(GenerationRequest):
     """The body of POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], FailFast(), BeforeValidator(_check_messages)] = Field(
-        min_length=1, description="The dialogue so far, oldest first."
+        description="The dialogue so far, oldest first.", json_schema_extra={"minItems": 1}
     )
