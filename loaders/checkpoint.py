@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+INDEX_FILE = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 # The format's own limit on a header (safetensors, 100 MB), kept so that a length field cannot
 # exhaust memory.
@@ -53,6 +54,11 @@ class Checkpoint:
     tensors: Mapping[str, TensorInfo]
 
     @property
+    def weights_file(self) -> str:
+        """The file to open first: the index where there is one, else the only shard."""
+        return INDEX_FILE if (self.folder / INDEX_FILE).exists() else self.shards[0].name
+
+    @property
     def num_bytes(self) -> int:
         """Size of all tensors in bytes."""
         return sum(tensor.num_bytes for tensor in self.tensors.values())
@@ -69,7 +75,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path.name} is a git-lfs pointer, not the file; run `git lfs pull`")
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path.name} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path.name} holds a {type(value).__name__}, expected an object")
@@ -98,15 +104,20 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _find_shards(folder: Path) -> tuple[Path, ...]:
-    """Name the shards: those of the index, else the only safetensors file, else all of them."""
-    index = folder / "model.safetensors.index.json"
+    """Name the shards: those of the index, else model.safetensors, else the only such file."""
+    index = folder / INDEX_FILE
     if index.exists():
         names = sorted(set(_weight_map(index).values()))
         return tuple(_existing_shard(folder, name) for name in names)
     found = sorted(folder.glob("*.safetensors"))
-    whole = [path for path in found if path.name == "model.safetensors"]
-    if whole or found:
-        return tuple(whole or found)
+    whole = [path for path in found if path.name == "model.safetensors"] or found
+    if len(whole) > 1:
+        raise CheckpointError(
+            f"{folder} holds {', '.join(path.name for path in whole[:4])} and no {INDEX_FILE} to"
+            " say which belong together; add the index, or keep one file"
+        )
+    if whole:
+        return tuple(whole)
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLE_SUFFIXES)
     if pickles:
         raise UnsafeCheckpointError(
@@ -175,7 +186,7 @@ def read_header(shard: Path) -> list[TensorInfo]:
             for name, entry in header.items()
             if name != "__metadata__"
         ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{shard.name} has a damaged header: {error}") from error
     end = max((int(header[t.name]["data_offsets"][1]) for t in tensors), default=0)
     if size < 8 + length + end:
@@ -208,7 +219,7 @@ def _tensor_info(shard: Path, name: str, entry: dict[str, Any]) -> TensorInfo:
 
 
 def _check_index(folder: Path, tensors: Mapping[str, TensorInfo]) -> None:
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX_FILE
     if not index.exists():
         return
     for name, file in _weight_map(index).items():

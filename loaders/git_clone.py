@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from loaders.cache import default_cache_dir
 from loaders.errors import CheckpointError, RevisionNotFoundError
@@ -87,12 +87,20 @@ def _commit(clone: Path, name: str) -> str:
     )
 
 
-def _git(clone: Path, *arguments: str) -> bytes:
-    # The clone may belong to somebody else (a mounted volume); reading it is safe, its hooks never
-    # run.
-    command = ["git", "-c", f"safe.directory={clone}", "-C", str(clone), *arguments]
+def _git(clone: Path, *arguments: str, stdout: IO[bytes] | None = None) -> bytes:
+    """Run a git command that only reads; return what it wrote, or write it to a file."""
+    # The clone may belong to somebody else (a mounted volume), and its settings may name programs.
+    # None of them runs: no hooks on reading, and nothing is fetched (a partial clone would fetch
+    # missing objects, through whatever command its remote names).
+    settings = ["-c", f"safe.directory={clone}", "-c", "protocol.allow=never"]
     try:
-        done = subprocess.run(command, capture_output=True, check=True)
+        done = subprocess.run(
+            ["git", *settings, "-C", str(clone), *arguments],
+            stdout=stdout or subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "GIT_NO_LAZY_FETCH": "1", "GIT_TERMINAL_PROMPT": "0"},
+            check=True,
+        )
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{clone} is a git clone and git is not installed; install git"
@@ -100,7 +108,7 @@ def _git(clone: Path, *arguments: str) -> bytes:
     except subprocess.CalledProcessError as error:
         reason = error.stderr.decode(errors="replace").strip() or f"exit {error.returncode}"
         raise CheckpointError(f"git {arguments[0]} failed in {clone}: {reason}") from error
-    return done.stdout
+    return done.stdout or b""
 
 
 def _has_pointers(folder: Path) -> bool:
@@ -141,20 +149,7 @@ def _write_file(clone: Path, commit: str, name: str, path: Path) -> None:
         _link_large_file(clone, name, content, path)
         return
     with path.open("wb") as file:
-        subprocess.run(
-            [
-                "git",
-                "-c",
-                f"safe.directory={clone}",
-                "-C",
-                str(clone),
-                "cat-file",
-                "blob",
-                f"{commit}:{name}",
-            ],
-            stdout=file,
-            check=True,
-        )
+        _git(clone, "cat-file", "blob", f"{commit}:{name}", stdout=file)
 
 
 def _link_large_file(clone: Path, name: str, pointer: bytes, path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
@@ -45,6 +46,17 @@ _LAYERS_PER_TRIM = 32
 # Names that a checkpoint may carry and a model no longer needs (tables that Transformers computes
 # itself).
 _HARMLESS_EXTRAS = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
+# What Transformers and safetensors raise on settings and files that make no sense.
+_BUILD_ERRORS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    OSError,
+    SafetensorError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +227,8 @@ def _build_model(
     """Let Transformers build the model and fill it; check that every tensor found its place."""
     # A server's log takes lines, not bars.
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    # The file whose headers were checked is the one that is read, whatever else lies there.
+    config.transformers_weights = checkpoint.weights_file
     extra: dict[str, Any] = {}
     if quantization is not None:
         extra["quantization_config"] = PackedConfig(quantization, checkpoint.tensors)
@@ -231,8 +245,10 @@ def _build_model(
             ignore_mismatched_sizes=True,  # reported below with the tensor's name
             **extra,
         )
-    except (RuntimeError, ValueError) as error:
-        raise CheckpointError(f"Transformers cannot build this checkpoint: {error}") from error
+    except _BUILD_ERRORS as error:
+        raise CheckpointError(
+            f"Transformers cannot build this checkpoint: {type(error).__name__}: {error}"
+        ) from error
     model: PreTrainedModel = loaded[0]
     _check_report(loaded[1])
     model.requires_grad_(requires_grad=False)
@@ -296,25 +312,46 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def read_generation_defaults(folder: Path, config: PreTrainedConfig) -> GenerationDefaults:
-    """Read generation_config.json, and config.json's end ids where it is silent."""
+    """Read generation_config.json, and config.json's end ids where it is silent.
+
+    What no request could ask for (a temperature of NaN, an end id outside the vocabulary) is left
+    out and logged.
+    """
     path = folder / "generation_config.json"
     settings = read_json(path) if path.exists() else {}
-    end_ids = settings.get("eos_token_id", getattr(config, "eos_token_id", None))
-    if end_ids is None:
-        end_ids = []
     # do_sample: false in a generation config means greedy; its absence leaves the choice open.
     greedy = settings.get("do_sample") is False and "temperature" not in settings
     return GenerationDefaults(
-        temperature=0.0 if greedy else _number(settings, "temperature"),
+        temperature=0.0 if greedy else _number_within(settings, "temperature", 0.0, 2.0),
         top_k=_positive_int(settings.get("top_k")),
-        top_p=_number(settings, "top_p"),
-        stop_token_ids=frozenset(end_ids if isinstance(end_ids, list) else [int(end_ids)]),
+        top_p=_number_within(settings, "top_p", 1e-6, 1.0),
+        stop_token_ids=_end_ids(settings, config),
     )
 
 
-def _number(settings: Mapping[str, Any], name: str) -> float | None:
+def _end_ids(settings: Mapping[str, Any], config: PreTrainedConfig) -> frozenset[int]:
+    named = settings.get("eos_token_id")
+    if named is None:
+        named = getattr(config, "eos_token_id", None)
+    ids = named if isinstance(named, list) else [] if named is None else [named]
+    vocab_size = int(config.get_text_config(decoder=True).vocab_size)
+    kept = [i for i in ids if type(i) is int and 0 <= i < vocab_size]
+    if len(kept) < len(ids):
+        log.warning("end_ids_ignored", found=ids, kept=kept, vocab_size=vocab_size)
+    return frozenset(kept)
+
+
+def _number_within(
+    settings: Mapping[str, Any], name: str, least: float, most: float
+) -> float | None:
     value = settings.get(name)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if value is None:
+        return None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and least <= value <= most:
+        return float(value)
+    log.warning("generation_default_ignored", name=name, found=value, least=least, most=most)
+    return None
 
 
 def _positive_int(value: object) -> int | None:

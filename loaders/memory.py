@@ -49,11 +49,16 @@ def _container_free_bytes() -> int | None:
 def estimate_bytes(
     tensors: Mapping[str, TensorInfo], quantization: Quantization | None, device: torch.device
 ) -> int:
-    """Estimate what a checkpoint takes once prepared; on CPU no code has less than 4 bits."""
+    """Estimate what a checkpoint takes once prepared.
+
+    On CPU no code has less than 4 bits, and groups that no integer kernel takes become halves.
+    """
     total = sum(tensor.num_bytes for tensor in tensors.values())
-    if device.type == "cpu" and quantization is not None and (bits := quantization.base.bits) < 4:
+    if device.type == "cpu" and quantization is not None:
+        bits, group_size = quantization.base.bits, quantization.base.group_size
+        prepared_bits = 16 if group_size > 0 and group_size % 32 else max(bits, 4)
         codes = sum(t.num_bytes for name, t in tensors.items() if name.endswith(".qweight"))
-        total += codes * (4 - bits) // bits
+        total += codes * (prepared_bits - bits) // bits
     return total
 
 

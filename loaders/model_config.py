@@ -89,9 +89,10 @@ def make_model_config(config: dict[str, Any]) -> PreTrainedConfig:
     kept = {key: value for key, value in config.items() if key != "quantization_config"}
     try:
         made = CONFIG_MAPPING[model_type].from_dict(kept)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # its validators raise kinds that belong to other libraries
         raise CheckpointError(
-            f"config.json is not a valid {model_type} configuration: {error}"
+            f"config.json is not a valid {model_type} configuration: {type(error).__name__}:"
+            f" {error}"
         ) from error
     if not isinstance(made, PreTrainedConfig):
         raise CheckpointError(f"config.json is not a valid {model_type} configuration")

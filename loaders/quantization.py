@@ -89,14 +89,14 @@ def read_quantization(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Quan
     nothing can be told.
     """
     quantize_config = checkpoint.folder / "quantize_config.json"
-    own = read_json(quantize_config) if quantize_config.exists() else None
+    own = _given(read_json(quantize_config)) if quantize_config.exists() else None
     embedded = config.get("quantization_config")
     if embedded is not None and not isinstance(embedded, dict):
         raise CheckpointError("config.json's quantization_config is not an object")
     packed = any(name.endswith(".qweight") for name in checkpoint.tensors)
     if own is None and embedded is None:
         return infer_quantization(checkpoint.tensors) if packed else None
-    settings = embedded or {}
+    settings = _given(embedded or {})
     if own is not None:
         _check_agreement(own, settings)
         settings = {**own, **settings}
@@ -111,8 +111,13 @@ def read_quantization(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Quan
     return quantization
 
 
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what is null: it says nothing."""
+    return {key: value for key, value in settings.items() if value is not None}
+
+
 def _check_agreement(own: Mapping[str, Any], embedded: Mapping[str, Any]) -> None:
-    for key in ("bits", "group_size", "desc_act"):
+    for key in ("bits", "group_size", "desc_act", "sym", "quant_method", "checkpoint_format"):
         if key in own and key in embedded and own[key] != embedded[key]:
             raise CheckpointError(
                 f"quantize_config.json says {key}={own[key]}, config.json says"

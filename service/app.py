@@ -144,7 +144,7 @@ def load_served_model(settings: Settings, spec: VariantSpec) -> ServedModel:
     token = settings.hub_token
     loaded = load(
         spec,
-        device=settings.device,
+        device=resolve_device(settings.device),
         dtype=settings.dtype,
         backend=settings.backend,
         cache_dir=settings.cache_dir,
@@ -167,6 +167,17 @@ def load_served_model(settings: Settings, spec: VariantSpec) -> ServedModel:
         stop_token_ids=loaded.generation.stop_token_ids | turn_ends,
         identity=identity_of(loaded, template, is_batch_invariant=settings.batch_invariant),
     )
+
+
+def resolve_device(asked: str) -> str:
+    """Where to load: of several GPUs "auto" takes the emptiest, as the engine runs on one."""
+    num_gpus = torch.cuda.device_count()
+    if asked != "auto" or num_gpus < 2:
+        return asked
+    free = [free_bytes(torch.device("cuda", index)) for index in range(num_gpus)]
+    chosen = f"cuda:{free.index(max(free))}"
+    log.info("one GPU is used", device=chosen, of=num_gpus, reason="it has the most memory free")
+    return chosen
 
 
 def resolve_served_name(settings: Settings, spec: VariantSpec) -> str:

@@ -113,7 +113,8 @@ class Settings(BaseSettings):
     batch_invariant: bool = Field(
         False,
         description="Add up in an order that does not depend on what else runs; costs speed. "
-        "Answers are then the same alone and in company, as far as the kernels allow.",
+        "Answers are then the same alone and in company with the `reference` backend; others "
+        "multiply few rows and many in different ways.",
     )
     num_threads: Positive | Auto = Field(
         "auto",

@@ -1,7 +1,7 @@
 """Weights in half precision, multiplied with float32 activations on CPU (FBGEMM's packed fp16
 product).
 
-For what has no integer kernel (8 bits in groups, uneven groups) and for plain fp16 layers such as
+For what has no integer kernel (groups of 16, uneven groups) and for plain fp16 layers such as
 lm_head. Weights keep 11 bits, activations and sums are float32. Takes two bytes a weight.
 """
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from loaders.kernels.protocol import Kernel, LayerShape
     from loaders.packed_tensors import PackedTensors
 
+# PyTorch's kernel reads past the end of rows whose length is no multiple of 16: NaN, or a crash
+# (2.13, 2026-11). Twice that, to be sure of wider registers.
+INPUT_MULTIPLE = 32
 _MIDDLE_CODE = 128  # codes 0…255 are held as -128…127
 # From this many rows on, one dense bfloat16 product is quicker. Measured for 960x576, two cores of
 # an AVX-512 (bf16) server CPU, 2026-11: 16 rows 150 against 125 µs, 64 rows 320 against 476 µs, 256
@@ -101,6 +104,10 @@ class Int8PackBackend:
             return f"holds 8-bit codes, the layer has {shape.format.bits}"
         if shape.format.num_groups(shape.in_features) != 1:
             return f"takes one scale an output, the layer has groups of {shape.format.group_size}"
+        if shape.in_features % INPUT_MULTIPLE:
+            return (
+                f"needs inputs in multiples of {INPUT_MULTIPLE}, the layer has {shape.in_features}"
+            )
         return None
 
     def prepare(self, packed: PackedTensors) -> Kernel:

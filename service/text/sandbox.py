@@ -1,8 +1,9 @@
 """Renders chat templates that nobody vouches for.
 
-A template is a program that came with a checkpoint. It runs in `template_worker`, a process without
-environment, files or network code, with limits on text, memory and processor time; one that goes
-past them costs its own process, which the next text starts anew (about 0.1 s), and never this one.
+A template is a program that came with a checkpoint. Jinja's sandbox keeps it from attributes and
+calls that would lead to files or the network. It runs in `template_worker`, a process without our
+environment, with limits on text, memory, written files and processor time; one that goes past them
+costs its own process, which the next text starts anew (about 0.1 s), and never this one.
 Not covered: what a template writes is up to it; a checkpoint's template may put anything into
 prompts.
 """

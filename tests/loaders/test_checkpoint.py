@@ -109,8 +109,24 @@ def test_a_tensor_named_twice_is_refused(tmp_path):
 def test_a_tensor_in_two_files_is_refused(tmp_path):
     for name in ("one", "two"):
         save_file(TENSORS, tmp_path / f"{name}.safetensors")
+    write_index(tmp_path, {"a": "one.safetensors", "b": "two.safetensors"})
     with pytest.raises(CheckpointError, match=r"is in one\.safetensors and in two\.safetensors"):
         read_checkpoint(tmp_path)
+
+
+def test_several_files_without_an_index_are_refused_by_name(tmp_path):
+    for name in TENSORS:
+        save_file({name: TENSORS[name]}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(CheckpointError, match=r"a\.safetensors, b\.safetensors and no .*index"):
+        read_checkpoint(tmp_path)
+
+
+def test_deep_nesting_is_damage_and_no_crash(tmp_path):
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"config\.json is not valid JSON"):
+        read_json(tmp_path / "config.json")
+    with pytest.raises(CheckpointError, match="damaged header"):
+        read_header(write_raw(tmp_path / "model.safetensors", b"[" * 100_000))
 
 
 @pytest.mark.parametrize("name", ["../x.safetensors", "/etc/x.safetensors", "sub/x.safetensors"])

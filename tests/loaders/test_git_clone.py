@@ -91,3 +91,30 @@ def test_fetched_large_files_are_linked_and_missing_ones_named(clone, tmp_path):
 def test_a_plain_folder_is_used_as_it_is(tmp_path):
     (tmp_path / "plain").mkdir()
     assert open_spec(str(tmp_path / "plain"), tmp_path).commit is None
+
+
+def test_no_program_that_a_clones_settings_name_is_run(clone, tmp_path):
+    """A partial clone fetches missing objects, through whatever command its remote names."""
+    ran = tmp_path / "ran"
+    (clone / "config.json").write_text('{"changed": true}')
+    for key, value in {
+        "core.repositoryFormatVersion": "1",
+        "extensions.partialClone": "origin",
+        "remote.origin.promisor": "true",
+        "remote.origin.uploadpack": f"touch {ran}; git-upload-pack",
+        "core.sshCommand": f"touch {ran}",
+        "core.fsmonitor": f"touch {ran}",
+    }.items():
+        git(clone, "config", key, value)
+    blob = git(clone, "rev-parse", "origin/gptq-8bit-128g-actorder_True:model.safetensors")
+    for pack in (clone / ".git" / "objects").glob("pack/*"):
+        pack.rename(tmp_path / pack.name)
+    for pack in tmp_path.glob("pack-*.pack"):
+        with pack.open("rb") as file:
+            subprocess.run(
+                ["git", "-C", str(clone), "unpack-objects", "-q"], stdin=file, check=True
+            )
+    (clone / ".git" / "objects" / blob[:2] / blob[2:]).unlink()
+    with pytest.raises(CheckpointError, match="git"):
+        open_spec(f"{clone}:gptq-8bit-128g-actorder_True", tmp_path)
+    assert not ran.exists()

@@ -1,5 +1,6 @@
 """Whole checkpoints through `load`, against Transformers with independently dequantised weights."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -17,7 +18,13 @@ from loaders.errors import (
     TensorError,
     UnsafeCheckpointError,
 )
-from loaders.load import load, load_tokenizer, resolve_device_map, resolve_dtype
+from loaders.load import (
+    load,
+    load_tokenizer,
+    read_generation_defaults,
+    resolve_device_map,
+    resolve_dtype,
+)
 from loaders.packed_linear import packed_layers
 from tests.dequantize import dequantized_model
 from tests.models import (
@@ -320,3 +327,61 @@ def test_a_tokenizer_is_read_as_it_was_saved_whatever_class_its_config_names(che
     tokenizer = load_tokenizer(checkpoint)
     ids = tokenizer("abc def ghi jkl").input_ids
     assert tokenizer.decode(ids[1:]) == "Zabc def ghi jkl"
+
+
+def test_weights_under_a_name_of_their_own_are_loaded(checkpoint, tmp_path):
+    """As the first quantised repositories have them."""
+    first = load(str(checkpoint), device="cpu")
+    (checkpoint / "model.safetensors").rename(checkpoint / "gptq_model-4bit-128g.safetensors")
+    renamed = load(str(checkpoint), device="cpu")
+    assert torch.equal(logits_of(first.model), logits_of(renamed.model))
+
+
+def test_the_files_that_were_checked_are_the_files_that_are_read(tmp_path, llama, tokenizer):
+    folder = write_gptq_checkpoint(tmp_path, llama, tokenizer=tokenizer, max_shard_bytes=1_000_000)
+    first = load(str(folder), device="cpu")
+    (folder / "model.safetensors").write_bytes(b"left over from another download")
+    again = load(str(folder), device="cpu")
+    assert torch.equal(logits_of(first.model), logits_of(again.model))
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_attention_heads": 0}, {"hidden_act": "nope"}, {"rms_norm_eps": "x"}]
+)
+def test_settings_that_make_no_model_are_an_error_of_the_checkpoint(checkpoint, change):
+    edit_json(checkpoint / "config.json", **change)
+    with pytest.raises(CheckpointError):
+        load(str(checkpoint), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("generation", "expected"),
+    [
+        ({"eos_token_id": [1, 40_000, "x", -1]}, {1}),
+        ({"eos_token_id": None}, {7}),
+        ({}, {7}),
+        ({"eos_token_id": True}, set()),
+    ],
+)
+def test_end_ids_are_those_that_the_vocabulary_has(tmp_path, llama, generation, expected):
+    (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    config = copy.deepcopy(llama.config)
+    config.eos_token_id = 7
+    assert read_generation_defaults(tmp_path, config).stop_token_ids == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ('{"temperature": 0.2, "top_p": 0.9}', (0.2, 0.9)),
+        ('{"temperature": NaN, "top_p": 0}', (None, None)),
+        ('{"temperature": -1, "top_p": 1.5}', (None, None)),
+        ('{"temperature": "warm", "top_p": true}', (None, None)),
+    ],
+)
+def test_recommendations_that_no_request_could_make_are_left_out(
+    tmp_path, llama, settings, expected
+):
+    (tmp_path / "generation_config.json").write_text(settings)
+    found = read_generation_defaults(tmp_path, llama.config)
+    assert (found.temperature, found.top_p) == expected

@@ -13,15 +13,16 @@ TENSORS = {
 
 
 @pytest.mark.parametrize(
-    ("bits", "device", "expected"),
+    ("bits", "group_size", "device", "expected"),
     [
-        (3, "cpu", 500),  # packed in 4 bits there
-        (2, "cpu", 700),
-        (4, "cpu", 400),
-        (8, "cpu", 400),
-        (3, "cuda:0", 400),
+        (3, 64, "cpu", 500),  # packed in 4 bits there
+        (2, -1, "cpu", 700),
+        (4, 96, "cpu", 400),
+        (8, 128, "cpu", 400),
+        (4, 16, "cpu", 1300),  # packed as halves,
+        (3, 64, "cuda:0", 400),
     ],
 )
-def test_the_estimate_counts_codes_as_they_will_be_packed(bits, device, expected):
-    quantization = SimpleNamespace(base=SimpleNamespace(bits=bits))
+def test_the_estimate_counts_codes_as_they_will_be_packed(bits, group_size, device, expected):
+    quantization = SimpleNamespace(base=SimpleNamespace(bits=bits, group_size=group_size))
     assert estimate_bytes(TENSORS, quantization, torch.device(device)) == expected

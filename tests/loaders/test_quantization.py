@@ -53,6 +53,19 @@ def test_settings_files_that_contradict_each_other_are_refused_with_both_values(
         read(tmp_path, own=GPTQ, embedded={**GPTQ, "bits": 8, "quant_method": "gptq"})
 
 
+@pytest.mark.parametrize(
+    ("key", "own", "embedded"), [("checkpoint_format", "gptq_v2", "gptq"), ("sym", False, True)]
+)
+def test_files_that_would_decode_zero_points_differently_are_refused(tmp_path, key, own, embedded):
+    with pytest.raises(CheckpointError, match=f"{key}={own}.*{key}={embedded}"):
+        read(tmp_path, own={**GPTQ, key: own}, embedded={**GPTQ, key: embedded})
+
+
+def test_a_setting_that_is_null_was_not_made(tmp_path):
+    found = read(tmp_path, own={**GPTQ, "checkpoint_format": None, "sym": None})
+    assert (found.base.checkpoint_format, found.sym) == ("gptq", True)
+
+
 def test_a_plain_checkpoint_has_no_quantisation(tmp_path):
     assert read(tmp_path, tensors={}) is None
 

@@ -16,6 +16,7 @@ from service import app
 from service.app import (
     identity_of,
     load_served_model,
+    resolve_device,
     resolve_engine_config,
     resolve_kv_cache_bytes,
     resolve_loader,
@@ -176,3 +177,17 @@ def test_served_model_is_whole(tiny_repo: TinyRepositories):
     finally:
         served.close()
     assert not served.engine.is_alive
+
+
+def test_of_several_gpus_the_one_with_the_most_free_memory_is_used(monkeypatch):
+    free = {0: 3, 1: 9, 2: 5}
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setattr("service.app.free_bytes", lambda device: free[device.index])
+    assert resolve_device("auto") == "cuda:1"
+    assert resolve_device("cuda:2") == "cuda:2"
+
+
+@pytest.mark.parametrize("num_gpus", [0, 1])
+def test_with_one_gpu_or_none_there_is_nothing_to_choose(monkeypatch, num_gpus):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: num_gpus)
+    assert resolve_device("auto") == "auto"
