@@ -1,16 +1,33 @@
-"""Counts the KV cache's blocks and knows which sequence holds which.
+"""Counts the KV cache's blocks and knows which sequences hold which.
 
 Numbers only: the memory behind them is `kv_cache`'s, and who may have blocks is `scheduler`'s to
-say. A sequence gets at once every block it can grow into, side by side where a gap is wide enough:
-nothing runs out of blocks half-way, and a lone sequence's cache can be read in place rather than
-gathered.
+say.
+
+    free ──allocate, grow──▶ held ──last holder frees──▶ free           (never named)
+     ▲                        │  ▲                  └──▶ cached         (named by `register`)
+     │                        │  └──a prefix is found────── │
+     └──────────evicted, those unused for longest first─────┘
+
+A held block has one holder or, where sequences begin alike, several; only full blocks are ever
+shared, so nobody writes to a block that another reads. Blocks of one sequence lie side by side
+where they can: a lone sequence's cache is then read in place rather than gathered.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import TYPE_CHECKING
+
 from engine.errors import BlockAccountingError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
 _FREE, _TAKEN = b"\x01", b"\x00"
+# Blocks left free after a sequence's own where there is room, for it to grow into.
+_GROWTH = 16
+# Evicted at once, so that what becomes free lies side by side: one in so many of all blocks.
+_EVICTED_SHARE = 64
 
 
 class BlockManager:
@@ -19,73 +36,189 @@ class BlockManager:
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self.num_free_blocks = num_blocks
         # One byte a block, so that looking for a gap is one search for a run of _FREE.
         self._state = bytearray(_FREE * num_blocks)
-        self._tables: dict[int, tuple[int, ...]] = {}
-
-    def can_allocate(self, num_tokens: int) -> bool:
-        """Whether enough blocks for this many tokens are free."""
-        return self._blocks_for(num_tokens) <= self.num_free_blocks
-
-    def allocate(self, sequence_id: int, num_tokens: int) -> None:
-        """Give a sequence every block it will ever need; ask `can_allocate` first."""
-        num_blocks = self._blocks_for(num_tokens)
-        if num_blocks > self.num_free_blocks:
-            raise BlockAccountingError(
-                f"sequence {sequence_id} needs {num_blocks} blocks, {self.num_free_blocks} are free"
-            )
-        if sequence_id in self._tables:
-            raise BlockAccountingError(f"sequence {sequence_id} holds blocks already")
-
-        table = self._find_run(num_blocks) or self._find_scattered(num_blocks)
-        for block in table:
-            self._state[block : block + 1] = _TAKEN
-        self.num_free_blocks -= num_blocks
-        self._tables[sequence_id] = table
-
-    def block_table(self, sequence_id: int) -> tuple[int, ...]:
-        """Give a sequence's blocks, in the order of its tokens."""
-        return self._tables[sequence_id]
-
-    def free(self, sequence_id: int) -> None:
-        """Take a sequence's blocks back."""
-        table = self._tables.pop(sequence_id)
-        for block in table:
-            self._state[block : block + 1] = _FREE
-        self.num_free_blocks += len(table)
+        self._num_free = num_blocks
+        self._num_holders = [0] * num_blocks
+        self._tables: dict[int, list[int]] = {}
+        self._block_of: dict[bytes, int] = {}  # by digest
+        self._digest_of: dict[int, bytes] = {}
+        self._cached: dict[int, None] = {}  # named and unheld; unused for longest first
+        self._suspect: set[int] = set()  # held blocks that may hold NaN
+        self._dirty: list[int] = []  # free blocks that may
 
     @property
-    def owners(self) -> frozenset[int]:
-        """Every sequence that holds blocks."""
-        return frozenset(self._tables)
+    def num_free_blocks(self) -> int:
+        """How many blocks can be had, cached ones included."""
+        return self._num_free + len(self._cached)
 
-    def check(self) -> None:
-        """Raise `BlockAccountingError` unless every block is free, or held by one sequence.
+    @property
+    def owners(self) -> set[int]:
+        """The sequences that hold blocks."""
+        return set(self._tables)
 
-        With no sequence left it follows that all blocks are free.
-        """
-        held = [block for table in self._tables.values() for block in table]
-        if len(held) != len(set(held)):
-            raise BlockAccountingError(f"blocks are held twice: {sorted(held)}")
-        if any(self._state[block : block + 1] != _TAKEN for block in held):
-            raise BlockAccountingError("a block that a sequence holds is marked free")
-        marked_free = self._state.count(_FREE)
-        if not marked_free == self.num_free_blocks == self.num_blocks - len(held):
-            raise BlockAccountingError(
-                f"{self.num_blocks} blocks, {len(held)} held by {len(self._tables)} sequences,"
-                f" {marked_free} marked free, {self.num_free_blocks} counted as free"
-            )
-
-    def _blocks_for(self, num_tokens: int) -> int:
+    def num_blocks_for(self, num_tokens: int) -> int:
+        """How many blocks so many tokens fill."""
         return -(-num_tokens // self.block_size)
 
-    def _find_run(self, num_blocks: int) -> tuple[int, ...] | None:
-        start = self._state.find(_FREE * num_blocks)
-        return None if start < 0 else tuple(range(start, start + num_blocks))
+    def find_prefix(self, digests: Iterable[bytes]) -> list[int]:
+        """Return the cached blocks of the longest known prefix; digests: of its blocks."""
+        found: list[int] = []
+        for digest in digests:
+            block = self._block_of.get(digest)
+            if block is None:
+                break
+            found.append(block)
+        return found
 
-    def _find_scattered(self, num_blocks: int) -> tuple[int, ...]:
+    def num_missing_blocks(self, num_tokens: int, prefix: Sequence[int]) -> int:
+        """How many of the free blocks `allocate` would use up."""
+        revived = sum(block in self._cached for block in prefix)
+        return self.num_blocks_for(num_tokens) - len(prefix) + revived
+
+    def allocate(self, sequence_id: int, num_tokens: int, prefix: Sequence[int] = ()) -> None:
+        """Give a sequence blocks for so many tokens, beginning with those of a found prefix."""
+        if sequence_id in self._tables:
+            raise BlockAccountingError(f"sequence {sequence_id} holds blocks already")
+        missing = self.num_missing_blocks(num_tokens, prefix)
+        if missing > self.num_free_blocks:
+            raise BlockAccountingError(
+                f"sequence {sequence_id} needs {missing} blocks, {self.num_free_blocks} are free"
+            )
+        for block in prefix:
+            self._cached.pop(block, None)
+            self._num_holders[block] += 1
+        fresh = self._take(self.num_blocks_for(num_tokens) - len(prefix))
+        self._tables[sequence_id] = [*prefix, *fresh]
+
+    def grow(self, sequence_id: int) -> int | None:
+        """Give a sequence one block more, which is returned; None where none is left."""
+        if not self.num_free_blocks:
+            return None
+        table = self._tables[sequence_id]
+        beside = table[-1] + 1
+        self._make_free(1)
+        if beside < self.num_blocks and self._state[beside]:
+            block = beside
+            self._mark_taken(block)
+        else:
+            (block,) = self._take(1)
+        table.append(block)
+        return block
+
+    def block_table(self, sequence_id: int) -> Sequence[int]:
+        """Return a sequence's blocks in the order of its tokens; it grows with the sequence."""
+        return self._tables[sequence_id]
+
+    def register(self, sequence_id: int, index: int, digest: bytes) -> None:
+        """Name a full block, so that others find it; the first block of a name keeps it."""
+        block = self._tables[sequence_id][index]
+        if digest not in self._block_of and block not in self._digest_of:
+            self._block_of[digest] = block
+            self._digest_of[block] = digest
+
+    def free(self, sequence_id: int, *, is_suspect: bool = False) -> None:
+        """Take a sequence's blocks back; what has a name stays findable until it is evicted.
+
+        is_suspect: they may hold NaN. They lose their names, and are given out by `take_dirty`
+        once nobody holds them.
+        """
+        # Last blocks first, so that they are evicted first: without its beginning the rest of a
+        # prefix would never be found.
+        for block in reversed(self._tables.pop(sequence_id)):
+            if is_suspect:
+                self._forget_name(block)
+                self._suspect.add(block)
+            self._num_holders[block] -= 1
+            if not self._num_holders[block]:
+                self._let_go(block)
+
+    def take_dirty(self) -> tuple[int, ...]:
+        """Return the blocks to be zeroed before anybody uses them, once."""
+        dirty, self._dirty = tuple(self._dirty), []
+        return dirty
+
+    def forget_prefixes(self) -> None:
+        """Let all names go; what is held stays held."""
+        self._evict(len(self._cached))
+        self._block_of.clear()
+        self._digest_of.clear()
+
+    def check(self) -> None:
+        """Raise `BlockAccountingError` unless every block is free, cached or held, and once."""
+        holders = Counter(block for table in self._tables.values() for block in table)
+        for table in self._tables.values():
+            if len(set(table)) != len(table):
+                raise BlockAccountingError(f"a sequence holds a block twice: {table}")
+        for block in range(self.num_blocks):
+            states = (bool(self._state[block]), block in self._cached, holders[block] > 0)
+            if sum(states) != 1 or self._num_holders[block] != holders[block]:
+                raise BlockAccountingError(
+                    f"block {block}: free, cached, held is {states}; it counts"
+                    f" {self._num_holders[block]} holders and has {holders[block]}"
+                )
+            if holders[block] > 1 and block not in self._digest_of and block not in self._suspect:
+                raise BlockAccountingError(f"block {block} is shared without a name")
+        if self._num_free != self._state.count(_FREE):
+            raise BlockAccountingError(
+                f"{self._state.count(_FREE)} blocks are free, {self._num_free} are counted"
+            )
+        if {block: digest for digest, block in self._block_of.items()} != self._digest_of:
+            raise BlockAccountingError("names and blocks don't point at each other")
+        if not self._cached.keys() <= self._digest_of.keys():
+            raise BlockAccountingError("a block is cached without a name")
+
+    def _take(self, num_blocks: int) -> list[int]:
+        self._make_free(num_blocks)
+        blocks = self._find_run(num_blocks) or self._find_scattered(num_blocks)
+        for block in blocks:
+            self._mark_taken(block)
+        return blocks
+
+    def _mark_taken(self, block: int) -> None:
+        self._state[block : block + 1] = _TAKEN
+        self._num_free -= 1
+        self._num_holders[block] = 1
+
+    def _let_go(self, block: int) -> None:
+        if block in self._digest_of:
+            self._cached[block] = None
+            return
+        self._state[block : block + 1] = _FREE
+        self._num_free += 1
+        if block in self._suspect:
+            self._suspect.discard(block)
+            self._dirty.append(block)
+
+    def _make_free(self, num_blocks: int) -> None:
+        """Evict cached blocks until so many are free."""
+        if self._num_free < num_blocks:
+            spare = self.num_blocks // _EVICTED_SHARE
+            self._evict(max(num_blocks - self._num_free, min(spare, len(self._cached))))
+
+    def _evict(self, num_blocks: int) -> None:
+        for _ in range(num_blocks):
+            block = next(iter(self._cached))
+            del self._cached[block]
+            self._forget_name(block)
+            self._let_go(block)
+
+    def _forget_name(self, block: int) -> None:
+        digest = self._digest_of.pop(block, None)
+        if digest is not None:
+            del self._block_of[digest]
+
+    def _find_run(self, num_blocks: int) -> list[int] | None:
+        """Find neighbours; where there is room, with a gap before them for the neighbour there."""
+        start = self._state.find(_FREE * (num_blocks + 2 * _GROWTH))
+        if start >= 0:
+            start += _GROWTH if start else 0
+        else:
+            start = self._state.find(_FREE * num_blocks)
+        return None if start < 0 else list(range(start, start + num_blocks))
+
+    def _find_scattered(self, num_blocks: int) -> list[int]:
         blocks: list[int] = []
         while len(blocks) < num_blocks:
             blocks.append(self._state.index(_FREE, blocks[-1] + 1 if blocks else 0))
-        return tuple(blocks)
+        return blocks

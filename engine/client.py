@@ -8,6 +8,7 @@ stream, no more of them than it asked for.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import threading
 import weakref
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from engine.errors import EngineDeadError, EngineError
 from engine.outputs import SequenceFailure, TokenOutput
+from engine.request import SequenceRequest
 
 if TYPE_CHECKING:
     import collections.abc
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from engine.core import Engine
     from engine.outputs import StepOutput
     from engine.sampling_params import SamplingParams
-    from engine.sequence import Sequence
 
 log = logging.getLogger(__name__)
 
@@ -119,11 +120,13 @@ class EngineClient:
     def __init__(self, engine: Engine) -> None:
         self.max_model_len = engine.limits.max_model_len
         self.vocab_size = engine.limits.vocab_size
-        self._engine = engine  # after start, only its thread touches it, but for new_sequence
+        self._limits = engine.limits
+        self._engine = engine  # after start, only its thread touches it
         self._thread = threading.Thread(target=self._run, name="engine")
         # Guards all below; notified when there is something for the thread to do.
         self._changed = threading.Condition()
-        self._arrived: list[Sequence] = []
+        self._sequence_ids = itertools.count()
+        self._arrived: list[SequenceRequest] = []
         self._aborted: list[int] = []
         self._is_stopping = False
         self._is_ended = False
@@ -159,13 +162,19 @@ class EngineClient:
 
         Raises an `InvalidRequestError` or `EngineDeadError` at once.
         """
-        sequence = self._engine.new_sequence(prompt_token_ids, params, caller=caller)
-        stream = TokenStream(self, sequence.sequence_id)
+        self._limits.check(prompt_token_ids, params)
+        request = SequenceRequest(
+            sequence_id=next(self._sequence_ids),
+            prompt_token_ids=tuple(prompt_token_ids),
+            params=params,
+            caller=caller or "",
+        )
+        stream = TokenStream(self, request.sequence_id)
         with self._changed:
             if not self.is_alive or self._is_stopping:
                 raise self._dead_error()
-            self._streams[sequence.sequence_id] = stream
-            self._arrived.append(sequence)
+            self._streams[request.sequence_id] = stream
+            self._arrived.append(request)
             self._changed.notify()
         return stream
 
@@ -199,11 +208,17 @@ class EngineClient:
                 self._changed.wait()
             arrived, self._arrived = self._arrived, []
             aborted, self._aborted = self._aborted, []
-        for sequence in arrived:
-            self._engine.add(sequence)
+        for request in arrived:
+            self._add(request)
         for sequence_id in aborted:
             self._engine.abort(sequence_id)
         return not self._is_stopping
+
+    def _add(self, request: SequenceRequest) -> None:
+        try:
+            self._engine.add(request)
+        except EngineError as error:
+            self._deliver([SequenceFailure(request.sequence_id, error)])
 
     def _deliver(self, outputs: Iterable[StepOutput]) -> None:
         items: list[tuple[TokenStream, _Item]] = []
@@ -215,10 +230,11 @@ class EngineClient:
                     continue
                 if isinstance(output, SequenceFailure):
                     items.append((stream, output.error))
-                else:
-                    items.append((stream, output))
-                if isinstance(output, SequenceFailure) or output.finish_reason is not None:
                     del self._streams[output.sequence_id]
+                elif isinstance(output, TokenOutput):
+                    items.append((stream, output))
+                    if output.finish_reason is not None:
+                        del self._streams[output.sequence_id]
         for stream in _hand_over(items):
             self.abort(stream.sequence_id)
 

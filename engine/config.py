@@ -6,9 +6,19 @@ Whatever could be "auto" has been answered by whoever builds this (see
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 
 from engine.errors import NotEnoughBlocksError
+
+
+class KVDtype(enum.Enum):
+    """What keys and values are kept in; the values are what settings say."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+    FP8 = "fp8"  # e4m3, with a scale for each token's head
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,12 +26,24 @@ class EngineConfig:
     """How much the engine may hold and do at once."""
 
     max_num_seqs: int  # sequences that advance together in one step
-    max_num_batched_tokens: int  # prompt tokens a step takes in; one longer prompt still runs
+    max_num_batched_tokens: int  # tokens that a step computes
     max_model_len: int  # prompt and answer together
     num_blocks: int  # blocks of the KV cache
     block_size: int = 16  # tokens per block
-    # Attention adds up in an order that does not depend on the batch; costs speed with many
-    # sequences. Linear layers are their weights' own business.
+    kv_dtype: KVDtype | None = None  # None: float32 on CPU, else the model's own
+    has_prefix_cache: bool = True  # sequences of different requests share prefixes, too
+
+    # Waiting sequences, counted before they first run; None does not bound.
+    max_queued_seqs: int | None = None
+    max_queued_tokens: int | None = None
+    max_queue_wait_s: float | None = None  # at the measured rate of prefill
+
+    num_speculative_tokens: int = 0  # most tokens drafted for a sequence in a step; 0 drafts none
+
+    # Decode steps in shapes made beforehand, which a CUDA graph can hold, or each as it comes.
+    # None: each as it comes on CPU, where nothing is gained by the former.
+    enforce_eager: bool | None = None
+    # Every row is computed by itself, in an order that nothing else changes; slow.
     is_batch_invariant: bool = False
 
     def __post_init__(self) -> None:
@@ -29,6 +51,15 @@ class EngineConfig:
         for name in ("max_num_seqs", "max_num_batched_tokens", "num_blocks", "block_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens is {self.max_num_batched_tokens}, fewer than max_num_seqs"
+                f" {self.max_num_seqs}; every sequence of a step computes at least one token"
+            )
+        if self.num_speculative_tokens < 0:
+            raise ValueError(
+                f"num_speculative_tokens is {self.num_speculative_tokens}; give 0 for none"
+            )
         if self.max_model_len < 2:
             raise ValueError(
                 f"max_model_len is {self.max_model_len}; give at least 2: prompt and answer"

@@ -1,30 +1,43 @@
 """The engine: sequences in, tokens out, one step at a time.
 
 `step` is the whole of continuous batching: whoever has arrived joins the next batch, whoever has
-ended leaves it. Scheduling is `scheduler`'s, tensors are `model_runner`'s. Not thread-safe, but
-for `new_sequence`; `client` runs it in a thread of its own.
+ended leaves it. Scheduling is `scheduler`'s, tensors are `model_runner`'s. Not thread-safe;
+`client` runs it in a thread of its own.
 """
 
 from __future__ import annotations
 
-import itertools
+import logging
 import secrets
+import time
 from typing import TYPE_CHECKING, Protocol
 
+from engine.drafting import NgramDrafter
+from engine.errors import InvalidConstraintError, OutOfMemoryError
 from engine.limits import RequestLimits
 from engine.model_runner import ModelRunner
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence
 
 if TYPE_CHECKING:
-    import collections.abc
+    from collections.abc import Callable
 
     from transformers import PreTrainedModel
 
     from engine.batch import SampledTokens, ScheduledBatch
     from engine.config import EngineConfig
+    from engine.constraint import Constraint, ConstraintFactory
     from engine.outputs import StepOutput
-    from engine.sampling_params import SamplingParams
+    from engine.request import SequenceRequest
+    from engine.statistics import EngineStatistics
+
+log = logging.getLogger(__name__)
+
+# So many steps without memory within so many seconds: what is wrong does not go away by itself.
+MAX_MEMORY_FAILURES = 3
+MEMORY_FAILURE_WINDOW_S = 60.0
+# Steps with fewer prompt tokens say little of how fast prompts are read.
+MIN_MEASURED_TOKENS = 32
 
 
 class PendingStep(Protocol):
@@ -33,7 +46,7 @@ class PendingStep(Protocol):
     batch: ScheduledBatch
 
     def result(self) -> SampledTokens:
-        """Wait for the step and read what it sampled."""
+        """Wait for the step and read what it sampled. Raises `OutOfMemoryError`."""
 
 
 class Runner(Protocol):
@@ -42,70 +55,113 @@ class Runner(Protocol):
     vocab_size: int
 
     def launch(self, batch: ScheduledBatch) -> PendingStep:
-        """Start a step, without waiting for it."""
+        """Start a step, without waiting for it. Raises `OutOfMemoryError`."""
 
 
 class Engine:
     """Advances many sequences over one model together.
 
-    A sequence's greedy tokens don't depend on its mates, and neither do its random ones: exactly,
-    as far as the parts compute a row alike in any batch. On CPU norms, rotation, activations,
-    sampling and a prompt's attention do. A decoding sequence's attention does with
-    `is_batch_invariant`. Linear layers do if their weights say so; an ordinary matrix product may
-    differ in the last bits with the number of rows, which shows only where the two leading logits
-    nearly tie.
+    A sequence's tokens don't depend on its mates, nor on chunks, preemption, cached prefixes or
+    drafts: exactly, where `is_batch_invariant` is set; elsewhere as far as sums in another order
+    leave the leading logits in their order.
     """
 
-    def __init__(self, model: PreTrainedModel, config: EngineConfig) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        config: EngineConfig,
+        *,
+        constraints: ConstraintFactory | None = None,
+    ) -> None:
         """Take a loaded model over: its layers are replaced or redirected, so use it no other way.
 
         Raises `UnsupportedModelError`.
         """
-        self._begin(ModelRunner(model, config), config)
+        self._begin(ModelRunner(model, config), config, constraints, time.monotonic)
 
     @classmethod
-    def with_runner(cls, runner: Runner, config: EngineConfig) -> Engine:
-        """Make an engine around a runner that is ready."""
+    def with_runner(
+        cls,
+        runner: Runner,
+        config: EngineConfig,
+        *,
+        constraints: ConstraintFactory | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> Engine:
+        """Make an engine around a runner that is ready; clock: in seconds."""
         engine = cls.__new__(cls)
-        engine._begin(runner, config)
+        engine._begin(runner, config, constraints, clock)
         return engine
 
-    def _begin(self, runner: Runner, config: EngineConfig) -> None:
+    def _begin(
+        self,
+        runner: Runner,
+        config: EngineConfig,
+        constraints: ConstraintFactory | None,
+        clock: Callable[[], float],
+    ) -> None:
         self.limits = RequestLimits(runner.vocab_size, config.max_model_len)
-        self.scheduler = Scheduler(config)
+        self.scheduler = Scheduler(config, clock=clock)
+        self._config = config
         self._runner = runner
+        self._constraints = constraints
+        self._clock = clock
         self._pending: PendingStep | None = None
-        self._sequence_ids = itertools.count()
+        self._in_flight: list[ScheduledBatch] = []  # launched and not collected
+        self._last_collected = clock()
+        self._memory_failures: list[float] = []  # when they were
 
     @property
     def has_work(self) -> bool:
         """Whether another step would do anything."""
         return self.scheduler.has_work or self._pending is not None
 
-    def new_sequence(
-        self,
-        prompt_token_ids: collections.abc.Sequence[int],
-        params: SamplingParams,
-        *,
-        caller: str | None = None,
-    ) -> Sequence:
-        """Make a sequence that `add` will take; raises an `InvalidRequestError`.
+    def statistics(self) -> EngineStatistics:
+        """Count what there is and what was done."""
+        return self.scheduler.statistics()
 
-        May be called from any thread.
+    def compile(self, grammar: str) -> Constraint:
+        """Read a grammar. Raises `InvalidConstraintError`.
+
+        May take long, and may be called from any thread while the engine steps.
         """
-        self.limits.check(prompt_token_ids, params)
-        return Sequence(
-            sequence_id=next(self._sequence_ids),
-            prompt_token_ids=tuple(prompt_token_ids),
+        if self._constraints is None:
+            raise InvalidConstraintError("this engine was built without structured output")
+        return self._constraints.compile(grammar)
+
+    def add(self, request: SequenceRequest, *, constraint: Constraint | None = None) -> Sequence:
+        """Queue a sequence. Raises an `InvalidRequestError` or `QueueFullError`.
+
+        constraint: what the request's grammar was compiled to; compiled here where it is absent.
+        """
+        self.limits.check(request.prompt_token_ids, request.params)
+        params = request.params
+        if request.grammar is not None and constraint is None:
+            constraint = self.compile(request.grammar)
+        sequence = Sequence(
+            sequence_id=request.sequence_id,
+            prompt_token_ids=request.prompt_token_ids,
             params=params,
             seed=secrets.randbits(63) if params.seed is None else params.seed,
-            max_output_tokens=self.limits.max_output_tokens(len(prompt_token_ids), params),
-            caller=caller,
+            max_output_tokens=self.limits.max_output_tokens(len(request.prompt_token_ids), params),
+            caller=self.scheduler.caller(request.caller, request.weight),
+            priority=request.priority,
+            constraint=constraint,
+            drafter=(
+                NgramDrafter(request.prompt_token_ids)
+                if self._config.num_speculative_tokens
+                else None
+            ),
         )
-
-    def add(self, sequence: Sequence) -> None:
-        """Queue a sequence made by `new_sequence`."""
-        self.scheduler.add(sequence)
+        if not self.scheduler.has_work:
+            self._last_collected = self._clock()
+        self.scheduler.add(
+            sequence,
+            cache_salt=request.cache_salt,
+            group=request.group,
+            timeout_s=request.timeout_s,
+        )
+        return sequence
 
     def abort(self, sequence_id: int) -> None:
         """End a sequence without further output; unknown or ended ones are left alone."""
@@ -113,12 +169,48 @@ class Engine:
 
     def step(self) -> list[StepOutput]:
         """Launch the next batch, then collect the one before it."""
-        launched = self._launch_next()
-        finished, self._pending = self._pending, launched
-        if finished is None:  # first step after a pause, or nothing to run
-            return []
-        return self.scheduler.update(finished.batch, finished.result())
+        outputs = self.scheduler.expire()
+        try:
+            if self.scheduler.must_collect_first:
+                outputs += self._collect(self._pending)
+                self._pending = None
+            finished, self._pending = self._pending, self._launch_next()
+            outputs += self._collect(finished)
+        except OutOfMemoryError as error:
+            outputs += self._retract(error)
+        return outputs
 
     def _launch_next(self) -> PendingStep | None:
         batch = self.scheduler.schedule()
-        return None if batch is None else self._runner.launch(batch)
+        if batch is None:
+            return None
+        self._in_flight.append(batch)
+        return self._runner.launch(batch)
+
+    def _collect(self, pending: PendingStep | None) -> list[StepOutput]:
+        """Wait for a launched step, and take in what it gave."""
+        if pending is None:  # first step after a pause, or nothing to run
+            return []
+        sampled = pending.result()
+        self._in_flight.remove(pending.batch)
+        self._measure(pending.batch)
+        return self.scheduler.update(pending.batch, sampled)
+
+    def _measure(self, batch: ScheduledBatch) -> None:
+        """Note how fast prompts are read, where a step read enough of them to tell."""
+        now = self._clock()
+        num_tokens = sum(len(chunk.token_ids) for chunk in batch.chunks)
+        if num_tokens >= MIN_MEASURED_TOKENS:
+            self.scheduler.admission.measure(num_tokens, now - self._last_collected)
+        self._last_collected = now
+
+    def _retract(self, error: OutOfMemoryError) -> list[StepOutput]:
+        """Have the launched steps computed again in smaller ones; give up when that is in vain."""
+        now = self._clock()
+        log.warning("a step ran out of memory: %s", error)
+        recent = [at for at in self._memory_failures if now - at < MEMORY_FAILURE_WINDOW_S]
+        self._memory_failures = [*recent, now]
+        if len(self._memory_failures) >= MAX_MEMORY_FAILURES:
+            raise error
+        batches, self._in_flight, self._pending = self._in_flight, [], None
+        return self.scheduler.retract(batches)

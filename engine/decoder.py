@@ -11,12 +11,14 @@ import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch import nn
 
 from engine import attention
 from engine.errors import UnsupportedModelError
 from engine.kv_cache import head_dim, num_kv_heads, num_layers
 from engine.layers import fuse_layers
 from engine.model_input import ModelInput
+from engine.weights import InvariantLinear, LinearWeight
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,15 +39,21 @@ class Decoder(Protocol):
         """Run one step's tokens; [num_seqs, vocab] float32."""
 
 
-def make_decoder(model: PreTrainedModel, max_model_len: int) -> Decoder:
+def make_decoder(
+    model: PreTrainedModel, max_model_len: int, *, is_batch_invariant: bool = False
+) -> Decoder:
     """Take a model over; raises `UnsupportedModelError` where it would not be run rightly."""
     _check_placement(model)
     _check_config(model.config, max_model_len)
     model.train(False)
-    decoder: Decoder | None = fuse_layers(model, max_model_len)
+    decoder: Decoder | None = fuse_layers(
+        model, max_model_len, is_batch_invariant=is_batch_invariant
+    )
     if decoder is not None:
         log.info("%s runs with fused layers", type(model).__name__)
         return decoder
+    if is_batch_invariant:
+        _make_linears_invariant(model)
     decoder = TransformersDecoder(model)
     log.info("%s runs with Transformers' own layers", type(model).__name__)
     return decoder
@@ -140,6 +148,24 @@ class _AttentionProbe:
 
     def _refuse(self, what: str) -> None:
         raise UnsupportedModelError(f"{self._name} uses {what}; the engine cannot run it")
+
+
+def _make_linears_invariant(model: PreTrainedModel) -> None:
+    """Put every linear layer behind one that multiplies each row as if it were alone."""
+    others = {type(module).__name__ for module in model.modules()} & {"Conv1D"}
+    if others:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has layers of type {', '.join(others)}, which batch_invariant"
+            " does not cover; serve it without"
+        )
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) or _is_linear_weight(module):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, InvariantLinear(module))
+
+
+def _is_linear_weight(module: nn.Module) -> bool:
+    return isinstance(module, LinearWeight)
 
 
 def _check_placement(model: PreTrainedModel) -> None:

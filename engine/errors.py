@@ -4,10 +4,15 @@ EngineError
 ├── InvalidRequestError          the caller can mend it
 │   ├── InvalidSamplingParamsError
 │   ├── InvalidTokenError        a token id outside the vocabulary
+│   ├── InvalidConstraintError   a grammar that cannot be followed
 │   └── PromptTooLongError       the prompt leaves no room for an answer
+├── QueueFullError               too much waits already; says when to come again
+├── DeadlineExceededError        the sequence's time was over before it had ended
 ├── UnsupportedModelError        the model needs something that the engine would get wrong
 ├── NotEnoughBlocksError         the KV cache cannot hold even one sequence of the allowed length
+├── NothingToPickError       settings and constraint together left no token to one sequence
 ├── NonFiniteLogitsError         the model gave one sequence NaN or Inf; its mates go on
+├── OutOfMemoryError             a step did not fit the device's memory, nor did its second try
 ├── BlockAccountingError         blocks leaked or are owned twice: a bug of ours
 └── EngineDeadError              the engine stopped; open and new requests fail
 """
@@ -31,8 +36,24 @@ class InvalidTokenError(InvalidRequestError):
     """A token id is outside the model's vocabulary."""
 
 
+class InvalidConstraintError(InvalidRequestError):
+    """A grammar cannot be read or followed."""
+
+
 class PromptTooLongError(InvalidRequestError):
     """The prompt leaves no room for an answer within `max_model_len`."""
+
+
+class QueueFullError(EngineError):
+    """Too much waits already."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s  # when about half of the queue will have been served
+
+
+class DeadlineExceededError(EngineError):
+    """The sequence's time was over before it had ended."""
 
 
 class UnsupportedModelError(EngineError):
@@ -43,8 +64,16 @@ class NotEnoughBlocksError(EngineError):
     """The KV cache is too small."""
 
 
+class NothingToPickError(EngineError):
+    """A sequence's settings left it no token to pick."""
+
+
 class NonFiniteLogitsError(EngineError):
     """The model's logits for one sequence held NaN or Inf."""
+
+
+class OutOfMemoryError(EngineError):
+    """A step did not fit the device's memory."""
 
 
 class BlockAccountingError(EngineError):

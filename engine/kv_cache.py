@@ -1,8 +1,13 @@
 """The memory that holds keys and values, one tensor a layer, and how much of it fits.
 
 Which slot a token goes to is decided elsewhere (`block_manager`, `model_input`); here is only the
-storage. A slot is a token's place: block `b` of `block_size` tokens is slots `b * block_size` and
-on.
+storage. A cache slot is a token's place: block `b` of `block_size` tokens is slots
+`b * block_size` and on.
+
+Attention computes in one type, the cache may keep another: what is read back is what a narrower
+type left of it, and `rounded` says so for tokens that are attended to before they were ever read.
+fp8 (e4m3) keeps a float16 scale beside each token's head, so that its largest number uses the
+whole range.
 """
 
 from __future__ import annotations
@@ -11,13 +16,24 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from engine.config import KVDtype
 from engine.errors import NotEnoughBlocksError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel
+
+STORED_AS = {
+    KVDtype.FLOAT32: torch.float32,
+    KVDtype.FLOAT16: torch.float16,
+    KVDtype.BFLOAT16: torch.bfloat16,
+    KVDtype.FP8: torch.float8_e4m3fn,
+}
+FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
+# A head of zeros still needs a scale; the least that float16 holds in full precision.
+MIN_FP8_SCALE = 2.0**-14
 
 
 def num_kv_heads(config: PretrainedConfig) -> int:
@@ -40,15 +56,25 @@ def num_layers(config: PretrainedConfig) -> int:
     return layers
 
 
-def kv_dtype(model: PreTrainedModel) -> torch.dtype:
-    """What keys and values are kept in: float32 on CPU, where attention is, else the model's."""
+def attention_dtype(model: PreTrainedModel) -> torch.dtype:
+    """What attention computes in: float32 on CPU, else the model's own type."""
     return torch.float32 if model.device.type == "cpu" else model.dtype
 
 
-def kv_block_bytes(config: PretrainedConfig, block_size: int, dtype: torch.dtype) -> int:
+def resolve_kv_dtype(model: PreTrainedModel, asked: KVDtype | None) -> KVDtype:
+    """What keys and values are kept in: what is asked for, else what attention computes in."""
+    if asked is not None:
+        return asked
+    dtype = attention_dtype(model)
+    return next(kind for kind, stored in STORED_AS.items() if stored == dtype)
+
+
+def kv_block_bytes(config: PretrainedConfig, block_size: int, dtype: KVDtype) -> int:
     """How much memory one block takes, all layers together."""
-    numbers = 2 * num_layers(config) * block_size * num_kv_heads(config) * head_dim(config)
-    return numbers * dtype.itemsize
+    width = head_dim(config) * STORED_AS[dtype].itemsize
+    if dtype is KVDtype.FP8:
+        width += torch.float16.itemsize
+    return 2 * num_layers(config) * block_size * num_kv_heads(config) * width
 
 
 def resolve_num_blocks(
@@ -92,44 +118,118 @@ class KVCache:
         block_size: int,
         num_kv_heads: int,
         head_dim: int,
+        kept_as: KVDtype,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
+        """dtype: what is written and read, whatever it is kept as."""
         self.block_size = block_size
         self.empty_block = num_blocks
         self.device = device
+        self.dtype = dtype
+        self._stored = STORED_AS[kept_as]
         shape = ((num_blocks + 1) * block_size, 2, num_kv_heads, head_dim)
-        self.layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+        self._layers = [
+            torch.zeros(shape, dtype=self._stored, device=device) for _ in range(num_layers)
+        ]
+        self._scales: list[Tensor] = []
+        if kept_as is KVDtype.FP8:
+            self._scales = [
+                torch.ones((*shape[:-1], 1), dtype=torch.float16, device=device)
+                for _ in range(num_layers)
+            ]
         # Gathered blocks go to the same memory each time: fresh memory of this size comes from the
         # system page by page, which doubled the time of a gather (0.5 ms a layer at 1 024 tokens).
-        self._scratch = torch.empty(0, dtype=dtype, device=device)
+        kept = torch.uint8 if self._scales else self._stored
+        self._scratch = torch.empty(0, dtype=kept, device=device)
 
     @property
     def bytes_per_token(self) -> int:
-        """Memory of one slot in one layer."""
-        return self.layers[0][0].nbytes
+        """Memory that reading one slot of one layer takes."""
+        return self._layers[0][0].numel() * self.dtype.itemsize
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether what is read is what was written, to the last bit."""
+        return self._stored == self.dtype
 
     def write(self, layer_index: int, slots: Tensor, key_value: Tensor) -> None:
         """Store key_value [num_tokens, 2, kv_heads, head_dim] at slots [num_tokens] int64."""
-        self.layers[layer_index].index_copy_(0, slots, key_value)
+        layer = self._layers[layer_index]
+        if not self._scales:
+            layer.index_copy_(0, slots, key_value.to(self._stored))
+            return
+        codes, scales = _quantize(key_value)
+        # Bytes, because copying by index knows no float8.
+        layer.view(torch.uint8).index_copy_(0, slots, codes.view(torch.uint8))
+        self._scales[layer_index].index_copy_(0, slots, scales)
 
-    def gather(self, layer_index: int, blocks: Tensor) -> Tensor:
+    def rounded(self, key_value: Tensor) -> Tensor:
+        """Return key_value as it would be read back."""
+        if self.is_exact:
+            return key_value
+        if not self._scales:
+            return key_value.to(self._stored).to(self.dtype)
+        return _widen(*_quantize(key_value), self.dtype)
+
+    def read_run(self, layer_index: int, first_slot: int, num_tokens: int) -> Tensor:
+        """Read neighbouring slots, in place where they are kept in the type that is read.
+
+        Returns [num_tokens, 2, kv_heads, head_dim].
+        """
+        kept = self._layers[layer_index].narrow(0, first_slot, num_tokens)
+        if not self._scales:
+            return kept if self.is_exact else kept.to(self.dtype)
+        scales = self._scales[layer_index].narrow(0, first_slot, num_tokens)
+        return _widen(kept, scales, self.dtype)
+
+    def gather(self, layer_index: int, blocks: Tensor, *, is_fresh: bool = False) -> Tensor:
         """Copy blocks [num_blocks] int64 side by side; the copy is good until the next gather.
 
-        Returns [num_blocks * block_size, 2, kv_heads, head_dim].
+        is_fresh: to memory of its own, as a graph needs it. Returns [num_blocks * block_size, 2,
+        kv_heads, head_dim].
         """
-        layer = self.layers[layer_index]
+        layer = self._layers[layer_index]
         token = layer.shape[1:]
         by_block = layer.view(-1, self.block_size * token.numel())
-        needed = blocks.shape[0] * by_block.shape[1]
-        if self._scratch.numel() < needed:
-            self._scratch = self._scratch.new_empty(needed)
-        out = self._scratch[:needed].view(blocks.shape[0], by_block.shape[1])
-        return torch.index_select(by_block, 0, blocks, out=out).view(-1, *token)
+        if self._scales:  # copying by index knows no float8
+            by_block = by_block.view(torch.uint8)
+        if is_fresh:
+            gathered = by_block.index_select(0, blocks)
+        else:
+            out = self._scratch_for(blocks.shape[0], by_block)
+            gathered = torch.index_select(by_block, 0, blocks, out=out)
+        if not self._scales:
+            gathered = gathered.view(-1, *token)
+            return gathered if self.is_exact else gathered.to(self.dtype)
+        scales = self._scales[layer_index].view(-1, self.block_size * 2 * token[1])
+        found = scales.index_select(0, blocks).view(-1, 2, token[1], 1)
+        return _widen(gathered.view(self._stored).view(-1, *token), found, self.dtype)
 
-    def clear(self, blocks: Iterable[int]) -> None:
+    def _scratch_for(self, num_blocks: int, by_block: Tensor) -> Tensor:
+        needed = num_blocks * by_block.shape[1]
+        if self._scratch.numel() < needed:
+            self._scratch = by_block.new_empty(needed)
+        return self._scratch[:needed].view(num_blocks, by_block.shape[1])
+
+    def clear(self, blocks: Sequence[int]) -> None:
         """Forget what blocks hold, so that NaN left behind cannot meet a later sequence."""
-        for layer in self.layers:
-            by_block = layer.view(-1, self.block_size, *layer.shape[1:])
-            for block in blocks:
-                by_block[block].zero_()
+        if not blocks:
+            return
+        which = torch.tensor(blocks, device=self.device)
+        for layer in (*self._layers, *self._scales):
+            numbers = layer.view(torch.uint8) if layer.dtype == self._stored else layer
+            numbers.view(-1, self.block_size, *numbers.shape[1:]).index_fill_(0, which, 0)
+
+
+def _quantize(key_value: Tensor) -> tuple[Tensor, Tensor]:
+    """Return e4m3 codes [..., head_dim] and float16 scales [..., 1]."""
+    largest = key_value.abs().amax(dim=-1, keepdim=True)
+    scales = (largest / FP8_MAX).clamp_(min=MIN_FP8_SCALE).to(torch.float16)
+    # The scale was rounded, so the largest code may lie a little above what e4m3 holds.
+    codes = (key_value / scales.to(key_value.dtype)).clamp_(-FP8_MAX, FP8_MAX)
+    return codes.to(torch.float8_e4m3fn), scales
+
+
+def _widen(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    return codes.to(dtype) * scales.to(dtype)

@@ -27,6 +27,11 @@ class RequestLimits:
         """Raise an `InvalidRequestError` where the request cannot be run as asked."""
         if not prompt_token_ids:
             raise InvalidTokenError("the prompt has no tokens; give at least one")
+        if self._is_nothing_left(params):
+            raise InvalidTokenError(
+                "banned_token_ids leaves no token to pick; ban fewer of this model's"
+                f" {self.vocab_size}"
+            )
         if len(prompt_token_ids) >= self.max_model_len:
             raise PromptTooLongError(
                 f"the prompt has {len(prompt_token_ids)} tokens; at most {self.max_model_len - 1}"
@@ -34,11 +39,14 @@ class RequestLimits:
                 " prompt"
             )
         self._check_token_ids("prompt", prompt_token_ids)
-        self._check_token_ids("stop token list", params.stop_token_ids)
+        self._check_token_ids("sampling settings", params.token_ids)
 
     def max_output_tokens(self, num_prompt_tokens: int, params: SamplingParams) -> int:
         """How many tokens may be generated after a prompt of this length."""
         return min(params.max_tokens, self.max_model_len - num_prompt_tokens)
+
+    def _is_nothing_left(self, params: SamplingParams) -> bool:
+        return len(params.banned_token_ids) >= self.vocab_size
 
     def _check_token_ids(self, where: str, token_ids: Collection[int]) -> None:
         if not token_ids:

@@ -18,13 +18,29 @@ class FinishReason(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """How likely one token was, and which were the likeliest; natural logs."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # (token id, logprob), likeliest first; as many as asked for
+
+
+@dataclass(frozen=True, slots=True)
 class TokenOutput:
-    """What one sequence got out of one step."""
+    """One token of one sequence; a step may give a sequence several."""
 
     sequence_id: int
     token_id: int
-    logprob: float | None  # natural log, before temperature; None unless asked for
+    logprobs: TokenLogprobs | None  # None unless asked for
     finish_reason: FinishReason | None  # set on the last output only
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """A stretch of a prompt, told before the sequence's first token; stretches come in order."""
+
+    sequence_id: int
+    tokens: tuple[TokenLogprobs, ...]  # the first stretch begins with the prompt's second token
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,4 +51,4 @@ class SequenceFailure:
     error: EngineError
 
 
-StepOutput: TypeAlias = TokenOutput | SequenceFailure
+StepOutput: TypeAlias = TokenOutput | PromptLogprobs | SequenceFailure

@@ -1,95 +1,110 @@
-"""Picks the next token of every sequence of a step, in one pass over their logits.
+"""Picks the next token of every row of a step, in one pass over their logits.
 
-A row's token depends on its own logits, settings, seed and position only, never on the other rows:
-there is no shared generator, every reduction runs along one row, and what is kept is decided by a
-threshold on the probability rather than by a rank, so that equal probabilities stand or fall
-together.
+The order: raw logits (logprobs are told of these) → bias, bans and masks → penalties → the most
+likely token, or: temperature → top_k → top_p → min_p → typical_p → a random token.
+
+A row's token depends on its own logits, settings, seed and position only, to the bit: there is no
+shared generator, what adds up a row adds whole numbers (`token_filters`), and a part of sampling
+that a row does not need leaves it as it was. Nothing here waits for the device or makes tensors out
+of the host's numbers. With `SamplingState.is_graph_safe` every part is done to all rows, so that a
+step can be captured in a CUDA graph; without, to the rows that `sampling_plan` found to need it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
-from torch.nn import functional
+
+from engine.logprobs import RowLogprobs, row_logprobs
+from engine.sampling_state import Need, Setting
+from engine.token_filters import (
+    draw,
+    keep_leading,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    keep_typical_p,
+    to_shares,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
 
     from torch import Tensor
 
-    from engine.batch import ScheduledBatch
-    from engine.sampling_params import SamplingParams
+    from engine.sampling_plan import Masks, SamplingPlan
+    from engine.sampling_state import SamplingState
 
-# Dividing logits by less could overflow float32; already here a difference of 1e-4 decides.
-MIN_TEMPERATURE = 1e-6
-# A nucleus is looked for among this share of the vocabulary first. For 1 of 49 152 tokens sorted,
-# the 1/96 (512) take 0.12 ms, 1/64 0.13 ms, above that 0.5 ms (torch changes its method), a full
-# sort 3.5 ms (two cores, 2026-11).
-_NUCLEUS_SHARE = 96
+_Filter: TypeAlias = "tuple[Need, tuple[Setting, ...], Callable[..., Tensor]]"
+_REST: tuple[_Filter, ...] = (
+    (Need.MIN_P, (Setting.MIN_P,), keep_min_p),
+    (Need.TYPICAL_P, (Setting.TYPICAL_P,), keep_typical_p),
+)
+_FILTERS: tuple[_Filter, ...] = (
+    (Need.LEADING, (Setting.TOP_K, Setting.TOP_P), keep_leading),
+    *_REST,
+)
+_GRAPH_SAFE_FILTERS: tuple[_Filter, ...] = (
+    (Need.TOP_K, (Setting.TOP_K,), keep_top_k),
+    (Need.TOP_P, (Setting.TOP_P,), keep_top_p),
+    *_REST,
+)
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingInput:
-    """How the rows that are not greedy are sampled; `num_sampled` of the batch's rows."""
+class SampledRows:
+    """What a step sampled, still on the device; in the order of the plan's rows."""
 
-    rows: Tensor  # [num_sampled] int64: which of the batch's rows these are
-    temperature: Tensor  # [num_sampled, 1] float32, at least MIN_TEMPERATURE
-    uniform: Tensor  # [num_sampled, 1] float64 in [0, 1): each row's random number
-    top_k_rows: Tensor  # [num_top_k] int64, among the sampled rows
-    top_k: Tensor  # [num_top_k, 1] int64
-    max_top_k: int
-    top_k_top_p: Tensor  # [num_top_k, 1] float32: their top_p
-    top_p_rows: Tensor  # [num_top_p] int64, among the sampled rows: those without top_k
-    top_p: Tensor  # [num_top_p, 1] float32
+    tokens: Tensor  # [rows] int64, in range whatever the logits were
+    is_finite: Tensor  # [rows] bool: whether the model's logits held neither NaN nor Inf
+    has_choice: (
+        Tensor  # [rows] bool: whether any token was left to pick; says nothing if not finite
+    )
+    logprobs: RowLogprobs | None  # of all rows (0 where not asked for); None if no row asked
 
 
-def build_sampling_input(
-    batch: ScheduledBatch, vocab_size: int, device: torch.device
-) -> SamplingInput | None:
-    """Collect the settings of a batch's rows; None where every row is greedy."""
-    entries = batch.entries
-    rows = [row for row, entry in enumerate(entries) if not _is_greedy(entry.params)]
-    if not rows:
-        return None
-    positions = [
-        *(decode.position + 1 for decode in batch.decodes),
-        *(len(prefill.token_ids) for prefill in batch.prefills),
-    ]
-    params = [entries[row].params for row in rows]
-    top_k = {i: p.top_k for i, p in enumerate(params) if p.top_k and p.top_k < vocab_size}
-    top_p = {i: p.top_p for i, p in enumerate(params) if p.top_p < 1 and i not in top_k}
-    seeds = torch.tensor([entries[row].seed for row in rows], device=device)
-    return SamplingInput(
-        rows=torch.tensor(rows, device=device),
-        temperature=_column([max(p.temperature, MIN_TEMPERATURE) for p in params], device),
-        uniform=uniform(
-            seeds, torch.tensor([positions[row] for row in rows], device=device)
-        ).unsqueeze(1),
-        top_k_rows=torch.tensor(list(top_k), dtype=torch.int64, device=device),
-        top_k=torch.tensor(list(top_k.values()), dtype=torch.int64, device=device).unsqueeze(1),
-        max_top_k=max(top_k.values(), default=0),
-        top_k_top_p=_column([params[i].top_p for i in top_k], device),
-        top_p_rows=torch.tensor(list(top_p), dtype=torch.int64, device=device),
-        top_p=_column(list(top_p.values()), device),
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Some rows of a step, with what their slots say."""
+
+    slots: Tensor  # [rows] int64
+    positions: Tensor  # [rows] int64
+    settings: Tensor  # [rows, settings] float64
+
+    def select(self, rows: Tensor) -> _Rows:
+        return _Rows(
+            self.slots.index_select(0, rows),
+            self.positions.index_select(0, rows),
+            self.settings.index_select(0, rows),
+        )
+
+    def column(self, setting: Setting) -> Tensor:
+        """Return one setting of every row: [rows, 1] float64."""
+        return self.settings[:, setting : setting + 1]
+
+
+def sample(logits: Tensor, plan: SamplingPlan, state: SamplingState) -> SampledRows:
+    """Pick one token a row.
+
+    logits: [rows, vocab] float32, contiguous; overwritten where settings change them.
+    """
+    finite = is_finite(logits)
+    untouched = _untouched(logits, plan)
+    tokens = _pick(logits, plan, state)
+    chosen = logits.gather(1, tokens.unsqueeze(1)).squeeze(1)
+    return SampledRows(
+        tokens=tokens,
+        is_finite=finite,
+        has_choice=chosen > float("-inf"),
+        logprobs=None if untouched is None else _logprobs(untouched, tokens, plan, state),
     )
 
 
-def sample(logits: Tensor, settings: SamplingInput | None) -> Tensor:
-    """Pick one token a row.
-
-    logits: [num_seqs, vocab] float32. Returns [num_seqs] int64, in range even where logits are NaN.
-    """
-    tokens = logits.argmax(dim=-1)
-    if settings is not None:
-        picked = _draw(logits.index_select(0, settings.rows), settings)
-        tokens.index_copy_(0, settings.rows, picked)
-    return tokens
-
-
 def is_finite(logits: Tensor) -> Tensor:
-    """Whether a row holds neither NaN nor Inf: [num_seqs] bool from [num_seqs, vocab]."""
+    """Whether a row holds neither NaN nor Inf: [rows] bool from [rows, vocab]."""
     # A sum is finite only if all its terms are: 6 µs a row of 49 152, `isfinite().all()` takes 59.
     return logits.sum(dim=-1).isfinite()
 
@@ -105,65 +120,125 @@ def uniform(seeds: Tensor, positions: Tensor) -> Tensor:
     return _shift_right(mixed, 11).to(torch.float64) * 2.0**-53
 
 
-def _draw(logits: Tensor, settings: SamplingInput) -> Tensor:
-    """Pick by inverting the cumulative distribution, in the order of token ids."""
-    probs = torch.softmax(logits / settings.temperature, dim=-1)
-    if settings.max_top_k or len(settings.top_p):
-        probs = torch.where(probs >= _least_kept(probs, settings), probs, 0.0)
-    cumulative = probs.cumsum(dim=-1)
-    total = cumulative[:, -1:]
-    # Rounding may lift the target to the total, beyond the last token that has any probability.
-    target = (total * settings.uniform).float().minimum(total.nextafter(torch.zeros_like(total)))
-    picked = torch.searchsorted(cumulative, target, right=True).squeeze(1)
-    return picked.clamp_(max=logits.shape[-1] - 1)  # NaN finds no place
+def _pick(logits: Tensor, plan: SamplingPlan, state: SamplingState) -> Tensor:
+    needs = plan.key.needs
+    if not (needs or plan.has_extras):
+        return logits.argmax(dim=-1)
+    rows = _Rows(plan.slots, plan.positions, state.settings.index_select(0, plan.slots))
+    _change(logits, rows, plan, state)
+    if not needs & Need.DRAW:
+        return logits.argmax(dim=-1)
+    drawing = plan.rows.get(Need.DRAW)
+    if drawing is not None:
+        drawn = _draw(logits.index_select(0, drawing), rows.select(drawing), plan, state)
+        return logits.argmax(dim=-1).index_copy_(0, drawing, drawn)
+    drawn = _draw(logits, rows, plan, state)
+    if not state.is_graph_safe:  # every row draws
+        return drawn
+    is_greedy = rows.column(Setting.TEMPERATURE).squeeze(1) == 0
+    return torch.where(is_greedy, logits.argmax(dim=-1), drawn)
 
 
-def _least_kept(probs: Tensor, settings: SamplingInput) -> Tensor:
-    """Find the least probability that each row keeps, [num_sampled, 1]."""
-    least = probs.new_zeros(probs.shape[0], 1)
-    if settings.max_top_k:
-        chosen = probs.index_select(0, settings.top_k_rows)
-        ordered = chosen.topk(settings.max_top_k).values
-        found = _least_of_top_k(ordered, settings.top_k, settings.top_k_top_p)
-        least.index_copy_(0, settings.top_k_rows, found)
-    if len(settings.top_p):
-        found = _least_of_nucleus(probs.index_select(0, settings.top_p_rows), settings.top_p)
-        least.index_copy_(0, settings.top_p_rows, found)
-    return least
+def _draw(logits: Tensor, rows: _Rows, plan: SamplingPlan, state: SamplingState) -> Tensor:
+    """Pick a random token of each row."""
+    shares = to_shares(logits, rows.column(Setting.TEMPERATURE))
+    for need, settings, keep in _GRAPH_SAFE_FILTERS if state.is_graph_safe else _FILTERS:
+        if not plan.key.needs & need:
+            continue
+        chosen = plan.rows.get(need)
+        if chosen is None:
+            shares = keep(shares, *map(rows.column, settings))
+        else:
+            columns = map(rows.select(chosen).column, settings)
+            shares.index_copy_(0, chosen, keep(shares.index_select(0, chosen), *columns))
+    numbers = uniform(state.seeds.index_select(0, rows.slots), rows.positions)
+    return draw(shares, numbers.unsqueeze(1))
 
 
-def _least_of_top_k(ordered: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """ordered: [rows, max_top_k], falling. The nucleus is that of the k tokens alone."""
-    total = ordered.cumsum(dim=-1).gather(1, top_k - 1)
-    rank = torch.arange(ordered.shape[1], device=ordered.device)
-    is_kept = (rank < top_k) & ((_mass_before(ordered) < top_p * total) | (top_p >= 1))
-    return ordered.gather(1, _last_of(is_kept))
+def _change(logits: Tensor, rows: _Rows, plan: SamplingPlan, state: SamplingState) -> None:
+    """Change logits in place: bias and bans first, then penalties."""
+    changes: tuple[tuple[Need, Callable[[Tensor, _Rows, SamplingState], None]], ...] = (
+        (Need.ADDENDS, _add_addends),
+        (Need.MIN_TOKENS, _ban_ends),
+        (Need.PENALTIES, partial(_penalise, plan=plan)),
+    )
+    for need, change in changes:
+        if not plan.key.needs & need:
+            continue
+        chosen = plan.rows.get(need)
+        if chosen is None:
+            change(logits, rows, state)
+        else:
+            part = logits.index_select(0, chosen)
+            change(part, rows.select(chosen), state)
+            logits.index_copy_(0, chosen, part)
+    # Penalties leave -Inf as it is, so these bans may as well come last.
+    if plan.masks is not None:
+        _apply_masks(logits, plan.masks, state.bit_places)
+    if plan.bans is not None:
+        logits.view(-1).index_fill_(0, plan.bans, float("-inf"))
 
 
-def _least_of_nucleus(probs: Tensor, top_p: Tensor) -> Tensor:
-    """probs: [rows, vocab]."""
-    ordered = probs.topk(max(1, probs.shape[1] // _NUCLEUS_SHARE)).values
-    if bool((ordered.cumsum(dim=-1)[:, -1:] < top_p).any()):
-        ordered = probs.sort(dim=-1, descending=True).values
-    return ordered.gather(1, _last_of(_mass_before(ordered) < top_p))
+def _add_addends(logits: Tensor, rows: _Rows, state: SamplingState) -> None:
+    logits.add_(_table(state.addends, rows))
 
 
-def _mass_before(ordered: Tensor) -> Tensor:
-    """Sum of all tokens before each one, so that the one that crosses top_p is kept."""
-    return functional.pad(ordered.cumsum(dim=-1)[:, :-1], (1, 0))
+def _ban_ends(logits: Tensor, rows: _Rows, state: SamplingState) -> None:
+    is_early = rows.positions.unsqueeze(1) < rows.column(Setting.MIN_POSITION)
+    logits.masked_fill_(_table(state.is_end, rows) & is_early, float("-inf"))
 
 
-def _last_of(is_kept: Tensor) -> Tensor:
-    """Index of each row's last kept token; 0 where NaN kept none."""
-    return is_kept.sum(dim=-1, keepdim=True).clamp_(min=1) - 1
+def _penalise(logits: Tensor, rows: _Rows, state: SamplingState, plan: SamplingPlan) -> None:
+    counts = _table(state.counts, rows)
+    if plan.drafts is not None:
+        ones = torch.ones_like(plan.drafts, dtype=torch.int32)
+        counts.view(-1).index_add_(0, plan.drafts, ones)
+    is_generated = counts > 0
+    if plan.key.needs & Need.REPETITION:
+        penalty = rows.column(Setting.REPETITION).float()
+        lowered = torch.where(logits > 0, logits / penalty, logits * penalty)
+        is_repeated = is_generated | _table(state.is_in_prompt, rows)
+        logits.copy_(torch.where(is_repeated, lowered, logits))
+    logits.sub_(counts * rows.column(Setting.FREQUENCY).float())
+    logits.sub_(is_generated * rows.column(Setting.PRESENCE).float())
 
 
-def _is_greedy(params: SamplingParams) -> bool:
-    return params.is_greedy or params.top_k == 1
+def _apply_masks(logits: Tensor, masks: Masks, bit_places: Tensor) -> None:
+    bits = (masks.words.unsqueeze(-1) >> bit_places) & 1
+    is_banned = bits.flatten(1)[:, : logits.shape[1]] == 0
+    masked = logits.index_select(0, masks.rows).masked_fill_(is_banned, float("-inf"))
+    logits.index_copy_(0, masks.rows, masked)
 
 
-def _column(values: Sequence[float], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=device).unsqueeze(1)
+def _table(table: Tensor | None, rows: _Rows) -> Tensor:
+    """Read the rows' slots in one of the state's tables."""
+    if table is None:
+        raise RuntimeError("the plan needs a table that `SamplingState.reserve` has not made")
+    return table.index_select(0, rows.slots)
+
+
+def _untouched(logits: Tensor, plan: SamplingPlan) -> Tensor | None:
+    """Keep the logits whose logprobs are asked for from being overwritten."""
+    if plan.key.num_top is None:
+        return None
+    if plan.logprob_rows is not None:
+        return logits.index_select(0, plan.logprob_rows)
+    return logits.clone() if plan.changes_logits else logits
+
+
+def _logprobs(
+    untouched: Tensor, tokens: Tensor, plan: SamplingPlan, state: SamplingState
+) -> RowLogprobs:
+    num_top, rows = plan.key.num_top or 0, plan.logprob_rows
+    if rows is None:
+        return row_logprobs(untouched, tokens, num_top, state.token_ids)
+    told = row_logprobs(untouched, tokens.index_select(0, rows), num_top, state.token_ids)
+    return RowLogprobs(
+        *(
+            part.new_zeros(len(tokens), *part.shape[1:]).index_copy_(0, rows, part)
+            for part in (told.picked, told.top_ids, told.top)
+        )
+    )
 
 
 def _signed(value: int) -> int:

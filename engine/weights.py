@@ -28,6 +28,10 @@ class LinearWeight(Protocol):
     out_features: int
 
     @property
+    def num_invariant_rows(self) -> int | None:
+        """Up to how many rows `matmul` gives each as it would alone, to the last bit; None: any."""
+
+    @property
     def input_permutation(self) -> Tensor | None:
         """Order in which `matmul` wants its inputs, [in] int64; None for the model's own."""
 
@@ -45,6 +49,7 @@ class DenseWeight:
     """An ordinary weight matrix; multiplies in its own dtype."""
 
     input_permutation = None
+    num_invariant_rows = 1  # products of matrices sum in an order that depends on their sizes
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """weight: [out, in], bias: [out], one dtype and device."""
@@ -92,7 +97,9 @@ def as_linear_weight(linear: nn.Module) -> LinearWeight:
 class JoinedLinears:
     """Linear layers that read the same input, multiplied at once where their weights allow it."""
 
-    def __init__(self, linears: Sequence[nn.Module]) -> None:
+    def __init__(self, linears: Sequence[nn.Module], *, is_batch_invariant: bool) -> None:
+        """is_batch_invariant: every row comes out as it would alone."""
+        self._is_batch_invariant = is_batch_invariant
         weights = [as_linear_weight(linear) for linear in linears]
         fused = weights[0].fuse_with(weights[1:]) if len(weights) > 1 else None
         self._weights = weights if fused is None else [fused]
@@ -105,12 +112,40 @@ class JoinedLinears:
         """x: [rows, in] in the model's own order. Returns all outputs side by side, [rows, out]."""
         if self._is_order_shared:
             x = _permute(x, self._permutation)
-            outputs = [weight.matmul(x) for weight in self._weights]
+            outputs = [self._multiply(weight, x) for weight in self._weights]
         else:
             outputs = [
-                weight.matmul(_permute(x, weight.input_permutation)) for weight in self._weights
+                self._multiply(weight, _permute(x, weight.input_permutation))
+                for weight in self._weights
             ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+
+    def _multiply(self, weight: LinearWeight, x: Tensor) -> Tensor:
+        return multiply_invariantly(weight, x) if self._is_batch_invariant else weight.matmul(x)
+
+
+class InvariantLinear(nn.Module):
+    """Stands where one of a model's linear layers stood, and gives every row as it would alone."""
+
+    def __init__(self, linear: nn.Module) -> None:
+        super().__init__()
+        self._linear = linear  # keeps the weight where `weight` and devices are looked for
+        self._joined = JoinedLinears([linear], is_batch_invariant=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply x [..., in]: [..., out]."""
+        out = self._joined(x.reshape(-1, x.shape[-1]))
+        return out.view(*x.shape[:-1], -1)
+
+
+def multiply_invariantly(weight: LinearWeight, x: Tensor) -> Tensor:
+    """Multiply x [rows, in], already permuted, few enough rows at a time: [rows, out]."""
+    limit = weight.num_invariant_rows
+    if limit is None or x.shape[0] == 0:
+        return weight.matmul(x)
+    # Copied, so that all begin where memory is aligned alike: products may depend on that, too.
+    pieces = torch.split(x, limit)
+    return torch.cat([weight.matmul(rows.clone()) for rows in pieces])
 
 
 def _is_same_order(one: Tensor | None, other: Tensor | None) -> bool:

@@ -132,6 +132,11 @@ class PackedLinear(nn.Module):
             self.bias = self.bias.float() if bool(self.bias.any()) else None
 
     @property
+    def num_invariant_rows(self) -> int | None:
+        """Up to how many rows `matmul` gives each as it would alone, to the last bit; None: any."""
+        return self._ready_kernel().num_invariant_rows
+
+    @property
     def input_permutation(self) -> Tensor | None:
         """Order in which `matmul` expects the inputs, [in] int64; None for the natural one."""
         return self._ready_kernel().input_permutation

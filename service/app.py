@@ -19,9 +19,9 @@ import structlog
 import torch
 
 from engine.client import EngineClient
-from engine.config import EngineConfig
+from engine.config import EngineConfig, KVDtype
 from engine.core import Engine
-from engine.kv_cache import kv_block_bytes, kv_dtype, resolve_num_blocks
+from engine.kv_cache import kv_block_bytes, resolve_kv_dtype, resolve_num_blocks
 from loaders.cache import default_cache_dir
 from loaders.demo import build_demo
 from loaders.errors import BackendError, InvalidSpecError
@@ -58,6 +58,10 @@ CGROUP_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 CPU_KV_BYTES = 2 * 1024**3
 CPU_KV_SHARE = 0.5  # of what is free, in any case
 
+
+# Half a second's reading on two cores, some tens of milliseconds on a GPU.
+CPU_BATCHED_TOKENS = 512
+CUDA_BATCHED_TOKENS = 2048
 
 DEMO_NAME = "demo"
 
@@ -211,7 +215,8 @@ def _container_cpus() -> int | None:
 def resolve_engine_config(settings: Settings, loaded: LoadedModel) -> EngineConfig:
     """How long and how many sequences may be, in the memory that the weights left."""
     model = loaded.model
-    block_bytes = kv_block_bytes(model.config, BLOCK_SIZE, kv_dtype(model))
+    kv_dtype = resolve_kv_dtype(model, resolve_asked_kv_dtype(settings))
+    block_bytes = kv_block_bytes(model.config, BLOCK_SIZE, kv_dtype)
     asked_len = _asked_max_model_len(settings, model)
     sequence_bytes = (-(-asked_len // BLOCK_SIZE) + 1) * block_bytes
     memory = resolve_kv_cache_bytes(settings, model.device, sequence_bytes)
@@ -232,12 +237,40 @@ def resolve_engine_config(settings: Settings, loaded: LoadedModel) -> EngineConf
     )
     return EngineConfig(
         max_num_seqs=settings.max_num_seqs,
-        max_num_batched_tokens=settings.max_num_batched_tokens,
+        max_num_batched_tokens=resolve_max_num_batched_tokens(settings, model.device),
         max_model_len=max_model_len,
         num_blocks=num_blocks,
         block_size=BLOCK_SIZE,
+        kv_dtype=kv_dtype,
+        has_prefix_cache=settings.prefix_cache,
+        max_queued_seqs=settings.max_queued_seqs,
+        max_queued_tokens=None
+        if settings.max_queued_tokens == "auto"
+        else settings.max_queued_tokens,
+        max_queue_wait_s=settings.max_queue_wait_s
+        if settings.max_queued_tokens == "auto"
+        else None,
+        num_speculative_tokens=settings.num_speculative_tokens,
         is_batch_invariant=settings.batch_invariant,
     )
+
+
+def resolve_max_num_batched_tokens(settings: Settings, device: torch.device) -> int:
+    """How many tokens a step may compute: what others wait for while a long prompt is read."""
+    if settings.max_num_batched_tokens == "auto":
+        chosen = CPU_BATCHED_TOKENS if device.type == "cpu" else CUDA_BATCHED_TOKENS
+        return max(chosen, settings.max_num_seqs)
+    if settings.max_num_batched_tokens < settings.max_num_seqs:
+        raise SettingsError(
+            f"max_num_batched_tokens is {settings.max_num_batched_tokens} and max_num_seqs is"
+            f" {settings.max_num_seqs}; a step computes at least one token of each sequence"
+        )
+    return settings.max_num_batched_tokens
+
+
+def resolve_asked_kv_dtype(settings: Settings) -> KVDtype | None:
+    """What keys and values shall be kept in; None where that follows from the device."""
+    return None if settings.kv_cache_dtype == "auto" else KVDtype(settings.kv_cache_dtype)
 
 
 def resolve_kv_cache_bytes(settings: Settings, device: torch.device, sequence_bytes: int) -> int:

@@ -93,15 +93,50 @@ class Settings(BaseSettings):
         description="Sequences that run together.",
         json_schema_extra={"unit": "sequences"},
     )
-    max_num_batched_tokens: Positive = Field(
-        2048,
-        description="Most prompt tokens that a step takes in; a longer prompt has one to itself.",
+    max_num_batched_tokens: Positive | Auto = Field(
+        "auto",
+        description="Most tokens that one step computes; longer prompts are read in several, and "
+        "others' answers wait for no more than one of them. `auto` is 512 on a CPU, 2048 on a GPU.",
+        json_schema_extra={"unit": "tokens"},
+    )
+    max_queued_seqs: Positive = Field(
+        128,
+        description="Sequences that may wait to begin; more are answered 429.",
+        json_schema_extra={"unit": "sequences"},
+    )
+    max_queued_tokens: Positive | Auto = Field(
+        "auto",
+        description="Prompt tokens that may wait; `auto` follows from max_queue_wait_s and the "
+        "speed at which prompts are read.",
+        json_schema_extra={"unit": "tokens"},
+    )
+    max_queue_wait_s: Seconds = Field(
+        60,
+        description="Longest wait that a new request is let in for, where max_queued_tokens is "
+        "`auto`.",
+        json_schema_extra={"unit": "seconds"},
+    )
+    prefix_cache: bool = Field(
+        True,
+        description="Keep what was computed for a prompt, for others that begin alike.",
+    )
+    num_speculative_tokens: int = Field(
+        0,
+        ge=0,
+        le=32,
+        description="Most tokens guessed ahead from what an answer repeats, and verified in one "
+        "step; 0 guesses none. Answers stay the same.",
         json_schema_extra={"unit": "tokens"},
     )
     kv_cache_size: PositiveBytes | Auto = Field(
         "auto",
         description="Memory for keys and values, as in `2GiB`; `auto` follows from what is free.",
         json_schema_extra={"unit": "bytes"},
+    )
+    kv_cache_dtype: Literal["auto", "float32", "float16", "bfloat16", "fp8"] = Field(
+        "auto",
+        description="What keys and values are kept in; `auto` is float32 on a CPU, the model's "
+        "own type on a GPU. `fp8` halves a half type's memory and costs some precision.",
     )
     gpu_memory_utilization: float = Field(
         0.9,
@@ -112,9 +147,8 @@ class Settings(BaseSettings):
     )
     batch_invariant: bool = Field(
         False,
-        description="Add up in an order that does not depend on what else runs; costs speed. "
-        "Answers are then the same alone and in company with the `reference` backend; others "
-        "multiply few rows and many in different ways.",
+        description="Compute every token in an order that does not depend on what else runs: "
+        "answers are then the same to the last bit alone and in company. Costs much speed.",
     )
     num_threads: Positive | Auto = Field(
         "auto",

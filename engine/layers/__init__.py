@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from engine.layers.llama import LlamaDecoder
 
 
-def fuse_layers(model: PreTrainedModel, max_model_len: int) -> LlamaDecoder | None:
+def fuse_layers(
+    model: PreTrainedModel, max_model_len: int, *, is_batch_invariant: bool
+) -> LlamaDecoder | None:
     """Replace a known family's layers in the model; None, and nothing done, for any other."""
-    return llama.LlamaDecoder(model, max_model_len) if llama.is_known(model) else None
+    if not llama.is_known(model):
+        return None
+    return llama.LlamaDecoder(model, max_model_len, is_batch_invariant=is_batch_invariant)

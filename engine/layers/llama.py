@@ -12,6 +12,7 @@ row by row in a fixed order. Linears and attention are if theirs are.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,7 +53,7 @@ class LlamaDecoder:
     That forward costs 0.24 ms a step in wrappers and 0.05 ms in masks, 5 % of a step.
     """
 
-    def __init__(self, model: Any, max_model_len: int) -> None:
+    def __init__(self, model: Any, max_model_len: int, *, is_batch_invariant: bool) -> None:
         body = model.model
         # Looked up in the dtype it is stored in and widened by the row: a float32 copy of SmolLM2's
         # would take 113 MB.
@@ -63,10 +64,12 @@ class LlamaDecoder:
             body.rotary_emb, max_model_len, self._embedding, self._dtype
         )
         for index, layer in enumerate(body.layers):
-            body.layers[index] = LlamaLayer(layer, model.config, self._dtype)  # lets the old one go
+            body.layers[index] = LlamaLayer(  # lets the old one go
+                layer, model.config, self._dtype, is_batch_invariant=is_batch_invariant
+            )
         self._layers = list(body.layers)
         self._norm = RMSNorm(body.norm, self._dtype)
-        self._head = JoinedLinears([model.lm_head])
+        self._head = JoinedLinears([model.lm_head], is_batch_invariant=is_batch_invariant)
 
     def logits(self, model_input: ModelInput) -> Tensor:
         """Run one step's tokens; [num_seqs, vocab] float32."""
@@ -86,8 +89,11 @@ class LlamaDecoder:
 class LlamaLayer(nn.Module):
     """One decoder layer."""
 
-    def __init__(self, layer: Any, config: Any, dtype: torch.dtype) -> None:
+    def __init__(
+        self, layer: Any, config: Any, dtype: torch.dtype, *, is_batch_invariant: bool
+    ) -> None:
         super().__init__()
+        join = partial(JoinedLinears, is_batch_invariant=is_batch_invariant)
         attention, mlp = layer.self_attn, layer.mlp
         self._index: int = attention.layer_idx
         self._num_heads: int = config.num_attention_heads
@@ -99,11 +105,11 @@ class LlamaLayer(nn.Module):
         self._head_norm = (
             HeadNorm(attention, config, dtype) if hasattr(attention, "q_norm") else None
         )
-        self._qkv = JoinedLinears([attention.q_proj, attention.k_proj, attention.v_proj])
-        self._output = JoinedLinears([attention.o_proj])
+        self._qkv = join([attention.q_proj, attention.k_proj, attention.v_proj])
+        self._output = join([attention.o_proj])
         self._mlp_norm = RMSNorm(layer.post_attention_layernorm, dtype)
-        self._gate_up = JoinedLinears([mlp.gate_proj, mlp.up_proj])
-        self._down = JoinedLinears([mlp.down_proj])
+        self._gate_up = join([mlp.gate_proj, mlp.up_proj])
+        self._down = join([mlp.down_proj])
 
     def forward(
         self,

@@ -44,6 +44,11 @@ class BlockKernel(ABC):
         self.input_permutation = input_permutation
 
     @property
+    def num_invariant_rows(self) -> int:
+        """All that go through the int4 kernel."""
+        return self.MIN_ROWS_FOR_TILES - 1
+
+    @property
     @abstractmethod
     def in_features(self) -> int:
         """Number of inputs."""

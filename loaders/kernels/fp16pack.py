@@ -33,6 +33,8 @@ class Fp16PackKernel:
     FBGEMM pads the inputs to a multiple of 512, so 576 of them take the memory of 1024.
     """
 
+    num_invariant_rows = None  # FBGEMM sums each row over the inputs in their order
+
     def __init__(
         self, pieces: Sequence[torch.ScriptObject], input_permutation: Tensor | None
     ) -> None:

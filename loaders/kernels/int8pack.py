@@ -34,6 +34,8 @@ MIN_ROWS_FOR_DENSE = 24
 class Int8PackKernel:
     """One weight as int8 codes with a scale and an offset for each output."""
 
+    num_invariant_rows = MIN_ROWS_FOR_DENSE - 1
+
     def __init__(
         self,
         *,

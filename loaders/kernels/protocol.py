@@ -29,6 +29,10 @@ class Kernel(Protocol):
     """A prepared weight that multiplies rows of activations."""
 
     @property
+    def num_invariant_rows(self) -> int | None:
+        """Up to how many rows each comes out, to the last bit, as it would alone; None: any."""
+
+    @property
     def input_permutation(self) -> Tensor | None:
         """Order in which `__call__` expects the inputs, [in] int64; None for the natural one."""
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 class ReferenceKernel:
     """Dequantises per call; inputs stay in the checkpoint's order."""
 
+    num_invariant_rows = 1
+
     input_permutation: Tensor | None = None
 
     def __init__(self, packed: PackedTensors) -> None:

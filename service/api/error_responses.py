@@ -6,16 +6,21 @@ our own fault, and says nothing of itself to the client.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from starlette.responses import Response
 
 from engine.errors import (
+    DeadlineExceededError,
     EngineDeadError,
     InvalidRequestError,
     NonFiniteLogitsError,
+    NothingToPickError,
+    OutOfMemoryError,
     PromptTooLongError,
+    QueueFullError,
 )
 from service.api.answers import encode_json
 from service.errors import (
@@ -67,6 +72,10 @@ STATUS: dict[type[Exception], ErrorForm] = {
     UnavailableError: ErrorForm(503, "service_unavailable", "not_ready"),
     NonFiniteLogitsError: ErrorForm(500, "server_error", "non_finite_logits"),
     EngineDeadError: ErrorForm(503, "service_unavailable", "engine_dead"),
+    QueueFullError: ErrorForm(429, "rate_limit_error", "queue_full"),
+    DeadlineExceededError: ErrorForm(408, INVALID, "deadline_exceeded"),
+    OutOfMemoryError: ErrorForm(500, "server_error", "out_of_memory"),
+    NothingToPickError: ErrorForm(400, INVALID, "nothing_to_pick"),
 }
 UNEXPECTED = ErrorForm(500, "server_error", "internal_error")
 
@@ -116,6 +125,8 @@ def _headers(error: Exception) -> dict[str, str]:
         return {"www-authenticate": "Bearer"}
     if isinstance(error, UnavailableError):
         return {"retry-after": str(error.retry_after_s)}
+    if isinstance(error, QueueFullError):
+        return {"retry-after": str(math.ceil(error.retry_after_s))}
     if isinstance(error, EngineDeadError):
         return {"retry-after": str(RETRY_AFTER_S)}
     return {}

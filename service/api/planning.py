@@ -118,7 +118,7 @@ def _sampling_params(
         temperature=temperature,
         top_p=top_p,
         top_k=top_k if top_k is not None and top_k > 0 else None,
-        stop_token_ids=model.stop_token_ids,
+        eos_token_ids=model.stop_token_ids,
     )
 
 

@@ -17,6 +17,7 @@ from engine.layers.llama import LlamaDecoder
 from engine.model_runner import ModelRunner
 from engine.outputs import SequenceFailure, TokenOutput
 from engine.sampling_params import SamplingParams
+from tests.engine.fake_runner import request
 from tests.engine.tiny_models import (
     FUSED,
     UNFUSED,
@@ -99,8 +100,8 @@ def test_logits_are_the_same_to_the_last_bit_in_the_batch_invariant_mode(family:
     config = (FUSED | UNFUSED)[family]
     requests = mixed_requests()
     alone: Counter[bytes] = Counter()
-    for request in requests:
-        alone += _logits_of(_run_batch_invariant(config, [request]))
+    for each in requests:
+        alone += _logits_of(_run_batch_invariant(config, [each]))
     head = _run_batch_invariant(config, requests)
     assert max(len(rows) for rows in head.rows_seen) >= 10  # they did share their steps
     assert _logits_of(head) == alone
@@ -135,9 +136,9 @@ def test_sequences_that_come_and_go_do_not_disturb_each_other():
     prompts = make_prompts(*range(1, 31))
     wanted = [generate(model, prompt, GREEDY.max_tokens) for prompt in prompts]
     engine = make_engine(model, max_num_seqs=7)
-    sequences = [engine.new_sequence(prompt, GREEDY) for prompt in prompts]
-    for index, sequence in enumerate(sequences):
-        engine.add(sequence)
+    sequences = []
+    for index, prompt in enumerate(prompts):
+        sequences.append(engine.add(request(index, prompt, GREEDY)))
         engine.step()
         if index % 3 == 2:
             engine.abort(sequences[index - 2].sequence_id)
@@ -172,11 +173,9 @@ def test_bad_logits_fail_their_sequence_and_leave_its_mates_bit_identical():
     inner = model.model
     inner.embed_tokens = Spoiled(inner.embed_tokens)
     engine = make_engine(model, num_blocks=9)
-    bad = engine.new_sequence([300] * 60, GREEDY)  # 6 of 9 blocks
-    mates = [engine.new_sequence(prompt, GREEDY) for prompt in (good, later)]
+    bad = engine.add(request(0, [300] * 60, GREEDY))  # 6 of 9 blocks
+    mates = [engine.add(request(i, prompt, GREEDY)) for i, prompt in enumerate((good, later), 1)]
     outputs = []
-    for sequence in (bad, *mates):
-        engine.add(sequence)
     while engine.has_work:
         outputs += engine.step()
     failures = [output for output in outputs if isinstance(output, SequenceFailure)]

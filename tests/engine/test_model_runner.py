@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from engine.batch import ScheduledBatch, ScheduledDecode, ScheduledPrefill
+from engine.batch import Decodes, RowExtras, ScheduledBatch, ScheduledChunk, SlotStart
 from engine.client import EngineClient
 from engine.config import EngineConfig
-from engine.errors import UnsupportedModelError
+from engine.errors import OutOfMemoryError, UnsupportedModelError
 from engine.model_runner import ModelRunner
 from engine.sampling_params import SamplingParams
 from tests.engine.tiny_models import FUSED, generate, make_engine, make_model, make_prompts
@@ -22,21 +22,19 @@ def make_runner(model: object) -> ModelRunner:
     return ModelRunner(model, sizes)  # type: ignore[arg-type]
 
 
+def start(sequence_id: int, slot: int, prompt: list[int], table: tuple[int, ...]) -> SlotStart:
+    return SlotStart(sequence_id, slot, GREEDY, 0, tuple(prompt), (), table)
+
+
 def test_a_step_can_be_launched_before_the_one_before_it_is_read():
     """Its input token is taken from the slot, where the step before leaves it."""
     model = make_model(FUSED["llama"])
     (prompt,) = make_prompts(5)
     wanted = generate(model, prompt, 3)
     runner = make_runner(model)
-    table = (4, 1)
-    steps = [
-        runner.launch(
-            ScheduledBatch((), (ScheduledPrefill(7, 1, tuple(prompt), table, GREEDY, 0),))
-        )
-    ]
-    for position in (5, 6):
-        decode = ScheduledDecode(7, 1, position, table, GREEDY, 0)
-        steps.append(runner.launch(ScheduledBatch((decode,), ())))
+    chunk = ScheduledChunk(7, 1, 0, tuple(prompt), 1)
+    steps = [runner.launch(ScheduledBatch(Decodes(), (chunk,), (start(7, 1, prompt, (4, 1)),)))]
+    steps += [runner.launch(ScheduledBatch(Decodes((7,), (1,), (n,)), ())) for n in (5, 6)]
     assert [step.result().token_ids for step in steps] == [{7: (token,)} for token in wanted]
 
 
@@ -45,21 +43,49 @@ def test_every_sequence_gets_its_own_token_however_the_rows_are_ordered():
     prompts = dict(enumerate(make_prompts(3, 9)))
     wanted = {i: generate(model, prompt, 2) for i, prompt in prompts.items()}
     runner = make_runner(model)
-    tables = {0: (0,), 1: (1,)}
-    prefills = [ScheduledPrefill(i, i, tuple(prompts[i]), tables[i], GREEDY, 0) for i in (0, 1)]
-    first = runner.launch(ScheduledBatch((), tuple(prefills))).result()
-    decodes = [ScheduledDecode(i, i, len(prompts[i]), tables[i], GREEDY, 0) for i in (0, 1)]
-    second = runner.launch(ScheduledBatch(tuple(decodes), ())).result()
+    chunks = tuple(ScheduledChunk(i, i, 0, tuple(prompts[i]), 1) for i in (0, 1))
+    starts = tuple(start(i, i, prompts[i], (i,)) for i in (0, 1))
+    first = runner.launch(ScheduledBatch(Decodes(), chunks, starts)).result()
+    second = runner.launch(ScheduledBatch(Decodes((0, 1), (0, 1), (3, 9)), ())).result()
     for i in (0, 1):
         assert [*first.token_ids[i], *second.token_ids[i]] == wanted[i]
+
+
+def test_drafts_are_kept_as_far_as_they_are_what_is_sampled():
+    """And the step after them goes on from the last token that held."""
+    model = make_model(FUSED["llama"])
+    (prompt,) = make_prompts(5)
+    wanted = generate(model, prompt, 5)
+    runner = make_runner(model)
+    chunk = ScheduledChunk(7, 1, 0, tuple(prompt), 1)
+    runner.launch(ScheduledBatch(Decodes(), (chunk,), (start(7, 1, prompt, (4,)),))).result()
+    wrong = (wanted[3] + 1) % 300
+    draft = ScheduledChunk(7, 1, 5, (wanted[0], wanted[1], wanted[2], wrong), 4, (RowExtras(),) * 4)
+    kept = runner.launch(ScheduledBatch(Decodes(), (draft,))).result()
+    assert kept.token_ids == {7: tuple(wanted[1:4])}
+    last = runner.launch(ScheduledBatch(Decodes((7,), (1,), (8,)), ())).result()
+    assert last.token_ids == {7: (wanted[4],)}
 
 
 def test_a_head_wider_than_the_embedding_is_refused():
     model = make_model(FUSED["llama"])
     model.lm_head = nn.Linear(64, 400, bias=False)
-    batch = ScheduledBatch((), (ScheduledPrefill(0, 0, (1,), (0,), GREEDY, 0),))
-    step = make_runner(model).launch(batch)
+    chunk = ScheduledChunk(0, 0, 0, (1,), 1)
+    step = make_runner(model).launch(ScheduledBatch(Decodes(), (chunk,), (start(0, 0, [1], (0,)),)))
     with pytest.raises(UnsupportedModelError, match="400 logits, its embedding has 311 rows"):
+        step.result()
+
+
+def test_too_little_memory_is_said_in_the_engines_words(monkeypatch: pytest.MonkeyPatch):
+    runner = make_runner(make_model(FUSED["llama"]))
+
+    def run_out(*_: object) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+
+    monkeypatch.setattr(runner._decoder, "logits", run_out)
+    chunk = ScheduledChunk(0, 0, 0, (1,), 1)
+    step = runner.launch(ScheduledBatch(Decodes(), (chunk,), (start(0, 0, [1], (0,)),)))
+    with pytest.raises(OutOfMemoryError, match="2 GiB"):
         step.result()
 
 

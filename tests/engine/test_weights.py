@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from engine.errors import UnsupportedModelError
-from engine.weights import DenseWeight, JoinedLinears, as_linear_weight
+from engine.weights import DenseWeight, InvariantLinear, JoinedLinears, as_linear_weight
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 class Permuted(nn.Module):
     """A weight stored with its input columns in another order; counts its products."""
+
+    num_invariant_rows = 1
 
     def __init__(self, linear: nn.Linear, permutation: torch.Tensor, *, can_fuse: bool) -> None:
         super().__init__()
@@ -68,7 +70,7 @@ def test_siblings_that_share_an_order_have_their_input_permuted_once(can_fuse: b
     linears = [nn.Linear(8, 3, bias=False), nn.Linear(8, 5, bias=False)]
     order = torch.randperm(8)
     weights = [Permuted(linear, order.clone(), can_fuse=can_fuse) for linear in linears]
-    joined = JoinedLinears(weights)
+    joined = JoinedLinears(weights, is_batch_invariant=False)
     x = torch.randn(4, 8)
     torch.testing.assert_close(joined(x), torch.cat([linear(x) for linear in linears], dim=-1))
     assert [weight.calls for weight in weights] == ([0, 0] if can_fuse else [1, 1])
@@ -83,10 +85,26 @@ def test_siblings_with_orders_of_their_own_each_get_theirs():
     ]
     x = torch.randn(4, 8)
     wanted = torch.cat([linear(x) for linear in linears], dim=-1)
-    torch.testing.assert_close(JoinedLinears(weights)(x), wanted)
+    torch.testing.assert_close(JoinedLinears(weights, is_batch_invariant=False)(x), wanted)
 
 
 def test_a_plain_linear_layer_is_wrapped_and_anything_else_refused():
     assert isinstance(as_linear_weight(nn.Linear(2, 2)), DenseWeight)
     with pytest.raises(UnsupportedModelError, match="Conv1d stands where a linear layer"):
         as_linear_weight(nn.Conv1d(2, 2, 1))
+
+
+@pytest.mark.parametrize("width", [8, 33, 576])
+def test_a_row_is_the_same_to_the_last_bit_in_any_company_where_that_is_asked_for(width: int):
+    linear = nn.Linear(width, 50)
+    joined = JoinedLinears([linear], is_batch_invariant=True)
+    x = torch.randn(40, width)
+    together = joined(x)
+    for row in range(40):
+        assert torch.equal(joined(x[row : row + 1].clone())[0], together[row])
+
+
+def test_a_models_linear_layer_can_be_put_behind_one_that_keeps_rows_apart():
+    linear = nn.Linear(8, 3)
+    x = torch.randn(2, 5, 8)
+    torch.testing.assert_close(InvariantLinear(linear)(x), linear(x))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,7 @@ from transformers import (
 from engine.config import EngineConfig
 from engine.core import Engine
 from engine.outputs import TokenOutput
+from engine.request import SequenceRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from engine.weights import LinearWeight
 
 VOCAB_SIZE = 311
+_sequence_ids = itertools.count()
 
 
 def _sizes(**changes: Any) -> dict[str, Any]:
@@ -133,7 +136,7 @@ def generate(model: PreTrainedModel, prompt: Sequence[int], num_tokens: int) -> 
 def make_engine(model: PreTrainedModel, **changes: Any) -> Engine:
     sizes = {
         "max_num_seqs": 16,
-        "max_num_batched_tokens": 64,
+        "max_num_batched_tokens": 256,
         "max_model_len": 128,
         "num_blocks": 80,
     }
@@ -144,9 +147,14 @@ def run_engine(
     engine: Engine, requests: Sequence[tuple[Sequence[int], SamplingParams]]
 ) -> list[list[int]]:
     """Run requests together; the tokens of each."""
-    sequences = [engine.new_sequence(prompt, params) for prompt, params in requests]
-    for sequence in sequences:
-        engine.add(sequence)
+    sequences = [
+        engine.add(
+            SequenceRequest(
+                sequence_id=next(_sequence_ids), prompt_token_ids=tuple(prompt), params=params
+            )
+        )
+        for prompt, params in requests
+    ]
     while engine.has_work:
         for output in engine.step():
             assert isinstance(output, TokenOutput)
@@ -158,6 +166,7 @@ class RowByRowLinear(nn.Module):
     """A linear weight that multiplies one row at a time, so that no row feels its neighbours."""
 
     input_permutation = None
+    num_invariant_rows = None
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()

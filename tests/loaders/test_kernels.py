@@ -273,6 +273,31 @@ def test_a_group_index_out_of_range_is_refused(group):
         tensors.check_values()
 
 
+@pytest.mark.parametrize("in_features", [96, 256, 576])
+@pytest.mark.parametrize(
+    ("backend", "bits", "group_size"),
+    [
+        (Int4PackBackend(), 4, 32),
+        (Int4PackBackend(), 3, -1),
+        (Int4PlanesBackend(), 8, 32),
+        (Int8PackBackend(), 8, -1),
+        (Fp16PackBackend(), 4, 32),
+        (ReferenceBackend(), 4, 32),
+    ],
+)
+def test_a_row_is_the_same_to_the_last_bit_among_as_many_as_the_kernel_says(
+    backend, bits, group_size, in_features
+):
+    kernel = backend.prepare(packed(bits, group_size, in_features=in_features))
+    limit = kernel.num_invariant_rows or 200
+    x = rows(limit, in_features)
+    alone = torch.cat([kernel(row.unsqueeze(0).clone()) for row in x])
+    for count in {1, 2, 3, 7, 8, 9, 16, 17, 31, limit}:
+        if count <= limit:
+            assert torch.equal(kernel(x[:count].clone()), alone[:count]), count
+            assert torch.equal(kernel(x[-count:].clone()), alone[-count:]), count
+
+
 def test_the_reference_keeps_nothing_but_the_checkpoints_tensors():
     tensors = packed(4, 64, act_order=True)
     kernel = ReferenceBackend().prepare(tensors)

@@ -65,7 +65,7 @@ class FakeStream:
         self.given += 1
         self.engine.num_tokens += 1
         reason = None
-        if token_id in self.params.stop_token_ids:
+        if token_id in self.params.end_token_ids:
             reason = FinishReason.STOP
         elif self.given == self.params.max_tokens:
             reason = FinishReason.LENGTH

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from engine.config import KVDtype
 from engine.errors import NotEnoughBlocksError
 from loaders.load import GenerationDefaults, LoadedModel, Provenance
 from loaders.spec import parse_spec
@@ -121,7 +122,7 @@ def test_context_is_what_the_model_was_made_for(loaded):
 
 def test_context_shrinks_to_what_the_kv_cache_holds(loaded):
     roomy = resolve_engine_config(Settings(max_num_seqs=1), loaded)
-    block_bytes = app.kv_block_bytes(loaded.model.config, app.BLOCK_SIZE, loaded.model.dtype)
+    block_bytes = app.kv_block_bytes(loaded.model.config, app.BLOCK_SIZE, KVDtype.FLOAT32)
     small = Settings(kv_cache_size=3 * block_bytes)
     config = resolve_engine_config(small, loaded)
     assert config.max_model_len == 2 * app.BLOCK_SIZE < roomy.max_model_len
@@ -133,6 +134,26 @@ def test_longer_context_than_the_model_was_made_for_is_refused(loaded):
     made_for = loaded.model.config.max_position_embeddings
     with pytest.raises(SettingsError, match=str(made_for)):
         resolve_engine_config(Settings(max_model_len=made_for + 1), loaded)
+
+
+def test_a_step_computes_a_token_of_each_sequence_at_least(loaded):
+    with pytest.raises(SettingsError, match="at least one token of each sequence"):
+        resolve_engine_config(Settings(max_num_batched_tokens=4, max_num_seqs=5), loaded)
+    assert resolve_engine_config(Settings(), loaded).max_num_batched_tokens == 512
+    assert resolve_engine_config(Settings(max_num_seqs=600), loaded).max_num_batched_tokens == 600
+
+
+def test_keys_and_values_are_kept_as_asked_and_take_less_memory(loaded):
+    size = 40 * app.kv_block_bytes(loaded.model.config, app.BLOCK_SIZE, KVDtype.FLOAT32)
+    blocks = {
+        dtype: resolve_engine_config(
+            Settings(kv_cache_dtype=dtype, kv_cache_size=size), loaded
+        ).num_blocks
+        for dtype in ("auto", "float16", "fp8")
+    }
+    assert blocks["auto"] == 39
+    assert blocks["float16"] == 79
+    assert blocks["fp8"] > 120
 
 
 def identify(loaded: LoadedModel) -> Identity:

@@ -26,7 +26,7 @@ def test_known_families_are_fused_and_others_left_alone():
     for config in UNFUSED.values():
         model = make_model(config)
         before = list(model.modules())
-        assert fuse_layers(model, max_model_len=64) is None
+        assert fuse_layers(model, max_model_len=64, is_batch_invariant=False) is None
         assert list(model.modules()) == before
 
 
@@ -39,7 +39,7 @@ def test_a_subclass_of_a_known_family_is_not_taken_for_it():
 
 def test_fused_layers_stand_in_the_model_in_place_of_the_old_ones():
     model = make_model(FUSED["llama"])
-    decoder = fuse_layers(model, max_model_len=64)
+    decoder = fuse_layers(model, max_model_len=64, is_batch_invariant=False)
     assert isinstance(decoder, LlamaDecoder)
     layers = model.model.layers
     assert all(isinstance(layer, LlamaLayer) for layer in layers)
@@ -63,7 +63,7 @@ def test_a_half_precision_table_and_norms_are_computed_in_float32(dtype: torch.d
 def test_the_embedding_table_is_not_copied():
     model = make_model(FUSED["qwen3, tied"]).half()
     table = model.get_input_embeddings().weight
-    decoder = fuse_layers(model, max_model_len=64)
+    decoder = fuse_layers(model, max_model_len=64, is_batch_invariant=False)
     assert decoder is not None
     assert decoder._embedding.data_ptr() == table.data_ptr()
     assert decoder._embedding.dtype == torch.float16

@@ -1,0 +1,27 @@
+"""What the engine can tell of itself: counts, for people, routers and admission."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStatistics:
+    """How full the engine is, and what it has done since it began."""
+
+    num_running: int  # sequences with a slot
+    num_waiting: int  # without one: new, paused or preempted
+    num_queued_tokens: int  # prompt tokens of those that never ran
+    num_blocks: int
+    num_free_blocks: int  # cached ones included
+    prefill_tokens_per_s: float  # as last measured; 0 before
+
+    # Since the start
+    num_prompt_tokens: int  # of sequences that began
+    num_generated_tokens: int
+    num_preemptions: int
+    num_pauses: int
+    prefix_cache_queries: int  # prompt tokens looked up
+    prefix_cache_hits: int  # of them found
+    num_drafted_tokens: int
+    num_accepted_tokens: int  # of the drafted ones
