@@ -1,20 +1,22 @@
-"""Tetrad's engine as a runner: without HTTP, in a thread of its own as the server runs it."""
+"""Tetrad's engine as a runner: without HTTP, in a thread, behind the sockets of a server."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from engine.client import EngineClient
 from engine.config import EngineConfig
 from engine.core import Engine
+from engine.in_thread import running_engine
+from engine.loop import BuiltEngine
 from engine.sampling_params import SamplingParams
 from loaders.load import load
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from engine.loop import TellProgress
 
 
 class Tetrad:
@@ -27,23 +29,26 @@ class Tetrad:
             max_model_len=2048,
             num_blocks=1024,
         )
-        # In a thread that ends, as in the server, so that the engine's is the only one with OpenMP
-        # workers (docs/decisions.md).
-        with ThreadPoolExecutor(1) as loader:
-            loaded = loader.submit(load, spec, device="cpu", cache_dir=cache_dir).result()
-            engine = loader.submit(Engine, loaded.model, config).result()
-        self.name = f"Tetrad ({loaded.provenance.backend})"
-        self._client = EngineClient(engine)
-        self._client.start()
+
+        def build(_tell: TellProgress) -> BuiltEngine:
+            # In the thread that steps, so that it is the only one with OpenMP workers
+            # (docs/decisions.md).
+            loaded = load(spec, device="cpu", cache_dir=cache_dir)
+            self.name = f"Tetrad ({loaded.provenance.backend})"
+            return BuiltEngine(Engine(loaded.model, config), b"")
+
+        self._loop = asyncio.new_event_loop()
+        self._engine = running_engine(build)
+        self._client = self._loop.run_until_complete(self._engine.__aenter__())
 
     def decode(self, prompts: list[list[int]], num_tokens: int) -> float:
         """Return generated tokens a second once all streams have their first token."""
-        return asyncio.run(self._decode(prompts, num_tokens))
+        return self._loop.run_until_complete(self._decode(prompts, num_tokens))
 
     def prefill(self, prompt: list[int]) -> float:
         """Return prompt tokens a second until the first token."""
         started = time.perf_counter()
-        asyncio.run(self._times(prompt, 1))
+        self._loop.run_until_complete(self._times(prompt, 1))
         return len(prompt) / (time.perf_counter() - started)
 
     async def _decode(self, prompts: list[list[int]], num_tokens: int) -> float:

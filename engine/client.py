@@ -1,113 +1,124 @@
 """The engine's asynchronous face: submit a prompt, iterate over its tokens.
 
-Runs the engine in one thread and hands its outputs to the event loops of those who wait for them,
-one wake-up a step and loop. Streams never hold the engine up: a slow reader's tokens wait in its
-stream, no more of them than it asked for.
+The engine runs elsewhere, in a process or a thread of its own; here is what the event loop sees of
+it, from its loading to its end. One message carries all that one turn of the loop submits, one
+wake-up brings all that one step gave. Streams never hold the engine up: a slow reader's tokens wait
+in its stream, no more of them than it asked for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
-import threading
+import time
 import weakref
-from collections import deque
-from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
-from engine.errors import EngineDeadError, EngineError
-from engine.outputs import SequenceFailure, TokenOutput
+from engine.backlog import Backlog, QueueLimits
+from engine.errors import EngineDeadError, EngineError, EngineStartError
+from engine.limits import RequestLimits
 from engine.request import SequenceRequest
+from engine.wire import (
+    CannotStart,
+    CheckIntegrity,
+    Dying,
+    Heartbeat,
+    IntegrityReport,
+    Progress,
+    Ready,
+    Shutdown,
+    StepReport,
+    Work,
+)
 
 if TYPE_CHECKING:
-    import collections.abc
-    from collections.abc import Iterable
-    from types import TracebackType
+    from collections.abc import Callable, Sequence
 
-    from engine.core import Engine
-    from engine.outputs import StepOutput
+    from engine.outputs import TokenLogprobs, TokenOutput
     from engine.sampling_params import SamplingParams
+    from engine.sockets import ClientSockets
+    from engine.statistics import EngineStatistics
+    from engine.wire import Tidings
 
-log = logging.getLogger(__name__)
-
-
-class _Aborted:
-    """Tells a stream that its sequence was aborted from elsewhere."""
-
-
-_ABORTED = _Aborted()
-_Item: TypeAlias = TokenOutput | EngineError | _Aborted
+# Messages read in one turn of the event loop; then others have theirs.
+_MESSAGES_PER_TURN = 64
+# More than an engine can have said between its last report that was read and its end.
+_LAST_MESSAGES = 65_536
 
 
-class TokenStream(AsyncGenerator[TokenOutput, None]):
+class TokenStream:
     """The tokens of one sequence, in order; the last one carries a finish_reason.
 
     Raises `EngineDeadError` if the engine stops before the sequence has ended, another
     `EngineError` if the sequence alone failed. Closing it, cancelling whoever waits for it, or
-    letting go of it aborts the sequence. Belongs to the event loop in which it was made.
+    letting go of it aborts the sequence.
     """
 
     def __init__(self, client: EngineClient, sequence_id: int) -> None:
         self.sequence_id = sequence_id
-        self.loop = asyncio.get_running_loop()
+        # What was asked for of the prompt, complete before the first token comes.
+        self.prompt_logprobs: list[TokenLogprobs] = []
         self._client = client
-        self._items: deque[_Item] = deque()
+        self._outputs: list[TokenOutput] = []
+        self._error: EngineError | None = None  # comes after the outputs
+        self._is_over = False  # nothing more will come
         self._waiter: asyncio.Future[None] | None = None
-        self._is_over = False
 
-    async def asend(self, value: None) -> TokenOutput:  # noqa: ARG002
+    def __aiter__(self) -> TokenStream:
+        return self
+
+    async def __anext__(self) -> TokenOutput:
         """Wait for the next token."""
-        while not self._items:
-            if self._is_over:
-                raise StopAsyncIteration
+        if not self._outputs:
             await self._wait()
-        item = self._items.popleft()
-        if isinstance(item, TokenOutput):
-            self._is_over = item.finish_reason is not None
-            return item
-        self._is_over = True
-        if isinstance(item, EngineError):
-            raise item
-        raise StopAsyncIteration
+        if not self._outputs:
+            raise StopAsyncIteration
+        return self._outputs.pop(0)
 
-    async def athrow(
-        self,
-        typ: Any,
-        val: object = None,
-        tb: TracebackType | None = None,
-        /,
-    ) -> TokenOutput:
-        """End the stream with an exception."""
-        await self.aclose()
-        error = val if isinstance(val, BaseException) else typ
-        raise error if tb is None else error.with_traceback(tb)
+    async def take(self) -> list[TokenOutput]:
+        """Wait for tokens, and return all that have come; none once the sequence has ended."""
+        if not self._outputs:
+            await self._wait()
+        outputs, self._outputs = self._outputs, []
+        return outputs
 
     async def aclose(self) -> None:
         """Abort the sequence if it still runs; return at once."""
+        self._outputs.clear()
+        self._error = None
         if not self._is_over:
-            self._is_over = True
             self._client.abort(self.sequence_id)
-        self._items.clear()
-        self._wake()
 
-    def push(self, item: _Item) -> None:
-        """Take what the engine says; called in the stream's event loop."""
-        if not self._is_over:
-            self._items.append(item)
+    def push(self, output: TokenOutput) -> None:
+        """Take a token."""
+        self._outputs.append(output)
+        if output.finish_reason is not None:
+            self._is_over = True
+        if self._waiter is not None:
             self._wake()
 
+    def end(self, error: EngineError | None = None) -> None:
+        """Take note that nothing more will come."""
+        self._is_over = True
+        self._error = error
+        self._wake()
+
     async def _wait(self) -> None:
+        """Wait until there is something to give, or nothing more will come."""
         if self._waiter is not None:
             raise RuntimeError(f"two tasks wait for the tokens of sequence {self.sequence_id}")
-        self._waiter = self.loop.create_future()
-        try:
-            await self._waiter
-        except asyncio.CancelledError:
-            await self.aclose()
-            raise
-        finally:
-            self._waiter = None
+        if not self._is_over:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            except asyncio.CancelledError:
+                await self.aclose()
+                raise
+            finally:
+                self._waiter = None
+        if not self._outputs and self._error is not None:
+            error, self._error = self._error, None
+            raise error
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -115,162 +126,216 @@ class TokenStream(AsyncGenerator[TokenOutput, None]):
 
 
 class EngineClient:
-    """Runs an engine in a thread of its own; every method may be called from any thread."""
+    """One life of an engine, seen from one event loop; make it there, before the engine starts."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.max_model_len = engine.limits.max_model_len
-        self.vocab_size = engine.limits.vocab_size
-        self._limits = engine.limits
-        self._engine = engine  # after start, only its thread touches it
-        self._thread = threading.Thread(target=self._run, name="engine")
-        # Guards all below; notified when there is something for the thread to do.
-        self._changed = threading.Condition()
+    def __init__(
+        self,
+        sockets: ClientSockets,
+        limits: QueueLimits,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self.statistics: EngineStatistics | None = None  # None before the first step
+        self.step_s = 0.0  # how long the step under way had been running at the last heartbeat
+        self.last_heard = time.monotonic()
+        self._sockets = sockets
+        self._on_progress = on_progress
+        self._loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[Ready] = self._loop.create_future()
+        self._limits: RequestLimits | None = None  # known once it is ready
+        self._death: EngineDeadError | None = None
+        self._is_closed = False
         self._sequence_ids = itertools.count()
-        self._arrived: list[SequenceRequest] = []
-        self._aborted: list[int] = []
-        self._is_stopping = False
-        self._is_ended = False
-        self._death: Exception | None = None  # what the engine died of
         # Weak: a stream that nobody holds any more is found missing, and its sequence aborted.
         self._streams: weakref.WeakValueDictionary[int, TokenStream] = weakref.WeakValueDictionary()
+        self._backlog = Backlog(limits)
+        self._work = Work(1, [], [])  # for the next message
+        self._checks: list[asyncio.Future[IntegrityReport]] = []
+        self._loop.add_reader(sockets.fileno, self._read)
 
     @property
     def is_alive(self) -> bool:
         """Whether the engine takes work."""
-        return self._thread.is_alive() and not self._is_ended
+        return self._limits is not None and self._death is None
 
-    def start(self) -> None:
-        """Start the engine's thread; once."""
-        self._thread.start()
+    @property
+    def death(self) -> EngineDeadError | None:
+        """What the engine ended of; None while it lives."""
+        return self._death
 
-    def stop(self) -> None:
-        """End the thread after the step it is in; streams still open raise `EngineDeadError`."""
-        with self._changed:
-            self._is_stopping = True
-            self._changed.notify()
-        if self._thread.ident is not None:
-            self._thread.join()
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of a prompt and its answer together."""
+        return self._known_limits().max_model_len
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below this."""
+        return self._known_limits().vocab_size
+
+    @property
+    def num_open_sequences(self) -> int:
+        """Count the sequences that have not ended."""
+        return len(self._streams)
+
+    async def ready(self) -> Ready:
+        """Wait until the engine takes work. Raises EngineDeadError if it never will."""
+        return await asyncio.shield(self._ready)
 
     def generate(
         self,
-        prompt_token_ids: collections.abc.Sequence[int],
+        prompt_token_ids: Sequence[int],
         params: SamplingParams,
         *,
-        caller: str | None = None,
+        caller: str = "",
+        group: int | None = None,
     ) -> TokenStream:
-        """Submit a prompt; call it in the event loop that will read the stream.
+        """Submit a prompt; raise an InvalidRequestError, QueueFullError or EngineDeadError at once.
 
-        Raises an `InvalidRequestError` or `EngineDeadError` at once.
+        caller: with whom it shares the engine fairly. group: of sequences with the same prompt.
         """
-        self._limits.check(prompt_token_ids, params)
+        self._limits_alive().check(prompt_token_ids, params)
         request = SequenceRequest(
             sequence_id=next(self._sequence_ids),
             prompt_token_ids=tuple(prompt_token_ids),
             params=params,
-            caller=caller or "",
+            caller=caller,
+            group=group,
         )
+        self._backlog.enter(self._work.number, len(prompt_token_ids))
         stream = TokenStream(self, request.sequence_id)
-        with self._changed:
-            if not self.is_alive or self._is_stopping:
-                raise self._dead_error()
-            self._streams[request.sequence_id] = stream
-            self._arrived.append(request)
-            self._changed.notify()
+        self._streams[request.sequence_id] = stream
+        self._send_soon()
+        self._work.requests.append(request)
         return stream
 
     def abort(self, sequence_id: int) -> None:
         """End a sequence within a step; its stream ends without a finish_reason."""
-        with self._changed:
-            stream = self._streams.pop(sequence_id, None)
-            if stream is None:  # ended already
-                return
-            self._aborted.append(sequence_id)
-            self._changed.notify()
-        _hand_over([(stream, _ABORTED)])
+        stream = self._streams.pop(sequence_id, None)
+        if stream is None:  # ended already
+            return
+        self._tell_aborted(sequence_id)
+        stream.end()
 
-    def _run(self) -> None:
-        """Step while there is work; whatever goes wrong in the engine ends here."""
-        try:
-            while self._take_changes():
-                self._deliver(self._engine.step())
-        except Exception as error:
-            log.exception("the engine died")
-            self._end(error)
-        else:
-            self._end(None)
+    async def check_integrity(self) -> IntegrityReport:
+        """Ask the engine whether its books are right. Raises EngineDeadError."""
+        self._limits_alive()
+        answer: asyncio.Future[IntegrityReport] = self._loop.create_future()
+        self._checks.append(answer)
+        self._sockets.send(CheckIntegrity())
+        return await answer
 
-    def _take_changes(self) -> bool:
-        """Sleep until there is something to do, and tell the engine; False when it is to stop."""
-        with self._changed:
-            while not (
-                self._is_stopping or self._arrived or self._aborted or self._engine.has_work
-            ):
-                self._changed.wait()
-            arrived, self._arrived = self._arrived, []
-            aborted, self._aborted = self._aborted, []
-        for request in arrived:
-            self._add(request)
-        for sequence_id in aborted:
-            self._engine.abort(sequence_id)
-        return not self._is_stopping
+    def shut_down(self) -> bool:
+        """Tell the engine to end after its step; False where it cannot be told."""
+        return not self._is_closed and self._sockets.send(Shutdown())
 
-    def _add(self, request: SequenceRequest) -> None:
-        try:
-            self._engine.add(request)
-        except EngineError as error:
-            self._deliver([SequenceFailure(request.sequence_id, error)])
+    def end(self, error: EngineDeadError) -> None:
+        """Take no more work and tell every open stream; what the engine said before comes first."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._loop.remove_reader(self._sockets.fileno)
+        for tidings in self._sockets.receive(limit=_LAST_MESSAGES):
+            self._take_in(tidings)
+        if self._death is None:
+            self._die(error)
+        self._sockets.close()
 
-    def _deliver(self, outputs: Iterable[StepOutput]) -> None:
-        items: list[tuple[TokenStream, _Item]] = []
-        with self._changed:
-            for output in outputs:
-                stream = self._streams.get(output.sequence_id)
-                if stream is None:
-                    self._engine.abort(output.sequence_id)
-                    continue
-                if isinstance(output, SequenceFailure):
-                    items.append((stream, output.error))
-                    del self._streams[output.sequence_id]
-                elif isinstance(output, TokenOutput):
-                    items.append((stream, output))
-                    if output.finish_reason is not None:
-                        del self._streams[output.sequence_id]
-        for stream in _hand_over(items):
-            self.abort(stream.sequence_id)
+    def _known_limits(self) -> RequestLimits:
+        if self._limits is None:
+            raise EngineDeadError("the engine has not been loaded yet")
+        return self._limits
 
-    def _end(self, error: Exception | None) -> None:
-        """Take no more work and tell every open stream."""
-        with self._changed:
-            self._is_ended = True
-            self._death = error
-            streams = list(self._streams.values())
-            self._streams.clear()
-        _hand_over([(stream, self._dead_error()) for stream in streams])
-
-    def _dead_error(self) -> EngineDeadError:
+    def _limits_alive(self) -> RequestLimits:
         if self._death is not None:
-            error = EngineDeadError(f"the engine died of {type(self._death).__name__}")
-            error.__cause__ = self._death
-            return error
-        if self._thread.ident is None:
-            return EngineDeadError("the engine has not been started")
-        return EngineDeadError("the engine was stopped")
+            raise _again(self._death)
+        return self._known_limits()
+
+    def _send_soon(self) -> None:
+        """Have what this turn of the event loop brings sent at its end."""
+        if not (self._work.requests or self._work.aborted):
+            self._loop.call_soon(self._send)
+
+    def _send(self) -> None:
+        work = self._work
+        self._work = Work(work.number + 1, [], [])
+        if not self._is_closed:
+            self._sockets.send(work)
+
+    def _tell_aborted(self, sequence_id: int) -> None:
+        self._send_soon()
+        self._work.aborted.append(sequence_id)
+
+    def _read(self) -> None:
+        """Take in what has come."""
+        if self._is_closed:
+            return
+        num_messages = 0
+        for tidings in self._sockets.receive(limit=_MESSAGES_PER_TURN):
+            num_messages += 1
+            self._take_in(tidings)
+        if num_messages == _MESSAGES_PER_TURN:
+            self._loop.call_soon(self._read)  # nothing else would tell of the rest
+
+    def _take_in(self, tidings: Tidings) -> None:
+        self.last_heard = time.monotonic()
+        match tidings:
+            case StepReport():
+                self._deliver(tidings)
+            case Heartbeat():
+                self.step_s = tidings.step_s
+            case Progress():
+                if self._on_progress is not None:
+                    self._on_progress(tidings)
+            case Ready():
+                self._begin(tidings)
+            case CannotStart():
+                self._die(EngineStartError(tidings.reason))
+            case IntegrityReport():
+                self._checks.pop(0).set_result(tidings)
+            case Dying():
+                self._die(EngineDeadError(tidings.reason))
+
+    def _begin(self, ready: Ready) -> None:
+        self._sockets.remove_names()
+        self._limits = RequestLimits(ready.vocab_size, ready.max_model_len)
+        if not self._ready.done():
+            self._ready.set_result(ready)
+
+    def _deliver(self, report: StepReport) -> None:
+        self.statistics = report.statistics
+        self._backlog.update(report.work_number, report.statistics)
+        streams = self._streams
+        for part in report.prompt_logprobs:
+            if (stream := streams.get(part.sequence_id)) is not None:
+                stream.prompt_logprobs += part.tokens
+        for output in report.tokens:
+            stream = streams.get(output.sequence_id)
+            if stream is None:
+                if output.finish_reason is None:
+                    self._tell_aborted(output.sequence_id)
+                continue
+            stream.push(output)
+            if output.finish_reason is not None:
+                del streams[output.sequence_id]
+        for failure in report.failures:
+            if (stream := streams.pop(failure.sequence_id, None)) is not None:
+                stream.end(failure.error)
+
+    def _die(self, error: EngineDeadError) -> None:
+        self._death = error
+        if not self._ready.done():
+            self._ready.set_exception(error)
+            self._ready.exception()  # whoever did not wait for it need not be told
+        for check in self._checks:
+            if not check.done():
+                check.set_exception(error)
+        streams = list(self._streams.values())
+        self._streams.clear()
+        for stream in streams:
+            stream.end(_again(error))
 
 
-def _hand_over(items: Iterable[tuple[TokenStream, _Item]]) -> list[TokenStream]:
-    """Push items to their streams, one wake-up a loop; return those whose loop is closed."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[TokenStream, _Item]]] = {}
-    for stream, item in items:
-        by_loop.setdefault(stream.loop, []).append((stream, item))
-    unreachable: list[TokenStream] = []
-    for loop, theirs in by_loop.items():
-        try:
-            loop.call_soon_threadsafe(_push_all, theirs)
-        except RuntimeError:  # the loop is closed
-            unreachable += (stream for stream, _ in theirs)
-    return unreachable
-
-
-def _push_all(items: Iterable[tuple[TokenStream, _Item]]) -> None:
-    for stream, item in items:
-        stream.push(item)
+def _again(error: EngineDeadError) -> EngineDeadError:
+    """Make the same error anew: a raised one collects the traceback of whoever handles it."""
+    return type(error)(str(error))

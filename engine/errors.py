@@ -15,6 +15,7 @@ EngineError
 ├── OutOfMemoryError             a step did not fit the device's memory, nor did its second try
 ├── BlockAccountingError         blocks leaked or are owned twice: a bug of ours
 └── EngineDeadError              the engine stopped; open and new requests fail
+    └── EngineStartError         it ended before it took work, for a reason that trying won't mend
 """
 
 from __future__ import annotations
@@ -82,3 +83,7 @@ class BlockAccountingError(EngineError):
 
 class EngineDeadError(EngineError):
     """The engine has stopped and takes no more work."""
+
+
+class EngineStartError(EngineDeadError):
+    """The engine could not be started; another try would end the same way."""

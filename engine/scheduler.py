@@ -146,6 +146,7 @@ class Scheduler:
         return EngineStatistics(
             num_running=len(self._running),
             num_waiting=len(self._queue),
+            num_queued_seqs=self.admission.num_seqs,
             num_queued_tokens=self.admission.num_tokens,
             num_blocks=self.block_manager.num_blocks,
             num_free_blocks=self.block_manager.num_free_blocks,

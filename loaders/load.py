@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from loaders.checkpoint import Checkpoint, read_checkpoint, read_json
+from loaders.checkpoint import Checkpoint, read_checkpoint
 from loaders.errors import BackendError, CheckpointError, TensorError
 from loaders.float32 import settle_on_cpu, settle_on_cuda
+from loaders.generation import GenerationDefaults, read_generation_defaults
 from loaders.git_clone import open_folder
 from loaders.hub import Snapshot, fetch
 from loaders.kernels.protocol import LayerShape
@@ -31,12 +32,17 @@ from loaders.quantization import Quantization, read_quantization
 from loaders.quantizer import PackedConfig
 from loaders.resident_memory import MappedFiles, large_blocks_returned, return_freed_memory
 from loaders.spec import VariantSpec, parse_spec
+from loaders.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
+    from typing import TypeAlias
 
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+    # Is told each phase of loading, and how much of it is done, in percent, where that is known.
+    TellProgress: TypeAlias = Callable[[str, float | None], None]
 
 log = structlog.get_logger(__name__)
 
@@ -57,16 +63,6 @@ _BUILD_ERRORS = (
     OSError,
     SafetensorError,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationDefaults:
-    """What the checkpoint recommends for generation; None where it says nothing."""
-
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    stop_token_ids: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +99,7 @@ def load(
     cache_dir: Path | None = None,
     token: str | None = None,
     local_files_only: bool = False,
+    progress: TellProgress | None = None,
 ) -> LoadedModel:
     """Load a variant onto its devices.
 
@@ -114,9 +111,12 @@ def load(
     started = time.monotonic()
     if isinstance(spec, str):
         spec = parse_spec(spec)
+    tell = progress or _tell_nobody
+    tell("finding the files", None)
     snapshot = open_snapshot(
         spec, cache_dir=cache_dir, token=token, local_files_only=local_files_only
     )
+    tell("checking the files", None)
     checkpoint = read_checkpoint(snapshot.folder)
     raw_config = read_config(snapshot.folder)
     quantization = read_quantization(checkpoint, raw_config)
@@ -129,6 +129,7 @@ def load(
     if isinstance(device_map, dict):
         needed = estimate_bytes(checkpoint.tensors, quantization, device_map[""])
         check_fits(needed, device_map[""])
+    tell("reading the weights", None)
     model = _build_model(checkpoint, config, quantization, device_map)
     mapped = MappedFiles.find(checkpoint.shards)
     # The head before the layers: packing it takes the most memory besides what it keeps.
@@ -136,7 +137,7 @@ def load(
         settle_on_cpu(model, mapped)
     else:
         settle_on_cuda(model, compute_dtype)
-    backends = _prepare_layers(model, mapped, asked=backend)
+    backends = _prepare_layers(model, mapped, asked=backend, tell=tell)
 
     provenance = Provenance(
         repo=spec.repo,
@@ -270,7 +271,13 @@ def _check_report(report: Mapping[str, Any]) -> None:
         log.warning("tensors_unused", count=len(unexpected), first=unexpected[:6])
 
 
-def _prepare_layers(model: PreTrainedModel, mapped: MappedFiles, *, asked: str) -> list[str]:
+def _tell_nobody(phase: str, percent: float | None) -> None:
+    pass
+
+
+def _prepare_layers(
+    model: PreTrainedModel, mapped: MappedFiles, *, asked: str, tell: TellProgress
+) -> list[str]:
     """Prepare every packed layer's kernel; return the backends used, most layers first."""
     counts: dict[str, int] = {}
     reasons: dict[str, str] = {}
@@ -283,76 +290,9 @@ def _prepare_layers(model: PreTrainedModel, mapped: MappedFiles, *, asked: str) 
         layer.prepare(chosen, mapped)
         if number % _LAYERS_PER_TRIM == 0:
             return_freed_memory()
+            tell("preparing kernels", 100 * number / len(waiting))
         counts[chosen.name] = counts.get(chosen.name, 0) + 1
         reasons.setdefault(chosen.name, reason)
     for name, count in counts.items():
         log.info("kernel_backend", backend=name, layers=count, reason=reasons[name])
     return sorted(counts, key=lambda name: -counts[name])
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Load the fast tokenizer of a checkpoint; raises CheckpointError where it has none.
-
-    tokenizer.json is taken as it is written. AutoTokenizer would put it into the class that
-    tokenizer_config.json names, and Llama's drops the normaliser: CodeLlama 70B's prompts came out
-    as other ids (Transformers 5.23).
-    """
-    has_own_file = (folder / "tokenizer.json").exists()
-    loader: Any = PreTrainedTokenizerFast if has_own_file else AutoTokenizer
-    try:
-        tokenizer = loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise CheckpointError(f"{folder} has no readable tokenizer: {error}") from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast) or len(tokenizer) == 0:
-        raise CheckpointError(f"{folder} has no fast tokenizer (tokenizer.json or tokenizer.model)")
-    # Some repositories were saved from a training run that cut and padded its texts.
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
-    return tokenizer
-
-
-def read_generation_defaults(folder: Path, config: PreTrainedConfig) -> GenerationDefaults:
-    """Read generation_config.json, and config.json's end ids where it is silent.
-
-    What no request could ask for (a temperature of NaN, an end id outside the vocabulary) is left
-    out and logged.
-    """
-    path = folder / "generation_config.json"
-    settings = read_json(path) if path.exists() else {}
-    # do_sample: false in a generation config means greedy; its absence leaves the choice open.
-    greedy = settings.get("do_sample") is False and "temperature" not in settings
-    return GenerationDefaults(
-        temperature=0.0 if greedy else _number_within(settings, "temperature", 0.0, 2.0),
-        top_k=_positive_int(settings.get("top_k")),
-        top_p=_number_within(settings, "top_p", 1e-6, 1.0),
-        stop_token_ids=_end_ids(settings, config),
-    )
-
-
-def _end_ids(settings: Mapping[str, Any], config: PreTrainedConfig) -> frozenset[int]:
-    named = settings.get("eos_token_id")
-    if named is None:
-        named = getattr(config, "eos_token_id", None)
-    ids = named if isinstance(named, list) else [] if named is None else [named]
-    vocab_size = int(config.get_text_config(decoder=True).vocab_size)
-    kept = [i for i in ids if type(i) is int and 0 <= i < vocab_size]
-    if len(kept) < len(ids):
-        log.warning("end_ids_ignored", found=ids, kept=kept, vocab_size=vocab_size)
-    return frozenset(kept)
-
-
-def _number_within(
-    settings: Mapping[str, Any], name: str, least: float, most: float
-) -> float | None:
-    value = settings.get(name)
-    if value is None:
-        return None
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if is_number and least <= value <= most:
-        return float(value)
-    log.warning("generation_default_ignored", name=name, found=value, least=least, most=most)
-    return None
-
-
-def _positive_int(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

@@ -73,7 +73,7 @@ def takes_settings(command: Callable[[Settings], None]) -> Callable[..., None]:
     """Give a command every setting as an option, and the file that holds them as `--config`."""
 
     def run(config: Path | None, **options: object) -> None:
-        flags = {name: value for name, value in options.items() if value is not None}
+        flags = {name: value for name, value in options.items() if value not in (None, [])}
         command(load_settings(flags, config or config_file_from_environment()))
 
     config_option = Annotated[
@@ -100,6 +100,9 @@ def _option(name: str, field: FieldInfo) -> Any:
     help_text = f"{field.description} ({ENV_PREFIX}{name.upper()})"
     if name == "variant":
         return Annotated[str | None, typer.Argument(metavar="VARIANT", help=help_text)]
+    if name == "also":
+        repeatable = typer.Option(flag_of(name), metavar="VARIANT", help=help_text)
+        return Annotated[list[str] | None, repeatable]
     if field.annotation is bool:
         flags = f"{flag_of(name)}/--no-{flag_of(name).removeprefix('--')}"
         return Annotated[bool | None, typer.Option(flags, help=help_text)]
@@ -137,3 +140,7 @@ def demo(
     for branch in BRANCHES:
         served = " (served by default)" if str(branch) == built.default_spec else ""
         typer.echo(f"  {branch}  {branch.description}{served}")
+
+
+if __name__ == "__main__":
+    main()

@@ -16,7 +16,8 @@ ServiceError
 │   ├── InvalidKeyError         no key, or a wrong one
 │   ├── BodyTooLargeError       more bytes than allowed
 │   └── UnsupportedBodyError    not plain JSON: another media type, or compressed
-├── UnavailableError            this process does not answer now: loading, draining or failed
+├── UnavailableError            this process, or this variant, does not answer now
+├── VariantStateError           the administrator asked for what the variant's state does not allow
 ├── ClientGoneError             the client left; nobody is there to be told
 └── StalledReaderError          the client stopped reading its stream
 """
@@ -86,6 +87,10 @@ class UnavailableError(ServiceError):
     def __init__(self, message: str, *, retry_after_s: int) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class VariantStateError(ServiceError):
+    """The variant is in a state that does not allow what was asked."""
 
 
 class ClientGoneError(ServiceError):

@@ -7,6 +7,7 @@ Prompts in, `TextDelta`s out, in the order in which the tokens come. Knows no HT
 from __future__ import annotations
 
 import asyncio
+import itertools
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -18,6 +19,7 @@ from service.text.text_stream import TextStream
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from engine.outputs import TokenOutput
     from engine.sampling_params import SamplingParams
     from service.served_model import ServedModel, TokenStream
 
@@ -58,17 +60,31 @@ class Usage:
 Deliver: TypeAlias = "Callable[[TextDelta], Awaitable[None]]"
 
 
+_groups = itertools.count()
+
+
 async def submit(
-    model: ServedModel, choices: Sequence[PlannedChoice], stop_strings: Sequence[str]
+    model: ServedModel,
+    choices: Sequence[PlannedChoice],
+    stop_strings: Sequence[str],
+    *,
+    caller: str = "",
 ) -> Generation:
     """Submit every choice, so that what the engine refuses is known before an answer begins.
 
-    Raises what `TokenEngine.generate` raises; then nothing was left running.
+    caller: with whom the request shares the engine fairly. Raises what `TokenEngine.generate`
+    raises; then nothing was left running.
     """
     streams: list[TokenStream] = []
+    groups = {id(choice.prompt): next(_groups) for choice in choices}
     try:
         for choice in choices:
-            streams.append(model.engine.generate(choice.prompt.token_ids, choice.params))  # noqa: PERF401
+            prompt = choice.prompt
+            streams.append(
+                model.engine.generate(
+                    prompt.token_ids, choice.params, caller=caller, group=groups[id(prompt)]
+                )
+            )
     except EngineError:
         for stream in streams:
             await stream.aclose()
@@ -132,15 +148,30 @@ class Generation:
         async with aclosing(stream):  # leaving early, as a stop string does, aborts the sequence
             if prompt.echo:
                 await deliver(TextDelta(index, prompt.echo, None))
-            async for output in stream:
-                self._num_completion_tokens += 1
-                piece, reason = text.push(output.token_id), output.finish_reason
-                if reason is not None:
-                    piece += text.flush()
-                if text.stopped:
-                    reason = FinishReason.STOP
+            while outputs := await stream.take():
+                piece, reason = self._read(outputs, text)
                 if piece or reason is not None:
                     await deliver(TextDelta(index, piece, reason))
                 if reason is not None:
                     return
         raise EngineDeadError("the engine ended a sequence without a reason")
+
+    def _read(
+        self, outputs: Sequence[TokenOutput], text: TextStream
+    ) -> tuple[str, FinishReason | None]:
+        """Return the text of what has come, and why the choice ends if it does.
+
+        Several outputs come together only where the reader was slower than the engine.
+        """
+        pieces: list[str] = []
+        reason: FinishReason | None = None
+        for output in outputs:
+            self._num_completion_tokens += 1
+            pieces.append(text.push(output.token_id))
+            reason = output.finish_reason
+            if reason is not None:
+                pieces.append(text.flush())
+            if text.stopped:
+                reason = FinishReason.STOP
+                break
+        return "".join(pieces), reason

@@ -1,6 +1,6 @@
 """Where the process stands between its start and its end, and which requests are open.
 
-One object, touched from the event loop only. What to load and how to listen is known elsewhere.
+One object, touched from the event loop only. How the models stand is `service.supervisor`'s.
 """
 
 from __future__ import annotations
@@ -8,15 +8,13 @@ from __future__ import annotations
 import contextlib
 import enum
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from service.errors import UnavailableError
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterator
-
-    from service.served_model import ServedModel
 
 RETRY_AFTER_S = 5  # loading and restarting take seconds, not minutes
 
@@ -26,26 +24,42 @@ class Phase(enum.Enum):
 
     LOADING = "loading"
     SERVING = "serving"
+    RESTARTING = "restarting"  # an engine ended, and its successor is on its way
     DRAINING = "draining"
     FAILED = "failed"
 
 
-class Lifecycle:
-    """The phase, the model once there is one, and the open requests."""
+class Readiness(Protocol):
+    """How the models stand; `service.supervisor.Supervisor` tells."""
 
-    def __init__(self) -> None:
-        self._phase = Phase.LOADING
-        self._served: ServedModel | None = None
+    @property
+    def phase(self) -> Phase:
+        """Whether what is required can be answered."""
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether nothing can answer any more, and nothing will by itself."""
+
+
+class Lifecycle:
+    """The phase, and the open requests."""
+
+    def __init__(self, models: Readiness) -> None:
+        self._models = models
+        self._is_draining = False
         self._started = time.monotonic()
         self._open_requests = 0
         self._work: set[asyncio.Task[object]] = set()
 
     @property
     def phase(self) -> Phase:
-        """Return the phase; a model whose engine died counts as failed."""
-        if self._phase is Phase.SERVING and not self._is_engine_alive():
-            return Phase.FAILED
-        return self._phase
+        """Return the phase: that of the models, until the process is about to end."""
+        return Phase.DRAINING if self._is_draining else self._models.phase
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether no model will answer in this process any more."""
+        return self._models.is_hopeless
 
     @property
     def uptime_s(self) -> float:
@@ -57,32 +71,14 @@ class Lifecycle:
         """Count the requests whose answer is not complete."""
         return self._open_requests
 
-    def begin_serving(self, served: ServedModel) -> None:
-        """Take requests from now on, unless the process is about to end."""
-        self._served = served
-        if self._phase is Phase.LOADING:
-            self._phase = Phase.SERVING
-
     def begin_draining(self) -> None:
         """Take no new requests; open ones go on."""
-        self._phase = Phase.DRAINING
+        self._is_draining = True
 
-    def fail(self) -> None:
-        """Note that no model will answer in this process any more."""
-        if self._phase is Phase.LOADING:
-            self._phase = Phase.FAILED
-
-    def close(self) -> None:
-        """Let the model go, if there is one."""
-        if self._served is not None:
-            self._served.close()
-
-    def require_served(self) -> ServedModel:
-        """Return the model, or raise UnavailableError with the reason."""
-        phase = self.phase
-        if phase is Phase.SERVING and self._served is not None:
-            return self._served
-        raise UnavailableError(f"the server is {phase.value}", retry_after_s=RETRY_AFTER_S)
+    def require_open(self) -> None:
+        """Raise UnavailableError where no new requests are taken."""
+        if self._is_draining:
+            raise UnavailableError("the server is draining", retry_after_s=RETRY_AFTER_S)
 
     @contextlib.contextmanager
     def request(self) -> Iterator[None]:
@@ -107,6 +103,3 @@ class Lifecycle:
         for task in self._work:
             task.cancel()
         return len(self._work)
-
-    def _is_engine_alive(self) -> bool:
-        return self._served is not None and self._served.engine.is_alive

@@ -15,13 +15,13 @@ import structlog
 if TYPE_CHECKING:
     from structlog.typing import Processor
 
-    from service.settings import Settings
+    from service.settings import WorkerSettings
 
 # Chatty below warnings, and none of it is about serving.
 QUIET = ("asyncio", "filelock", "httpcore", "httpx", "urllib3", "uvicorn")
 
 
-def set_up_logs(settings: Settings) -> None:
+def set_up_logs(settings: WorkerSettings) -> None:
     """Send every log line to standard error in the form the settings ask for."""
     logging.raiseExceptions = False  # a full disk or a closed pipe must not fail a request
     shared: list[Processor] = [

@@ -1,6 +1,6 @@
 """One variant as the API sees it: its engine, its text, its recommended settings, its identity.
 
-Put together by `service.app`; routes only read it.
+Made anew with each life of its engine; routes only read it.
 """
 
 from __future__ import annotations
@@ -11,21 +11,23 @@ from typing import TYPE_CHECKING, Protocol
 from service.text.errors import ChatNotSupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from transformers import PreTrainedTokenizerFast
 
     from engine.outputs import TokenOutput
     from engine.sampling_params import SamplingParams
-    from loaders.load import GenerationDefaults
+    from engine.statistics import EngineStatistics
+    from engine.wire import IntegrityReport
+    from loaders.generation import GenerationDefaults
     from service.text.templates import ChatTemplate
 
 
 class TokenStream(Protocol):
     """The tokens of one sequence, as they come."""
 
-    def __aiter__(self) -> AsyncIterator[TokenOutput]:
-        """Iterate over the outputs; the last one has a finish_reason."""
+    async def take(self) -> Sequence[TokenOutput]:
+        """Wait for outputs and return all that have come; the last of all has a finish_reason."""
 
     async def aclose(self) -> None:
         """Abort the sequence, if it still runs."""
@@ -42,17 +44,22 @@ class TokenEngine(Protocol):
     def max_model_len(self) -> int:
         """Most tokens of a prompt and its answer together."""
 
+    @property
+    def statistics(self) -> EngineStatistics | None:
+        """What it last told of itself."""
+
     def generate(
         self,
         prompt_token_ids: Sequence[int],
         params: SamplingParams,
         *,
-        caller: str | None = None,
+        caller: str = "",
+        group: int | None = None,
     ) -> TokenStream:
         """Check and submit at once; raise EngineError if it cannot run."""
 
-    def stop(self) -> None:
-        """End it; open sequences fail."""
+    async def check_integrity(self) -> IntegrityReport:
+        """Ask it whether its books are right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +101,3 @@ class ServedModel:
         if self.chat_template is None:
             raise ChatNotSupportedError(self.chat_refusal)
         return self.chat_template
-
-    def close(self) -> None:
-        """End the engine and whatever else runs for this model."""
-        self.engine.stop()
-        if self.chat_template is not None:
-            self.chat_template.close()

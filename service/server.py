@@ -1,4 +1,4 @@
-"""Listens, loads beside it, and ends well: the life of the API process.
+"""Listens, has the variants loaded beside it, and ends well: the life of the API process.
 
 The address is bound before anything is loaded, so that health can be asked from the first moment,
 and a port that is taken is known at once. Signals and draining are ours: uvicorn would refuse new
@@ -13,27 +13,21 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import structlog
 import uvicorn
 import uvloop
 
-from engine.errors import EngineError
-from loaders.errors import LoadError
-from service.errors import BindError, ServiceError
-from service.lifecycle import Phase
-from service.text.errors import TextError
+from service.errors import BindError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from starlette.types import ASGIApp
 
     from service.lifecycle import Lifecycle
-    from service.served_model import ServedModel
 
 log = structlog.get_logger(__name__)
 
@@ -41,7 +35,7 @@ CHECK_INTERVAL_S = 0.05  # how often the end of a drain and a dead engine are lo
 IDLE_LIMIT_S = 30  # a connection without a request is closed after this
 LAST_WORDS_S = 0.5  # for the error events of requests that were cut off
 CLOSING_LIMIT_S = 1  # for uvicorn's own end; then whoever still stalls is dropped
-FAILED = 1  # exit code where no model could be loaded, or its engine died
+FAILED = 1  # exit code where no model can answer any more
 
 
 class _Uvicorn(uvicorn.Server):
@@ -52,6 +46,16 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
+class Engines(Protocol):
+    """What is started and ended with the server; `service.supervisor.Supervisor` has it."""
+
+    def start(self) -> None:
+        """Begin to load."""
+
+    async def close(self) -> None:
+        """End all that runs."""
+
+
 class Server:
     """Serves one application on one socket until it is told to stop."""
 
@@ -59,12 +63,12 @@ class Server:
         self,
         app: ASGIApp,
         lifecycle: Lifecycle,
+        engines: Engines,
         *,
-        load: Callable[[], ServedModel],
         drain_limit_s: float,
     ) -> None:
         self._lifecycle = lifecycle
-        self._load = load
+        self._engines = engines
         self._drain_limit_s = drain_limit_s
         self._exit_code = 0
         self._is_stopping = False
@@ -83,28 +87,24 @@ class Server:
             )
         )
 
-    def run(self, listener: socket.socket) -> int:
-        """Serve until a signal or a failure; return the process's exit code."""
+    def run(self, listener: socket.socket) -> NoReturn:
+        """Serve until a signal or a failure; end the process with its exit code."""
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            loader = runner.run(self._serve(listener))
-        self._lifecycle.close()
-        if loader.is_alive():
-            # Stopped while loading. A thread inside native code cannot be asked to end, and must
-            # not outlive the interpreter.
-            sys.stderr.flush()
-            os._exit(self._exit_code)
-        return self._exit_code
+            runner.run(self._serve(listener))
+        # Not by returning to the interpreter's own end, which would wait for threads: an engine in
+        # one of them may hang, or still load.
+        sys.stderr.flush()
+        os._exit(self._exit_code)
 
-    async def _serve(self, listener: socket.socket) -> threading.Thread:
+    async def _serve(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal, number)
-        loader = threading.Thread(target=self._load_model, args=(loop,), name="load", daemon=True)
-        loader.start()
+        self._engines.start()
         watch = asyncio.create_task(self._watch())
         await self._uvicorn.serve(sockets=[listener])
         await watch
-        return loader
+        await self._engines.close()
 
     def _on_signal(self, number: int) -> None:
         name = signal.Signals(number).name
@@ -120,26 +120,9 @@ class Server:
         self._is_stopping = True
         self._lifecycle.begin_draining()
 
-    def _load_model(self, loop: asyncio.AbstractEventLoop) -> None:
-        served: ServedModel | None = None
-        try:
-            served = self._load()
-        except (LoadError, EngineError, TextError, ServiceError) as error:
-            log.error("cannot serve", reason=str(error))
-        finally:
-            # An error that nobody foresaw ends the process too, its traceback in the log.
-            loop.call_soon_threadsafe(self._on_loaded, served)
-
-    def _on_loaded(self, served: ServedModel | None) -> None:
-        if served is None:
-            self._lifecycle.fail()
-            return
-        self._lifecycle.begin_serving(served)
-        log.info("ready", model=served.name, seconds=round(self._lifecycle.uptime_s, 1))
-
     async def _watch(self) -> None:
         """Wait for a reason to end; end what is open, then uvicorn."""
-        while not self._is_stopping and self._lifecycle.phase is not Phase.FAILED:
+        while not self._is_stopping and not self._lifecycle.is_hopeless:
             await asyncio.sleep(CHECK_INTERVAL_S)
         if self._is_stopping:
             await self._drain(self._drain_limit_s)

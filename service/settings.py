@@ -8,14 +8,25 @@ decided where those are put together, in `service.app`.
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import ByteSize, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, SettingsConfigDict
 
+from engine.backlog import QueueLimits
 from service.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -35,16 +46,10 @@ PositiveBytes = Annotated[ByteSize, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
-class Settings(BaseSettings):
-    """What an operator can choose."""
+class VariantSettings(BaseModel):
+    """What an operator can choose for one served variant."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX,
-        env_ignore_empty=True,  # compose files pass on unset variables as empty ones
-        extra="forbid",
-        frozen=True,
-        hide_input_in_errors=True,
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     # What is served
     variant: str | None = Field(
@@ -70,18 +75,6 @@ class Settings(BaseSettings):
         "auto",
         description="Kernels of the quantised layers: `auto`, or one by name, such as `reference`.",
     )
-    cache_dir: Path | None = Field(
-        None,
-        description="Folder for built and downloaded checkpoints; when absent, `tetrad` in the "
-        "user's cache folder for what is built, and the hub client's own (HF_HOME) for downloads.",
-    )
-    hub_token: SecretStr | None = Field(
-        None, description="Token for repositories that are not public."
-    )
-    local_files_only: bool = Field(
-        False, description="Use only what is already on this machine; never ask the hub."
-    )
-
     # How much of it runs at once
     max_model_len: Positive | Auto = Field(
         "auto",
@@ -156,6 +149,131 @@ class Settings(BaseSettings):
         json_schema_extra={"unit": "threads"},
     )
 
+    # How it is kept running
+    on_demand: bool = Field(
+        False,
+        description="Load the variant with the first request for it, not at the start.",
+    )
+    idle_unload_s: Seconds | None = Field(
+        None,
+        description="Unload the variant after so long without a request; never when absent. "
+        "With `on_demand` the next request loads it again.",
+        json_schema_extra={"unit": "seconds"},
+    )
+    required: bool = Field(
+        True,
+        description="The server is ready only while this variant serves; "
+        "without effect on one that is loaded on demand.",
+    )
+    step_deadline_s: Seconds = Field(
+        60,
+        description="An engine whose step takes longer, or that is not heard of for so long, "
+        "is ended and started again.",
+        json_schema_extra={"unit": "seconds"},
+    )
+    max_restarts: Annotated[int, Field(ge=0)] = Field(
+        5,
+        description="How often an engine is started again without a minute of health between.",
+        json_schema_extra={"unit": "times"},
+    )
+
+
+class WorkerSettings(VariantSettings):
+    """What an engine's process is told: its variant, and where files and log lines go."""
+
+    cache_dir: Path | None = Field(
+        None,
+        description="Folder for built and downloaded checkpoints; when absent, `tetrad` in the "
+        "user's cache folder for what is built, and the hub client's own (HF_HOME) for downloads.",
+    )
+    hub_token: SecretStr | None = Field(
+        None, description="Token for repositories that are not public."
+    )
+    local_files_only: bool = Field(
+        False, description="Use only what is already on this machine; never ask the hub."
+    )
+
+    # Log
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least important kind of line that is logged."
+    )
+    log_format: Literal["console", "json"] = Field(
+        "console", description="Lines for people, or one JSON object a line."
+    )
+
+    @property
+    def queue_limits(self) -> QueueLimits:
+        """How much may wait at the engine."""
+        tokens = self.max_queued_tokens
+        return QueueLimits(
+            max_queued_seqs=self.max_queued_seqs,
+            max_queued_tokens=None if tokens == "auto" else tokens,
+            max_queue_wait_s=self.max_queue_wait_s if tokens == "auto" else None,
+        )
+
+    def told(self) -> dict[str, Any]:
+        """Return the settings as JSON can carry them, the token readable: for the engine only."""
+        token = self.hub_token
+        return {
+            **self.model_dump(mode="json", include=set(WorkerSettings.model_fields)),
+            "hub_token": None if token is None else token.get_secret_value(),
+        }
+
+
+def _read_entry(entry: object) -> object:
+    """Read `VARIANT` or `NAME=VARIANT`, the short forms of a further variant."""
+    if not isinstance(entry, str):
+        return entry
+    name, _, variant = entry.rpartition("=")
+    return {"variant": variant, "served_model_name": name} if name else {"variant": variant}
+
+
+def _read_entries(entries: object) -> object:
+    """Read a list from a variable: JSON, or names with spaces between."""
+    if not isinstance(entries, str):
+        return entries
+    return json.loads(entries) if entries.lstrip().startswith("[") else entries.split()
+
+
+class VariantEntry(VariantSettings):
+    """One more variant; what it leaves unset it takes from the settings of the first."""
+
+    variant: str = Field(min_length=1)
+
+
+class Settings(WorkerSettings, BaseSettings):
+    """What an operator can choose."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_ignore_empty=True,  # compose files pass on unset variables as empty ones
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    # What else is served
+    also: Annotated[
+        list[Annotated[VariantEntry, BeforeValidator(_read_entry)]],
+        NoDecode,
+        BeforeValidator(_read_entries),
+    ] = Field(
+        [],
+        description="Further variants, routed to by `model`: `VARIANT` or `NAME=VARIANT`; in the "
+        "file also a mapping with settings of its own, such as `{variant: owner/name, device: "
+        "'cuda:1'}`. Repeat the flag for several; a variable takes several with spaces between.",
+    )
+    load_wait_s: Seconds = Field(
+        30,
+        description="How long a request waits for a variant that is loaded on demand.",
+        json_schema_extra={"unit": "seconds"},
+    )
+    in_process: bool = Field(
+        False,
+        description="Run the engine in a thread of the server instead of a process of its own: "
+        "for small machines. Whatever kills it then ends the server, too.",
+    )
+
     # Who may reach it
     host: str = Field(
         "127.0.0.1",
@@ -171,6 +289,12 @@ class Settings(BaseSettings):
     api_key_file: Path | None = Field(
         None, description="File that holds the key, read once at the start."
     )
+    admin_key: SecretStr | None = Field(
+        None,
+        description="Key of the routes under /admin/, which do not exist without one. "
+        "Another than `api_key`.",
+    )
+    admin_key_file: Path | None = Field(None, description="File that holds the admin key.")
 
     # What one request may ask
     max_body_size: PositiveBytes = Field(
@@ -215,22 +339,31 @@ class Settings(BaseSettings):
         json_schema_extra={"unit": "seconds"},
     )
 
-    # Log
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least important kind of line that is logged."
-    )
-    log_format: Literal["console", "json"] = Field(
-        "console", description="Lines for people, or one JSON object a line."
-    )
-
     @model_validator(mode="after")
     def _keys_agree(self) -> Settings:
         if self.api_key is not None and self.api_key_file is not None:
             raise ValueError("api_key and api_key_file are both set; keep one")
+        if self.admin_key is not None and self.admin_key_file is not None:
+            raise ValueError("admin_key and admin_key_file are both set; keep one")
         return self
 
+    def variants(self) -> list[WorkerSettings]:
+        """Return what each served variant's engine is told, the first one first."""
+        own = self.model_dump(include=set(WorkerSettings.model_fields))
+        return [
+            WorkerSettings(**own),
+            *(WorkerSettings(**self.inherited(entry)) for entry in self.also),
+        ]
 
-SECRETS = frozenset({"api_key", "hub_token"})  # their values appear in no message and no log
+    def inherited(self, entry: VariantEntry) -> dict[str, Any]:
+        """Fill a further variant's settings up with those of the first."""
+        own = self.model_dump(include=set(WorkerSettings.model_fields))
+        named = {"variant": None, "served_model_name": None}
+        return {**own, **named, **entry.model_dump(exclude_unset=True)}
+
+
+# Their values appear in no message and no log.
+SECRETS = frozenset({"admin_key", "api_key", "hub_token"})
 
 
 def load_settings(flags: Mapping[str, object], config_file: Path | None) -> Settings:
@@ -308,11 +441,24 @@ def read_key(settings: Settings) -> str | None:
     return key
 
 
+def read_admin_key(settings: Settings) -> str | None:
+    """Return the key of the routes under /admin/; None leaves them out."""
+    key = _usable_key(settings.admin_key, settings.admin_key_file, "admin_key")
+    if key is not None and key == _given_key(settings):
+        raise SettingsError("admin_key and api_key are the same; give the admin one of its own")
+    return key
+
+
 def _given_key(settings: Settings) -> str | None:
-    if settings.api_key is not None:
-        key, source = settings.api_key.get_secret_value(), "api_key"
-    elif settings.api_key_file is not None:
-        key, source = _read_key_file(settings.api_key_file), "api_key_file"
+    return _usable_key(settings.api_key, settings.api_key_file, "api_key")
+
+
+def _usable_key(given: SecretStr | None, file: Path | None, name: str) -> str | None:
+    if given is not None:
+        key, source = given.get_secret_value(), name
+    elif file is not None:
+        source = f"{name}_file"
+        key = _read_key_file(file, source)
     else:
         return None
     key = key.strip()
@@ -321,13 +467,13 @@ def _given_key(settings: Settings) -> str | None:
     return key
 
 
-def _read_key_file(path: Path) -> str:
+def _read_key_file(path: Path, source: str) -> str:
     try:
         return path.read_text(encoding="ascii")
     except OSError as error:
-        raise SettingsError(f"api_key_file {path} cannot be read: {error.strerror}") from error
+        raise SettingsError(f"{source} {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise SettingsError(f"api_key_file {path} is not a text file of one ASCII key") from error
+        raise SettingsError(f"{source} {path} is not a text file of one ASCII key") from error
 
 
 def _read_config_file(path: Path) -> dict[str, Any]:
@@ -343,6 +489,14 @@ def _read_config_file(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise SettingsError(f"config file {path} is not a mapping of settings, as in `port: 8000`")
     return values
+
+
+def describe_errors(error: ValidationError) -> str:
+    """Say in one line what is wrong with settings that came from elsewhere than the start."""
+    return "; ".join(
+        f"{'.'.join(map(str, detail['loc']))}: {_reason(detail)}"
+        for detail in error.errors(include_url=False)
+    )
 
 
 def _describe(error: ValidationError, flags: Mapping[str, object], file: Path | None) -> str:

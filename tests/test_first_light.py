@@ -20,9 +20,10 @@ import openai
 import pytest
 import torch
 
-from engine.client import EngineClient
 from engine.config import EngineConfig
 from engine.core import Engine
+from engine.in_thread import running_engine
+from engine.loop import BuiltEngine
 from engine.sampling_params import SamplingParams
 from loaders.demo.branches import BRANCHES
 from loaders.load import load, open_snapshot
@@ -213,21 +214,18 @@ def run_requests(loaded: LoadedModel, requests, *, together: bool) -> list[list[
     config = EngineConfig(
         max_num_seqs=12, max_num_batched_tokens=512, max_model_len=512, num_blocks=400
     )
-    client = EngineClient(Engine(loaded.model, config))
-    client.start()
 
-    async def one(prompt, params) -> list[int]:
+    async def one(client, prompt, params) -> list[int]:
         return [output.token_id async for output in client.generate(prompt, params)]
 
     async def everything() -> list[list[int]]:
-        if together:
-            return await asyncio.gather(*(one(*request) for request in requests))
-        return [await one(*request) for request in requests]
+        engine = Engine(loaded.model, config)
+        async with running_engine(lambda tell: BuiltEngine(engine, b"")) as client:
+            if together:
+                return await asyncio.gather(*(one(client, *request) for request in requests))
+            return [await one(client, *request) for request in requests]
 
-    try:
-        return asyncio.run(everything())
-    finally:
-        client.stop()
+    return asyncio.run(everything())
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
+from service.api.admin import NamedModel, NewModel, admin_router
 from service.api.chat import chat_router
 from service.api.completions import completions_router
 from service.api.error_responses import http_error_response
@@ -16,21 +17,27 @@ from service.api.health import health_router
 from service.api.middleware import ErrorBoundary, KeyGate, OpenRequests, RequestId
 from service.api.models import models_router
 from service.api.openapi import describe
+from service.api.requests import ChatRequest, CompletionRequest
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from service.api.admin import Administration
     from service.api.context import ApiContext
     from service.team.keys import KeyRing
 
 
-def create_app(context: ApiContext, keys: KeyRing | None) -> FastAPI:
+def create_app(
+    context: ApiContext, keys: KeyRing | None, administration: Administration | None = None
+) -> FastAPI:
     """Return the application.
 
     keys: what opens it; None opens it to whoever reaches it, which the settings allow on a
-    loopback address only.
+    loopback address only. administration: the routes under /admin/ and their own keys; None leaves
+    them out.
     """
+    admin_keys = None if administration is None else administration.keys
     app = FastAPI(
         title="Tetrad",
         version=version("tetrad"),
@@ -41,15 +48,19 @@ def create_app(context: ApiContext, keys: KeyRing | None) -> FastAPI:
         middleware=[
             Middleware(RequestId),
             Middleware(ErrorBoundary),
-            *([] if keys is None else [Middleware(KeyGate, keys=keys)]),
+            Middleware(KeyGate, keys=keys, admin_keys=admin_keys),
             Middleware(OpenRequests, lifecycle=context.lifecycle),
         ],
         exception_handlers={HTTPException: _refused_by_router},
     )
     for make_router in (completions_router, chat_router, models_router):
         app.include_router(make_router(context))
-    app.include_router(health_router(context.lifecycle))
-    describe(app)
+    app.include_router(health_router(context))
+    if administration is None:
+        describe(app, ChatRequest, CompletionRequest)
+    else:
+        app.include_router(admin_router(administration, context))
+        describe(app, ChatRequest, CompletionRequest, NamedModel, NewModel)
     return app
 
 

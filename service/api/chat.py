@@ -10,8 +10,9 @@ from starlette.responses import Response
 
 from service.api.answering import answer
 from service.api.answers import CHAT
+from service.api.middleware import until_answered
 from service.api.openapi import json_body
-from service.api.planning import check_model_name, plan_chat
+from service.api.planning import plan_chat
 from service.api.request_bodies import read_request
 from service.api.requests import ChatRequest
 
@@ -28,14 +29,14 @@ def chat_router(context: ApiContext) -> APIRouter:
     )
     async def create_chat_completion(http_request: Request) -> Response:
         """Answer a dialogue; up to the end of the context where max_tokens is silent."""
-        model = context.lifecycle.require_served()
+        context.lifecycle.require_open()
         request = await read_request(
             http_request,
             ChatRequest,
             limits=context.limits,
             max_body_bytes=context.max_body_bytes,
         )
-        check_model_name(request.model, model)
+        model = await context.models.acquire(request.model, until_answered(http_request))
         choices = await plan_chat(request, model)
         return await answer(http_request, request, choices, form=CHAT, model=model, context=context)
 

@@ -10,8 +10,9 @@ from starlette.responses import Response
 
 from service.api.answering import answer
 from service.api.answers import COMPLETION
+from service.api.middleware import until_answered
 from service.api.openapi import json_body
-from service.api.planning import check_model_name, plan_completion
+from service.api.planning import plan_completion
 from service.api.request_bodies import read_request
 from service.api.requests import CompletionRequest
 
@@ -28,14 +29,14 @@ def completions_router(context: ApiContext) -> APIRouter:
     )
     async def create_completion(http_request: Request) -> Response:
         """Continue each prompt; at most 16 tokens where max_tokens is silent."""
-        model = context.lifecycle.require_served()
+        context.lifecycle.require_open()
         request = await read_request(
             http_request,
             CompletionRequest,
             limits=context.limits,
             max_body_bytes=context.max_body_bytes,
         )
-        check_model_name(request.model, model)
+        model = await context.models.acquire(request.model, until_answered(http_request))
         choices = await plan_completion(request, model)
         return await answer(
             http_request, request, choices, form=COMPLETION, model=model, context=context

@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from contextlib import ExitStack
+
     from service.api.event_stream import StreamTiming
     from service.api.requests import RequestLimits
     from service.lifecycle import Lifecycle
+    from service.served_model import ServedModel
+    from service.variant import VariantStatus
+
+
+class Models(Protocol):
+    """The served variants; `service.supervisor.Supervisor` has them."""
+
+    @property
+    def statuses(self) -> list[VariantStatus]:
+        """How each variant stands."""
+
+    def find(self, name: str) -> tuple[VariantStatus, ServedModel | None]:
+        """Return how a variant stands, and its model while it is loaded.
+
+        Raises ModelNotFoundError.
+        """
+
+    async def acquire(self, name: str, until_answered: ExitStack) -> ServedModel:
+        """Return the model of this name, and keep it loaded until the request is answered.
+
+        Raises ModelNotFoundError or UnavailableError.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +40,7 @@ class ApiContext:
     """The collaborators of the routes, and their bounds."""
 
     lifecycle: Lifecycle
+    models: Models
     limits: RequestLimits
     timing: StreamTiming
     max_body_bytes: int

@@ -35,6 +35,7 @@ from service.errors import (
     UnavailableError,
     UnknownFieldError,
     UnsupportedBodyError,
+    VariantStateError,
 )
 from service.lifecycle import RETRY_AFTER_S
 from service.text.errors import ChatNotSupportedError, TemplateFailedError, TextError
@@ -76,6 +77,7 @@ STATUS: dict[type[Exception], ErrorForm] = {
     DeadlineExceededError: ErrorForm(408, INVALID, "deadline_exceeded"),
     OutOfMemoryError: ErrorForm(500, "server_error", "out_of_memory"),
     NothingToPickError: ErrorForm(400, INVALID, "nothing_to_pick"),
+    VariantStateError: ErrorForm(409, INVALID, "wrong_state"),
 }
 UNEXPECTED = ErrorForm(500, "server_error", "internal_error")
 

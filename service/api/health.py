@@ -11,12 +11,13 @@ from service.api.error_responses import JsonResponse
 from service.lifecycle import RETRY_AFTER_S, Phase
 
 if TYPE_CHECKING:
-    from service.lifecycle import Lifecycle
+    from service.api.context import ApiContext
+    from service.variant import VariantStatus
 
 
-def health_router(lifecycle: Lifecycle) -> APIRouter:
+def health_router(context: ApiContext) -> APIRouter:
     """Return the routes."""
-    router = APIRouter()
+    router, lifecycle = APIRouter(), context.lifecycle
 
     @router.get("/health/live", response_class=Response)
     async def live() -> Response:
@@ -28,9 +29,21 @@ def health_router(lifecycle: Lifecycle) -> APIRouter:
     async def ready() -> Response:
         """Answer 200 while requests are served, else 503: routers take this replica out on it."""
         phase = lifecycle.phase
-        body = {"phase": phase.value, "uptime_s": round(lifecycle.uptime_s, 1)}
+        body = {
+            "phase": phase.value,
+            "uptime_s": round(lifecycle.uptime_s, 1),
+            "variants": [_describe(status) for status in context.models.statuses],
+        }
         if phase is Phase.SERVING:
             return JsonResponse(body)
         return JsonResponse(body, 503, {"retry-after": str(RETRY_AFTER_S)})
 
     return router
+
+
+def _describe(status: VariantStatus) -> dict[str, object]:
+    """Say how a variant stands; not its name, nor why it failed: nobody was asked for a key."""
+    if status.phase is None:
+        return {"state": status.state.value}
+    percent = None if status.percent is None else round(status.percent)
+    return {"state": status.state.value, "step": status.phase, "percent": percent}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import structlog
@@ -18,6 +19,7 @@ from service.api.event_stream import EVENT_STREAM
 from service.errors import ClientGoneError, StalledReaderError
 
 if TYPE_CHECKING:
+    from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from service.lifecycle import Lifecycle
@@ -28,6 +30,9 @@ log = structlog.get_logger(__name__)
 # Open without a key: they say whether the server works, and nothing about it. Exact paths.
 OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
 
+ADMIN_PATHS = "/admin/"  # what begins so has a key of its own
+
+_UNTIL_ANSWERED = "tetrad.until_answered"  # in a request's scope
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -106,16 +111,21 @@ def _is_event_stream(start: Message) -> bool:
 
 
 class KeyGate:
-    """Lets a request pass if it has a key, or asks for health."""
+    """Lets a request pass if it has the key of where it goes, or asks for health."""
 
-    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing | None, admin_keys: KeyRing | None) -> None:
         self._app = app
         self._keys = keys
+        self._admin_keys = admin_keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raise InvalidKeyError for a request that may not pass."""
-        if scope["path"] not in OPEN_PATHS:
-            self._keys.check(_header_values(scope, b"authorization"))
+        path = scope["path"]
+        keys = self._keys
+        if self._admin_keys is not None and path.startswith(ADMIN_PATHS):
+            keys = self._admin_keys
+        if keys is not None and path not in OPEN_PATHS:
+            keys.check(_header_values(scope, b"authorization"))
         await self._app(scope, receive, send)
 
 
@@ -131,8 +141,15 @@ class OpenRequests:
         if scope["path"] in OPEN_PATHS:
             await self._app(scope, receive, send)
             return
-        with self._lifecycle.request():
+        with self._lifecycle.request(), ExitStack() as stack:
+            scope[_UNTIL_ANSWERED] = stack
             await self._app(scope, receive, send)
+
+
+def until_answered(request: Request) -> ExitStack:
+    """Return what is left once the request's answer is complete, however it ends."""
+    stack: ExitStack = request.scope[_UNTIL_ANSWERED]
+    return stack
 
 
 def _header_values(scope: Scope, name: bytes) -> list[bytes]:

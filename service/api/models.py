@@ -8,11 +8,11 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from service.api.error_responses import JsonResponse
-from service.api.planning import check_model_name
 
 if TYPE_CHECKING:
     from service.api.context import ApiContext
     from service.served_model import ServedModel
+    from service.variant import VariantStatus
 
 
 def models_router(context: ApiContext) -> APIRouter:
@@ -21,28 +21,30 @@ def models_router(context: ApiContext) -> APIRouter:
 
     @router.get("/v1/models", response_class=Response)
     async def list_models() -> Response:
-        """List the served models."""
-        model = context.lifecycle.require_served()
-        body = {"object": "list", "data": [_describe(model)]}
-        return JsonResponse(body, headers=model.identity.headers)
+        """List the variants, and whether they are loaded."""
+        models = context.models
+        data = [_describe(*models.find(status.name)) for status in models.statuses]
+        return JsonResponse({"object": "list", "data": data})
 
     # A path: names hold slashes, colons and at signs, percent-encoded or not.
     @router.get("/v1/models/{name:path}", response_class=Response)
     async def get_model(name: str) -> Response:
-        """Describe one served model, with the full record of where it came from."""
-        model = context.lifecycle.require_served()
-        check_model_name(name, model)
-        body = {**_describe(model), "provenance": model.identity.record}
+        """Describe one variant; while it is loaded, with the full record of where it came from."""
+        status, model = context.models.find(name)
+        if model is None:
+            return JsonResponse(_describe(status, model))
+        body = {**_describe(status, model), "provenance": model.identity.record}
         return JsonResponse(body, headers=model.identity.headers)
 
     return router
 
 
-def _describe(model: ServedModel) -> dict[str, object]:
+def _describe(status: VariantStatus, model: ServedModel | None) -> dict[str, object]:
     return {
-        "id": model.name,
+        "id": status.name,
         "object": "model",
-        "created": model.created,
+        "created": status.created if model is None else model.created,
         "owned_by": "tetrad",
-        "max_model_len": model.engine.max_model_len,
+        "state": status.state.value,
+        "max_model_len": None if model is None else model.engine.max_model_len,
     }

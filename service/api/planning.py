@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from engine.sampling_params import MAX_SEED, SamplingParams
-from service.errors import ContextLengthError, InvalidFieldError, ModelNotFoundError
+from service.errors import ContextLengthError, InvalidFieldError
 from service.generation import PlannedChoice, Prompt
 from service.text.prompt import encode_prompt
 
@@ -24,14 +24,6 @@ if TYPE_CHECKING:
 COMPLETION_MAX_TOKENS = 16
 # Longer texts are encoded beside the event loop: 16k characters take about 10 ms.
 LONG_TEXT = 16_384
-
-
-def check_model_name(asked: str, served: ServedModel) -> None:
-    """Raise ModelNotFoundError unless the request names the served model."""
-    if asked != served.name:
-        raise ModelNotFoundError(
-            f"no such model is served; this server serves {served.name!r}", param="model"
-        )
 
 
 async def plan_completion(request: CompletionRequest, model: ServedModel) -> list[PlannedChoice]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from service.api.requests import GenerationRequest
+from service.api.requests import StrictModel
 from service.errors import (
     BodyTooLargeError,
     InvalidFieldError,
@@ -36,7 +36,7 @@ MAX_ERRORS = 10
 MAX_ERROR_LENGTH = 200
 _FIELD_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
-AnyRequest = TypeVar("AnyRequest", bound=GenerationRequest)
+AnyRequest = TypeVar("AnyRequest", bound=StrictModel)
 
 
 async def read_request(

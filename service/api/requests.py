@@ -194,6 +194,11 @@ class GenerationRequest(StrictModel):
     n: Annotated[int | None, BeforeValidator(_check_choices)] = Field(
         None, ge=1, description="How many choices to make of each prompt."
     )
+    user: str | None = Field(
+        None,
+        max_length=MAX_NAME_LENGTH,
+        description="On whose behalf it is; users share the engine fairly.",
+    )
 
     @model_validator(mode="after")
     def _fields_agree(self) -> GenerationRequest:

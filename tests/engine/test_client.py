@@ -1,39 +1,52 @@
+"""The client and its engine, at the two ends of a real socket; the engine in a thread."""
+
 from __future__ import annotations
 
 import asyncio
 import gc
+import stat
 import threading
 import time
-from contextlib import aclosing, contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import aclosing, asynccontextmanager
+from typing import TYPE_CHECKING
 
 import pytest
 
-from engine.client import EngineClient, TokenStream
-from engine.core import Engine
-from engine.errors import EngineDeadError, InvalidTokenError, NonFiniteLogitsError
+from engine.backlog import QueueLimits
+from engine.client import EngineClient
+from engine.errors import (
+    EngineDeadError,
+    EngineStartError,
+    InvalidTokenError,
+    NonFiniteLogitsError,
+    QueueFullError,
+)
+from engine.in_thread import EngineThread, running_engine
+from engine.loop import BuiltEngine
 from engine.outputs import FinishReason
 from engine.sampling_params import SamplingParams
-from tests.engine.fake_runner import FakeRunner, Model, config, request
+from engine.sockets import ClientSockets
+from tests.engine.fake_engine import FakeEngine, expected_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine
+    from typing import Any
+
+    from engine.client import TokenStream
+    from engine.loop import TellProgress
 
 PATIENCE_S = 20
-
-
-def expected_tokens(prompt: tuple[int, ...], max_tokens: int) -> list[int]:
-    return Model().answer(request(0, prompt, SamplingParams(max_tokens=max_tokens)))
+ON_ITS_WAY_S = 0.05  # a message's way to the engine, in which the engine stands at its gate
 
 
 class Gate:
-    """Lets the engine's thread launch one step at a time."""
+    """Lets the engine take one step at a time."""
 
     def __init__(self) -> None:
         self._allowed = threading.Semaphore(0)
         self._is_open = False
 
-    def __call__(self, batch: object) -> None:
+    def __call__(self) -> None:
         if not self._is_open:
             assert self._allowed.acquire(timeout=PATIENCE_S)
 
@@ -45,17 +58,25 @@ class Gate:
         self._allowed.release()
 
 
-@contextmanager
-def running_client(runner: FakeRunner | None = None, **sizes: int) -> Iterator[EngineClient]:
-    runner = runner or FakeRunner(config(**sizes))
-    client = EngineClient(Engine.with_runner(runner, runner.config))
-    client.start()
-    try:
-        yield client
-    finally:
-        if isinstance(runner.before_launch, Gate):
-            runner.before_launch.open()
-        client.stop()
+@asynccontextmanager
+async def running(
+    engine: FakeEngine, gate: Gate | None = None, limits: QueueLimits | None = None
+) -> AsyncIterator[EngineClient]:
+    """Run an engine; when all is done, see that nothing is left in it."""
+    async with running_engine(lambda tell: BuiltEngine(engine, b""), limits) as client:
+        try:
+            yield client
+            if gate is not None:
+                gate.open()
+            if client.is_alive:
+                await until(lambda: not engine.has_work)
+                report = await client.check_integrity()
+                assert report.is_idle
+                assert report.problem is None
+                assert client.num_open_sequences == 0
+        finally:
+            if gate is not None:
+                gate.open()
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -65,295 +86,419 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.001)
 
 
-def check_idle(client: EngineClient) -> None:
-    """Ask for this once the client has stopped: the engine is its thread's until then."""
-    engine = client._engine
-    while engine.has_work:
-        engine.step()
-    engine.scheduler.check()
-    blocks = engine.scheduler.block_manager
-    assert blocks.num_free_blocks == blocks.num_blocks
-
-
-async def collect(stream: TokenStream) -> list[int]:
-    return [output.token_id async for output in stream]
+async def collect(stream: TokenStream, into: list[int] | None = None) -> list[int]:
+    tokens = [] if into is None else into
+    async for output in stream:
+        tokens.append(output.token_id)
+    return tokens
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(test, PATIENCE_S))
 
 
+def params(max_tokens: int, **settings: Any) -> SamplingParams:
+    return SamplingParams(max_tokens=max_tokens, **settings)
+
+
+# ── tokens ──────────────────────────────────────────────────────────────────────────────────────
+
+
 def test_a_stream_gives_every_token_and_then_the_reason():
     async def test() -> None:
-        stream = client.generate([1, 2], SamplingParams(max_tokens=5))
-        outputs = [output async for output in stream]
-        assert [o.token_id for o in outputs] == expected_tokens((1, 2), 5)
-        assert [o.finish_reason for o in outputs] == [None] * 4 + [FinishReason.LENGTH]
-        with pytest.raises(StopAsyncIteration):
-            await anext(stream)
+        async with running(FakeEngine()) as client:
+            stream = client.generate([1, 2], params(5))
+            outputs = [output async for output in stream]
+            assert [o.token_id for o in outputs] == expected_tokens((1, 2), 5)
+            assert [o.finish_reason for o in outputs] == [None] * 4 + [FinishReason.LENGTH]
+            with pytest.raises(StopAsyncIteration):
+                await anext(stream)
+            assert await stream.take() == []
 
-    with running_client() as client:
-        run(test())
-    check_idle(client)
+    run(test())
+
+
+def test_a_reader_may_take_all_that_has_come_at_once():
+    async def test() -> None:
+        async with running(FakeEngine()) as client:
+            stream = client.generate([1, 2], params(9))
+            await until(lambda: client.num_open_sequences == 0)
+            assert [o.token_id for o in await stream.take()] == expected_tokens((1, 2), 9)
+            assert await stream.take() == []
+
+    run(test())
 
 
 def test_many_streams_each_get_their_own_tokens():
     async def test() -> None:
-        prompts = [tuple(range(1, length)) for length in range(2, 22)]
-        streams = [client.generate(p, SamplingParams(max_tokens=len(p))) for p in prompts]
-        got = await asyncio.gather(*map(collect, streams))
-        assert got == [expected_tokens(p, len(p)) for p in prompts]
+        async with running(FakeEngine()) as client:
+            prompts = [tuple(range(1, length)) for length in range(2, 22)]
+            streams = [client.generate(p, params(len(p))) for p in prompts]
+            got = await asyncio.gather(*map(collect, streams))
+            assert got == [expected_tokens(p, len(p)) for p in prompts]
 
-    with running_client() as client:
-        run(test())
-    check_idle(client)
+    run(test())
 
 
-def test_a_step_wakes_each_event_loop_once():
+def test_logprobs_of_prompt_and_answer_cross_the_border():
     async def test() -> None:
-        loop = asyncio.get_running_loop()
-        wakes = 0
-        original = loop.call_soon_threadsafe
+        async with running(FakeEngine()) as client:
+            stream = client.generate([1, 2, 3], params(2, logprobs=1, prompt_logprobs=0))
+            outputs = [output async for output in stream]
+            assert [o.logprobs.logprob for o in outputs] == [-0.5, -0.5]
+            assert outputs[0].logprobs.top == ((outputs[0].token_id, -0.5),)
+            assert [told.logprob for told in stream.prompt_logprobs] == [-1.0, -1.0]
 
-        def counting(*args: Any, **kwargs: Any) -> Any:
-            nonlocal wakes
-            wakes += 1
-            return original(*args, **kwargs)
-
-        loop.call_soon_threadsafe = counting  # type: ignore[method-assign]
-        params = SamplingParams(max_tokens=10)
-        streams = [client.generate([1], params) for _ in range(4)]
-        gate.open()
-        await asyncio.gather(*map(collect, streams))
-        assert 10 <= wakes <= 13  # one a step; the four may not begin in the same one
-
-    gate = Gate()
-    with running_client(FakeRunner(config(), before_launch=gate)) as client:
-        run(test())
+    run(test())
 
 
-def test_streams_may_be_read_in_several_event_loops():
-    results: list[list[int]] = []
+def test_what_is_asked_reaches_the_engine_as_it_was_asked():
+    asked = params(
+        3,
+        temperature=0.5,
+        top_k=3,
+        logit_bias={7: 1.5},
+        allowed_token_ids=frozenset(range(50)),
+        bad_words=((1, 2), (3,)),
+        stop_token_ids=frozenset({49}),
+        seed=2**63 - 1,
+    )
+    seen = []
+
+    def remember(request, token):
+        seen.append(request)
 
     async def test() -> None:
-        results.append(await collect(client.generate([1, 2], SamplingParams(max_tokens=30))))
+        async with running(FakeEngine(fails=remember)) as client:
+            await collect(client.generate([1, 2], asked, caller="ada", group=5))
 
-    with running_client() as client:
-        threads = [threading.Thread(target=run, args=(test(),)) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(PATIENCE_S)
-    assert results == [expected_tokens((1, 2), 30)] * 3
+    run(test())
+    assert seen[0].params == asked
+    assert seen[0].prompt_token_ids == (1, 2)
+    assert (seen[0].caller, seen[0].group) == ("ada", 5)
+
+
+def test_a_step_wakes_the_event_loop_once_and_takes_one_message():
+    async def test() -> None:
+        gate = Gate()
+        async with running(FakeEngine(before_step=gate), gate) as client:
+            streams = [client.generate([1], params(10)) for _ in range(4)]
+            delivered = []
+            client._deliver = lambda report, deliver=client._deliver: (
+                delivered.append(len(report.tokens)),
+                deliver(report),
+            )
+            gate.open()
+            await asyncio.gather(*map(collect, streams))
+            assert delivered == [4] * 10
+
+    run(test())
+
+
+# ── what is refused ─────────────────────────────────────────────────────────────────────────────
 
 
 def test_bad_requests_are_refused_before_anything_is_submitted():
     async def test() -> None:
-        with pytest.raises(InvalidTokenError):
-            client.generate([10**6], SamplingParams(max_tokens=1))
+        engine = FakeEngine()
+        async with running(engine) as client:
+            with pytest.raises(InvalidTokenError):
+                client.generate([10**6], params(1))
+            assert engine.num_steps == 0
 
-    with running_client() as client:
-        run(test())
-    check_idle(client)
+    run(test())
 
 
-def test_leaving_early_frees_the_blocks_within_a_step():
-    """The launched step is still collected; after it nothing of the sequence is left."""
-
+def test_a_full_queue_is_told_at_once_even_while_a_step_takes_long():
     async def test() -> None:
-        async with aclosing(client.generate([1], SamplingParams(max_tokens=60))) as stream:
-            gate.let(2)
-            await anext(stream)
-        blocks = client._engine.scheduler.block_manager
-        assert blocks.num_free_blocks < blocks.num_blocks
-        await until(lambda: len(runner.batches) == 2)
-        gate.let(1)  # the step that was about to launch when the stream was closed
-        await until(lambda: blocks.num_free_blocks == blocks.num_blocks)
-        assert len(runner.batches) <= 3
+        gate = Gate()
+        engine = FakeEngine(before_step=gate, max_num_seqs=1)
+        async with running(engine, gate, QueueLimits(max_queued_seqs=3)) as client:
+            first = client.generate([1], params(2))
+            await until(lambda: engine.has_work)  # and stands in its first step
+            waiting = [client.generate([1], params(2)) for _ in range(2)]
+            started = time.monotonic()
+            with pytest.raises(QueueFullError, match="3 sequences wait, at most 3 may") as caught:
+                client.generate([1], params(2))
+            assert time.monotonic() - started < 0.05
+            assert caught.value.retry_after_s >= 1
+            gate.open()
+            for stream in (first, *waiting):
+                assert len(await collect(stream)) == 2
+            await collect(client.generate([1], params(2)))  # there is room again
 
-    gate = Gate()
-    runner = FakeRunner(config(), before_launch=gate)
-    with running_client(runner) as client:
-        run(test())
-    check_idle(client)
+    run(test())
+
+
+def test_a_queue_that_only_the_engine_knows_to_be_full_fails_the_sequence():
+    async def test() -> None:
+        gate = Gate()
+        engine = FakeEngine(before_step=gate, max_queued_seqs=1)
+        async with running(engine, gate) as client:
+            first, second = (client.generate([1], params(2)) for _ in range(2))
+            with pytest.raises(QueueFullError, match="1 sequences wait") as caught:
+                await collect(second)
+            assert caught.value.retry_after_s == 1
+            gate.open()
+            assert len(await collect(first)) == 2
+
+    run(test())
+
+
+# ── leaving ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_leaving_early_ends_the_sequence_within_a_step():
+    async def test() -> None:
+        gate = Gate()
+        engine = FakeEngine(before_step=gate)
+        async with running(engine, gate) as client:
+            async with aclosing(client.generate([1], params(60))) as stream:
+                gate.let(2)
+                await anext(stream)
+            await asyncio.sleep(ON_ITS_WAY_S)
+            gate.open()
+            await until(lambda: not engine.has_work)
+            assert engine.num_steps <= 4
+
+    run(test())
 
 
 def test_a_stream_that_was_never_read_can_be_closed():
     async def test() -> None:
-        stream = client.generate([1], SamplingParams(max_tokens=60))
-        await stream.aclose()
-        await stream.aclose()
-        gate.open()
-        await until(lambda: not client._engine.has_work)
-        assert await collect(stream) == []
-        assert len(runner.batches) <= 3
+        engine = FakeEngine()
+        async with running(engine) as client:
+            stream = client.generate([1], params(60))
+            await stream.aclose()
+            await stream.aclose()
+            assert await collect(stream) == []
+        assert engine.num_steps == 0  # both went in one message
 
-    gate = Gate()
-    runner = FakeRunner(config(), before_launch=gate)
-    with running_client(runner) as client:
-        run(test())
-    check_idle(client)
+    run(test())
 
 
 def test_cancelling_the_reader_aborts_the_sequence():
     async def test() -> None:
-        stream = client.generate([1], SamplingParams(max_tokens=60))
-        reader = asyncio.create_task(collect(stream))
-        await asyncio.sleep(0.01)
-        reader.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await reader
-        gate.open()
-        await until(lambda: not client._engine.has_work)
-        assert len(runner.batches) < 60
+        gate = Gate()
+        engine = FakeEngine(before_step=gate)
+        async with running(engine, gate) as client:
+            reader = asyncio.create_task(collect(client.generate([1], params(60))))
+            await asyncio.sleep(0.01)
+            reader.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await reader
+            await asyncio.sleep(ON_ITS_WAY_S)
+            gate.open()
+            await until(lambda: not engine.has_work)
+            assert engine.num_steps < 60
 
-    gate = Gate()
-    runner = FakeRunner(config(), before_launch=gate)
-    with running_client(runner) as client:
-        run(test())
-    check_idle(client)
+    run(test())
 
 
 def test_a_stream_that_nobody_holds_is_aborted():
     async def test() -> None:
-        stream = client.generate([1], SamplingParams(max_tokens=60))
-        del stream
-        gc.collect()
-        gate.open()
-        await until(lambda: len(runner.batches) > 0 and not client._engine.has_work)
-        assert len(runner.batches) < 60
+        gate = Gate()
+        engine = FakeEngine(before_step=gate)
+        async with running(engine, gate) as client:
+            client.generate([1], params(60))
+            gc.collect()
+            for _ in range(30):
+                gate.let(1)
+                await asyncio.sleep(0.005)
+            assert 0 < engine.num_steps < 30
+            assert not engine.has_work
 
-    gate = Gate()
-    runner = FakeRunner(config(), before_launch=gate)
-    with running_client(runner) as client:
-        run(test())
-    check_idle(client)
+    run(test())
 
 
 def test_a_sequence_aborted_from_elsewhere_ends_its_stream():
     async def test() -> None:
-        stream = client.generate([1], SamplingParams(max_tokens=60))
-        reader = asyncio.create_task(collect(stream))
-        gate.let(2)
-        await until(lambda: len(runner.batches) == 2)
-        client.abort(stream.sequence_id)
-        client.abort(stream.sequence_id)
-        assert len(await reader) <= 2
+        gate = Gate()
+        engine = FakeEngine(before_step=gate)
+        async with running(engine, gate) as client:
+            stream = client.generate([1], params(60))
+            reader = asyncio.create_task(collect(stream))
+            gate.let(2)
+            await until(lambda: engine.num_steps == 2)
+            client.abort(stream.sequence_id)
+            client.abort(stream.sequence_id)
+            assert len(await reader) <= 2
+            await asyncio.sleep(ON_ITS_WAY_S)
 
-    gate = Gate()
-    runner = FakeRunner(config(), before_launch=gate)
-    with running_client(runner) as client:
-        run(test())
-    check_idle(client)
+    run(test())
 
 
-def test_a_closed_event_loop_has_its_sequences_aborted():
-    async def test() -> None:
-        left_behind.append(client.generate([1], SamplingParams(max_tokens=60)))
-
-    left_behind: list[TokenStream] = []
-    gate = Gate()
-    runner = FakeRunner(config(), before_launch=gate)
-    with running_client(runner) as client:
-        run(test())
-        gate.open()
-        run(until(lambda: len(runner.batches) > 0 and not client._engine.has_work))
-        assert len(runner.batches) < 60
-    check_idle(client)
+# ── failing ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_failed_sequence_raises_in_its_own_stream_only():
-    async def test() -> None:
-        bad = client.generate([1, 2], SamplingParams(max_tokens=9))
-        good = client.generate([1, 2], SamplingParams(max_tokens=9))
-        with pytest.raises(NonFiniteLogitsError, match="NaN or Inf after 2 prompt tokens"):
-            await collect(bad)
-        assert await collect(good) == expected_tokens((1, 2), 9)
+    def fail_first(request, token):
+        return NonFiniteLogitsError("NaN or Inf") if request.sequence_id == 0 else None
 
-    runner = FakeRunner(config(), fails=lambda sequence_id, token: sequence_id == 0)
-    with running_client(runner) as client:
-        run(test())
-    check_idle(client)
+    async def test() -> None:
+        async with running(FakeEngine(fails=fail_first)) as client:
+            bad, good = (client.generate([1, 2], params(9)) for _ in range(2))
+            with pytest.raises(NonFiniteLogitsError, match="NaN or Inf"):
+                await collect(bad)
+            assert await collect(good) == expected_tokens((1, 2), 9)
+
+    run(test())
 
 
 def test_a_dead_engine_fails_every_stream_and_takes_no_more(caplog: pytest.LogCaptureFixture):
-    def die_at_third_step(batch: object) -> None:
-        if len(runner.batches) == 3:
-            raise ZeroDivisionError("the device is gone")
+    def die_at_third_step() -> None:
+        if engine.num_steps == 2:
+            raise ZeroDivisionError("/a/path that is nobody's business")
 
     async def test() -> None:
-        streams = [client.generate([1], SamplingParams(max_tokens=60)) for _ in range(6)]
-        for stream in streams:
-            with pytest.raises(EngineDeadError, match="died of ZeroDivisionError") as raised:
-                await collect(stream)
-            assert isinstance(raised.value.__cause__, ZeroDivisionError)
-        assert not client.is_alive
-        with pytest.raises(EngineDeadError, match="died of ZeroDivisionError"):
-            client.generate([1], SamplingParams(max_tokens=1))
+        async with running(engine) as client:
+            streams = [client.generate([1], params(60)) for _ in range(6)]
+            for number, stream in enumerate(streams):
+                with pytest.raises(EngineDeadError, match=r"died of ZeroDivisionError$"):
+                    assert len(await collect(stream)) == (2 if number < 4 else 0)
+            assert not client.is_alive
+            for _ in range(2):
+                with pytest.raises(EngineDeadError, match="died of ZeroDivisionError"):
+                    client.generate([1], params(1))
+            with pytest.raises(EngineDeadError):
+                await client.check_integrity()
 
-    runner = FakeRunner(config(), before_launch=die_at_third_step)
-    with running_client(runner) as client:
-        run(test())
+    engine = FakeEngine(before_step=die_at_third_step)
+    run(test())
     assert "the engine died" in caplog.text
 
 
-def test_stopping_ends_open_streams():
+def test_stopping_fails_open_streams_after_what_came_before():
     async def test() -> None:
-        stream = client.generate([1], SamplingParams(max_tokens=60))
-        stopping = asyncio.create_task(asyncio.to_thread(client.stop))
-        await asyncio.sleep(0.01)
-        gate.open()
-        with pytest.raises(EngineDeadError, match="stopped"):
-            await collect(stream)
-        await stopping
+        engine = FakeEngine(step_s=0.002)
+        async with running_engine(lambda tell: BuiltEngine(engine, b"")) as client:
+            stream = client.generate([1], params(60))
+            await anext(stream)
+        tokens: list[int] = []
+        with pytest.raises(EngineDeadError, match="was stopped"):
+            await collect(stream, into=tokens)
+        assert tokens == expected_tokens([1], 60)[1 : 1 + len(tokens)]
         assert not client.is_alive
 
-    gate = Gate()
-    with running_client(FakeRunner(config(), before_launch=gate)) as client:
-        run(test())
-
-
-def test_a_client_that_was_not_started_takes_nothing():
-    async def test() -> None:
-        with pytest.raises(EngineDeadError, match="has not been started"):
-            client.generate([1], SamplingParams(max_tokens=1))
-
-    client = EngineClient(Engine.with_runner(FakeRunner(config()), config()))
-    assert not client.is_alive
     run(test())
-    client.stop()
+
+
+def test_loading_is_told_and_may_fail():
+    async def test() -> None:
+        def build(tell: TellProgress) -> BuiltEngine:
+            tell("downloading", 43.0)
+            tell("preparing kernels")
+            raise EngineStartError("there is no such branch")
+
+        sockets, told = ClientSockets(), []
+        client = EngineClient(sockets, QueueLimits(), on_progress=told.append)
+        with pytest.raises(EngineDeadError, match="has not been loaded yet"):
+            client.generate([1], params(1))
+        thread = EngineThread(sockets.folder, build)
+        with pytest.raises(EngineStartError, match="no such branch"):
+            await client.ready()
+        assert [(p.phase, p.percent) for p in told] == [
+            ("downloading", 43.0),
+            ("preparing kernels", None),
+        ]
+        await thread.ended()
+        client.end(EngineDeadError("over"))
+        assert not sockets.folder.exists()
+
+    run(test())
+
+
+# ── the rest ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_sockets_have_names_that_only_their_owner_may_use():
+    async def test() -> None:
+        one, other = ClientSockets(), ClientSockets()
+        assert one.folder != other.folder
+        assert stat.S_IMODE(one.folder.stat().st_mode) == 0o700
+        names = list(one.folder.iterdir())
+        assert len(names) == 2
+        assert all(stat.S_IMODE(name.stat().st_mode) == 0o600 for name in names)
+        for sockets in (one, other):
+            sockets.close()
+            assert not sockets.folder.exists()
+
+    run(test())
+
+
+def test_names_are_gone_once_the_engine_has_come():
+    async def test() -> None:
+        sockets = ClientSockets()
+        client = EngineClient(sockets, QueueLimits())
+        thread = EngineThread(sockets.folder, lambda tell: BuiltEngine(FakeEngine(), b"x"))
+        assert (await client.ready()).about == b"x"
+        assert not sockets.folder.exists()
+        assert len(await collect(client.generate([1], params(3)))) == 3
+        client.shut_down()
+        await thread.ended()
+        client.end(EngineDeadError("over"))
+
+    run(test())
+
+
+def test_wrong_books_are_told():
+    async def test() -> None:
+        engine = FakeEngine()
+        engine.leaks = True
+        async with running_engine(lambda tell: BuiltEngine(engine, b"")) as client:
+            report = await client.check_integrity()
+        assert report.is_idle
+        assert report.problem == "3 blocks are owned by nobody"
+
+    run(test())
+
+
+def test_the_client_hears_its_engine_while_a_step_takes_long():
+    async def test() -> None:
+        gate = Gate()
+        async with running(FakeEngine(before_step=gate), gate) as client:
+            stream = client.generate([1], params(1))
+            await until(lambda: client.step_s > 0.4)
+            assert time.monotonic() - client.last_heard < 1
+            gate.open()
+            await collect(stream)
+            await until(lambda: client.step_s == 0)
+
+    run(test())
 
 
 def test_an_idle_engine_sleeps():
     async def test() -> None:
-        await collect(client.generate([1], SamplingParams(max_tokens=3)))
-        await until(lambda: not client._engine.has_work)
-        thread_s = time.process_time()
-        await asyncio.sleep(0.2)
-        assert time.process_time() - thread_s < 0.1
-        assert len(runner.batches) == 3
+        engine = FakeEngine()
+        async with running(engine) as client:
+            await collect(client.generate([1], params(3)))
+            began_s = time.process_time()
+            await asyncio.sleep(0.2)
+            assert time.process_time() - began_s < 0.1
+            assert engine.num_steps == 3
 
-    runner = FakeRunner(config())
-    with running_client(runner) as client:
-        run(test())
+    run(test())
 
 
 def test_two_tasks_cannot_wait_for_one_stream():
     async def test() -> None:
-        stream = client.generate([1], SamplingParams(max_tokens=60))
-        reader = asyncio.create_task(collect(stream))
-        await asyncio.sleep(0.01)
-        with pytest.raises(RuntimeError, match="two tasks wait"):
-            await anext(stream)
-        gate.open()
-        await reader
+        gate = Gate()
+        async with running(FakeEngine(before_step=gate), gate) as client:
+            stream = client.generate([1], params(60))
+            reader = asyncio.create_task(collect(stream))
+            await asyncio.sleep(0.01)
+            with pytest.raises(RuntimeError, match="two tasks wait"):
+                await anext(stream)
+            gate.open()
+            await reader
 
-    gate = Gate()
-    with running_client(FakeRunner(config(), before_launch=gate)) as client:
-        run(test())
+    run(test())
 
 
 def test_the_client_names_the_models_limits():
-    with running_client(max_model_len=32) as client:
-        assert (client.max_model_len, client.vocab_size) == (32, 50)
-        assert client.is_alive
+    async def test() -> None:
+        async with running(FakeEngine(max_model_len=32)) as client:
+            assert (client.max_model_len, client.vocab_size) == (32, 50)
+            assert client.is_alive
+
+    run(test())

@@ -18,14 +18,10 @@ from loaders.errors import (
     TensorError,
     UnsafeCheckpointError,
 )
-from loaders.load import (
-    load,
-    load_tokenizer,
-    read_generation_defaults,
-    resolve_device_map,
-    resolve_dtype,
-)
+from loaders.generation import read_generation_defaults
+from loaders.load import load, resolve_device_map, resolve_dtype
 from loaders.packed_linear import packed_layers
+from loaders.tokenizer import load_tokenizer
 from tests.dequantize import dequantized_model
 from tests.models import (
     tiny_llama,

@@ -21,15 +21,20 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from engine.errors import EngineDeadError, InvalidTokenError
 from engine.outputs import FinishReason, TokenOutput
 from engine.sampling_params import SamplingParams
+from engine.wire import IntegrityReport
 from service.api.application import create_app
-from service.api.context import ApiContext
+from service.api.context import ApiContext, Models
 from service.api.event_stream import StreamTiming
 from service.api.requests import RequestLimits
-from service.lifecycle import Lifecycle
+from service.errors import ModelNotFoundError, UnavailableError
+from service.lifecycle import Lifecycle, Phase
 from service.served_model import Identity, ServedModel
 from service.team.keys import KeyRing
+from service.variant import VariantState, VariantStatus
 
 if TYPE_CHECKING:
+    from contextlib import ExitStack
+
     import openai
     from transformers import PreTrainedTokenizerFast
 
@@ -51,12 +56,9 @@ class FakeStream:
     params: SamplingParams
     given: int = 0
 
-    def __aiter__(self) -> FakeStream:
-        return self
-
-    async def __anext__(self) -> TokenOutput:
+    async def take(self) -> list[TokenOutput]:
         if self not in self.engine.running:
-            raise StopAsyncIteration
+            return []
         await asyncio.sleep(self.engine.delay_s)
         if self.engine.fails_after is not None and self.given >= self.engine.fails_after:
             self.engine.running.discard(self)
@@ -71,7 +73,7 @@ class FakeStream:
             reason = FinishReason.LENGTH
         if reason is not None:
             self.engine.running.discard(self)
-        return TokenOutput(self.sequence_id, token_id, None, reason)
+        return [TokenOutput(self.sequence_id, token_id, None, reason)]
 
     async def aclose(self) -> None:
         if self in self.engine.running:
@@ -93,7 +95,10 @@ class FakeEngine:
     running: set[FakeStream] = field(default_factory=set)
     num_aborted: int = 0
     num_tokens: int = 0
-    is_stopped: bool = False
+    callers: list[str] = field(default_factory=list)
+    groups: list[int | None] = field(default_factory=list)
+    refusal: Exception | None = None  # of every request
+    statistics: None = None
     _ids: Iterator[int] = field(default_factory=itertools.count)
 
     def generate(
@@ -101,20 +106,25 @@ class FakeEngine:
         prompt_token_ids: Sequence[int],
         params: SamplingParams,
         *,
-        caller: str | None = None,
+        caller: str = "",
+        group: int | None = None,
     ) -> FakeStream:
+        if self.refusal is not None:
+            raise self.refusal
         if not self.is_alive:
             raise EngineDeadError("the engine has stopped")
         if max(prompt_token_ids) >= VOCAB_SIZE:
             raise InvalidTokenError(f"this model's ids are 0 to {VOCAB_SIZE - 1}")
         self.submitted.append((list(prompt_token_ids), params))
+        self.callers.append(caller)
+        self.groups.append(group)
         token_ids = [*self.script(prompt_token_ids, params), END]
         stream = FakeStream(self, next(self._ids), token_ids, params)
         self.running.add(stream)
         return stream
 
-    def stop(self) -> None:
-        self.is_stopped = True
+    async def check_integrity(self) -> IntegrityReport:
+        return IntegrityReport(not self.running, None)
 
 
 @dataclass(frozen=True)
@@ -195,6 +205,85 @@ def served_model(
     )
 
 
+class FakeHost:
+    """Where a fake engine runs; lives_s: then it dies."""
+
+    pid = 1
+    can_be_replaced = True
+    client = None
+
+    def __init__(self, engine: FakeEngine, *, lives_s: float | None = None) -> None:
+        self.engine = engine
+        self.is_stopped = asyncio.Event()
+        self.how = "it was stopped"
+        if lives_s is not None:
+            asyncio.get_running_loop().call_later(lives_s, self.die, "it died")
+
+    def die(self, how: str) -> None:
+        self.how = how
+        self.engine.is_alive = False
+        self.is_stopped.set()
+
+    async def ended(self) -> str:
+        await self.is_stopped.wait()
+        return self.how
+
+    async def stop(self) -> None:
+        self.is_stopped.set()
+
+
+@dataclass
+class FakeModels:
+    """One variant, loaded or still loading."""
+
+    served: ServedModel | None
+
+    @property
+    def _state(self) -> VariantState:
+        if self.served is None:
+            return VariantState.LOADING
+        return VariantState.SERVING if self.served.engine.is_alive else VariantState.FAILED
+
+    @property
+    def phase(self) -> Phase:
+        return Phase(self._state.value)
+
+    @property
+    def is_hopeless(self) -> bool:
+        return self._state is VariantState.FAILED
+
+    @property
+    def statuses(self) -> list[VariantStatus]:
+        is_loading = self.served is None
+        return [
+            VariantStatus(
+                name=MODEL,
+                created=1,
+                state=self._state,
+                phase="reading the weights" if is_loading else None,
+                percent=43.4 if is_loading else None,
+                reason=None,
+                num_restarts=0,
+                num_requests=0,
+                pid=None,
+                statistics=None,
+            )
+        ]
+
+    def find(self, name: str) -> tuple[VariantStatus, ServedModel | None]:
+        if name != MODEL:
+            raise ModelNotFoundError(
+                f"no such model is served; this server serves {MODEL!r}", param="model"
+            )
+        return self.statuses[0], self.served
+
+    async def acquire(self, name: str, until_answered: ExitStack) -> ServedModel:
+        status, served = self.find(name)
+        if status.state is not VariantState.SERVING or served is None:
+            raise UnavailableError(f"{name} is {status.state.value}", retry_after_s=5)
+        return served
+
+
 LIMITS = RequestLimits(
     max_choices=8, max_prompts=4, max_messages=2048, max_stop_strings=16, max_stop_bytes=256
 )
@@ -202,6 +291,7 @@ LIMITS = RequestLimits(
 
 def api_context(
     lifecycle: Lifecycle,
+    models: Models,
     *,
     keep_alive_interval_s: float = 15,
     stall_limit_s: float = 30,
@@ -209,6 +299,7 @@ def api_context(
 ) -> ApiContext:
     return ApiContext(
         lifecycle=lifecycle,
+        models=models,
         limits=LIMITS,
         timing=StreamTiming(
             keep_alive_interval_s=keep_alive_interval_s, stall_limit_s=stall_limit_s
@@ -252,11 +343,14 @@ def running_server(
     max_body_bytes: int = 4 * 1024 * 1024,
 ) -> Iterator[RunningServer]:
     """Run a server; engine: None leaves it loading."""
-    lifecycle = Lifecycle()
+    served = None
     if engine is not None:
-        lifecycle.begin_serving(served_model(engine, tokenizer, defaults, chat_refusal))
+        served = served_model(engine, tokenizer, defaults, chat_refusal)
+    models = FakeModels(served)
+    lifecycle = Lifecycle(models)
     context = api_context(
         lifecycle,
+        models,
         keep_alive_interval_s=keep_alive_interval_s,
         stall_limit_s=stall_limit_s,
         max_body_bytes=max_body_bytes,

@@ -8,7 +8,7 @@ import pytest
 
 from service.errors import UnavailableError
 from service.lifecycle import Lifecycle, Phase
-from tests.service.fakes import ByteTokenizer, FakeEngine, says, served_model
+from tests.service.fakes import ByteTokenizer, FakeEngine, FakeModels, says, served_model
 
 
 @pytest.fixture
@@ -17,38 +17,25 @@ def engine() -> FakeEngine:
 
 
 @pytest.fixture
-def lifecycle() -> Lifecycle:
-    return Lifecycle()
+def lifecycle(engine: FakeEngine) -> Lifecycle:
+    return Lifecycle(FakeModels(served_model(engine, ByteTokenizer())))
 
 
-def test_loads_then_serves_then_drains(lifecycle, engine):
-    assert lifecycle.phase is Phase.LOADING
-    with pytest.raises(UnavailableError, match="loading"):
-        lifecycle.require_served()
-    served = served_model(engine, ByteTokenizer())
-    lifecycle.begin_serving(served)
+def test_phase_is_that_of_the_models_until_the_process_drains(lifecycle, engine):
+    assert Lifecycle(FakeModels(None)).phase is Phase.LOADING
     assert lifecycle.phase is Phase.SERVING
-    assert lifecycle.require_served() is served
+    lifecycle.require_open()
     lifecycle.begin_draining()
     assert lifecycle.phase is Phase.DRAINING
     with pytest.raises(UnavailableError, match="draining"):
-        lifecycle.require_served()
+        lifecycle.require_open()
 
 
-def test_dead_engine_is_a_failure(lifecycle, engine):
-    lifecycle.begin_serving(served_model(engine, ByteTokenizer()))
+def test_models_without_hope_are_a_failure(lifecycle, engine):
+    assert not lifecycle.is_hopeless
     engine.is_alive = False
     assert lifecycle.phase is Phase.FAILED
-    with pytest.raises(UnavailableError, match="failed"):
-        lifecycle.require_served()
-
-
-def test_model_that_is_loaded_while_the_process_ends_is_not_served_but_let_go(lifecycle, engine):
-    lifecycle.begin_draining()
-    lifecycle.begin_serving(served_model(engine, ByteTokenizer()))
-    assert lifecycle.phase is Phase.DRAINING
-    lifecycle.close()
-    assert engine.is_stopped
+    assert lifecycle.is_hopeless
 
 
 def test_open_requests_are_counted_also_when_they_fail(lifecycle):
@@ -59,7 +46,3 @@ def test_open_requests_are_counted_also_when_they_fail(lifecycle):
             raise ZeroDivisionError
         assert lifecycle.num_open_requests == 1
     assert lifecycle.num_open_requests == 0
-
-
-def test_closing_without_a_model_is_fine(lifecycle):
-    lifecycle.close()

@@ -13,7 +13,15 @@ import pytest
 from service.api.application import create_app
 from service.api.middleware import OPEN_PATHS
 from service.lifecycle import Lifecycle
-from tests.service.fakes import MODEL, FakeEngine, RunningServer, api_context, running_server, says
+from tests.service.fakes import (
+    MODEL,
+    FakeEngine,
+    FakeModels,
+    RunningServer,
+    api_context,
+    running_server,
+    says,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +47,8 @@ def raw(server: RunningServer, request: bytes) -> bytes:
 
 
 def test_every_route_asks_for_the_key_but_health(server):
-    app = create_app(api_context(Lifecycle()), None)
+    models = FakeModels(None)
+    app = create_app(api_context(Lifecycle(models), models), None)
     paths = set(app.openapi()["paths"]) | {"/openapi.json", "/docs", "/metrics", "/"}
     assert paths >= OPEN_PATHS
     methods = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE")

@@ -183,7 +183,7 @@ def test_wrong_messages(client):
 
 
 UNSUPPORTED = [
-    "logit_bias", "logprobs", "presence_penalty", "frequency_penalty", "user", "suffix", "best_of",
+    "logit_bias", "logprobs", "presence_penalty", "frequency_penalty", "suffix", "best_of",
     "tools", "tool_choice", "response_format", "chat_template", "prompt_embeds", "min_p", "store",
 ]  # fmt: skip
 

@@ -9,7 +9,7 @@ import openai
 import pytest
 import structlog.testing
 
-from engine.errors import EngineDeadError, NonFiniteLogitsError
+from engine.errors import EngineDeadError, NonFiniteLogitsError, QueueFullError
 from service.api.error_responses import error_form
 from tests.service.fakes import MODEL, FakeEngine, RunningServer, running_server, says
 
@@ -207,13 +207,23 @@ def test_fault_of_our_own_tells_nothing_of_itself(tiny_tokenizer, stream):
 
 def test_loading_server_says_so(tiny_tokenizer):
     with running_server(None, tiny_tokenizer) as server:
-        for response in (
-            httpx.get(f"{server.url}/v1/models"),
-            httpx.post(f"{server.url}/v1/completions", json=BODY),
-        ):
-            assert response.status_code == 503
-            assert "retry-after" in response.headers
-            assert "loading" in str(error_of(response)["message"])
+        response = httpx.post(f"{server.url}/v1/completions", json=BODY)
+        assert response.status_code == 503
+        assert "retry-after" in response.headers
+        assert "loading" in str(error_of(response)["message"])
+
+
+def test_overload_is_the_clients_fault_of_too_many_and_says_when_to_come_again(tiny_tokenizer):
+    engine = FakeEngine(says(tiny_tokenizer, "yes"))
+    engine.refusal = QueueFullError("128 sequences wait, at most 128 may", retry_after_s=2.3)
+    with running_server(engine, tiny_tokenizer) as server:
+        for stream in (False, True):
+            response = httpx.post(f"{server.url}/v1/completions", json={**BODY, "stream": stream})
+            assert response.status_code == 429
+            assert response.headers["retry-after"] == "3"
+            assert error_of(response)["code"] == "queue_full"
+            with pytest.raises(openai.RateLimitError):
+                server.client().completions.create(**BODY, stream=stream)
 
 
 def test_variant_that_cannot_chat_says_so_and_completes(tiny_tokenizer):

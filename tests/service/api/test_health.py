@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx2 as httpx
 import pytest
 
-from tests.service.fakes import FakeEngine, running_server, says
+from tests.service.fakes import MODEL, FakeEngine, running_server, says
 
 
 @pytest.mark.parametrize("path", ["/health", "/health/ready"])
@@ -31,6 +31,8 @@ def test_loading_server_is_alive_and_not_ready(tiny_tokenizer):
     assert response.status_code == 503
     assert response.json()["phase"] == "loading"
     assert response.json()["uptime_s"] >= 0
+    told = {"state": "loading", "step": "reading the weights", "percent": 43}
+    assert response.json()["variants"] == [told]
 
 
 def test_health_needs_no_key_and_tells_nothing_of_the_model(tiny_tokenizer):
@@ -39,4 +41,5 @@ def test_health_needs_no_key_and_tells_nothing_of_the_model(tiny_tokenizer):
         for path in ("/health", "/health/ready", "/health/live"):
             response = httpx.get(server.url + path)
             assert response.status_code == 200
-            assert response.json().keys() <= {"status", "phase", "uptime_s"}
+            assert response.json().keys() <= {"status", "phase", "uptime_s", "variants"}
+            assert MODEL not in response.text

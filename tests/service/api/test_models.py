@@ -29,6 +29,13 @@ def test_list_names_what_is_served(server):
     assert model.created == 1_700_000_000
 
 
+def test_list_says_what_is_not_loaded(tiny_tokenizer):
+    with running_server(None, tiny_tokenizer) as loading:
+        (model,) = loading.client().models.list()
+        assert (model.id, model.state, model.max_model_len) == (MODEL, "loading", None)
+        assert loading.client().models.retrieve(MODEL).state == "loading"
+
+
 def test_official_client_finds_a_model_by_its_name(server):
     model = server.client().models.retrieve(MODEL)
     assert model.id == MODEL

@@ -1,0 +1,39 @@
+"""Reads a checkpoint's tokenizer; needs no weights, and nothing that computes with them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedTokenizerFast
+
+from loaders.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Load the fast tokenizer of a checkpoint; raises CheckpointError where it has none.
+
+    tokenizer.json is taken as it is written. AutoTokenizer would put it into the class that
+    tokenizer_config.json names, and Llama's drops the normaliser: CodeLlama 70B's prompts came out
+    as other ids (Transformers 5.23).
+    """
+    has_own_file = (folder / "tokenizer.json").exists()
+    try:
+        loader = PreTrainedTokenizerFast if has_own_file else _auto_tokenizer()
+        tokenizer = loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise CheckpointError(f"{folder} has no readable tokenizer: {error}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast) or len(tokenizer) == 0:
+        raise CheckpointError(f"{folder} has no fast tokenizer (tokenizer.json or tokenizer.model)")
+    # Some repositories were saved from a training run that cut and padded its texts.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
+
+
+def _auto_tokenizer() -> Any:
+    from transformers import AutoTokenizer  # imports PyTorch, which serves no other end here
+
+    return AutoTokenizer

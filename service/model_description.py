@@ -1,0 +1,41 @@
+"""What an engine's process tells the API's process of the model that it has loaded.
+
+Enough to read the model's small files and to say where answers come from; the weights stay there.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from loaders.generation import GenerationDefaults
+
+
+class ModelDescription(msgspec.Struct, frozen=True, kw_only=True):
+    """A loaded model in plain values."""
+
+    # Where it came from
+    repo: str
+    revision: str | None
+    commit: str | None
+    folder: str  # of its files, on this machine
+    quantization: str
+    # How it runs
+    backend: str
+    dtype: str
+    device: str
+    is_batch_invariant: bool
+    # What its config says
+    model_type: str
+    vocab_size: int | None
+    num_hidden_layers: int | None
+
+    defaults: GenerationDefaults
+
+    def encode(self) -> bytes:
+        """Write it down for the other process."""
+        return msgspec.msgpack.encode(self)
+
+    @classmethod
+    def decode(cls, encoded: bytes) -> ModelDescription:
+        """Read it again."""
+        return msgspec.msgpack.decode(encoded, type=cls)

@@ -1,0 +1,192 @@
+"""The served variants together: which there are, which one a request means, and how all stand.
+
+Each keeps itself running (`service.variant`); here they are started, told apart by name, changed
+while the API runs, and ended. Touched from the event loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+from service.errors import ModelNotFoundError, VariantStateError
+from service.lifecycle import Phase
+from service.variant import CHECK_INTERVAL_S, ON_ITS_WAY, VariantState
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterable
+    from contextlib import ExitStack
+
+    from service.served_model import ServedModel
+    from service.variant import Variant, VariantStatus
+
+log = structlog.get_logger(__name__)
+
+CLOSING_LIMIT_S = 0.0  # for requests; they have been waited for by then
+
+
+class Supervisor:
+    """Every variant that is served here, by the name that clients send as `model`."""
+
+    def __init__(
+        self, variants: Iterable[Variant], *, drain_limit_s: float, load_wait_s: float
+    ) -> None:
+        self._variants = {variant.name: variant for variant in variants}
+        self._incoming: list[Variant] = []  # load beside those whose places they will take
+        self._drain_limit_s = drain_limit_s
+        self._load_wait_s = load_wait_s
+        self._changes: set[asyncio.Task[None]] = set()  # on their way
+
+    # ── how things stand ────────────────────────────────────────────────────────────────────────
+
+    @property
+    def variants(self) -> list[Variant]:
+        """Every variant, those that are to take another's place last."""
+        return [*self._variants.values(), *self._incoming]
+
+    @property
+    def statuses(self) -> list[VariantStatus]:
+        """How each variant stands."""
+        return [variant.status for variant in self.variants]
+
+    @property
+    def phase(self) -> Phase:
+        """Whether every required variant serves, or what keeps the first one from it."""
+        for variant in self._variants.values():
+            if _is_waited_for(variant):
+                return _PHASES.get(variant.state, Phase.LOADING)
+        return Phase.FAILED if self.is_hopeless else Phase.SERVING
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether nothing can answer any more, and nothing will by itself."""
+        states = {variant.state for variant in self.variants}
+        return states == {VariantState.FAILED}
+
+    def find(self, name: str) -> tuple[VariantStatus, ServedModel | None]:
+        """Return how a variant stands, and its model while it is loaded.
+
+        Raises ModelNotFoundError.
+        """
+        variant = self.require(name)
+        return variant.status, variant.served
+
+    def require(self, name: str) -> Variant:
+        """Return a variant by name, or raise ModelNotFoundError."""
+        variant = self._variants.get(name)
+        if variant is None:
+            served = ", ".join(repr(name) for name in self._variants)
+            raise ModelNotFoundError(
+                f"no such model is served; this server serves {served or 'none now'}", param="model"
+            )
+        return variant
+
+    async def acquire(self, name: str, until_answered: ExitStack) -> ServedModel:
+        """Return the model of this name, and keep it loaded until the request is answered.
+
+        One that is loaded on demand is waited for, for a while. Raises ModelNotFoundError or
+        UnavailableError.
+        """
+        variant = self.require(name)
+        if variant.may_come_by_itself:
+            await self._until_loaded(variant)
+        variant = self.require(name)  # it may have been swapped meanwhile
+        served = variant.require_served()
+        until_answered.enter_context(variant.in_use())
+        return served
+
+    async def _until_loaded(self, variant: Variant) -> None:
+        """Have a variant loaded, and wait for it, for a while."""
+        deadline = time.monotonic() + self._load_wait_s
+        while time.monotonic() < deadline:
+            if variant.state is VariantState.UNLOADED and variant.may_come_by_itself:
+                variant.load()
+            if variant.state not in ON_ITS_WAY:
+                return
+            await asyncio.sleep(CHECK_INTERVAL_S)
+
+    # ── changes ─────────────────────────────────────────────────────────────────────────────────
+
+    def start(self) -> None:
+        """Begin to load what is not loaded on demand."""
+        for variant in self._variants.values():
+            if not variant.rules.is_on_demand:
+                variant.load()
+
+    async def close(self) -> None:
+        """End every engine."""
+        for change in self._changes:
+            change.cancel()
+        endings = [
+            variant.unload(drain_limit_s=CLOSING_LIMIT_S, for_good=True)
+            for variant in self.variants
+        ]
+        await asyncio.gather(*endings, *self._changes, return_exceptions=True)
+
+    def add(self, variant: Variant) -> None:
+        """Serve one more variant. Raises VariantStateError where its name is taken."""
+        if any(variant.name == other.name for other in self.variants):
+            raise VariantStateError(f"{variant.name} is served already; unload it, or swap it")
+        self._variants[variant.name] = variant
+        variant.load()
+
+    def swap(self, variant: Variant) -> None:
+        """Load a variant beside the one of the same name; let it take over, then drain that one.
+
+        The old one stays where the new one cannot be loaded. Raises ModelNotFoundError, or
+        VariantStateError while another swap is on its way.
+        """
+        old = self.require(variant.name)
+        if any(variant.name == other.name for other in self._incoming):
+            raise VariantStateError(f"{variant.name} is being swapped already; wait for its end")
+        self._incoming.append(variant)
+        variant.load()
+        self._spawn(self._take_over(old, variant))
+
+    def unload(self, name: str) -> None:
+        """Drain a variant, then unload it; no request loads it again. Raises ModelNotFoundError."""
+        self.require(name).unload(drain_limit_s=self._drain_limit_s, for_good=True)
+
+    def remove(self, name: str) -> None:
+        """Forget a variant that is not loaded. Raises ModelNotFoundError or VariantStateError."""
+        if self.require(name).state not in (VariantState.UNLOADED, VariantState.FAILED):
+            raise VariantStateError(f"{name} is loaded; unload it first")
+        del self._variants[name]
+
+    async def _take_over(self, old: Variant, new: Variant) -> None:
+        try:
+            while new.state in ON_ITS_WAY:
+                await asyncio.sleep(CHECK_INTERVAL_S)
+            if new.state is VariantState.SERVING:
+                self._variants[new.name] = new
+        finally:
+            self._incoming.remove(new)
+        if self._variants[new.name] is not new:
+            log.error("not swapped: the old model stays", model=new.name, reason=new.status.reason)
+            return
+        log.info("swapped", model=new.name)
+        await old.unload(drain_limit_s=self._drain_limit_s, for_good=True)
+
+    def _spawn(self, change: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(change)
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+
+
+def _is_waited_for(variant: Variant) -> bool:
+    """Whether the server is not ready for want of this variant."""
+    if not variant.rules.is_required or variant.rules.is_on_demand:
+        return False
+    # What somebody unloaded by hand is not missed.
+    return variant.state not in (
+        VariantState.SERVING,
+        VariantState.DRAINING,
+        VariantState.UNLOADING,
+        VariantState.UNLOADED,
+    )
+
+
+_PHASES = {VariantState.RESTARTING: Phase.RESTARTING, VariantState.FAILED: Phase.FAILED}

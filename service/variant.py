@@ -1,0 +1,311 @@
+"""One served variant: loaded, kept running, drained and unloaded.
+
+Decides when an engine is started and when it is given up; how one is started is its source's to
+know. Touched from the event loop only.
+
+    UNLOADED ──load──▶ LOADING ──▶ SERVING ◀──▶ DRAINING          (no new work; nothing is ended)
+        ▲                 │           │ engine ends
+        │                 ▼           ▼
+    UNLOADING         FAILED ◀── RESTARTING ──▶ SERVING
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import structlog
+
+from engine.errors import EngineDeadError, EngineStartError
+from loaders.errors import LoadError
+from service.errors import UnavailableError
+from service.lifecycle import RETRY_AFTER_S
+from service.text.errors import TextError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from engine.statistics import EngineStatistics
+    from engine.wire import Progress
+    from service.engine_hosts import EngineHost
+    from service.served_model import ServedModel
+
+log = structlog.get_logger(__name__)
+
+FIRST_DELAY_S = 0.5  # before an engine is started again; doubles while none comes to serve
+LONGEST_DELAY_S = 30.0
+HEALTHY_S = 60.0  # an engine that served so long has made up for the deaths before it
+CHECK_INTERVAL_S = 0.05  # how often the end of a drain or of a load is looked for
+
+
+class VariantState(enum.Enum):
+    """What a variant is doing; the values are what clients are told."""
+
+    UNLOADED = "unloaded"
+    LOADING = "loading"
+    SERVING = "serving"
+    RESTARTING = "restarting"  # its engine ended; the next one waits or loads
+    DRAINING = "draining"  # loaded, takes no new work
+    UNLOADING = "unloading"
+    FAILED = "failed"  # given up
+
+
+# What a variant is in only for a while.
+ON_ITS_WAY = frozenset({VariantState.LOADING, VariantState.RESTARTING, VariantState.UNLOADING})
+
+
+class VariantSource(Protocol):
+    """Where a variant's engines come from."""
+
+    async def start(self, on_progress: Callable[[Progress], None]) -> EngineHost:
+        """Start an engine."""
+
+    async def served(self, host: EngineHost) -> ServedModel:
+        """Wait until a started engine serves.
+
+        Raises EngineDeadError, EngineStartError where another try would end the same way; LoadError
+        or TextError for files that cannot be read.
+        """
+
+    def close(self) -> None:
+        """Let go of what was kept from one engine for the next."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VariantRules:
+    """How a variant is kept running; from its settings."""
+
+    is_on_demand: bool = False
+    is_required: bool = True
+    idle_unload_s: float | None = None
+    max_restarts: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class VariantStatus:
+    """How a variant stands, for people and routers."""
+
+    name: str
+    created: int  # when it was first named, seconds since 1970
+    state: VariantState
+    phase: str | None  # of loading, while it loads
+    percent: float | None  # of the phase
+    reason: str | None  # why it failed, or was started again last
+    num_restarts: int
+    num_requests: int  # open ones
+    pid: int | None
+    statistics: EngineStatistics | None
+
+
+class Variant:
+    """A variant's state, and the task that keeps it there."""
+
+    def __init__(self, name: str, source: VariantSource, rules: VariantRules) -> None:
+        self.name = name
+        self.rules = rules
+        self._state = VariantState.UNLOADED
+        self._created = int(time.time())
+        self._is_on_demand = rules.is_on_demand  # until somebody unloads it by hand
+        self._is_drained = False
+        self._source = source
+        self._host: EngineHost | None = None
+        self._served: ServedModel | None = None
+        self._progress: Progress | None = None
+        self._reason: str | None = None
+        self._num_restarts = 0
+        self._num_requests = 0
+        self._last_used = time.monotonic()
+        self._task: asyncio.Task[None] | None = None
+        self._unloading: asyncio.Task[None] | None = None
+
+    # ── what others see ─────────────────────────────────────────────────────────────────────────
+
+    @property
+    def state(self) -> VariantState:
+        """What the variant is doing; one whose engine is dying does not serve any more."""
+        is_dying = self._served is not None and not self._served.engine.is_alive
+        if is_dying and self._state is VariantState.SERVING:
+            return VariantState.RESTARTING
+        return self._state
+
+    @property
+    def status(self) -> VariantStatus:
+        """Describe how the variant stands."""
+        progress = self._progress
+        return VariantStatus(
+            name=self.name,
+            created=self._created,
+            state=self.state,
+            phase=None if progress is None else progress.phase,
+            percent=None if progress is None else progress.percent,
+            reason=self._reason,
+            num_restarts=self._num_restarts,
+            num_requests=self._num_requests,
+            pid=None if self._host is None else self._host.pid,
+            statistics=None if self._served is None else self._served.engine.statistics,
+        )
+
+    @property
+    def served(self) -> ServedModel | None:
+        """The model, while it is loaded."""
+        return self._served
+
+    @property
+    def may_come_by_itself(self) -> bool:
+        """Whether a request has it loaded."""
+        return self._is_on_demand
+
+    def require_served(self) -> ServedModel:
+        """Return the model, or raise UnavailableError with what the variant does instead."""
+        if self.state is VariantState.SERVING and self._served is not None:
+            return self._served
+        doing = self.state.value
+        if self._progress is not None:
+            doing += f" ({self._progress.phase})"
+        raise UnavailableError(f"{self.name} is {doing}", retry_after_s=RETRY_AFTER_S)
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Count a request as open; the variant is not unloaded meanwhile, as long as it may be."""
+        self._num_requests += 1
+        try:
+            yield
+        finally:
+            self._num_requests -= 1
+            self._last_used = time.monotonic()
+
+    # ── what it is told ─────────────────────────────────────────────────────────────────────────
+
+    def load(self) -> None:
+        """Begin to load, or take work again after a drain; without effect on one that is on."""
+        self._is_on_demand = self.rules.is_on_demand
+        self._is_drained = False
+        if self.state is VariantState.DRAINING:
+            self._enter(VariantState.SERVING)
+        elif self.state in (VariantState.UNLOADED, VariantState.FAILED):
+            self._enter(VariantState.LOADING)
+            self._task = asyncio.create_task(self._run())
+            self._task.add_done_callback(self._note_end)
+
+    def drain(self) -> None:
+        """Take no new work until `load`."""
+        self._is_drained = True
+        if self.state is VariantState.SERVING:
+            self._enter(VariantState.DRAINING)
+
+    def unload(self, *, drain_limit_s: float, for_good: bool) -> asyncio.Task[None]:
+        """Take no new work, let open requests end for a while, then end the engine.
+
+        for_good: no request loads it again.
+        """
+        if for_good:
+            self._is_on_demand = False
+        if self._unloading is None:
+            self._enter(VariantState.UNLOADING)
+            self._unloading = asyncio.create_task(self._unload(drain_limit_s))
+        return self._unloading
+
+    # ── its life ────────────────────────────────────────────────────────────────────────────────
+
+    async def _run(self) -> None:
+        """Start engines, one after the other, until there is no hope; end the last if cancelled."""
+        deaths, delay_s = 0, FIRST_DELAY_S
+        while True:
+            served_s = await self._run_engine()
+            if served_s is None:
+                break
+            deaths = 1 if served_s >= HEALTHY_S else deaths + 1
+            delay_s = FIRST_DELAY_S if served_s else min(2 * delay_s, LONGEST_DELAY_S)
+            if deaths > self.rules.max_restarts:
+                self._reason = f"{self._reason}; given up after {deaths - 1} restarts"
+                break
+            log.warning("starting the engine again", model=self.name, in_s=delay_s)
+            self._num_restarts += 1
+            self._enter(VariantState.RESTARTING)
+            await asyncio.sleep(delay_s)
+        log.error("cannot serve", model=self.name, reason=self._reason)
+        self._source.close()
+        self._enter(VariantState.FAILED)
+
+    async def _run_engine(self) -> float | None:
+        """Run one engine to its end; return how long it served, None if no other may follow."""
+        try:
+            host = await self._source.start(self._note_progress)
+        except OSError as error:  # no memory, no descriptors, no room for another process
+            self._reason = f"the engine's process could not be started: {error.strerror}"
+            return 0.0
+        self._host = host
+        began: float | None = None
+        ended = asyncio.create_task(host.ended())
+        try:
+            self._served = await self._source.served(host)
+            began = time.monotonic()
+            self._enter(VariantState.DRAINING if self._is_drained else VariantState.SERVING)
+            log.info("ready", model=self.name, pid=host.pid)
+            await self._until_ended_or_idle(ended)
+        except EngineDeadError as error:
+            self._reason = str(error)
+            if isinstance(error, EngineStartError) and self._num_restarts == 0:
+                return None
+        except (LoadError, TextError) as error:
+            self._reason = str(error)
+            return None
+        finally:
+            self._served = None
+            await host.stop()
+            how = await ended
+            self._host = None
+        if began is None:
+            return 0.0
+        self._reason = how
+        log.error("the engine ended", model=self.name, reason=how)
+        return time.monotonic() - began if host.can_be_replaced else None
+
+    async def _until_ended_or_idle(self, ended: asyncio.Task[str]) -> None:
+        """Wait for the engine's end; have the variant unloaded if nobody wants it any more."""
+        limit_s = self.rules.idle_unload_s
+        self._last_used = time.monotonic()
+        while not ended.done():
+            wait_s = None
+            if limit_s is not None:
+                idle_s = 0.0 if self._num_requests else time.monotonic() - self._last_used
+                if idle_s >= limit_s:
+                    log.info("unloading an idle model", model=self.name)
+                    self.unload(drain_limit_s=limit_s, for_good=False)
+                    limit_s = None
+                    continue
+                wait_s = limit_s - idle_s
+            await asyncio.wait((ended,), timeout=wait_s)
+
+    async def _unload(self, drain_limit_s: float) -> None:
+        deadline = time.monotonic() + drain_limit_s
+        while self._num_requests and self._served is not None and time.monotonic() < deadline:
+            await asyncio.sleep(CHECK_INTERVAL_S)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._source.close()
+        self._reason = None
+        self._unloading = None
+        self._enter(VariantState.UNLOADED)
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        """Give the variant up where its task failed for a reason that nobody foresaw."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("cannot serve", model=self.name, exc_info=error)
+            self._reason = f"a fault of the server's own: {type(error).__name__}"
+            self._enter(VariantState.FAILED)
+
+    def _note_progress(self, progress: Progress) -> None:
+        if self._progress is None or self._progress.phase != progress.phase:
+            log.info("loading", model=self.name, phase=progress.phase)
+        self._progress = progress
+
+    def _enter(self, state: VariantState) -> None:
+        self._state = state
+        if state not in ON_ITS_WAY:
+            self._progress = None

@@ -1,0 +1,246 @@
+"""The engine's side, put together: a variant's settings in, an engine with its model out.
+
+The only place beside the tests that knows the loaders and the engine at once; whatever is "auto" in
+a variant's settings is answered here. Who calls `build_engine` steps the engine in the same thread:
+OpenMP workers that another one had left would slow every step (docs/decisions.md).
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import structlog
+import torch
+
+from engine.config import EngineConfig, KVDtype
+from engine.core import Engine
+from engine.errors import EngineError, EngineStartError
+from engine.kv_cache import kv_block_bytes, resolve_kv_dtype, resolve_num_blocks
+from engine.loop import BuiltEngine
+from loaders.cache import default_cache_dir
+from loaders.demo import build_demo
+from loaders.errors import LoadError
+from loaders.kernels.resolve import backend_names
+from loaders.load import DTYPES, LoadedModel, load, resolve_device_map
+from loaders.memory import free_bytes
+from loaders.spec import parse_spec
+from service.errors import ServiceError, SettingsError
+from service.model_description import ModelDescription
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from transformers import PreTrainedModel
+
+    from engine.loop import TellProgress
+    from service.settings import WorkerSettings
+
+log = structlog.get_logger(__name__)
+
+BLOCK_SIZE = 16
+CGROUP_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+# On a CPU other programs live in the same memory, and the cache is filled with zeros at the start
+# (2 GiB take about a second): no more than this, unless one sequence of full length needs it.
+CPU_KV_BYTES = 2 * 1024**3
+CPU_KV_SHARE = 0.5  # of what is free, in any case
+# Half a second's reading on two cores, some tens of milliseconds on a GPU.
+CPU_BATCHED_TOKENS = 512
+CUDA_BATCHED_TOKENS = 2048
+
+
+def build_engine(settings: WorkerSettings, tell: TellProgress) -> BuiltEngine:
+    """Load a variant and build its engine. Raises EngineStartError for what was foreseen."""
+    try:
+        loaded = load_variant(settings, tell)
+        tell("building the engine")
+        engine = Engine(loaded.model, resolve_engine_config(settings, loaded))
+    except (LoadError, EngineError, ServiceError) as error:
+        raise EngineStartError(str(error)) from error
+    about = describe(loaded, is_batch_invariant=settings.batch_invariant)
+    return BuiltEngine(engine, about.encode())
+
+
+def load_variant(settings: WorkerSettings, tell: TellProgress) -> LoadedModel:
+    """Load what the settings name; the demo, built where it is missing, if they name nothing."""
+    check_choice("backend", settings.backend, backend_names())
+    check_choice("dtype", settings.dtype, DTYPES)
+    resolve_device_map(settings.device)  # refuses a wrong one before anything is fetched
+    torch.set_num_threads(resolve_num_threads(settings))
+    variant, cache_dir, is_local = settings.variant, settings.cache_dir, settings.local_files_only
+    if variant is None:
+        demo = build_demo(cache_dir or default_cache_dir(), progress=partial(_tell_step, tell))
+        variant, cache_dir, is_local = demo.default_spec, demo.cache_dir, True
+    token = settings.hub_token
+    return load(
+        parse_spec(variant),
+        device=resolve_device(settings.device),
+        dtype=settings.dtype,
+        backend=settings.backend,
+        cache_dir=cache_dir,
+        token=None if token is None else token.get_secret_value(),
+        local_files_only=is_local,
+        progress=tell,
+    )
+
+
+def describe(loaded: LoadedModel, *, is_batch_invariant: bool) -> ModelDescription:
+    """Describe a loaded model."""
+    provenance, config = loaded.provenance, loaded.model.config
+    return ModelDescription(
+        repo=provenance.repo,
+        revision=provenance.revision,
+        commit=provenance.commit,
+        folder=str(provenance.folder),
+        quantization="none" if loaded.quantization is None else str(loaded.quantization),
+        backend=provenance.backend,
+        dtype=provenance.dtype,
+        device=provenance.device,
+        is_batch_invariant=is_batch_invariant,
+        model_type=config.model_type,
+        vocab_size=getattr(config, "vocab_size", None),
+        num_hidden_layers=getattr(config, "num_hidden_layers", None),
+        defaults=loaded.generation,
+    )
+
+
+def _tell_step(tell: TellProgress, step: str) -> None:
+    log.info("preparing the demo", step=step)
+    tell(step)
+
+
+def check_choice(name: str, asked: str, choices: Iterable[str]) -> None:
+    """Raise SettingsError where a setting names none of its choices."""
+    known = ("auto", *choices)
+    if asked not in known:
+        raise SettingsError(f"{name} is {asked!r}; choose one of {', '.join(known)}")
+
+
+def resolve_device(asked: str) -> str:
+    """Where to load: of several GPUs "auto" takes the emptiest, as the engine runs on one."""
+    num_gpus = torch.cuda.device_count()
+    if asked != "auto" or num_gpus < 2:
+        return asked
+    free = [free_bytes(torch.device("cuda", index)) for index in range(num_gpus)]
+    chosen = f"cuda:{free.index(max(free))}"
+    log.info("one GPU is used", device=chosen, of=num_gpus, reason="it has the most memory free")
+    return chosen
+
+
+def resolve_num_threads(settings: WorkerSettings) -> int:
+    """How many threads one operation on the CPU may take."""
+    if settings.num_threads != "auto":
+        return settings.num_threads
+    # Two threads of one core share its arithmetic units, which matrix products keep busy.
+    cores = min(psutil.cpu_count(logical=False) or 1, len(os.sched_getaffinity(0)))
+    allowed = _container_cpus()
+    return cores if allowed is None else max(1, min(cores, allowed))
+
+
+def _container_cpus() -> int | None:
+    """Return how many processors' time the control group may use; None without a limit."""
+    try:
+        quota, period = CGROUP_CPU_LIMIT.read_text().split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else int(quota) // int(period)
+
+
+def resolve_engine_config(settings: WorkerSettings, loaded: LoadedModel) -> EngineConfig:
+    """How long and how many sequences may be, in the memory that the weights left."""
+    model = loaded.model
+    kv_dtype = resolve_kv_dtype(model, resolve_asked_kv_dtype(settings))
+    block_bytes = kv_block_bytes(model.config, BLOCK_SIZE, kv_dtype)
+    asked_len = _asked_max_model_len(settings, model)
+    sequence_bytes = (-(-asked_len // BLOCK_SIZE) + 1) * block_bytes
+    memory = resolve_kv_cache_bytes(settings, model.device, sequence_bytes)
+    max_model_len = _resolve_max_model_len(settings, asked_len, memory // block_bytes - 1)
+    num_blocks = resolve_num_blocks(
+        memory,
+        block_bytes,
+        max_model_len=max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        block_size=BLOCK_SIZE,
+    )
+    log.info(
+        "engine sized",
+        max_model_len=max_model_len,
+        kv_cache_tokens=num_blocks * BLOCK_SIZE,
+        kv_cache_bytes=num_blocks * block_bytes,
+        max_num_seqs=settings.max_num_seqs,
+    )
+    queue = settings.queue_limits
+    return EngineConfig(
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=resolve_max_num_batched_tokens(settings, model.device),
+        max_model_len=max_model_len,
+        num_blocks=num_blocks,
+        block_size=BLOCK_SIZE,
+        kv_dtype=kv_dtype,
+        has_prefix_cache=settings.prefix_cache,
+        max_queued_seqs=queue.max_queued_seqs,
+        max_queued_tokens=queue.max_queued_tokens,
+        max_queue_wait_s=queue.max_queue_wait_s,
+        num_speculative_tokens=settings.num_speculative_tokens,
+        is_batch_invariant=settings.batch_invariant,
+    )
+
+
+def resolve_max_num_batched_tokens(settings: WorkerSettings, device: torch.device) -> int:
+    """How many tokens a step may compute: what others wait for while a long prompt is read."""
+    if settings.max_num_batched_tokens == "auto":
+        chosen = CPU_BATCHED_TOKENS if device.type == "cpu" else CUDA_BATCHED_TOKENS
+        return max(chosen, settings.max_num_seqs)
+    if settings.max_num_batched_tokens < settings.max_num_seqs:
+        raise SettingsError(
+            f"max_num_batched_tokens is {settings.max_num_batched_tokens} and max_num_seqs is"
+            f" {settings.max_num_seqs}; a step computes at least one token of each sequence"
+        )
+    return settings.max_num_batched_tokens
+
+
+def resolve_asked_kv_dtype(settings: WorkerSettings) -> KVDtype | None:
+    """What keys and values shall be kept in; None where that follows from the device."""
+    return None if settings.kv_cache_dtype == "auto" else KVDtype(settings.kv_cache_dtype)
+
+
+def resolve_kv_cache_bytes(
+    settings: WorkerSettings, device: torch.device, sequence_bytes: int
+) -> int:
+    """How much memory keys and values may take, once the weights are in place.
+
+    sequence_bytes: what one sequence of full length takes.
+    """
+    if settings.kv_cache_size != "auto":
+        return int(settings.kv_cache_size)
+    free = free_bytes(device)
+    if device.type != "cuda":
+        return min(int(free * CPU_KV_SHARE), max(CPU_KV_BYTES, sequence_bytes))
+    total = torch.cuda.get_device_properties(device).total_memory
+    return max(0, int(free - (1 - settings.gpu_memory_utilization) * total))
+
+
+def _asked_max_model_len(settings: WorkerSettings, model: PreTrainedModel) -> int:
+    """Return how long a sequence shall be able to become: what the settings say, or the model."""
+    made_for = int(model.config.get_text_config(decoder=True).max_position_embeddings)
+    if settings.max_model_len == "auto":
+        return made_for
+    if settings.max_model_len > made_for:
+        raise SettingsError(
+            f"max_model_len is {settings.max_model_len}; this model was made for {made_for} tokens"
+        )
+    return settings.max_model_len
+
+
+def _resolve_max_model_len(
+    settings: WorkerSettings, asked_len: int, num_fitting_blocks: int
+) -> int:
+    """How long a sequence may become; "auto" gives way where memory is short, a number does not."""
+    fitting_len = num_fitting_blocks * BLOCK_SIZE
+    if settings.max_model_len != "auto" or fitting_len >= asked_len or num_fitting_blocks < 1:
+        return asked_len
+    log.warning("context shortened to fit the KV cache", made_for=asked_len, now=fitting_len)
+    return fitting_len

@@ -1,0 +1,92 @@
+"""The life of an engine's process: told what to load, it runs an engine, and ends with its parent.
+
+`python -m service.worker_process`, started by `service.engine_hosts` and by nobody else. What it
+loads is put together in `service.worker`, imported when the parent can already hear of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
+
+import structlog
+import zmq
+
+from engine.errors import EngineStartError
+from engine.loop import BuiltEngine, serve
+from service.logs import set_up_logs
+from service.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from engine.loop import TellProgress
+
+log = structlog.get_logger(__name__)
+
+ENGINE_DIED = 1  # exit codes; the reason has been told by then
+CANNOT_START = 2
+_PR_SET_PDEATHSIG = 1
+
+
+def main(build: Callable[[WorkerSettings, TellProgress], BuiltEngine]) -> NoReturn:
+    """Take the orders' address and the settings from standard input; serve until told to end.
+
+    Does not return: threads of a device's library must not keep a process that has no engine.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Ctrl-C and a container's stop reach the whole group; when to end is the API's to say.
+        signal.signal(number, signal.SIG_IGN)
+    told = json.loads(sys.stdin.buffer.readline())
+    end_with_parent(told["parent"], sys.stdin.buffer)
+    settings = WorkerSettings(**told["settings"])
+    set_up_logs(settings)
+    code = 0
+    try:
+        serve(Path(told["folder"]), partial(build, settings))
+    except EngineStartError:
+        code = CANNOT_START
+    except Exception:
+        log.exception("the engine died")
+        code = ENGINE_DIED
+    zmq.Context.instance().term()  # returns once the last words are out
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def end_with_parent(parent: int, stdin: BinaryIO) -> None:
+    """See to it that this process does not outlive the one that started it."""
+    if sys.platform == "linux":
+        # Works while a step holds on to everything, and Python cannot notice anything.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(ENGINE_DIED)
+    threading.Thread(target=_end_after, args=(stdin,), name="parent", daemon=True).start()
+
+
+def _end_after(stdin: BinaryIO) -> None:
+    """End the process when its standard input ends, which its parent holds open."""
+    with contextlib.suppress(OSError):
+        while stdin.read(1):
+            pass
+    os._exit(ENGINE_DIED)
+
+
+def build(settings: WorkerSettings, tell: TellProgress) -> BuiltEngine:
+    """Build the engine that the settings ask for."""
+    tell("starting")
+    from service.worker import build_engine  # takes seconds to import
+
+    return build_engine(settings, tell)
+
+
+if __name__ == "__main__":
+    main(build)

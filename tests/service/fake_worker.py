@@ -1,0 +1,80 @@
+"""A worker's process with a fake engine: everything is real but the model.
+
+`FAKE_ENGINE` in the environment holds its options as JSON: folder (of a tokenizer), step_s, load_s,
+load_fails (a message), breaks_loading, max_num_seqs. A request's `user` may carry an ailment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from engine.errors import EngineStartError
+from engine.loop import BuiltEngine
+from loaders.generation import GenerationDefaults
+from service.model_description import ModelDescription
+from service.worker_process import main
+from tests.engine.fake_engine import FakeEngine
+
+if TYPE_CHECKING:
+    from engine.loop import TellProgress
+    from engine.request import SequenceRequest
+    from service.settings import WorkerSettings
+
+VOCAB_SIZE = 260  # of a byte tokenizer
+ASCII_END = 98  # its ids below, but for the special ones, are ASCII characters
+
+
+def fall_ill(request: SequenceRequest, token: int) -> None:
+    """Fail as the request's caller wants it."""
+    if request.caller == "hang":
+        time.sleep(1000)
+    if request.caller == "raise":
+        raise ZeroDivisionError("/a/path that is nobody's business")
+    if request.caller == "exit":
+        os._exit(3)
+    if request.caller == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def build(settings: WorkerSettings, tell: TellProgress) -> BuiltEngine:
+    options = json.loads(os.environ["FAKE_ENGINE"])
+    tell("pretending", 50)
+    time.sleep(options.get("load_s", 0))
+    if reason := options.get("load_fails"):
+        raise EngineStartError(reason)
+    if options.get("breaks_loading"):
+        raise ZeroDivisionError
+    if settings.variant == "fake/broken":
+        raise EngineStartError("fake/broken cannot be loaded")
+    engine = FakeEngine(
+        max_num_seqs=settings.max_num_seqs,
+        max_model_len=100_000,
+        vocab_size=VOCAB_SIZE,
+        answer_ids_end=ASCII_END,
+        step_s=options.get("step_s", 0.0),
+        fails=fall_ill,
+    )
+    description = ModelDescription(
+        repo="fake/model",
+        revision=settings.variant,
+        commit=None,
+        folder=options["folder"],
+        quantization="none",
+        backend="none",
+        dtype="float32",
+        device="cpu",
+        is_batch_invariant=False,
+        model_type="llama",
+        vocab_size=VOCAB_SIZE,
+        num_hidden_layers=1,
+        defaults=GenerationDefaults(None, None, None, frozenset()),
+    )
+    return BuiltEngine(engine, description.encode())
+
+
+if __name__ == "__main__":
+    main(build)

@@ -1,0 +1,44 @@
+"""`tetrad serve`, its engines' processes running a fake engine: see `fake_worker`.
+
+`python -m tests.service.process_server '{"variant": "fake/model", "port": 0}'`: settings as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from typing import TYPE_CHECKING
+
+from service import app
+from service.engine_hosts import EngineProcess
+from service.settings import load_settings
+
+if TYPE_CHECKING:
+    from service.engine_hosts import OnProgress
+    from service.settings import WorkerSettings
+
+
+class FakeEngineProcess:
+    """Starts the fake worker where the real one would be."""
+
+    @staticmethod
+    async def start(settings: WorkerSettings, on_progress: OnProgress) -> EngineProcess:
+        command = ("-m", "tests.service.fake_worker")
+        return await EngineProcess.start(settings, on_progress, command=command)
+
+
+async def start_thread(settings: WorkerSettings, on_progress: OnProgress) -> app.EngineInThread:
+    from tests.service.fake_worker import build
+
+    return app.EngineInThread(settings, on_progress, partial(build, settings))
+
+
+def main() -> None:
+    app.EngineProcess = FakeEngineProcess
+    app.start_thread = start_thread
+    app.serve(load_settings(json.loads(sys.argv[1]), None))
+
+
+if __name__ == "__main__":
+    main()

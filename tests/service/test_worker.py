@@ -1,0 +1,188 @@
+"""The engine's composition root: what "auto" comes to, and a real tiny model."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from engine.config import KVDtype
+from engine.errors import EngineStartError, NotEnoughBlocksError
+from loaders.generation import GenerationDefaults
+from loaders.load import LoadedModel, Provenance
+from service import worker
+from service.errors import SettingsError
+from service.model_description import ModelDescription
+from service.settings import WorkerSettings
+from service.worker import (
+    build_engine,
+    resolve_device,
+    resolve_engine_config,
+    resolve_kv_cache_bytes,
+    resolve_num_threads,
+)
+from tests.models import tiny_llama
+
+if TYPE_CHECKING:
+    from tests.models import TinyRepositories
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory, tiny_tokenizer) -> LoadedModel:
+    return LoadedModel(
+        model=tiny_llama(dtype=torch.float32),
+        tokenizer=tiny_tokenizer,
+        generation=GenerationDefaults(None, None, None, frozenset({1})),
+        quantization=None,
+        provenance=Provenance(
+            repo="owner/name",
+            revision="main",
+            commit="0123abc",
+            folder=tmp_path_factory.mktemp("empty"),
+            backend="dense",
+            dtype="float32",
+            device="cpu",
+        ),
+    )
+
+
+def test_threads_are_as_asked_or_the_physical_cores(monkeypatch, tmp_path):
+    monkeypatch.setattr(worker, "CGROUP_CPU_LIMIT", tmp_path / "cpu.max")
+    assert resolve_num_threads(WorkerSettings(num_threads=3)) == 3
+    monkeypatch.setattr(worker.psutil, "cpu_count", lambda logical: 4)
+    monkeypatch.setattr(worker.os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert resolve_num_threads(WorkerSettings()) == 4
+    monkeypatch.setattr(worker.os, "sched_getaffinity", lambda pid: {0, 1, 2})
+    assert resolve_num_threads(WorkerSettings()) == 3
+    for limit, threads in (("max 100000", 3), ("250000 100000", 2), ("50000 100000", 1)):
+        (tmp_path / "cpu.max").write_text(limit)
+        assert resolve_num_threads(WorkerSettings()) == threads
+
+
+def test_kv_cache_is_as_asked_or_a_share_of_what_is_free(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
+    monkeypatch.setattr(worker, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(worker, "CPU_KV_BYTES", 300)
+    assert resolve_kv_cache_bytes(WorkerSettings(kv_cache_size=7), cpu, sequence_bytes=10) == 7
+    assert resolve_kv_cache_bytes(WorkerSettings(), cpu, sequence_bytes=10) == 300
+    assert resolve_kv_cache_bytes(WorkerSettings(), cpu, sequence_bytes=400) == 400
+    assert resolve_kv_cache_bytes(WorkerSettings(), cpu, sequence_bytes=600) == 500
+    # Half of the GPU's 2000 bytes are taken by the weights; 90 % may be taken in all.
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=2000)
+    )
+    assert resolve_kv_cache_bytes(WorkerSettings(), cuda, sequence_bytes=10) == 800
+    assert resolve_kv_cache_bytes(WorkerSettings(gpu_memory_utilization=0.4), cuda, 10) == 0
+
+
+def test_context_is_what_the_model_was_made_for(loaded):
+    made_for = loaded.model.config.max_position_embeddings
+    config = resolve_engine_config(WorkerSettings(), loaded)
+    assert config.max_model_len == made_for
+    assert config.num_blocks * config.block_size >= made_for
+    assert config.max_num_seqs == 32
+
+
+def test_context_shrinks_to_what_the_kv_cache_holds(loaded):
+    roomy = resolve_engine_config(WorkerSettings(max_num_seqs=1), loaded)
+    block_bytes = worker.kv_block_bytes(
+        loaded.model.config, worker.BLOCK_SIZE, worker.resolve_kv_dtype(loaded.model, None)
+    )
+    small = WorkerSettings(kv_cache_size=3 * block_bytes)
+    config = resolve_engine_config(small, loaded)
+    assert config.max_model_len == 2 * worker.BLOCK_SIZE < roomy.max_model_len
+    with pytest.raises(NotEnoughBlocksError):
+        resolve_engine_config(
+            WorkerSettings(kv_cache_size=3 * block_bytes, max_model_len=100), loaded
+        )
+
+
+def test_longer_context_than_the_model_was_made_for_is_refused(loaded):
+    made_for = loaded.model.config.max_position_embeddings
+    with pytest.raises(SettingsError, match=str(made_for)):
+        resolve_engine_config(WorkerSettings(max_model_len=made_for + 1), loaded)
+
+
+def test_a_step_computes_a_token_of_each_sequence_at_least(loaded):
+    with pytest.raises(SettingsError, match="at least one token of each sequence"):
+        resolve_engine_config(WorkerSettings(max_num_batched_tokens=4, max_num_seqs=5), loaded)
+    assert resolve_engine_config(WorkerSettings(), loaded).max_num_batched_tokens == 512
+    many = resolve_engine_config(WorkerSettings(max_num_seqs=600), loaded)
+    assert many.max_num_batched_tokens == 600
+
+
+def test_keys_and_values_are_kept_as_asked_and_take_less_memory(loaded):
+    size = 40 * worker.kv_block_bytes(loaded.model.config, worker.BLOCK_SIZE, KVDtype.FLOAT32)
+    blocks = {
+        dtype: resolve_engine_config(
+            WorkerSettings(kv_cache_dtype=dtype, kv_cache_size=size), loaded
+        ).num_blocks
+        for dtype in ("auto", "float16", "fp8")
+    }
+    assert blocks["auto"] == 39
+    assert blocks["float16"] == 79
+    assert blocks["fp8"] > 120
+
+
+def settings_of(tiny_repo: TinyRepositories, **settings: object) -> WorkerSettings:
+    return WorkerSettings(
+        **{
+            "variant": tiny_repo.specs()[0],
+            "cache_dir": tiny_repo.cache_dir,
+            "local_files_only": True,
+            "device": "cpu",
+            "max_num_seqs": 2,
+            "num_threads": torch.get_num_threads(),
+            **settings,
+        }
+    )
+
+
+def test_built_engine_is_whole_and_described(tiny_repo: TinyRepositories):
+    told: list[tuple[str, float | None]] = []
+    built = build_engine(
+        settings_of(tiny_repo), lambda phase, percent=None: told.append((phase, percent))
+    )
+    assert built.engine.limits.vocab_size == 512
+    description = ModelDescription.decode(built.about)
+    assert description.repo == tiny_repo.gptq_repo
+    assert description.commit in description.folder
+    assert description.quantization.startswith("gptq 4-bit")
+    assert description.defaults.stop_token_ids == {1, 3}
+    assert description.model_type == "llama"
+    phases = [phase for phase, _ in told]
+    assert phases[0] == "finding the files"
+    assert "preparing kernels" in phases
+    assert phases[-1] == "building the engine"
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"backend": "fast"}, "backend is 'fast'; choose one of auto"),
+        ({"dtype": "int4"}, "dtype is 'int4'; choose one of auto, float32"),
+        ({"device": "tpu"}, "tpu"),
+        ({"device": "cuda:99"}, "cuda:99"),
+        ({"variant": "tetrad/nothing"}, "tetrad/nothing is not in the cache"),
+        ({"max_model_len": 10**6}, "this model was made for"),
+    ],
+)
+def test_what_cannot_be_loaded_is_told_as_a_reason(tiny_repo, settings, reason):
+    with pytest.raises(EngineStartError, match=reason):
+        build_engine(settings_of(tiny_repo, **settings), lambda phase, percent=None: None)
+
+
+def test_of_several_gpus_the_one_with_the_most_free_memory_is_used(monkeypatch):
+    free = {0: 3, 1: 9, 2: 5}
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setattr("service.worker.free_bytes", lambda device: free[device.index])
+    assert resolve_device("auto") == "cuda:1"
+    assert resolve_device("cuda:2") == "cuda:2"
+
+
+@pytest.mark.parametrize("num_gpus", [0, 1])
+def test_with_one_gpu_or_none_there_is_nothing_to_choose(monkeypatch, num_gpus):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: num_gpus)
+    assert resolve_device("auto") == "auto"
