@@ -12,6 +12,7 @@ import asyncio
 import itertools
 import time
 import weakref
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.backlog import Backlog, QueueLimits
@@ -44,6 +45,15 @@ if TYPE_CHECKING:
 _MESSAGES_PER_TURN = 64
 # More than an engine can have said between its last report that was read and its end.
 _LAST_MESSAGES = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """One sequence to run."""
+
+    prompt_token_ids: Sequence[int]
+    params: SamplingParams
+    group: int | None = None  # of sequences with the same prompt
 
 
 class TokenStream:
@@ -190,24 +200,23 @@ class EngineClient:
         caller: str = "",
         group: int | None = None,
     ) -> TokenStream:
-        """Submit a prompt; raise an InvalidRequestError, QueueFullError or EngineDeadError at once.
-
-        caller: with whom it shares the engine fairly. group: of sequences with the same prompt.
-        """
-        self._limits_alive().check(prompt_token_ids, params)
-        request = SequenceRequest(
-            sequence_id=next(self._sequence_ids),
-            prompt_token_ids=tuple(prompt_token_ids),
-            params=params,
-            caller=caller,
-            group=group,
-        )
-        self._backlog.enter(self._work.number, len(prompt_token_ids))
-        stream = TokenStream(self, request.sequence_id)
-        self._streams[request.sequence_id] = stream
-        self._send_soon()
-        self._work.requests.append(request)
+        """Submit one prompt; see `submit`."""
+        (stream,) = self.submit([Submission(prompt_token_ids, params, group)], caller=caller)
         return stream
+
+    def submit(self, submissions: Sequence[Submission], *, caller: str = "") -> list[TokenStream]:
+        """Submit the sequences of one request, all of them or none.
+
+        caller: with whom they share the engine fairly. Raises an InvalidRequestError,
+        QueueFullError or EngineDeadError at once.
+        """
+        limits = self._limits_alive()
+        for submission in submissions:
+            limits.check(submission.prompt_token_ids, submission.params)
+        lengths = [len(submission.prompt_token_ids) for submission in submissions]
+        self._backlog.enter(self._work.number, lengths)
+        self._send_soon()
+        return [self._open_stream(submission, caller) for submission in submissions]
 
     def abort(self, sequence_id: int) -> None:
         """End a sequence within a step; its stream ends without a finish_reason."""
@@ -251,6 +260,19 @@ class EngineClient:
             raise _again(self._death)
         return self._known_limits()
 
+    def _open_stream(self, submission: Submission, caller: str) -> TokenStream:
+        request = SequenceRequest(
+            sequence_id=next(self._sequence_ids),
+            prompt_token_ids=tuple(submission.prompt_token_ids),
+            params=submission.params,
+            caller=caller,
+            group=submission.group,
+        )
+        stream = TokenStream(self, request.sequence_id)
+        self._streams[request.sequence_id] = stream
+        self._work.requests.append(request)
+        return stream
+
     def _send_soon(self) -> None:
         """Have what this turn of the event loop brings sent at its end."""
         if not (self._work.requests or self._work.aborted):
@@ -292,9 +314,14 @@ class EngineClient:
             case CannotStart():
                 self._die(EngineStartError(tidings.reason))
             case IntegrityReport():
-                self._checks.pop(0).set_result(tidings)
+                self._answer_check(tidings)
             case Dying():
                 self._die(EngineDeadError(tidings.reason))
+
+    def _answer_check(self, report: IntegrityReport) -> None:
+        asked = self._checks.pop(0)
+        if not asked.done():  # whoever asked may have gone
+            asked.set_result(report)
 
     def _begin(self, ready: Ready) -> None:
         self._sockets.remove_names()

@@ -148,6 +148,7 @@ class Scheduler:
             num_waiting=len(self._queue),
             num_queued_seqs=self.admission.num_seqs,
             num_queued_tokens=self.admission.num_tokens,
+            num_free_slots=len(self._free_slots),
             num_blocks=self.block_manager.num_blocks,
             num_free_blocks=self.block_manager.num_free_blocks,
             prefill_tokens_per_s=self.admission.prefill_tokens_per_s,

@@ -13,6 +13,7 @@ class EngineStatistics:
     num_waiting: int  # without one: new, paused or preempted
     num_queued_seqs: int  # of those waiting, the ones that never ran
     num_queued_tokens: int  # their prompt tokens
+    num_free_slots: int  # for sequences that are to begin
     num_blocks: int
     num_free_blocks: int  # cached ones included
     prefill_tokens_per_s: float  # as last measured; 0 before

@@ -12,7 +12,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from engine.errors import EngineDeadError, EngineError
+from engine.client import Submission
+from engine.errors import EngineDeadError
 from engine.outputs import FinishReason
 from service.text.text_stream import TextStream
 
@@ -63,7 +64,7 @@ Deliver: TypeAlias = "Callable[[TextDelta], Awaitable[None]]"
 _groups = itertools.count()
 
 
-async def submit(
+def submit(
     model: ServedModel,
     choices: Sequence[PlannedChoice],
     stop_strings: Sequence[str],
@@ -72,23 +73,16 @@ async def submit(
 ) -> Generation:
     """Submit every choice, so that what the engine refuses is known before an answer begins.
 
-    caller: with whom the request shares the engine fairly. Raises what `TokenEngine.generate`
-    raises; then nothing was left running.
+    caller: with whom the request shares the engine fairly. Raises what `TokenEngine.submit` raises.
     """
-    streams: list[TokenStream] = []
     groups = {id(choice.prompt): next(_groups) for choice in choices}
-    try:
-        for choice in choices:
-            prompt = choice.prompt
-            streams.append(
-                model.engine.generate(
-                    prompt.token_ids, choice.params, caller=caller, group=groups[id(prompt)]
-                )
-            )
-    except EngineError:
-        for stream in streams:
-            await stream.aclose()
-        raise
+    streams = model.engine.submit(
+        [
+            Submission(choice.prompt.token_ids, choice.params, groups[id(choice.prompt)])
+            for choice in choices
+        ],
+        caller=caller,
+    )
     return Generation(model, [choice.prompt for choice in choices], streams, stop_strings)
 
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerFast
 
+    from engine.client import Submission
     from engine.outputs import TokenOutput
-    from engine.sampling_params import SamplingParams
     from engine.statistics import EngineStatistics
     from engine.wire import IntegrityReport
     from loaders.generation import GenerationDefaults
@@ -48,15 +48,10 @@ class TokenEngine(Protocol):
     def statistics(self) -> EngineStatistics | None:
         """What it last told of itself."""
 
-    def generate(
-        self,
-        prompt_token_ids: Sequence[int],
-        params: SamplingParams,
-        *,
-        caller: str = "",
-        group: int | None = None,
-    ) -> TokenStream:
-        """Check and submit at once; raise EngineError if it cannot run."""
+    def submit(
+        self, submissions: Sequence[Submission], *, caller: str = ""
+    ) -> Sequence[TokenStream]:
+        """Check and submit at once, all or none; raise EngineError if they cannot run."""
 
     async def check_integrity(self) -> IntegrityReport:
         """Ask it whether its books are right."""

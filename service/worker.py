@@ -150,7 +150,10 @@ def _container_cpus() -> int | None:
 
 
 def resolve_engine_config(settings: WorkerSettings, loaded: LoadedModel) -> EngineConfig:
-    """How long and how many sequences may be, in the memory that the weights left."""
+    """How long and how many sequences may be, in the memory that the weights left.
+
+    How many may wait is the client's to decide (`engine.backlog`), which answers at once.
+    """
     model = loaded.model
     kv_dtype = resolve_kv_dtype(model, resolve_asked_kv_dtype(settings))
     block_bytes = kv_block_bytes(model.config, BLOCK_SIZE, kv_dtype)
@@ -172,7 +175,6 @@ def resolve_engine_config(settings: WorkerSettings, loaded: LoadedModel) -> Engi
         kv_cache_bytes=num_blocks * block_bytes,
         max_num_seqs=settings.max_num_seqs,
     )
-    queue = settings.queue_limits
     return EngineConfig(
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=resolve_max_num_batched_tokens(settings, model.device),
@@ -181,9 +183,6 @@ def resolve_engine_config(settings: WorkerSettings, loaded: LoadedModel) -> Engi
         block_size=BLOCK_SIZE,
         kv_dtype=kv_dtype,
         has_prefix_cache=settings.prefix_cache,
-        max_queued_seqs=queue.max_queued_seqs,
-        max_queued_tokens=queue.max_queued_tokens,
-        max_queue_wait_s=queue.max_queue_wait_s,
         num_speculative_tokens=settings.num_speculative_tokens,
         is_batch_invariant=settings.batch_invariant,
     )

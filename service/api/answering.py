@@ -33,7 +33,7 @@ async def answer(
 ) -> Response:
     """Generate the choices for as long as the client is there for them."""
     answer = Answer(form, model)
-    generation = await submit(model, choices, request.stop, caller=request.user or "")
+    generation = submit(model, choices, request.stop, caller=request.user or "")
     headers = model.identity.headers
     if request.stream:
         return EventStream(

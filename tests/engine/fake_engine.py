@@ -147,6 +147,7 @@ class FakeEngine:
             num_waiting=len(self.waiting),
             num_queued_seqs=self.admission.num_seqs,
             num_queued_tokens=self.admission.num_tokens,
+            num_free_slots=self._max_num_seqs - len(self.running),
             num_blocks=1,
             num_free_blocks=1,
             prefill_tokens_per_s=0.0,

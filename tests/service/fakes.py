@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     import openai
     from transformers import PreTrainedTokenizerFast
 
+    from engine.client import Submission
+
 MODEL = "owner/name:gptq-4bit-32g@x"
 VOCAB_SIZE = 512
 END = 1  # `</s>` of the tiny tokenizer
@@ -101,24 +103,21 @@ class FakeEngine:
     statistics: None = None
     _ids: Iterator[int] = field(default_factory=itertools.count)
 
-    def generate(
-        self,
-        prompt_token_ids: Sequence[int],
-        params: SamplingParams,
-        *,
-        caller: str = "",
-        group: int | None = None,
-    ) -> FakeStream:
+    def submit(self, submissions: Sequence[Submission], *, caller: str = "") -> list[FakeStream]:
         if self.refusal is not None:
             raise self.refusal
         if not self.is_alive:
             raise EngineDeadError("the engine has stopped")
-        if max(prompt_token_ids) >= VOCAB_SIZE:
+        if any(max(submission.prompt_token_ids) >= VOCAB_SIZE for submission in submissions):
             raise InvalidTokenError(f"this model's ids are 0 to {VOCAB_SIZE - 1}")
-        self.submitted.append((list(prompt_token_ids), params))
+        return [self._run(submission, caller) for submission in submissions]
+
+    def _run(self, submission: Submission, caller: str) -> FakeStream:
+        prompt, params = submission.prompt_token_ids, submission.params
+        self.submitted.append((list(prompt), params))
         self.callers.append(caller)
-        self.groups.append(group)
-        token_ids = [*self.script(prompt_token_ids, params), END]
+        self.groups.append(submission.group)
+        token_ids = [*self.script(prompt, params), END]
         stream = FakeStream(self, next(self._ids), token_ids, params)
         self.running.add(stream)
         return stream

@@ -1,0 +1,95 @@
+"""A real server process with the demo, for benchmarks of what lies around the engine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import httpx2 as httpx
+import psutil
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ADMIN_KEY = "benchmark"
+START_LIMIT_S = 300.0
+
+
+class Server:
+    """A server that is ready, and what its processes use."""
+
+    def __init__(self, process: subprocess.Popen[bytes], url: str) -> None:
+        self._process = process
+        parts = urlsplit(url)
+        self.host, self.port = parts.hostname or "", parts.port or 0
+        self.api = psutil.Process(process.pid)
+        self._client = httpx.Client(base_url=url, timeout=30)
+
+    def wait_ready(self) -> None:
+        """Return once the server says so."""
+        deadline = time.monotonic() + START_LIMIT_S
+        while self._client.get("/health/ready").status_code != 200:
+            if time.monotonic() > deadline or self._process.poll() is not None:
+                raise RuntimeError("the server did not become ready")
+            time.sleep(0.1)
+
+    def check(self, model: str) -> dict[str, Any]:
+        """Ask the engine whether its books are right."""
+        return self._admin("POST", "/check", {"model": model})
+
+    def statistics(self, model: str) -> dict[str, Any]:
+        """Return what the engine last told of itself."""
+        (found,) = [one for one in self._admin("GET", "")["data"] if one["model"] == model]
+        statistics: dict[str, Any] = found["statistics"]
+        return statistics
+
+    def api_cpu_s(self) -> float:
+        """Seconds of processor time that the API's process has used."""
+        times = self.api.cpu_times()
+        return times.user + times.system
+
+    def _admin(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        answer = self._client.request(
+            method,
+            f"/admin/models{path}",
+            json=body,
+            headers={"authorization": f"Bearer {ADMIN_KEY}"},
+        )
+        answer.raise_for_status()
+        told: dict[str, Any] = answer.json()
+        return told
+
+
+@contextlib.contextmanager
+def serving(*flags: str) -> Iterator[Server]:
+    """Serve the demo, or what the flags name; end the server afterwards."""
+    command = [sys.executable, "-m", "service.cli", "serve", "--port", "0", "--log-format", "json"]
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        with log.open("w") as writable:
+            process = subprocess.Popen(
+                [*command, "--admin-key", ADMIN_KEY, *flags], stderr=writable
+            )
+        try:
+            server = Server(process, _find_url(process, log))
+            server.wait_ready()
+            yield server
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def _find_url(process: subprocess.Popen[bytes], log: Path) -> str:
+    while process.poll() is None:
+        for line in log.read_text().splitlines():
+            if line.startswith("{") and "url" in (told := json.loads(line)):
+                return str(told["url"])
+        time.sleep(0.05)
+    raise RuntimeError(f"the server ended before it listened:\n{log.read_text()}")
