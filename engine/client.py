@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from engine.backlog import Backlog, QueueLimits
 from engine.errors import EngineDeadError, EngineError, EngineStartError
 from engine.limits import RequestLimits
-from engine.request import SequenceRequest
+from engine.request import SequenceRequest, Terms
 from engine.wire import (
     CannotStart,
     CheckIntegrity,
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 # Messages read in one turn of the event loop; then others have theirs.
 _MESSAGES_PER_TURN = 64
+NO_TERMS = Terms()
 # More than an engine can have said between its last report that was read and its end.
 _LAST_MESSAGES = 65_536
 
@@ -54,6 +55,7 @@ class Submission:
     prompt_token_ids: Sequence[int]
     params: SamplingParams
     group: int | None = None  # of sequences with the same prompt
+    grammar: str | None = None  # what the answer must follow
 
 
 class TokenStream:
@@ -193,22 +195,18 @@ class EngineClient:
         return await asyncio.shield(self._ready)
 
     def generate(
-        self,
-        prompt_token_ids: Sequence[int],
-        params: SamplingParams,
-        *,
-        caller: str = "",
-        group: int | None = None,
+        self, prompt_token_ids: Sequence[int], params: SamplingParams, *, terms: Terms = NO_TERMS
     ) -> TokenStream:
         """Submit one prompt; see `submit`."""
-        (stream,) = self.submit([Submission(prompt_token_ids, params, group)], caller=caller)
+        (stream,) = self.submit([Submission(prompt_token_ids, params)], terms=terms)
         return stream
 
-    def submit(self, submissions: Sequence[Submission], *, caller: str = "") -> list[TokenStream]:
+    def submit(
+        self, submissions: Sequence[Submission], *, terms: Terms = NO_TERMS
+    ) -> list[TokenStream]:
         """Submit the sequences of one request, all of them or none.
 
-        caller: with whom they share the engine fairly. Raises an InvalidRequestError,
-        QueueFullError or EngineDeadError at once.
+        Raises an InvalidRequestError, QueueFullError or EngineDeadError at once.
         """
         limits = self._limits_alive()
         for submission in submissions:
@@ -216,7 +214,7 @@ class EngineClient:
         lengths = [len(submission.prompt_token_ids) for submission in submissions]
         self._backlog.enter(self._work.number, lengths)
         self._send_soon()
-        return [self._open_stream(submission, caller) for submission in submissions]
+        return [self._open_stream(submission, terms) for submission in submissions]
 
     def abort(self, sequence_id: int) -> None:
         """End a sequence within a step; its stream ends without a finish_reason."""
@@ -260,13 +258,18 @@ class EngineClient:
             raise _again(self._death)
         return self._known_limits()
 
-    def _open_stream(self, submission: Submission, caller: str) -> TokenStream:
+    def _open_stream(self, submission: Submission, terms: Terms) -> TokenStream:
         request = SequenceRequest(
             sequence_id=next(self._sequence_ids),
             prompt_token_ids=tuple(submission.prompt_token_ids),
             params=submission.params,
-            caller=caller,
+            caller=terms.caller,
+            weight=terms.weight,
+            priority=terms.priority,
+            cache_salt=terms.cache_salt,
             group=submission.group,
+            timeout_s=terms.timeout_s,
+            grammar=submission.grammar,
         )
         stream = TokenStream(self, request.sequence_id)
         self._streams[request.sequence_id] = stream

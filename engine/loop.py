@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from engine.errors import BlockAccountingError, EngineError, EngineStartError
+from engine.grammar_reader import GrammarReader
 from engine.outputs import PromptLogprobs, TokenOutput
 from engine.sockets import EngineSockets, TidingsSocket
 from engine.wire import (
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from engine.constraint import Constraint
     from engine.limits import RequestLimits
     from engine.outputs import StepOutput
     from engine.request import SequenceRequest
@@ -66,7 +68,10 @@ class SteppedEngine(Protocol):
     def has_work(self) -> bool:
         """Whether another step would do anything."""
 
-    def add(self, request: SequenceRequest) -> object:
+    def compile(self, grammar: str) -> Constraint:
+        """Read a grammar, in any thread. Raises InvalidConstraintError."""
+
+    def add(self, request: SequenceRequest, *, constraint: Constraint | None = None) -> object:
         """Queue a sequence. Raises an EngineError if it cannot run."""
 
     def abort(self, sequence_id: int) -> None:
@@ -163,6 +168,7 @@ class EngineLoop:
         self._engine = engine
         self._sockets = sockets
         self._heart = heart
+        self._grammars = GrammarReader(engine.compile, sockets.wake)
         self._work_number = 0
         self._is_stopping = False
 
@@ -171,6 +177,7 @@ class EngineLoop:
         self._report([], [])
         while self._take_orders():
             self._step()
+        self._grammars.close()
 
     def _take_orders(self) -> bool:
         """Follow the orders that have come, waiting for one where nothing else is to be done.
@@ -185,6 +192,8 @@ class EngineLoop:
                 self._sockets.send(self._check_integrity())
             elif isinstance(order, Shutdown):
                 self._is_stopping = True
+        for request, read in self._grammars.take_read():
+            failures += self._add(request, read)
         if failures or not self._engine.has_work:  # no step will tell of what was taken in
             self._report([], failures)
         return not self._is_stopping
@@ -194,13 +203,26 @@ class EngineLoop:
         self._work_number = work.number
         failures: list[Failure] = []
         for request in work.requests:
-            try:
-                self._engine.add(request)
-            except EngineError as error:
-                failures.append(Failure.of(request.sequence_id, error))
+            if request.grammar is not None:
+                self._grammars.begin(request, request.grammar)
+            else:
+                failures += self._add(request, None)
         for sequence_id in work.aborted:
+            self._grammars.drop(sequence_id)
             self._engine.abort(sequence_id)
         return failures
+
+    def _add(
+        self, request: SequenceRequest, constraint: Constraint | EngineError | None
+    ) -> list[Failure]:
+        """Hand a sequence to the engine; return why it may not run, if so."""
+        try:
+            if isinstance(constraint, EngineError):
+                raise constraint
+            self._engine.add(request, constraint=constraint)
+        except EngineError as error:
+            return [Failure.of(request.sequence_id, error)]
+        return []
 
     def _step(self) -> None:
         if not self._engine.has_work:

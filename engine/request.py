@@ -15,6 +15,17 @@ MAX_WEIGHT = 1e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """On whose behalf the sequences of one request run, and how; see `SequenceRequest`."""
+
+    caller: str = ""
+    weight: float = 1.0
+    priority: int = 0
+    cache_salt: str = ""
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceRequest:
     """One sequence, and on whose behalf it runs."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import zmq
 
-from engine.wire import decode_order, decode_tidings, encode
+from engine.wire import LookAround, decode_order, decode_tidings, encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,10 +75,19 @@ class EngineSockets:
         # In this order: what the client hears of proves that its orders arrive, too.
         self._orders = _connect(context, zmq.PULL, folder / _ORDERS)
         self._tidings = _connect(context, zmq.PUSH, folder / _TIDINGS)
+        self._own_address = f"inproc://{folder.name}"
+        self._orders.bind(self._own_address)
 
     def send(self, tidings: Tidings) -> None:
         """Tell the client something."""
         self._tidings.send(encode(tidings))
+
+    def wake(self) -> None:
+        """Have `receive` return; from any thread."""
+        socket = _socket(zmq.Context.instance(), zmq.PUSH)
+        socket.connect(self._own_address)
+        socket.send(encode(LookAround()))
+        socket.close()
 
     def receive(self, *, wait: bool) -> Iterator[Order]:
         """Give the orders that have come; wait: until there is at least one."""

@@ -35,7 +35,11 @@ class Shutdown(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """End after the step under way."""
 
 
-Order: TypeAlias = Work | CheckIntegrity | Shutdown
+class LookAround(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Wake up: another thread of the engine's process is done with something."""
+
+
+Order: TypeAlias = Work | CheckIntegrity | Shutdown | LookAround
 
 # ── tidings ─────────────────────────────────────────────────────────────────────────────────────
 

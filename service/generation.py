@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from engine.outputs import TokenOutput
+    from engine.request import Terms
     from engine.sampling_params import SamplingParams
     from service.served_model import ServedModel, TokenStream
 
@@ -69,11 +70,11 @@ def submit(
     choices: Sequence[PlannedChoice],
     stop_strings: Sequence[str],
     *,
-    caller: str = "",
+    terms: Terms,
 ) -> Generation:
     """Submit every choice, so that what the engine refuses is known before an answer begins.
 
-    caller: with whom the request shares the engine fairly. Raises what `TokenEngine.submit` raises.
+    Raises what `TokenEngine.submit` raises.
     """
     groups = {id(choice.prompt): next(_groups) for choice in choices}
     streams = model.engine.submit(
@@ -81,7 +82,7 @@ def submit(
             Submission(choice.prompt.token_ids, choice.params, groups[id(choice.prompt)])
             for choice in choices
         ],
-        caller=caller,
+        terms=terms,
     )
     return Generation(model, [choice.prompt for choice in choices], streams, stop_strings)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from engine.client import Submission
     from engine.outputs import TokenOutput
+    from engine.request import Terms
     from engine.statistics import EngineStatistics
     from engine.wire import IntegrityReport
     from loaders.generation import GenerationDefaults
@@ -48,9 +49,7 @@ class TokenEngine(Protocol):
     def statistics(self) -> EngineStatistics | None:
         """What it last told of itself."""
 
-    def submit(
-        self, submissions: Sequence[Submission], *, caller: str = ""
-    ) -> Sequence[TokenStream]:
+    def submit(self, submissions: Sequence[Submission], *, terms: Terms) -> Sequence[TokenStream]:
         """Check and submit at once, all or none; raise EngineError if they cannot run."""
 
     async def check_integrity(self) -> IntegrityReport:

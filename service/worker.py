@@ -21,6 +21,9 @@ from engine.core import Engine
 from engine.errors import EngineError, EngineStartError
 from engine.kv_cache import kv_block_bytes, resolve_kv_dtype, resolve_num_blocks
 from engine.loop import BuiltEngine
+from engine.outputs import SequenceFailure
+from engine.request import SequenceRequest
+from engine.sampling_params import SamplingParams
 from loaders.cache import default_cache_dir
 from loaders.demo import build_demo
 from loaders.errors import LoadError
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 BLOCK_SIZE = 16
+SELF_TEST_PROMPT = 64  # tokens
+SELF_TEST_TOKENS = 4
 CGROUP_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 # On a CPU other programs live in the same memory, and the cache is filled with zeros at the start
 # (2 GiB take about a second): no more than this, unless one sequence of full length needs it.
@@ -58,10 +63,35 @@ def build_engine(settings: WorkerSettings, tell: TellProgress) -> BuiltEngine:
         loaded = load_variant(settings, tell)
         tell("building the engine")
         engine = Engine(loaded.model, resolve_engine_config(settings, loaded))
+        tell("self-test")
+        self_test(engine)
     except (LoadError, EngineError, ServiceError) as error:
         raise EngineStartError(str(error)) from error
     about = describe(loaded, is_batch_invariant=settings.batch_invariant)
     return BuiltEngine(engine, about.encode())
+
+
+def self_test(engine: Engine) -> None:
+    """Have a prompt read and answered, so that nobody meets a kernel that fails first.
+
+    It is also what warms everything up. Raises EngineStartError, or whatever a step raises.
+    """
+    limits = engine.limits
+    num_prompt_tokens = min(SELF_TEST_PROMPT, limits.max_model_len - SELF_TEST_TOKENS)
+    if num_prompt_tokens < 1:
+        return
+    engine.add(
+        SequenceRequest(
+            sequence_id=-1,  # clients count from 0
+            prompt_token_ids=tuple(i % limits.vocab_size for i in range(1, 1 + num_prompt_tokens)),
+            params=SamplingParams(max_tokens=SELF_TEST_TOKENS, temperature=0.0),
+        )
+    )
+    while engine.has_work:
+        for output in engine.step():
+            if isinstance(output, SequenceFailure):
+                raise EngineStartError(f"the self-test failed: {output.error}")
+    engine.scheduler.check()
 
 
 def load_variant(settings: WorkerSettings, tell: TellProgress) -> LoadedModel:

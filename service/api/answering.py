@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from engine.request import Terms
 from service.api.answers import Answer, AnswerForm, Choice
 from service.api.connection import while_connected
 from service.api.error_responses import JsonResponse
@@ -33,7 +34,7 @@ async def answer(
 ) -> Response:
     """Generate the choices for as long as the client is there for them."""
     answer = Answer(form, model)
-    generation = submit(model, choices, request.stop, caller=request.user or "")
+    generation = submit(model, choices, request.stop, terms=Terms(caller=request.user or ""))
     headers = model.identity.headers
     if request.stream:
         return EventStream(

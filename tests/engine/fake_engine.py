@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from engine.admission import Admission
-from engine.errors import BlockAccountingError
+from engine.errors import BlockAccountingError, InvalidConstraintError
 from engine.limits import RequestLimits
 from engine.outputs import FinishReason, PromptLogprobs, SequenceFailure, TokenLogprobs, TokenOutput
 from engine.statistics import EngineStatistics
@@ -48,6 +48,13 @@ class Running:
     tokens: list[int] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class FakeConstraint:
+    """Remembers its grammar; this engine does not follow any."""
+
+    grammar: str
+
+
 class FakeEngine:
     def __init__(
         self,
@@ -66,6 +73,8 @@ class FakeEngine:
         self.waiting: dict[int, SequenceRequest] = {}
         self.running: dict[int, Running] = {}
         self.callers: list[str] = []
+        self.constraints: dict[int, FakeConstraint | None] = {}
+        self.before_compile: Callable[[], None] = lambda: None
         self.num_steps = 0
         self.leaks = False  # whether the books are wrong
         self.admission = Admission(max_queued_seqs=max_queued_seqs)
@@ -81,7 +90,16 @@ class FakeEngine:
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 
-    def add(self, request: SequenceRequest) -> None:
+    def compile(self, grammar: str) -> FakeConstraint:
+        self.before_compile()
+        if grammar == "unreadable":
+            raise InvalidConstraintError("this is no grammar")
+        if grammar == "poison":
+            raise ZeroDivisionError
+        return FakeConstraint(grammar)
+
+    def add(self, request: SequenceRequest, *, constraint: FakeConstraint | None = None) -> None:
+        self.constraints[request.sequence_id] = constraint
         self.limits.check(request.prompt_token_ids, request.params)
         self.admission.check(len(request.prompt_token_ids))
         self.admission.enter(len(request.prompt_token_ids))

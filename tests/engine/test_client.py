@@ -8,15 +8,17 @@ import stat
 import threading
 import time
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import pytest
 
 from engine.backlog import QueueLimits
-from engine.client import EngineClient
+from engine.client import EngineClient, Submission
 from engine.errors import (
     EngineDeadError,
     EngineStartError,
+    InvalidConstraintError,
     InvalidTokenError,
     NonFiniteLogitsError,
     QueueFullError,
@@ -24,9 +26,10 @@ from engine.errors import (
 from engine.in_thread import EngineThread, running_engine
 from engine.loop import BuiltEngine
 from engine.outputs import FinishReason
+from engine.request import Terms
 from engine.sampling_params import SamplingParams
 from engine.sockets import ClientSockets
-from tests.engine.fake_engine import FakeEngine, expected_tokens
+from tests.engine.fake_engine import FakeConstraint, FakeEngine, expected_tokens
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -163,6 +166,7 @@ def test_what_is_asked_reaches_the_engine_as_it_was_asked():
         stop_token_ids=frozenset({49}),
         seed=2**63 - 1,
     )
+    terms = Terms(caller="ada", weight=2.5, priority=-1, cache_salt="hers", timeout_s=9.0)
     seen = []
 
     def remember(request, token):
@@ -170,12 +174,14 @@ def test_what_is_asked_reaches_the_engine_as_it_was_asked():
 
     async def test() -> None:
         async with running(FakeEngine(fails=remember)) as client:
-            await collect(client.generate([1, 2], asked, caller="ada", group=5))
+            (stream,) = client.submit([Submission([1, 2], asked, group=5)], terms=terms)
+            await collect(stream)
 
     run(test())
     assert seen[0].params == asked
     assert seen[0].prompt_token_ids == (1, 2)
-    assert (seen[0].caller, seen[0].group) == ("ada", 5)
+    assert {name: getattr(seen[0], name) for name in asdict(terms)} == asdict(terms)
+    assert seen[0].group == 5
 
 
 def test_a_step_wakes_the_event_loop_once_and_takes_one_message():
@@ -241,6 +247,51 @@ def test_a_queue_that_only_the_engine_knows_to_be_full_fails_the_sequence():
             assert caught.value.retry_after_s == 1
             gate.open()
             assert len(await collect(first)) == 2
+
+    run(test())
+
+
+# ── grammars ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_nobody_waits_while_a_grammar_is_read():
+    async def test() -> None:
+        engine, is_read = FakeEngine(), threading.Event()
+        engine.before_compile = lambda: is_read.wait(PATIENCE_S)
+        async with running(engine) as client:
+            (bound,) = client.submit([Submission([1], params(2), grammar="a list")])
+            assert len(await collect(client.generate([1], params(5)))) == 5
+            is_read.set()
+            assert len(await collect(bound)) == 2
+            assert engine.constraints[bound.sequence_id] == FakeConstraint("a list")
+
+    run(test())
+
+
+def test_grammar_that_cannot_be_read_fails_its_sequence_alone():
+    async def test() -> None:
+        async with running(FakeEngine()) as client:
+            for grammar, told in (("unreadable", "no grammar"), ("poison", "ZeroDivisionError")):
+                (bound,) = client.submit([Submission([1], params(2), grammar=grammar)])
+                with pytest.raises(InvalidConstraintError, match=told):
+                    await collect(bound)
+            assert len(await collect(client.generate([1], params(5)))) == 5
+
+    run(test())
+
+
+def test_sequence_that_leaves_while_its_grammar_is_read_never_runs():
+    async def test() -> None:
+        engine, is_read = FakeEngine(), threading.Event()
+        engine.before_compile = lambda: is_read.wait(PATIENCE_S)
+        async with running(engine) as client:
+            (bound,) = client.submit([Submission([1], params(2), grammar="a list")])
+            await collect(client.generate([1], params(1)))
+            await bound.aclose()
+            await collect(client.generate([1], params(1)))
+            is_read.set()
+            await collect(client.generate([1], params(1)))
+            assert bound.sequence_id not in engine.constraints
 
     run(test())
 

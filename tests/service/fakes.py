@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from engine.client import Submission
+    from engine.request import Terms
 
 MODEL = "owner/name:gptq-4bit-32g@x"
 VOCAB_SIZE = 512
@@ -103,14 +104,14 @@ class FakeEngine:
     statistics: None = None
     _ids: Iterator[int] = field(default_factory=itertools.count)
 
-    def submit(self, submissions: Sequence[Submission], *, caller: str = "") -> list[FakeStream]:
+    def submit(self, submissions: Sequence[Submission], *, terms: Terms) -> list[FakeStream]:
         if self.refusal is not None:
             raise self.refusal
         if not self.is_alive:
             raise EngineDeadError("the engine has stopped")
         if any(max(submission.prompt_token_ids) >= VOCAB_SIZE for submission in submissions):
             raise InvalidTokenError(f"this model's ids are 0 to {VOCAB_SIZE - 1}")
-        return [self._run(submission, caller) for submission in submissions]
+        return [self._run(submission, terms.caller) for submission in submissions]
 
     def _run(self, submission: Submission, caller: str) -> FakeStream:
         prompt, params = submission.prompt_token_ids, submission.params

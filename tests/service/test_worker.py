@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from engine.config import KVDtype
+from engine.core import Engine
 from engine.errors import EngineStartError, NotEnoughBlocksError
 from loaders.generation import GenerationDefaults
 from loaders.load import LoadedModel, Provenance
@@ -22,6 +24,7 @@ from service.worker import (
     resolve_engine_config,
     resolve_kv_cache_bytes,
     resolve_num_threads,
+    self_test,
 )
 from tests.models import tiny_llama
 
@@ -155,7 +158,7 @@ def test_built_engine_is_whole_and_described(tiny_repo: TinyRepositories):
     phases = [phase for phase, _ in told]
     assert phases[0] == "finding the files"
     assert "preparing kernels" in phases
-    assert phases[-1] == "building the engine"
+    assert phases[-2:] == ["building the engine", "self-test"]
 
 
 @pytest.mark.parametrize(
@@ -172,6 +175,17 @@ def test_built_engine_is_whole_and_described(tiny_repo: TinyRepositories):
 def test_what_cannot_be_loaded_is_told_as_a_reason(tiny_repo, settings, reason):
     with pytest.raises(EngineStartError, match=reason):
         build_engine(settings_of(tiny_repo, **settings), lambda phase, percent=None: None)
+
+
+def test_weights_that_give_no_numbers_are_found_before_anybody_asks(loaded):
+    config = resolve_engine_config(WorkerSettings(max_num_seqs=2), loaded)
+    engine = Engine(deepcopy(loaded.model), config)
+    self_test(engine)
+    assert not engine.has_work
+    broken = deepcopy(loaded.model)
+    broken.lm_head.weight.data.fill_(float("nan"))
+    with pytest.raises(EngineStartError, match="self-test failed: the model gave NaN"):
+        self_test(Engine(broken, config))
 
 
 def test_of_several_gpus_the_one_with_the_most_free_memory_is_used(monkeypatch):
