@@ -69,6 +69,6 @@ async def running_engine(
         await client.ready()
         yield client
     finally:
-        if client.shut_down():
+        if client.shut_down() or client.death is not None:  # it is ending in either case
             await thread.ended()
         client.end(EngineDeadError("the engine was stopped"))

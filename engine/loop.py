@@ -94,7 +94,7 @@ def serve(folder: Path, build: Callable[[TellProgress], BuiltEngine]) -> None:
     heart = Heart(folder)
     heart.start()
     try:
-        built = build(lambda phase, percent=None: sockets.send(Progress(phase, percent)))
+        built = build(_ProgressTeller(sockets))
         limits = built.engine.limits
         sockets.send(Ready(limits.vocab_size, limits.max_model_len, built.about))
         EngineLoop(built.engine, sockets, heart).run()
@@ -115,6 +115,18 @@ class TellProgress(Protocol):
 
     def __call__(self, phase: str, percent: float | None = None) -> None:
         """Name the phase; percent: of the phase, where it can be told."""
+
+
+class _ProgressTeller:
+    """Sends progress, whichever thread makes it: downloads have several."""
+
+    def __init__(self, sockets: EngineSockets) -> None:
+        self._sockets = sockets
+        self._lock = threading.Lock()  # sockets may change hands, but not be shared
+
+    def __call__(self, phase: str, percent: float | None = None) -> None:
+        with self._lock:
+            self._sockets.send(Progress(phase, percent))
 
 
 @dataclass(frozen=True, slots=True)

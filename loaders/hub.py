@@ -24,9 +24,11 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.errors import RepositoryNotFoundError as HubRepositoryNotFoundError
 from huggingface_hub.errors import RevisionNotFoundError as HubRevisionNotFoundError
+from huggingface_hub.utils import filter_repo_objects
 
 from loaders.cache import find_built, repository_folder
 from loaders.checkpoint import PICKLE_SUFFIXES
+from loaders.download_progress import quiet_bars
 from loaders.errors import (
     HubError,
     InvalidSpecError,
@@ -36,6 +38,10 @@ from loaders.errors import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from huggingface_hub import ModelInfo
+
     from loaders.spec import VariantSpec
 
 log = structlog.get_logger(__name__)
@@ -58,18 +64,21 @@ def fetch(
     cache_dir: Path | None = None,
     token: str | None = None,
     local_files_only: bool = False,
+    on_percent: Callable[[float], None] | None = None,
 ) -> Snapshot:
     """Return the folder of a repository's revision, downloading what is missing.
 
     A repository that was built on this machine (the demo) is used as it is. For others the hub is
     asked, and the cache used when it cannot be reached. Raises RepositoryNotFoundError,
     RevisionNotFoundError (naming the revisions there are), UnsafeCheckpointError or HubError.
+
+    on_percent: told how much of a download is done; possibly by several threads.
     """
     revision = spec.revision or DEFAULT_REVISION
     built_in = find_built(spec.repo, cache_dir)
     hub_cache = built_in or cache_dir or Path(constants.HF_HUB_CACHE)
     if built_in is None and not local_files_only:
-        return _download(spec.repo, revision, hub_cache, token)
+        return _download(spec.repo, revision, hub_cache, token, on_percent)
     if (found := _cached(spec.repo, revision, hub_cache)) is not None:
         return found
     known = cached_revisions(spec.repo, hub_cache)
@@ -112,10 +121,16 @@ def _no_revision(repo: str, revision: str, known: list[str], verb: str) -> Revis
     )
 
 
-def _download(repo: str, revision: str, cache_dir: Path, token: str | None) -> Snapshot:
+def _download(
+    repo: str,
+    revision: str,
+    cache_dir: Path,
+    token: str | None,
+    on_percent: Callable[[float], None] | None,
+) -> Snapshot:
     api = HfApi(token=token)
     try:
-        info = api.model_info(repo, revision=revision)
+        info = api.model_info(repo, revision=revision, files_metadata=True)
         _refuse_pickles(repo, [file.rfilename for file in info.siblings or []])
         log.info("downloading", repo=repo, revision=revision, commit=info.sha)
         folder = snapshot_download(
@@ -124,6 +139,7 @@ def _download(repo: str, revision: str, cache_dir: Path, token: str | None) -> S
             cache_dir=cache_dir,
             token=token,
             allow_patterns=list(_NEEDED_FILES),
+            tqdm_class=quiet_bars(on_percent or _tell_nobody, _needed_bytes(info)),
         )
     except HFValidationError as error:
         raise InvalidSpecError(f"{repo!r} is not a repository's name: {error}") from error
@@ -143,6 +159,19 @@ def _download(repo: str, revision: str, cache_dir: Path, token: str | None) -> S
     except (HfHubHTTPError, HTTPError, OfflineModeIsEnabled, OSError) as error:
         return _cached_instead(repo, revision, cache_dir, error)
     return _snapshot(Path(folder))
+
+
+def _needed_bytes(info: ModelInfo) -> int:
+    """Count the bytes of what is fetched; 0 where the hub does not tell sizes."""
+    files = info.siblings or []
+    needed = set(
+        filter_repo_objects([file.rfilename for file in files], allow_patterns=list(_NEEDED_FILES))
+    )
+    return sum(file.size or 0 for file in files if file.rfilename in needed)
+
+
+def _tell_nobody(percent: float) -> None:
+    pass
 
 
 def _cached_instead(repo: str, revision: str, cache_dir: Path, error: Exception) -> Snapshot:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-    # Is told each phase of loading, and how much of it is done, in percent, where that is known.
+    # Is told each phase of loading, and how much of it is done, in percent, where that is known;
+    # not always in the thread that loads, but then while that one waits.
     TellProgress: TypeAlias = Callable[[str, float | None], None]
 
 log = structlog.get_logger(__name__)
@@ -114,7 +116,11 @@ def load(
     tell = progress or _tell_nobody
     tell("finding the files", None)
     snapshot = open_snapshot(
-        spec, cache_dir=cache_dir, token=token, local_files_only=local_files_only
+        spec,
+        cache_dir=cache_dir,
+        token=token,
+        local_files_only=local_files_only,
+        on_percent=partial(tell, "downloading"),
     )
     tell("checking the files", None)
     checkpoint = read_checkpoint(snapshot.folder)
@@ -173,11 +179,18 @@ def open_snapshot(
     cache_dir: Path | None = None,
     token: str | None = None,
     local_files_only: bool = False,
+    on_percent: Callable[[float], None] | None = None,
 ) -> Snapshot:
-    """Return the folder that holds the variant's files, fetched if need be."""
+    """Return the folder that holds the variant's files, fetched if need be; see `hub.fetch`."""
     if spec.folder is not None:
         return open_folder(spec, cache_dir=cache_dir)
-    return fetch(spec, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
+    return fetch(
+        spec,
+        cache_dir=cache_dir,
+        token=token,
+        local_files_only=local_files_only,
+        on_percent=on_percent,
+    )
 
 
 def resolve_device_map(device: str) -> dict[str, torch.device] | str:

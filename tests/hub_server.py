@@ -124,7 +124,8 @@ def _api(name: str, repository: HubRepository, kind: str, revision: str) -> Answ
                 for p, c in files.items()
             ]
         )
-    return _json({"id": name, "sha": commit, "siblings": [{"rfilename": path} for path in files]})
+    siblings = [{"rfilename": path, "size": len(content)} for path, content in files.items()]
+    return _json({"id": name, "sha": commit, "siblings": siblings})
 
 
 def _file(repository: HubRepository, revision: str, file: str) -> Answer:

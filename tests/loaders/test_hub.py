@@ -20,7 +20,12 @@ from loaders.hub import fetch
 from loaders.spec import parse_spec
 try:
     spec, cache_dir = parse_spec(sys.argv[1]), Path(sys.argv[2])
-    snapshot = fetch(spec, cache_dir=cache_dir, local_files_only=len(sys.argv) > 3)
+    snapshot = fetch(
+        spec,
+        cache_dir=cache_dir,
+        local_files_only=len(sys.argv) > 3,
+        on_percent=lambda percent: print("percent", percent),
+    )
     print(snapshot.commit, *sorted(p.name for p in snapshot.folder.iterdir()))
 except LoadError as error:
     print(type(error).__name__, error)
@@ -58,7 +63,10 @@ def fetch(hub, tmp_path):
             timeout=60,
         )
         assert done.returncode == 0, done.stderr
-        return done.stdout.strip().splitlines()[-1]
+        assert done.stderr.count("\r") == 0  # no bars in a server's log
+        lines = done.stdout.strip().splitlines()
+        call.told = [float(line.split()[1]) for line in lines if line.startswith("percent")]
+        return lines[-1]
 
     return call
 
@@ -73,6 +81,18 @@ def test_a_branch_is_downloaded_once_and_then_found_offline(hub, fetch):
     assert fetch(f"{REPO}:other", offline=True) == expected
     assert fetch(f"{REPO}@{commit}") == expected
     assert fetch(f"{REPO}:other", endpoint="http://127.0.0.1:9") == expected
+
+
+@pytest.mark.slow
+def test_a_download_tells_how_far_it_has_come(hub, fetch):
+    weights = bytes(30_000_000)  # read in pieces of 10 MB
+    hub.repositories[REPO] = HubRepository({"main": {**FILES, "model.safetensors": weights}})
+    fetch(REPO)
+    assert fetch.told == sorted(fetch.told)
+    assert len(fetch.told) >= 3
+    assert fetch.told[-1] > 99
+    fetch(REPO, offline=True)
+    assert fetch.told == []
 
 
 @pytest.mark.slow
