@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -15,9 +16,15 @@ from urllib.parse import urlsplit
 import httpx2 as httpx
 import psutil
 
+from loaders.cache import default_cache_dir
+from loaders.demo import build_demo
+from loaders.load import open_snapshot
+from loaders.spec import parse_spec
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+MODEL = "demo"
 ADMIN_KEY = "benchmark"
 START_LIMIT_S = 300.0
 
@@ -70,12 +77,47 @@ class Server:
 @contextlib.contextmanager
 def serving(*flags: str) -> Iterator[Server]:
     """Serve the demo, or what the flags name; end the server afterwards."""
-    command = [sys.executable, "-m", "service.cli", "serve", "--port", "0", "--log-format", "json"]
+    command = ["-m", "service.cli", "serve", "--port", "0", "--log-format", "json"]
+    with _running([*command, "--admin-key", ADMIN_KEY, *flags], {}) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def pretending(max_num_seqs: int, step_s: float) -> Iterator[Server]:
+    """Serve the demo's texts by an engine that computes nothing, in a process of its own.
+
+    step_s: what a step takes. Its tokens are among the commonest of the vocabulary, as in a text.
+    """
+    demo = build_demo(default_cache_dir(), progress=print)
+    snapshot = open_snapshot(
+        parse_spec(demo.default_spec), cache_dir=demo.cache_dir, local_files_only=True
+    )
+    settings = {
+        "variant": "pretended/model",
+        "served_model_name": MODEL,
+        "port": 0,
+        "log_format": "json",
+        "admin_key": ADMIN_KEY,
+        "max_num_seqs": max_num_seqs,
+    }
+    engine = {
+        "folder": str(snapshot.folder),
+        "step_s": step_s,
+        "vocab_size": 49_152,
+        "answer_ids_end": 5_000,
+    }
+    command = ["-m", "tests.service.process_server", json.dumps(settings)]
+    with _running(command, {"FAKE_ENGINE": json.dumps(engine)}) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def _running(arguments: list[str], environment: dict[str, str]) -> Iterator[Server]:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         with log.open("w") as writable:
             process = subprocess.Popen(
-                [*command, "--admin-key", ADMIN_KEY, *flags], stderr=writable
+                [sys.executable, *arguments], stderr=writable, env={**os.environ, **environment}
             )
         try:
             server = Server(process, _find_url(process, log))

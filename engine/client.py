@@ -91,7 +91,8 @@ class TokenStream:
         """Wait for tokens, and return all that have come; none once the sequence has ended."""
         if not self._outputs:
             await self._wait()
-        outputs, self._outputs = self._outputs, []
+        outputs = self._outputs
+        self._outputs = []
         return outputs
 
     async def aclose(self) -> None:

@@ -156,17 +156,18 @@ class Generation:
     ) -> tuple[str, FinishReason | None]:
         """Return the text of what has come, and why the choice ends if it does.
 
-        Several outputs come together only where the reader was slower than the engine.
+        Several outputs come together only where drafts were right, or the reader was slower than
+        the engine.
         """
-        pieces: list[str] = []
+        piece = ""
         reason: FinishReason | None = None
         for output in outputs:
             self._num_completion_tokens += 1
-            pieces.append(text.push(output.token_id))
+            piece += text.push(output.token_id)
             reason = output.finish_reason
             if reason is not None:
-                pieces.append(text.flush())
+                piece += text.flush()
             if text.stopped:
                 reason = FinishReason.STOP
                 break
-        return "".join(pieces), reason
+        return piece, reason

@@ -10,6 +10,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+from service import garbage
 from service.model_description import ModelDescription
 from service.model_text import ModelText, read_model_text
 from service.served_model import ServedModel
@@ -63,4 +64,5 @@ class LoadedVariant:
             self.close()
             self._text = await asyncio.to_thread(read_model_text, description)
             self._description = description
+            garbage.settle()
         return self._text

@@ -12,6 +12,8 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from service.generation import TextDelta, Usage
     from service.served_model import ServedModel
 
+encode_text = msgspec.json.Encoder().encode
 encode_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 DONE = b"data: [DONE]\n\n"
@@ -122,20 +125,21 @@ class Frames:
         self._envelope = b"data: " + encode_json(envelope).encode()[:-1]
         self._head = self._envelope + b',"choices":[{"index":'
         self._tail = b'}],"usage":null}\n\n' if include_usage else b"}]}\n\n"
+        self._after_text = form.after_text + self._ended(b"null")
+        self._before_texts: dict[int, bytes] = {}  # by index
 
     def start(self, index: int) -> bytes:
         """Return what opens a choice."""
-        return b"" if self._form.start is None else self._chunk(index, self._form.start, None)
+        if self._form.start is None:
+            return b""
+        return self._opened(index) + self._form.start + self._ended(b"null")
 
     def delta(self, delta: TextDelta) -> bytes:
         """Return the chunks of one delta: its text, then its end."""
-        frames = b""
-        if delta.text:
-            text = encode_json(delta.text).encode()
-            new = self._form.before_text + text + self._form.after_text
-            frames = self._chunk(delta.index, new, None)
+        frames = self._text(delta.index, delta.text) if delta.text else b""
         if delta.finish_reason is not None:
-            frames += self._chunk(delta.index, self._form.end, delta.finish_reason)
+            reason = b'"' + delta.finish_reason.value.encode() + b'"'
+            frames += self._opened(delta.index) + self._form.end + self._ended(reason)
         return frames
 
     def end(self, usage: Usage) -> bytes:
@@ -145,15 +149,17 @@ class Frames:
         counted = encode_json(_usage_body(usage)).encode()
         return self._envelope + b',"choices":[],"usage":' + counted + b"}\n\n" + DONE
 
-    def _chunk(self, index: int, new: bytes, reason: FinishReason | None) -> bytes:
-        ended = b"null" if reason is None else b'"' + reason.value.encode() + b'"'
-        return b'%b%d,%b,"logprobs":null,"finish_reason":%b%b' % (
-            self._head,
-            index,
-            new,
-            ended,
-            self._tail,
-        )
+    def _text(self, index: int, text: str) -> bytes:
+        before = self._before_texts.get(index)
+        if before is None:
+            before = self._before_texts[index] = self._opened(index) + self._form.before_text
+        return before + encode_text(text) + self._after_text
+
+    def _opened(self, index: int) -> bytes:
+        return self._head + str(index).encode() + b","
+
+    def _ended(self, reason: bytes) -> bytes:
+        return b',"logprobs":null,"finish_reason":' + reason + self._tail
 
 
 def error_frames(body: Mapping[str, object]) -> bytes:

@@ -10,11 +10,11 @@ from starlette.responses import Response
 
 from service.api.answering import answer
 from service.api.answers import CHAT
-from service.api.middleware import until_answered
 from service.api.openapi import json_body
 from service.api.planning import plan_chat
 from service.api.request_bodies import read_request
 from service.api.requests import ChatRequest
+from service.api.scope import until_answered
 
 if TYPE_CHECKING:
     from service.api.context import ApiContext

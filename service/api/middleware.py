@@ -15,11 +15,10 @@ from starlette.requests import ClientDisconnect
 
 from service.api.answers import error_frames
 from service.api.error_responses import UNEXPECTED, error_body, error_form, error_response
-from service.api.event_stream import EVENT_STREAM
+from service.api.scope import EVENT_STREAM, keep_send, keep_until_answered
 from service.errors import ClientGoneError, StalledReaderError
 
 if TYPE_CHECKING:
-    from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from service.lifecycle import Lifecycle
@@ -32,7 +31,6 @@ OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
 
 ADMIN_PATHS = "/admin/"  # what begins so has a key of its own
 
-_UNTIL_ANSWERED = "tetrad.until_answered"  # in a request's scope
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -51,6 +49,7 @@ class RequestId:
         is_sane = len(given) == 1 and _SANE_ID.fullmatch(given[0])
         request_id = given[0] if is_sane else uuid.uuid4().hex.encode()
         scope["request_id"] = request_id.decode()
+        keep_send(scope, send)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -142,14 +141,8 @@ class OpenRequests:
             await self._app(scope, receive, send)
             return
         with self._lifecycle.request(), ExitStack() as stack:
-            scope[_UNTIL_ANSWERED] = stack
+            keep_until_answered(scope, stack)
             await self._app(scope, receive, send)
-
-
-def until_answered(request: Request) -> ExitStack:
-    """Return what is left once the request's answer is complete, however it ends."""
-    stack: ExitStack = request.scope[_UNTIL_ANSWERED]
-    return stack
 
 
 def _header_values(scope: Scope, name: bytes) -> list[bytes]:

@@ -1,7 +1,8 @@
 """A worker's process with a fake engine: everything is real but the model.
 
 `FAKE_ENGINE` in the environment holds its options as JSON: folder (of a tokenizer), step_s, load_s,
-load_fails (a message), breaks_loading, max_num_seqs. A request's `user` may carry an ailment.
+load_fails (a message), breaks_loading, vocab_size, answer_ids_end. A request's `user` may carry an
+ailment.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ def build(settings: WorkerSettings, tell: TellProgress) -> BuiltEngine:
     engine = FakeEngine(
         max_num_seqs=settings.max_num_seqs,
         max_model_len=100_000,
-        vocab_size=VOCAB_SIZE,
-        answer_ids_end=ASCII_END,
+        vocab_size=options.get("vocab_size", VOCAB_SIZE),
+        answer_ids_end=options.get("answer_ids_end", ASCII_END),
         step_s=options.get("step_s", 0.0),
         fails=fall_ill,
     )
@@ -69,7 +70,7 @@ def build(settings: WorkerSettings, tell: TellProgress) -> BuiltEngine:
         device="cpu",
         is_batch_invariant=False,
         model_type="llama",
-        vocab_size=VOCAB_SIZE,
+        vocab_size=options.get("vocab_size", VOCAB_SIZE),
         num_hidden_layers=1,
         defaults=GenerationDefaults(None, None, None, frozenset()),
     )
