@@ -44,20 +44,23 @@ class IsolatedRunner:
 
     def decode(self, prompts: list[list[int]], num_tokens: int) -> float | None:
         """Return generated tokens a second, all prompts together; None if it can't take them."""
-        return self._call("decode", prompts, num_tokens)
+        rate: float | None = self.call("decode", prompts, num_tokens)
+        return rate
 
     def prefill(self, prompt: list[int]) -> float:
         """Return prompt tokens a second until the first token."""
-        return self._call("prefill", prompt)
+        rate: float = self.call("prefill", prompt)
+        return rate
+
+    def call(self, method: str, *arguments: object) -> Any:
+        """Call another method that the runner has."""
+        self._calls.send((method, arguments))
+        return self._calls.recv()
 
     def close(self) -> None:
         """End the process."""
         self._calls.close()
         self._process.join()
-
-    def _call(self, method: str, *arguments: object) -> Any:
-        self._calls.send((method, arguments))
-        return self._calls.recv()
 
 
 def _answer(calls: Connection, make: Callable[..., Runner], arguments: tuple[object, ...]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from engine.config import EngineConfig
 from engine.core import Engine
@@ -19,21 +20,36 @@ if TYPE_CHECKING:
     from engine.loop import TellProgress
 
 
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """How a text goes on."""
+
+    token_ids: list[int]
+    text: str
+    tokens_per_s: float  # from the first token to the last
+    num_drafted: int  # tokens, by the engine since it began
+    num_accepted: int
+
+
 class Tetrad:
     """One variant on the engine, up to `max_num_seqs` streams."""
 
-    def __init__(self, spec: str, cache_dir: Path, max_num_seqs: int) -> None:
+    def __init__(
+        self, spec: str, cache_dir: Path, max_num_seqs: int, num_speculative_tokens: int = 0
+    ) -> None:
         config = EngineConfig(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=2048,
             max_model_len=2048,
             num_blocks=1024,
+            num_speculative_tokens=num_speculative_tokens,
         )
 
         def build(_tell: TellProgress) -> BuiltEngine:
             # In the thread that steps, so that it is the only one with OpenMP workers
             # (docs/decisions.md).
             loaded = load(spec, device="cpu", cache_dir=cache_dir)
+            self._tokenizer = loaded.tokenizer
             self.name = f"Tetrad ({loaded.provenance.backend})"
             return BuiltEngine(Engine(loaded.model, config), b"")
 
@@ -50,6 +66,27 @@ class Tetrad:
         started = time.perf_counter()
         self._loop.run_until_complete(self._times(prompt, 1))
         return len(prompt) / (time.perf_counter() - started)
+
+    def go_on(self, text: str, temperature: float, num_tokens: int) -> Continuation:
+        """Go on with a text."""
+        params = SamplingParams(max_tokens=num_tokens, temperature=temperature, seed=1)
+        return self._loop.run_until_complete(self._go_on(text, params))
+
+    async def _go_on(self, text: str, params: SamplingParams) -> Continuation:
+        tokenizer: Any = self._tokenizer
+        token_ids: list[int] = []
+        times: list[float] = []
+        async for output in self._client.generate(tokenizer.encode(text), params):
+            token_ids.append(output.token_id)
+            times.append(time.perf_counter())
+        statistics = self._client.statistics
+        return Continuation(
+            token_ids,
+            tokenizer.decode(token_ids),
+            (len(times) - 1) / (times[-1] - times[0]),
+            statistics.num_drafted_tokens if statistics else 0,
+            statistics.num_accepted_tokens if statistics else 0,
+        )
 
     async def _decode(self, prompts: list[list[int]], num_tokens: int) -> float:
         streams = await asyncio.gather(*(self._times(p, num_tokens + 1) for p in prompts))

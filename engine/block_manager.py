@@ -16,6 +16,7 @@ where they can: a lone sequence's cache is then read in place rather than gather
 from __future__ import annotations
 
 from collections import Counter
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from engine.errors import BlockAccountingError
@@ -197,8 +198,9 @@ class BlockManager:
             self._evict(max(num_blocks - self._num_free, min(spare, len(self._cached))))
 
     def _evict(self, num_blocks: int) -> None:
-        for _ in range(num_blocks):
-            block = next(iter(self._cached))
+        # Listed first: every new iterator passes again over all that was deleted from a dict's
+        # front, 8 µs a block where 300 were evicted at once.
+        for block in list(islice(self._cached, num_blocks)):
             del self._cached[block]
             self._forget_name(block)
             self._let_go(block)

@@ -131,13 +131,16 @@ def _group_decodes(
 ) -> tuple[LoneDecode | PaddedDecodes, ...]:
     """Divide decode rows into groups of similar length; longest first."""
     groups: list[LoneDecode | PaddedDecodes] = []
+    bytes_per_block = cache.block_size * cache.bytes_per_token
+    falling = -positions
+    num_tokens = _tensor(positions + 1, cache.device).view(-1, 1, 1, 1)
     start = 0
     while start < len(slots):
         longest = int(positions[start]) + 1
         width = -(-longest // cache.block_size)
         # Positions fall, so those near enough to the longest end where they are searched for.
-        near = int(np.searchsorted(-positions, MAX_PADDING - positions[start], side="right"))
-        most = max(1, MAX_GATHER_BYTES // (width * cache.block_size * cache.bytes_per_token))
+        near = int(np.searchsorted(falling, falling[start] + MAX_PADDING, side="right"))
+        most = max(1, MAX_GATHER_BYTES // (width * bytes_per_block))
         stop = min(near, start + most)
         if stop - start == 1:
             groups.append(LoneDecode(start, state.run(int(slots[start]), longest)))
@@ -147,7 +150,7 @@ def _group_decodes(
                     rows=slice(start, stop),
                     width=width * cache.block_size,
                     blocks=_tensor(state.tables[slots[start:stop], :width].ravel(), cache.device),
-                    num_tokens=_tensor(positions[start:stop] + 1, cache.device).view(-1, 1, 1, 1),
+                    num_tokens=num_tokens[start:stop],
                 )
             )
         start = stop

@@ -30,7 +30,7 @@ from engine.logprobs import prompt_logprobs, to_token_logprobs
 from engine.model_input import build_model_input, model_order, num_logits
 from engine.sampler import sample
 from engine.sampling_plan import make_plan, plan_key
-from engine.sampling_state import SamplingState
+from engine.sampling_state import SamplingState, ids_to_device
 from engine.slot_state import SlotState
 from engine.static_decode import StaticDecode, row_bucket, width_bucket
 
@@ -269,11 +269,11 @@ class ModelRunner:
             all_rows += range(row, row + accepted + 1)
             row += chunk.num_samples
         device = tokens.device
-        picked = tokens.index_select(0, torch.tensor(kept_rows, device=device))
-        self._slots.last_tokens.index_copy_(0, torch.tensor(kept_slots, device=device), picked)
+        picked = tokens.index_select(0, ids_to_device(kept_rows, device))
+        self._slots.last_tokens.index_copy_(0, ids_to_device(kept_slots, device), picked)
         self._sampling.record(
-            torch.tensor(all_slots, device=device),
-            tokens.index_select(0, torch.tensor(all_rows, device=device)),
+            ids_to_device(all_slots, device),
+            tokens.index_select(0, ids_to_device(all_rows, device)),
         )
 
     def _prompt_logprobs(

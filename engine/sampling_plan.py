@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from engine.sampling_state import Need, to_device
+from engine.sampling_state import Need, ids_to_device, to_device
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -171,4 +171,4 @@ def _places(state: SamplingState, tokens: Mapping[int, Sequence[int]]) -> Tensor
 
 
 def _ids(state: SamplingState, values: Sequence[int]) -> Tensor:
-    return to_device(torch.tensor(values, dtype=torch.int64), state.device)
+    return ids_to_device(values, state.device)

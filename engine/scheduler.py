@@ -466,8 +466,11 @@ class Scheduler:
             for sequence in self._running.values()
             if not sequence.is_decoding
         )
-        if self._free_slots and not self._is_head_blocked:
-            waiting += self.admission.num_tokens
+        if self._free_slots and not self._is_head_blocked and self.admission.num_seqs:
+            # Only those that would find a slot, as if all were of one length: a long queue must not
+            # make every freed slot stop the others' answers for a short prompt.
+            share = min(1.0, len(self._free_slots) / self.admission.num_seqs)
+            waiting += int(share * self.admission.num_tokens)
         return waiting >= min(EXCLUSIVE_PREFILL_TOKENS, self._config.max_num_batched_tokens)
 
     def _schedule_decodes(self) -> tuple[Decodes, list[ScheduledChunk]]:

@@ -12,6 +12,7 @@ from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from engine.model_input import ModelInput
@@ -123,7 +124,7 @@ class StaticDecode:
         """Say which rows the next run is about; positions: of their input tokens."""
         missing = self.num_rows - len(slots)
         rows = [[*slots, *[self._padding_slot] * missing], [*positions, *[0] * missing]]
-        self._buffer.copy_(torch.tensor(rows), non_blocking=True)
+        self._buffer.copy_(torch.from_numpy(np.array(rows, dtype=np.int64)), non_blocking=True)
 
     def run(self, key: PlanKey) -> SampledRows:
         """Run the step; what it samples is also left in the slots.

@@ -1,18 +1,23 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from torch import nn
 
 from engine.batch import Decodes, RowExtras, ScheduledBatch, ScheduledChunk, SlotStart
-from engine.client import EngineClient
 from engine.config import EngineConfig
 from engine.errors import OutOfMemoryError, UnsupportedModelError
+from engine.in_thread import running_engine
+from engine.loop import BuiltEngine
 from engine.model_runner import ModelRunner
 from engine.sampling_params import SamplingParams
 from tests.engine.tiny_models import FUSED, generate, make_engine, make_model, make_prompts
+
+if TYPE_CHECKING:
+    from engine.client import EngineClient
 
 GREEDY = SamplingParams(max_tokens=12, temperature=0)
 
@@ -89,22 +94,18 @@ def test_too_little_memory_is_said_in_the_engines_words(monkeypatch: pytest.Monk
         step.result()
 
 
-def test_a_model_runs_in_the_clients_thread():
+def test_a_model_runs_in_a_thread_behind_its_client():
     model = make_model(FUSED["llama"])
     prompts = make_prompts(3, 17, 40)
     wanted = [generate(model, prompt, GREEDY.max_tokens) for prompt in prompts]
 
-    async def answer(prompt: list[int]) -> list[int]:
+    async def answer(client: EngineClient, prompt: list[int]) -> list[int]:
         return [output.token_id async for output in client.generate(prompt, GREEDY)]
 
     async def answers() -> list[list[int]]:
-        return await asyncio.gather(*map(answer, prompts))
+        async with running_engine(lambda tell: BuiltEngine(make_engine(model), b"")) as client:
+            return await asyncio.gather(*(answer(client, prompt) for prompt in prompts))
 
     num_threads = torch.get_num_threads()
-    client = EngineClient(make_engine(model))
-    client.start()
-    try:
-        assert asyncio.run(answers()) == wanted
-    finally:
-        client.stop()
+    assert asyncio.run(answers()) == wanted
     assert torch.get_num_threads() == num_threads

@@ -161,6 +161,18 @@ def test_long_prompts_run_by_themselves_every_second_step():
     assert kinds == [(0, 20), (1, 19), (0, 20), (1, 1), (2, 0)]
 
 
+def test_a_long_queue_of_short_prompts_does_not_stop_answers():
+    """A slot that becomes free takes one of them; it joins the step that decodes for the rest."""
+    bench = Bench(max_num_seqs=3, max_num_batched_tokens=20, max_model_len=64, num_blocks=40)
+    bench.add(request(1, 4, replace(GREEDY, max_tokens=4)))
+    bench.add(*(request(i, 4, replace(GREEDY, max_tokens=30)) for i in (2, 3)))
+    bench.step(2)
+    bench.add(*(request(i, 4, replace(GREEDY, max_tokens=30)) for i in range(4, 20)))
+    steps = [bench.step() for _ in range(8)]
+    assert bench.tokens(4)
+    assert all(len(batch.decodes) >= 2 for batch in steps if batch)
+
+
 def test_a_sequence_is_not_scheduled_beyond_its_last_token():
     bench = Bench()
     bench.add(request(1, 4, replace(GREEDY, max_tokens=2)))
