@@ -44,16 +44,8 @@ NUM_STREAMS = 64
 LONG_TOKENS = 400
 STEP_S = 0.02
 
-TOPICS = (
-    "a red fox",
-    "the sea",
-    "prime numbers",
-    "a small town",
-    "bread",
-    "winter",
-    "a locked door",
-)
-ACTS = ("Describe", "Tell a story about", "List facts about", "Explain", "Argue against", "Praise")
+VERBS = ("count", "sort", "merge", "print", "encode", "compare")
+THINGS = ("words", "prime_numbers", "invoices", "intervals", "trees", "colours", "moves")
 
 
 def main() -> None:
@@ -111,10 +103,10 @@ def measure_crowd(num_clients: int) -> dict[str, Any]:
 
 
 def make_prompts(count: int) -> list[str]:
-    """Return prompts of which no two are alike."""
+    """Return prompts of which no two are alike, and whose answers do not end soon."""
     choose = random.Random(7)
     return [
-        f"{choose.choice(ACTS)} {choose.choice(TOPICS)}, number {number}."
+        f"# Exercise {number}\ndef {choose.choice(VERBS)}_{choose.choice(THINGS)}(items):\n    "
         for number in range(count)
     ]
 
@@ -153,7 +145,7 @@ async def ask_at_once(
             server.host,
             server.port,
             body_of(prompts[prompt], SHORT_TOKENS, f"client {number}"),
-            leave_after=SHORT_TOKENS // 2 if kind == "leaves" else None,
+            leave_after=SHORT_TOKENS // 3 if kind == "leaves" else None,
             pause_s=SLOW_PAUSE_S if kind == "slow" else 0.0,
         )
         return prompt, kind, answer
