@@ -63,8 +63,10 @@ class Supervisor:
     @property
     def is_hopeless(self) -> bool:
         """Whether nothing can answer any more, and nothing will by itself."""
-        states = {variant.state for variant in self.variants}
-        return states == {VariantState.FAILED}
+        return bool(self.variants) and all(
+            variant.state is VariantState.FAILED and not variant.comes_on_demand
+            for variant in self.variants
+        )
 
     def find(self, name: str) -> tuple[VariantStatus, ServedModel | None]:
         """Return how a variant stands, and its model while it is loaded.
@@ -91,7 +93,7 @@ class Supervisor:
         UnavailableError.
         """
         variant = self.require(name)
-        if variant.may_come_by_itself:
+        if variant.comes_on_demand:
             await self._until_loaded(variant)
         variant = self.require(name)  # it may have been swapped meanwhile
         served = variant.require_served()
@@ -102,7 +104,7 @@ class Supervisor:
         """Have a variant loaded, and wait for it, for a while."""
         deadline = time.monotonic() + self._load_wait_s
         while time.monotonic() < deadline:
-            if variant.state is VariantState.UNLOADED and variant.may_come_by_itself:
+            if variant.waits_for_demand:
                 variant.load()
             if variant.state not in ON_ITS_WAY:
                 return

@@ -22,7 +22,7 @@ import structlog
 
 from engine.errors import EngineDeadError, EngineStartError
 from loaders.errors import LoadError
-from service.errors import UnavailableError
+from service.errors import UnavailableError, VariantStateError
 from service.lifecycle import RETRY_AFTER_S
 from service.text.errors import TextError
 
@@ -38,6 +38,7 @@ log = structlog.get_logger(__name__)
 
 FIRST_DELAY_S = 0.5  # before an engine is started again; doubles while none comes to serve
 LONGEST_DELAY_S = 30.0
+FAILED_REST_S = 30.0  # until a request has one that failed tried again
 HEALTHY_S = 60.0  # an engine that served so long has made up for the deaths before it
 CHECK_INTERVAL_S = 0.05  # how often the end of a drain or of a load is looked for
 
@@ -108,6 +109,7 @@ class Variant:
         self.name = name
         self.rules = rules
         self._state = VariantState.UNLOADED
+        self._entered = time.monotonic()  # that state
         self._created = int(time.time())
         self._is_on_demand = rules.is_on_demand  # until somebody unloads it by hand
         self._is_drained = False
@@ -155,14 +157,33 @@ class Variant:
         return self._served
 
     @property
-    def may_come_by_itself(self) -> bool:
-        """Whether a request has it loaded."""
+    def comes_on_demand(self) -> bool:
+        """Whether requests have it loaded."""
         return self._is_on_demand
+
+    @property
+    def waits_for_demand(self) -> bool:
+        """Whether the next request has it loaded.
+
+        One that failed is tried again after a while: what it lacked, such as another variant's
+        memory, may have become free.
+        """
+        if not self._is_on_demand:
+            return False
+        if self._state is VariantState.FAILED:
+            return time.monotonic() - self._entered >= FAILED_REST_S
+        return self._state is VariantState.UNLOADED
 
     def require_served(self) -> ServedModel:
         """Return the model, or raise UnavailableError with what the variant does instead."""
         if self.state is VariantState.SERVING and self._served is not None:
             return self._served
+        if self.state is VariantState.FAILED:
+            raise UnavailableError(
+                f"{self.name} has failed; whoever runs this server finds the reason in"
+                " its log",
+                retry_after_s=RETRY_AFTER_S,
+            )
         doing = self.state.value
         if self._progress is not None:
             doing += f" ({self._progress.phase})"
@@ -181,7 +202,12 @@ class Variant:
     # ── what it is told ─────────────────────────────────────────────────────────────────────────
 
     def load(self) -> None:
-        """Begin to load, or take work again after a drain; without effect on one that is on."""
+        """Begin to load, or take work again after a drain; without effect on one that is on.
+
+        Raises VariantStateError for one that is being unloaded.
+        """
+        if self._unloading is not None:
+            raise VariantStateError(f"{self.name} is being unloaded; load it once that is done")
         self._is_on_demand = self.rules.is_on_demand
         self._is_drained = False
         if self.state is VariantState.DRAINING:
@@ -307,5 +333,6 @@ class Variant:
 
     def _enter(self, state: VariantState) -> None:
         self._state = state
+        self._entered = time.monotonic()
         if state not in ON_ITS_WAY:
             self._progress = None

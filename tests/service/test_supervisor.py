@@ -84,7 +84,7 @@ def test_failed_variant_leaves_hope_while_another_can_answer():
         assert not supervisor.is_hopeless
         with ExitStack() as stack:
             assert await supervisor.acquire("other", stack)
-            with pytest.raises(UnavailableError, match="one is failed"):
+            with pytest.raises(UnavailableError, match="one has failed"):
                 await supervisor.acquire("one", stack)
         await supervisor.close()
 

@@ -12,7 +12,7 @@ from engine.errors import EngineDeadError, EngineStartError
 from engine.wire import Progress
 from loaders.errors import CheckpointError
 from service import variant as variant_module
-from service.errors import UnavailableError
+from service.errors import UnavailableError, VariantStateError
 from service.variant import Variant, VariantRules, VariantState
 from tests.service.fakes import ByteTokenizer, FakeEngine, FakeHost, says, served_model
 
@@ -125,7 +125,7 @@ def test_engine_is_given_up_after_so_many_restarts():
         assert len(source.hosts) == 3
         assert variant.status.reason == "death 2; given up after 2 restarts"
         assert source.is_closed
-        with pytest.raises(UnavailableError, match="m is failed"):
+        with pytest.raises(UnavailableError, match="m has failed"):
             variant.require_served()
 
     run(test())
@@ -245,11 +245,11 @@ def test_idle_variant_is_unloaded_and_one_in_use_is_not():
             await asyncio.sleep(0.3)
             assert variant.state is VariantState.SERVING
         await until_it_is(variant, VariantState.UNLOADED)
-        assert variant.may_come_by_itself
+        assert variant.waits_for_demand
         variant.load()
         await until_it_is(variant, VariantState.SERVING)
         await variant.unload(drain_limit_s=0, for_good=True)
-        assert not variant.may_come_by_itself
+        assert not variant.waits_for_demand
 
     run(test())
 
@@ -264,5 +264,42 @@ def test_variant_that_still_loads_can_be_unloaded():
         await variant.unload(drain_limit_s=5, for_good=True)
         assert variant.state is VariantState.UNLOADED
         assert source.hosts[0].is_stopped.is_set()
+
+    run(test())
+
+
+def test_variant_on_demand_that_failed_is_tried_again_after_a_while(monkeypatch):
+    async def test() -> None:
+        monkeypatch.setattr(variant_module, "FAILED_REST_S", 0.1)
+        source = FakeSource(CheckpointError("no memory is left"))
+        variant = Variant("m", source, VariantRules(is_on_demand=True))
+        assert variant.waits_for_demand
+        variant.load()
+        await until_it_is(variant, VariantState.FAILED)
+        assert not variant.waits_for_demand
+        with pytest.raises(UnavailableError, match="m has failed"):
+            variant.require_served()
+        await until(lambda: variant.waits_for_demand)
+        variant.load()
+        await until_it_is(variant, VariantState.SERVING)
+        await variant.unload(drain_limit_s=1, for_good=True)
+        assert not variant.waits_for_demand
+
+    run(test())
+
+
+def test_variant_is_not_loaded_while_it_is_being_unloaded():
+    async def test() -> None:
+        variant = Variant("m", FakeSource(), VariantRules())
+        variant.load()
+        await until_it_is(variant, VariantState.SERVING)
+        with variant.in_use():
+            unloading = variant.unload(drain_limit_s=5, for_good=True)
+            with pytest.raises(VariantStateError, match="being unloaded"):
+                variant.load()
+        await unloading
+        variant.load()
+        await until_it_is(variant, VariantState.SERVING)
+        await variant.unload(drain_limit_s=1, for_good=True)
 
     run(test())
