@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import time
 import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from engine.backlog import Backlog, QueueLimits
 from engine.errors import EngineDeadError, EngineError, EngineStartError
@@ -34,12 +37,15 @@ from engine.wire import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from engine.outputs import TokenLogprobs, TokenOutput
     from engine.sampling_params import SamplingParams
     from engine.sockets import ClientSockets
     from engine.statistics import EngineStatistics
     from engine.wire import Tidings
+
+log = logging.getLogger(__name__)
 
 # Messages read in one turn of the event loop; then others have theirs.
 _MESSAGES_PER_TURN = 64
@@ -150,7 +156,7 @@ class EngineClient:
     ) -> None:
         self.statistics: EngineStatistics | None = None  # None before the first step
         self.step_s = 0.0  # how long the step under way had been running at the last heartbeat
-        self.last_heard = time.monotonic()
+        self.last_heard = self.last_progress = time.monotonic()
         self._sockets = sockets
         self._on_progress = on_progress
         self._loop = asyncio.get_running_loop()
@@ -165,6 +171,11 @@ class EngineClient:
         self._work = Work(1, [], [])  # for the next message
         self._checks: list[asyncio.Future[IntegrityReport]] = []
         self._loop.add_reader(sockets.fileno, self._read)
+
+    @property
+    def folder(self) -> Path:
+        """Where the engine finds its client."""
+        return self._sockets.folder
 
     @property
     def is_alive(self) -> bool:
@@ -243,11 +254,12 @@ class EngineClient:
             return
         self._is_closed = True
         self._loop.remove_reader(self._sockets.fileno)
-        for tidings in self._sockets.receive(limit=_LAST_MESSAGES):
-            self._take_in(tidings)
-        if self._death is None:
-            self._die(error)
-        self._sockets.close()
+        try:
+            self._take_in_all(_LAST_MESSAGES)
+        finally:
+            if self._death is None:
+                self._die(error)
+            self._sockets.close()
 
     def _known_limits(self) -> RequestLimits:
         if self._limits is None:
@@ -285,8 +297,10 @@ class EngineClient:
     def _send(self) -> None:
         work = self._work
         self._work = Work(work.number + 1, [], [])
-        if not self._is_closed:
-            self._sockets.send(work)
+        if self._is_closed:
+            return
+        if not self._sockets.send(work) and self._death is None:
+            self._die(EngineDeadError("the engine cannot be reached"))
 
     def _tell_aborted(self, sequence_id: int) -> None:
         self._send_soon()
@@ -296,12 +310,21 @@ class EngineClient:
         """Take in what has come."""
         if self._is_closed:
             return
-        num_messages = 0
-        for tidings in self._sockets.receive(limit=_MESSAGES_PER_TURN):
-            num_messages += 1
-            self._take_in(tidings)
-        if num_messages == _MESSAGES_PER_TURN:
+        if self._take_in_all(_MESSAGES_PER_TURN) == _MESSAGES_PER_TURN:
             self._loop.call_soon(self._read)  # nothing else would tell of the rest
+
+    def _take_in_all(self, limit: int) -> int:
+        """Take in what has come, at most so many messages; return how many they were."""
+        num_messages = 0
+        try:
+            for tidings in self._sockets.receive(limit=limit):
+                num_messages += 1
+                self._take_in(tidings)
+        except msgspec.MsgspecError:  # a fault of ours, and what was lost is not known
+            log.exception("an engine's message cannot be read")
+            if self._death is None:
+                self._die(EngineDeadError("the engine cannot be understood"))
+        return num_messages
 
     def _take_in(self, tidings: Tidings) -> None:
         self.last_heard = time.monotonic()
@@ -311,6 +334,7 @@ class EngineClient:
             case Heartbeat():
                 self.step_s = tidings.step_s
             case Progress():
+                self.last_progress = self.last_heard
                 if self._on_progress is not None:
                     self._on_progress(tidings)
             case Ready():

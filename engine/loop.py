@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -94,7 +93,7 @@ def serve(folder: Path, build: Callable[[TellProgress], BuiltEngine]) -> None:
     heart = Heart(folder)
     heart.start()
     try:
-        built = build(_ProgressTeller(sockets))
+        built = build(lambda phase, percent=None: sockets.send(Progress(phase, percent)))
         limits = built.engine.limits
         sockets.send(Ready(limits.vocab_size, limits.max_model_len, built.about))
         EngineLoop(built.engine, sockets, heart).run()
@@ -117,18 +116,6 @@ class TellProgress(Protocol):
         """Name the phase; percent: of the phase, where it can be told."""
 
 
-class _ProgressTeller:
-    """Sends progress, whichever thread makes it: downloads have several."""
-
-    def __init__(self, sockets: EngineSockets) -> None:
-        self._sockets = sockets
-        self._lock = threading.Lock()  # sockets may change hands, but not be shared
-
-    def __call__(self, phase: str, percent: float | None = None) -> None:
-        with self._lock:
-            self._sockets.send(Progress(phase, percent))
-
-
 @dataclass(frozen=True, slots=True)
 class BuiltEngine:
     """An engine, and what the client's side shall know of its model."""
@@ -138,11 +125,15 @@ class BuiltEngine:
 
 
 class Heart:
-    """Tells the client from a thread of its own that the process lives, and since when it steps."""
+    """Tells the client, from its own thread, that the process lives and since when it steps.
+
+    Counted in beats, not by the clock: one that was frozen, as containers can be, has not stepped.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._step_began: float | None = None
+        self._socket = TidingsSocket(folder)
+        self._num_steps = 0
+        self._step: int | None = None  # the number of the one under way
         self._is_stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
 
@@ -157,20 +148,24 @@ class Heart:
 
     def step_begins(self) -> None:
         """Note that a step is under way."""
-        self._step_began = time.monotonic()
+        self._num_steps += 1
+        self._step = self._num_steps
 
     def step_ends(self) -> None:
         """Note that none is."""
-        self._step_began = None
+        self._step = None
 
     def _run(self) -> None:
-        socket = TidingsSocket(self._folder)
+        last: int | None = None
+        num_beats = 0  # in one and the same step
         while True:
-            began = self._step_began
-            socket.send(Heartbeat(0.0 if began is None else time.monotonic() - began))
+            step = self._step
+            num_beats = num_beats + 1 if step is not None and step == last else 0
+            last = step
+            self._socket.send(Heartbeat(HEARTBEAT_S * num_beats))
             if self._is_stopping.wait(HEARTBEAT_S):
                 break
-        socket.close()
+        self._socket.close()
 
 
 class EngineLoop:

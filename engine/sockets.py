@@ -7,9 +7,11 @@ end ever waits for the other to read.
 
 from __future__ import annotations
 
+import os
 import shutil
 import stat
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,9 +24,9 @@ if TYPE_CHECKING:
 
     from engine.wire import Order, Tidings
 
-    Context = zmq.Context[zmq.Socket[bytes]]
-
 _ORDERS, _TIDINGS = "orders", "tidings"
+# Of a folder for temporary files: two names of ours come behind it, and a socket's path has 107.
+MAX_FOLDER_BYTES = 75
 _LAST_WORDS_MS = 1000  # how long a closing engine waits until what it said last has been written
 
 
@@ -32,10 +34,19 @@ class ClientSockets:
     """The client's end: listens until its engine has come; belongs to one thread."""
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="tetrad-"))  # 0700
-        context: Context = zmq.Context.instance()
-        self._orders = _listen(context, zmq.PUSH, self.folder / _ORDERS)
-        self._tidings = _listen(context, zmq.PULL, self.folder / _TIDINGS)
+        """Raises OSError, as where no descriptors are left."""
+        self.folder = Path(tempfile.mkdtemp(prefix="tetrad-", dir=_short_folder()))  # 0700
+        opened: list[zmq.Socket[bytes]] = []
+        try:
+            for kind, name in ((zmq.PUSH, _ORDERS), (zmq.PULL, _TIDINGS)):
+                opened.append(_socket(kind))
+                _listen(opened[-1], self.folder / name)
+        except zmq.ZMQError as error:
+            for socket in opened:
+                socket.close(linger=0)
+            self.remove_names()
+            raise OSError(error.errno, str(error)) from error
+        self._orders, self._tidings = opened
         # Readable whenever something may have come; `receive` until it gives nothing any more.
         self.fileno = int(self._tidings.getsockopt(zmq.FD))
 
@@ -68,23 +79,24 @@ class ClientSockets:
 
 
 class EngineSockets:
-    """The engine's end; belongs to one thread."""
+    """The engine's end; belongs to one thread, but for `send` and `wake`."""
 
     def __init__(self, folder: Path) -> None:
-        context: Context = zmq.Context.instance()
-        # In this order: what the client hears of proves that its orders arrive, too.
-        self._orders = _connect(context, zmq.PULL, folder / _ORDERS)
-        self._tidings = _connect(context, zmq.PUSH, folder / _TIDINGS)
+        # In this order, so that whoever is heard of can be told things, too.
+        self._orders = _connect(zmq.PULL, folder / _ORDERS)
+        self._tidings = _connect(zmq.PUSH, folder / _TIDINGS)
+        self._lock = threading.Lock()
         self._own_address = f"inproc://{folder.name}"
         self._orders.bind(self._own_address)
 
     def send(self, tidings: Tidings) -> None:
-        """Tell the client something."""
-        self._tidings.send(encode(tidings))
+        """Tell the client something; from any thread, as downloads have several."""
+        with self._lock:  # sockets may change hands, but not be shared
+            self._tidings.send(encode(tidings))
 
     def wake(self) -> None:
         """Have `receive` return; from any thread."""
-        socket = _socket(zmq.Context.instance(), zmq.PUSH)
+        socket = _socket(zmq.PUSH)
         socket.connect(self._own_address)
         socket.send(encode(LookAround()))
         socket.close()
@@ -110,7 +122,7 @@ class TidingsSocket:
     """One more way to tell the client something, for another thread of the engine's process."""
 
     def __init__(self, folder: Path) -> None:
-        self._tidings = _connect(zmq.Context.instance(), zmq.PUSH, folder / _TIDINGS)
+        self._tidings = _connect(zmq.PUSH, folder / _TIDINGS)
 
     def send(self, tidings: Tidings) -> None:
         """Tell the client something."""
@@ -121,20 +133,30 @@ class TidingsSocket:
         self._tidings.close(linger=0)
 
 
-def _listen(context: Context, kind: int, path: Path) -> zmq.Socket[bytes]:
-    socket = _socket(context, kind)
+def prepare() -> None:
+    """Start what all sockets share, while descriptors are there: libzmq aborts where they lack."""
+    _socket(zmq.PAIR).close()
+
+
+def _short_folder() -> str:
+    """Return where temporary folders may be made whose sockets' paths are not too long."""
+    usual = tempfile.gettempdir()
+    return usual if len(os.fsencode(usual)) <= MAX_FOLDER_BYTES else "/tmp"
+
+
+def _listen(socket: zmq.Socket[bytes], path: Path) -> None:
     socket.bind(f"ipc://{path}")
     path.chmod(stat.S_IRUSR | stat.S_IWUSR)  # nobody could reach into the folder meanwhile
-    return socket
 
 
-def _connect(context: Context, kind: int, path: Path) -> zmq.Socket[bytes]:
-    socket = _socket(context, kind)
+def _connect(kind: int, path: Path) -> zmq.Socket[bytes]:
+    socket = _socket(kind)
     socket.connect(f"ipc://{path}")
     return socket
 
 
-def _socket(context: Context, kind: int) -> zmq.Socket[bytes]:
+def _socket(kind: int) -> zmq.Socket[bytes]:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
     socket = context.socket(kind)
     # Without bounds: neither end may be held up by the other. What can be on its way is bounded by
     # the queue's limit and by the sequences that run.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import structlog
 from pydantic import ValidationError
 
+from engine import sockets
 from loaders.errors import InvalidSpecError
 from loaders.spec import parse_spec
 from service.api.admin import Administration
@@ -38,6 +39,7 @@ from service.settings import (
 from service.supervisor import Supervisor
 from service.team.keys import KeyRing
 from service.variant import Variant, VariantRules
+from service.worker_process import build
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,6 +61,7 @@ def serve(settings: Settings) -> NoReturn:
     variants = make_variants(settings)
     for name in unknown_variables():
         log.warning("unknown variable", name=name)
+    sockets.prepare()
     listener = listen(settings.host, settings.port, stall_limit_s=settings.stall_limit_s)
     log.info("listening", url=url_of(listener), key="asked for" if key else "none: loopback only")
     supervisor = Supervisor(
@@ -130,14 +133,12 @@ def make_variant(settings: WorkerSettings, *, in_process: bool) -> Variant:
         idle_unload_s=settings.idle_unload_s,
         max_restarts=settings.max_restarts,
     )
-    return Variant(name, LoadedVariant(name, start), rules)
+    return Variant(name, LoadedVariant(name, settings.variant or DEMO_NAME, start), rules)
 
 
 async def start_thread(settings: WorkerSettings, on_progress: OnProgress) -> EngineInThread:
     """Start an engine in a thread of this process."""
-    from service.worker import build_engine  # with all that it needs, which nobody else does here
-
-    return EngineInThread(settings, on_progress, partial(build_engine, settings))
+    return EngineInThread(settings, on_progress, partial(build, settings))
 
 
 def resolve_served_name(settings: VariantSettings) -> str:

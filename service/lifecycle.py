@@ -26,6 +26,7 @@ class Phase(enum.Enum):
     SERVING = "serving"
     RESTARTING = "restarting"  # an engine ended, and its successor is on its way
     DRAINING = "draining"
+    UNLOADED = "unloaded"  # somebody unloaded what is required
     FAILED = "failed"
 
 

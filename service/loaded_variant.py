@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 class LoadedVariant:
     """Starts engines for one variant, and joins each with the variant's text."""
 
-    def __init__(self, name: str, start: Callable[[OnProgress], Awaitable[EngineHost]]) -> None:
+    def __init__(
+        self, name: str, variant: str, start: Callable[[OnProgress], Awaitable[EngineHost]]
+    ) -> None:
+        self.variant = variant
         self._name = name
         self._start = start
         self._description: ModelDescription | None = None  # of what `_text` was read for
@@ -53,15 +56,16 @@ class LoadedVariant:
             identity=text.identity,
         )
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End what runs for the text."""
-        if self._text is not None:
-            self._text.close()
-            self._text = None
+        text, self._text = self._text, None
+        if text is not None:
+            await asyncio.to_thread(text.close)  # waits for a template that is being rendered
+            garbage.settle()
 
     async def _read_text(self, description: ModelDescription) -> ModelText:
         if self._text is None or description != self._description:
-            self.close()
+            await self.close()
             self._text = await asyncio.to_thread(read_model_text, description)
             self._description = description
             garbage.settle()

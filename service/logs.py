@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 if TYPE_CHECKING:
-    from structlog.typing import Processor
+    from structlog.typing import EventDict, Processor
 
     from service.settings import WorkerSettings
 
@@ -21,13 +21,21 @@ if TYPE_CHECKING:
 QUIET = ("asyncio", "filelock", "httpcore", "httpx", "urllib3", "uvicorn")
 
 
-def set_up_logs(settings: WorkerSettings) -> None:
-    """Send every log line to standard error in the form the settings ask for."""
+def set_up_logs(settings: WorkerSettings, **always: object) -> None:
+    """Send every log line to standard error in the form the settings ask for.
+
+    always: what every line says, such as whose it is where several processes write.
+    """
+
+    def add_always(_logger: object, _method: str, event: EventDict) -> EventDict:
+        return {**event, **always}
+
     logging.raiseExceptions = False  # a full disk or a closed pipe must not fail a request
     shared: list[Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.ExtraAdder(),
+        add_always,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     structlog.configure(

@@ -35,6 +35,7 @@ CHECK_INTERVAL_S = 0.05  # how often the end of a drain and a dead engine are lo
 IDLE_LIMIT_S = 30  # a connection without a request is closed after this
 LAST_WORDS_S = 0.5  # for the error events of requests that were cut off
 CLOSING_LIMIT_S = 1  # for uvicorn's own end; then whoever still stalls is dropped
+ENDING_LIMIT_S = 1  # for engines in the middle of a step, or of loading
 FAILED = 1  # exit code where no model can answer any more
 
 
@@ -104,7 +105,8 @@ class Server:
         watch = asyncio.create_task(self._watch())
         await self._uvicorn.serve(sockets=[listener])
         await watch
-        await self._engines.close()
+        with contextlib.suppress(TimeoutError):  # they end with this process at the latest
+            await asyncio.wait_for(self._engines.close(), ENDING_LIMIT_S)
 
     def _on_signal(self, number: int) -> None:
         name = signal.Signals(number).name

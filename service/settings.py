@@ -2,7 +2,7 @@
 
 The flags of `tetrad serve`, the `TETRAD_…` variables, the keys of the YAML file and
 docs/configuration.md all derive from `Settings`. What a value means for the model or the engine is
-decided where those are put together, in `service.app`.
+decided where those are put together, in `service.worker`.
 """
 
 from __future__ import annotations
@@ -169,6 +169,12 @@ class VariantSettings(BaseModel):
         60,
         description="An engine whose step takes longer, or that is not heard of for so long, "
         "is ended and started again.",
+        json_schema_extra={"unit": "seconds"},
+    )
+    load_deadline_s: Seconds = Field(
+        1800,
+        description="An engine whose loading tells of no progress for so long is ended and started "
+        "again.",
         json_schema_extra={"unit": "seconds"},
     )
     max_restarts: Annotated[int, Field(ge=0)] = Field(

@@ -36,6 +36,8 @@ class Supervisor:
     ) -> None:
         self._variants = {variant.name: variant for variant in variants}
         self._incoming: list[Variant] = []  # load beside those whose places they will take
+        self._outgoing: list[Variant] = []  # are drained, their places taken
+        self._failed_swaps: dict[str, str] = {}  # why the last one by a name failed
         self._drain_limit_s = drain_limit_s
         self._load_wait_s = load_wait_s
         self._changes: set[asyncio.Task[None]] = set()  # on their way
@@ -44,13 +46,26 @@ class Supervisor:
 
     @property
     def variants(self) -> list[Variant]:
-        """Every variant, those that are to take another's place last."""
-        return [*self._variants.values(), *self._incoming]
+        """Every variant: first those that requests go to, then what a swap brings or leaves."""
+        return [*self._variants.values(), *self._incoming, *self._outgoing]
 
     @property
     def statuses(self) -> list[VariantStatus]:
-        """How each variant stands."""
-        return [variant.status for variant in self.variants]
+        """How each variant stands that requests go to."""
+        return [variant.status for variant in self._variants.values()]
+
+    def roles(self) -> list[tuple[VariantStatus, str]]:
+        """How every variant stands, and whether it is "routed", "incoming" or "outgoing"."""
+        groups = {
+            "routed": self._variants.values(),
+            "incoming": self._incoming,
+            "outgoing": self._outgoing,
+        }
+        return [(variant.status, role) for role, group in groups.items() for variant in group]
+
+    def failed_swap(self, name: str) -> str | None:
+        """Why the last swap by this name failed; None where it did not."""
+        return self._failed_swaps.get(name)
 
     @property
     def phase(self) -> Phase:
@@ -105,7 +120,7 @@ class Supervisor:
         deadline = time.monotonic() + self._load_wait_s
         while time.monotonic() < deadline:
             if variant.waits_for_demand:
-                variant.load()
+                variant.load_on_demand()
             if variant.state not in ON_ITS_WAY:
                 return
             await asyncio.sleep(CHECK_INTERVAL_S)
@@ -131,7 +146,9 @@ class Supervisor:
     def add(self, variant: Variant) -> None:
         """Serve one more variant. Raises VariantStateError where its name is taken."""
         if any(variant.name == other.name for other in self.variants):
-            raise VariantStateError(f"{variant.name} is served already; unload it, or swap it")
+            raise VariantStateError(
+                f"{variant.name} is served already; swap it, or unload and remove it first"
+            )
         self._variants[variant.name] = variant
         variant.load()
 
@@ -144,6 +161,7 @@ class Supervisor:
         old = self.require(variant.name)
         if any(variant.name == other.name for other in self._incoming):
             raise VariantStateError(f"{variant.name} is being swapped already; wait for its end")
+        self._failed_swaps.pop(variant.name, None)
         self._incoming.append(variant)
         variant.load()
         self._spawn(self._take_over(old, variant))
@@ -156,7 +174,10 @@ class Supervisor:
         """Forget a variant that is not loaded. Raises ModelNotFoundError or VariantStateError."""
         if self.require(name).state not in (VariantState.UNLOADED, VariantState.FAILED):
             raise VariantStateError(f"{name} is loaded; unload it first")
+        if any(name == other.name for other in self._incoming):
+            raise VariantStateError(f"{name} is being swapped; wait for its end")
         del self._variants[name]
+        self._failed_swaps.pop(name, None)
 
     async def _take_over(self, old: Variant, new: Variant) -> None:
         try:
@@ -164,13 +185,17 @@ class Supervisor:
                 await asyncio.sleep(CHECK_INTERVAL_S)
             if new.state is VariantState.SERVING:
                 self._variants[new.name] = new
+                self._outgoing.append(old)
         finally:
             self._incoming.remove(new)
-        if self._variants[new.name] is not new:
+        if old not in self._outgoing:
+            self._failed_swaps[new.name] = new.status.reason or "it was ended"
             log.error("not swapped: the old model stays", model=new.name, reason=new.status.reason)
             return
         log.info("swapped", model=new.name)
-        await old.unload(drain_limit_s=self._drain_limit_s, for_good=True)
+        # Shielded: this is cancelled at the server's end, where unloading must go on.
+        await asyncio.shield(old.unload(drain_limit_s=self._drain_limit_s, for_good=True))
+        self._outgoing.remove(old)
 
     def _spawn(self, change: Coroutine[object, object, None]) -> None:
         task = asyncio.create_task(change)
@@ -182,13 +207,13 @@ def _is_waited_for(variant: Variant) -> bool:
     """Whether the server is not ready for want of this variant."""
     if not variant.rules.is_required or variant.rules.is_on_demand:
         return False
-    # What somebody unloaded by hand is not missed.
-    return variant.state not in (
-        VariantState.SERVING,
-        VariantState.DRAINING,
-        VariantState.UNLOADING,
-        VariantState.UNLOADED,
-    )
+    return variant.state is not VariantState.SERVING
 
 
-_PHASES = {VariantState.RESTARTING: Phase.RESTARTING, VariantState.FAILED: Phase.FAILED}
+_PHASES = {
+    VariantState.RESTARTING: Phase.RESTARTING,
+    VariantState.FAILED: Phase.FAILED,
+    VariantState.DRAINING: Phase.DRAINING,
+    VariantState.UNLOADING: Phase.UNLOADED,
+    VariantState.UNLOADED: Phase.UNLOADED,
+}

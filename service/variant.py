@@ -62,6 +62,8 @@ ON_ITS_WAY = frozenset({VariantState.LOADING, VariantState.RESTARTING, VariantSt
 class VariantSource(Protocol):
     """Where a variant's engines come from."""
 
+    variant: str  # a repository and branch, or a folder
+
     async def start(self, on_progress: Callable[[Progress], None]) -> EngineHost:
         """Start an engine."""
 
@@ -72,7 +74,7 @@ class VariantSource(Protocol):
         or TextError for files that cannot be read.
         """
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Let go of what was kept from one engine for the next."""
 
 
@@ -91,6 +93,7 @@ class VariantStatus:
     """How a variant stands, for people and routers."""
 
     name: str
+    variant: str  # what it is: a repository and branch, a folder
     created: int  # when it was first named, seconds since 1970
     state: VariantState
     phase: str | None  # of loading, while it loads
@@ -140,6 +143,7 @@ class Variant:
         progress = self._progress
         return VariantStatus(
             name=self.name,
+            variant=self._source.variant,
             created=self._created,
             state=self.state,
             phase=None if progress is None else progress.phase,
@@ -168,7 +172,7 @@ class Variant:
         One that failed is tried again after a while: what it lacked, such as another variant's
         memory, may have become free.
         """
-        if not self._is_on_demand:
+        if not self._is_on_demand or self._is_drained:
             return False
         if self._state is VariantState.FAILED:
             return time.monotonic() - self._entered >= FAILED_REST_S
@@ -180,8 +184,7 @@ class Variant:
             return self._served
         if self.state is VariantState.FAILED:
             raise UnavailableError(
-                f"{self.name} has failed; whoever runs this server finds the reason in"
-                " its log",
+                f"{self.name} has failed; whoever runs this server finds the reason in its log",
                 retry_after_s=RETRY_AFTER_S,
             )
         doing = self.state.value
@@ -212,13 +215,18 @@ class Variant:
         self._is_drained = False
         if self.state is VariantState.DRAINING:
             self._enter(VariantState.SERVING)
-        elif self.state in (VariantState.UNLOADED, VariantState.FAILED):
+        else:
+            self.load_on_demand()
+
+    def load_on_demand(self) -> None:
+        """Begin to load what is not loaded; leaves a drain as it is."""
+        if self.state in (VariantState.UNLOADED, VariantState.FAILED):
             self._enter(VariantState.LOADING)
             self._task = asyncio.create_task(self._run())
             self._task.add_done_callback(self._note_end)
 
     def drain(self) -> None:
-        """Take no new work until `load`."""
+        """Take no new work until `load`, nor be loaded by a request."""
         self._is_drained = True
         if self.state is VariantState.SERVING:
             self._enter(VariantState.DRAINING)
@@ -239,26 +247,33 @@ class Variant:
 
     async def _run(self) -> None:
         """Start engines, one after the other, until there is no hope; end the last if cancelled."""
-        deaths, delay_s = 0, FIRST_DELAY_S
+        deaths, delay_s = 0, 0.0
         while True:
-            served_s = await self._run_engine()
+            served_s = await self._run_engine(is_first=deaths == 0)
             if served_s is None:
                 break
             deaths = 1 if served_s >= HEALTHY_S else deaths + 1
-            delay_s = FIRST_DELAY_S if served_s else min(2 * delay_s, LONGEST_DELAY_S)
+            # One that came to serve is worth waiting for; how often is bounded all the same.
+            is_worse = bool(delay_s) and not served_s
+            delay_s = min(2 * delay_s, LONGEST_DELAY_S) if is_worse else FIRST_DELAY_S
             if deaths > self.rules.max_restarts:
                 self._reason = f"{self._reason}; given up after {deaths - 1} restarts"
                 break
-            log.warning("starting the engine again", model=self.name, in_s=delay_s)
+            log.warning(
+                "starting the engine again", model=self.name, reason=self._reason, in_s=delay_s
+            )
             self._num_restarts += 1
             self._enter(VariantState.RESTARTING)
             await asyncio.sleep(delay_s)
         log.error("cannot serve", model=self.name, reason=self._reason)
-        self._source.close()
+        await self._source.close()
         self._enter(VariantState.FAILED)
 
-    async def _run_engine(self) -> float | None:
-        """Run one engine to its end; return how long it served, None if no other may follow."""
+    async def _run_engine(self, *, is_first: bool) -> float | None:
+        """Run one engine to its end; return how long it served, None if no other may follow.
+
+        is_first: since the variant was told to load, so that it has never got that far.
+        """
         try:
             host = await self._source.start(self._note_progress)
         except OSError as error:  # no memory, no descriptors, no room for another process
@@ -275,7 +290,7 @@ class Variant:
             await self._until_ended_or_idle(ended)
         except EngineDeadError as error:
             self._reason = str(error)
-            if isinstance(error, EngineStartError) and self._num_restarts == 0:
+            if isinstance(error, EngineStartError) and is_first:
                 return None
         except (LoadError, TextError) as error:
             self._reason = str(error)
@@ -308,16 +323,18 @@ class Variant:
             await asyncio.wait((ended,), timeout=wait_s)
 
     async def _unload(self, drain_limit_s: float) -> None:
-        deadline = time.monotonic() + drain_limit_s
-        while self._num_requests and self._served is not None and time.monotonic() < deadline:
-            await asyncio.sleep(CHECK_INTERVAL_S)
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        self._source.close()
-        self._reason = None
-        self._unloading = None
-        self._enter(VariantState.UNLOADED)
+        try:
+            deadline = time.monotonic() + drain_limit_s
+            while self._num_requests and self._served is not None and time.monotonic() < deadline:
+                await asyncio.sleep(CHECK_INTERVAL_S)
+            if self._task is not None:
+                self._task.cancel()
+                await asyncio.gather(self._task, return_exceptions=True)
+            await self._source.close()
+        finally:
+            self._reason = None
+            self._unloading = None
+            self._enter(VariantState.UNLOADED)
 
     def _note_end(self, task: asyncio.Task[None]) -> None:
         """Give the variant up where its task failed for a reason that nobody foresaw."""
@@ -332,6 +349,8 @@ class Variant:
         self._progress = progress
 
     def _enter(self, state: VariantState) -> None:
+        if state is not self._state:
+            log.info(state.value, model=self.name)
         self._state = state
         self._entered = time.monotonic()
         if state not in ON_ITS_WAY:

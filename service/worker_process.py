@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ from engine.errors import EngineStartError
 from engine.loop import BuiltEngine, serve
 from service.logs import set_up_logs
 from service.settings import WorkerSettings
+from service.worker_exit import CANNOT_START, ENGINE_DIED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-ENGINE_DIED = 1  # exit codes; the reason has been told by then
-CANNOT_START = 2
 _PR_SET_PDEATHSIG = 1
 
 
@@ -45,10 +45,11 @@ def main(build: Callable[[WorkerSettings, TellProgress], BuiltEngine]) -> NoRetu
     for number in (signal.SIGINT, signal.SIGTERM):
         # Ctrl-C and a container's stop reach the whole group; when to end is the API's to say.
         signal.signal(number, signal.SIG_IGN)
+    faulthandler.enable()  # a crash, and SIGABRT to one that hangs, leave a trace in the log
     told = json.loads(sys.stdin.buffer.readline())
     end_with_parent(told["parent"], sys.stdin.buffer)
     settings = WorkerSettings(**told["settings"])
-    set_up_logs(settings)
+    set_up_logs(settings, engine=settings.served_model_name or settings.variant or "demo")
     code = 0
     try:
         serve(Path(told["folder"]), partial(build, settings))

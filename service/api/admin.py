@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import structlog
 from fastapi import APIRouter
 from pydantic import Field
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads the annotation
@@ -27,15 +28,19 @@ if TYPE_CHECKING:
     from service.team.keys import KeyRing
     from service.variant import Variant, VariantStatus
 
+log = structlog.get_logger(__name__)
+
 ACCEPTED = 202
 
 
 class VariantsInCharge(Protocol):
     """What can be done about the variants; `service.supervisor.Supervisor` does it."""
 
-    @property
-    def statuses(self) -> list[VariantStatus]:
-        """How each variant stands."""
+    def roles(self) -> list[tuple[VariantStatus, str]]:
+        """How each variant stands, and its part in a swap."""
+
+    def failed_swap(self, name: str) -> str | None:
+        """Why the last swap by this name failed."""
 
     def require(self, name: str) -> Variant:
         """Return a variant, or raise ModelNotFoundError."""
@@ -103,50 +108,66 @@ def admin_router(administration: Administration, context: ApiContext) -> APIRout
             http_request, NewModel, limits=context.limits, max_body_bytes=context.max_body_bytes
         )
 
-    def begun(name: str) -> Response:
+    def begun(name: str, action: str) -> Response:
+        log.info("asked by an administrator", action=action, model=name)
         return JsonResponse(describe_status(variants.require(name).status), ACCEPTED)
 
     @router.get("", response_class=Response)
     async def list_variants() -> Response:
         """List the variants: what each is doing, and why."""
-        return JsonResponse({"data": [describe_status(status) for status in variants.statuses]})
+        data = [
+            {
+                **describe_status(status),
+                "role": role,
+                "failed_swap": variants.failed_swap(status.name),
+            }
+            for status, role in variants.roles()
+        ]
+        return JsonResponse({"data": data})
 
     @router.post("/load", response_class=Response, openapi_extra=json_body(NewModel))
     async def load(http_request: Request) -> Response:
         """Load a variant: one more if `variant` is given, else one that is served already."""
         request = await read_new(http_request)
         if request.variant is None:
+            if request.settings:
+                raise InvalidFieldError(
+                    "settings: they are for a new variant, which `variant` names; swap one that"
+                    " is served",
+                    param="settings",
+                )
             variants.require(request.model).load()
         else:
             variants.add(make(request))
-        return begun(request.model)
+        return begun(request.model, "load")
 
     @router.post("/swap", response_class=Response, openapi_extra=json_body(NewModel))
     async def swap(http_request: Request) -> Response:
         """Load a variant beside the one of this name; it takes over once it serves."""
         request = await read_new(http_request)
         variants.swap(make(request))
-        return begun(request.model)
+        return begun(request.model, "swap")
 
     @router.post("/drain", response_class=Response, openapi_extra=json_body(NamedModel))
     async def drain(http_request: Request) -> Response:
         """Send a variant no new work; `load` lifts that."""
         name = await read_name(http_request)
         variants.require(name).drain()
-        return begun(name)
+        return begun(name, "drain")
 
     @router.post("/unload", response_class=Response, openapi_extra=json_body(NamedModel))
     async def unload(http_request: Request) -> Response:
         """Drain a variant, then end its engine."""
         name = await read_name(http_request)
         variants.unload(name)
-        return begun(name)
+        return begun(name, "unload")
 
     @router.post("/remove", response_class=Response, openapi_extra=json_body(NamedModel))
     async def remove(http_request: Request) -> Response:
         """Forget a variant that is not loaded."""
         name = await read_name(http_request)
         variants.remove(name)
+        log.info("asked by an administrator", action="remove", model=name)
         return JsonResponse({"removed": name})
 
     @router.post("/check", response_class=Response, openapi_extra=json_body(NamedModel))
@@ -172,6 +193,7 @@ def describe_status(status: VariantStatus) -> dict[str, object]:
     """Describe a variant for its administrator."""
     return {
         "model": status.name,
+        "variant": status.variant,
         "state": status.state.value,
         "step": status.phase,
         "percent": status.percent,

@@ -9,6 +9,7 @@ from service.api.answers import Answer, AnswerForm, Choice
 from service.api.connection import while_connected
 from service.api.error_responses import JsonResponse
 from service.api.event_stream import EventStream
+from service.api.scope import until_answered
 from service.generation import Generation, PlannedChoice, TextDelta, submit
 
 if TYPE_CHECKING:
@@ -21,6 +22,15 @@ if TYPE_CHECKING:
     from service.api.context import ApiContext
     from service.api.requests import GenerationRequest
     from service.served_model import ServedModel
+
+
+async def acquire(http_request: Request, name: str, context: ApiContext) -> ServedModel:
+    """Return the model of this name, waiting for one that is loaded on demand.
+
+    Raises ModelNotFoundError, UnavailableError, or ClientGoneError for who does not wait as long.
+    """
+    acquired = context.models.acquire(name, until_answered(http_request))
+    return await while_connected(acquired, http_request.receive, context.lifecycle)
 
 
 async def answer(

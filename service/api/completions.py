@@ -8,13 +8,12 @@ from fastapi import APIRouter
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads the annotation
 from starlette.responses import Response
 
-from service.api.answering import answer
+from service.api.answering import acquire, answer
 from service.api.answers import COMPLETION
 from service.api.openapi import json_body
 from service.api.planning import plan_completion
 from service.api.request_bodies import read_request
 from service.api.requests import CompletionRequest
-from service.api.scope import until_answered
 
 if TYPE_CHECKING:
     from service.api.context import ApiContext
@@ -36,7 +35,7 @@ def completions_router(context: ApiContext) -> APIRouter:
             limits=context.limits,
             max_body_bytes=context.max_body_bytes,
         )
-        model = await context.models.acquire(request.model, until_answered(http_request))
+        model = await acquire(http_request, request.model, context)
         choices = await plan_completion(request, model)
         return await answer(
             http_request, request, choices, form=COMPLETION, model=model, context=context

@@ -123,15 +123,16 @@ class _Writer:
         """Write a comment after a while of silence; raise StalledReaderError if a write hangs."""
         limit_s, interval_s = self._timing.stall_limit_s, self._timing.keep_alive_interval_s
         while True:
-            now = time.monotonic()
+            pause_s = limit_s / LOOKS_PER_LIMIT
             if self._num_writing:
-                if now - self._waiting_since >= limit_s:
+                if time.monotonic() - self._waiting_since >= limit_s:
                     raise StalledReaderError(STALLED)
-            elif now - self._last_write >= interval_s:
-                async with self._limited():
-                    await self.write(KEEP_ALIVE)
-            silence_left_s = self._last_write + interval_s - time.monotonic()
-            await asyncio.sleep(min(max(silence_left_s, 0.0), limit_s / LOOKS_PER_LIMIT))
+            else:
+                if time.monotonic() - self._last_write >= interval_s:
+                    async with self._limited():
+                        await self.write(KEEP_ALIVE)
+                pause_s = min(pause_s, self._last_write + interval_s - time.monotonic())
+            await asyncio.sleep(pause_s)
 
     @asynccontextmanager
     async def _limited(self) -> AsyncIterator[None]:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 class FakeSource:
     """Takes its time to load, or fails, as the options say."""
 
+    variant = MODEL
+
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = options
         self._tokenizer = ByteTokenizer()
@@ -56,7 +58,7 @@ class FakeSource:
             raise ZeroDivisionError
         return served_model(self._engine, self._tokenizer)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Nothing is kept."""
 
 

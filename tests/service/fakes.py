@@ -258,6 +258,7 @@ class FakeModels:
         return [
             VariantStatus(
                 name=MODEL,
+                variant=MODEL,
                 created=1,
                 state=self._state,
                 phase="reading the weights" if is_loading else None,

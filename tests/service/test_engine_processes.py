@@ -47,7 +47,7 @@ def test_answers_are_each_clients_own(tmp_path: Path):
         assert server.admin("check", model=MODEL).json() == {"is_idle": True, "problem": None}
 
 
-def test_killed_engine_is_told_to_every_client_and_replaced(tmp_path: Path):
+def test_killed_engine_is_told_to_every_client_and_replaced(tmp_path: Path, monkeypatch):
     """And nothing of its twenty predecessors is left: no memory, no descriptors, no names."""
 
     async def live_all_along(client: httpx.AsyncClient, done: asyncio.Event) -> None:
@@ -87,6 +87,9 @@ def test_killed_engine_is_told_to_every_client_and_replaced(tmp_path: Path):
             await watch
         assert server.complete(prompt="again").status_code == 200
 
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     started = time.monotonic()
     with serving(
         tmp_path, {"step_s": 0.005}, max_num_seqs=NUM_STREAMS, max_restarts=NUM_ROUNDS
@@ -104,6 +107,7 @@ def test_killed_engine_is_told_to_every_client_and_replaced(tmp_path: Path):
         assert grown < 10e6
         assert server.statuses()[MODEL]["restarts"] == NUM_ROUNDS
         assert len(server.workers()) == 1
+        assert [path for path in temporary.iterdir() if path.name.startswith("tetrad-")] == []
 
 
 @pytest.mark.parametrize(
@@ -154,7 +158,7 @@ def test_engine_that_never_comes_up_is_tried_with_longer_and_longer_waits(tmp_pa
     with serving(tmp_path, {"breaks_loading": True}, ready=False, max_restarts=2) as server:
         assert server.popen.wait(20) == 1
         waits = [line["in_s"] for line in server.lines() if "in_s" in line]
-    assert waits == [1.0, 2.0]
+    assert waits == [0.5, 1.0]
     assert "the engine died of ZeroDivisionError; given up after 2 restarts" in server.log()
 
 
@@ -229,12 +233,48 @@ def test_engine_does_not_outlive_a_killed_server(tmp_path: Path):
         stream.close()
 
 
-def test_no_secret_and_no_setting_is_in_the_list_of_processes(tmp_path: Path):
-    with serving(tmp_path, hub_token="hf_secret") as server:
+def test_no_secret_and_no_setting_is_in_the_list_of_processes(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("TETRAD_HUB_TOKEN", "hf_secret")
+    with serving(tmp_path) as server:
         (worker,) = server.workers()
         assert "hf_secret" not in " ".join(worker.cmdline())
         assert "hf_secret" not in json.dumps(worker.environ())
         assert "hf_secret" not in server.log()
+
+
+@pytest.mark.parametrize("in_process", [False, True])
+def test_server_that_still_loads_ends_at_once(tmp_path: Path, in_process):
+    with serving(tmp_path, {"load_s": 30}, ready=False, in_process=in_process) as server:
+        wait_until(lambda: "pretending" in server.client.get("/health/ready").text, limit_s=10)
+        server.popen.send_signal(signal.SIGTERM)
+        assert server.popen.wait(4) == 0
+
+
+def test_engine_ended_by_a_signal_without_a_name_is_replaced_too(tmp_path: Path):
+    with serving(tmp_path, {"step_s": 0.01}) as server:
+        stream = open_stream(server, 50_000)
+        server.workers()[0].send_signal(40)
+        assert "ended by signal 40" in stream.read().decode()
+        server.wait_ready()
+        assert server.complete().status_code == 200
+
+
+def test_engine_that_was_frozen_in_a_step_goes_on(tmp_path: Path):
+    """As a container that is paused and resumed; the time does not count as the step's."""
+    with serving(tmp_path, {"step_s": 0.9}, step_deadline_s=2) as server:
+        stream = open_stream(server, 4)
+        time.sleep(0.5)
+        os.killpg(server.popen.pid, signal.SIGSTOP)
+        time.sleep(3)
+        os.killpg(server.popen.pid, signal.SIGCONT)
+        assert '"finish_reason":"length"' in stream.read().decode()
+        assert server.statuses()[MODEL]["restarts"] == 0
+
+
+def test_hung_engine_leaves_a_trace_in_the_log(tmp_path: Path):
+    with serving(tmp_path, step_deadline_s=1) as server:
+        assert server.complete(user="hang").status_code == 503
+        assert "fall_ill" in server.log()
 
 
 # ── in one process ──────────────────────────────────────────────────────────────────────────────

@@ -55,7 +55,7 @@ def test_ready_only_while_every_required_variant_serves():
     async def test() -> None:
         one, other = make("one"), make("other", is_required=False)
         supervisor = supervise(one, other, make("third", is_on_demand=True))
-        assert supervisor.phase is Phase.SERVING  # nothing is missed before the start
+        assert supervisor.phase is Phase.UNLOADED
         source_of(one).may_serve.clear()
         supervisor.start()
         assert supervisor.phase is Phase.LOADING
@@ -67,6 +67,12 @@ def test_ready_only_while_every_required_variant_serves():
         source_of(one).hosts[0].die("SIGKILL")
         assert supervisor.phase is Phase.RESTARTING
         await until(lambda: supervisor.phase is Phase.SERVING)
+        one.drain()
+        assert supervisor.phase is Phase.DRAINING
+        one.load()
+        assert supervisor.phase is Phase.SERVING
+        await one.unload(drain_limit_s=1, for_good=True)
+        assert supervisor.phase is Phase.UNLOADED
         await supervisor.close()
 
     run(test())
@@ -166,9 +172,9 @@ def test_swap_loses_no_request():
             supervisor.swap(new)
             with pytest.raises(VariantStateError, match="being swapped already"):
                 supervisor.swap(make("one"))
-            assert [status.state for status in supervisor.statuses] == [
-                VariantState.SERVING,
-                VariantState.LOADING,
+            assert [(status.state, role) for status, role in supervisor.roles()] == [
+                (VariantState.SERVING, "routed"),
+                (VariantState.LOADING, "incoming"),
             ]
             assert await supervisor.acquire("one", ExitStack()) is before
             source_of(new).may_serve.set()
@@ -176,6 +182,7 @@ def test_swap_loses_no_request():
             after = await supervisor.acquire("one", ExitStack())
             assert after.engine is source_of(new).hosts[0].engine
             assert not source_of(old).hosts[0].is_stopped.is_set()
+            assert [role for _, role in supervisor.roles()] == ["routed", "outgoing"]
         await until(lambda: len(supervisor.variants) == 1)
         await supervisor.close()
 
@@ -190,7 +197,10 @@ def test_swap_that_fails_leaves_the_old_one():
         supervisor.start()
         await until_it_is(old, VariantState.SERVING)
         supervisor.swap(new)
+        with pytest.raises(VariantStateError, match="one is loaded"):
+            supervisor.remove("one")
         await until(lambda: len(supervisor.variants) == 1)
+        assert "ZeroDivisionError" in supervisor.failed_swap("one")
         assert (await supervisor.acquire("one", ExitStack())).engine.is_alive
         assert supervisor.phase is Phase.SERVING
         with pytest.raises(ModelNotFoundError):
@@ -215,6 +225,37 @@ def test_variants_come_and_go():
         supervisor.remove("two")
         with pytest.raises(ModelNotFoundError):
             supervisor.require("two")
+        await supervisor.close()
+
+    run(test())
+
+
+def test_engine_that_a_swap_has_left_is_ended_with_the_server():
+    async def test() -> None:
+        old, new = make("one"), make("one")
+        supervisor = Supervisor([old], drain_limit_s=60, load_wait_s=1)
+        supervisor.start()
+        await until_it_is(old, VariantState.SERVING)
+        with ExitStack() as stack:
+            await supervisor.acquire("one", stack)
+            supervisor.swap(new)
+            await until_it_is(old, VariantState.UNLOADING)
+        await supervisor.close()
+        assert source_of(old).hosts[0].is_stopped.is_set()
+        assert old.state is new.state is VariantState.UNLOADED
+
+    run(test())
+
+
+def test_request_does_not_lift_an_administrators_drain():
+    async def test() -> None:
+        one = make("one", is_on_demand=True)
+        supervisor = supervise(one)
+        one.drain()
+        with pytest.raises(UnavailableError):
+            await supervisor.acquire("one", ExitStack())
+        one.load()
+        assert await supervisor.acquire("one", ExitStack())
         await supervisor.close()
 
     run(test())

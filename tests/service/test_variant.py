@@ -40,6 +40,7 @@ class FakeSource:
         self.may_serve = asyncio.Event()
         self.may_serve.set()
         self.is_closed = False
+        self.variant = "owner/name"
 
     async def start(self, on_progress: Callable[[Progress], None]) -> FakeHost:
         on_progress(Progress("pretending", 7.0))
@@ -52,7 +53,7 @@ class FakeSource:
             raise self.failures.pop(0)
         return served_model(host.engine, TOKENIZER)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self.is_closed = True
 
 

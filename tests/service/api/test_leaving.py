@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import struct
@@ -11,6 +12,9 @@ from typing import TYPE_CHECKING
 import httpx2 as httpx
 import pytest
 
+from service.api import event_stream
+from service.api.event_stream import LOOKS_PER_LIMIT, StreamTiming, _Writer
+from service.errors import StalledReaderError
 from tests.service.fakes import MODEL, FakeEngine, RunningServer, running_server, says, wait_until
 
 if TYPE_CHECKING:
@@ -143,3 +147,30 @@ def test_slow_reader_gets_everything(tiny_tokenizer):
                 time.sleep(0.001)
     assert text.count('"text":"') > 300
     assert text.endswith("data: [DONE]\n\n")
+
+
+def test_writer_that_waits_for_its_reader_keeps_nobody_busy():
+    async def test() -> None:
+        async def send(message: object) -> None:
+            await asyncio.sleep(60)
+
+        writer = _Writer(send, send, StreamTiming(keep_alive_interval_s=0.01, stall_limit_s=0.4))
+        writing = asyncio.create_task(writer.write(b"data"))
+        num_sleeps, sleep = 0, asyncio.sleep
+
+        async def counted(delay_s: float) -> None:
+            nonlocal num_sleeps
+            num_sleeps += 1
+            await sleep(delay_s)
+
+        await sleep(0.05)
+        event_stream.asyncio.sleep = counted
+        try:
+            with pytest.raises(StalledReaderError):
+                await writer.watch()
+        finally:
+            event_stream.asyncio.sleep = sleep
+        assert num_sleeps <= 2 * LOOKS_PER_LIMIT
+        writing.cancel()
+
+    asyncio.run(test())
