@@ -9,9 +9,7 @@ Transformers on the same weights in float32 and in bfloat16.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import os
 import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import record
+from benchmarks.command_line import make_parser, use_threads
 from benchmarks.isolated import IsolatedRunner
 from benchmarks.peers import LlamaCpp, StockTransformers
 from benchmarks.tetrad import Tetrad
@@ -125,16 +124,10 @@ def _cell(row: dict[str, Any], name: str) -> str:
 
 def main() -> None:
     """Measure the named variants, or the demo's."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, default_rounds=ROUNDS)
     parser.add_argument("specs", nargs="*", help="variants; by default the demo's")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--record", action="store_true", help="write a dated result")
     arguments = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # the runners' processes read it
-    torch.set_num_threads(arguments.threads)
+    use_threads(arguments.threads)
 
     cache_dir = default_cache_dir()
     demo = build_demo(cache_dir, progress=print)

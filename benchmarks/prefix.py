@@ -8,8 +8,6 @@ prompt by prompt.
 
 from __future__ import annotations
 
-import argparse
-import os
 import statistics
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import record
+from benchmarks.command_line import make_parser, use_threads
 from benchmarks.isolated import IsolatedRunner
 from benchmarks.tetrad import Tetrad
 from loaders.cache import default_cache_dir
@@ -56,16 +55,11 @@ def _first_token_ms(engine: IsolatedRunner, seed: int) -> tuple[float, float]:
 
 def main() -> None:
     """Measure the named variant, or the demo's with 4 bits."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("spec", nargs="?", help="a variant; by default the demo's with 4 bits")
     parser.add_argument("--prompts", type=int, default=PROMPTS)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--record", action="store_true", help="write a dated result")
     arguments = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # the runner's process reads it
-    torch.set_num_threads(arguments.threads)
+    use_threads(arguments.threads)
 
     cache_dir = default_cache_dir()
     demo = build_demo(cache_dir, progress=print)

@@ -9,16 +9,14 @@ tie and rows that are computed together round another way; where the texts part 
 
 from __future__ import annotations
 
-import argparse
-import os
 import statistics
 from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import record
+from benchmarks.command_line import make_parser, use_threads
 from benchmarks.isolated import IsolatedRunner
 from benchmarks.tetrad import Tetrad
 from loaders.cache import default_cache_dir
@@ -126,17 +124,11 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Measure the named variant, or the demo's with 4 bits."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, default_rounds=ROUNDS)
     parser.add_argument("spec", nargs="?", help="a variant; by default the demo's with 4 bits")
     parser.add_argument("--drafts", type=int, default=SPECULATIVE_TOKENS, help="tokens a step")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--record", action="store_true", help="write a dated result")
     arguments = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # the runners' processes read it
-    torch.set_num_threads(arguments.threads)
+    use_threads(arguments.threads)
 
     cache_dir = default_cache_dir()
     demo = build_demo(cache_dir, progress=print)
