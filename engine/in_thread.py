@@ -6,14 +6,13 @@ Everything else is as with a process of its own: the same sockets, messages and 
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from engine.backlog import QueueLimits
 from engine.client import EngineClient
-from engine.errors import EngineDeadError, EngineStartError
+from engine.errors import EngineDeadError
 from engine.loop import serve
 from engine.sockets import ClientSockets
 
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine.loop import BuiltEngine, TellProgress
-
-log = logging.getLogger(__name__)
 
 
 class EngineThread:
@@ -49,10 +46,6 @@ class EngineThread:
     def _run(self, folder: Path, build: Callable[[TellProgress], BuiltEngine]) -> None:
         try:
             serve(folder, build)
-        except EngineStartError:
-            pass  # the client was told
-        except Exception:
-            log.exception("the engine died")
         finally:
             self._loop.call_soon_threadsafe(self._ended.set)
 

@@ -7,6 +7,7 @@ gone.
 
 from __future__ import annotations
 
+import enum
 import logging
 import threading
 from dataclasses import dataclass
@@ -83,11 +84,18 @@ class SteppedEngine(Protocol):
         """Count."""
 
 
-def serve(folder: Path, build: Callable[[TellProgress], BuiltEngine]) -> None:
+class Ending(enum.Enum):
+    """How an engine came to its end; the client has been told, and the log."""
+
+    AS_TOLD = "as told"
+    NOT_STARTED = "not started"  # for a reason that another try would meet again
+    DIED = "died"
+
+
+def serve(folder: Path, build: Callable[[TellProgress], BuiltEngine]) -> Ending:
     """Build an engine and run it for the client that listens in `folder`, until told to end.
 
-    build: raises EngineStartError for what the client shall read. Whatever is raised here has been
-    told to the client, too.
+    build: raises EngineStartError for what the client shall read.
     """
     sockets = EngineSockets(folder)
     heart = Heart(folder)
@@ -99,14 +107,16 @@ def serve(folder: Path, build: Callable[[TellProgress], BuiltEngine]) -> None:
         EngineLoop(built.engine, sockets, heart).run()
     except EngineStartError as error:
         sockets.send(CannotStart(str(error)))
-        raise
+        return Ending.NOT_STARTED
     except Exception as error:
+        log.exception("the engine died")
         # Not its message: clients will read this, and it may hold paths and addresses.
         sockets.send(Dying(f"the engine died of {type(error).__name__}"))
-        raise
+        return Ending.DIED
     finally:
         heart.stop()
         sockets.close()
+    return Ending.AS_TOLD
 
 
 class TellProgress(Protocol):

@@ -27,6 +27,7 @@ from service.loaded_variant import LoadedVariant
 from service.logs import set_up_logs
 from service.server import Server, listen, url_of
 from service.settings import (
+    DEMO_NAME,
     Settings,
     VariantEntry,
     VariantSettings,
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
     from service.engine_hosts import OnProgress
 
 log = structlog.get_logger(__name__)
-
-DEMO_NAME = "demo"
 
 
 def serve(settings: Settings) -> NoReturn:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 ENV_PREFIX = "TETRAD_"
 CONFIG_VARIABLE = "TETRAD_CONFIG"
+DEMO_NAME = "demo"  # of what is served where no variant is named
 
 Auto = Literal["auto"]
 Port = Annotated[int, Field(ge=0, le=65535)]

@@ -18,13 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
-import structlog
 import zmq
 
-from engine.errors import EngineStartError
-from engine.loop import BuiltEngine, serve
+from engine.loop import BuiltEngine, Ending, serve
 from service.logs import set_up_logs
-from service.settings import WorkerSettings
+from service.settings import DEMO_NAME, WorkerSettings
 from service.worker_exit import CANNOT_START, ENGINE_DIED
 
 if TYPE_CHECKING:
@@ -32,8 +30,7 @@ if TYPE_CHECKING:
 
     from engine.loop import TellProgress
 
-log = structlog.get_logger(__name__)
-
+EXIT_CODES = {Ending.AS_TOLD: 0, Ending.NOT_STARTED: CANNOT_START, Ending.DIED: ENGINE_DIED}
 _PR_SET_PDEATHSIG = 1
 
 
@@ -49,18 +46,11 @@ def main(build: Callable[[WorkerSettings, TellProgress], BuiltEngine]) -> NoRetu
     told = json.loads(sys.stdin.buffer.readline())
     end_with_parent(told["parent"], sys.stdin.buffer)
     settings = WorkerSettings(**told["settings"])
-    set_up_logs(settings, engine=settings.served_model_name or settings.variant or "demo")
-    code = 0
-    try:
-        serve(Path(told["folder"]), partial(build, settings))
-    except EngineStartError:
-        code = CANNOT_START
-    except Exception:
-        log.exception("the engine died")
-        code = ENGINE_DIED
+    set_up_logs(settings, engine=settings.served_model_name or settings.variant or DEMO_NAME)
+    ending = serve(Path(told["folder"]), partial(build, settings))
     zmq.Context.instance().term()  # returns once the last words are out
     sys.stderr.flush()
-    os._exit(code)
+    os._exit(EXIT_CODES[ending])
 
 
 def end_with_parent(parent: int, stdin: BinaryIO) -> None:

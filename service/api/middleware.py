@@ -76,7 +76,7 @@ class ErrorBoundary:
 
         try:
             await self._app(scope, receive, watched_send)
-        except Exception as error:  # the HTTP fallback: one of the project's two broad catches
+        except Exception as error:  # the HTTP fallback: nothing is raised past it
             await _answer_error(_innermost(error), begun, scope, receive, send)
 
 
