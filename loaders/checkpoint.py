@@ -28,20 +28,29 @@ _DTYPE_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2,
     "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8,
 }  # fmt: skip
+# GGUF's block types: weights a block, bytes a block (ggml's own definitions of its blocks).
+GGML_BLOCKS = {
+    "Q4_0": (32, 18), "Q4_1": (32, 20), "Q5_0": (32, 22), "Q5_1": (32, 24), "Q8_0": (32, 34),
+    "Q2_K": (256, 84), "Q3_K": (256, 110), "Q4_K": (256, 144), "Q5_K": (256, 176),
+    "Q6_K": (256, 210),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """What a shard's header says of one tensor."""
+    """What a file's header says of one tensor."""
 
     name: str
-    dtype: str  # safetensors' own names: F16, BF16, F32, I32, …
+    dtype: str  # safetensors' own names (F16, BF16, F32, I32, …), or a block type of GGUF's
     shape: tuple[int, ...]
     shard: Path
 
     @property
     def num_bytes(self) -> int:
         """Size of the data in bytes."""
+        if self.dtype in GGML_BLOCKS:
+            weights, size = GGML_BLOCKS[self.dtype]
+            return math.prod(self.shape) // weights * size
         return math.prod(self.shape) * _DTYPE_BYTES[self.dtype]
 
 

@@ -19,7 +19,12 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from loaders.checkpoint import Checkpoint, read_checkpoint
-from loaders.errors import BackendError, CheckpointError, TensorError
+from loaders.errors import (
+    BackendError,
+    CheckpointError,
+    TensorError,
+    UnsupportedQuantizationError,
+)
 from loaders.float32 import settle_on_cpu, settle_on_cuda
 from loaders.generation import GenerationDefaults, read_generation_defaults
 from loaders.git_clone import open_folder
@@ -113,6 +118,8 @@ def load(
     started = time.monotonic()
     if isinstance(spec, str):
         spec = parse_spec(spec)
+    if spec.file is not None:
+        raise UnsupportedQuantizationError(f"{spec} is a GGUF file, which is not read yet")
     tell = progress or _tell_nobody
     tell("finding the files", None)
     snapshot = open_snapshot(

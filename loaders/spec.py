@@ -1,4 +1,4 @@
-"""Reads the name of a variant: which repository or folder, and which revision of it.
+"""Reads the name of a variant: which repository or folder, which revision, which file of it.
 
 Only text is looked at, and whether a local folder of that name exists; nothing is fetched here.
 """
@@ -13,9 +13,12 @@ from loaders.errors import InvalidSpecError
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _REVISION = re.compile(r"[\w][\w./+=-]*")
+# A GGUF file, or one part of a split one.
+_GGUF_FILE = re.compile(r".+\.gguf(-split-[a-z])?", re.IGNORECASE)
+_PATH_STARTS = (".", "/", "~")
 _FORMS = (
-    "use repo, repo:branch, repo@commit, or a local folder"
-    " (./folder, or ./clone:branch for a git clone)"
+    "use repo, repo:branch, repo@commit, repo/file.gguf, repo:Q4_K_M, or what lies on this machine"
+    " (./folder, ./clone:branch for a git clone, ./file.gguf)"
 )
 
 
@@ -25,35 +28,62 @@ class VariantSpec:
 
     repo: str  # "owner/name" on a hub, or the folder's name for a local one
     folder: Path | None  # set when the variant is a local folder or git clone
-    revision: str | None  # branch, tag or commit; None is the default branch
+    # Branch, tag or commit; None is the default branch. In a repository of GGUF files it may be
+    # the quantisation of one of them, as in `repo:Q4_K_M`: only a look at the repository tells.
+    revision: str | None
+    file: str | None = None  # a GGUF file, as its path in the repository or folder
 
     def __str__(self) -> str:
         name = str(self.folder) if self.folder else self.repo
+        if self.file is not None:
+            revision = f"@{self.revision}" if self.revision else ""
+            return f"{name}{revision}/{self.file}"
         return f"{name}:{self.revision}" if self.revision else name
 
 
 def parse_spec(text: str) -> VariantSpec:
-    """Parse `repo`, `repo:branch`, `repo@sha`, a local folder, or `folder:branch` for a clone.
+    """Parse one of the forms that name a variant; see `VariantSpec`.
 
-    An existing folder wins over a repository of the same name, as in Transformers.
+    What lies on this machine wins over a repository of the same name, as in Transformers.
     """
     text = text.strip()
     if not text:
         raise InvalidSpecError(f"the variant's name is empty; {_FORMS}")
     if Path(text).expanduser().is_dir():
-        return _local(Path(text), None)
+        return _local(Path(text), revision=None)
+    if _GGUF_FILE.fullmatch(text):
+        return _parse_gguf(text)
     name, revision = _split_revision(text)
     if revision is not None and not _REVISION.fullmatch(revision):
         raise InvalidSpecError(f"{text!r} names no usable revision after {name!r}; {_FORMS}")
     if Path(name).expanduser().is_dir():
-        return _local(Path(name), revision)
+        return _local(Path(name), revision=revision)
     if _looks_like_path(name):
         raise InvalidSpecError(f"there is no folder {name!r}; {_FORMS}")
-    if name.endswith(".gguf"):
-        raise InvalidSpecError(f"{name!r} is a GGUF file, which is not read yet; {_FORMS}")
+    return VariantSpec(repo=_checked_repo(name), folder=None, revision=revision)
+
+
+def _parse_gguf(text: str) -> VariantSpec:
+    """Parse a local file, `owner/name/file.gguf`, or the same with `@revision` after the name."""
+    path = Path(text).expanduser()
+    if path.is_file():
+        return _local(path.parent, revision=None, file=path.name)
+    match = re.fullmatch(r"(?P<repo>[^/@:]+/[^/@:]+)([@:](?P<revision>[^/]+))?/(?P<file>.+)", text)
+    if match is None or text.startswith(_PATH_STARTS):
+        raise InvalidSpecError(f"there is no file {text!r}; {_FORMS}")
+    if any(part in ("", ".", "..") for part in match["file"].split("/")):
+        raise InvalidSpecError(f"{match['file']!r} is no path inside a repository; {_FORMS}")
+    revision = match["revision"]
+    if revision is not None and not _REVISION.fullmatch(revision):
+        raise InvalidSpecError(f"{text!r} names no usable revision; {_FORMS}")
+    repo = _checked_repo(match["repo"])
+    return VariantSpec(repo=repo, folder=None, revision=revision, file=match["file"])
+
+
+def _checked_repo(name: str) -> str:
     if not _REPO.fullmatch(name) or ".." in name:
         raise InvalidSpecError(f"{name!r} is not a repository's name; {_FORMS}")
-    return VariantSpec(repo=name, folder=None, revision=revision)
+    return name
 
 
 def _split_revision(text: str) -> tuple[str, str | None]:
@@ -63,9 +93,9 @@ def _split_revision(text: str) -> tuple[str, str | None]:
 
 
 def _looks_like_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") > 1
+    return name.startswith(_PATH_STARTS) or name.count("/") > 1
 
 
-def _local(path: Path, revision: str | None) -> VariantSpec:
+def _local(path: Path, *, revision: str | None, file: str | None = None) -> VariantSpec:
     folder = path.expanduser().resolve()
-    return VariantSpec(repo=folder.name, folder=folder, revision=revision)
+    return VariantSpec(repo=folder.name, folder=folder, revision=revision, file=file)

@@ -48,6 +48,32 @@ def test_what_names_nothing_is_refused_with_the_forms_that_do(text):
         parse_spec(text)
 
 
-def test_a_gguf_file_is_refused_by_name():
-    with pytest.raises(InvalidSpecError, match="GGUF"):
-        parse_spec("owner/model.gguf")
+@pytest.mark.parametrize(
+    ("text", "repo", "revision", "file"),
+    [
+        ("owner/repo/model.Q4_K_M.gguf", "owner/repo", None, "model.Q4_K_M.gguf"),
+        ("owner/repo@abc/model.gguf", "owner/repo", "abc", "model.gguf"),
+        ("owner/repo:v2/model.gguf", "owner/repo", "v2", "model.gguf"),
+        ("owner/repo/sub/model.gguf", "owner/repo", None, "sub/model.gguf"),
+        ("owner/repo/model.gguf-split-a", "owner/repo", None, "model.gguf-split-a"),
+    ],
+)
+def test_a_gguf_file_is_told_from_its_repository(text, repo, revision, file):
+    spec = parse_spec(text)
+    assert (spec.repo, spec.revision, spec.file) == (repo, revision, file)
+    assert parse_spec(str(spec)) == spec
+
+
+def test_a_gguf_file_on_this_machine_is_local(tmp_path):
+    (tmp_path / "model.gguf").touch()
+    spec = parse_spec(str(tmp_path / "model.gguf"))
+    assert (spec.folder, spec.file) == (tmp_path, "model.gguf")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["model.gguf", "owner/model.gguf", "./model.gguf", "owner/repo/../model.gguf", "a/b@ /m.gguf"],
+)
+def test_a_gguf_file_that_is_nowhere_is_refused(text):
+    with pytest.raises(InvalidSpecError, match=r"repo/file\.gguf"):
+        parse_spec(text)
