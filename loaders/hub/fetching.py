@@ -1,8 +1,6 @@
-"""The only place that talks to the hub, or reads the hub's cache.
+"""Brings one revision of a repository to this machine: one commit, one folder.
 
-Resolves a repository and revision to one commit and one folder with the files that a variant
-needs; everything after it reads that folder only. Catalogue, resumable downloads and mirrors build
-on this.
+Everything after it reads that folder only.
 """
 
 from __future__ import annotations
@@ -13,29 +11,14 @@ from typing import TYPE_CHECKING
 
 import structlog
 from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-)
-from huggingface_hub.errors import RepositoryNotFoundError as HubRepositoryNotFoundError
-from huggingface_hub.errors import RevisionNotFoundError as HubRevisionNotFoundError
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 
 from loaders.cache import find_built, repository_folder
 from loaders.checkpoint import PICKLE_SUFFIXES
 from loaders.download_progress import quiet_bars
-from loaders.errors import (
-    HubError,
-    InvalidSpecError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-    UnsafeCheckpointError,
-)
+from loaders.errors import HubError, RepositoryNotFoundError, UnsafeCheckpointError
+from loaders.hub.access import no_revision, translated_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,7 +67,7 @@ def fetch(
     known = cached_revisions(spec.repo, hub_cache)
     if known:
         verb = "built on this machine are" if built_in else "in the cache it has"
-        raise _no_revision(spec.repo, revision, known, verb)
+        raise no_revision(spec.repo, revision, known, verb)
     raise RepositoryNotFoundError(
         f"{spec.repo} is not in the cache ({hub_cache}) and downloads are off; check the name, or"
         " allow downloads"
@@ -115,12 +98,6 @@ def _snapshot(folder: Path) -> Snapshot:
     return Snapshot(folder=folder, commit=folder.name)
 
 
-def _no_revision(repo: str, revision: str, known: list[str], verb: str) -> RevisionNotFoundError:
-    return RevisionNotFoundError(
-        f"{repo} has no revision {revision!r}; {verb} {', '.join(known) or 'none'}"
-    )
-
-
 def _download(
     repo: str,
     revision: str,
@@ -130,33 +107,19 @@ def _download(
 ) -> Snapshot:
     api = HfApi(token=token)
     try:
-        info = api.model_info(repo, revision=revision, files_metadata=True)
-        _refuse_pickles(repo, [file.rfilename for file in info.siblings or []])
-        log.info("downloading", repo=repo, revision=revision, commit=info.sha)
-        folder = snapshot_download(
-            repo,
-            revision=revision,  # by name, so that the cache remembers what the branch pointed to
-            cache_dir=cache_dir,
-            token=token,
-            allow_patterns=list(_NEEDED_FILES),
-            tqdm_class=quiet_bars(on_percent or _tell_nobody, _needed_bytes(info)),
-        )
-    except HFValidationError as error:
-        raise InvalidSpecError(f"{repo!r} is not a repository's name: {error}") from error
-    except GatedRepoError as error:
-        raise RepositoryNotFoundError(
-            f"{repo} is gated: accept its terms on the hub, then give a token (HF_TOKEN)"
-        ) from error
-    except HubRevisionNotFoundError as error:
-        raise _no_revision(repo, revision, _hub_revisions(api, repo), "it has") from error
-    except HubRepositoryNotFoundError as error:
-        raise RepositoryNotFoundError(
-            f"the hub has no repository {repo}, or it is private: check the name, or give a token"
-            " (HF_TOKEN)"
-        ) from error
-    except EntryNotFoundError as error:
-        raise HubError(f"{repo} lost a file while it was downloaded: {error}") from error
-    except (HfHubHTTPError, HTTPError, OfflineModeIsEnabled, OSError) as error:
+        with translated_errors(api, repo, revision):
+            info = api.model_info(repo, revision=revision, files_metadata=True)
+            _refuse_pickles(repo, [file.rfilename for file in info.siblings or []])
+            log.info("downloading", repo=repo, revision=revision, commit=info.sha)
+            folder = snapshot_download(
+                repo,
+                revision=revision,  # by name: the cache remembers what the branch pointed to
+                cache_dir=cache_dir,
+                token=token,
+                allow_patterns=list(_NEEDED_FILES),
+                tqdm_class=quiet_bars(on_percent or _tell_nobody, _needed_bytes(info)),
+            )
+    except HubError as error:
         return _cached_instead(repo, revision, cache_dir, error)
     return _snapshot(Path(folder))
 
@@ -174,27 +137,15 @@ def _tell_nobody(percent: float) -> None:
     pass
 
 
-def _cached_instead(repo: str, revision: str, cache_dir: Path, error: Exception) -> Snapshot:
+def _cached_instead(repo: str, revision: str, cache_dir: Path, error: HubError) -> Snapshot:
     """Use what an earlier download left when the hub cannot be reached now."""
-    reason = type(error).__name__
     found = _cached(repo, revision, cache_dir)
     if found is not None:
-        log.warning("hub_unreachable", repo=repo, reason=reason, using=found.commit)
+        log.warning("hub_unreachable", repo=repo, reason=str(error), using=found.commit)
         return found
     if known := cached_revisions(repo, cache_dir):
-        raise _no_revision(
-            repo, revision, known, f"the hub did not answer ({reason}); cached are"
-        ) from error
-    raise HubError(
-        f"the hub did not answer for {repo} ({reason}), and it is not cached; check the network"
-        " and HF_ENDPOINT,"
-        " or name a local folder"
-    ) from error
-
-
-def _hub_revisions(api: HfApi, repo: str) -> list[str]:
-    refs = api.list_repo_refs(repo)
-    return sorted(ref.name for ref in [*refs.branches, *refs.tags])
+        raise no_revision(repo, revision, known, f"{error}; cached are") from error
+    raise HubError(f"{error}; it is not cached: name a local folder, or try again") from error
 
 
 def _refuse_pickles(repo: str, files: list[str]) -> None:
