@@ -303,9 +303,9 @@ def _prepare_layers(
     reasons: dict[str, str] = {}
     waiting = [layer for layer in packed_layers(model).values() if layer.kernel is None]
     for number, layer in enumerate(waiting):
-        if layer.format is None or layer.scales is None:
+        if layer.format is None or layer.device is None:
             raise CheckpointError(f"layer {layer.name} holds no packed tensors")
-        shape = LayerShape(layer.format, layer.in_features, layer.out_features, layer.scales.device)
+        shape = LayerShape(layer.format, layer.in_features, layer.out_features, layer.device)
         chosen, reason = resolve_backend(asked, shape)
         layer.prepare(chosen, mapped)
         if number % _LAYERS_PER_TRIM == 0:

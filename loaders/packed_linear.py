@@ -9,6 +9,7 @@ protocol).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,38 +28,27 @@ if TYPE_CHECKING:
     from loaders.resident_memory import MappedFiles
 
 
-def packed_shapes(
-    packed: PackedFormat, in_features: int, out_features: int
-) -> dict[str, tuple[int, ...]]:
-    """Return the shape that each packed tensor of such a layer must have in the checkpoint."""
-    groups = packed.num_groups(in_features)
-    if packed.quant_method == "awq":
-        qweight = (in_features, out_features * packed.bits // 32)
-    else:
-        qweight = (in_features * packed.bits // 32, out_features)
-    return {
-        "qweight": qweight,
-        "qzeros": (groups, out_features * packed.bits // 32),
-        "scales": (groups, out_features),
-    }
+@dataclass(frozen=True, slots=True)
+class TensorPlace:
+    """What a buffer must be to take one of the checkpoint's tensors."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
 
 
 class PackedLinear(nn.Module):
     """A linear layer with packed weights; forward takes [..., in] and gives [..., out]."""
 
-    qweight: Tensor | None
-    qzeros: Tensor | None
-    scales: Tensor | None
-    g_idx: Tensor | None
     bias: Tensor | None
+    name: str = ""
+    format: PackedFormat | None = None
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
         self.in_features = in_features
         self.out_features = out_features
         self.kernel: Kernel | None = None
-        for name in ("qweight", "qzeros", "scales", "g_idx", "bias"):
-            self.register_buffer(name, None)
+        self.register_buffer("bias", None)
 
     @classmethod
     def awaiting(
@@ -68,20 +58,13 @@ class PackedLinear(nn.Module):
         out_features: int,
         *,
         name: str,
-        has_g_idx: bool,
-        bias_dtype: torch.dtype | None,
-        scale_dtype: torch.dtype,
+        tensors: Mapping[str, TensorPlace],
     ) -> PackedLinear:
-        """Make an empty layer whose buffers wait for the checkpoint's tensors."""
+        """Make an empty layer whose buffers wait for the checkpoint's tensors, bias among them."""
         layer = cls(in_features, out_features)
         layer.name, layer.format = name, packed
-        for key, shape in packed_shapes(packed, in_features, out_features).items():
-            dtype = scale_dtype if key == "scales" else torch.int32
-            layer.register_buffer(key, torch.empty(shape, dtype=dtype))
-        if has_g_idx:
-            layer.register_buffer("g_idx", torch.empty(in_features, dtype=torch.int32))
-        if bias_dtype is not None:
-            layer.register_buffer("bias", torch.empty(out_features, dtype=bias_dtype))
+        for key, place in tensors.items():
+            layer.register_buffer(key, torch.empty(place.shape, dtype=place.dtype))
         return layer
 
     @classmethod
@@ -94,39 +77,37 @@ class PackedLinear(nn.Module):
         layer.register_buffer("bias", bias, persistent=False)
         return layer
 
-    name: str = ""
-    format: PackedFormat | None = None
+    @property
+    def device(self) -> torch.device | None:
+        """Where the tensors that wait to be prepared lie; None where there are none."""
+        return next((buffer.device for buffer in self._stored().values()), None)
+
+    def _stored(self) -> dict[str, Tensor]:
+        return {key: buffer for key, buffer in self.named_buffers() if key != "bias"}
 
     def take_tensors(self) -> PackedTensors:
         """Hand over the checkpoint's tensors, leaving none behind in the layer."""
-        if (
-            self.format is None
-            or self.qweight is None
-            or self.qzeros is None
-            or self.scales is None
-        ):
+        stored = self._stored()
+        if self.format is None or not stored:
             raise CheckpointError(
                 f"layer {self.name or '(fused)'} holds no packed tensors any more"
             )
-        packed = PackedTensors(
+        for key in stored:
+            delattr(self, key)
+        return PackedTensors(
             name=self.name,
             format=self.format,
             in_features=self.in_features,
             out_features=self.out_features,
-            qweight=self.qweight,
-            qzeros=self.qzeros,
-            scales=self.scales,
-            g_idx=self.g_idx,
+            stored=stored,
         )
-        self.qweight = self.qzeros = self.scales = self.g_idx = None
-        return packed
 
     def prepare(self, backend: Backend, mapped: MappedFiles) -> None:
         """Check the tensors' values and turn them into the backend's kernel."""
         packed = self.take_tensors()
         packed.check_values()
         self.kernel = backend.prepare(packed)
-        mapped.release([packed.qweight, packed.qzeros, packed.scales, packed.g_idx])
+        mapped.release(packed.stored.values())
         if self.bias is not None:
             # AutoGPTQ stores a bias of zeros for layers that have none.
             self.bias = self.bias.float() if bool(self.bias.any()) else None

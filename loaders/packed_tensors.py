@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from loaders.errors import TensorError
-from loaders.packing import unpack_awq, unpack_gptq_codes, unpack_gptq_zeros
+from loaders.layouts import layout_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from loaders.layouts.protocol import StoredTensors
     from loaders.quantization import PackedFormat
 
 
@@ -80,31 +81,27 @@ class GroupedWeight:
 
 @dataclass(frozen=True, slots=True)
 class PackedTensors:
-    """One layer's tensors as they stand in a GPTQ or AWQ checkpoint."""
+    """One layer's tensors as they stand in a checkpoint of any format."""
 
     name: str  # the module's name, for messages
     format: PackedFormat
     in_features: int
     out_features: int
-    qweight: Tensor  # GPTQ [in*bits/32, out] int32, AWQ [in, out/8] int32
-    qzeros: Tensor  # [groups, out*bits/32] int32
-    scales: Tensor  # [groups, out] float
-    g_idx: (
-        Tensor | None
-    )  # [in] int32, the group of each input; None means in order (always for AWQ)
+    stored: StoredTensors  # by the last part of their names
 
     def check_values(self) -> None:
         """Raise TensorError where a group index or a scale would give rubbish."""
-        if not bool(torch.isfinite(self.scales).all()):
+        scales = self.scales()
+        if not bool(torch.isfinite(scales).all()):
             raise TensorError(
                 f"{self.name}.scales holds NaN or infinite values; the file is damaged"
             )
-        if not bool((self.scales != 0).any()):
+        if not bool((scales != 0).any()):
             raise TensorError(f"{self.name}.scales is all zero; the file is damaged")
-        if self.g_idx is None:
+        groups = layout_of(self.format).group_of_input(self.stored)
+        if groups is None:
             return
-        low, high = int(self.g_idx.min()), int(self.g_idx.max())
-        num_groups = self.scales.shape[0]
+        low, high, num_groups = int(groups.min()), int(groups.max()), len(scales)
         if low < 0 or high >= num_groups:
             raise TensorError(
                 f"{self.name}.g_idx holds groups {low} to {high}, there are {num_groups} (0 to"
@@ -113,24 +110,24 @@ class PackedTensors:
 
     def codes(self) -> Tensor:
         """Unpack the codes: uint8 [in, out] in the checkpoint's input order."""
-        if self.format.quant_method == "awq":
-            return unpack_awq(self.qweight)
-        return unpack_gptq_codes(self.qweight, self.format.bits)
+        return layout_of(self.format).codes(self.format, self.stored)
+
+    def scales(self) -> Tensor:
+        """Return the scales: float32 [groups, out]."""
+        return layout_of(self.format).scales(self.format, self.stored)
 
     def zeros(self) -> Tensor:
-        """Unpack the true zero points: uint8 [groups, out]."""
-        if self.format.checkpoint_format == "gemm":
-            return unpack_awq(self.qzeros)
-        return unpack_gptq_zeros(
-            self.qzeros, self.format.bits, checkpoint_format=self.format.checkpoint_format
-        )
+        """Return the true zero points, in units of codes: float32 [groups, out]."""
+        return layout_of(self.format).zeros(self.format, self.stored)
 
     def group_of_input(self) -> Tensor:
         """Return the group of each input, [in] int64, in the checkpoint's input order."""
-        if self.g_idx is not None:
-            return self.g_idx.long()
+        groups = layout_of(self.format).group_of_input(self.stored)
+        if groups is not None:
+            return groups
         group_size = self.in_features if self.format.group_size == -1 else self.format.group_size
-        return torch.arange(self.in_features, device=self.qweight.device) // group_size
+        device = next(iter(self.stored.values())).device
+        return torch.arange(self.in_features, device=device) // group_size
 
     def dequantize(self) -> Tensor:
         """Return the weight as [out, in] float32 in the checkpoint's input order.
@@ -138,8 +135,8 @@ class PackedTensors:
         Formula of AutoGPTQ and AutoAWQ: (code - zero point) * scale.
         """
         groups = self.group_of_input()
-        weight = self.codes().float() - self.zeros().float()[groups]
-        return (weight * self.scales.float()[groups]).t().contiguous()
+        weight = self.codes().float() - self.zeros()[groups]
+        return (weight * self.scales()[groups]).t().contiguous()
 
     def to_grouped(self) -> GroupedWeight:
         """Sort the inputs by group, so that act order costs one permutation."""
@@ -152,8 +149,8 @@ class PackedTensors:
         group_starts = groups[::group_size]
         return GroupedWeight(
             codes=codes.t().contiguous(),
-            scales=self.scales.float()[group_starts],
-            zeros=self.zeros().float()[group_starts],
+            scales=self.scales()[group_starts],
+            zeros=self.zeros()[group_starts],
             bits=self.format.bits,
             group_size=group_size,
             input_permutation=permutation,

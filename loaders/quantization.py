@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 QuantMethod = Literal["gptq", "awq"]
-CheckpointFormat = Literal["gptq", "gptq_v2", "gemm"]
 
 GPTQ_BITS = (2, 3, 4, 8)
 AWQ_BITS = (4,)
@@ -42,9 +41,9 @@ class PackedFormat:
     """How one linear layer is packed."""
 
     quant_method: QuantMethod
-    checkpoint_format: (
-        CheckpointFormat  # "gptq" stores zero points minus one, "gptq_v2" as they are
-    )
+    # Names the layout (`loaders.layouts`): "gptq" stores zero points minus one, "gptq_v2" as they
+    # are, "gemm" is AWQ's.
+    checkpoint_format: str
     bits: int
     group_size: int  # inputs that share a scale; -1 is the whole input dimension
 

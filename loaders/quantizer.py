@@ -17,7 +17,8 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from loaders.errors import TensorError
-from loaders.packed_linear import PackedLinear, packed_shapes
+from loaders.layouts import layout_of
+from loaders.packed_linear import PackedLinear, TensorPlace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,13 +26,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from loaders.checkpoint import TensorInfo
+    from loaders.layouts.protocol import TensorRule
     from loaders.quantization import PackedFormat, Quantization
 
 log = structlog.get_logger(__name__)
 
 QUANT_METHOD = "tetrad"
-_INT_DTYPES = ("I32",)
-_FLOAT_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+_DTYPES = {
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "I16": torch.int16,
+    "U8": torch.uint8,
+}
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -92,7 +101,7 @@ def replace_linears(
     `modules_to_not_convert` and a quantised lm_head need no list); the settings and rules decide
     how. Raises TensorError where the two contradict each other.
     """
-    packed_names = {name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")}
+    packed_names = set(packed_modules(quantization, tensors))
     linears = {
         name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)
     }
@@ -107,61 +116,72 @@ def replace_linears(
         packed = quantization.format_of(name)
         if packed is None:
             raise TensorError(f"{name} is packed, but a `dynamic` rule says it is not quantised")
-        check_packed_tensors(name, packed, linear, tensors)
+        places = check_packed_tensors(name, packed, linear, tensors)
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, _awaiting(name, packed, linear, tensors))
+        setattr(model.get_submodule(parent), child, _awaiting(name, packed, linear, places))
     log.info("layers_packed", packed=len(packed_names), dense=len(linears) - len(packed_names))
+
+
+def packed_modules(
+    quantization: Quantization, tensors: Mapping[str, TensorInfo]
+) -> tuple[str, ...]:
+    """Name the modules for which the checkpoint holds packed tensors."""
+    ending = f".{layout_of(quantization.base).marker}"
+    return tuple(sorted(name.removesuffix(ending) for name in tensors if name.endswith(ending)))
 
 
 def check_packed_tensors(
     name: str, packed: PackedFormat, linear: nn.Linear, tensors: Mapping[str, TensorInfo]
-) -> None:
-    """Raise TensorError unless a layer's tensors have the shapes and dtypes it needs."""
-    in_features, out_features = linear.in_features, linear.out_features
-    packed_size = out_features if packed.quant_method == "awq" else in_features
-    if packed_size * packed.bits % 32 or out_features * packed.bits % 32:
-        raise TensorError(
-            f"{name}: {in_features} inputs and {out_features} outputs do not fill whole 32-bit"
-            " words"
-            f" at {packed.bits} bits"
-        )
-    expected = packed_shapes(packed, in_features, out_features)
-    if f"{name}.g_idx" in tensors:
-        expected["g_idx"] = (in_features,)
-    for key, shape in expected.items():
+) -> dict[str, TensorPlace]:
+    """Return a layer's tensors by key. Raises TensorError unless they are what it needs."""
+    try:
+        rules = layout_of(packed).rules(packed, linear.in_features, linear.out_features)
+    except ValueError as error:
+        raise TensorError(f"{name}: {error}") from error
+    places = {}
+    for key, rule in rules.items():
         tensor = tensors.get(f"{name}.{key}")
-        if tensor is None:
+        if tensor is not None:
+            _check_tensor(tensor, rule, packed, linear)
+            places[key] = TensorPlace(tensor.shape, _DTYPES[tensor.dtype])
+        elif rule.is_required:
             raise TensorError(
                 f"{name}.{key} is missing; a {packed.quant_method.upper()} layer needs it"
             )
-        if tensor.shape != shape:
-            raise TensorError(
-                f"{name}.{key} is {list(tensor.shape)}, expected {list(shape)} for {in_features}"
-                " inputs,"
-                f" {out_features} outputs, {packed.bits} bits and group size {packed.group_size};"
-                " the settings and the weights are from different revisions"
-            )
-        allowed = tuple(_FLOAT_DTYPES) if key == "scales" else _INT_DTYPES
-        if tensor.dtype not in allowed:
-            raise TensorError(f"{name}.{key} is {tensor.dtype}, expected {' or '.join(allowed)}")
+    if (bias := _find_bias(name, linear, tensors)) is not None:
+        places["bias"] = TensorPlace(bias.shape, _DTYPES.get(bias.dtype, torch.float32))
+    return places
 
 
-def _awaiting(
-    name: str, packed: PackedFormat, linear: nn.Linear, tensors: Mapping[str, TensorInfo]
-) -> PackedLinear:
-    # A bias is stored even where the model has none: AutoGPTQ wrote zeros for every layer.
+def _check_tensor(
+    tensor: TensorInfo, rule: TensorRule, packed: PackedFormat, linear: nn.Linear
+) -> None:
+    if tensor.shape != rule.shape:
+        raise TensorError(
+            f"{tensor.name} is {list(tensor.shape)}, expected {list(rule.shape)} for"
+            f" {linear.in_features} inputs, {linear.out_features} outputs, {packed.bits} bits and"
+            f" group size {packed.group_size}; the settings and the weights are from different"
+            " revisions"
+        )
+    if tensor.dtype not in rule.dtypes:
+        raise TensorError(f"{tensor.name} is {tensor.dtype}, expected {' or '.join(rule.dtypes)}")
+
+
+def _find_bias(
+    name: str, linear: nn.Linear, tensors: Mapping[str, TensorInfo]
+) -> TensorInfo | None:
     bias = tensors.get(f"{name}.bias")
     if linear.bias is not None and bias is None:
         raise TensorError(f"{name}.bias is missing; this model's layer has a bias")
     if bias is not None and bias.shape != (linear.out_features,):
         raise TensorError(f"{name}.bias is {list(bias.shape)}, expected [{linear.out_features}]")
+    return bias  # stored even where the model has none: AutoGPTQ wrote zeros for every layer
+
+
+def _awaiting(
+    name: str, packed: PackedFormat, linear: nn.Linear, places: Mapping[str, TensorPlace]
+) -> PackedLinear:
     with torch.device("meta"):
         return PackedLinear.awaiting(
-            packed,
-            linear.in_features,
-            linear.out_features,
-            name=name,
-            has_g_idx=f"{name}.g_idx" in tensors,
-            bias_dtype=_FLOAT_DTYPES.get(bias.dtype, torch.float32) if bias else None,
-            scale_dtype=_FLOAT_DTYPES[tensors[f"{name}.scales"].dtype],
+            packed, linear.in_features, linear.out_features, name=name, tensors=places
         )

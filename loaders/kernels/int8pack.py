@@ -114,7 +114,7 @@ class Int8PackBackend:
 
     def prepare(self, packed: PackedTensors) -> Kernel:
         """Re-centre the codes; one group makes act order meaningless."""
-        scales, zeros = packed.scales.float()[0], packed.zeros().float()[0]
+        scales, zeros = packed.scales()[0], packed.zeros()[0]
         offsets = _MIDDLE_CODE - zeros
         return Int8PackKernel(
             codes=(packed.codes().t().to(torch.int16) - _MIDDLE_CODE).to(torch.int8).contiguous(),

@@ -1,0 +1,35 @@
+"""How checkpoint formats store a linear layer: which tensors, of which shapes, and what they mean.
+
+One module for each family of formats; `layout_of` finds the one of a layer. Whatever they read
+ends up as codes, scales and zero points, so kernels know of none of them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from loaders.errors import UnsupportedQuantizationError
+from loaders.layouts.awq import AwqLayout
+from loaders.layouts.gptq import GptqLayout
+
+if TYPE_CHECKING:
+    from loaders.layouts.protocol import Layout
+    from loaders.quantization import PackedFormat
+
+# By `PackedFormat.checkpoint_format`.
+LAYOUTS: dict[str, Layout] = {
+    "gptq": GptqLayout("gptq"),
+    "gptq_v2": GptqLayout("gptq_v2"),
+    "gemm": AwqLayout(),
+}
+
+
+def layout_of(packed: PackedFormat) -> Layout:
+    """Return how a format's layers are stored."""
+    layout = LAYOUTS.get(packed.checkpoint_format)
+    if layout is None:
+        raise UnsupportedQuantizationError(
+            f"the checkpoint format {packed.checkpoint_format!r} is not read; known are"
+            f" {', '.join(sorted(LAYOUTS))}"
+        )
+    return layout

@@ -1,0 +1,60 @@
+"""GPTQ's layout: codes packed along the inputs, zero points along the outputs, groups by g_idx."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from loaders.layouts.protocol import FLOAT_DTYPES, INT_DTYPES, TensorRule
+from loaders.packing import unpack_gptq_codes, unpack_gptq_zeros
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loaders.layouts.protocol import StoredTensors
+    from loaders.packing import CheckpointFormat
+    from loaders.quantization import PackedFormat
+
+
+class GptqLayout:
+    """AutoGPTQ's and GPTQModel's packing, in either version of its zero points."""
+
+    marker = "qweight"
+
+    def __init__(self, checkpoint_format: CheckpointFormat) -> None:
+        self._checkpoint_format = checkpoint_format
+
+    def rules(
+        self, packed: PackedFormat, in_features: int, out_features: int
+    ) -> dict[str, TensorRule]:
+        """Say what each tensor must be; g_idx may be absent."""
+        bits, groups = packed.bits, packed.num_groups(in_features)
+        if in_features * bits % 32 or out_features * bits % 32:
+            raise ValueError(
+                f"{in_features} inputs and {out_features} outputs do not fill whole 32-bit words"
+                f" at {bits} bits"
+            )
+        return {
+            "qweight": TensorRule((in_features * bits // 32, out_features), INT_DTYPES),
+            "qzeros": TensorRule((groups, out_features * bits // 32), INT_DTYPES),
+            "scales": TensorRule((groups, out_features), FLOAT_DTYPES),
+            "g_idx": TensorRule((in_features,), INT_DTYPES, is_required=False),
+        }
+
+    def codes(self, packed: PackedFormat, stored: StoredTensors) -> Tensor:
+        """Unpack qweight."""
+        return unpack_gptq_codes(stored["qweight"], packed.bits)
+
+    def scales(self, packed: PackedFormat, stored: StoredTensors) -> Tensor:  # noqa: ARG002
+        """Widen the scales."""
+        return stored["scales"].float()
+
+    def zeros(self, packed: PackedFormat, stored: StoredTensors) -> Tensor:
+        """Unpack qzeros; version 1 wraps where it stores minus one."""
+        zeros = unpack_gptq_zeros(
+            stored["qzeros"], packed.bits, checkpoint_format=self._checkpoint_format
+        )
+        return zeros.float()
+
+    def group_of_input(self, stored: StoredTensors) -> Tensor | None:
+        """Read g_idx."""
+        return stored["g_idx"].long() if "g_idx" in stored else None
