@@ -93,6 +93,7 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerFast
     generation: GenerationDefaults
     quantization: Quantization | None  # None for a plain checkpoint
+    spec: VariantSpec
     provenance: Provenance
 
 
@@ -176,6 +177,7 @@ def load(
         tokenizer=tokenizer,
         generation=read_generation_defaults(snapshot.folder, config),
         quantization=quantization,
+        spec=spec,
         provenance=provenance,
     )
 

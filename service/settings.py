@@ -150,6 +150,23 @@ class VariantSettings(BaseModel):
         json_schema_extra={"unit": "threads"},
     )
 
+    # What is done where it cannot be loaded so
+    prefer: Literal["quality", "speed", "memory"] = Field(
+        "quality",
+        description="What counts most where the branch is left open: `quality`, `speed` or "
+        "`memory`.",
+    )
+    users: Positive = Field(
+        4,
+        description="How many people at once a branch is chosen for, where it is left open.",
+        json_schema_extra={"unit": "people"},
+    )
+    strict: bool = Field(
+        False,
+        description="Fail where a variant cannot be loaded as asked, instead of trying another "
+        "kernel, a shorter context or, where it is left open, another branch.",
+    )
+
     # How it is kept running
     on_demand: bool = Field(
         False,

@@ -22,7 +22,7 @@ import structlog
 
 from engine.errors import EngineDeadError, EngineStartError
 from loaders.errors import LoadError
-from service.errors import UnavailableError, VariantStateError
+from service.errors import StepDownError, UnavailableError, VariantStateError
 from service.lifecycle import RETRY_AFTER_S
 from service.text.errors import TextError
 
@@ -62,7 +62,13 @@ ON_ITS_WAY = frozenset({VariantState.LOADING, VariantState.RESTARTING, VariantSt
 class VariantSource(Protocol):
     """Where a variant's engines come from."""
 
-    variant: str  # a repository and branch, or a folder
+    @property
+    def variant(self) -> str:
+        """A repository and branch, or a folder."""
+
+    @property
+    def degraded(self) -> str | None:
+        """What was given up so that it could be loaded; None where nothing was."""
 
     async def start(self, on_progress: Callable[[Progress], None]) -> EngineHost:
         """Start an engine."""
@@ -71,7 +77,8 @@ class VariantSource(Protocol):
         """Wait until a started engine serves.
 
         Raises EngineDeadError, EngineStartError where another try would end the same way; LoadError
-        or TextError for files that cannot be read.
+        or TextError for files that cannot be read; StepDownError where the next engine will try
+        another way.
         """
 
     async def close(self) -> None:
@@ -99,6 +106,7 @@ class VariantStatus:
     phase: str | None  # of loading, while it loads
     percent: float | None  # of the phase
     reason: str | None  # why it failed, or was started again last
+    degraded: str | None  # what was given up so that it could be loaded
     num_restarts: int
     num_requests: int  # open ones
     pid: int | None
@@ -149,6 +157,7 @@ class Variant:
             phase=None if progress is None else progress.phase,
             percent=None if progress is None else progress.percent,
             reason=self._reason,
+            degraded=self._source.degraded,
             num_restarts=self._num_restarts,
             num_requests=self._num_requests,
             pid=None if self._host is None else self._host.pid,
@@ -249,7 +258,12 @@ class Variant:
         """Start engines, one after the other, until there is no hope; end the last if cancelled."""
         deaths, delay_s = 0, 0.0
         while True:
-            served_s = await self._run_engine(is_first=deaths == 0)
+            try:
+                served_s = await self._run_engine(is_first=deaths == 0)
+            except StepDownError as error:
+                self._reason = str(error)
+                log.warning("degraded", model=self.name, reason=self._reason)
+                continue
             if served_s is None:
                 break
             deaths = 1 if served_s >= HEALTHY_S else deaths + 1

@@ -18,7 +18,7 @@ import torch
 
 from engine.config import EngineConfig, KVDtype
 from engine.core import Engine
-from engine.errors import EngineError, EngineStartError
+from engine.errors import EngineError, EngineStartError, NotEnoughBlocksError, OutOfMemoryError
 from engine.kv_cache import kv_block_bytes, resolve_kv_dtype, resolve_num_blocks
 from engine.loop import BuiltEngine
 from engine.outputs import SequenceFailure
@@ -26,11 +26,12 @@ from engine.request import SequenceRequest
 from engine.sampling_params import SamplingParams
 from loaders.cache import default_cache_dir
 from loaders.demo import build_demo
-from loaders.errors import LoadError
+from loaders.errors import LoadError, NotEnoughMemoryError
 from loaders.kernels.resolve import backend_names
 from loaders.load import DTYPES, LoadedModel, load, resolve_device_map
 from loaders.memory import free_bytes
 from loaders.spec import parse_spec
+from service.attempt import Failure, Trial
 from service.errors import ServiceError, SettingsError
 from service.model_description import ModelDescription
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from engine.loop import TellProgress
+    from service.attempt import Attempt
     from service.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
@@ -57,18 +59,39 @@ CPU_BATCHED_TOKENS = 512
 CUDA_BATCHED_TOKENS = 2048
 
 
-def build_engine(settings: WorkerSettings, tell: TellProgress) -> BuiltEngine:
-    """Load a variant and build its engine. Raises EngineStartError for what was foreseen."""
+def build_engine(settings: WorkerSettings, attempt: Attempt, tell: TellProgress) -> BuiltEngine:
+    """Load a variant and build its engine.
+
+    Raises EngineStartError for what was foreseen; its `about` says what another attempt may mend.
+    """
     try:
-        loaded = load_variant(settings, tell)
-        tell("building the engine")
-        engine = Engine(loaded.model, resolve_engine_config(settings, loaded))
+        loaded = load_variant(settings, attempt, tell)
+        config = resolve_engine_config(settings, loaded, longest=attempt.max_model_len)
+        trial = Trial(variant=str(loaded.spec), max_model_len=config.max_model_len)
+        tell("building the engine", about=trial.encode())
+        engine = Engine(loaded.model, config)
         tell("self-test")
         self_test(engine)
-    except (LoadError, EngineError, ServiceError) as error:
-        raise EngineStartError(str(error)) from error
+    except (LoadError, EngineError, ServiceError, MemoryError, RuntimeError) as error:
+        failure = failure_of(error)
+        if failure is None and not isinstance(error, (LoadError, EngineError, ServiceError)):
+            raise
+        what_failed = b"" if failure is None else failure.value
+        raise EngineStartError(str(error) or type(error).__name__, about=what_failed) from error
     about = describe(loaded, is_batch_invariant=settings.batch_invariant)
     return BuiltEngine(engine, about.encode())
+
+
+def failure_of(error: Exception) -> Failure | None:
+    """Say what an attempt lacked, where another way to load the variant may do without."""
+    if isinstance(error, (NotEnoughMemoryError, NotEnoughBlocksError, OutOfMemoryError)):
+        return Failure.MEMORY
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return Failure.MEMORY
+    # PyTorch has no type of its own for an allocation that the CPU's allocator was refused.
+    if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
+        return Failure.MEMORY
+    return None
 
 
 def self_test(engine: Engine) -> None:
@@ -94,16 +117,17 @@ def self_test(engine: Engine) -> None:
     engine.scheduler.check()
 
 
-def load_variant(settings: WorkerSettings, tell: TellProgress) -> LoadedModel:
+def load_variant(settings: WorkerSettings, attempt: Attempt, tell: TellProgress) -> LoadedModel:
     """Load what the settings name; the demo, built where it is missing, if they name nothing."""
     check_choice("backend", settings.backend, backend_names())
     check_choice("dtype", settings.dtype, DTYPES)
     resolve_device_map(settings.device)  # refuses a wrong one before anything is fetched
     torch.set_num_threads(resolve_num_threads(settings))
-    variant, cache_dir, is_local = settings.variant, settings.cache_dir, settings.local_files_only
-    if variant is None:
+    variant = attempt.variant or settings.variant
+    cache_dir, is_local = settings.cache_dir, settings.local_files_only
+    if variant is None or settings.variant is None:
         demo = build_demo(cache_dir or default_cache_dir(), progress=partial(_tell_step, tell))
-        variant, cache_dir, is_local = demo.default_spec, demo.cache_dir, True
+        variant, cache_dir, is_local = variant or demo.default_spec, demo.cache_dir, True
     token = settings.hub_token
     return load(
         parse_spec(variant),
@@ -179,15 +203,19 @@ def _container_cpus() -> int | None:
     return None if quota == "max" else int(quota) // int(period)
 
 
-def resolve_engine_config(settings: WorkerSettings, loaded: LoadedModel) -> EngineConfig:
+def resolve_engine_config(
+    settings: WorkerSettings, loaded: LoadedModel, *, longest: int | None = None
+) -> EngineConfig:
     """How long and how many sequences may be, in the memory that the weights left.
+
+    longest: what "auto" may be at most, in tokens.
 
     How many may wait is the client's to decide (`engine.backlog`), which answers at once.
     """
     model = loaded.model
     kv_dtype = resolve_kv_dtype(model, resolve_asked_kv_dtype(settings))
     block_bytes = kv_block_bytes(model.config, BLOCK_SIZE, kv_dtype)
-    asked_len = _asked_max_model_len(settings, model)
+    asked_len = _asked_max_model_len(settings, model, longest)
     sequence_bytes = (-(-asked_len // BLOCK_SIZE) + 1) * block_bytes
     memory = resolve_kv_cache_bytes(settings, model.device, sequence_bytes)
     max_model_len = _resolve_max_model_len(settings, asked_len, memory // block_bytes - 1)
@@ -252,11 +280,13 @@ def resolve_kv_cache_bytes(
     return max(0, int(free - (1 - settings.gpu_memory_utilization) * total))
 
 
-def _asked_max_model_len(settings: WorkerSettings, model: PreTrainedModel) -> int:
+def _asked_max_model_len(
+    settings: WorkerSettings, model: PreTrainedModel, longest: int | None
+) -> int:
     """Return how long a sequence shall be able to become: what the settings say, or the model."""
     made_for = int(model.config.get_text_config(decoder=True).max_position_embeddings)
     if settings.max_model_len == "auto":
-        return made_for
+        return made_for if longest is None else min(made_for, longest)
     if settings.max_model_len > made_for:
         raise SettingsError(
             f"max_model_len is {settings.max_model_len}; this model was made for {made_for} tokens"

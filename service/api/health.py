@@ -43,7 +43,10 @@ def health_router(context: ApiContext) -> APIRouter:
 
 def _describe(status: VariantStatus) -> dict[str, object]:
     """Say how a variant stands; not its name, nor why it failed: nobody was asked for a key."""
-    if status.phase is None:
-        return {"state": status.state.value}
-    percent = None if status.percent is None else round(status.percent)
-    return {"state": status.state.value, "step": status.phase, "percent": percent}
+    body: dict[str, object] = {"state": status.state.value}
+    if status.degraded is not None:
+        body["degraded"] = True
+    if status.phase is not None:
+        body["step"] = status.phase
+        body["percent"] = None if status.percent is None else round(status.percent)
+    return body

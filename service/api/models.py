@@ -46,5 +46,6 @@ def _describe(status: VariantStatus, model: ServedModel | None) -> dict[str, obj
         "created": status.created if model is None else model.created,
         "owned_by": "tetrad",
         "state": status.state.value,
+        "degraded": status.degraded,
         "max_model_len": None if model is None else model.engine.max_model_len,
     }

@@ -264,6 +264,7 @@ class FakeModels:
                 phase="reading the weights" if is_loading else None,
                 percent=43.4 if is_loading else None,
                 reason=None,
+                degraded=None,
                 num_restarts=0,
                 num_requests=0,
                 pid=None,

@@ -41,6 +41,7 @@ class FakeSource:
         self.may_serve.set()
         self.is_closed = False
         self.variant = "owner/name"
+        self.degraded = None
 
     async def start(self, on_progress: Callable[[Progress], None]) -> FakeHost:
         on_progress(Progress("pretending", 7.0))

@@ -14,7 +14,9 @@ from engine.core import Engine
 from engine.errors import EngineStartError, NotEnoughBlocksError
 from loaders.generation import GenerationDefaults
 from loaders.load import LoadedModel, Provenance
+from loaders.spec import parse_spec
 from service import worker
+from service.attempt import Attempt
 from service.errors import SettingsError
 from service.model_description import ModelDescription
 from service.settings import WorkerSettings
@@ -39,6 +41,7 @@ def loaded(tmp_path_factory, tiny_tokenizer) -> LoadedModel:
         tokenizer=tiny_tokenizer,
         generation=GenerationDefaults(None, None, None, frozenset({1})),
         quantization=None,
+        spec=parse_spec("owner/name"),
         provenance=Provenance(
             repo="owner/name",
             revision="main",
@@ -146,7 +149,9 @@ def settings_of(tiny_repo: TinyRepositories, **settings: object) -> WorkerSettin
 def test_built_engine_is_whole_and_described(tiny_repo: TinyRepositories):
     told: list[tuple[str, float | None]] = []
     built = build_engine(
-        settings_of(tiny_repo), lambda phase, percent=None: told.append((phase, percent))
+        settings_of(tiny_repo),
+        Attempt(),
+        lambda phase, percent=None, about=b"": told.append((phase, percent)),
     )
     assert built.engine.limits.vocab_size == 512
     description = ModelDescription.decode(built.about)
@@ -174,7 +179,11 @@ def test_built_engine_is_whole_and_described(tiny_repo: TinyRepositories):
 )
 def test_what_cannot_be_loaded_is_told_as_a_reason(tiny_repo, settings, reason):
     with pytest.raises(EngineStartError, match=reason):
-        build_engine(settings_of(tiny_repo, **settings), lambda phase, percent=None: None)
+        build_engine(
+            settings_of(tiny_repo, **settings),
+            Attempt(),
+            lambda phase, percent=None, about=b"": None,
+        )
 
 
 def test_weights_that_give_no_numbers_are_found_before_anybody_asks(loaded):
