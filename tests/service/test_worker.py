@@ -11,17 +11,19 @@ import torch
 
 from engine.config import KVDtype
 from engine.core import Engine
-from engine.errors import EngineStartError, NotEnoughBlocksError
+from engine.errors import EngineStartError, NotEnoughBlocksError, OutOfMemoryError
+from loaders.errors import NotEnoughMemoryError
 from loaders.generation import GenerationDefaults
 from loaders.load import LoadedModel, Provenance
 from loaders.spec import parse_spec
 from service import worker
-from service.attempt import Attempt
+from service.attempt import Attempt, Failure
 from service.errors import SettingsError
 from service.model_description import ModelDescription
 from service.settings import WorkerSettings
 from service.worker import (
     build_engine,
+    failure_of,
     resolve_device,
     resolve_engine_config,
     resolve_kv_cache_bytes,
@@ -132,6 +134,10 @@ def test_keys_and_values_are_kept_as_asked_and_take_less_memory(loaded):
     assert blocks["fp8"] > 120
 
 
+def silent(phase: str, percent: float | None = None, about: bytes = b"") -> None:
+    pass
+
+
 def settings_of(tiny_repo: TinyRepositories, **settings: object) -> WorkerSettings:
     return WorkerSettings(
         **{
@@ -182,7 +188,7 @@ def test_what_cannot_be_loaded_is_told_as_a_reason(tiny_repo, settings, reason):
         build_engine(
             settings_of(tiny_repo, **settings),
             Attempt(),
-            lambda phase, percent=None, about=b"": None,
+            silent,
         )
 
 
@@ -209,3 +215,36 @@ def test_of_several_gpus_the_one_with_the_most_free_memory_is_used(monkeypatch):
 def test_with_one_gpu_or_none_there_is_nothing_to_choose(monkeypatch, num_gpus):
     monkeypatch.setattr("torch.cuda.device_count", lambda: num_gpus)
     assert resolve_device("auto") == "auto"
+
+
+def test_memory_that_the_cpu_cannot_give_is_known_for_what_it_is():
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert failure_of(refused.value) is Failure.MEMORY
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError(),
+        OutOfMemoryError("a step"),
+        NotEnoughBlocksError("no room for one sequence"),
+        NotEnoughMemoryError("weights 4 GB, free 3 GB"),
+    ],
+)
+def test_want_of_memory_is_told_apart_from_other_reasons(error):
+    assert failure_of(error) is Failure.MEMORY
+    assert failure_of(RuntimeError("shapes differ")) is None
+
+
+def test_attempt_with_a_shorter_context_gets_it(tiny_repo):
+    whole = build_engine(settings_of(tiny_repo), Attempt(), silent).engine.limits.max_model_len
+    cut = build_engine(settings_of(tiny_repo), Attempt(max_model_len=whole // 2), silent)
+    assert cut.engine.limits.max_model_len == whole // 2
+
+
+def test_attempt_at_a_chosen_branch_loads_that_one(tiny_repo):
+    first, second, *_ = tiny_repo.specs()
+    built = build_engine(settings_of(tiny_repo, variant=first), Attempt(variant=second), silent)
+    assert second.endswith(f":{ModelDescription.decode(built.about).revision}")
