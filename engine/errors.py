@@ -87,3 +87,7 @@ class EngineDeadError(EngineError):
 
 class EngineStartError(EngineDeadError):
     """The engine could not be started; another try would end the same way."""
+
+    def __init__(self, message: str, *, about: bytes = b"") -> None:
+        super().__init__(message)
+        self.about = about  # what the composition roots of both sides tell each other of it

@@ -106,7 +106,7 @@ def serve(folder: Path, build: Callable[[TellProgress], BuiltEngine]) -> Ending:
         sockets.send(Ready(limits.vocab_size, limits.max_model_len, built.about))
         EngineLoop(built.engine, sockets, heart).run()
     except EngineStartError as error:
-        sockets.send(CannotStart(str(error)))
+        sockets.send(CannotStart(str(error), error.about))
         return Ending.NOT_STARTED
     except Exception as error:
         log.exception("the engine died")

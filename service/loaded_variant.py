@@ -10,6 +10,8 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from service import garbage
 from service.model_description import ModelDescription
 from service.model_text import ModelText, read_model_text
@@ -54,6 +56,7 @@ class LoadedVariant:
             defaults=description.defaults,
             stop_token_ids=description.defaults.stop_token_ids | turn_ends,
             identity=text.identity,
+            self_test=description.self_test,
         )
 
     async def close(self) -> None:
@@ -64,6 +67,8 @@ class LoadedVariant:
             garbage.settle()
 
     async def _read_text(self, description: ModelDescription) -> ModelText:
+        # Everything but the self-test, which tells its own time, is what the text was read for.
+        description = structs.replace(description, self_test=None)
         if self._text is None or description != self._description:
             await self.close()
             self._text = await asyncio.to_thread(read_model_text, description)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from loaders.generation import GenerationDefaults
+from loaders.self_test.report import SelfTestReport
 
 
 class ModelDescription(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,6 +31,7 @@ class ModelDescription(msgspec.Struct, frozen=True, kw_only=True):
     num_hidden_layers: int | None
 
     defaults: GenerationDefaults
+    self_test: SelfTestReport | None = None  # None where none was made
 
     def encode(self) -> bytes:
         """Write it down for the other process."""
@@ -39,3 +41,13 @@ class ModelDescription(msgspec.Struct, frozen=True, kw_only=True):
     def decode(cls, encoded: bytes) -> ModelDescription:
         """Read it again."""
         return msgspec.msgpack.decode(encoded, type=cls)
+
+
+def encode_report(report: SelfTestReport) -> bytes:
+    """Write down a self-test that failed, for an engine that cannot be described."""
+    return msgspec.msgpack.encode(report)
+
+
+def decode_report(encoded: bytes) -> SelfTestReport | None:
+    """Read it again; None where there was none."""
+    return msgspec.msgpack.decode(encoded, type=SelfTestReport) if encoded else None

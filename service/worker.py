@@ -26,13 +26,13 @@ from engine.request import SequenceRequest
 from engine.sampling_params import SamplingParams
 from loaders.cache import default_cache_dir
 from loaders.demo import build_demo
-from loaders.errors import LoadError
+from loaders.errors import LoadError, SelfTestError
 from loaders.kernels.resolve import backend_names
 from loaders.load import DTYPES, LoadedModel, load, resolve_device_map
 from loaders.memory import free_bytes
 from loaders.spec import parse_spec
 from service.errors import ServiceError, SettingsError
-from service.model_description import ModelDescription
+from service.model_description import ModelDescription, encode_report
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -65,6 +65,8 @@ def build_engine(settings: WorkerSettings, tell: TellProgress) -> BuiltEngine:
         engine = Engine(loaded.model, resolve_engine_config(settings, loaded))
         tell("self-test")
         self_test(engine)
+    except SelfTestError as error:
+        raise EngineStartError(str(error), about=encode_report(error.report)) from error
     except (LoadError, EngineError, ServiceError) as error:
         raise EngineStartError(str(error)) from error
     about = describe(loaded, is_batch_invariant=settings.batch_invariant)
@@ -72,9 +74,11 @@ def build_engine(settings: WorkerSettings, tell: TellProgress) -> BuiltEngine:
 
 
 def self_test(engine: Engine) -> None:
-    """Have a prompt read and answered, so that nobody meets a kernel that fails first.
+    """Have a prompt read and answered by the engine's own layers and attention.
 
-    It is also what warms everything up. Raises EngineStartError, or whatever a step raises.
+    What the model computes was checked when it was loaded (`loaders.self_test`). This is also what
+    warms everything up, so that nobody meets a kernel that fails first. Raises EngineStartError, or
+    whatever a step raises.
     """
     limits = engine.limits
     num_prompt_tokens = min(SELF_TEST_PROMPT, limits.max_model_len - SELF_TEST_TOKENS)
@@ -110,6 +114,7 @@ def load_variant(settings: WorkerSettings, tell: TellProgress) -> LoadedModel:
         device=resolve_device(settings.device),
         dtype=settings.dtype,
         backend=settings.backend,
+        self_test=True,
         cache_dir=cache_dir,
         token=None if token is None else token.get_secret_value(),
         local_files_only=is_local,
@@ -134,6 +139,7 @@ def describe(loaded: LoadedModel, *, is_batch_invariant: bool) -> ModelDescripti
         vocab_size=getattr(config, "vocab_size", None),
         num_hidden_layers=getattr(config, "num_hidden_layers", None),
         defaults=loaded.generation,
+        self_test=loaded.self_test,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,12 @@ from engine.config import KVDtype
 from engine.core import Engine
 from engine.errors import EngineStartError, NotEnoughBlocksError
 from loaders.generation import GenerationDefaults
+from loaders.kernels import resolve
+from loaders.kernels.int4pack import Int4PackBackend
 from loaders.load import LoadedModel, Provenance
 from service import worker
 from service.errors import SettingsError
-from service.model_description import ModelDescription
+from service.model_description import ModelDescription, decode_report
 from service.settings import WorkerSettings
 from service.worker import (
     build_engine,
@@ -158,7 +161,22 @@ def test_built_engine_is_whole_and_described(tiny_repo: TinyRepositories):
     phases = [phase for phase, _ in told]
     assert phases[0] == "finding the files"
     assert "preparing kernels" in phases
-    assert phases[-2:] == ["building the engine", "self-test"]
+    assert phases[-3:] == ["self-test", "building the engine", "self-test"]
+    assert description.self_test.passed
+    assert description.self_test.backend == "int4pack"
+
+
+def test_a_failed_self_test_ends_the_start_with_its_report(tiny_repo, monkeypatch):
+    class Doubling(Int4PackBackend):
+        def prepare(self, packed):
+            return super().prepare(replace(packed, scales=packed.scales * 2))
+
+    monkeypatch.setattr(resolve, "BACKENDS", (Doubling(),))
+    with pytest.raises(EngineStartError, match="self-test of int4pack failed") as caught:
+        build_engine(settings_of(tiny_repo), lambda phase, percent=None: None)
+    report = decode_report(caught.value.about)
+    assert not report.passed
+    assert report.suspects == {"int4pack"}
 
 
 @pytest.mark.parametrize(
