@@ -35,6 +35,7 @@ MAX_LAYER_ERROR = 1.5
 SUM_ERROR = 2**-14
 # Kernels take few rows another way than many; each way is tried.
 PIECES = (1, 2, 4, 8, 16)
+PIECE_OUTPUTS = 1024
 # An output much smaller than the others is measured by them: a dead one has no size of its own.
 SMALLEST_OUTPUT = 0.1
 
@@ -159,9 +160,10 @@ class Expected:
     @classmethod
     def of(cls, x: Tensor, weight: Tensor, bias: Tensor | None) -> Expected:
         """x: [rows, in], weight: [out, in], bias: [out], all float32."""
+        # In pieces: the squares of a large weight take as much memory as the weight.
+        pieces = torch.split(weight, PIECE_OUTPUTS)
+        terms = torch.cat([_terms(x, piece) for piece in pieces], dim=1)
         product = torch.nn.functional.linear(x, weight, bias)
-        squares, typical_square = weight.square(), weight.square().mean(dim=1)
-        terms = x.square() @ squares.t() + torch.outer(x.square().sum(dim=1), typical_square)
         size = (terms + product.square()).sqrt()
         typical = size.median(dim=1, keepdim=True).values
         tiny = torch.finfo(size.dtype).tiny
@@ -184,3 +186,9 @@ class Expected:
                 f"all outputs are off by {total:.2e} ({bounds.layer:.2e} allowed), {how}",
             ),
         ]
+
+
+def _terms(x: Tensor, weight: Tensor) -> Tensor:
+    """Add up the squares of outputs' terms, each weight with its row's mean square: [rows, out]."""
+    inputs, weights = x.square(), weight.square()
+    return inputs @ weights.t() + torch.outer(inputs.sum(dim=1), weights.mean(dim=1))
