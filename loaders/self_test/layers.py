@@ -27,10 +27,14 @@ if TYPE_CHECKING:
 # In units of the kernel's largest rounding error. Five roundings meet in one term at most (of the
 # activation, the scale, the minimum, the weight, the result); they average out unless one input is
 # nearly all of an output, as in models with massive activations. Measured for 12 layers of each of
-# the demo's branches, two cores, 2026-11: at most 3.2 for an output and 0.6 for all of a layer.
+# the demo's branches, two cores, 2026-11: at most 3.2 for an output and 0.5 for all of a layer. The
+# faults of tests/loaders/test_self_test.py came to 2.3 times what is allowed or more there; zero
+# points off by one in 8 bits are the least of them.
 MAX_OUTPUT_ERROR = 6.0
 # Of all outputs together only the rounding of a shared input does not average out.
 MAX_LAYER_ERROR = 1.5
+# What a report says of products that are no numbers; JSON has no infinity.
+WORST_OF_ALL = 1e9
 # Sums in float32, in another order than the reference's.
 SUM_ERROR = 2**-14
 # Kernels take few rows another way than many; each way is tried.
@@ -106,6 +110,8 @@ def check_layer(
     name: str, layer: PackedLinear, x: Tensor, reference_weight: ReferenceWeight
 ) -> Check:
     """Compare a layer's products of x [rows, in], many rows at once and few, with the reference."""
+    if not bool(torch.isfinite(x).all()):
+        return Check(name, None, "its inputs are no numbers: a layer before it made them")
     weight = reference_weight(name)
     if weight is None:
         return Check(name, None, "the files hold no weight of this name", backend=layer.backend)
@@ -118,7 +124,8 @@ def check_layer(
         for finding in expected.compare(product.float().cpu(), bounds, how)
     ]
     share, detail = max(findings)
-    return Check(name, share <= 1, f"{layer.backend}: {detail}", share, layer.backend)
+    worst = min(share, WORST_OF_ALL)
+    return Check(name, share <= 1, f"{layer.backend}: {detail}", worst, layer.backend)
 
 
 @dataclass(frozen=True, slots=True)
