@@ -19,7 +19,7 @@ from loaders.errors import CheckpointError, LoadError, UnsupportedQuantizationEr
 from loaders.hub import HubAnswer, download_bytes, download_folder, probe_hub
 from loaders.kernels.protocol import LayerShape
 from loaders.kernels.resolve import resolve_backend
-from loaders.load import open_snapshot
+from loaders.load import open_snapshot, resolve_device_map
 from loaders.memory import estimate_bytes, free_bytes
 from loaders.model_config import read_config
 from loaders.quantization import PackedFormat, read_quantization
@@ -78,11 +78,9 @@ class Facts:
 
     @property
     def device(self) -> torch.device:
-        """Where a model would go."""
-        asked = self._settings.device
-        if asked == "auto":
-            asked = "cuda:0" if self.build.sees_gpu else "cpu"
-        return torch.device(asked)
+        """Where a model would go; of several GPUs the first. Raises BackendError."""
+        places = resolve_device_map(self._settings.device)
+        return torch.device("cuda", 0) if isinstance(places, str) else places[""]
 
     @property
     def backend(self) -> str:
@@ -236,5 +234,7 @@ def examine(named_checks: list[tuple[str, Callable[[], Finding]]]) -> Iterator[F
     for name, check in named_checks:
         try:
             yield check()
+        except LoadError as error:  # settings that nothing here can follow
+            yield fix(name, str(error), "tetrad serve --help, for what --device and --backend take")
         except Exception as error:  # a broken machine breaks checks in ways that nobody foresees
             yield warning(name, f"could not be checked: {type(error).__name__}: {error}")

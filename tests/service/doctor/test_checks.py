@@ -12,7 +12,7 @@ import pytest
 from loaders.errors import HubError
 from loaders.hub import HubAnswer
 from service.doctor import gpus, hub, machine, places, software
-from service.doctor.examine import Facts, Needs, check_settings, check_variant, examine
+from service.doctor.examine import Facts, Needs, check_settings, check_variant, checks, examine
 from service.doctor.finding import Level, ok
 from service.doctor.gpus import Gpu, TorchBuild
 from service.errors import SettingsError
@@ -289,6 +289,16 @@ def test_settings():
     assert_is(check_settings(lambda: None, []), "ok")
     assert_is(check_settings(lambda: None, ["TETRAD_PROT"]), "warning", "TETRAD_PROT")
     assert_is(check_settings(refused, []), "fix", "no key is set")
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [({"device": "tpu"}, "tpu"), ({"device": "cuda:99"}, "cuda:99"), ({"backend": "x"}, "'x'")],
+)
+def test_settings_that_no_device_or_kernel_can_follow_are_to_be_fixed(tmp_path, setting, told):
+    settings = Settings(local_files_only=True, cache_dir=tmp_path, port=0, **setting)
+    found = {finding.name: finding for finding in examine(checks(settings))}
+    assert_is(found["kernels"], "fix", told)
 
 
 def test_a_check_that_fails_itself_is_reported_and_the_others_go_on():
