@@ -52,14 +52,15 @@ def run_self_test(
     report.
     """
     started = time.monotonic()
+    prompt_ids = prompt_for(tokenizer, model)
     try:
-        found, checks = _look(model, prompt_for(tokenizer, model), reference_weight)
+        found, checks = _look(model, prompt_ids, reference_weight)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
         found, checks = None, [Check("run", passed=False, detail=f"a step failed: {error}")]
     if found is not None and _passed(checks):  # so that nothing wrong is kept for the next time
-        key = tokens_key(backend, dtype, model.device)
+        key = tokens_key(prompt_ids, backend, dtype, model.device)
         checks.append(check_known_tokens(found, records, commit, key))
     report = SelfTestReport(
         passed=_passed(checks),

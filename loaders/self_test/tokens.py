@@ -6,6 +6,7 @@ hide what a kernel did.
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -163,11 +164,12 @@ class _ReadingKernel:
         return product
 
 
-def tokens_key(backend: str, dtype: str, device: torch.device) -> str:
+def tokens_key(prompt_ids: Sequence[int], backend: str, dtype: str, device: torch.device) -> str:
     """Name the record of an answer: everything it may depend on but the commit."""
+    prompt = hashlib.sha256(repr(list(prompt_ids)).encode()).hexdigest()[:8]
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     versions = "+".join(f"{name}-{version(name)}" for name in ("tetrad", "torch", "transformers"))
-    return f"first_tokens:{backend}:{dtype}:{kind}:{versions}"
+    return f"first_tokens:{backend}:{dtype}:{kind}:{versions}:{prompt}"
 
 
 def check_known_tokens(found: Answer, records: Records, commit: str | None, key: str) -> Check:

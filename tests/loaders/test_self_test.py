@@ -392,7 +392,8 @@ def test_kernels_are_back_after_the_reference_ran(tmp_path):
 
 
 def test_first_tokens_are_kept_and_compared(tmp_path):
-    records, key = Records(tmp_path), tokens_key("int4pack", "float32", torch.device("cpu"))
+    records, cpu = Records(tmp_path), torch.device("cpu")
+    key = tokens_key([1, 2], "int4pack", "float32", cpu)
     first = Answer(tuple(range(8)), (1.0,) * 8)
     assert "kept" in check_known_tokens(first, records, COMMIT, key).detail
     assert "the same" in check_known_tokens(first, records, COMMIT, key).detail
@@ -401,7 +402,8 @@ def test_first_tokens_are_kept_and_compared(tmp_path):
     assert check.passed is False
     assert f"records/{COMMIT}.json" in check.detail
     assert str(tmp_path) not in check.detail
-    assert check_known_tokens(other, records, COMMIT, key + "2").passed
+    for another in ([1], "int4pack", "float32"), ([1, 2], "reference", "float32"):
+        assert check_known_tokens(other, records, COMMIT, tokens_key(*another, cpu)).passed
 
 
 def test_tokens_that_part_at_a_near_tie_are_no_failure(tmp_path):
