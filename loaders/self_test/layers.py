@@ -107,9 +107,14 @@ class SeenInputs:
 
 
 def check_layer(
-    name: str, layer: PackedLinear, x: Tensor, reference_weight: ReferenceWeight
+    name: str, layer: PackedLinear, x: Tensor | None, reference_weight: ReferenceWeight
 ) -> Check:
-    """Compare a layer's products of x [rows, in], many rows at once and few, with the reference."""
+    """Compare a layer's products of x [rows, in], many rows at once and few, with the reference.
+
+    x: None where the layer did not run.
+    """
+    if x is None:
+        return Check(name, None, "the model gave it nothing to do")
     if not bool(torch.isfinite(x).all()):
         return Check(name, None, "its inputs are no numbers: a layer before it made them")
     weight = reference_weight(name)

@@ -87,7 +87,7 @@ def _look(
     with SeenInputs(layers) as inputs:
         found, logits = answer(model, prompt_ids)
     checks = [
-        check_layer(name, layer, inputs.rows.pop(name), reference_weight)
+        check_layer(name, layer, inputs.rows.pop(name, None), reference_weight)
         for name, layer in layers.items()
     ]
     if not layers:
