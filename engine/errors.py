@@ -91,7 +91,7 @@ class EngineStartError(EngineDeadError):
 
     def __init__(self, message: str, *, about: bytes = b"") -> None:
         super().__init__(message)
-        self.about = about  # what may be tried instead; between the composition roots
+        self.about = about  # what the composition roots of both sides tell each other of it
 
 
 class EngineKilledError(EngineDeadError):

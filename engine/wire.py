@@ -64,7 +64,7 @@ class CannotStart(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Loading failed for a reason that another try would meet again."""
 
     reason: str
-    about: bytes = b""  # as in `Ready`: what may be tried instead
+    about: bytes = b""  # as in Ready, where there is more to tell
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True):

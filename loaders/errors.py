@@ -12,10 +12,16 @@ LoadError
 ├── UnsupportedQuantizationError  a method, width or layout that is not read here
 ├── UnsupportedModelError         a model type without a native class
 ├── BackendError                  the asked kernel backend cannot run this variant here
+├── SelfTestError                 the loaded model computes something else than its files say
 └── NotEnoughMemoryError          the weights do not fit the device
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from loaders.self_test.report import SelfTestReport
 
 
 class LoadError(Exception):
@@ -64,6 +70,14 @@ class UnsupportedModelError(LoadError):
 
 class BackendError(LoadError):
     """The asked kernel backend cannot run this variant on this device."""
+
+
+class SelfTestError(LoadError):
+    """The loaded model computes something else than its files say."""
+
+    def __init__(self, report: SelfTestReport) -> None:
+        super().__init__(f"{report}; another --backend may compute it rightly")
+        self.report = report
 
 
 class NotEnoughMemoryError(LoadError):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from loaders.kernels.fp16pack import Fp16PackKernel
+from loaders.kernels.fp16pack import Fp16PackBackend, Fp16PackKernel
 from loaders.packed_linear import PackedLinear
 
 if TYPE_CHECKING:
@@ -63,7 +63,11 @@ def _settle_linear(model: PreTrainedModel, name: str, linear: nn.Linear) -> None
         return
     bias = None if linear.bias is None else linear.bias.data.float()
     packed = PackedLinear.from_kernel(
-        Fp16PackKernel.from_weight(weight), linear.in_features, linear.out_features, bias=bias
+        Fp16PackKernel.from_weight(weight),
+        linear.in_features,
+        linear.out_features,
+        bias=bias,
+        backend=Fp16PackBackend.name,
     )
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, packed)

@@ -36,7 +36,10 @@ from loaders.model_config import make_model_config, read_config
 from loaders.packed_linear import packed_layers
 from loaders.quantization import Quantization, read_quantization
 from loaders.quantizer import PackedConfig
+from loaders.records import Records
 from loaders.resident_memory import MappedFiles, large_blocks_returned, return_freed_memory
+from loaders.self_test.reference_weights import stored_weights
+from loaders.self_test.run import run_self_test
 from loaders.spec import VariantSpec, parse_spec
 from loaders.tokenizer import load_tokenizer
 
@@ -46,6 +49,9 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+    from loaders.kernels.protocol import Backend
+    from loaders.self_test.report import SelfTestReport
 
     # Is told each phase of loading, and how much of it is done, in percent, where that is known;
     # not always in the thread that loads, but then while that one waits.
@@ -95,6 +101,7 @@ class LoadedModel:
     quantization: Quantization | None  # None for a plain checkpoint
     spec: VariantSpec
     provenance: Provenance
+    self_test: SelfTestReport | None = None  # None where none was asked for
 
 
 @large_blocks_returned()
@@ -104,6 +111,8 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     backend: str = "auto",
+    excluded_backends: frozenset[str] = frozenset(),
+    self_test: bool = False,
     cache_dir: Path | None = None,
     token: str | None = None,
     local_files_only: bool = False,
@@ -113,8 +122,9 @@ def load(
 
     device: "cpu", "cuda:N", "auto" (every CUDA device there is, else the CPU). dtype: of
     activations; "auto" is float32 on CPU, the checkpoint's own on CUDA. backend: "auto" or a
-    kernel backend's name. Raises LoadError; the message says what was found, what was expected and
-    what to do.
+    kernel backend's name. excluded_backends: not to be used, since they failed before. self_test:
+    check what is loaded against the files. Raises LoadError, SelfTestError among them; the message
+    says what was found, what was expected and what to do.
     """
     started = time.monotonic()
     if isinstance(spec, str):
@@ -151,7 +161,8 @@ def load(
         settle_on_cpu(model, mapped)
     else:
         settle_on_cuda(model, compute_dtype)
-    backends = _prepare_layers(model, mapped, asked=backend, tell=tell)
+    choose = partial(resolve_backend, backend, excluded=excluded_backends)
+    backends = _prepare_layers(model, mapped, choose=choose, tell=tell)
 
     provenance = Provenance(
         repo=spec.repo,
@@ -163,6 +174,19 @@ def load(
         device=device_map if isinstance(device_map, str) else str(device_map[""]),
     )
     return_freed_memory()
+    report = None
+    if self_test:
+        tell("self-test", None)
+        report = run_self_test(
+            model,
+            tokenizer,
+            stored_weights(checkpoint, quantization, model),
+            backend=provenance.backend,
+            dtype=provenance.dtype,
+            commit=snapshot.commit,
+            records=Records(cache_dir),
+        )
+        return_freed_memory()
     log.info(
         "loaded",
         variant=str(spec),
@@ -179,6 +203,7 @@ def load(
         quantization=quantization,
         spec=spec,
         provenance=provenance,
+        self_test=report,
     )
 
 
@@ -298,7 +323,11 @@ def _tell_nobody(phase: str, percent: float | None) -> None:
 
 
 def _prepare_layers(
-    model: PreTrainedModel, mapped: MappedFiles, *, asked: str, tell: TellProgress
+    model: PreTrainedModel,
+    mapped: MappedFiles,
+    *,
+    choose: Callable[[LayerShape], tuple[Backend, str]],
+    tell: TellProgress,
 ) -> list[str]:
     """Prepare every packed layer's kernel; return the backends used, most layers first."""
     counts: dict[str, int] = {}
@@ -308,7 +337,7 @@ def _prepare_layers(
         if layer.format is None or layer.device is None:
             raise CheckpointError(f"layer {layer.name} holds no packed tensors")
         shape = LayerShape(layer.format, layer.in_features, layer.out_features, layer.device)
-        chosen, reason = resolve_backend(asked, shape)
+        chosen, reason = choose(shape)
         layer.prepare(chosen, mapped)
         if number % _LAYERS_PER_TRIM == 0:
             return_freed_memory()

@@ -10,6 +10,8 @@ import enum
 
 import msgspec
 
+from loaders.self_test.report import SelfTestReport
+
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """One way to load a variant; the first attempt leaves everything to the settings."""
@@ -25,8 +27,6 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
     variant: str  # what is loaded, as `tetrad serve` takes it
     reason: str | None = None  # why it was chosen; None where the settings name it
-    # Backends in use whose layers another one would run; in want of memory: with less of it.
-    replaceable_backends: tuple[str, ...] = ()
     max_model_len: int | None = None  # tokens; None before the cache is sized
 
     def encode(self) -> bytes:
@@ -39,8 +39,25 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.msgpack.decode(encoded, type=cls)
 
 
-class Failure(enum.Enum):
-    """Why an attempt failed where another may not; `EngineStartError.about` holds the value."""
+class Failure(enum.StrEnum):
+    """Why an attempt failed, where another one may not."""
 
-    MEMORY = b"memory"
-    SELF_TEST = b"self-test"
+    MEMORY = "memory"
+    SELF_TEST = "self-test"
+
+
+class StartFailure(msgspec.Struct, frozen=True):
+    """What an engine that could not be started tells for the next attempt."""
+
+    kind: Failure
+    backends: tuple[str, ...] = ()  # to be left out next time
+    self_test: SelfTestReport | None = None  # where it was made
+
+    def encode(self) -> bytes:
+        """Write it down for the other process."""
+        return msgspec.msgpack.encode(self)
+
+    @classmethod
+    def decode(cls, encoded: bytes) -> StartFailure | None:
+        """Read it again; None where there was none."""
+        return msgspec.msgpack.decode(encoded, type=cls) if encoded else None

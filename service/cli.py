@@ -69,12 +69,17 @@ def _root(
     pass
 
 
-def takes_settings(command: Callable[[Settings], None]) -> Callable[..., None]:
-    """Give a command every setting as an option, and the file that holds them as `--config`."""
+def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command every setting as an option, and the file that holds them as `--config`.
 
-    def run(config: Path | None, **options: object) -> None:
+    The command takes the settings first, then options of its own, if any.
+    """
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+
+    def run(config: Path | None, **options: Any) -> None:
+        of_command = {parameter.name: options.pop(parameter.name) for parameter in own}
         flags = {name: value for name, value in options.items() if value not in (None, [])}
-        command(load_settings(flags, config or config_file_from_environment()))
+        command(load_settings(flags, config or config_file_from_environment()), **of_command)
 
     config_option = Annotated[
         Path | None,
@@ -85,11 +90,13 @@ def takes_settings(command: Callable[[Settings], None]) -> Callable[..., None]:
     annotations: dict[str, Any] = {"config": config_option}
     annotations |= {name: _option(name, field) for name, field in Settings.model_fields.items()}
     run.__annotations__ = {**annotations, "return": None}
+    run.__annotations__ |= {parameter.name: parameter.annotation for parameter in own}
     run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
             for name, kind in annotations.items()
         ]
+        + own
     )
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     return run
@@ -117,6 +124,19 @@ def serve(settings: Settings) -> None:
     from service.app import serve as run_server
 
     sys.exit(run_server(settings))
+
+
+@app.command()
+@takes_settings
+def doctor(
+    settings: Settings,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Look at this machine, and say what would keep a server, or VARIANT, from running here."""
+    from service.commands.doctor import doctor as examine_machine
+
+    sys.exit(examine_machine(settings, as_json=as_json))
 
 
 @app.command()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from engine.errors import EngineDeadError, EngineKilledError, EngineStartError
-from service.attempt import Attempt, Failure, Trial
+from service.attempt import Attempt, Failure, StartFailure, Trial
 
 if TYPE_CHECKING:
     from service.settings import WorkerSettings
@@ -87,29 +87,30 @@ class Ladder:
         self.attempt = step.attempt
         return step.reason
 
-    def _failure(self, error: EngineDeadError) -> Failure | None:
+    def _failure(self, error: EngineDeadError) -> StartFailure | None:
         if isinstance(error, EngineStartError):
-            return next((kind for kind in Failure if kind.value == error.about), None)
+            return StartFailure.decode(error.about)
         if isinstance(error, EngineKilledError):
             self._num_kills += 1
-            return Failure.MEMORY if self._num_kills >= KILLS_FOR_WANT_OF_MEMORY else None
+            if self._num_kills >= KILLS_FOR_WANT_OF_MEMORY:
+                return StartFailure(Failure.MEMORY)
         return None
 
-    def _next(self, failure: Failure, trial: Trial) -> Step | None:
-        steps = [self._next_backend(failure, trial)]
-        if failure is Failure.MEMORY:
+    def _next(self, failure: StartFailure, trial: Trial) -> Step | None:
+        steps = [self._next_backend(failure)]
+        if failure.kind is Failure.MEMORY:
             steps.append(self._shorter_context(trial))
         steps.append(self._next_branch(failure, trial))
         return next((step for step in steps if step is not None), None)
 
-    def _next_backend(self, failure: Failure, trial: Trial) -> Step | None:
-        if not trial.replaceable_backends or self._settings.backend != "auto":
+    def _next_backend(self, failure: StartFailure) -> Step | None:
+        left_out = [name for name in failure.backends if name not in self.attempt.excluded_backends]
+        if not left_out or self._settings.backend != "auto":
             return None
-        excluded = (*self.attempt.excluded_backends, *trial.replaceable_backends)
-        names = "+".join(trial.replaceable_backends)
+        excluded = (*self.attempt.excluded_backends, *left_out)
         return Step(
             msgspec.structs.replace(self.attempt, excluded_backends=excluded),
-            f"without kernel {names}: {_WHY[failure]}",
+            f"without kernel {'+'.join(left_out)}: {_WHY[failure.kind]}",
         )
 
     def _shorter_context(self, trial: Trial) -> Step | None:
@@ -123,11 +124,11 @@ class Ladder:
             f"context {shorter} instead of {trial.max_model_len} tokens: {_WHY[Failure.MEMORY]}",
         )
 
-    def _next_branch(self, failure: Failure, trial: Trial) -> Step | None:
+    def _next_branch(self, failure: StartFailure, trial: Trial) -> Step | None:
         if not self._is_ours:
             return None
         excluded = (*self.attempt.excluded_variants, trial.variant)
         return Step(
             Attempt(excluded_variants=excluded),
-            f"another branch than {trial.variant}: {_WHY[failure]}",
+            f"another branch than {trial.variant}: {_WHY[failure.kind]}",
         )

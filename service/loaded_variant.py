@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 import structlog
+from msgspec import structs
 
 from engine.errors import EngineDeadError
 from service import garbage
@@ -84,6 +85,7 @@ class LoadedVariant:
             defaults=description.defaults,
             stop_token_ids=description.defaults.stop_token_ids | turn_ends,
             identity=text.identity,
+            self_test=description.self_test,
         )
 
     @property
@@ -109,6 +111,8 @@ class LoadedVariant:
             garbage.settle()
 
     async def _read_text(self, description: ModelDescription) -> ModelText:
+        # Everything but the self-test, which tells its own time, is what the text was read for.
+        description = structs.replace(description, self_test=None)
         if self._text is None or description != self._description:
             await self.close()
             self._text = await asyncio.to_thread(read_model_text, description)

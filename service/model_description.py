@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from loaders.generation import GenerationDefaults
+from loaders.self_test.report import SelfTestReport
 
 
 class ModelDescription(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,6 +31,7 @@ class ModelDescription(msgspec.Struct, frozen=True, kw_only=True):
     num_hidden_layers: int | None
 
     defaults: GenerationDefaults
+    self_test: SelfTestReport | None = None  # None where none was made
 
     def encode(self) -> bytes:
         """Write it down for the other process."""

@@ -22,6 +22,7 @@ import structlog
 
 from engine.errors import EngineDeadError, EngineStartError
 from loaders.errors import LoadError
+from service.attempt import StartFailure
 from service.errors import StepDownError, UnavailableError, VariantStateError
 from service.lifecycle import RETRY_AFTER_S
 from service.text.errors import TextError
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from engine.statistics import EngineStatistics
     from engine.wire import Progress
+    from loaders.self_test.report import SelfTestReport
     from service.engine_hosts import EngineHost
     from service.served_model import ServedModel
 
@@ -111,6 +113,7 @@ class VariantStatus:
     num_requests: int  # open ones
     pid: int | None
     statistics: EngineStatistics | None
+    self_test: SelfTestReport | None = None  # the last one that was made
 
 
 class Variant:
@@ -128,6 +131,7 @@ class Variant:
         self._host: EngineHost | None = None
         self._served: ServedModel | None = None
         self._progress: Progress | None = None
+        self._self_test: SelfTestReport | None = None
         self._reason: str | None = None
         self._num_restarts = 0
         self._num_requests = 0
@@ -162,6 +166,7 @@ class Variant:
             num_requests=self._num_requests,
             pid=None if self._host is None else self._host.pid,
             statistics=None if self._served is None else self._served.engine.statistics,
+            self_test=self._self_test,
         )
 
     @property
@@ -298,14 +303,18 @@ class Variant:
         ended = asyncio.create_task(host.ended())
         try:
             self._served = await self._source.served(host)
+            self._self_test = self._served.self_test
             began = time.monotonic()
             self._enter(VariantState.DRAINING if self._is_drained else VariantState.SERVING)
             log.info("ready", model=self.name, pid=host.pid)
             await self._until_ended_or_idle(ended)
         except EngineDeadError as error:
             self._reason = str(error)
-            if isinstance(error, EngineStartError) and is_first:
-                return None
+            if isinstance(error, EngineStartError):
+                failure = StartFailure.decode(error.about)
+                self._self_test = None if failure is None else failure.self_test
+                if is_first:
+                    return None
         except (LoadError, TextError) as error:
             self._reason = str(error)
             return None
@@ -346,7 +355,7 @@ class Variant:
                 await asyncio.gather(self._task, return_exceptions=True)
             await self._source.close()
         finally:
-            self._reason = None
+            self._reason = self._self_test = None
             self._unloading = None
             self._enter(VariantState.UNLOADED)
 

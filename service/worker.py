@@ -26,12 +26,12 @@ from engine.request import SequenceRequest
 from engine.sampling_params import SamplingParams
 from loaders.cache import default_cache_dir
 from loaders.demo import build_demo
-from loaders.errors import LoadError, NotEnoughMemoryError
+from loaders.errors import BackendError, LoadError, NotEnoughMemoryError, SelfTestError
 from loaders.kernels.resolve import backend_names
 from loaders.load import DTYPES, LoadedModel, load, resolve_device_map
 from loaders.memory import free_bytes
 from loaders.spec import parse_spec
-from service.attempt import Failure, Trial
+from service.attempt import Failure, StartFailure, Trial
 from service.errors import ServiceError, SettingsError
 from service.model_description import ModelDescription
 
@@ -73,31 +73,41 @@ def build_engine(settings: WorkerSettings, attempt: Attempt, tell: TellProgress)
         tell("self-test")
         self_test(engine)
     except (LoadError, EngineError, ServiceError, MemoryError, RuntimeError) as error:
-        failure = failure_of(error)
+        failure = failure_of(error, attempt)
         if failure is None and not isinstance(error, (LoadError, EngineError, ServiceError)):
             raise
-        what_failed = b"" if failure is None else failure.value
-        raise EngineStartError(str(error) or type(error).__name__, about=what_failed) from error
+        told = b"" if failure is None else failure.encode()
+        raise EngineStartError(str(error) or type(error).__name__, about=told) from error
     about = describe(loaded, is_batch_invariant=settings.batch_invariant)
     return BuiltEngine(engine, about.encode())
 
 
-def failure_of(error: Exception) -> Failure | None:
+def failure_of(error: Exception, attempt: Attempt) -> StartFailure | None:
     """Say what an attempt lacked, where another way to load the variant may do without."""
+    if isinstance(error, SelfTestError):
+        suspects = error.report.suspects & set(backend_names())
+        return StartFailure(Failure.SELF_TEST, tuple(sorted(suspects)), error.report)
+    if isinstance(error, BackendError) and attempt.excluded_backends:
+        return StartFailure(Failure.SELF_TEST)  # none is left that had not failed
+    return StartFailure(Failure.MEMORY) if is_want_of_memory(error) else None
+
+
+def is_want_of_memory(error: Exception) -> bool:
+    """Whether less would have fitted."""
     if isinstance(error, (NotEnoughMemoryError, NotEnoughBlocksError, OutOfMemoryError)):
-        return Failure.MEMORY
+        return True
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return Failure.MEMORY
+        return True
     # PyTorch has no type of its own for an allocation that the CPU's allocator was refused.
-    if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
-        return Failure.MEMORY
-    return None
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def self_test(engine: Engine) -> None:
-    """Have a prompt read and answered, so that nobody meets a kernel that fails first.
+    """Have a prompt read and answered by the engine's own layers and attention.
 
-    It is also what warms everything up. Raises EngineStartError, or whatever a step raises.
+    What the model computes was checked when it was loaded (`loaders.self_test`). This is also what
+    warms everything up, so that nobody meets a kernel that fails first. Raises EngineStartError, or
+    whatever a step raises.
     """
     limits = engine.limits
     num_prompt_tokens = min(SELF_TEST_PROMPT, limits.max_model_len - SELF_TEST_TOKENS)
@@ -134,6 +144,8 @@ def load_variant(settings: WorkerSettings, attempt: Attempt, tell: TellProgress)
         device=resolve_device(settings.device),
         dtype=settings.dtype,
         backend=settings.backend,
+        excluded_backends=frozenset(attempt.excluded_backends),
+        self_test=True,
         cache_dir=cache_dir,
         token=None if token is None else token.get_secret_value(),
         local_files_only=is_local,
@@ -158,6 +170,7 @@ def describe(loaded: LoadedModel, *, is_batch_invariant: bool) -> ModelDescripti
         vocab_size=getattr(config, "vocab_size", None),
         num_hidden_layers=getattr(config, "num_hidden_layers", None),
         defaults=loaded.generation,
+        self_test=loaded.self_test,
     )
 
 

@@ -59,7 +59,7 @@ def fetch(
     """
     revision = spec.revision or DEFAULT_REVISION
     built_in = find_built(spec.repo, cache_dir)
-    hub_cache = built_in or cache_dir or Path(constants.HF_HUB_CACHE)
+    hub_cache = built_in or download_folder(cache_dir)
     if built_in is None and not local_files_only:
         return _download(spec.repo, revision, hub_cache, token, on_percent)
     if (found := _cached(spec.repo, revision, hub_cache)) is not None:
@@ -72,6 +72,11 @@ def fetch(
         f"{spec.repo} is not in the cache ({hub_cache}) and downloads are off; check the name, or"
         " allow downloads"
     )
+
+
+def download_folder(cache_dir: Path | None) -> Path:
+    """Return where downloads go: the folder that was named, else the hub client's own."""
+    return cache_dir or Path(constants.HF_HUB_CACHE)
 
 
 def cached_revisions(repo: str, cache_dir: Path) -> list[str]:
@@ -117,14 +122,14 @@ def _download(
                 cache_dir=cache_dir,
                 token=token,
                 allow_patterns=list(_NEEDED_FILES),
-                tqdm_class=quiet_bars(on_percent or _tell_nobody, _needed_bytes(info)),
+                tqdm_class=quiet_bars(on_percent or _tell_nobody, needed_bytes(info)),
             )
     except HubError as error:
         return _cached_instead(repo, revision, cache_dir, error)
     return _snapshot(Path(folder))
 
 
-def _needed_bytes(info: ModelInfo) -> int:
+def needed_bytes(info: ModelInfo) -> int:
     """Count the bytes of what is fetched; 0 where the hub does not tell sizes."""
     files = info.siblings or []
     needed = set(

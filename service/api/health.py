@@ -43,10 +43,12 @@ def health_router(context: ApiContext) -> APIRouter:
 
 def _describe(status: VariantStatus) -> dict[str, object]:
     """Say how a variant stands; not its name, nor why it failed: nobody was asked for a key."""
-    body: dict[str, object] = {"state": status.state.value}
+    told: dict[str, object] = {"state": status.state.value}
     if status.degraded is not None:
-        body["degraded"] = True
+        told["degraded"] = True
     if status.phase is not None:
-        body["step"] = status.phase
-        body["percent"] = None if status.percent is None else round(status.percent)
-    return body
+        percent = None if status.percent is None else round(status.percent)
+        told |= {"step": status.phase, "percent": percent}
+    if (report := status.self_test) is not None:
+        told["self_test"] = {"passed": report.passed, "finished": report.finished}
+    return told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter
@@ -31,9 +32,11 @@ def models_router(context: ApiContext) -> APIRouter:
     async def get_model(name: str) -> Response:
         """Describe one variant; while it is loaded, with the full record of where it came from."""
         status, model = context.models.find(name)
+        report = status.self_test
+        own = {} if report is None else {"self_test": dataclasses.asdict(report)}
         if model is None:
-            return JsonResponse(_describe(status, model))
-        body = {**_describe(status, model), "provenance": model.identity.record}
+            return JsonResponse({**_describe(status, model), **own})
+        body = {**_describe(status, model), **own, "provenance": model.identity.record}
         return JsonResponse(body, headers=model.identity.headers)
 
     return router

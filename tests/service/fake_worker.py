@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from engine.errors import EngineStartError
 from engine.loop import BuiltEngine
 from loaders.generation import GenerationDefaults
-from service.attempt import Failure, Trial
+from service.attempt import Failure, StartFailure, Trial
 from service.model_description import ModelDescription
 from service.worker_process import main
 from tests.engine.fake_engine import FakeEngine
@@ -55,7 +55,7 @@ def build(settings: WorkerSettings, attempt: Attempt, tell: TellProgress) -> Bui
     max_model_len = attempt.max_model_len or MAX_MODEL_LEN
     tell("pretending", about=Trial(variant=MODEL, max_model_len=max_model_len).encode())
     if max_model_len > options.get("most_context", MAX_MODEL_LEN):
-        raise EngineStartError("no room", about=Failure.MEMORY.value)
+        raise EngineStartError("no room", about=StartFailure(Failure.MEMORY).encode())
     if max_model_len > options.get("killed_above", MAX_MODEL_LEN):
         os.kill(os.getpid(), signal.SIGKILL)
     if options.get("breaks_loading"):

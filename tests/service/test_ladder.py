@@ -3,13 +3,19 @@
 import pytest
 
 from engine.errors import EngineDeadError, EngineKilledError, EngineStartError
-from service.attempt import Attempt, Failure, Trial
+from service.attempt import Attempt, Failure, StartFailure, Trial
 from service.ladder import Ladder
 from service.settings import WorkerSettings
 
 MAIN, SMALL = "owner/name:main", "owner/name:small"
-OUT_OF_MEMORY = EngineStartError("no room", about=Failure.MEMORY.value)
-WRONG = EngineStartError("wrong sums", about=Failure.SELF_TEST.value)
+
+
+def failed(kind, *backends):
+    return EngineStartError("failed", about=StartFailure(kind, backends).encode())
+
+
+OUT_OF_MEMORY = failed(Failure.MEMORY)
+WRONG = failed(Failure.SELF_TEST, "int4pack")
 
 
 def ladder_of(**settings):
@@ -31,7 +37,7 @@ def test_later_engines_stay_with_the_branch_that_was_chosen():
 
 def test_a_kernel_that_fails_its_self_test_is_replaced():
     ladder = ladder_of()
-    ladder.note(Trial(variant=MAIN, replaceable_backends=("int4pack",)))
+    ladder.note(Trial(variant=MAIN))
     assert ladder.step_down(WRONG) == "without kernel int4pack: failed its self-test"
     assert ladder.attempt == Attempt(variant=MAIN, excluded_backends=("int4pack",))
 
@@ -39,8 +45,10 @@ def test_a_kernel_that_fails_its_self_test_is_replaced():
 def test_out_of_memory_tries_kernel_then_context_then_branch():
     ladder = ladder_of()
     ladder.note(Trial(variant=MAIN, reason="best"))
-    ladder.note(Trial(variant=MAIN, replaceable_backends=("fp16pack",), max_model_len=4096))
-    assert ladder.step_down(OUT_OF_MEMORY) == "without kernel fp16pack: out of memory"
+    assert (
+        ladder.step_down(failed(Failure.MEMORY, "fp16pack"))
+        == "without kernel fp16pack: out of memory"
+    )
     lengths = []
     for _ in range(2):
         tried = 4096 if ladder.attempt.max_model_len is None else ladder.attempt.max_model_len
@@ -58,12 +66,12 @@ def test_out_of_memory_tries_kernel_then_context_then_branch():
 
 def test_everything_that_was_given_up_for_a_branch_is_named():
     ladder = ladder_of()
-    ladder.note(Trial(variant=MAIN, replaceable_backends=("fp16pack",), max_model_len=4096))
+    ladder.note(Trial(variant=MAIN))
     ladder.step_down(WRONG)
     ladder.note(Trial(variant=MAIN, max_model_len=4096))
     ladder.step_down(OUT_OF_MEMORY)
     assert ladder.degraded == (
-        "without kernel fp16pack: failed its self-test;"
+        "without kernel int4pack: failed its self-test;"
         " context 2048 instead of 4096 tokens: out of memory"
     )
 
@@ -72,20 +80,29 @@ def test_a_branch_that_was_asked_for_is_never_exchanged():
     ladder = ladder_of()
     ladder.note(Trial(variant=MAIN))
     assert ladder.step_down(OUT_OF_MEMORY) is None
-    assert ladder.step_down(WRONG) is None
+    assert ladder.step_down(failed(Failure.SELF_TEST)) is None
     assert ladder.degraded is None
+
+
+def test_kernels_that_all_failed_leave_the_next_branch():
+    ladder = ladder_of()
+    ladder.note(Trial(variant=MAIN, reason="best"))
+    ladder.step_down(WRONG)
+    ladder.step_down(WRONG)
+    assert ladder.attempt == Attempt(excluded_variants=(MAIN,))
 
 
 def test_numbers_and_kernels_that_were_asked_for_are_kept():
     ladder = ladder_of(max_model_len=4096, backend="int4pack")
-    ladder.note(Trial(variant=MAIN, replaceable_backends=("int4pack",), max_model_len=4096))
+    ladder.note(Trial(variant=MAIN, max_model_len=4096))
     assert ladder.step_down(OUT_OF_MEMORY) is None
+    assert ladder.step_down(WRONG) is None
 
 
 def test_a_shorter_context_mends_no_kernel():
     ladder = ladder_of()
     ladder.note(Trial(variant=MAIN, max_model_len=4096))
-    assert ladder.step_down(WRONG) is None
+    assert ladder.step_down(failed(Failure.SELF_TEST)) is None
 
 
 def test_strict_gives_nothing_up():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -14,10 +15,12 @@ from engine.core import Engine
 from engine.errors import EngineStartError, NotEnoughBlocksError, OutOfMemoryError
 from loaders.errors import NotEnoughMemoryError
 from loaders.generation import GenerationDefaults
+from loaders.kernels import resolve
+from loaders.kernels.int4pack import Int4PackBackend
 from loaders.load import LoadedModel, Provenance
 from loaders.spec import parse_spec
 from service import worker
-from service.attempt import Attempt, Failure
+from service.attempt import Attempt, Failure, StartFailure
 from service.errors import SettingsError
 from service.model_description import ModelDescription
 from service.settings import WorkerSettings
@@ -169,7 +172,36 @@ def test_built_engine_is_whole_and_described(tiny_repo: TinyRepositories):
     phases = [phase for phase, _ in told]
     assert phases[0] == "finding the files"
     assert "preparing kernels" in phases
-    assert phases[-2:] == ["building the engine", "self-test"]
+    assert phases[-3:] == ["self-test", "building the engine", "self-test"]
+    assert description.self_test.passed
+    assert description.self_test.backend == "int4pack"
+
+
+def test_a_failed_self_test_ends_the_start_with_its_report(tiny_repo, monkeypatch):
+    class Doubling(Int4PackBackend):
+        def prepare(self, packed):
+            return super().prepare(
+                replace(packed, stored={**packed.stored, "scales": packed.stored["scales"] * 2})
+            )
+
+    monkeypatch.setattr(resolve, "BACKENDS", (Doubling(),))
+    with pytest.raises(EngineStartError, match="self-test of int4pack failed") as caught:
+        build_engine(settings_of(tiny_repo), Attempt(), silent)
+    failure = StartFailure.decode(caught.value.about)
+    assert (failure.kind, failure.backends) == (Failure.SELF_TEST, ("int4pack",))
+    assert not failure.self_test.passed
+
+
+def test_attempt_without_a_backend_runs_on_the_next(tiny_repo):
+    built = build_engine(settings_of(tiny_repo), Attempt(excluded_backends=("int4pack",)), silent)
+    assert ModelDescription.decode(built.about).backend == "fp16pack"
+
+
+def test_attempt_without_any_backend_says_that_none_is_left(tiny_repo):
+    nothing = Attempt(excluded_backends=tuple(resolve.backend_names()))
+    with pytest.raises(EngineStartError, match="no backend") as caught:
+        build_engine(settings_of(tiny_repo), nothing, silent)
+    assert StartFailure.decode(caught.value.about).kind is Failure.SELF_TEST
 
 
 @pytest.mark.parametrize(
@@ -220,7 +252,7 @@ def test_with_one_gpu_or_none_there_is_nothing_to_choose(monkeypatch, num_gpus):
 def test_memory_that_the_cpu_cannot_give_is_known_for_what_it_is():
     with pytest.raises(RuntimeError) as refused:
         torch.empty(2**60, dtype=torch.uint8)
-    assert failure_of(refused.value) is Failure.MEMORY
+    assert failure_of(refused.value, Attempt()).kind is Failure.MEMORY
 
 
 @pytest.mark.parametrize(
@@ -234,8 +266,8 @@ def test_memory_that_the_cpu_cannot_give_is_known_for_what_it_is():
     ],
 )
 def test_want_of_memory_is_told_apart_from_other_reasons(error):
-    assert failure_of(error) is Failure.MEMORY
-    assert failure_of(RuntimeError("shapes differ")) is None
+    assert failure_of(error, Attempt()).kind is Failure.MEMORY
+    assert failure_of(RuntimeError("shapes differ"), Attempt()) is None
 
 
 def test_attempt_with_a_shorter_context_gets_it(tiny_repo):
