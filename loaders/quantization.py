@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-QuantMethod = Literal["gptq", "awq"]
+QuantMethod = Literal["gptq", "awq", "gguf"]
 
 GPTQ_BITS = (2, 3, 4, 8)
 AWQ_BITS = (4,)
@@ -42,7 +42,7 @@ class PackedFormat:
 
     quant_method: QuantMethod
     # Names the layout (`loaders.layouts`): "gptq" stores zero points minus one, "gptq_v2" as they
-    # are, "gemm" is AWQ's.
+    # are, "gemm" is AWQ's; GGUF's are named as its block types are, "Q4_K".
     checkpoint_format: str
     bits: int
     group_size: int  # inputs that share a scale; -1 is the whole input dimension
@@ -63,9 +63,14 @@ class Quantization:
     # GPTQModel's per-module rules, pattern → overrides; None leaves the module unquantised. First
     # match wins.
     rules: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
+    # GGUF's mixed types: module → how it is packed, before any rule.
+    formats: Mapping[str, PackedFormat] = field(default_factory=dict)
+    label: str | None = None  # what people call it, where that says more: "Q4_K_M"
 
     def format_of(self, module: str) -> PackedFormat | None:
         """Return how the named module is packed by the rules; None if they leave it alone."""
+        if module in self.formats:
+            return self.formats[module]
         for pattern, overrides in self.rules.items():
             if re.match(pattern, module):
                 return None if overrides is None else _override(self.base, overrides, module)
@@ -73,6 +78,8 @@ class Quantization:
 
     def __str__(self) -> str:
         """Describe it in a few words, as in `gptq 4-bit group 128 act-order`."""
+        if self.label is not None:
+            return f"{self.base.quant_method} {self.label}"
         group = "one group" if self.base.group_size == -1 else f"group {self.base.group_size}"
         order = " act-order" if self.desc_act else ""
         symmetry = "" if self.sym else " asymmetric"
