@@ -18,6 +18,7 @@ from loaders.checkpoint import read_json
 from loaders.errors import CheckpointError, UnsupportedModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 log = structlog.get_logger(__name__)
@@ -48,13 +49,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.exists():
         raise CheckpointError(f"{folder} holds no config.json, so it is no Transformers checkpoint")
-    removed: list[str] = []
-    config = _scrub(read_json(path), removed, path="", depth=0)
+    config, removed = scrub_config(read_json(path))
     if removed:
-        log.info(
-            "config_keys_removed", keys=sorted(removed), reason="no code from a checkpoint is run"
-        )
-    return dict(config)
+        log.info("config_keys_removed", keys=removed, reason="no code from a checkpoint is run")
+    return config
+
+
+def scrub_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Take out what could run code, at any depth; return what is left, and what was removed."""
+    removed: list[str] = []
+    kept = _scrub(config, removed, path="", depth=0)
+    return dict(kept), sorted(removed)
 
 
 def _scrub(value: Any, removed: list[str], *, path: str, depth: int) -> Any:

@@ -30,6 +30,7 @@ log = structlog.get_logger(__name__)
 
 QuantMethod = Literal["gptq", "awq", "gguf"]
 
+QUANTIZE_CONFIG_FILE = "quantize_config.json"
 GPTQ_BITS = (2, 3, 4, 8)
 AWQ_BITS = (4,)
 # Sizes tried, in this order, when only the number of groups is known.
@@ -87,26 +88,38 @@ class Quantization:
 
 
 def read_quantization(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Quantization | None:
-    """Return the checkpoint's quantisation, None for a plain one.
+    """Return a folder's quantisation, None for a plain checkpoint; see `tell_quantization`."""
+    path = checkpoint.folder / QUANTIZE_CONFIG_FILE
+    own = read_json(path) if path.exists() else None
+    return tell_quantization(own=own, config=config, tensors=checkpoint.tensors)
 
-    config: the parsed config.json.
+
+def tell_quantization(
+    *,
+    own: Mapping[str, Any] | None,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, TensorInfo],
+) -> Quantization | None:
+    """Return a checkpoint's quantisation, None for a plain one.
+
+    own: the parsed quantize_config.json, None where there is none. config: the parsed config.json.
+    tensors: all of them, from the headers.
     Raises UnsupportedQuantizationError for methods and widths that are not read here,
     CheckpointError where the two files contradict each other, QuantizationNotFoundError where
     nothing can be told.
     """
-    quantize_config = checkpoint.folder / "quantize_config.json"
-    own = _given(read_json(quantize_config)) if quantize_config.exists() else None
+    own = None if own is None else _given(own)
     embedded = config.get("quantization_config")
     if embedded is not None and not isinstance(embedded, dict):
         raise CheckpointError("config.json's quantization_config is not an object")
-    packed = any(name.endswith(".qweight") for name in checkpoint.tensors)
+    packed = any(name.endswith(".qweight") for name in tensors)
     if own is None and embedded is None:
-        return infer_quantization(checkpoint.tensors) if packed else None
+        return infer_quantization(tensors) if packed else None
     settings = _given(embedded or {})
     if own is not None:
         _check_agreement(own, settings)
         settings = {**own, **settings}
-    source = "quantize_config.json" if embedded is None else "config.json"
+    source = QUANTIZE_CONFIG_FILE if embedded is None else "config.json"
     quantization = _parse(settings, source)
     if not packed:
         raise QuantizationNotFoundError(
