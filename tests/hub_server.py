@@ -245,6 +245,8 @@ def respond(hub: Hub, request: Request) -> Answer:
     if parts[0] == "stored":
         return _stored(hub, parts[1], request)
     is_api = parts[:2] == ["api", "models"]
+    if parts == ["api", "models"]:
+        return _search(hub, request)
     parts = parts[2:] if is_api else parts
     name = next((n for n in hub.repositories if parts[: n.count("/") + 1] == n.split("/")), None)
     if name is None:
@@ -264,6 +266,14 @@ def respond(hub: Hub, request: Request) -> Answer:
     if kind == "tree":
         return _tree(hub, repository, revision, request)
     return _info(name, repository, revision)
+
+
+def _search(hub: Hub, request: Request) -> Answer:
+    """List the repositories of an author, or those whose names hold a text."""
+    owner = request.query.get("author", [""])[0]
+    text = request.query.get("search", [""])[0].lower()
+    names = [n for n in hub.repositories if n.startswith(f"{owner}/") or not owner]
+    return _json([{"id": n, "_id": n} for n in names if text in n.lower()])
 
 
 def _refs(repository: HubRepository) -> Answer:
