@@ -10,11 +10,15 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from loaders.card_table import CardRow
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from loaders.checkpoint import TensorInfo
     from loaders.quantization import Quantization
+
+__all__ = ["CardRow", "Variant", "VariantKind"]
 
 
 class VariantKind(StrEnum):
@@ -25,23 +29,6 @@ class VariantKind(StrEnum):
     GGUF = "gguf"
     DENSE = "dense"  # fp16, bf16 or fp32
     OTHER = "other"  # quantised in a way that is not read here; `refusal` says which
-
-
-@dataclass(frozen=True, slots=True)
-class CardRow:
-    """One row of a model card's table of provided files; None where the card says nothing."""
-
-    name: str  # the branch, or the GGUF file
-    bits: int | None = None
-    group_size: int | None = None  # -1 is the whole input dimension
-    desc_act: bool | None = None
-    damp: float | None = None  # damp_percent, as a share: 0.1
-    dataset: str | None = None
-    seq_len: int | None = None  # tokens
-    num_bytes: int | None = None  # the card's GB are 10^9 bytes, rounded to two places
-    quant_method: str | None = None  # of a GGUF file: Q4_K_M
-    max_ram_bytes: int | None = None
-    description: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -139,7 +139,9 @@ def test_a_hub_that_lists_such_a_path_is_refused_and_nothing_read(hub):
     assert not [request for request in hub.requests if "resolve" in request]
 
 
-@pytest.mark.parametrize("name", ["../x", "a..b", "-option", "", "a b", "\x1b[2J", "a\n", "x" * 300])
+@pytest.mark.parametrize(
+    "name", ["../x", "a..b", "-option", "", "a b", "\x1b[2J", "a\n", "x" * 300]
+)
 def test_a_branch_that_cannot_be_named_is_left_out(hub, name):
     assert not is_revision_name(name)
     hub.repositories[REPO] = HubRepository({"main": FILES, name: OTHER})
