@@ -42,6 +42,18 @@ UNSAFE_KEYS = frozenset(
 )
 _UNSAFE_PREFIXES = ("_attn_implementation", "_experts_implementation")
 MAX_CONFIG_DEPTH = 32
+# No published model comes near; a skeleton of a larger one would take the machine's memory.
+_MAX_SIZES = {
+    "hidden_size": 1 << 20,
+    "intermediate_size": 1 << 24,
+    "num_hidden_layers": 10_000,
+    "num_attention_heads": 1 << 16,
+    "num_key_value_heads": 1 << 16,
+    "head_dim": 1 << 16,
+    "vocab_size": 1 << 24,
+    "max_position_embeddings": 1 << 30,
+}
+_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -83,8 +95,10 @@ def make_model_config(config: dict[str, Any]) -> PreTrainedConfig:
     """Build the native config class for a scrubbed config.json, without its quantisation.
 
     Raises UnsupportedModelError for a model type that Transformers has no causal language model
-    for.
+    for and for mixtures of experts, CheckpointError for sizes that no model has.
     """
+    _check_sizes(config)
+    _refuse_experts(config)
     model_type = str(config.get("model_type"))
     if model_type not in CONFIG_MAPPING or model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UnsupportedModelError(
@@ -102,3 +116,24 @@ def make_model_config(config: dict[str, Any]) -> PreTrainedConfig:
     if not isinstance(made, PreTrainedConfig):
         raise CheckpointError(f"config.json is not a valid {model_type} configuration")
     return made
+
+
+def _check_sizes(config: Mapping[str, Any]) -> None:
+    for key, most in _MAX_SIZES.items():
+        size = config.get(key)
+        if size is None:
+            continue
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= most:
+            raise CheckpointError(
+                f"config.json says {key}={str(size)[:40]}; expected a whole number from 1 to {most}"
+            )
+
+
+def _refuse_experts(config: Mapping[str, Any]) -> None:
+    for key in _EXPERT_COUNTS:
+        count = config.get(key)
+        if isinstance(count, int) and count > 1:
+            raise UnsupportedModelError(
+                f"config.json says {key}={count}: {str(config.get('model_type'))[:80]!r} is a"
+                " mixture of experts, which is not served; choose a dense model"
+            )

@@ -30,7 +30,8 @@ log = structlog.get_logger(__name__)
 
 QuantMethod = Literal["gptq", "awq", "gguf"]
 
-QUANTIZE_CONFIG_FILE = "quantize_config.json"
+# AutoGPTQ's file, else AutoAWQ's of before it used Transformers' settings.
+OWN_FILES = ("quantize_config.json", "quant_config.json")
 GPTQ_BITS = (2, 3, 4, 8)
 AWQ_BITS = (4,)
 # Sizes tried, in this order, when only the number of groups is known.
@@ -89,26 +90,24 @@ class Quantization:
 
 def read_quantization(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Quantization | None:
     """Return a folder's quantisation, None for a plain checkpoint; see `tell_quantization`."""
-    path = checkpoint.folder / QUANTIZE_CONFIG_FILE
-    own = read_json(path) if path.exists() else None
-    return tell_quantization(own=own, config=config, tensors=checkpoint.tensors)
+    own_file = next((name for name in OWN_FILES if (checkpoint.folder / name).exists()), None)
+    own = None if own_file is None else (own_file, read_json(checkpoint.folder / own_file))
+    return tell_quantization(own, config, checkpoint.tensors)
 
 
 def tell_quantization(
-    *,
-    own: Mapping[str, Any] | None,
+    own: tuple[str, Mapping[str, Any]] | None,
     config: Mapping[str, Any],
     tensors: Mapping[str, TensorInfo],
 ) -> Quantization | None:
     """Return a checkpoint's quantisation, None for a plain one.
 
-    own: the parsed quantize_config.json, None where there is none. config: the parsed config.json.
-    tensors: all of them, from the headers.
+    own: name and content of the quantizer's own settings file, None where there is none. config:
+    the parsed config.json. tensors: all of them, from the headers.
     Raises UnsupportedQuantizationError for methods and widths that are not read here,
     CheckpointError where the two files contradict each other, QuantizationNotFoundError where
     nothing can be told.
     """
-    own = None if own is None else _given(own)
     embedded = config.get("quantization_config")
     if embedded is not None and not isinstance(embedded, dict):
         raise CheckpointError("config.json's quantization_config is not an object")
@@ -117,9 +116,10 @@ def tell_quantization(
         return infer_quantization(tensors) if packed else None
     settings = _given(embedded or {})
     if own is not None:
-        _check_agreement(own, settings)
-        settings = {**own, **settings}
-    source = QUANTIZE_CONFIG_FILE if embedded is None else "config.json"
+        own_file, own_settings = own[0], _given(own[1])
+        _check_agreement(own_settings, settings, own_file)
+        settings = {**own_settings, **settings}
+    source = "config.json" if own is None or embedded is not None else own[0]
     quantization = _parse(settings, source)
     if not packed:
         raise QuantizationNotFoundError(
@@ -135,11 +135,11 @@ def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if value is not None}
 
 
-def _check_agreement(own: Mapping[str, Any], embedded: Mapping[str, Any]) -> None:
+def _check_agreement(own: Mapping[str, Any], embedded: Mapping[str, Any], own_file: str) -> None:
     for key in ("bits", "group_size", "desc_act", "sym", "quant_method", "checkpoint_format"):
         if key in own and key in embedded and own[key] != embedded[key]:
             raise CheckpointError(
-                f"quantize_config.json says {key}={own[key]}, config.json says"
+                f"{own_file} says {key}={own[key]}, config.json says"
                 f" {key}={embedded[key]};"
                 " one of the files is from another revision"
             )
