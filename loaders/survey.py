@@ -125,9 +125,7 @@ def _read_settings(repository: RepositoryFiles, survey: Survey) -> None:
     survey.config, _ = scrub_config(config)
 
 
-def _read_json(
-    repository: RepositoryFiles, survey: Survey, name: str, most: int
-) -> dict[str, Any]:
+def _read_json(repository: RepositoryFiles, survey: Survey, name: str, most: int) -> dict[str, Any]:
     found = survey.files[name].num_bytes
     if found > most:
         raise CheckpointError(f"{name} has {found} bytes, at most {most} are read as settings")

@@ -220,7 +220,7 @@ def _judge_folder(
         repo=repository.name,
         revision=survey.revision.name,
         commit=survey.revision.commit,
-        kind=_kind_of(quantization, settings, tensors, refusal),
+        kind=_kind_of(quantization, settings, tensors),
         quantization=quantization,
         damp=row.damp if damp is None and row else damp,
         dataset=row.dataset if row and row.dataset else _text(dataset),
@@ -298,7 +298,6 @@ def _kind_of(
     quantization: Quantization | None,
     settings: Mapping[str, Any],
     tensors: Mapping[str, TensorInfo],
-    refusal: str | None,
 ) -> VariantKind:
     named = quantization.base.quant_method if quantization else settings.get("quant_method")
     if named in ("gptq", "awq", "compressed-tensors"):
@@ -314,8 +313,9 @@ def _row_named(card: ModelCard, name: str | None) -> CardRow | None:
 
 def _number_in(settings: Mapping[str, Any], key: str) -> float | None:
     value = settings.get(key)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and 0 <= value <= 1 else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return float(value) if 0 <= value <= 1 else None
 
 
 def _text(value: object) -> str | None:
