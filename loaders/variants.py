@@ -185,7 +185,7 @@ def _variants_of(
 ) -> Iterator[Variant]:
     if survey.offers_folder:
         yield _judge_folder(repository, survey, headers.shards, card)
-    for parts in survey.gguf:
+    for parts in sorted(survey.gguf, key=partial(_bytes_of, survey)):
         yield _judge_gguf(repository, survey, parts, headers.gguf[parts.name], card)
 
 
@@ -259,7 +259,7 @@ def _judge_gguf(
     except LoadError as error:
         refusal = str(about_checkpoint(error))
     row = _row_named(card, parts.name) or _row_named(card, parts.first)
-    file_bytes = sum(survey.files[path].num_bytes for path in parts.paths)
+    file_bytes = _bytes_of(survey, parts)
     return Variant(
         repo=repository.name,
         revision=survey.revision.name,
@@ -277,6 +277,10 @@ def _judge_gguf(
         ),
         refusal=refusal,
     )
+
+
+def _bytes_of(survey: Survey, parts: GgufParts) -> int:
+    return sum(survey.files[path].num_bytes for path in parts.paths)
 
 
 def _infos_of(headers: Sequence[GgufHeader], parts: GgufParts) -> dict[str, list[TensorInfo]]:

@@ -64,8 +64,6 @@ def variants(
     given = {name: value for name, value in flags.items() if value is not None}
     settings = load_settings(given, config_file_from_environment())
     set_up_logs(settings.model_copy(update={"log_level": "warning"}))
-    # Retries are waited for in silence: the end says what came of them.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         name, found = find_variants(repo, settings)
     except LoadError as error:
@@ -82,6 +80,8 @@ def find_variants(text: str, settings: Settings) -> tuple[str, Sequence[Variant]
     from loaders.opening import open_repository
     from loaders.spec import parse_spec
 
+    # Retries are waited for in silence: the end says what came of them.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     spec = parse_spec(text)
     repository = open_repository(
         spec,
@@ -218,7 +218,7 @@ def _table_of_files(found: Sequence[Variant]) -> Table:
 
 
 def _empty_table(name: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     table.add_column(name, overflow="fold")
     return table
 

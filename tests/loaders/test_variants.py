@@ -2,14 +2,16 @@
 
 import json
 import struct
+import subprocess
 import time
 
 import pytest
 import structlog
 
 from loaders.errors import HubError, RepositoryNotFoundError
+from loaders.gguf_parts import group_parts
 from loaders.hub import CachedFiles, HubFiles
-from loaders.local_repository import FolderFiles
+from loaders.local_repository import CloneFiles, FolderFiles
 from loaders.repository import RepositoryFile, Revision
 from loaders.variants import VariantKind, list_variants
 from tests import published
@@ -163,7 +165,8 @@ def test_a_part_that_is_missing_is_told():
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF\x03\0\0\0" + b"\xff" * 16, b"ggjt" * 9])
 def test_a_damaged_gguf_file_is_refused_and_the_others_listed(content):
     whole = published.gguf_file(SMALL_256, "Q4_0")
-    good, bad = list_variants(Files({"main": {"a.Q4_0.gguf": whole, "b.Q4_0.gguf": content}}))
+    files = {"a.Q4_0.gguf": whole, "b.Q4_0.gguf": content}
+    bad, good = list_variants(Files({"main": files}))  # the smaller one first
     assert good.refusal is None
     assert "b.Q4_0.gguf" in bad.refusal
     assert bad.gguf_type == "Q4_0"
@@ -347,3 +350,52 @@ def test_nothing_is_written_while_looking(hub, tmp_path, monkeypatch):
     )
     list_variants(HubFiles("someone/model", endpoint=hub.url))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_clone_whose_weights_were_not_fetched_is_known_by_its_pointers(tmp_path):
+    files = small_files()
+    size = len(files["model.safetensors"])
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'ab' * 32}\nsize {size}\n"
+    published.write_files(tmp_path, {**files, "model.safetensors": pointer.encode()})
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+    for arguments in (["init", "--quiet", "-b", "main"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run(["git", *identity, "-C", str(tmp_path), *arguments], check=True)
+    (variant,) = list_variants(CloneFiles(tmp_path))
+    assert (variant.revision, variant.weight_bytes) == ("main", size)
+    assert "git lfs pull" in variant.refusal
+    assert variant.kind is VariantKind.GPTQ
+
+
+def test_a_repository_without_branches_offers_nothing():
+    assert list_variants(Files({})) == []
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        (["a.Q4_K_M.gguf", "b.gguf", "readme.md"], [("a.Q4_K_M.gguf", 1), ("b.gguf", 1)]),
+        (["a.gguf-split-b", "a.gguf-split-a"], [("a.gguf", 2)]),
+        (["a.gguf", "a.gguf-split-a", "a.gguf-split-b"], [("a.gguf", 1), ("a.gguf", 2)]),
+        (["q/a-00002-of-00002.gguf", "q/a-00001-of-00002.gguf"], [("q/a.gguf", 2)]),
+    ],
+)
+def test_parts_of_a_file_are_one(paths, expected):
+    found = group_parts(paths)
+    assert sorted((parts.name, len(parts.paths)) for parts in found) == expected
+    for parts in found:
+        parts.check_complete()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("codellama-13b.Q4_K_M.gguf", "Q4_K_M"),
+        ("model-q8_0.gguf", "Q8_0"),
+        ("Qwen2-7B-IQ2_XS.gguf", "IQ2_XS"),
+        ("model-f16.gguf", "F16"),
+        ("plain.gguf", None),
+    ],
+)
+def test_a_files_name_tells_its_type(name, kind):
+    (parts,) = group_parts([name])
+    assert parts.type_in_name == kind
