@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from loaders.card_table import CardRow
     from loaders.quantization import Quantization
 
-# A card's sizes have two places, and count small files too.
-SIZE_TOLERANCE = 0.03
+SIZE_TOLERANCE = 0.03  # cards count small files too
+_ROUNDING_BYTES = 5_000_000  # and print gigabytes with two places
 _BRANCH = re.compile(
     r"gptq-(?P<bits>\d)bit-(?P<group>-1|\d{1,4})g(?:-actorder_(?P<order>True|False))?"
 )
@@ -68,11 +68,11 @@ def disagreements_with_card(
 def disagreement_in_size(card: CardRow, weight_bytes: int) -> Iterator[str]:
     """Compare the card's size with that of the tensors."""
     if card.num_bytes and weight_bytes:
-        apart = weight_bytes / card.num_bytes - 1
-        if abs(apart) > SIZE_TOLERANCE:
+        apart = weight_bytes - card.num_bytes
+        if abs(apart) > SIZE_TOLERANCE * card.num_bytes + _ROUNDING_BYTES:
             yield (
                 f"the card says {card.num_bytes / 1e9:.2f} GB, the files hold"
-                f" {weight_bytes / 1e9:.2f} GB of tensors ({apart:+.0%})"
+                f" {weight_bytes / 1e9:.2f} GB of tensors ({apart / card.num_bytes:+.0%})"
             )
 
 

@@ -65,7 +65,8 @@ def variants(
     settings = load_settings(given, config_file_from_environment())
     set_up_logs(settings.model_copy(update={"log_level": "warning"}))
     try:
-        name, found = find_variants(repo, settings)
+        with Console(stderr=True).status("looking at the repository"):
+            name, found = find_variants(repo, settings)
     except LoadError as error:
         sys.stderr.write(f"tetrad: {printable(str(error))}\n")
         raise typer.Exit(WRONG_QUESTION) from None

@@ -8,12 +8,13 @@ import time
 import pytest
 import structlog
 
+from loaders.disagreements import disagreement_in_size
 from loaders.errors import HubError, RepositoryNotFoundError
 from loaders.gguf_parts import group_parts
 from loaders.hub import CachedFiles, HubFiles
 from loaders.local_repository import CloneFiles, FolderFiles
 from loaders.repository import RepositoryFile, Revision
-from loaders.variants import VariantKind, list_variants
+from loaders.variants import CardRow, VariantKind, list_variants
 from tests import published
 from tests.hub_server import Fault, HubRepository, SparseFile, running_hub
 from tests.published import (
@@ -271,6 +272,12 @@ def test_what_card_and_files_say_differently_is_told(changed, sentence):
     (found,) = variant.disagreements
     assert found.startswith(sentence)
     assert variant.refusal is None
+
+
+@pytest.mark.parametrize(("size", "num_told"), [("0.11", 0), ("0.12", 0), ("0.10", 1), ("0.15", 1)])
+def test_a_size_may_be_off_by_three_percent_and_by_its_rounding(size, num_told):
+    row = CardRow("main", num_bytes=round(float(size) * 1e9))
+    assert len(list(disagreement_in_size(row, 114_900_000))) == num_told
 
 
 def test_a_branch_whose_name_promises_something_else_is_told():
