@@ -131,7 +131,7 @@ def list_variants(
         for revision in wanted
         for variant in read[revision.commit]
     ]
-    return _with_missing_rows(found, card)
+    return _with_missing_rows(found, card, {r.name for r in repository.revisions()})
 
 
 def _bounded(repository: RepositoryFiles, revisions: Sequence[Revision]) -> Sequence[Revision]:
@@ -326,12 +326,14 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) and len(value) <= 200 else None
 
 
-def _with_missing_rows(variants: list[Variant], card: ModelCard) -> list[Variant]:
-    """Add to the first variant what the card lists and the repository lacks."""
-    there = {name for v in variants for name in (v.revision, v.file, v.card and v.card.name)}
-    missing = [row.name for row in card.rows if row.name not in there]
+def _with_missing_rows(
+    variants: list[Variant], card: ModelCard, revisions: set[str | None]
+) -> list[Variant]:
+    """Add to the first variant what the card lists and nobody found."""
+    files = {name for v in variants for name in (v.file, v.card.name if v.card else None)}
+    missing = [row.name for row in card.rows if row.name not in revisions | files]
     if not variants or not missing:
         return variants
-    sentence = f"the card lists {', '.join(missing[:8])}, which the repository does not have"
+    sentence = f"the card lists {', '.join(missing[:8])}, which was not found"
     first = replace(variants[0], disagreements=(*variants[0].disagreements, sentence))
     return [first, *variants[1:]]

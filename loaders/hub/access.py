@@ -98,6 +98,8 @@ def _refused(api: HfApi, repo: str, status: int) -> LoadError:
         return RepositoryNotFoundError(
             f"the hub forbids reading {repo} (403): the token must have the right to read it"
         )
+    if status == 404:  # of a mirror that does not say what it is that is missing
+        return RepositoryNotFoundError(_no_repository(api, repo))
     if status == 429:
         return HubError(
             f"the hub takes no more requests for {repo} now (429); wait some minutes, or give a"

@@ -188,7 +188,8 @@ def test_a_piece_of_a_huge_file_costs_that_piece(hub):
     ],
     ids=str,
 )
-def test_what_fails_for_a_while_is_asked_again(hub, fault):
+def test_what_fails_for_a_while_is_asked_again(hub, fault, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda _: None)
     hub.faults = [fault]
     assert len(on_hub(hub).revisions()) == 3
     assert fault.times == 0
@@ -239,6 +240,12 @@ def test_a_wrong_name_suggests_the_near_ones(hub):
         on_hub(hub, "nobody/nothing").revisions()
 
 
+def test_a_mirror_that_only_says_404_is_understood(hub):
+    hub.faults = [Fault("refs", times=9, status=404)]
+    with pytest.raises(RepositoryNotFoundError, match="check the name"):
+        on_hub(hub).revisions()
+
+
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_refusal_says_what_the_token_lacks(hub, status):
     hub.faults = [Fault("config.json", times=9, status=status)]
@@ -247,7 +254,8 @@ def test_a_refusal_says_what_the_token_lacks(hub, status):
         repository.read(repository.find_revision("main"), "config.json")
 
 
-def test_an_address_that_is_no_hub_says_so(hub, tmp_path):
+def test_an_address_that_is_no_hub_says_so(monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda _: None)
     with pytest.raises(HubError, match="HF_ENDPOINT"):
         HubFiles(REPO, endpoint="http://127.0.0.1:9").revisions()
 

@@ -293,7 +293,16 @@ def test_a_branch_whose_name_promises_something_else_is_told():
 def test_what_the_card_lists_and_nobody_has_is_told():
     card = CARD.format(bits=4, group=32, order="Yes", damp=0.1, size="") + "| lost | 4 | 32 | No |"
     variant = only(small_files(**{"README.md": card.encode()}))
-    assert variant.disagreements == ("the card lists lost, which the repository does not have",)
+    assert variant.disagreements == ("the card lists lost, which was not found",)
+
+
+def test_one_branch_alone_is_not_told_of_the_others(hub):
+    hub.repositories[published.GPTQ_7B] = published.gptq_repository()
+    repository = HubFiles(published.GPTQ_7B, endpoint=hub.url)
+    one = repository.find_revision("gptq-8bit-128g-actorder_True")
+    (variant,) = list_variants(repository, revisions=[one])
+    assert (variant.revision, variant.disagreements) == (one.name, ())
+    assert len(hub.requests) <= 8
 
 
 @pytest.mark.parametrize("card", [b"\x89PNG" + bytes(range(256)), b"", b"<html>", b"|" * 1000])
