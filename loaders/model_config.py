@@ -53,6 +53,8 @@ _MAX_SIZES = {
     "vocab_size": 1 << 24,
     "max_position_embeddings": 1 << 30,
 }
+# Where plain models have such a number too, one of these is false.
+_EXPERT_SWITCHES = ("is_moe", "enable_moe_block")
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -119,17 +121,21 @@ def make_model_config(config: dict[str, Any]) -> PreTrainedConfig:
 
 
 def _check_sizes(config: Mapping[str, Any]) -> None:
+    """Check sizes before a class makes lists of that length of them."""
     for key, most in _MAX_SIZES.items():
-        size = config.get(key)
-        if size is None:
-            continue
-        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= most:
-            raise CheckpointError(
-                f"config.json says {key}={str(size)[:40]}; expected a whole number from 1 to {most}"
-            )
+        found = config.get(key)
+        for size in found if isinstance(found, list) else [found]:  # some give each layer its own
+            is_size = isinstance(size, int) and not isinstance(size, bool) and 1 <= size <= most
+            if size is not None and not is_size:
+                raise CheckpointError(
+                    f"config.json says {key}={str(size)[:40]}; expected a whole number from 1 to"
+                    f" {most}"
+                )
 
 
 def _refuse_experts(config: Mapping[str, Any]) -> None:
+    if any(config.get(key) is False for key in _EXPERT_SWITCHES):
+        return
     for key in _EXPERT_COUNTS:
         count = config.get(key)
         if isinstance(count, int) and count > 1:

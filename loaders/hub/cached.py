@@ -49,7 +49,10 @@ class CachedFiles:
         return self._repo
 
     def revisions(self) -> Sequence[Revision]:
-        """List the branches and tags that the cache knows; it does not tell the two apart."""
+        """List the branches and tags that the cache knows; it does not tell the two apart.
+
+        Where none was ever asked for by name, the commits that were fetched are listed.
+        """
         refs = self._root / "refs"
         found = []
         for path in sorted(refs.rglob("*")):
@@ -57,7 +60,10 @@ class CachedFiles:
             if path.is_file() and is_revision_name(name):
                 found.append(Revision(name, "branch", self._commit_in(path)))
         present = [r for r in found if (self._root / "snapshots" / str(r.commit)).is_dir()]
-        return sorted(present, key=lambda revision: revision.name != DEFAULT_BRANCH)
+        if present:
+            return sorted(present, key=lambda revision: revision.name != DEFAULT_BRANCH)
+        commits = sorted(path.name for path in (self._root / "snapshots").iterdir())
+        return [Revision(name, "commit", name) for name in commits if is_commit(name)]
 
     def find_revision(self, name: str | None) -> Revision:
         """Resolve a branch, tag or commit; None is the default branch."""

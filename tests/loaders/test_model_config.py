@@ -65,6 +65,7 @@ def test_endless_nesting_is_refused(tmp_path):
         {"vocab_size": 0},
         {"num_attention_heads": "32"},
         {"intermediate_size": True},
+        {"intermediate_size": [128, 10**12]},
         {"max_position_embeddings": -5},
     ],
 )
@@ -79,3 +80,4 @@ def test_a_mixture_of_experts_is_refused_by_name(key):
     with pytest.raises(UnsupportedModelError, match=r"mixtral.*mixture of experts"):
         make_model_config({**LLAMA, "model_type": "mixtral", key: 8})
     make_model_config({**LLAMA, key: 1})
+    make_model_config({**LLAMA, key: 8, "enable_moe_block": False})

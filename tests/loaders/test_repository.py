@@ -294,6 +294,16 @@ def test_a_cache_knows_hashes_by_its_links_and_reads_nothing_outside(tmp_path):
         repository.read(main, "leak.json")
 
 
+def test_a_commit_that_was_fetched_without_a_branch_is_found_in_the_cache(tmp_path):
+    write_cache(tmp_path, REPO, HubRepository({"main": FILES}))
+    (tmp_path / "models--someone--CodeLlama-7B-GPTQ" / "refs" / "main").unlink()
+    repository = CachedFiles(REPO, tmp_path)
+    (revision,) = repository.revisions()
+    assert (revision.kind, revision.name) == ("commit", revision.commit)
+    assert repository.find_revision(None) == revision
+    assert repository.read(revision, "config.json") == b"{}"
+
+
 def test_a_plain_folder_is_one_state_without_a_name(tmp_path):
     write_files(tmp_path / "plain", {**FILES, ".git-ignored/x": b""})
     repository = FolderFiles(tmp_path / "plain")
