@@ -15,16 +15,10 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
-from loaders.checkpoint import Checkpoint, read_checkpoint
-from loaders.errors import (
-    BackendError,
-    CheckpointError,
-    TensorError,
-    UnsupportedQuantizationError,
-)
+from loaders.errors import BackendError, CheckpointError, TensorError
 from loaders.float32 import settle_on_cpu, settle_on_cuda
 from loaders.generation import GenerationDefaults, read_generation_defaults
 from loaders.git_clone import open_folder
@@ -32,14 +26,13 @@ from loaders.hub import Snapshot, fetch
 from loaders.kernels.protocol import LayerShape
 from loaders.kernels.resolve import resolve_backend
 from loaders.memory import check_fits, estimate_bytes
-from loaders.model_config import make_model_config, read_config
 from loaders.packed_linear import packed_layers
-from loaders.quantization import Quantization, read_quantization
 from loaders.quantizer import PackedConfig
 from loaders.records import Records
 from loaders.resident_memory import MappedFiles, large_blocks_returned, return_freed_memory
 from loaders.self_test.reference_weights import stored_weights
 from loaders.self_test.run import run_self_test
+from loaders.source import open_source
 from loaders.spec import VariantSpec, parse_spec
 from loaders.tokenizer import load_tokenizer
 
@@ -51,7 +44,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
     from loaders.kernels.protocol import Backend
+    from loaders.quantization import Quantization
     from loaders.self_test.report import SelfTestReport
+    from loaders.source import Source
 
     # Is told each phase of loading, and how much of it is done, in percent, where that is known;
     # not always in the thread that loads, but then while that one waits.
@@ -85,7 +80,7 @@ class Provenance:
     repo: str
     revision: str | None  # as asked; None is the default branch
     commit: str | None  # None for a plain folder
-    folder: Path
+    folder: Path  # of the small files; those of a GGUF file are written to the cache
     backend: str  # the kernel backends in use, joined by "+"
     dtype: str  # of activations
     device: str
@@ -129,8 +124,6 @@ def load(
     started = time.monotonic()
     if isinstance(spec, str):
         spec = parse_spec(spec)
-    if spec.file is not None:
-        raise UnsupportedQuantizationError(f"{spec} is a GGUF file, which is not read yet")
     tell = progress or _tell_nobody
     tell("finding the files", None)
     snapshot = open_snapshot(
@@ -141,21 +134,18 @@ def load(
         on_percent=partial(tell, "downloading"),
     )
     tell("checking the files", None)
-    checkpoint = read_checkpoint(snapshot.folder)
-    raw_config = read_config(snapshot.folder)
-    quantization = read_quantization(checkpoint, raw_config)
-    config = make_model_config(raw_config)
+    source = open_source(snapshot.folder, spec.file, cache_dir)
     device_map = resolve_device_map(device)
-    compute_dtype = resolve_dtype(dtype, config, device_map)
+    compute_dtype = resolve_dtype(dtype, source.config, device_map)
 
-    tokenizer = load_tokenizer(snapshot.folder)
+    tokenizer = load_tokenizer(source.folder)
     return_freed_memory()  # reading a tokenizer takes three times what it keeps
     if isinstance(device_map, dict):
-        needed = estimate_bytes(checkpoint.tensors, quantization, device_map[""])
+        needed = estimate_bytes(source.tensors, source.quantization, device_map[""])
         check_fits(needed, device_map[""])
     tell("reading the weights", None)
-    model = _build_model(checkpoint, config, quantization, device_map)
-    mapped = MappedFiles.find(checkpoint.shards)
+    model = _build_model(source, device_map)
+    mapped = MappedFiles.find(source.files)
     # The head before the layers: packing it takes the most memory besides what it keeps.
     if isinstance(device_map, dict) and device_map[""].type == "cpu":
         settle_on_cpu(model, mapped)
@@ -168,7 +158,7 @@ def load(
         repo=spec.repo,
         revision=spec.revision,
         commit=snapshot.commit,
-        folder=snapshot.folder,
+        folder=source.folder,
         backend="+".join(backends) or "dense",
         dtype=str(compute_dtype).removeprefix("torch."),
         device=device_map if isinstance(device_map, str) else str(device_map[""]),
@@ -180,18 +170,18 @@ def load(
         report = run_self_test(
             model,
             tokenizer,
-            stored_weights(checkpoint, quantization, model),
+            stored_weights(source, model),
             backend=provenance.backend,
             dtype=provenance.dtype,
             commit=snapshot.commit,
-            records=Records(cache_dir),
+            records=Records(cache_dir).of(spec.file),
         )
         return_freed_memory()
     log.info(
         "loaded",
         variant=str(spec),
         commit=snapshot.commit,
-        quantization=str(quantization) if quantization else "none",
+        quantization=str(source.quantization or "none"),
         backend=provenance.backend,
         device=provenance.device,
         seconds=round(time.monotonic() - started, 2),
@@ -199,8 +189,8 @@ def load(
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
-        generation=read_generation_defaults(snapshot.folder, config),
-        quantization=quantization,
+        generation=read_generation_defaults(source.folder, source.config),
+        quantization=source.quantization,
         spec=spec,
         provenance=provenance,
         self_test=report,
@@ -266,24 +256,21 @@ def resolve_dtype(
     return DTYPES[asked]
 
 
-def _build_model(
-    checkpoint: Checkpoint,
-    config: PreTrainedConfig,
-    quantization: Quantization | None,
-    device_map: dict[str, torch.device] | str,
-) -> PreTrainedModel:
+def _build_model(source: Source, device_map: dict[str, torch.device] | str) -> PreTrainedModel:
     """Let Transformers build the model and fill it; check that every tensor found its place."""
     # A server's log takes lines, not bars.
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    # The file whose headers were checked is the one that is read, whatever else lies there.
-    config.transformers_weights = checkpoint.weights_file
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(source.config)]
+    own_weights = source.read_weights
     extra: dict[str, Any] = {}
-    if quantization is not None:
-        extra["quantization_config"] = PackedConfig(quantization, checkpoint.tensors)
+    if source.quantization is not None or own_weights is not None:
+        extra["quantization_config"] = PackedConfig(source.quantization, source.tensors)
+    if own_weights is not None:
+        extra["state_dict"] = own_weights()
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            checkpoint.folder,
-            config=config,
+        loaded = model_class.from_pretrained(
+            None if own_weights is not None else source.folder,
+            config=source.config,
             device_map=device_map,
             dtype="auto",
             use_safetensors=True,

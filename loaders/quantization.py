@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-QuantMethod = Literal["gptq", "awq"]
+QuantMethod = Literal["gptq", "awq", "gguf"]
 
+# AutoGPTQ's file, else AutoAWQ's of before it used Transformers' settings.
+OWN_FILES = ("quantize_config.json", "quant_config.json")
 GPTQ_BITS = (2, 3, 4, 8)
 AWQ_BITS = (4,)
 # Sizes tried, in this order, when only the number of groups is known.
@@ -42,7 +44,7 @@ class PackedFormat:
 
     quant_method: QuantMethod
     # Names the layout (`loaders.layouts`): "gptq" stores zero points minus one, "gptq_v2" as they
-    # are, "gemm" is AWQ's.
+    # are, "gemm" is AWQ's; GGUF's are named as its block types are, "Q4_K".
     checkpoint_format: str
     bits: int
     group_size: int  # inputs that share a scale; -1 is the whole input dimension
@@ -63,9 +65,14 @@ class Quantization:
     # GPTQModel's per-module rules, pattern → overrides; None leaves the module unquantised. First
     # match wins.
     rules: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
+    # GGUF's mixed types: module → how it is packed, before any rule.
+    formats: Mapping[str, PackedFormat] = field(default_factory=dict)
+    label: str | None = None  # what people call it, where that says more: "Q4_K_M"
 
     def format_of(self, module: str) -> PackedFormat | None:
         """Return how the named module is packed by the rules; None if they leave it alone."""
+        if module in self.formats:
+            return self.formats[module]
         for pattern, overrides in self.rules.items():
             if re.match(pattern, module):
                 return None if overrides is None else _override(self.base, overrides, module)
@@ -73,6 +80,8 @@ class Quantization:
 
     def __str__(self) -> str:
         """Describe it in a few words, as in `gptq 4-bit group 128 act-order`."""
+        if self.label is not None:
+            return f"{self.base.quant_method} {self.label}"
         group = "one group" if self.base.group_size == -1 else f"group {self.base.group_size}"
         order = " act-order" if self.desc_act else ""
         symmetry = "" if self.sym else " asymmetric"
@@ -80,26 +89,37 @@ class Quantization:
 
 
 def read_quantization(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Quantization | None:
-    """Return the checkpoint's quantisation, None for a plain one.
+    """Return a folder's quantisation, None for a plain checkpoint; see `tell_quantization`."""
+    own_file = next((name for name in OWN_FILES if (checkpoint.folder / name).exists()), None)
+    own = None if own_file is None else (own_file, read_json(checkpoint.folder / own_file))
+    return tell_quantization(own, config, checkpoint.tensors)
 
-    config: the parsed config.json.
+
+def tell_quantization(
+    own: tuple[str, Mapping[str, Any]] | None,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, TensorInfo],
+) -> Quantization | None:
+    """Return a checkpoint's quantisation, None for a plain one.
+
+    own: name and content of the quantizer's own settings file, None where there is none. config:
+    the parsed config.json. tensors: all of them, from the headers.
     Raises UnsupportedQuantizationError for methods and widths that are not read here,
     CheckpointError where the two files contradict each other, QuantizationNotFoundError where
     nothing can be told.
     """
-    quantize_config = checkpoint.folder / "quantize_config.json"
-    own = _given(read_json(quantize_config)) if quantize_config.exists() else None
     embedded = config.get("quantization_config")
     if embedded is not None and not isinstance(embedded, dict):
         raise CheckpointError("config.json's quantization_config is not an object")
-    packed = any(name.endswith(".qweight") for name in checkpoint.tensors)
+    packed = any(name.endswith(".qweight") for name in tensors)
     if own is None and embedded is None:
-        return infer_quantization(checkpoint.tensors) if packed else None
+        return infer_quantization(tensors) if packed else None
     settings = _given(embedded or {})
     if own is not None:
-        _check_agreement(own, settings)
-        settings = {**own, **settings}
-    source = "quantize_config.json" if embedded is None else "config.json"
+        own_file, own_settings = own[0], _given(own[1])
+        _check_agreement(own_settings, settings, own_file)
+        settings = {**own_settings, **settings}
+    source = "config.json" if own is None or embedded is not None else own[0]
     quantization = _parse(settings, source)
     if not packed:
         raise QuantizationNotFoundError(
@@ -115,11 +135,11 @@ def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if value is not None}
 
 
-def _check_agreement(own: Mapping[str, Any], embedded: Mapping[str, Any]) -> None:
+def _check_agreement(own: Mapping[str, Any], embedded: Mapping[str, Any], own_file: str) -> None:
     for key in ("bits", "group_size", "desc_act", "sym", "quant_method", "checkpoint_format"):
         if key in own and key in embedded and own[key] != embedded[key]:
             raise CheckpointError(
-                f"quantize_config.json says {key}={own[key]}, config.json says"
+                f"{own_file} says {key}={own[key]}, config.json says"
                 f" {key}={embedded[key]};"
                 " one of the files is from another revision"
             )

@@ -48,10 +48,10 @@ class PackedConfig(QuantizationConfigMixin):
     """Carries a checkpoint's quantisation and tensor list through `from_pretrained`."""
 
     def __init__(
-        self, quantization: Quantization, tensors: Mapping[str, TensorInfo], **_: object
+        self, quantization: Quantization | None, tensors: Mapping[str, TensorInfo], **_: object
     ) -> None:
         self.quant_method = QUANT_METHOD  # type: ignore[assignment]  # an enum of known names
-        self.quantization = quantization
+        self.quantization = quantization  # None packs nothing, and still keeps every dtype
         self.tensors = tensors
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedConfig:
@@ -80,7 +80,8 @@ class PackedQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: object) -> None:
         config = self.quantization_config
-        replace_linears(model, config.quantization, config.tensors)
+        if config.quantization is not None:
+            replace_linears(model, config.quantization, config.tensors)
 
     def is_serializable(self) -> bool:
         """Prepared kernels are not written back."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from service.commands.variants import variants
 from service.errors import BindError, ServiceError
 from service.settings import (
     CONFIG_VARIABLE,
@@ -160,6 +161,9 @@ def demo(
     for branch in BRANCHES:
         served = " (served by default)" if str(branch) == built.default_spec else ""
         typer.echo(f"  {branch}  {branch.description}{served}")
+
+
+app.command()(variants)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def fetch(
     """
     revision = spec.revision or DEFAULT_REVISION
     built_in = find_built(spec.repo, cache_dir)
-    hub_cache = built_in or download_folder(cache_dir)
+    hub_cache = built_in or cache_dir or default_hub_cache()
     if built_in is None and not local_files_only:
         return _download(spec.repo, revision, hub_cache, token, on_percent)
     if (found := _cached(spec.repo, revision, hub_cache)) is not None:
@@ -74,9 +74,9 @@ def fetch(
     )
 
 
-def download_folder(cache_dir: Path | None) -> Path:
-    """Return where downloads go: the folder that was named, else the hub client's own."""
-    return cache_dir or Path(constants.HF_HUB_CACHE)
+def default_hub_cache() -> Path:
+    """Return the hub client's own cache folder (HF_HOME, HF_HUB_CACHE)."""
+    return Path(constants.HF_HUB_CACHE)
 
 
 def cached_revisions(repo: str, cache_dir: Path) -> list[str]:

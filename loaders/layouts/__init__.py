@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from loaders.errors import UnsupportedQuantizationError
 from loaders.layouts.awq import AwqLayout
+from loaders.layouts.gguf import BLOCK_TYPES, GgufLayout
 from loaders.layouts.gptq import GptqLayout
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ LAYOUTS: dict[str, Layout] = {
     "gptq": GptqLayout("gptq"),
     "gptq_v2": GptqLayout("gptq_v2"),
     "gemm": AwqLayout(),
+    **{name: GgufLayout(block_type) for name, block_type in BLOCK_TYPES.items()},
 }
 
 

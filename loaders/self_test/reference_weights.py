@@ -6,6 +6,7 @@ any. Other formats bring a callable of their own.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from safetensors import safe_open
@@ -19,32 +20,38 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from loaders.checkpoint import Checkpoint
+    from loaders.checkpoint import TensorInfo
     from loaders.packed_linear import PackedLinear
-    from loaders.quantization import PackedFormat, Quantization
+    from loaders.quantization import PackedFormat
+    from loaders.source import Source
 
     # By a linear layer's name: its weight [out, in] float32 in the checkpoint's input order, or
     # None where the files have none by that name.
     ReferenceWeight: TypeAlias = Callable[[str], Tensor | None]
 
 
-def stored_weights(
-    checkpoint: Checkpoint, quantization: Quantization | None, model: nn.Module
-) -> ReferenceWeight:
-    """Return what reads the weights of a safetensors checkpoint, for the model loaded from it."""
-    layers = packed_layers(model)
+def stored_weights(source: Source, model: nn.Module) -> ReferenceWeight:
+    """Return what reads a checkpoint's weights, for the model that was loaded from it."""
+    layers, read, quantization = packed_layers(model), _reader(source), source.quantization
 
     def weight_of(name: str) -> Tensor | None:
         packed = None if quantization is None else quantization.format_of(name)
         if packed is not None and (layer := layers.get(name)) is not None:
             rules = layout_of(packed).rules(packed, layer.in_features, layer.out_features)
-            stored = {key: _read(checkpoint, f"{name}.{key}") for key in rules}
+            stored = {key: read(f"{name}.{key}") for key in rules}
             if any(tensor is not None for tensor in stored.values()):
                 return _packed(name, packed, layer, stored).dequantize()
-        dense = _read(checkpoint, f"{name}.weight")
+        dense = read(f"{name}.weight")
         return None if dense is None else dense.float()
 
     return weight_of
+
+
+def _reader(source: Source) -> Callable[[str], Tensor | None]:
+    """Return what reads one tensor by name, None where there is none."""
+    if source.read_weights is not None:
+        return source.read_weights().get  # views of the files
+    return partial(_read, source.tensors)
 
 
 def _packed(
@@ -59,8 +66,8 @@ def _packed(
     )
 
 
-def _read(checkpoint: Checkpoint, name: str) -> Tensor | None:
-    info = checkpoint.tensors.get(name)
+def _read(tensors: Mapping[str, TensorInfo], name: str) -> Tensor | None:
+    info = tensors.get(name)
     if info is None:
         return None
     with safe_open(info.shard, framework="pt") as file:

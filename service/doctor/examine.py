@@ -16,7 +16,7 @@ import torch
 from loaders.cache import default_cache_dir
 from loaders.checkpoint import read_checkpoint
 from loaders.errors import CheckpointError, LoadError, UnsupportedQuantizationError
-from loaders.hub import HubAnswer, download_bytes, download_folder, probe_hub
+from loaders.hub import HubAnswer, default_hub_cache, download_bytes, probe_hub
 from loaders.kernels.protocol import LayerShape
 from loaders.kernels.resolve import resolve_backend
 from loaders.load import open_snapshot, resolve_device_map
@@ -97,7 +97,7 @@ class Facts:
     @property
     def download_dir(self) -> Path:
         """Where downloads go."""
-        return download_folder(self._settings.cache_dir)
+        return self._settings.cache_dir or default_hub_cache()
 
     @cached_property
     def needs(self) -> Needs | LoadError | None:

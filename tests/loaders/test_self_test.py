@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from loaders.checkpoint import read_checkpoint
 from loaders.demo.branches import BRANCHES
 from loaders.errors import BackendError, SelfTestError
 from loaders.kernels import resolve
@@ -32,6 +31,7 @@ from loaders.self_test.tokens import (
     tokens_key,
     using_reference,
 )
+from loaders.source import open_source
 from tests.dequantize import dequantized_model
 from tests.models import (
     CARD_BRANCHES,
@@ -318,9 +318,7 @@ def test_weights_are_read_again_from_the_files(tmp_path, awq):
             tokenizer=tiny_tokenizer(),
             max_shard_bytes=2**20,
         )
-    checkpoint = read_checkpoint(tmp_path)
-    loaded = load(str(tmp_path), device="cpu")
-    read = stored_weights(checkpoint, loaded.quantization, loaded.model)
+    read = stored_weights(open_source(tmp_path, None, None), load(str(tmp_path)).model)
     expected = dequantized_model(tmp_path)
     for name in ("model.layers.0.self_attn.k_proj", "model.layers.1.mlp.down_proj", "lm_head"):
         torch.testing.assert_close(read(name), expected.get_submodule(name).weight.float())

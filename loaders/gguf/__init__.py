@@ -1,0 +1,6 @@
+"""GGUF files: read, checked, and told in the words of Transformers.
+
+`header` reads what a file says of itself, `files` joins the parts it may come in, `config` and
+`names` translate settings and tensors, `tokenizer` and `text_files` give the text side its files,
+`model` puts them together. How blocks of weights are stored is `loaders.layouts.gguf`'s.
+"""

@@ -1,0 +1,136 @@
+"""The model families whose GGUF files are read: how GGUF names their tensors, what it does to them.
+
+Names on the left are GGUF's (`blk.3.attn_q.weight`), those on the right Transformers'
+(`model.layers.3.self_attn.q_proj.weight`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from loaders.errors import CheckpointError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
+# Read with the settings, not placed in the model.
+ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+_LAYER = re.compile(r"blk\.(?P<layer>\d{1,4})\.(?P<part>\w+)\.(?P<kind>weight|bias)")
+_OUTSIDE = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+_ATTENTION = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+}
+_GATED = {
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One architecture of GGUF's."""
+
+    model_type: str  # Transformers' name of it
+    parts: Mapping[str, str] = field(default_factory=lambda: {**_ATTENTION, **_GATED})
+    # Rows of queries and keys that rotate together are neighbours in the file, half a head apart
+    # in Transformers.
+    rotates_neighbours: bool = False
+    norm_offset: float = 0.0  # what GGUF adds to norms' weights, for the model adds it itself
+
+
+FAMILIES = {
+    "llama": Family("llama", rotates_neighbours=True),
+    "qwen2": Family("qwen2"),
+    "qwen3": Family(
+        "qwen3",
+        {
+            **_ATTENTION,
+            **_GATED,
+            "attn_q_norm": "self_attn.q_norm",
+            "attn_k_norm": "self_attn.k_norm",
+        },
+    ),
+    "starcoder2": Family(
+        "starcoder2", {**_ATTENTION, "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}
+    ),
+    "phi3": Family(
+        "phi3",
+        {
+            "attn_norm": "input_layernorm",
+            "attn_qkv": "self_attn.qkv_proj",
+            "attn_output": "self_attn.o_proj",
+            "ffn_norm": "post_attention_layernorm",
+            "ffn_up": "mlp.gate_up_proj",
+            "ffn_down": "mlp.down_proj",
+        },
+    ),
+    "gemma": Family("gemma", norm_offset=1.0),
+    "gemma2": Family(
+        "gemma2",
+        {
+            **_ATTENTION,
+            **_GATED,
+            "post_attention_norm": "post_attention_layernorm",
+            "ffn_norm": "pre_feedforward_layernorm",
+            "post_ffw_norm": "post_feedforward_layernorm",
+        },
+        norm_offset=1.0,
+    ),
+}
+
+
+def family_of(metadata: Mapping[str, Any]) -> Family:
+    """Return the family that a file's metadata names. Raises UnsupportedModelError for others."""
+    architecture = metadata.get("general.architecture")
+    if not isinstance(architecture, str):
+        raise CheckpointError("the GGUF file's metadata has no general.architecture")
+    if metadata.get(f"{architecture}.expert_count", 0):
+        raise UnsupportedModelError(
+            f"the GGUF file is a mixture of experts ({architecture} with"
+            f" {str(metadata[f'{architecture}.expert_count'])[:20]} of them), which is not served"
+        )
+    if architecture not in FAMILIES:
+        raise UnsupportedModelError(
+            f"the GGUF file is of the architecture {architecture[:80]!r}; read are"
+            f" {', '.join(FAMILIES)}"
+        )
+    return FAMILIES[architecture]
+
+
+def model_name(family: Family, name: str) -> str | None:
+    """Translate a tensor's name; None for what belongs to the settings.
+
+    Raises CheckpointError for tensors that such a model has no place for.
+    """
+    if name in ROPE_FACTORS:
+        return None
+    outside, _, kind = name.rpartition(".")
+    if outside in _OUTSIDE and kind in ("weight", "bias"):
+        return f"{_OUTSIDE[outside]}.{kind}"
+    match = _LAYER.fullmatch(name)
+    if match is not None and match["part"] == "attn_rot_embd":
+        return None  # rotation tables, which the model computes itself
+    if match is None or match["part"] not in family.parts:
+        raise CheckpointError(
+            f"the GGUF file holds {name}, which a {family.model_type} model has no place for"
+        )
+    return f"model.layers.{int(match['layer'])}.{family.parts[match['part']]}.{match['kind']}"
+
+
+def count_layers(names: Mapping[str, Any]) -> int:
+    """Count the layers that tensors belong to."""
+    matches = (_LAYER.fullmatch(name) for name in names)
+    return len({match["layer"] for match in matches if match is not None})

@@ -1,0 +1,220 @@
+"""A GGUF model as the loader needs it: settings, tensors under Transformers' names, weights.
+
+Blocks stay as they lie in the mapped file; only the embedding, which is looked up by the row, is
+widened to halves. Every tensor's shape is held against the model that the metadata describes
+before any weight is read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from loaders.checkpoint import GGML_BLOCKS, TensorInfo
+from loaders.errors import CheckpointError, TensorError
+from loaders.gguf.config import file_type, make_config
+from loaders.gguf.families import EMBEDDING, HEAD, Family, family_of, model_name
+from loaders.gguf.files import GgufFiles, open_files
+from loaders.gguf.header import FLOAT_TYPES
+from loaders.layouts.gguf import BLOCK_TYPES
+from loaders.packed_tensors import PackedTensors
+from loaders.quantization import PackedFormat, Quantization
+from loaders.resident_memory import MappedFiles
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+    from transformers import PreTrainedConfig
+
+_EMBEDDING_NAME, _HEAD_NAME = "model.embed_tokens.weight", "lm_head.weight"
+# The embedding is widened in slices of this many values, 16 bytes each while that is done.
+_VALUES_AT_ONCE = 2**21
+
+
+@dataclass(frozen=True, slots=True)
+class GgufModel:
+    """A model that lies in GGUF files."""
+
+    files: GgufFiles
+    family: Family
+    config: dict[str, Any]  # as config.json would say it
+    names: Mapping[str, str]  # the model's name of a parameter → GGUF's of its tensor
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """How the layers are packed; None where all of them are floats."""
+        formats = {
+            name.removesuffix(".weight"): format_of(self.files.tensors[stored].dtype)
+            for name, stored in self.names.items()
+            if self._is_packed(name)
+        }
+        if not formats:
+            return None
+        return Quantization(
+            base=Counter(formats.values()).most_common(1)[0][0],
+            desc_act=False,
+            sym=False,
+            source=self.files.path.name,
+            formats=formats,
+            label=file_type(self.files.metadata) or self._mix(),
+        )
+
+    @property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Every tensor as the model will be given it."""
+        found: dict[str, TensorInfo] = {}
+        for name, stored in self.names.items():
+            entry = self.files.tensors[stored]
+            module = name.removesuffix(".weight")
+            if not self._is_packed(name):
+                dtype = entry.dtype if entry.dtype in FLOAT_TYPES else "F16"
+                tensor = TensorInfo(name, dtype, entry.shape, self.files.path)
+                found[name] = tensor
+                continue
+            shape = (entry.shape[0], entry.num_bytes // entry.shape[0])
+            found[f"{module}.blocks"] = TensorInfo(f"{module}.blocks", "U8", shape, self.files.path)
+            if self._row_order(name) is not None:
+                found[f"{module}.rows"] = TensorInfo(
+                    f"{module}.rows", "I32", shape[:1], self.files.path
+                )
+        return found
+
+    def weights(self) -> dict[str, Tensor]:
+        """Give every tensor: blocks as views of the mapped files, the embedding widened."""
+        mapped = MappedFiles.find(self.files.paths)
+        weights: dict[str, Tensor] = {}
+        for name, stored in self.names.items():
+            module = name.removesuffix(".weight")
+            order = self._row_order(name)
+            if self._is_packed(name):
+                weights[f"{module}.blocks"] = self.files.stored(stored)
+                if order is not None:
+                    weights[f"{module}.rows"] = order.to(torch.int32)
+            elif self.files.tensors[stored].dtype in FLOAT_TYPES:
+                weights[name] = self._floats(name, stored, order)
+            else:
+                weights[name] = _widened(stored, self.files, mapped)
+        return weights
+
+    def _floats(self, name: str, stored: str, order: Tensor | None) -> Tensor:
+        values = self.files.values(stored)
+        if self.family.norm_offset and name.endswith("norm.weight"):
+            return values.float() - self.family.norm_offset
+        if order is not None:
+            return values[order]
+        # Small ones outlive the loading, and the file with its pages need not.
+        return values.clone() if values.dim() == 1 else values
+
+    def _is_packed(self, name: str) -> bool:
+        return name != _EMBEDDING_NAME and self.files.tensors[self.names[name]].dtype in GGML_BLOCKS
+
+    def _row_order(self, name: str) -> Tensor | None:
+        """Say which row of the file each output is; None where they are in order."""
+        if not self.family.rotates_neighbours or ".self_attn." not in name:
+            return None
+        heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
+        projection = name.split(".")[-2]
+        if projection not in heads:
+            return None
+        return halves_from_pairs(self.config[heads[projection]], self.config["head_dim"])
+
+    def _mix(self) -> str:
+        counts = Counter(tensor.dtype for tensor in self.files.tensors.values())
+        return "+".join(name for name, _ in counts.most_common() if name in GGML_BLOCKS)
+
+
+def open_model(path: Path) -> GgufModel:
+    """Open a GGUF model by its (first) file; reads headers and settings only.
+
+    Raises LoadError for whatever does not make a model that is served here.
+    """
+    files = open_files(path)
+    family = family_of(files.metadata)
+    names = _names(family, files)
+    config = make_config(files.metadata, files.tensors, lambda name: _numbers(files, name))
+    return GgufModel(files, family, config, names)
+
+
+def check_shapes(model: GgufModel, config: PreTrainedConfig) -> None:
+    """Raise TensorError unless the files hold all that the model needs, in its shapes."""
+    with torch.device("meta"):
+        skeleton: Any = AutoModelForCausalLM.from_config(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in skeleton.named_parameters()}
+    if missing := sorted(expected.keys() - model.names.keys()):
+        raise TensorError(
+            f"{model.files.path.name} holds nothing for {len(missing)} tensors that the model"
+            f" needs: {', '.join(missing[:4])}; download it again"
+        )
+    for name, stored in model.names.items():
+        shape = model.files.tensors[stored].shape
+        # A bias may belong to a layer that has none in Transformers; its weight tells the size.
+        needed = expected.get(name) or expected.get(name.removesuffix("bias") + "weight", (0,))[:1]
+        if shape != needed:
+            raise TensorError(
+                f"{stored} is {list(shape)}, expected {list(needed)} by the GGUF file's metadata"
+            )
+
+
+def format_of(dtype: str) -> PackedFormat:
+    """Describe a block type as any other packed layer is described."""
+    block_type = BLOCK_TYPES[dtype]
+    return PackedFormat("gguf", dtype, block_type.bits, block_type.group_size)
+
+
+def halves_from_pairs(num_heads: int, head_dim: int) -> Tensor:
+    """Order rows for Transformers' rotary embedding: int64 [num_heads * head_dim].
+
+    GGUF keeps the two rows that rotate together next to each other (0 32 1 33 …); Transformers
+    expects all first ones, then all second ones.
+    """
+    rows = torch.arange(num_heads * head_dim).view(num_heads, head_dim // 2, 2)
+    return rows.transpose(1, 2).flatten()
+
+
+def _names(family: Family, files: GgufFiles) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for stored, tensor in files.tensors.items():
+        name = model_name(family, stored)
+        if name is None:
+            continue
+        if len(tensor.shape) == 1 and tensor.dtype not in FLOAT_TYPES:
+            raise TensorError(
+                f"{stored} is stored as {tensor.dtype}, expected {' or '.join(FLOAT_TYPES)}"
+            )
+        if name in names:
+            raise CheckpointError(f"{stored} and {names[name]} are the same tensor of the model")
+        names[name] = stored
+    if HEAD not in files.tensors and EMBEDDING in files.tensors:
+        names[_HEAD_NAME] = EMBEDDING
+    return names
+
+
+def _numbers(files: GgufFiles, name: str) -> list[float]:
+    tensor = files.tensors[name]
+    if tensor.dtype not in FLOAT_TYPES or len(tensor.shape) != 1:
+        raise TensorError(f"{name} is {tensor.dtype} {list(tensor.shape)}, expected a row of F32")
+    numbers: list[float] = files.values(name).float().tolist()
+    return numbers
+
+
+def _widened(stored: str, files: GgufFiles, mapped: MappedFiles) -> Tensor:
+    """Dequantise a matrix to half precision, a slice at a time."""
+    entry = files.tensors[stored]
+    rows, width = entry.shape
+    blocks, packed = files.stored(stored), format_of(entry.dtype)
+    weight = torch.empty(entry.shape, dtype=torch.float16)
+    for start in range(0, rows, at_once := math.ceil(_VALUES_AT_ONCE / width)):
+        part = blocks[start : start + at_once]
+        values = PackedTensors(stored, packed, width, len(part), {"blocks": part}).dequantize()
+        weight[start : start + at_once] = values
+        mapped.release([part])
+    if not bool(torch.isfinite(weight).all()):
+        raise TensorError(f"{stored} holds values that half precision cannot; the file is damaged")
+    return weight

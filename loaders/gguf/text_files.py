@@ -1,0 +1,84 @@
+"""Writes the small files that a Transformers checkpoint has, for a GGUF file that has none.
+
+Tokenizer, chat template, config and generation settings go to a folder of the cache, named by
+what they were made from, so they are written once and read as any checkpoint's are: by the API's
+process too, which never opens the weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loaders.cache import default_cache_dir
+from loaders.gguf.tokenizer import make_tokenizer
+
+if TYPE_CHECKING:
+    from loaders.gguf.model import GgufModel
+
+# Raised whenever the same header should give other files.
+_VERSION = 1
+_CARD = "README.md"
+_MAX_CARD_BYTES = 1_048_576
+
+
+def write_text_files(model: GgufModel, cache_dir: Path | None = None) -> Path:
+    """Return the folder that holds the model's small files, written if it is not there yet.
+
+    Raises CheckpointError where the file's tokenizer cannot be read.
+    """
+    name = model.files.path.name.removesuffix(".gguf")
+    folder = (cache_dir or default_cache_dir()) / "gguf" / f"{name[:80]}-{_digest(model)}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Written aside and then named, so that nobody sees half of it.
+    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
+    try:
+        _write_into(unfinished, model)
+        unfinished.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else another process has been quicker
+            raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+def _write_into(folder: Path, model: GgufModel) -> None:
+    os.chmod(folder, 0o755)  # a temporary folder's is 0700
+    make_tokenizer(model.files.metadata, model.config).save_pretrained(folder)
+    _write_json(folder / "config.json", model.config)
+    _write_json(folder / "generation_config.json", {"eos_token_id": _end_ids(model)})
+    card = model.files.path.with_name(_CARD)
+    if card.is_file():
+        with card.open("rb") as file:
+            (folder / _CARD).write_bytes(file.read(_MAX_CARD_BYTES))
+
+
+def _end_ids(model: GgufModel) -> list[int]:
+    """List the ids that end an answer: of the text, and of a turn where that is another."""
+    get, vocab_size = model.files.metadata.get, model.config["vocab_size"]
+    named = (get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
+    return sorted({i for i in named if type(i) is int and 0 <= i < vocab_size})
+
+
+def _digest(model: GgufModel) -> str:
+    """Hash all that the files are made from."""
+    digest = hashlib.sha256(f"{_VERSION}\n".encode())
+    card = model.files.path.with_name(_CARD)
+    if card.is_file():
+        with card.open("rb") as file:
+            digest.update(file.read(_MAX_CARD_BYTES))
+    settings = {key: model.files.metadata[key] for key in sorted(model.files.metadata)}
+    digest.update(json.dumps([model.config, settings]).encode())
+    return digest.hexdigest()[:16]
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")

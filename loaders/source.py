@@ -1,0 +1,79 @@
+"""What a model is loaded from, whatever its files are: settings, tensors, and who reads them.
+
+Opening reads small files and headers; weights are read when the model is built.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from loaders.checkpoint import read_checkpoint
+from loaders.gguf.files import find_file
+from loaders.gguf.model import check_shapes, open_model
+from loaders.gguf.text_files import write_text_files
+from loaders.model_config import make_model_config, read_config
+from loaders.quantization import Quantization, read_quantization
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+    from transformers import PreTrainedConfig
+
+    from loaders.checkpoint import TensorInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A checkpoint that has been opened and checked as far as headers tell."""
+
+    folder: Path  # of the small files: tokenizer, template, generation settings
+    files: tuple[Path, ...]  # with weights
+    tensors: Mapping[str, TensorInfo]
+    config: PreTrainedConfig
+    quantization: Quantization | None  # None for a plain checkpoint
+    # Gives the tensors by name; None where Transformers reads the folder's files itself.
+    read_weights: Callable[[], dict[str, Tensor]] | None = None
+
+
+def open_source(folder: Path, file: str | None, cache_dir: Path | None) -> Source:
+    """Open the GGUF file that is named, or the only one, or else the folder's safetensors.
+
+    Raises LoadError.
+    """
+    has_safetensors = next(folder.glob("*.safetensors"), None) is not None
+    path = None if file is None and has_safetensors else find_file(folder, file)
+    return open_safetensors(folder) if path is None else open_gguf(path, cache_dir)
+
+
+def open_safetensors(folder: Path) -> Source:
+    """Open a Transformers checkpoint."""
+    checkpoint = read_checkpoint(folder)
+    raw_config = read_config(folder)
+    config = make_model_config(raw_config)
+    # The file whose headers were checked is the one that is read, whatever else lies there.
+    config.transformers_weights = checkpoint.weights_file
+    return Source(
+        folder=folder,
+        files=checkpoint.shards,
+        tensors=checkpoint.tensors,
+        config=config,
+        quantization=read_quantization(checkpoint, raw_config),
+    )
+
+
+def open_gguf(path: Path, cache_dir: Path | None) -> Source:
+    """Open a GGUF model by its (first) file; its small files are written to the cache."""
+    model = open_model(path)
+    config = make_model_config(model.config)
+    check_shapes(model, config)
+    return Source(
+        folder=write_text_files(model, cache_dir),
+        files=model.files.paths,
+        tensors=model.tensors,
+        config=config,
+        quantization=model.quantization,
+        read_weights=model.weights,
+    )
