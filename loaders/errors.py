@@ -11,6 +11,7 @@ LoadError
 │   └── QuantizationNotFoundError packed tensors whose parameters cannot be told
 ├── UnsupportedQuantizationError  a method, width or layout that is not read here
 ├── UnsupportedModelError         a model type without a native class
+├── InvalidDeviceError            what a plan is asked for is no device
 ├── BackendError                  the asked kernel backend cannot run this variant here
 └── NotEnoughMemoryError          the weights do not fit the device
 """
@@ -60,6 +61,10 @@ class UnsupportedQuantizationError(LoadError):
 
 class UnsupportedModelError(LoadError):
     """Transformers has no native class for this model type."""
+
+
+class InvalidDeviceError(LoadError):
+    """The device that a plan is asked for cannot be understood."""
 
 
 class BackendError(LoadError):

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
-import torch
 
 from loaders.errors import NotEnoughMemoryError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import torch
 
     from loaders.checkpoint import TensorInfo
     from loaders.quantization import Quantization
@@ -27,7 +28,14 @@ _CGROUP_STAT = Path("/sys/fs/cgroup/memory.stat")
 def free_bytes(device: torch.device) -> int:
     """Return the bytes free on a device; for the CPU, within the container's limit."""
     if device.type == "cuda":
+        import torch  # takes seconds, and a plan for the CPU does without
+
         return int(torch.cuda.mem_get_info(device)[0])
+    return cpu_free_bytes()
+
+
+def cpu_free_bytes() -> int:
+    """Return the bytes of main memory that are free, within the container's limit."""
     available = int(psutil.virtual_memory().available)
     container = _container_free_bytes()
     return available if container is None else min(available, container)
