@@ -139,8 +139,7 @@ def prepare(
 
     Raises CheckpointError where config.json does not say how large the model is.
     """
-    named = None if backend in (None, "auto") else backend
-    parts = tuple(parts_of(tensors, quantization, device, kernel=named))
+    parts = tuple(parts_of(tensors, quantization, device, kernel=_named(backend)))
     return PreparedWeights(read_shape(config), device, parts)
 
 
@@ -161,11 +160,20 @@ def predicted_memory(
     return predicted if kv_cache is None else replace(predicted, kv_cache=kv_cache)
 
 
+def _named(backend: str | None) -> str | None:
+    return None if backend == "auto" else backend
+
+
 def weight_bytes(
-    tensors: Mapping[str, TensorInfo], quantization: Quantization | None, device: DeviceKind
+    tensors: Mapping[str, TensorInfo],
+    quantization: Quantization | None,
+    device: DeviceKind,
+    *,
+    backend: str | None = None,
 ) -> int:
-    """What a checkpoint's weights take on a device once prepared."""
-    return sum(part.num_bytes for part in parts_of(tensors, quantization, device))
+    """What a checkpoint's weights take on a device once prepared; backend: None is `auto`."""
+    parts = parts_of(tensors, quantization, device, kernel=_named(backend))
+    return sum(part.num_bytes for part in parts)
 
 
 def kv_cache_bytes(shape: ModelShape, demand: Demand, device: DeviceKind) -> int:

@@ -11,7 +11,9 @@ LoadError
 │   └── QuantizationNotFoundError packed tensors whose parameters cannot be told
 ├── UnsupportedQuantizationError  a method, width or layout that is not read here
 ├── UnsupportedModelError         a model type without a native class
-├── InvalidDeviceError            what a plan is asked for is no device
+├── InvalidPlanError              a plan is asked for what cannot be understood
+│   ├── InvalidDeviceError        no such device
+│   └── InvalidPreferenceError    not quality, speed or memory
 ├── BackendError                  the asked kernel backend cannot run this variant here
 └── NotEnoughMemoryError          the weights do not fit the device
 """
@@ -63,8 +65,16 @@ class UnsupportedModelError(LoadError):
     """Transformers has no native class for this model type."""
 
 
-class InvalidDeviceError(LoadError):
-    """The device that a plan is asked for cannot be understood."""
+class InvalidPlanError(LoadError):
+    """What a plan is asked for cannot be understood."""
+
+
+class InvalidDeviceError(InvalidPlanError):
+    """The text names no device."""
+
+
+class InvalidPreferenceError(InvalidPlanError):
+    """The text names nothing that a choice can prefer."""
 
 
 class BackendError(LoadError):

@@ -1,6 +1,6 @@
-"""How much memory a checkpoint will take on a device, and how much is free there.
+"""How much memory is free on a device, and the refusal of what cannot fit there.
 
-A plain estimate from tensor headers, to refuse what cannot fit before a byte of it is read.
+What a checkpoint will take is `loaders.device_memory`'s to say.
 """
 
 from __future__ import annotations
@@ -13,12 +13,7 @@ import psutil
 from loaders.errors import NotEnoughMemoryError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import torch
-
-    from loaders.checkpoint import TensorInfo
-    from loaders.quantization import Quantization
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _CGROUP_USED = Path("/sys/fs/cgroup/memory.current")
@@ -52,22 +47,6 @@ def _container_free_bytes() -> int | None:
     if limit == "max":
         return None
     return int(limit) - used + int(stat.get("inactive_file", 0))
-
-
-def estimate_bytes(
-    tensors: Mapping[str, TensorInfo], quantization: Quantization | None, device: torch.device
-) -> int:
-    """Estimate what a checkpoint takes once prepared.
-
-    On CPU no code has less than 4 bits, and groups that no integer kernel takes become halves.
-    """
-    total = sum(tensor.num_bytes for tensor in tensors.values())
-    if device.type == "cpu" and quantization is not None:
-        bits, group_size = quantization.base.bits, quantization.base.group_size
-        prepared_bits = 16 if group_size > 0 and group_size % 32 else max(bits, 4)
-        codes = sum(t.num_bytes for name, t in tensors.items() if name.endswith(".qweight"))
-        total += codes * (prepared_bits - bits) // bits
-    return total
 
 
 def check_fits(needed: int, device: torch.device) -> None:
