@@ -210,7 +210,7 @@ def _plain_part(
 
 def _gguf_part(tensor: TensorInfo, role: Role, device: DeviceKind, kernel: str | None) -> Part:
     bits, group = GGUF_GROUPS[tensor.dtype]
-    outputs, inputs = (*tensor.shape, 1)[:2]
+    outputs, inputs = (*tensor.shape, 1, 1)[:2]
     size = PackedSize(bits, group, inputs, outputs)
     chosen, reason = (kernel, "asked for") if kernel else kernel_of(size, device)
     if chosen == "reference":  # codes at their bits; scale and zero point in half precision
@@ -235,7 +235,7 @@ def _embedding_bytes(tensor: TensorInfo, device: DeviceKind, *, is_tied: bool) -
         return table
     if tensor.dtype in ("F32", "BF16"):  # one float32 table for both
         return 4 * count
-    outputs, inputs = (*tensor.shape, 1)[:2]
+    outputs, inputs = (*tensor.shape, 1, 1)[:2]
     return table + fp16pack_bytes(inputs, outputs)
 
 
@@ -251,7 +251,7 @@ def _dense_bytes(tensor: TensorInfo, device: DeviceKind, *, is_matrix: bool) -> 
     if device == "cuda":
         return 2 * count
     if is_matrix and tensor.dtype == "F16":
-        outputs, inputs = (*tensor.shape, 1)[:2]
+        outputs, inputs = (*tensor.shape, 1, 1)[:2]
         return fp16pack_bytes(inputs, outputs)
     return 4 * count
 

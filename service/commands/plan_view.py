@@ -23,9 +23,10 @@ from __future__ import annotations
 import io
 import shutil
 import sys
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -34,7 +35,7 @@ from loaders.plan import SHOWN_USERS
 from service.commands.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from loaders.accelerators import Devices
     from loaders.device_memory import MemoryBreakdown
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from loaders.variants import Variant
 
 _WIDTH_OF_FILES = 140  # where no terminal says how wide it is
+_WIDE = 120  # below it the table leaves out what the details say anyway
 _PARTS = (
     ("weights", "weights, as the kernels hold them"),
     ("kv_cache", "KV cache"),
@@ -57,52 +59,72 @@ def as_table(devices: Devices, planned: PlannedVariants, choice: Choice) -> str:
     width = shutil.get_terminal_size().columns if is_terminal else _WIDTH_OF_FILES
     console = Console(file=io.StringIO(), width=width, force_terminal=is_terminal, highlight=False)
     if planned.plans:
-        console.print(_table(planned, choice))
+        console.print(_table(planned, choice, is_wide=width >= _WIDE))
     for line in _lines(devices, planned, choice):
         console.print(Text(line), soft_wrap=True)
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
 
-def _table(planned: PlannedVariants, choice: Choice) -> Table:
+def _table(planned: PlannedVariants, choice: Choice, *, is_wide: bool) -> Table:
     demand = planned.plans[0].demand
-    users = "1 user" if demand.users == 1 else f"{demand.users} users"
-    table = Table(
-        title=f"{demand.context} tokens x {users}, GB of 10^9 bytes", title_justify="left"
-    )
-    table.add_column("")
-    table.add_column("variant", overflow="fold")
-    for heading in ("weights", "KV", "KV fp8", "all"):
-        table.add_column(heading, justify="right")
-    table.add_column("fits")
-    for count in SHOWN_USERS:
-        table.add_column(f"context x{count}", justify="right")
-    table.add_column("kernel")
-    table.add_column("expected quality")
+    title = f"{demand.context} tokens x {_users(demand.users)}; memory in GB of 10^9 bytes"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in _COLUMNS:
+        if is_wide or column.is_always_shown:
+            justify: Literal["right", "left"] = "right" if column.is_number else "left"
+            table.add_column(column.heading, justify=justify, overflow="fold")
     for plan in planned.plans:
         is_chosen = plan is choice.plan
-        cells = [Text(cell) for cell in _cells(plan, is_chosen=is_chosen)]
+        cells = [
+            Text("*" if is_chosen and column.heading == "" else column.cell(plan))
+            for column in _COLUMNS
+            if is_wide or column.is_always_shown
+        ]
         table.add_row(*cells, style="bold" if is_chosen else None)
     return table
 
 
-def _cells(plan: Plan, *, is_chosen: bool) -> list[str]:
-    total = sum(share.total for share in plan.memory)
+@dataclass(frozen=True, slots=True)
+class _Column:
+    heading: str
+    cell: Callable[[Plan], str]
+    is_number: bool = True
+    is_always_shown: bool = True
+
+
+def _longest_context(users: int) -> _Column:
+    return _Column(f"x{users}", lambda plan: str(plan.max_context[users] or "-"))
+
+
+_COLUMNS = (
+    _Column("", lambda plan: "", is_number=False),  # noqa: ARG005
+    _Column("variant", lambda plan: name_of(plan.variant), is_number=False),
+    _Column("weights", lambda plan: _gb(sum(s.weights for s in plan.memory))),
+    _Column("KV", lambda plan: _gb(sum(s.kv_cache for s in plan.memory))),
+    _Column("KV fp8", lambda plan: _gb(plan.kv_cache_fp8), is_always_shown=False),
+    _Column("all", lambda plan: _gb(sum(s.total for s in plan.memory))),
+    _Column("fits", lambda plan: _fits(plan), is_number=False),
+    *(_longest_context(users) for users in SHOWN_USERS),
+    _Column("kernel", lambda plan: plan.backend, is_number=False, is_always_shown=False),
+    _Column("expected quality", lambda plan: _quality(plan), is_number=False),
+)
+
+
+def _fits(plan: Plan) -> str:
+    return "yes" if plan.fits else f"lacks {_gb(plan.shortfall)}"
+
+
+def _quality(plan: Plan) -> str:
     perplexity = plan.quality.perplexity
-    return [
-        "*" if is_chosen else "",
-        name_of(plan.variant),
-        _gb(sum(share.weights for share in plan.memory)),
-        _gb(sum(share.kv_cache for share in plan.memory)),
-        _gb(plan.kv_cache_fp8),
-        _gb(total),
-        "yes" if plan.fits else f"lacks {_gb(plan.shortfall)}",
-        *(str(plan.max_context[count] or "-") for count in SHOWN_USERS),
-        plan.backend,
-        printable(plan.quality.words) + (f"; ppl {perplexity:.2f}" if perplexity else ""),
-    ]
+    return printable(plan.quality.words) + (f"; perplexity {perplexity:.2f}" if perplexity else "")
+
+
+def _users(count: int) -> str:
+    return "1 user" if count == 1 else f"{count} users"
 
 
 def _lines(devices: Devices, planned: PlannedVariants, choice: Choice) -> Iterator[str]:
+    yield "x1, x4, x16: the longest context in tokens that fits for so many users at once."
     yield ""
     if choice.plan is None:
         yield f"Nothing to take for {printable(str(devices))}: {printable(choice.reason)}"
@@ -118,7 +140,7 @@ def _lines(devices: Devices, planned: PlannedVariants, choice: Choice) -> Iterat
 
 def _details(plan: Plan) -> Iterator[str]:
     yield ""
-    where = f"{plan.demand.context} tokens x {plan.demand.users}"
+    where = f"{plan.demand.context} tokens x {_users(plan.demand.users)}"
     yield f"What {name_of(plan.variant)} takes of {printable(str(plan.devices))} at {where}:"
     for number, share in enumerate(plan.memory):
         if len(plan.memory) > 1:
@@ -128,7 +150,7 @@ def _details(plan: Plan) -> Iterator[str]:
     if plan.max_tokens_per_s is not None:
         yield (
             f"  speed: at most {plan.max_tokens_per_s:.0f} tokens/s for one user, by memory"
-            " bandwidth alone; no kernel reaches it"
+            " bandwidth alone; no kernel reaches it, the reference by far not"
         )
     for remark in plan.remarks:
         yield f"  {printable(remark)}"
