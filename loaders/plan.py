@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
+from loaders.accelerators import GIB
 from loaders.device_memory import BLOCK_SIZE, KV_DTYPE, Demand, PreparedWeights, prepare
 from loaders.errors import LoadError
 from loaders.layer_memory import kernel_reason
@@ -38,6 +39,7 @@ GPU_SHARE = 0.9
 # Where nothing fits as asked, a variant that reaches nearly the longest context may still be the
 # better one: a 13B model's Q2_K reaches 1 808 tokens where its Q3_K_M reaches 1 728.
 _NEAR_LONGEST = 0.9
+CPU_KV_BYTES = 2 * GIB  # what the engine makes of itself there, or one sequence if that is more
 SHOWN_USERS = (1, 4, 16)
 SEVERAL_GPUS = (
     "layers are spread over the GPUs one after another (pipeline over layers, no tensor"
@@ -110,7 +112,17 @@ class Plan:
             told.append("fits with --kv-cache-dtype fp8, which costs some precision")
         if self.devices.count > 1:
             told.append(SEVERAL_GPUS)
+        if self.devices.kind == "cpu" and self._exceeds_own_cache:
+            told.append(
+                "more KV cache than the engine makes of itself on a CPU; serve it with"
+                f" --kv-cache-size {self.fullest.kv_cache}"
+            )
         return tuple(told)
+
+    @property
+    def _exceeds_own_cache(self) -> bool:
+        one_user = self.fullest.kv_cache // self.demand.users
+        return self.fullest.kv_cache > max(CPU_KV_BYTES, one_user)
 
     def _confirmation(self) -> str:
         if self.measured is None:

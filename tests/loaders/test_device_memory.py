@@ -8,6 +8,7 @@ import pytest
 
 from engine.config import KVDtype
 from engine.kv_cache import kv_block_bytes
+from loaders import plan
 from loaders.device_memory import (
     BLOCK_SIZE,
     CPU_PROCESS_BYTES,
@@ -39,6 +40,7 @@ def test_the_engine_and_the_plan_count_in_the_same_units():
     assert BLOCK_SIZE == worker.BLOCK_SIZE
     expected = {"cpu": worker.CPU_BATCHED_TOKENS, "cuda": worker.CUDA_BATCHED_TOKENS}
     assert expected == PREFILL_TOKENS
+    assert plan.CPU_KV_BYTES == worker.CPU_KV_BYTES
     assert set(KV_TYPES) == {kind.value for kind in KVDtype}
 
 
