@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from loaders.checkpoint import GGML_BLOCKS
@@ -25,8 +25,15 @@ Role = Literal["embedding", "head", "linear", "other"]
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|blk)\.(\d{1,5})\.")
 _EMBEDDINGS = ("embed_tokens.weight", "token_embd.weight", "wte.weight", "embed_in.weight")
 _HEADS = ("lm_head", "output", "embed_out")
-_PACKED_PARTS = (".qweight", ".qzeros", ".scales", ".g_idx", ".bias")
-# Bits and group of GGUF's block types; every group gets a scale and a zero point.
+# The tensor that only a packed layer has → all that such a layer may have.
+_PACKED_PARTS = {
+    "qweight": ("qweight", "qzeros", "scales", "g_idx"),
+    "blocks": ("blocks", "rows"),
+    "weight_packed": (
+        "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx",
+    ),
+}  # fmt: skip
+# Bits and group of GGUF's block types.
 GGUF_GROUPS = {
     "Q4_0": (4, 32), "Q4_1": (4, 32), "Q5_0": (5, 32), "Q5_1": (5, 32), "Q8_0": (8, 32),
     "Q2_K": (2, 16), "Q3_K": (3, 16), "Q4_K": (4, 32), "Q5_K": (5, 32), "Q6_K": (6, 16),
@@ -83,9 +90,9 @@ def kernel_of(size: PackedSize, device: DeviceKind) -> tuple[str, str]:
         return "int4pack", "PyTorch's int4 kernel takes up to 4 bits in groups of 32 to 256"
     if size.bits == 8 and is_one_group and size.in_features % _INT8_INPUTS == 0:
         return "int8pack", "PyTorch's int8 kernel takes 8 bits with one scale an output"
-    if size.bits > 4 and not blocks_refuse:
-        return "int4planes", "5 to 8 bits in groups run as two planes of PyTorch's int4 kernel"
-    return "fp16pack", blocks_refuse or "no integer kernel takes it"
+    if size.bits == 8 and not blocks_refuse:
+        return "int4planes", "8 bits in groups run as two planes of PyTorch's int4 kernel"
+    return "fp16pack", blocks_refuse or f"no integer kernel takes {size.bits} bits"
 
 
 def _refused_by_int4_blocks(size: PackedSize) -> str | None:
@@ -108,51 +115,90 @@ def parts_of(
     kernel: the backend asked for by name; None takes each layer's own best.
     """
     is_tied = not any(_role(name) == "head" for name in tensors)
+    is_gguf = any(name.endswith(".blocks") for name in tensors)
     for name, tensor in tensors.items():
-        if name.endswith(".qweight"):
-            yield _packed_part(name.removesuffix(".qweight"), tensors, quantization, device, kernel)
-        elif not _belongs_to_packed(name, tensors):
-            yield _plain_part(tensor, device, is_tied=is_tied, kernel=kernel)
+        module, _, last = name.rpartition(".")
+        if last in _PACKED_PARTS:
+            yield _packed_part(module, last, tensors, quantization, device, kernel)
+        elif _belongs_to_packed(module, last, tensors):
+            continue
+        elif _role(name) == "embedding":
+            yield _embedding(tensor, device, is_tied=is_tied, is_widened=is_gguf)
+            if is_tied and tensor.dtype in GGUF_GROUPS:  # the head is made of the same blocks
+                yield _blocks_part(tensor, "head", device, kernel)
+        elif tensor.dtype in GGUF_GROUPS:
+            yield _blocks_part(tensor, _role(name), device, kernel)
+        else:
+            yield _dense_part(tensor, device)
 
 
-def _belongs_to_packed(name: str, tensors: Mapping[str, TensorInfo]) -> bool:
-    module, dot, _ = name.rpartition(".")
-    return bool(dot) and name.endswith(_PACKED_PARTS) and f"{module}.qweight" in tensors
+def _belongs_to_packed(module: str, last: str, tensors: Mapping[str, TensorInfo]) -> bool:
+    return any(
+        f"{module}.{marker}" in tensors
+        for marker, parts in _PACKED_PARTS.items()
+        if last in (*parts, "bias")
+    )
 
 
 def _packed_part(
     module: str,
+    marker: str,
     tensors: Mapping[str, TensorInfo],
     quantization: Quantization | None,
     device: DeviceKind,
     kernel: str | None,
 ) -> Part:
-    stored = sum(
-        tensors[module + part].num_bytes for part in _PACKED_PARTS[:-1] if module + part in tensors
-    )
-    size = _packed_size(module, tensors, quantization)
-    if size is None:  # a layout whose shapes are not known here
+    names = [f"{module}.{part}" for part in _PACKED_PARTS[marker]]
+    stored = sum(tensors[name].num_bytes for name in names if name in tensors)
+    size = _packed_size(module, marker, tensors, quantization)
+    if size is None:  # settings and shapes say nothing that is known here
         return Part(module, _block(module), _role(f"{module}.weight"), stored)
+    part = _part(module, _role(f"{module}.weight"), size, stored, device, kernel)
+    if f"{module}.bias" in tensors:  # kept in float32
+        part = replace(part, num_bytes=part.num_bytes + 4 * size.out_features)
+    return part
+
+
+def _part(
+    name: str, role: Role, size: PackedSize, stored: int, device: DeviceKind, kernel: str | None
+) -> Part:
+    """Describe a packed layer; the reference keeps it as it is stored."""
     chosen, reason = (kernel, "asked for") if kernel else kernel_of(size, device)
     kept = stored if chosen == "reference" else kernel_bytes(size, chosen)
-    if f"{module}.bias" in tensors:
-        kept += 4 * size.out_features
-    scratch = scratch_bytes(size, chosen)
-    return Part(module, _block(module), _role(f"{module}.weight"), kept, scratch, chosen, reason)
+    return Part(name, _block(name), role, kept, scratch_bytes(size, chosen), chosen, reason)
 
 
 def _packed_size(
-    module: str, tensors: Mapping[str, TensorInfo], quantization: Quantization | None
+    module: str,
+    marker: str,
+    tensors: Mapping[str, TensorInfo],
+    quantization: Quantization | None,
 ) -> PackedSize | None:
     packed = None if quantization is None else quantization.format_of(module)
-    scales = tensors.get(f"{module}.scales")
-    if quantization is None or packed is None or scales is None or len(scales.shape) != 2:
+    codes = tensors[f"{module}.{marker}"]
+    out_features = _num_outputs(module, marker, tensors)
+    if quantization is None or packed is None or not out_features:
         return None
-    rows, columns = (*tensors[f"{module}.qweight"].shape, 0, 0)[:2]
-    # Codes lie along the inputs or along the outputs; their number is the same.
-    in_features = rows * columns * 32 // packed.bits // max(1, scales.shape[1])
+    if marker == "blocks":
+        if packed.checkpoint_format not in GGML_BLOCKS:
+            return None
+        weights, num_bytes = GGML_BLOCKS[packed.checkpoint_format]
+        num_weights = codes.num_bytes // num_bytes * weights
+    else:  # packed along the inputs or along the outputs; their number is the same
+        num_weights = codes.num_bytes * 8 // packed.bits
     has_order = quantization.desc_act and packed.group_size != -1
-    return PackedSize(packed.bits, packed.group_size, in_features, scales.shape[1], has_order)
+    in_features = num_weights // out_features
+    return PackedSize(packed.bits, packed.group_size, in_features, out_features, has_order)
+
+
+def _num_outputs(module: str, marker: str, tensors: Mapping[str, TensorInfo]) -> int:
+    name, axis = {
+        "qweight": ("scales", 1),
+        "blocks": ("blocks", 0),
+        "weight_packed": ("weight_scale", 0),
+    }[marker]
+    tensor = tensors.get(f"{module}.{name}")
+    return tensor.shape[axis] if tensor is not None and len(tensor.shape) == 2 else 0
 
 
 def kernel_bytes(size: PackedSize, kernel: str) -> int:
@@ -193,67 +239,52 @@ def scratch_bytes(size: PackedSize, kernel: str) -> int:
     return size.num_weights * each.get(kernel, 0)
 
 
-def _plain_part(
-    tensor: TensorInfo, device: DeviceKind, *, is_tied: bool, kernel: str | None
-) -> Part:
-    role, block = _role(tensor.name), _block(tensor.name)
-    if role == "other" and len(tensor.shape) == 2 and tensor.name.endswith(".weight"):
-        role = "linear"
-    if tensor.dtype in GGUF_GROUPS and role in ("linear", "head"):
-        return _gguf_part(tensor, role, device, kernel)
-    if role == "embedding":
-        kept = _embedding_bytes(tensor, device, is_tied=is_tied)
-    else:
-        kept = _dense_bytes(tensor, device, is_matrix=role in ("linear", "head"))
-    return Part(tensor.name, block, role, kept)
-
-
-def _gguf_part(tensor: TensorInfo, role: Role, device: DeviceKind, kernel: str | None) -> Part:
+def _blocks_part(tensor: TensorInfo, role: Role, device: DeviceKind, kernel: str | None) -> Part:
+    """Describe a GGUF layer under its own name."""
     bits, group = GGUF_GROUPS[tensor.dtype]
     outputs, inputs = (*tensor.shape, 1, 1)[:2]
     size = PackedSize(bits, group, inputs, outputs)
-    chosen, reason = (kernel, "asked for") if kernel else kernel_of(size, device)
-    if chosen == "reference":  # codes at their bits; scale and zero point in half precision
-        kept = size.num_weights * bits // 8 + size.num_weights // group * 4
-    else:
-        kept = kernel_bytes(size, chosen)
-    scratch = scratch_bytes(size, chosen)
-    return Part(tensor.name, _block(tensor.name), role, kept, scratch, chosen, reason)
+    return _part(tensor.name, role, size, tensor.num_bytes, device, kernel)
 
 
-def _embedding_bytes(tensor: TensorInfo, device: DeviceKind, *, is_tied: bool) -> int:
-    """On CPU a table that is stored as it is looked up stays in the file's pages.
+def _embedding(tensor: TensorInfo, device: DeviceKind, *, is_tied: bool, is_widened: bool) -> Part:
+    """Describe the embedding, and the head where both are one tensor of floats.
 
-    Only rows in use are resident then, and the system may drop them; a head tied to it is packed.
+    On CPU a table that is stored as it is looked up stays in the file's pages: only rows in use
+    are resident then, and the system may drop them. Blocks of GGUF's are widened to half precision.
     """
-    count = math.prod(tensor.shape)
-    is_gguf = tensor.dtype in GGML_BLOCKS
-    if device == "cuda":
-        return 2 * count
-    table = 2 * count if is_gguf else 0
-    if not is_tied:
-        return table
-    if tensor.dtype in ("F32", "BF16"):  # one float32 table for both
-        return 4 * count
     outputs, inputs = (*tensor.shape, 1, 1)[:2]
-    return table + fp16pack_bytes(inputs, outputs)
+    count = outputs * inputs
+    is_blocks = tensor.dtype in GGUF_GROUPS
+    if device == "cuda":
+        kept = 2 * count
+    elif is_tied and tensor.dtype in ("F32", "BF16"):  # one float32 table for both
+        kept = 4 * count
+    else:
+        kept = 2 * count if is_blocks or is_widened else 0
+        if is_tied and not is_blocks:
+            kept += fp16pack_bytes(inputs, outputs)
+    return Part(tensor.name, _block(tensor.name), "embedding", kept)
 
 
-def _dense_bytes(tensor: TensorInfo, device: DeviceKind, *, is_matrix: bool) -> int:
+def _dense_part(tensor: TensorInfo, device: DeviceKind) -> Part:
     """Half precision on CUDA; on CPU float32, but for matrices stored as fp16, which are packed.
 
     A bfloat16 matrix is packed too where half precision holds every value of it, which only the
     weights tell: counted as float32.
     """
-    if tensor.dtype not in ("F16", "BF16", "F32") and tensor.dtype not in GGML_BLOCKS:
-        return tensor.num_bytes
-    count = math.prod(tensor.shape)
-    if device == "cuda":
-        return 2 * count
-    if is_matrix and tensor.dtype == "F16":
-        outputs, inputs = (*tensor.shape, 1, 1)[:2]
-        return fp16pack_bytes(inputs, outputs)
-    return 4 * count
+    name, role = tensor.name, _role(tensor.name)
+    outputs, inputs = (*tensor.shape, 1, 1)[:2]
+    is_matrix = len(tensor.shape) == 2 and name.endswith(".weight")
+    if tensor.dtype not in ("F16", "BF16", "F32"):
+        kept = tensor.num_bytes
+    elif device == "cuda":
+        kept = 2 * math.prod(tensor.shape)
+    elif is_matrix and tensor.dtype == "F16":
+        kept = fp16pack_bytes(inputs, outputs)
+    else:
+        kept = 4 * math.prod(tensor.shape)
+    return Part(name, _block(name), "linear" if is_matrix and role == "other" else role, kept)
 
 
 def _block(name: str) -> int | None:

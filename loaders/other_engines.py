@@ -1,15 +1,14 @@
 """Which other engines could load a variant: a table of what their releases say, with its dates.
 
 Facts age: each line carries the version it was true of and where it was read. What is not known for
-certain is `unknown`, never a guess.
+certain is `unknown`, never a guess. Kinds are compared by value: their enum comes with the whole
+catalogue, and Transformers with that.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
-
-from loaders.variants import VariantKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +42,7 @@ class _Engine:
 
 
 def _vllm(variant: Variant) -> tuple[Answer, str]:
-    if variant.kind is VariantKind.GPTQ and variant.quantization is not None:
+    if variant.kind == "gptq" and variant.quantization is not None:
         base = variant.quantization.base
         if base.bits not in (4, 8):
             return "no", f"{base.bits} bits; it takes 4 and 8"
@@ -52,14 +51,14 @@ def _vllm(variant: Variant) -> tuple[Answer, str]:
         if variant.quantization.desc_act and base.group_size != -1:
             return "no", "act order"
         return "yes", ""
-    if variant.kind in (VariantKind.AWQ, VariantKind.DENSE):
+    if variant.kind in ("awq", "dense"):
         return "yes", ""
     return "unknown", ""
 
 
 def _lmdeploy(variant: Variant) -> tuple[Answer, str]:
     quantization = variant.quantization
-    if variant.kind not in (VariantKind.GPTQ, VariantKind.AWQ) or quantization is None:
+    if variant.kind not in ("gptq", "awq") or quantization is None:
         return "unknown", ""
     if quantization.base.group_size != 128:
         return "no", "it takes groups of 128"
@@ -69,27 +68,27 @@ def _lmdeploy(variant: Variant) -> tuple[Answer, str]:
 
 
 def _tabby_api(variant: Variant) -> tuple[Answer, str]:
-    if variant.kind is VariantKind.GPTQ:
+    if variant.kind == "gptq":
         return "no", "its GPTQ loader was dropped"
     return "unknown", ""
 
 
 def _llama_cpp(variant: Variant) -> tuple[Answer, str]:
-    return ("yes", "") if variant.kind is VariantKind.GGUF else ("no", "reads GGUF only")
+    return ("yes", "") if variant.kind == "gguf" else ("no", "reads GGUF only")
 
 
 def _transformers(variant: Variant) -> tuple[Answer, str]:
-    if variant.kind is VariantKind.GPTQ:
+    if variant.kind == "gptq":
         return "yes", "with optimum and GPTQModel"
-    if variant.kind is VariantKind.AWQ:
+    if variant.kind == "awq":
         return "yes", "with GPTQModel"
-    if variant.kind is VariantKind.GGUF:
+    if variant.kind == "gguf":
         return "yes", "dequantised"
-    return ("yes", "") if variant.kind is VariantKind.DENSE else ("unknown", "")
+    return ("yes", "") if variant.kind == "dense" else ("unknown", "")
 
 
 def _auto_gptq(variant: Variant) -> tuple[Answer, str]:
-    if variant.kind is VariantKind.GPTQ:
+    if variant.kind == "gptq":
         return "no", "archived; does not import beside Transformers 5"
     return "no", "reads GPTQ only"
 

@@ -17,7 +17,6 @@ from loaders.layer_memory import kernel_reason
 from loaders.model_shape import read_shape
 from loaders.other_engines import Verdict, verdicts
 from loaders.quality import Quality, expected_quality
-from loaders.variants import VariantKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -214,7 +213,7 @@ def plan_variant(
     gpu_share: float = GPU_SHARE,
 ) -> Plan:
     """Plan one variant; raises LoadError where it cannot be loaded, whatever the device."""
-    if variant.refusal is not None or variant.kind is VariantKind.OTHER:
+    if variant.refusal is not None or variant.kind == "other":
         raise LoadError(variant.refusal or "quantised in a way that is not read here")
     made_for = read_shape(variant.config).max_context
     if context is not None and context > made_for:

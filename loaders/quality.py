@@ -11,8 +11,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loaders.variants import VariantKind
-
 if TYPE_CHECKING:
     from loaders.variants import Variant
 
@@ -42,7 +40,7 @@ class Quality:
 def expected_quality(variant: Variant, perplexity: object = None) -> Quality:
     """Rank a variant; perplexity: what was recorded for its commit, if anything."""
     measured = _number(perplexity)
-    if variant.kind is VariantKind.GGUF:
+    if variant.kind == "gguf":
         name = (variant.gguf_type or "").upper()
         return Quality(_GGUF.get(name, 0.0), name or "GGUF of unknown type", measured)
     if variant.quantization is None:

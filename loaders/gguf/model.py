@@ -79,9 +79,7 @@ class GgufModel:
                 found[name] = tensor
                 continue
             shape = (entry.shape[0], entry.num_bytes // entry.shape[0])
-            found[f"{module}.blocks"] = TensorInfo(
-                f"{module}.blocks", "U8", shape, self.files.path
-            )
+            found[f"{module}.blocks"] = TensorInfo(f"{module}.blocks", "U8", shape, self.files.path)
             if self._row_order(name) is not None:
                 found[f"{module}.rows"] = TensorInfo(
                     f"{module}.rows", "I32", shape[:1], self.files.path

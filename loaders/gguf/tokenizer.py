@@ -247,7 +247,7 @@ def _add_special_pieces(tokenizer: Tokenizer, vocabulary: _Vocabulary) -> None:
     unknown = vocabulary.special_id("unknown")
     added = []
     for number, (piece, kind) in enumerate(zip(vocabulary.pieces, vocabulary.kinds, strict=True)):
-        if not piece or kind not in (_CONTROL, _USER_DEFINED) and number != unknown:
+        if not piece or (kind not in (_CONTROL, _USER_DEFINED) and number != unknown):
             continue
         takes_spaces = piece in _STRIPS_SPACES
         added.append(
@@ -257,7 +257,7 @@ def _add_special_pieces(tokenizer: Tokenizer, vocabulary: _Vocabulary) -> None:
                 normalized=False,
                 lstrip=takes_spaces,
                 # Phi-3's turns begin with a line break that its own tokenizer takes away.
-                rstrip=takes_spaces or is_phi3 and _is_turn_mark(piece),
+                rstrip=takes_spaces or (is_phi3 and _is_turn_mark(piece)),
             )
         )
     tokenizer.add_special_tokens([token for token in added if token.special])

@@ -130,7 +130,6 @@ def _preference(text: str) -> Prefer:
 def find_variants(spec: VariantSpec, settings: Settings) -> Sequence[Variant]:
     """List what the repository offers, from the hub, its cache or this machine."""
     from loaders.opening import open_repository
-
     from loaders.variants import list_variants
 
     token = settings.hub_token

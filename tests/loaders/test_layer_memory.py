@@ -14,19 +14,21 @@ from loaders.kernels.int4planes import _pack_weight as pack_planes
 from loaders.kernels.protocol import LayerShape
 from loaders.kernels.resolve import resolve_backend
 from loaders.layer_memory import (
+    GGUF_GROUPS,
     PackedSize,
     fp16pack_bytes,
     kernel_bytes,
     kernel_of,
     parts_of,
 )
+from loaders.layouts.gguf import BLOCK_TYPES
 from loaders.packed_tensors import GroupedWeight
 from loaders.quantization import PackedFormat, Quantization
 from tests.planned import fp16_34b, gguf_13b, gptq_7b
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 @pytest.mark.parametrize("group_size", [-1, 16, 32, 64, 96, 128, 576, 1024])
 @pytest.mark.parametrize("in_features", [64, 576, 1000, 4096])
 def test_the_plan_names_the_kernel_that_loading_takes(device, bits, group_size, in_features):
@@ -112,21 +114,58 @@ def test_dense_weights_take_two_bytes_on_cuda_and_on_cpu_by_their_type():
     assert next(iter(parts_of(wide, None, "cpu"))).num_bytes == 1024 * 512 * 4
 
 
-def test_a_gguf_layer_is_codes_with_a_scale_and_a_zero_for_each_group():
+def test_on_cuda_a_gguf_layer_is_kept_as_its_blocks_and_the_embedding_widened():
     variant = next(v for v in gguf_13b() if v.gguf_type == "Q4_K_S")
     by_name = {p.name: p for p in parts_of(variant.tensors, None, "cuda")}
-    weights = 5120 * 5120
-    # Q4_K: 4 bits, and 4 bytes for 32 weights.
-    assert by_name["blk.9.attn_q.weight"].num_bytes == weights // 2 + weights // 32 * 4
-    assert by_name["blk.9.attn_q.weight"].block == 9
-    # Q6_K: 6 bits, and 4 bytes for 16 weights.
+    layer = by_name["blk.9.attn_q.weight"]
+    assert layer.num_bytes == 5120 * 5120 // 256 * 144
+    assert (layer.block, layer.kernel, layer.role) == (9, "reference", "other")
     head = 32000 * 5120
-    assert by_name["output.weight"].num_bytes == head * 6 // 8 + head // 16 * 4
+    assert by_name["output.weight"].num_bytes == head // 256 * 210
+    assert by_name["output.weight"].role == "head"
     assert by_name["token_embd.weight"].num_bytes == head * 2
-    on_cpu = {p.name: p.kernel for p in parts_of(variant.tensors, None, "cpu")}
-    assert on_cpu["blk.9.attn_q.weight"] == "int4pack"
-    assert on_cpu["blk.0.ffn_down.weight"] == "int4planes"  # Q5_K
-    assert on_cpu["output.weight"] == "fp16pack"  # Q6_K has groups of 16
+
+
+def test_on_cpu_gguf_types_go_to_the_kernels_that_take_them():
+    variant = next(v for v in gguf_13b() if v.gguf_type == "Q4_K_S")
+    kernels = {p.name: p.kernel for p in parts_of(variant.tensors, None, "cpu")}
+    assert kernels["blk.9.attn_q.weight"] == "int4pack"
+    assert kernels["blk.0.ffn_down.weight"] == "fp16pack"  # Q5_K: 5 bits
+    assert kernels["output.weight"] == "fp16pack"  # Q6_K: groups of 16
+    eight = next(v for v in gguf_13b() if v.gguf_type == "Q8_0")
+    kernels = {p.name: p.kernel for p in parts_of(eight.tensors, None, "cpu")}
+    assert kernels["blk.0.ffn_down.weight"] == "int4planes"
+
+
+def test_types_of_blocks_agree_with_their_layouts():
+    found = {name: (kind.bits, kind.group_size) for name, kind in BLOCK_TYPES.items()}
+    assert found == GGUF_GROUPS
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_gguf_layer_counts_alike_by_its_own_name_and_by_the_models(device):
+    """A catalogue knows the file's names, the loader those of the model."""
+    own = TensorInfo("blk.3.ffn_down.weight", "Q4_K", (512, 1024), Path("x"))
+    rows = TensorInfo(
+        "model.layers.3.mlp.down_proj.blocks", "U8", (512, 1024 // 256 * 144), own.shard
+    )
+    packed = PackedFormat("gguf", "Q4_K", 4, 32)
+    quantization = Quantization(packed, desc_act=False, sym=False, source="")
+    (first,) = parts_of({own.name: own}, None, device)
+    (second,) = parts_of({rows.name: rows}, quantization, device)
+    assert (first.num_bytes, first.scratch_bytes, first.kernel, first.block) == (
+        second.num_bytes,
+        second.scratch_bytes,
+        second.kernel,
+        second.block,
+    )
+
+
+def test_a_tied_gguf_head_is_packed_from_the_embeddings_blocks():
+    table = TensorInfo("token_embd.weight", "Q4_0", (1000, 512), Path("x"))
+    embedding, head = parts_of({table.name: table}, None, "cpu")
+    assert embedding.num_bytes == 1000 * 512 * 2
+    assert (head.role, head.kernel) == ("head", "int4pack")
 
 
 def test_rules_for_single_modules_are_followed():
@@ -158,3 +197,19 @@ def test_tensors_of_no_known_layout_count_as_stored():
     name = "model.layers.0.mlp.up_proj.weight_packed"
     tensors = {name: TensorInfo(name, "I32", (64, 8), Path("x"))}
     assert [p.num_bytes for p in parts_of(tensors, None, "cuda")] == [64 * 8 * 4]
+    odd = TensorInfo("a.strange", "U8", (), Path("x"))
+    assert [p.num_bytes for p in parts_of({odd.name: odd}, None, "cpu")] == [1]
+
+
+def test_compressed_tensors_of_the_same_layout_count_as_gptq_does():
+    module = "model.layers.0.mlp.up_proj"
+    tensors = {
+        f"{module}.weight_packed": TensorInfo("", "I32", (128, 64 // 8), Path("x")),
+        f"{module}.weight_scale": TensorInfo("", "F16", (128, 2), Path("x")),
+        f"{module}.weight_shape": TensorInfo("", "I64", (2,), Path("x")),
+    }
+    quantization = Quantization(
+        PackedFormat("gptq", "gptq", 4, 32), desc_act=False, sym=True, source=""
+    )
+    (part,) = parts_of(tensors, quantization, "cpu")
+    assert part.num_bytes == kernel_bytes(PackedSize(4, 32, 64, 128), "int4pack")
