@@ -32,11 +32,10 @@ PREFERENCES: tuple[Prefer, ...] = ("quality", "speed", "memory")
 # made for less gets what it was made for.
 DEFAULT_CONTEXT = 4096
 DEFAULT_USERS = 1
-MAX_USERS = 100_000
 # What the engine takes of a GPU for weights and KV cache (`gpu_memory_utilization`'s default).
 GPU_SHARE = 0.9
 # Where nothing fits as asked, a variant that reaches nearly the longest context may still be the
-# better one: a 13B model's Q2_K reaches 1 808 tokens where its Q3_K_M reaches 1 728.
+# better one: a 13B model's Q2_K reaches 2 544 tokens where its Q3_K_S reaches 2 480.
 _NEAR_LONGEST = 0.9
 CPU_KV_BYTES = 2 * GIB  # what the engine makes of itself there, or one sequence if that is more
 SHOWN_USERS = (1, 4, 16)
@@ -84,7 +83,7 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether it runs as asked."""
-        return self.shortfall == 0
+        return self.shortfall == 0 and self.demand.context <= self.model_max_context
 
     @property
     def fullest(self) -> MemoryBreakdown:
@@ -216,8 +215,6 @@ def plan_variant(
     if variant.refusal is not None or variant.kind == "other":
         raise LoadError(variant.refusal or "quantised in a way that is not read here")
     made_for = read_shape(variant.config).max_context
-    if context is not None and context > made_for:
-        raise LoadError(f"it was made for {made_for} tokens, {context} were asked for")
     demand = Demand(context or min(made_for, DEFAULT_CONTEXT), users)
     weights = prepare(variant.tensors, variant.config, variant.quantization, devices.kind)
     measured = _recorded(records, variant, devices.kind, weights.backend)
@@ -389,6 +386,8 @@ def _more(plan: Plan, best: Plan) -> str:
 
 
 def _lacks(plan: Plan) -> str:
+    if plan.demand.context > plan.model_max_context:
+        return f"was made for {plan.model_max_context} tokens, {plan.demand.context} are asked for"
     return f"lacks {plan.shortfall / 1e9:.2f} GB for {_demand(plan)}"
 
 

@@ -111,6 +111,8 @@ _COLUMNS = (
 
 
 def _fits(plan: Plan) -> str:
+    if plan.demand.context > plan.model_max_context:
+        return f"made for {plan.model_max_context}"
     return "yes" if plan.fits else f"lacks {_gb(plan.shortfall)}"
 
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 
 from loaders.accelerators import GIB, Devices, parse_gpus
-from loaders.errors import LoadError
 from loaders.plan import (
     DEFAULT_CONTEXT,
     GPU_SHARE,
@@ -134,10 +133,10 @@ def test_13b_gguf_on_16_gb():
 
 
 def test_a_little_more_context_does_not_buy_the_worst_quality():
-    """Q2_K reaches 1 808 tokens for four users, Q3_K_M 1 728."""
+    """Q2_K reaches 2 544 tokens for four users, Q3_K_S 2 480."""
     choice = _choose(gguf_13b(), "CARD:16GB", users=4)
-    assert choice.plan.variant.gguf_type != "Q2_K"
-    assert choice.context >= 0.9 * 1808
+    assert choice.plan.variant.gguf_type == "Q3_K_S"
+    assert choice.context == 2480
 
 
 def test_preferences_change_the_choice():
@@ -185,9 +184,12 @@ def test_the_default_context_is_bounded_by_the_model():
     assert plan_variant(short, parse_gpus("CARD:24GB")).max_context[1] == 1000
 
 
-def test_a_context_beyond_the_model_is_refused():
-    with pytest.raises(LoadError, match="made for 16384 tokens, 20000"):
-        plan_variant(gptq_7b()[0], parse_gpus("CARD:24GB"), context=20000)
+def test_a_context_beyond_the_model_gets_what_it_was_made_for():
+    choice = _choose(gptq_7b(), "CARD:80GB", context=20000)
+    assert choice.is_shortened
+    assert choice.context == 16384
+    assert not choice.plan.fits
+    assert "was made for 16384 tokens, 20000 are asked for" in choice.losers[0].reason
 
 
 def test_fp8_is_named_where_only_it_fits():
