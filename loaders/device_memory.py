@@ -15,7 +15,7 @@ from loaders.layer_memory import parts_of
 from loaders.model_shape import read_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from loaders.accelerators import DeviceKind
@@ -73,6 +73,16 @@ class MemoryBreakdown:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceShare:
+    """What of a model one device holds, whatever is asked of it."""
+
+    weights: int  # bytes
+    workspace: int  # bytes
+    num_layers: int
+    is_last: bool  # computes the logits
+
+
+@dataclass(frozen=True, slots=True)
 class PreparedWeights:
     """A checkpoint's pieces on devices of one kind; made once, asked for many demands."""
 
@@ -96,35 +106,42 @@ class PreparedWeights:
         names = [part.kernel for part in self.parts if part.kernel]
         return "+".join(sorted(set(names), key=lambda name: -names.count(name))) or "dense"
 
-    def on_devices(self, demand: Demand, count: int = 1) -> tuple[MemoryBreakdown, ...]:
-        """Predict what each of `count` devices holds: layers in equal shares, one after another.
+    def shares(self, count: int = 1) -> tuple[DeviceShare, ...]:
+        """Divide the layers over devices in equal shares, one after another.
 
         The embedding goes to the first, the head and all that belongs to no layer to the last.
         """
-        kv = kv_cache_bytes(self.shape, demand, self.device)
-        num_layers = self.shape.num_layers
-        shares = [_layers_of(index, count, num_layers) for index in range(count)]
-        return tuple(
-            self._share(demand, kv, layers, is_first=index == 0, is_last=index == count - 1)
-            for index, layers in enumerate(shares)
+        return tuple(self._share(index, count) for index in range(count))
+
+    def _share(self, index: int, count: int) -> DeviceShare:
+        layers = _layers_of(index, count, self.shape.num_layers)
+        own = [part for part in self.parts if _place(part, layers, index, count) == index]
+        return DeviceShare(
+            weights=sum(part.num_bytes for part in own),
+            workspace=max((_scratch(part) for part in own), default=0),
+            num_layers=len(layers),
+            is_last=index == count - 1,
         )
 
-    def _share(
-        self, demand: Demand, kv: int, layers: range, *, is_first: bool, is_last: bool
-    ) -> MemoryBreakdown:
-        own = [
-            part
-            for part in self.parts
-            if (part.block in layers)
-            or (part.block is None and (is_first if part.role == "embedding" else is_last))
-        ]
-        return MemoryBreakdown(
-            weights=sum(part.num_bytes for part in own),
-            kv_cache=kv * len(layers) // self.shape.num_layers,
-            activations=activation_bytes(self.shape, demand, self.device, is_last=is_last),
-            workspace=max((_scratch(part) for part in own), default=0),
-            context=CPU_PROCESS_BYTES if self.device == "cpu" else CUDA_CONTEXT_BYTES,
+    def memory(self, shares: Sequence[DeviceShare], demand: Demand) -> tuple[MemoryBreakdown, ...]:
+        """Predict what each device holds when it serves the demand."""
+        kv = kv_cache_bytes(self.shape, demand, self.device)
+        return tuple(
+            MemoryBreakdown(
+                weights=share.weights,
+                kv_cache=kv * share.num_layers // self.shape.num_layers,
+                activations=activation_bytes(
+                    self.shape, demand, self.device, is_last=share.is_last
+                ),
+                workspace=share.workspace,
+                context=CPU_PROCESS_BYTES if self.device == "cpu" else CUDA_CONTEXT_BYTES,
+            )
+            for share in shares
         )
+
+    def on_devices(self, demand: Demand, count: int = 1) -> tuple[MemoryBreakdown, ...]:
+        """Predict what each of `count` devices holds when they serve the demand."""
+        return self.memory(self.shares(count), demand)
 
 
 def prepare(
@@ -210,6 +227,13 @@ def activation_bytes(
 def _layers_of(index: int, count: int, num_layers: int) -> range:
     each = math.ceil(num_layers / count)
     return range(min(index * each, num_layers), min((index + 1) * each, num_layers))
+
+
+def _place(part: Part, layers: range, index: int, count: int) -> int | None:
+    """Say that a part belongs to the device of these layers, or where else; None: elsewhere."""
+    if part.block is not None:
+        return index if part.block in layers else None
+    return 0 if part.role == "embedding" else count - 1
 
 
 def _scratch(part: Part) -> int:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from loaders.accelerators import Devices
-    from loaders.device_memory import MemoryBreakdown
+    from loaders.device_memory import DeviceShare, MemoryBreakdown
     from loaders.records import Records
     from loaders.variants import Variant
 
@@ -218,7 +218,8 @@ def plan_variant(
     demand = Demand(context or min(made_for, DEFAULT_CONTEXT), users)
     weights = prepare(variant.tensors, variant.config, variant.quantization, devices.kind)
     measured = _recorded(records, variant, devices.kind, weights.backend)
-    fit = _Fit(weights, devices, measured.factor if measured else 1.0, gpu_share)
+    factor = measured.factor if measured else 1.0
+    fit = _Fit(weights, weights.shares(devices.count), devices, factor, gpu_share)
     fp8 = replace(demand, kv_dtype="fp8")
     kv_per_token = weights.shape.kv_bytes_per_token(KV_DTYPE[devices.kind])
     return Plan(
@@ -245,13 +246,14 @@ class _Fit:
     """Weights on devices: how much is missing for a demand."""
 
     weights: PreparedWeights
+    shares: tuple[DeviceShare, ...]
     devices: Devices
     factor: float  # what measuring has taught
     gpu_share: float
 
     def memory(self, demand: Demand) -> tuple[MemoryBreakdown, ...]:
-        shares = self.weights.on_devices(demand, self.devices.count)
-        return tuple(share.scaled(self.factor) for share in shares)
+        predicted = self.weights.memory(self.shares, demand)
+        return tuple(share.scaled(self.factor) for share in predicted)
 
     def shortfall(self, demand: Demand) -> int:
         """How many bytes the worst device lacks; 0 where all have enough."""
@@ -324,11 +326,7 @@ def _choose_shortened(
     longest = max(plan.reachable_context for plan in reaching)
     near = [plan for plan in reaching if plan.reachable_context >= _NEAR_LONGEST * longest]
     best = min(near, key=order)
-    losers = tuple(
-        Loser(p.variant, f"{_lacks(p)}; reaches {p.reachable_context} tokens")
-        for p in plans
-        if p is not best
-    )
+    losers = tuple(Loser(p.variant, f"{_lacks(p)}; {_reached(p)}") for p in plans if p is not best)
     reason = (
         f"nothing fits {_asked(best)}; this one reaches {best.reachable_context} tokens, and the"
         f" longest is {longest}"
@@ -389,6 +387,11 @@ def _lacks(plan: Plan) -> str:
     if plan.demand.context > plan.model_max_context:
         return f"was made for {plan.model_max_context} tokens, {plan.demand.context} are asked for"
     return f"lacks {plan.shortfall / 1e9:.2f} GB for {_demand(plan)}"
+
+
+def _reached(plan: Plan) -> str:
+    tokens = plan.reachable_context
+    return f"reaches {tokens} tokens" if tokens else "nor for a single block"
 
 
 def _asked(plan: Plan) -> str:
