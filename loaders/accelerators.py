@@ -11,7 +11,7 @@ import difflib
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from loaders.errors import InvalidDeviceError
@@ -53,6 +53,11 @@ class Devices:
     memory_bytes: int  # of each; of this machine's CPU what is free
     bandwidth: int | None = None  # 10^9 bytes a second; None where it is not known
     compute_capability: tuple[int, int] | None = None
+
+    @property
+    def one(self) -> Devices:
+        """One of them: what an engine runs on."""
+        return replace(self, count=1)
 
     def __str__(self) -> str:
         times = f"{self.count} x " if self.count > 1 else ""

@@ -123,6 +123,11 @@ def test_of_unlike_gpus_each_counts_as_the_smallest():
     assert this_machine(lambda: found).memory_bytes == 15360 * MIB
 
 
+def test_one_of_several_is_as_large_as_each():
+    several = parse_gpus("4xA10G")
+    assert (several.one.count, several.one.memory_bytes) == (1, several.memory_bytes)
+
+
 def test_the_drivers_answer_is_read_line_by_line():
     answer = "NVIDIA L4, 23034\nTesla T4, 15360\n[N/A], [N/A]\n\n"
     assert _read_query(answer) == [

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from loaders.accelerators import GIB, Devices, parse_gpus
+from loaders.opening import open_repository
 from loaders.plan import (
     DEFAULT_CONTEXT,
     GPU_SHARE,
@@ -18,8 +19,10 @@ from loaders.plan import (
     plan_variants,
 )
 from loaders.records import Records
-from loaders.variants import VariantKind
+from loaders.spec import parse_spec
+from loaders.variants import VariantKind, list_variants
 from service.settings import Settings
+from tests import published
 from tests.planned import awq_70b, fp16_34b, gguf_13b, gptq_7b
 
 ACT_32G, ACT_64G = "gptq-4bit-32g-actorder_True", "gptq-4bit-64g-actorder_True"
@@ -292,3 +295,23 @@ def test_planning_imports_neither_torch_nor_transformers():
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules), 'heavy'"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("name", "repository", "variants", "gpu"),
+    [
+        (published.GPTQ_7B, published.gptq_repository, gptq_7b, "CARD:16GB"),
+        (published.AWQ_70B, published.awq_repository, awq_70b, "CARD:48GB"),
+        (published.FP16_34B, published.dense_repository, fp16_34b, "CARD:80GB"),
+        (published.GGUF_13B, published.gguf_repository, gguf_13b, "CARD:16GB"),
+    ],
+)
+def test_what_the_catalogue_reads_is_planned_alike(tmp_path, name, repository, variants, gpu):
+    published.write_cache(tmp_path, name, repository())
+    opened = open_repository(parse_spec(name), cache_dir=tmp_path, local_files_only=True)
+    read = plan_variants(list_variants(opened), parse_gpus(gpu), context=4096)
+    expected = plan_variants(variants(), parse_gpus(gpu), context=4096)
+    assert not read.refused
+    found = {(p.variant.revision, p.variant.file): p.memory for p in read.plans}
+    assert found == {(p.variant.revision, p.variant.file): p.memory for p in expected.plans}
+    assert choose(read).reason == choose(expected).reason
