@@ -43,6 +43,7 @@ _INT4_GROUPS = (256, 128, 64, 32)
 _INT4_OUTPUTS = 64
 _FP16_INPUTS = 512
 _INT8_INPUTS = 32
+_CPU_KERNELS = ("int4pack", "int8pack", "int4planes", "fp16pack")
 # A weight that is unpacked for many rows: its level (1 byte), the packed bytes by input (1/2 or
 # 1), both halves side by side (1), and bfloat16 (2).
 _INT4_SCRATCH, _INT8_SCRATCH = 5, 2
@@ -162,9 +163,9 @@ def _packed_part(
 def _part(
     name: str, role: Role, size: PackedSize, stored: int, device: DeviceKind, kernel: str | None
 ) -> Part:
-    """Describe a packed layer; the reference keeps it as it is stored."""
+    """Describe a packed layer; what is no kernel of the CPU's keeps it about as it is stored."""
     chosen, reason = (kernel, "asked for") if kernel else kernel_of(size, device)
-    kept = stored if chosen == "reference" else kernel_bytes(size, chosen)
+    kept = kernel_bytes(size, chosen) if chosen in _CPU_KERNELS else stored
     return Part(name, _block(name), role, kept, scratch_bytes(size, chosen), chosen, reason)
 
 
@@ -176,8 +177,10 @@ def _packed_size(
 ) -> PackedSize | None:
     packed = None if quantization is None else quantization.format_of(module)
     codes = tensors[f"{module}.{marker}"]
-    out_features = _num_outputs(module, marker, tensors)
-    if quantization is None or packed is None or not out_features:
+    if quantization is None or packed is None:
+        return None
+    out_features = _num_outputs(module, marker, packed.checkpoint_format, tensors)
+    if not out_features:
         return None
     if marker == "blocks":
         if packed.checkpoint_format not in GGML_BLOCKS:
@@ -191,14 +194,14 @@ def _packed_size(
     return PackedSize(packed.bits, packed.group_size, in_features, out_features, has_order)
 
 
-def _num_outputs(module: str, marker: str, tensors: Mapping[str, TensorInfo]) -> int:
-    name, axis = {
-        "qweight": ("scales", 1),
-        "blocks": ("blocks", 0),
-        "weight_packed": ("weight_scale", 0),
-    }[marker]
-    tensor = tensors.get(f"{module}.{name}")
-    return tensor.shape[axis] if tensor is not None and len(tensor.shape) == 2 else 0
+def _num_outputs(module: str, marker: str, layout: str, tensors: Mapping[str, TensorInfo]) -> int:
+    """Find where a layout says how many outputs there are; 0 where it does not."""
+    # GEMV's scales lie by output, too.
+    by_output = marker != "qweight" or layout == "gemv"
+    tensor = tensors.get(f"{module}.{marker if by_output else 'scales'}")
+    if tensor is None or len(tensor.shape) != 2:
+        return 0
+    return tensor.shape[0 if by_output else 1]
 
 
 def kernel_bytes(size: PackedSize, kernel: str) -> int:

@@ -201,6 +201,27 @@ def test_tensors_of_no_known_layout_count_as_stored():
     assert [p.num_bytes for p in parts_of({odd.name: odd}, None, "cpu")] == [1]
 
 
+@pytest.mark.parametrize(
+    ("layout", "qweight", "scales"),
+    [
+        ("gemm", ("I32", (512, 128 // 8)), (4, 128)),
+        ("gemv", ("I32", (128, 512 // 8)), (128, 8)),  # scales by output, padded
+        ("gemv_fast", ("I16", (128 // 4, 512)), (8, 128)),
+    ],
+)
+def test_every_layout_of_awq_counts_alike(layout, qweight, scales):
+    module = "model.layers.0.mlp.up_proj"
+    tensors = {
+        f"{module}.qweight": TensorInfo("", *qweight, Path("x")),
+        f"{module}.scales": TensorInfo("", "F16", scales, Path("x")),
+    }
+    quantization = Quantization(
+        PackedFormat("awq", layout, 4, 128), desc_act=False, sym=False, source=""
+    )
+    (part,) = parts_of(tensors, quantization, "cpu")
+    assert part.num_bytes == kernel_bytes(PackedSize(4, 128, 512, 128), "int4pack")
+
+
 def test_compressed_tensors_of_the_same_layout_count_as_gptq_does():
     module = "model.layers.0.mlp.up_proj"
     tensors = {
