@@ -11,6 +11,9 @@ LoadError
 │   └── QuantizationNotFoundError packed tensors whose parameters cannot be told
 ├── UnsupportedQuantizationError  a method, width or layout that is not read here
 ├── UnsupportedModelError         a model type without a native class
+├── InvalidPlanError              a plan is asked for what cannot be understood
+│   ├── InvalidDeviceError        no such device
+│   └── InvalidPreferenceError    not quality, speed or memory
 ├── BackendError                  the asked kernel backend cannot run this variant here
 ├── SelfTestError                 the loaded model computes something else than its files say
 └── NotEnoughMemoryError          the weights do not fit the device
@@ -66,6 +69,18 @@ class UnsupportedQuantizationError(LoadError):
 
 class UnsupportedModelError(LoadError):
     """Transformers has no native class for this model type."""
+
+
+class InvalidPlanError(LoadError):
+    """What a plan is asked for cannot be understood."""
+
+
+class InvalidDeviceError(InvalidPlanError):
+    """The text names no device."""
+
+
+class InvalidPreferenceError(InvalidPlanError):
+    """The text names nothing that a choice can prefer."""
 
 
 class BackendError(LoadError):

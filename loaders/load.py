@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
+from loaders.device_memory import weight_bytes
 from loaders.errors import BackendError, CheckpointError, TensorError
 from loaders.float32 import settle_on_cpu, settle_on_cuda
 from loaders.generation import GenerationDefaults, read_generation_defaults
@@ -25,7 +26,7 @@ from loaders.git_clone import open_folder
 from loaders.hub import Snapshot, fetch
 from loaders.kernels.protocol import LayerShape
 from loaders.kernels.resolve import resolve_backend
-from loaders.memory import check_fits, estimate_bytes
+from loaders.memory import check_fits
 from loaders.packed_linear import packed_layers
 from loaders.quantizer import PackedConfig
 from loaders.records import Records
@@ -141,7 +142,12 @@ def load(
     tokenizer = load_tokenizer(source.folder)
     return_freed_memory()  # reading a tokenizer takes three times what it keeps
     if isinstance(device_map, dict):
-        needed = estimate_bytes(source.tensors, source.quantization, device_map[""])
+        needed = weight_bytes(
+            source.tensors,
+            source.quantization,
+            "cpu" if device_map[""].type == "cpu" else "cuda",
+            backend=backend,
+        )
         check_fits(needed, device_map[""])
     tell("reading the weights", None)
     model = _build_model(source, device_map)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from service.commands.plan import plan
 from service.commands.variants import variants
 from service.errors import BindError, ServiceError
 from service.settings import (
@@ -163,6 +164,7 @@ def demo(
         typer.echo(f"  {branch}  {branch.description}{served}")
 
 
+app.command()(plan)
 app.command()(variants)
 
 
