@@ -124,7 +124,7 @@ def load(
         on_percent=partial(tell, "downloading"),
     )
     tell("checking the files", None)
-    source = open_source(snapshot.folder, spec.file, cache_dir)
+    source = open_source(snapshot.folder, snapshot.file or spec.file, cache_dir)
     device_map = resolve_device_map(device)
     compute_dtype = resolve_dtype(dtype, source.config, device_map)
 
@@ -230,9 +230,7 @@ def resolve_dtype(
     return DTYPES[asked]
 
 
-def _build_model(
-    source: Source, device_map: dict[str, torch.device] | str
-) -> PreTrainedModel:
+def _build_model(source: Source, device_map: dict[str, torch.device] | str) -> PreTrainedModel:
     """Let Transformers build the model and fill it; check that every tensor found its place."""
     # A server's log takes lines, not bars.
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]

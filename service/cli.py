@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from service.commands.download import download
+from service.commands.mirror import mirror
 from service.commands.variants import variants
 from service.errors import BindError, ServiceError
 from service.settings import (
@@ -144,6 +146,8 @@ def demo(
 
 
 app.command()(variants)
+app.command()(download)
+app.command()(mirror)
 
 
 if __name__ == "__main__":

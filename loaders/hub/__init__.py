@@ -3,20 +3,30 @@
 from loaders.hub.cached import CachedFiles, is_cached
 from loaders.hub.fetching import (
     DEFAULT_REVISION,
+    HubAccess,
     Snapshot,
     cached_revisions,
     default_hub_cache,
+    discard,
+    download,
     fetch,
+    find_cached,
+    verify,
 )
 from loaders.hub.repository import HubFiles
 
 __all__ = [
     "DEFAULT_REVISION",
     "CachedFiles",
+    "HubAccess",
     "HubFiles",
     "Snapshot",
     "cached_revisions",
     "default_hub_cache",
+    "discard",
+    "download",
     "fetch",
+    "find_cached",
     "is_cached",
+    "verify",
 ]
