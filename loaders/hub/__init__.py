@@ -2,18 +2,14 @@
 
 from loaders.hub.cached import CachedFiles, is_cached
 from loaders.hub.fetching import (
-    DEFAULT_REVISION,
     HubAccess,
-    Snapshot,
     cached_revisions,
     default_hub_cache,
-    discard,
     download,
     fetch,
-    find_cached,
-    verify,
 )
 from loaders.hub.repository import HubFiles
+from loaders.hub.snapshots import DEFAULT_REVISION, Snapshot, discard, find_cached, verify
 
 __all__ = [
     "DEFAULT_REVISION",

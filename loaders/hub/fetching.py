@@ -6,15 +6,13 @@ Everything after it reads that folder only. What to fetch is told by `loaders.se
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import constants
 
 from loaders.cache import find_built
 from loaders.cached_repository import CachedRepository, cache_errors, free_bytes
@@ -24,31 +22,24 @@ from loaders.errors import CheckpointError, HubError, RepositoryNotFoundError, R
 from loaders.gguf_parts import group_parts
 from loaders.hub.access import no_revision
 from loaders.hub.repository import HubFiles
+from loaders.hub.snapshots import (
+    DEFAULT_REVISION,
+    Snapshot,
+    by_quantisation,
+    find_cached,
+    shards_here,
+    shards_in,
+)
 from loaders.hub.transport import HubSource
-from loaders.manifest import Damage, find_damage
-from loaders.selection import find_quantisation, has_index, select_files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Sequence
 
     from loaders.download_progress import DownloadProgress
     from loaders.repository import RepositoryFile, Revision
-    from loaders.selection import Selection
     from loaders.spec import VariantSpec
 
 log = structlog.get_logger(__name__)
-
-DEFAULT_REVISION = "main"
-_IN_WEIGHT_MAP = "weight_map"
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """One revision of a repository, in a folder of its own."""
-
-    folder: Path
-    commit: str | None  # None for a plain local folder
-    file: str | None = None  # of a GGUF variant: its file in the folder, the first where split
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,8 +111,10 @@ def download(spec: VariantSpec, access: HubAccess) -> Snapshot:
     spec, revision, listing = _look_up(spec, hub)
     commit = str(revision.commit)
     cached = CachedRepository(access.cache_dir, spec.repo)
-    read_index = partial(_read_index, hub, revision)
-    selection, files = _needed(listing, spec, cached, commit, read_index)
+    shards = shards_here(listing, spec, cached, commit)
+    if shards is None:
+        shards = shards_in(_read_index(hub, revision, listing))
+    selection, files = needed_files(listing, spec, shards)
     with cache_errors(access.cache_dir):
         if not cached.is_whole(commit, [file.path for file in files]):
             with cached.lock(partial(_tell_waiting, spec, access)):
@@ -149,55 +142,6 @@ def _download(
     )
 
 
-def find_cached(spec: VariantSpec, cache_dir: Path) -> Snapshot | None:
-    """Return a variant as far as the cache knows it; None where it is not there, or not whole."""
-    cached = CachedRepository(cache_dir, spec.repo)
-    commit = cached.commit_of(spec.revision or DEFAULT_REVISION)
-    if commit is None and spec.revision is not None and spec.file is None:
-        commit = cached.commit_of(DEFAULT_REVISION)
-        spec = _by_quantisation(spec, _paths_here(cached, commit)) or spec
-        commit = commit if spec.file is not None else None
-    if commit is None or not cached.snapshot(commit).is_dir():
-        return None
-    manifest = cached.manifest(commit)
-    if manifest is None:
-        return _left_by_others(spec, cached, commit)
-    folder = cached.snapshot(commit)
-    if has_index([f.path for f in manifest.listing], spec) and not (folder / INDEX_FILE).is_file():
-        return None
-    selection, files = _needed(manifest.listing, spec, cached, commit, _no_index)
-    if not cached.is_whole(commit, [file.path for file in files]):
-        return None
-    return Snapshot(folder=folder, commit=commit, file=selection.file)
-
-
-def verify(snapshot: Snapshot) -> Sequence[Damage]:
-    """Compare a downloaded snapshot with its manifest, byte by byte; return what differs.
-
-    Raises CheckpointError where there is no manifest.
-    """
-    repository = snapshot.folder.parents[1]
-    repo = repository.name.removeprefix("models--").replace("--", "/")
-    cached = CachedRepository(repository.parent, repo)
-    manifest = cached.manifest(snapshot.commit) if snapshot.commit else None
-    if manifest is None:
-        raise CheckpointError(
-            f"{snapshot.folder} has no manifest to be compared with; `tetrad download` writes one"
-        )
-    return find_damage(snapshot.folder, manifest.files)
-
-
-def discard(
-    spec: VariantSpec, snapshot: Snapshot, damage: Sequence[Damage], cache_dir: Path
-) -> None:
-    """Remove damaged files from the cache, so that the next download brings them again."""
-    if snapshot.commit is not None:
-        with cache_errors(cache_dir):
-            CachedRepository(cache_dir, spec.repo).forget(
-                snapshot.commit, [entry.path for entry in damage]
-            )
-
-
 def _look_up(
     spec: VariantSpec, hub: HubFiles
 ) -> tuple[VariantSpec, Revision, Sequence[RepositoryFile]]:
@@ -213,7 +157,7 @@ def _look_up(
             raise
         revision = hub.find_revision(None)
         listing = hub.files(revision)
-        by_file = _by_quantisation(spec, [file.path for file in listing])
+        by_file = by_quantisation(spec, [file.path for file in listing])
         if by_file is None:
             files = [parts.name for parts in group_parts(file.path for file in listing)]
             hint = f"; its GGUF files are {', '.join(files)}" if files else ""
@@ -221,35 +165,9 @@ def _look_up(
         return by_file, revision, listing
 
 
-def _by_quantisation(spec: VariantSpec, paths: Collection[str]) -> VariantSpec | None:
-    """Read a revision that does not exist as a quantisation, where a GGUF file has it."""
-    file = find_quantisation(paths, str(spec.revision))
-    return None if file is None else replace(spec, revision=None, file=file)
-
-
-def _needed(
-    listing: Sequence[RepositoryFile],
-    spec: VariantSpec,
-    cached: CachedRepository,
-    commit: str,
-    read_index: Callable[[RepositoryFile], bytes],
-) -> tuple[Selection, tuple[RepositoryFile, ...]]:
-    """Choose the files, looking into the index where there is one: here, else on the hub."""
-    by_path = {file.path: file for file in listing}
-    if not has_index(by_path, spec):
-        return needed_files(listing, spec)
-    here = cached.snapshot(commit) / INDEX_FILE
-    is_here = cached.is_whole(commit, [INDEX_FILE])
-    text = here.read_bytes() if is_here else read_index(by_path[INDEX_FILE])
-    return needed_files(listing, spec, _shards_of(text))
-
-
-def _no_index(_: RepositoryFile) -> bytes:
-    raise CheckpointError(f"{INDEX_FILE} in the cache was never checked; allow downloads")
-
-
-def _read_index(hub: HubFiles, revision: Revision, file: RepositoryFile) -> bytes:
+def _read_index(hub: HubFiles, revision: Revision, listing: Sequence[RepositoryFile]) -> bytes:
     """Read the index ahead of the files, whose number and sizes it tells."""
+    file = next(file for file in listing if file.path == INDEX_FILE)
     digest = Digest(file)
     for _ in range(2):  # a damaged one once more, as any file
         text = hub.read(revision, file.path)
@@ -260,50 +178,9 @@ def _read_index(hub: HubFiles, revision: Revision, file: RepositoryFile) -> byte
     raise damaged(file, digest, hub.name)
 
 
-def _shards_of(index: bytes) -> frozenset[str]:
-    try:
-        weight_map = json.loads(index)[_IN_WEIGHT_MAP]
-        return frozenset(str(name) for name in weight_map.values())
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{INDEX_FILE} has no usable weight_map: {error}") from error
-
-
 def _tell_waiting(spec: VariantSpec, access: HubAccess) -> None:
     log.info("waiting for another process that downloads", repo=spec.repo)
     access.tell_waiting()
-
-
-def _paths_here(cached: CachedRepository, commit: str | None) -> list[str]:
-    """List a commit's files: all where the hub's listing is kept, else those that are here."""
-    if commit is None:
-        return []
-    if (manifest := cached.manifest(commit)) is not None:
-        return [file.path for file in manifest.listing]
-    folder = cached.snapshot(commit)
-    return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-
-
-def _left_by_others(spec: VariantSpec, cached: CachedRepository, commit: str) -> Snapshot | None:
-    """Use what the hub's own client downloaded, if all of it is here as far as that knows."""
-    paths = _paths_here(cached, commit)
-    folder = cached.snapshot(commit)
-    if not any(path.endswith(".safetensors") or ".gguf" in path.lower() for path in paths):
-        return None  # only looked at so far
-    if has_index(paths, spec):
-        selection = select_files(paths, spec, _shards_of((folder / INDEX_FILE).read_bytes()))
-    else:
-        selection = select_files(paths, spec)
-    try:
-        snapshot_download(
-            cached.repo,
-            revision=commit,
-            cache_dir=cached.cache_dir,
-            local_files_only=True,
-            allow_patterns=list(selection.paths),
-        )
-    except (LocalEntryNotFoundError, HFValidationError):
-        return None
-    return Snapshot(folder=folder, commit=commit, file=selection.file)
 
 
 def _refuse_part(spec: VariantSpec, cache_dir: Path, *, reason: str = "") -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _TRY_AGAIN = (408, 429, 500, 502, 503, 504)
+_REFUSED = (400, 401, 403, 404)
 _RANGE_REFUSED = 416
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 # "api";r=0;t=55: nothing remains, and the window begins anew in 55 s.
@@ -76,6 +77,8 @@ class HubSource:
                 if (passing := _passing_failure(error)) is not None:
                     raise passing from error
                 raise
+            except RuntimeError as error:  # another thread's failure closed the shared session
+                raise TransferError(str(error)) from error
         return response
 
 
@@ -85,8 +88,9 @@ def _passing_failure(error: HTTPError) -> TransferError | None:
         return TransferError(f"{type(error).__name__}: {error}")
     response = error.response
     # Another host's refusal is of a signed address, which the hub makes anew each time.
-    is_elsewhere = bool(response.history) and response.status_code in (400, 401, 403, 404)
-    if response.status_code in _TRY_AGAIN or is_elsewhere:
+    first = response.history[0] if response.history else response
+    is_elsewhere = response.url.netloc != first.url.netloc
+    if response.status_code in _TRY_AGAIN or (is_elsewhere and response.status_code in _REFUSED):
         reason = f"status {response.status_code} from {response.url.host}"
         return TransferError(reason, retry_after_s=_retry_after_s(response))
     return None

@@ -53,6 +53,8 @@ class FakeSource:
         if fault == "closed":
             raise TransferError("status 429", retry_after_s=3600.0)
         begin = start if self.knows_ranges else 0
+        if fault == "elsewhere":
+            begin = 100
         yield Body(begin, self._pieces(self.files[path][begin:], fault))
 
     def _pieces(self, content: bytes, fault: str) -> Iterator[bytes]:
@@ -119,6 +121,15 @@ def test_a_partial_file_is_gone_on_with(cached):
     assert ("model.safetensors", 777) in source.asked
 
 
+def test_a_partial_file_that_is_whole_only_needs_its_name(cached):
+    weights = listed("model.safetensors", WEIGHTS)
+    cached.partial(weights).parent.mkdir(parents=True)
+    cached.partial(weights).write_bytes(WEIGHTS)
+    source = FakeSource(FILES)
+    assert contents(run(source, cached)) == FILES
+    assert "model.safetensors" not in {path for path, _ in source.asked}
+
+
 @pytest.mark.parametrize("rubbish", [b"x" * 777, WEIGHTS + b"x", b"x" * len(WEIGHTS)])
 def test_a_partial_file_that_is_rubbish_costs_one_more_fetch(cached, rubbish):
     weights = listed("model.safetensors", WEIGHTS)
@@ -129,7 +140,7 @@ def test_a_partial_file_that_is_rubbish_costs_one_more_fetch(cached, rubbish):
 
 @given(
     knows_ranges=st.booleans(),
-    faults=st.lists(st.sampled_from(["cut", "end", "busy", "long", ""]), max_size=2),
+    faults=st.lists(st.sampled_from(["cut", "end", "busy", "long", "elsewhere", ""]), max_size=2),
 )
 def test_whatever_breaks_twice_the_files_are_right(tmp_path_factory, knows_ranges, faults):
     cached = CachedRepository(tmp_path_factory.mktemp("cache"), "a/b")

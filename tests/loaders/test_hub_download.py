@@ -59,8 +59,10 @@ def answer(call):
         if call["do"] == "check":
             return {"damage": [str(entry) for entry in check_mirror(cache_dir)]}
         spec = parse_spec(call["spec"])
-        if call["do"] == "offline":
+        if call["do"].startswith("offline"):
             snapshot = hub.fetch(spec, cache_dir=cache_dir, local_files_only=True)
+            if call["do"] == "offline-unchecked":
+                return {"folder": str(snapshot.folder)}
         else:
             snapshot = hub.download(spec, access)
         names = sorted(str(p.relative_to(snapshot.folder)) for p in snapshot.folder.rglob("*"))
@@ -384,6 +386,30 @@ def test_offline_the_client_and_transformers_find_what_was_downloaded(hub, clien
     assert folder.endswith(f"snapshots/{commit}")
     assert hidden_size == "64"
     assert hub.requests == []
+
+
+def test_what_the_hubs_client_fetched_is_checked_and_not_fetched_again(hub, client, cache):
+    script = (
+        "import sys; from huggingface_hub import snapshot_download\n"
+        "snapshot_download(sys.argv[1], cache_dir=sys.argv[2])"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script, REPO, str(cache)],
+        env={**client.environment, "HF_HUB_DISABLE_XET": "1"},
+        capture_output=True, check=True, timeout=60,
+    )  # fmt: skip
+    folder = Path(client("offline-unchecked", cache, spec=REPO)["folder"])
+    hub.requests.clear()
+    found = client("download", cache, spec=REPO)
+    assert found["damage"] == []
+    assert found["folder"] == str(folder)
+    assert not [request for request in hub.requests if "/resolve/" in request]
+
+
+def test_a_signed_address_that_expired_is_asked_for_anew(hub, client, cache):
+    hub.faults = [Fault("/stored/", status=403)]
+    assert client("download", cache, spec=REPO)["damage"] == []
+    assert len([r for r in hub.requests if r.endswith("/model.safetensors")]) == 2
 
 
 def test_a_snapshot_that_lacks_a_file_is_not_used_offline(hub, client, cache):
