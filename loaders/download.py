@@ -155,9 +155,10 @@ def download_files(
 
 def _distinct(files: Iterable[RepositoryFile]) -> list[RepositoryFile]:
     """Leave one file of each content: a repository may hold the same bytes under two names."""
-    return list({file.sha256 or file.blob_id: file for file in reversed(list(files))}.values())[
-        ::-1
-    ]
+    first: dict[str | None, RepositoryFile] = {}
+    for file in files:
+        first.setdefault(file.sha256 or file.blob_id, file)
+    return list(first.values())
 
 
 def _check_space(
@@ -274,10 +275,10 @@ class _Transfer:
         while piece := self._out.read(_PIECE):
             self.digest.update(piece)
             self._check_stopped()
-        self._furthest = self.digest.num_bytes
         self._job.meter.found(self.digest.num_bytes)
         if self.digest.num_bytes > self._file.num_bytes:
             self._restart()
+        self._furthest = self.digest.num_bytes
 
     def _ask(self) -> None:
         start = self.digest.num_bytes
