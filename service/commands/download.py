@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.commands.fetching import foreseen_ends, hub_access, progress_display, say
+from service.commands.fetching import TokenOption, foreseen_ends, hub_access, progress_display, say
 
 if TYPE_CHECKING:
     from loaders.hub import HubAccess, Snapshot
@@ -26,6 +26,7 @@ def download(
         Path | None,
         typer.Option(metavar="FOLDER", help="Where to put it. (TETRAD_CACHE_DIR, else HF_HOME)"),
     ] = None,
+    token: TokenOption = None,
     verify: Annotated[
         bool,
         typer.Option("--verify", help="Read every file again; fetch anew what is damaged."),
@@ -33,7 +34,7 @@ def download(
 ) -> None:
     """Fetch the files that a variant needs, going on where an earlier run stopped."""
     with foreseen_ends(), progress_display() as shown:
-        access = hub_access(cache_dir, shown)
+        access = hub_access(cache_dir, token, shown)
         spec = _on_the_hub(variant)
         shown.begin(str(spec))
         snapshot = _fetch(spec, access, verify=verify)

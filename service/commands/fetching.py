@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -20,6 +21,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from service.commands.text import printable
 from service.errors import SettingsError
 from service.logs import set_up_logs
 from service.settings import config_file_from_environment, load_settings
@@ -36,19 +38,28 @@ INTERRUPTED = 130  # 128 and SIGINT's number, as shells count
 _LINE_EVERY_S = 5.0  # where standard error is no terminal
 
 
-def hub_access(cache_dir: Path | None, shown: ProgressDisplay) -> HubAccess:
+TokenOption = Annotated[
+    str | None,
+    typer.Option(metavar="TOKEN", help="The hub's token. (TETRAD_HUB_TOKEN, HF_TOKEN)"),
+]
+
+
+def hub_access(cache_dir: Path | None, token: str | None, shown: ProgressDisplay) -> HubAccess:
     """Put together where a command fetches from and to; flags win over settings."""
     from loaders.hub import HubAccess, default_hub_cache
 
-    flags = {"cache_dir": cache_dir} if cache_dir is not None else {}
-    settings = load_settings(flags, config_file_from_environment())
+    flags = {"cache_dir": cache_dir, "hub_token": token}
+    given = {name: value for name, value in flags.items() if value is not None}
+    settings = load_settings(given, config_file_from_environment())
     if settings.local_files_only:
         raise SettingsError("local_files_only is set, so nothing is fetched; unset it")
     set_up_logs(settings.model_copy(update={"log_level": "warning"}))
-    token = settings.hub_token
+    # What is tried again is told by the loaders; the client would tell it once more.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    secret = settings.hub_token
     return HubAccess(
         cache_dir=settings.cache_dir or default_hub_cache(),
-        token=None if token is None else token.get_secret_value(),
+        token=None if secret is None else secret.get_secret_value(),
         tell=shown.tell,
         tell_waiting=shown.tell_waiting,
     )
@@ -62,7 +73,7 @@ def foreseen_ends() -> Iterator[None]:
     try:
         yield
     except LoadError as error:
-        say(" ".join(str(error).split()))
+        say(str(error))
         raise typer.Exit(FAILED) from error
     except KeyboardInterrupt:
         say("stopped; what has come is kept, and the same command goes on from there")
@@ -71,7 +82,7 @@ def foreseen_ends() -> Iterator[None]:
 
 def say(line: str) -> None:
     """Tell the user something on standard error."""
-    sys.stderr.write(f"tetrad: {line}\n")
+    sys.stderr.write(f"tetrad: {printable(line)}\n")
 
 
 @dataclass(slots=True)

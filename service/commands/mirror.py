@@ -9,6 +9,7 @@ import typer
 
 from service.commands.fetching import (
     FAILED,
+    TokenOption,
     foreseen_ends,
     hub_access,
     progress_display,
@@ -32,6 +33,7 @@ def mirror(
             metavar="A,B", help="Branches, GGUF files or quantisations to mirror, with commas."
         ),
     ] = "main",
+    token: TokenOption = None,
     check: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Fetch nothing; compare a mirror with its hashes."),
@@ -41,7 +43,7 @@ def mirror(
     if check is not None and repo is None:
         _check(check)
     elif check is None and repo is not None and folder is not None:
-        _mirror(repo, _names(branches), folder)
+        _mirror(repo, _names(branches), folder, token)
     else:
         raise SettingsError("use `tetrad mirror REPO FOLDER`, or `tetrad mirror --check FOLDER`")
 
@@ -55,11 +57,11 @@ def _names(branches: str) -> list[str]:
     return names
 
 
-def _mirror(repo: str, branches: list[str], folder: Path) -> None:
+def _mirror(repo: str, branches: list[str], folder: Path, token: str | None) -> None:
     from loaders.mirror import mirror as fetch_all
 
     with foreseen_ends(), progress_display() as shown:
-        access = hub_access(folder, shown)
+        access = hub_access(folder, token, shown)
         held = fetch_all(repo, branches, access, tell_variant=shown.begin)
     for variant in held:
         typer.echo(f"{variant.spec} is at commit {variant.commit}")

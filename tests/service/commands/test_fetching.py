@@ -133,6 +133,14 @@ def test_verify_fetches_anew_what_is_damaged(hub, tetrad, tmp_path):
     assert "damaged" not in tetrad.told
 
 
+def test_a_private_repository_takes_a_token_that_nobody_is_shown(hub, tetrad):
+    hub.repositories[REPO] = HubRepository({"main": FILES}, token="hf_secret")
+    assert tetrad("download", REPO) == 2
+    assert "give a token" in tetrad.told
+    assert tetrad("download", REPO, "--token", "hf_secret") == 0
+    assert "hf_secret" not in tetrad.told + tetrad.out
+
+
 def test_a_mirror_is_made_and_checked(hub, tetrad, tmp_path):
     hub.faults = [Fault("model.safetensors", status=503, retry_after_s=0)]
     assert tetrad("mirror", REPO, str(tmp_path / "m"), "--branches", "main, b") == 0
