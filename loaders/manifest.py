@@ -131,6 +131,8 @@ def sha256_of_file(path: Path) -> str:
 
 def _difference(path: Path, expected: CheckedFile) -> str | None:
     try:
+        if path.exists() and not path.is_file():
+            return "no plain file"
         size = path.stat().st_size
         if size != expected.num_bytes:
             return f"{size} bytes"

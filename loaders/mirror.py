@@ -15,6 +15,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from loaders.cached_repository import CachedRepository, cache_errors
 from loaders.errors import CheckpointError, InvalidSpecError, LoadError
 from loaders.hub import DEFAULT_REVISION, download
@@ -65,10 +67,7 @@ def mirror(
     for spec in [_spec(repo, branch) for branch in branches]:
         tell_variant(str(spec))
         snapshot = download(spec, access)
-        variant = _describe(spec, access.cache_dir, str(snapshot.commit))
-        known = {entry.spec: entry for entry in _read_if_there(access.cache_dir)}
-        with cache_errors(access.cache_dir):
-            _write(access.cache_dir, list({**known, variant.spec: variant}.values()))
+        _add(access.cache_dir, _describe(spec, access.cache_dir, str(snapshot.commit)))
     return read_mirror(access.cache_dir)
 
 
@@ -137,12 +136,13 @@ def _describe(spec: VariantSpec, folder: Path, commit: str) -> MirroredVariant:
     manifest = cached.manifest(commit)
     if manifest is None:
         raise CheckpointError(f"the manifest of {spec} at {commit} vanished while it was mirrored")
+    # A quantisation is no revision, so the name that the cache has is taken.
     asked = spec.revision or DEFAULT_REVISION
+    names = [name for name in (asked, *cached.revisions()) if cached.commit_of(name) == commit]
     return MirroredVariant(
         spec=str(spec),
         repo=spec.repo,
-        # A quantisation is no revision: its files are of the default branch.
-        revision=asked if cached.commit_of(asked) == commit else DEFAULT_REVISION,
+        revision=names[0] if names else commit,
         commit=commit,
         endpoint=manifest.endpoint,
         created=manifest.created,
@@ -150,8 +150,12 @@ def _describe(spec: VariantSpec, folder: Path, commit: str) -> MirroredVariant:
     )
 
 
-def _read_if_there(folder: Path) -> Sequence[MirroredVariant]:
-    return read_mirror(folder) if (folder / MIRROR_FILE).exists() else []
+def _add(folder: Path, variant: MirroredVariant) -> None:
+    """Put a variant on the list, in place of what the list said of it before."""
+    with cache_errors(folder), FileLock(folder / ".locks" / "mirror.lock"):
+        listed = read_mirror(folder) if (folder / MIRROR_FILE).exists() else []
+        by_spec = {entry.spec: entry for entry in listed}
+        _write(folder, list({**by_spec, variant.spec: variant}.values()))
 
 
 def _read_variant(entry: Any) -> MirroredVariant:

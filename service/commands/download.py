@@ -35,19 +35,22 @@ def download(
     """Fetch the files that a variant needs, going on where an earlier run stopped."""
     with foreseen_ends(), progress_display() as shown:
         access = hub_access(cache_dir, token, shown)
-        spec = _on_the_hub(variant)
+        spec = _on_the_hub(variant, access)
         shown.begin(str(spec))
         snapshot = _fetch(spec, access, verify=verify)
     typer.echo(f"{spec} is at commit {snapshot.commit} in {snapshot.folder}")
 
 
-def _on_the_hub(variant: str) -> VariantSpec:
+def _on_the_hub(variant: str, access: HubAccess) -> VariantSpec:
+    from loaders.cache import find_built
     from loaders.errors import InvalidSpecError
     from loaders.spec import parse_spec
 
     spec = parse_spec(variant)
     if spec.folder is not None:
         raise InvalidSpecError(f"{spec.folder} is on this machine already; name a repository")
+    if find_built(spec.repo, access.cache_dir) is not None:
+        raise InvalidSpecError(f"{spec.repo} was built on this machine and is on no hub; serve it")
     return spec
 
 

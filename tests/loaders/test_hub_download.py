@@ -443,6 +443,17 @@ def test_a_mirror_is_checked_and_served_without_the_hub(hub, client, cache, tmp_
     }  # fmt: skip
 
 
+def test_gguf_files_of_one_commit_are_mirrored_one_by_one(hub, client, cache):
+    files = {"README.md": b"#", "m.Q2_K.gguf": b"q2", "m.Q4_K_M.gguf": b"q4", "m.Q8_0.gguf": b"q8"}
+    hub.repositories[REPO] = HubRepository({"main": files})
+    held = client("mirror", cache, repo=REPO, branches=["Q4_K_M", "m.Q2_K.gguf"])["mirrored"]
+    assert list(held) == [f"{REPO}:Q4_K_M", f"{REPO}/m.Q2_K.gguf"]
+    assert client("check", cache)["damage"] == []
+    assert client("offline", cache, spec=f"{REPO}:Q4_K_M")["file"] == "m.Q4_K_M.gguf"
+    assert client("offline", cache, spec=f"{REPO}:Q2_K")["file"] == "m.Q2_K.gguf"
+    assert "error" in client("offline", cache, spec=f"{REPO}:Q8_0")
+
+
 def test_damage_to_a_mirror_is_found(hub, client, cache):
     client("mirror", cache, repo=REPO, branches=["main"])
     (link,) = cache.rglob("model.safetensors")
