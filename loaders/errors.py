@@ -5,6 +5,7 @@ LoadError
 ├── RepositoryNotFoundError       no such repository, or no access to it
 ├── RevisionNotFoundError         the repository has no such branch, tag or commit
 ├── HubError                      the hub could not be asked
+├── CacheError                    the cache's disk is full, or it cannot be written
 ├── UnsafeCheckpointError         pickle, code or paths that a checkpoint must not bring
 ├── CheckpointError               files are missing, truncated or contradict each other
 │   ├── TensorError               a tensor's shape, dtype or values are not what the model needs
@@ -45,6 +46,10 @@ class RevisionNotFoundError(LoadError):
 
 class HubError(LoadError):
     """The hub did not answer, or not usefully."""
+
+
+class CacheError(LoadError):
+    """What was fetched cannot be kept: the disk is full, or the folder cannot be written."""
 
 
 class UnsafeCheckpointError(LoadError):

@@ -135,7 +135,7 @@ def load(
         on_percent=partial(tell, "downloading"),
     )
     tell("checking the files", None)
-    source = open_source(snapshot.folder, spec.file, cache_dir)
+    source = open_source(snapshot.folder, snapshot.file or spec.file, cache_dir)
     device_map = resolve_device_map(device)
     compute_dtype = resolve_dtype(dtype, source.config, device_map)
 

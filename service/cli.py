@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from service.commands.download import download
+from service.commands.mirror import mirror
 from service.commands.plan import plan
 from service.commands.variants import variants
 from service.errors import BindError, ServiceError
@@ -166,6 +168,8 @@ def demo(
 
 app.command()(plan)
 app.command()(variants)
+app.command()(download)
+app.command()(mirror)
 
 
 if __name__ == "__main__":

@@ -157,9 +157,10 @@ class VariantSettings(BaseModel):
         "`memory`.",
     )
     users: Positive = Field(
-        4,
-        description="How many people at once a branch is chosen for, where it is left open.",
-        json_schema_extra={"unit": "people"},
+        1,
+        description="How many sequences of `max_model_len` (at most 4096 tokens where that is "
+        "`auto`) a branch must have room for at once to be chosen, where it is left open.",
+        json_schema_extra={"unit": "sequences"},
     )
     strict: bool = Field(
         False,

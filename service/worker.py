@@ -28,10 +28,11 @@ from loaders.cache import default_cache_dir
 from loaders.demo import build_demo
 from loaders.errors import BackendError, LoadError, NotEnoughMemoryError, SelfTestError
 from loaders.kernels.resolve import backend_names
-from loaders.load import DTYPES, LoadedModel, load, resolve_device_map
+from loaders.load import DTYPES, LoadedModel, load
 from loaders.memory import free_bytes
 from loaders.spec import parse_spec
 from service.attempt import Failure, StartFailure, Trial
+from service.choice import choose_variant, one_device
 from service.errors import ServiceError, SettingsError
 from service.model_description import ModelDescription
 
@@ -131,17 +132,27 @@ def load_variant(settings: WorkerSettings, attempt: Attempt, tell: TellProgress)
     """Load what the settings name; the demo, built where it is missing, if they name nothing."""
     check_choice("backend", settings.backend, backend_names())
     check_choice("dtype", settings.dtype, DTYPES)
-    resolve_device_map(settings.device)  # refuses a wrong one before anything is fetched
+    device = resolve_device(settings.device)  # refuses a wrong one before anything is fetched
     torch.set_num_threads(resolve_num_threads(settings))
-    variant = attempt.variant or settings.variant
+    asked = attempt.variant or settings.variant
     cache_dir, is_local = settings.cache_dir, settings.local_files_only
-    if variant is None or settings.variant is None:
+    if asked is None or settings.variant is None:
         demo = build_demo(cache_dir or default_cache_dir(), progress=partial(_tell_step, tell))
-        variant, cache_dir, is_local = variant or demo.default_spec, demo.cache_dir, True
+        asked, cache_dir, is_local = asked or demo.gptq_repo, demo.cache_dir, True
+    tell("choosing the variant")
+    trial = choose_variant(
+        parse_spec(asked),
+        settings,
+        attempt,
+        cache_dir=cache_dir,
+        local_files_only=is_local,
+        device=device,
+    )
+    tell("finding the files", about=trial.encode())
     token = settings.hub_token
     return load(
-        parse_spec(variant),
-        device=resolve_device(settings.device),
+        parse_spec(trial.variant),
+        device=device,
         dtype=settings.dtype,
         backend=settings.backend,
         excluded_backends=frozenset(attempt.excluded_backends),
@@ -188,12 +199,11 @@ def check_choice(name: str, asked: str, choices: Iterable[str]) -> None:
 
 def resolve_device(asked: str) -> str:
     """Where to load: of several GPUs "auto" takes the emptiest, as the engine runs on one."""
-    num_gpus = torch.cuda.device_count()
-    if asked != "auto" or num_gpus < 2:
-        return asked
-    free = [free_bytes(torch.device("cuda", index)) for index in range(num_gpus)]
-    chosen = f"cuda:{free.index(max(free))}"
-    log.info("one GPU is used", device=chosen, of=num_gpus, reason="it has the most memory free")
+    chosen = str(one_device(asked))
+    if (num_gpus := torch.cuda.device_count()) > 1 and asked == "auto":
+        log.info(
+            "one GPU is used", device=chosen, of=num_gpus, reason="it has the most memory free"
+        )
     return chosen
 
 

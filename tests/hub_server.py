@@ -104,6 +104,8 @@ class Fault:
     status: int | None = None  # sent in place of the answer
     retry_after_s: int | None = None
     cut_after: int | None = None  # bytes of the body that go out before the connection is cut
+    ends_after: int | None = None  # bytes that go out as if they were all
+    damages: bool = False  # the first byte of the body is another one
 
 
 @dataclass
@@ -112,15 +114,23 @@ class Hub:
 
     repositories: dict[str, HubRepository] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
+    asked: list[Request] = field(default_factory=list)  # the same, in detail
     url: str = ""
     latency_s: float = 0.0  # before every answer
     tree_page: int = 1000  # entries of a listing that one answer holds
-    redirects_large_files: bool = False  # to another address, as the real hub does
+    redirects_large_files: bool = False  # to another host, as the real hub does
+    knows_ranges: bool = True  # else a file is always sent whole
+    pause_s: float = 0.0  # between pieces of 64 KiB
     faults: list[Fault] = field(default_factory=list)  # the first that fits befalls a request
     num_bytes_sent: int = 0  # of bodies
     max_at_once: int = 0  # most requests that were being answered at one time
     _at_once: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def storage_url(self) -> str:
+        """Name the same server otherwise: another host, as far as a client can tell."""
+        return self.url.replace("127.0.0.1", "localhost")
 
     @contextmanager
     def counted(self) -> Iterator[None]:
@@ -151,6 +161,7 @@ class Request:
     query: Mapping[str, list[str]]
     token: str | None
     range: tuple[int, int] | None  # first byte, and the one after the last
+    host: str = ""  # that was asked
 
 
 @dataclass(frozen=True)
@@ -182,10 +193,12 @@ def running_hub() -> Iterator[Hub]:
         def _answer(self, *, with_body: bool) -> None:
             with hub.counted():
                 request = _read_request(self)
+                hub.asked.append(request)
                 hub.requests.append(f"{self.command} {unquote(request.path)}")
                 time.sleep(hub.latency_s)
                 fault = hub.next_fault(unquote(request.path))
                 answer = _faulty(fault) if fault and fault.status else respond(hub, request)
+                answer = _damaged(fault, answer) if fault else answer
                 self.send_response(answer.status)
                 headers = {"Content-Length": str(len(answer.body)), **answer.headers}
                 for name, value in headers.items():
@@ -200,6 +213,7 @@ def running_hub() -> Iterator[Hub]:
                 for start in range(0, end, _PIECE):
                     self.wfile.write(body[start : min(start + _PIECE, end)])
                     hub.num_bytes_sent += min(_PIECE, end - start)
+                    time.sleep(hub.pause_s)
                 self.wfile.flush()
             except ConnectionError:
                 self.close_connection = True
@@ -231,12 +245,22 @@ def _read_request(handler: BaseHTTPRequestHandler) -> Request:
         query=parse_qs(parts.query),
         token=token if scheme == "Bearer" else None,
         range=span,
+        host=handler.headers.get("Host", ""),
     )
 
 
 def _faulty(fault: Fault) -> Answer:
     after = fault.retry_after_s
     return Answer(fault.status or 500, {} if after is None else {"Retry-After": str(after)})
+
+
+def _damaged(fault: Fault, answer: Answer) -> Answer:
+    body = answer.body
+    if fault.ends_after is not None:
+        body = body[: fault.ends_after]
+    if fault.damages:
+        body = bytes([body[0:1][0] ^ 1]) + body[1 : len(body)]
+    return Answer(answer.status, answer.headers, body)
 
 
 def respond(hub: Hub, request: Request) -> Answer:
@@ -337,7 +361,7 @@ def _resolve(
         return _error(404, "EntryNotFound")
     if not is_large(file, content):
         assert isinstance(content, bytes)
-        return _content(content, blob_id_of(content), request, {"X-Repo-Commit": commit})
+        return _content(hub, content, blob_id_of(content), request, {"X-Repo-Commit": commit})
     sha256 = sha256_of(content)
     linked = {
         "X-Repo-Commit": commit,
@@ -345,8 +369,8 @@ def _resolve(
         "X-Linked-Etag": f'"{sha256}"',
     }
     if hub.redirects_large_files:
-        return Answer(302, {**linked, "Location": f"{hub.url}/stored/{sha256}"})
-    return _content(content, sha256, request, linked)
+        return Answer(302, {**linked, "Location": f"{hub.storage_url}/stored/{sha256}"})
+    return _content(hub, content, sha256, request, linked)
 
 
 def _stored(hub: Hub, sha256: str, request: Request) -> Answer:
@@ -355,13 +379,15 @@ def _stored(hub: Hub, sha256: str, request: Request) -> Answer:
         for files in repository.branches.values():
             for path, content in files.items():
                 if is_large(path, content) and sha256_of(content) == sha256:
-                    return _content(content, sha256, request, {})
+                    return _content(hub, content, sha256, request, {})
     return _error(404, "EntryNotFound")
 
 
-def _content(content: Content, etag: str, request: Request, headers: Mapping[str, str]) -> Answer:
+def _content(
+    hub: Hub, content: Content, etag: str, request: Request, headers: Mapping[str, str]
+) -> Answer:
     headers = {**headers, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
-    if request.range is None:
+    if request.range is None or not hub.knows_ranges:
         return Answer(200, headers, content)
     size = len(content)
     start, stop = request.range

@@ -2,25 +2,30 @@
 
 from loaders.hub.cached import CachedFiles, is_cached
 from loaders.hub.fetching import (
-    DEFAULT_REVISION,
-    Snapshot,
+    HubAccess,
     cached_revisions,
     default_hub_cache,
+    download,
     fetch,
 )
-from loaders.hub.probe import HubAnswer, download_bytes, probe_hub
+from loaders.hub.probe import HubAnswer, probe_hub
 from loaders.hub.repository import HubFiles
+from loaders.hub.snapshots import DEFAULT_REVISION, Snapshot, discard, find_cached, verify
 
 __all__ = [
     "DEFAULT_REVISION",
     "CachedFiles",
+    "HubAccess",
     "HubAnswer",
     "HubFiles",
     "Snapshot",
     "cached_revisions",
     "default_hub_cache",
-    "download_bytes",
+    "discard",
+    "download",
     "fetch",
+    "find_cached",
     "is_cached",
     "probe_hub",
+    "verify",
 ]

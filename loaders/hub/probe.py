@@ -1,6 +1,4 @@
-"""Asks the hub two small things for `tetrad doctor`: whether it is there, and what a
-download would come to.
-"""
+"""Asks the hub whether it is there, for `tetrad doctor`."""
 
 from __future__ import annotations
 
@@ -9,17 +7,12 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Literal
 
-from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub import constants, get_token
 from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import build_hf_headers, get_session
 
-from loaders.hub.access import translated_errors
-from loaders.hub.fetching import DEFAULT_REVISION, needed_bytes
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from loaders.spec import VariantSpec
 
 TIMEOUT_S = 5.0
 
@@ -61,10 +54,3 @@ def _clock_lead_s(headers: Mapping[str, str]) -> float | None:
         return time.time() - parsedate_to_datetime(headers["date"]).timestamp()
     except (KeyError, ValueError, TypeError):
         return None
-
-
-def download_bytes(spec: VariantSpec, token: str | None) -> int:
-    """Ask how large the files are that loading a variant would fetch. Raises LoadError."""
-    api, revision = HfApi(token=token), spec.revision or DEFAULT_REVISION
-    with translated_errors(api, spec.repo, revision):
-        return needed_bytes(api.model_info(spec.repo, revision=revision, files_metadata=True))

@@ -6,7 +6,6 @@ Works without a GPU and downloads no weights. Exit codes: 0 it fits, 3 only with
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 from pathlib import Path  # noqa: TC003  # typer reads annotations
@@ -17,11 +16,7 @@ import typer
 from service.settings import config_file_from_environment, load_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from loaders.plan import Choice, Prefer
-    from loaders.spec import VariantSpec
-    from loaders.variants import Variant
     from service.settings import Settings
 
 FITS, WRONG_QUESTION, FITS_SHORTENED, FITS_NOT = 0, 2, 3, 4
@@ -98,6 +93,7 @@ def _answer(
     as_json: bool,
 ) -> tuple[Choice, str]:
     from loaders.accelerators import parse_gpus
+    from loaders.named_variants import find_variants
     from loaders.plan import choose, plan_variants
     from loaders.records import Records
     from loaders.spec import parse_spec
@@ -106,7 +102,13 @@ def _answer(
     preference = _preference(prefer)
     devices = parse_gpus(gpu)
     spec = parse_spec(repo)
-    variants = only_named(spec, find_variants(spec, settings))
+    token = settings.hub_token
+    variants = find_variants(
+        spec,
+        cache_dir=settings.cache_dir,
+        token=None if token is None else token.get_secret_value(),
+        local_files_only=settings.local_files_only,
+    )
     planned = plan_variants(
         variants, devices, context=context, users=users, records=Records(settings.cache_dir)
     )
@@ -125,50 +127,6 @@ def _preference(text: str) -> Prefer:
         if text == preference:
             return preference
     raise InvalidPreferenceError(f"prefer is {text!r}; choose one of {', '.join(PREFERENCES)}")
-
-
-def find_variants(spec: VariantSpec, settings: Settings) -> Sequence[Variant]:
-    """List what the repository offers, from the hub, its cache or this machine."""
-    from loaders.opening import open_repository
-    from loaders.variants import list_variants
-
-    token = settings.hub_token
-    repository = open_repository(
-        spec,
-        cache_dir=settings.cache_dir,
-        token=None if token is None else token.get_secret_value(),
-        local_files_only=settings.local_files_only,
-    )
-    return list_variants(repository)
-
-
-def only_named(spec: VariantSpec, variants: Sequence[Variant]) -> Sequence[Variant]:
-    """Keep the variants that a name means: all of them where it names no revision or file.
-
-    Raises RevisionNotFoundError, with near matches, where it names none of them.
-    """
-    from loaders.errors import RevisionNotFoundError
-
-    named = [variant for variant in variants if _is_named(spec, variant)]
-    if named or not variants:
-        return named
-    asked = spec.file or spec.revision or ""
-    known = [v.file or v.revision or "" for v in variants]
-    near = difflib.get_close_matches(asked, known, n=3, cutoff=0.4) or sorted(known)[:6]
-    raise RevisionNotFoundError(f"{spec.repo} has no {asked!r}; it has {', '.join(near)}")
-
-
-def _is_named(spec: VariantSpec, variant: Variant) -> bool:
-    if spec.file is not None:
-        return variant.file == spec.file and spec.revision in (
-            None,
-            variant.revision,
-            variant.commit,
-        )
-    if spec.revision is None:
-        return True
-    names = (variant.revision, variant.commit, variant.gguf_type, variant.file)
-    return spec.revision in names
 
 
 def _printable(text: str) -> str:

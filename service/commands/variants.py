@@ -26,8 +26,6 @@ from service.settings import config_file_from_environment, load_settings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from loaders.repository import RepositoryFiles
-    from loaders.spec import VariantSpec
     from loaders.variants import Variant
     from service.settings import Settings
 
@@ -66,7 +64,7 @@ def variants(
     set_up_logs(settings.model_copy(update={"log_level": "warning"}))
     try:
         with Console(stderr=True).status("looking at the repository"):
-            name, found = find_variants(repo, settings)
+            name, found = _find(repo, settings)
     except LoadError as error:
         sys.stderr.write(f"tetrad: {printable(str(error))}\n")
         raise typer.Exit(WRONG_QUESTION) from None
@@ -76,44 +74,20 @@ def variants(
         show(name, found)
 
 
-def find_variants(text: str, settings: Settings) -> tuple[str, Sequence[Variant]]:
+def _find(text: str, settings: Settings) -> tuple[str, Sequence[Variant]]:
     """Return a repository's name, and the variants that a name means: all, or one's own."""
-    from loaders.opening import open_repository
+    from loaders.named_variants import find_variants
     from loaders.spec import parse_spec
 
     # Retries are waited for in silence: the end says what came of them.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     spec = parse_spec(text)
-    repository = open_repository(
+    return spec.repo, find_variants(
         spec,
         cache_dir=settings.cache_dir,
         token=settings.hub_token.get_secret_value() if settings.hub_token else None,
         local_files_only=settings.local_files_only,
     )
-    return repository.name, list_named(repository, spec)
-
-
-def list_named(repository: RepositoryFiles, spec: VariantSpec) -> Sequence[Variant]:
-    """List the variants that a name means; `repo:Q4_K_M` may name a GGUF file's type."""
-    from loaders.errors import RevisionNotFoundError
-    from loaders.variants import list_variants
-
-    if spec.revision is None and spec.file is None:
-        return list_variants(repository)
-    try:
-        found = list_variants(repository, revisions=[repository.find_revision(spec.revision)])
-    except RevisionNotFoundError:
-        wanted = str(spec.revision).upper()
-        found = [v for v in list_variants(repository) if v.gguf_type == wanted]
-        if not found:
-            raise
-    if spec.file is None:
-        return found
-    named = [v for v in found if v.file == spec.file]
-    if not named:
-        there = ", ".join(sorted(v.file for v in found if v.file)[:12]) or "no GGUF file"
-        raise RevisionNotFoundError(f"{spec.repo} has no file {spec.file!r}; it has {there}")
-    return named
 
 
 def as_document(repo: str, found: Sequence[Variant]) -> dict[str, Any]:

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from loaders.cache import default_cache_dir
-from loaders.checkpoint import read_checkpoint
-from loaders.errors import CheckpointError, LoadError, UnsupportedQuantizationError
-from loaders.hub import HubAnswer, default_hub_cache, download_bytes, probe_hub
+from loaders.errors import LoadError
+from loaders.hub import HubAnswer, default_hub_cache, probe_hub
 from loaders.kernels.protocol import LayerShape
 from loaders.kernels.resolve import resolve_backend
-from loaders.load import open_snapshot, resolve_device_map
-from loaders.memory import estimate_bytes, free_bytes
-from loaders.model_config import read_config
-from loaders.quantization import PackedFormat, read_quantization
+from loaders.load import open_snapshot
+from loaders.memory import free_bytes
+from loaders.named_variants import find_variants
+from loaders.quantization import PackedFormat
 from loaders.spec import parse_spec
+from service.choice import name_of, one_device, plan_here
 from service.doctor import gpus, hub, machine, places, software
 from service.doctor.finding import Finding, fix, ok, warning
 from service.errors import SettingsError
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from loaders.spec import VariantSpec
     from service.settings import Settings
 
 
@@ -78,9 +79,8 @@ class Facts:
 
     @property
     def device(self) -> torch.device:
-        """Where a model would go; of several GPUs the first. Raises BackendError."""
-        places = resolve_device_map(self._settings.device)
-        return torch.device("cuda", 0) if isinstance(places, str) else places[""]
+        """Where a model would go. Raises BackendError."""
+        return one_device(self._settings.device)
 
     @property
     def backend(self) -> str:
@@ -105,7 +105,7 @@ class Facts:
         if self._settings.variant is None:
             return None
         try:
-            return find_needs(self._settings, self.token, self.device)
+            return find_needs(self._settings, self.token)
         except LoadError as error:
             return error
 
@@ -115,23 +115,28 @@ class Facts:
         return self.needs if isinstance(self.needs, Needs) else None
 
 
-def find_needs(settings: Settings, token: str | None, device: torch.device) -> Needs:
-    """Look at the files that are here, else ask the hub for their sizes. Raises LoadError."""
+def find_needs(settings: Settings, token: str | None) -> Needs:
+    """Plan the variant for this machine, of several the one that would be chosen.
+
+    Raises LoadError.
+    """
     spec = parse_spec(settings.variant or "")
-    if spec.file is not None:
-        raise UnsupportedQuantizationError(f"{spec} is a GGUF file, which is not read yet")
+    cache_dir, is_local = settings.cache_dir, settings.local_files_only
+    variants = find_variants(spec, cache_dir=cache_dir, token=token, local_files_only=is_local)
+    choice = plan_here(variants, settings, settings.device)
+    if choice.plan is None:
+        raise LoadError("; ".join([choice.reason, *(one.reason for one in choice.losers)]))
+    chosen = choice.plan.variant
+    is_here = _is_here(parse_spec(name_of(spec, chosen)), cache_dir)
+    return Needs(0 if is_here else chosen.weight_bytes, choice.plan.fullest.total)
+
+
+def _is_here(spec: VariantSpec, cache_dir: Path | None) -> bool:
     try:
-        folder = open_snapshot(spec, cache_dir=settings.cache_dir, local_files_only=True).folder
-        checkpoint = read_checkpoint(folder)
+        open_snapshot(spec, cache_dir=cache_dir, local_files_only=True)
     except LoadError:
-        if settings.local_files_only or spec.folder is not None:
-            raise
-        size = download_bytes(spec, token)
-        if not size:
-            raise CheckpointError(f"{spec} holds no file that could be loaded") from None
-        return Needs(download_bytes=size, memory_bytes=size)
-    quantization = read_quantization(checkpoint, read_config(folder))
-    return Needs(0, estimate_bytes(checkpoint.tensors, quantization, device))
+        return False
+    return True
 
 
 def check_variant(name: str | None, needs: Needs | LoadError | None) -> Finding:

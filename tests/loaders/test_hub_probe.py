@@ -12,22 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub_server import HubRepository, running_hub
-
 PROBE = """
 import dataclasses, json, sys
 from loaders.hub import probe_hub
 print(json.dumps(dataclasses.asdict(probe_hub(sys.argv[1] or None))))
-"""
-SIZE = """
-import sys
-from loaders.errors import LoadError
-from loaders.hub import download_bytes
-from loaders.spec import parse_spec
-try:
-    print(download_bytes(parse_spec(sys.argv[1]), None))
-except LoadError as error:
-    print(type(error).__name__)
 """
 
 
@@ -91,12 +79,3 @@ def test_a_hub_that_is_ill_or_away_is_a_problem(tmp_path):
     assert json.loads(run(PROBE, "", "http://127.0.0.1:9", tmp_path))["problem"]
     offline = run(PROBE, "", "http://127.0.0.1:9", tmp_path, HF_HUB_OFFLINE="1")
     assert json.loads(offline)["problem"] == "OfflineModeIsEnabled"
-
-
-@pytest.mark.slow
-def test_sizes_are_those_of_the_files_that_loading_needs(tmp_path):
-    with running_hub() as hub:
-        files = {"config.json": b"{}", "model.safetensors": b"weights", "model.gguf": b"no"}
-        hub.repositories["a/b"] = HubRepository({"main": files})
-        assert run(SIZE, "a/b", hub.url, tmp_path).strip() == "9"
-        assert run(SIZE, "a/b:no", hub.url, tmp_path).strip() == "RevisionNotFoundError"

@@ -27,7 +27,6 @@ from service.settings import WorkerSettings
 from service.worker import (
     build_engine,
     failure_of,
-    resolve_device,
     resolve_engine_config,
     resolve_kv_cache_bytes,
     resolve_num_threads,
@@ -170,7 +169,7 @@ def test_built_engine_is_whole_and_described(tiny_repo: TinyRepositories):
     assert description.defaults.stop_token_ids == {1, 3}
     assert description.model_type == "llama"
     phases = [phase for phase, _ in told]
-    assert phases[0] == "finding the files"
+    assert phases[:2] == ["choosing the variant", "finding the files"]
     assert "preparing kernels" in phases
     assert phases[-3:] == ["self-test", "building the engine", "self-test"]
     assert description.self_test.passed
@@ -233,20 +232,6 @@ def test_weights_that_give_no_numbers_are_found_before_anybody_asks(loaded):
     broken.lm_head.weight.data.fill_(float("nan"))
     with pytest.raises(EngineStartError, match="self-test failed: the model gave NaN"):
         self_test(Engine(broken, config))
-
-
-def test_of_several_gpus_the_one_with_the_most_free_memory_is_used(monkeypatch):
-    free = {0: 3, 1: 9, 2: 5}
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
-    monkeypatch.setattr("service.worker.free_bytes", lambda device: free[device.index])
-    assert resolve_device("auto") == "cuda:1"
-    assert resolve_device("cuda:2") == "cuda:2"
-
-
-@pytest.mark.parametrize("num_gpus", [0, 1])
-def test_with_one_gpu_or_none_there_is_nothing_to_choose(monkeypatch, num_gpus):
-    monkeypatch.setattr("torch.cuda.device_count", lambda: num_gpus)
-    assert resolve_device("auto") == "auto"
 
 
 def test_memory_that_the_cpu_cannot_give_is_known_for_what_it_is():
