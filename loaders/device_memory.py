@@ -30,7 +30,8 @@ KV_DTYPE: dict[DeviceKind, str] = {"cpu": "float32", "cuda": "float16"}  # the e
 # An engine's process without weights, KV cache or activations: Python, PyTorch and Transformers
 # 368 MB, tokenizer, modules and what allocators keep 65 ± 4 (SmolLM2-135M at four widths, PyTorch
 # 2.13, resident set on Linux, 2026-11).
-CPU_PROCESS_BYTES = 433_000_000
+CPU_LIBRARY_BYTES = 368_000_000
+CPU_PROCESS_BYTES = CPU_LIBRARY_BYTES + 65_000_000
 # Driver, kernels and cuBLAS's workspace on a device. Not measured: what such processes usually
 # show is 300 to 600 MB.
 CUDA_CONTEXT_BYTES = 500 * 1024**2

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+    from loaders.checkpoint import TensorInfo
     from loaders.kernels.protocol import Backend
     from loaders.quantization import Quantization
     from loaders.self_test.report import SelfTestReport
@@ -96,6 +97,7 @@ class LoadedModel:
     generation: GenerationDefaults
     quantization: Quantization | None  # None for a plain checkpoint
     spec: VariantSpec
+    tensors: Mapping[str, TensorInfo]  # of the checkpoint, from its headers
     provenance: Provenance
     self_test: SelfTestReport | None = None  # None where none was asked for
 
@@ -198,6 +200,7 @@ def load(
         generation=read_generation_defaults(source.folder, source.config),
         quantization=source.quantization,
         spec=spec,
+        tensors=source.tensors,
         provenance=provenance,
         self_test=report,
     )

@@ -7,6 +7,7 @@ marked so. Formulas, constants and worked examples: docs/planning.md.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
@@ -39,6 +40,9 @@ GPU_SHARE = 0.9
 _NEAR_LONGEST = 0.9
 CPU_KV_BYTES = 2 * GIB  # what the engine makes of itself there, or one sequence if that is more
 SHOWN_USERS = (1, 4, 16)
+# Perplexities this much apart (relative) count as the same: the text that they were measured on
+# is short, and another one would order them otherwise.
+_EQUAL_QUALITY = 0.005
 SEVERAL_GPUS = (
     "layers are spread over the GPUs one after another (pipeline over layers, no tensor"
     " parallelism); the loader does this with device `auto`, the engine runs on one GPU today:"
@@ -234,7 +238,9 @@ def plan_variant(
         model_max_context=made_for,
         backend=weights.backend,
         backend_reason=kernel_reason(weights.parts),
-        quality=expected_quality(variant, records and records.read(variant.commit, "perplexity")),
+        quality=expected_quality(
+            variant, records and records.of(variant.file).read(variant.commit, "perplexity")
+        ),
         bytes_per_token=weights.read_per_token + demand.context * kv_per_token,
         engines=verdicts(variant),
         measured=measured,
@@ -283,7 +289,9 @@ def _recorded(
     records: Records | None, variant: Variant, device: str, backend: str
 ) -> MeasuredMemory | None:
     """Read what was measured of this commit; a record that makes no sense counts as none."""
-    found: Any = records and records.read(variant.commit, f"memory:{device}:{backend}")
+    found: Any = records and records.of(variant.file).read(
+        variant.commit, f"memory:{device}:{backend}"
+    )
     if not isinstance(found, dict):
         return None
     predicted, measured, date = found.get("predicted"), found.get("measured"), found.get("date")
@@ -341,7 +349,9 @@ def _order(plans: Sequence[Plan], prefer: Prefer) -> Callable[[Plan], tuple[floa
 
     def quality(plan: Plan) -> float:
         perplexity = plan.quality.perplexity
-        return perplexity if is_measured and perplexity is not None else -plan.quality.rank
+        if not is_measured or perplexity is None:
+            return -plan.quality.rank
+        return round(math.log(perplexity) / _EQUAL_QUALITY)
 
     def key(plan: Plan) -> tuple[float, ...]:
         total = sum(share.total for share in plan.memory)

@@ -86,6 +86,7 @@ class LoadedVariant:
             stop_token_ids=description.defaults.stop_token_ids | turn_ends,
             identity=text.identity,
             self_test=description.self_test,
+            memory=description.memory,
         )
 
     @property
@@ -111,8 +112,8 @@ class LoadedVariant:
             garbage.settle()
 
     async def _read_text(self, description: ModelDescription) -> ModelText:
-        # Everything but the self-test, which tells its own time, is what the text was read for.
-        description = structs.replace(description, self_test=None)
+        # Everything but what was measured, each time anew, is what the text was read for.
+        description = structs.replace(description, self_test=None, memory=None)
         if self._text is None or description != self._description:
             await self.close()
             self._text = await asyncio.to_thread(read_model_text, description)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from engine.wire import IntegrityReport
     from loaders.generation import GenerationDefaults
     from loaders.self_test.report import SelfTestReport
+    from service.model_description import MemoryReport
     from service.text.templates import ChatTemplate
 
 
@@ -91,6 +92,7 @@ class ServedModel:
     stop_token_ids: frozenset[int]  # of the generation settings and the template together
     identity: Identity
     self_test: SelfTestReport | None = None  # of its engine's load
+    memory: MemoryReport | None = None
 
     def require_chat_template(self) -> ChatTemplate:
         """Return the template, or raise ChatNotSupportedError."""

@@ -30,11 +30,13 @@ from loaders.errors import BackendError, LoadError, NotEnoughMemoryError, SelfTe
 from loaders.kernels.resolve import backend_names
 from loaders.load import DTYPES, LoadedModel, load
 from loaders.memory import free_bytes
+from loaders.records import Records
 from loaders.spec import parse_spec
 from service.attempt import Failure, StartFailure, Trial
 from service.choice import choose_variant, one_device
 from service.errors import ServiceError, SettingsError
-from service.model_description import ModelDescription
+from service.memory_report import MemoryMeter, compare, record
+from service.model_description import MemoryReport, ModelDescription
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -66,6 +68,7 @@ def build_engine(settings: WorkerSettings, attempt: Attempt, tell: TellProgress)
     Raises EngineStartError for what was foreseen; its `about` says what another attempt may mend.
     """
     try:
+        meter = MemoryMeter(one_device(settings.device))
         loaded = load_variant(settings, attempt, tell)
         config = resolve_engine_config(settings, loaded, longest=attempt.max_model_len)
         trial = Trial(variant=str(loaded.spec), max_model_len=config.max_model_len)
@@ -79,7 +82,10 @@ def build_engine(settings: WorkerSettings, attempt: Attempt, tell: TellProgress)
             raise
         told = b"" if failure is None else failure.encode()
         raise EngineStartError(str(error) or type(error).__name__, about=told) from error
-    about = describe(loaded, is_batch_invariant=settings.batch_invariant)
+    memory = compare(meter, loaded, config, backend=settings.backend)
+    if memory is not None and not attempt.excluded_backends:
+        record(memory, loaded, Records(settings.cache_dir))
+    about = describe(loaded, memory, is_batch_invariant=settings.batch_invariant)
     return BuiltEngine(engine, about.encode())
 
 
@@ -164,7 +170,9 @@ def load_variant(settings: WorkerSettings, attempt: Attempt, tell: TellProgress)
     )
 
 
-def describe(loaded: LoadedModel, *, is_batch_invariant: bool) -> ModelDescription:
+def describe(
+    loaded: LoadedModel, memory: MemoryReport | None, *, is_batch_invariant: bool
+) -> ModelDescription:
     """Describe a loaded model."""
     provenance, config = loaded.provenance, loaded.model.config
     return ModelDescription(
@@ -182,6 +190,7 @@ def describe(loaded: LoadedModel, *, is_batch_invariant: bool) -> ModelDescripti
         num_hidden_layers=getattr(config, "num_hidden_layers", None),
         defaults=loaded.generation,
         self_test=loaded.self_test,
+        memory=memory,
     )
 
 

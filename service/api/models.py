@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+import msgspec
 from fastapi import APIRouter
 from starlette.responses import Response
 
@@ -33,9 +34,11 @@ def models_router(context: ApiContext) -> APIRouter:
         """Describe one variant; while it is loaded, with the full record of where it came from."""
         status, model = context.models.find(name)
         report = status.self_test
-        own = {} if report is None else {"self_test": dataclasses.asdict(report)}
+        own: dict[str, object] = {} if report is None else {"self_test": dataclasses.asdict(report)}
         if model is None:
             return JsonResponse({**_describe(status, model), **own})
+        if model.memory is not None:
+            own["memory"] = msgspec.to_builtins(model.memory)
         body = {**_describe(status, model), **own, "provenance": model.identity.record}
         return JsonResponse(body, headers=model.identity.headers)
 

@@ -18,6 +18,7 @@ from loaders.generation import GenerationDefaults
 from loaders.kernels import resolve
 from loaders.kernels.int4pack import Int4PackBackend
 from loaders.load import LoadedModel, Provenance
+from loaders.records import Records
 from loaders.spec import parse_spec
 from service import worker
 from service.attempt import Attempt, Failure, StartFailure
@@ -46,6 +47,7 @@ def loaded(tmp_path_factory, tiny_tokenizer) -> LoadedModel:
         generation=GenerationDefaults(None, None, None, frozenset({1})),
         quantization=None,
         spec=parse_spec("owner/name"),
+        tensors={},
         provenance=Provenance(
             repo="owner/name",
             revision="main",
@@ -265,3 +267,16 @@ def test_attempt_at_a_chosen_branch_loads_that_one(tiny_repo):
     first, second, *_ = tiny_repo.specs()
     built = build_engine(settings_of(tiny_repo, variant=first), Attempt(variant=second), silent)
     assert second.endswith(f":{ModelDescription.decode(built.about).revision}")
+
+
+def test_predicted_memory_is_told_beside_what_was_measured_and_kept_by_commit(tiny_repo, tmp_path):
+    built = build_engine(settings_of(tiny_repo, kv_cache_size=50_000_000), Attempt(), silent)
+    description = ModelDescription.decode(built.about)
+    memory = description.memory
+    assert memory.device == "cpu"
+    assert sum(memory.breakdown.values()) == memory.predicted
+    assert memory.kv_cache == memory.breakdown["kv_cache"] > 0
+    assert 0.5 < memory.measured / memory.predicted < 2
+    kept = Records(tiny_repo.cache_dir).read(description.commit, "memory:cpu:int4pack")
+    assert kept["predicted"] == memory.predicted - memory.kv_cache
+    assert kept["measured"] == memory.measured - memory.kv_cache
