@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from loaders.errors import NotEnoughMemoryError
+from loaders.layouts import PACKED_ENDINGS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,8 +57,9 @@ def estimate_bytes(
     total = sum(tensor.num_bytes for tensor in tensors.values())
     if device.type == "cpu" and quantization is not None:
         bits, group_size = quantization.base.bits, quantization.base.group_size
-        prepared_bits = 16 if group_size > 0 and group_size % 32 else max(bits, 4)
-        codes = sum(t.num_bytes for name, t in tensors.items() if name.endswith(".qweight"))
+        has_kernel = bits in (2, 3, 4, 8) and (group_size == -1 or group_size % 32 == 0)
+        prepared_bits = max(bits, 4) if has_kernel else 16
+        codes = sum(t.num_bytes for name, t in tensors.items() if name.endswith(PACKED_ENDINGS))
         total += codes * (prepared_bits - bits) // bits
     return total
 
