@@ -23,6 +23,7 @@ from engine.kv_cache import kv_block_bytes, resolve_kv_dtype, resolve_num_blocks
 from engine.loop import BuiltEngine
 from engine.outputs import SequenceFailure
 from engine.request import SequenceRequest
+from engine.rope import longest_with_fixed_rope
 from engine.sampling_params import SamplingParams
 from loaders.cache import default_cache_dir
 from loaders.demo import build_demo
@@ -256,7 +257,13 @@ def _asked_max_model_len(settings: WorkerSettings, model: PreTrainedModel) -> in
     """Return how long a sequence shall be able to become: what the settings say, or the model."""
     made_for = int(model.config.get_text_config(decoder=True).max_position_embeddings)
     if settings.max_model_len == "auto":
-        return made_for
+        longest = longest_with_fixed_rope(model.config)
+        if longest is None or longest >= made_for:
+            return made_for
+        log.warning(
+            "context shortened to where positions keep their angles", made_for=made_for, now=longest
+        )
+        return longest
     if settings.max_model_len > made_for:
         raise SettingsError(
             f"max_model_len is {settings.max_model_len}; this model was made for {made_for} tokens"
