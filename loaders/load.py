@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from loaders.checkpoint import Checkpoint, read_checkpoint
+from loaders.config_limits import check_config
 from loaders.errors import (
     BackendError,
     CheckpointError,
@@ -132,8 +133,9 @@ def load(
     tell("checking the files", None)
     checkpoint = read_checkpoint(snapshot.folder)
     raw_config = read_config(snapshot.folder)
-    quantization = read_quantization(checkpoint, raw_config)
     config = make_model_config(raw_config)
+    check_config(config)
+    quantization = read_quantization(checkpoint, raw_config)
     device_map = resolve_device_map(device)
     compute_dtype = resolve_dtype(dtype, config, device_map)
 

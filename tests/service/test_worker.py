@@ -88,6 +88,12 @@ def test_context_is_what_the_model_was_made_for(loaded):
     assert config.max_num_seqs == 32
 
 
+def test_context_ends_where_the_rotary_embedding_would_look_at_the_batch(loaded, monkeypatch):
+    made_for = loaded.model.config.max_position_embeddings
+    monkeypatch.setattr(worker, "longest_with_fixed_rope", lambda config: made_for // 2)
+    assert resolve_engine_config(WorkerSettings(), loaded).max_model_len == made_for // 2
+
+
 def test_context_shrinks_to_what_the_kv_cache_holds(loaded):
     roomy = resolve_engine_config(WorkerSettings(max_num_seqs=1), loaded)
     block_bytes = worker.kv_block_bytes(
