@@ -32,17 +32,19 @@ from loaders.git_clone import open_folder
 from loaders.hub import Snapshot, fetch
 from loaders.kernels.protocol import LayerShape
 from loaders.kernels.resolve import resolve_backend
-from loaders.memory import check_fits, estimate_bytes
+from loaders.memory import check_fits, estimate_bytes, free_bytes
 from loaders.model_config import make_model_config, read_config
+from loaders.offload import choose_offloaded, move_others, wrap_offloaded
 from loaders.packed_linear import packed_layers
 from loaders.quantization import Quantization, read_quantization
 from loaders.quantizer import PackedConfig
 from loaders.resident_memory import MappedFiles, large_blocks_returned, return_freed_memory
 from loaders.spec import VariantSpec, parse_spec
+from loaders.stock import STOCK, hand_to_transformers, missing_packages, wrap_stock_linears
 from loaders.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Set
     from pathlib import Path
     from typing import TypeAlias
 
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_CPU_MAP = {"": torch.device("cpu")}
 # Freed memory goes back this often while layers are prepared; each time takes milliseconds.
 _LAYERS_PER_TRIM = 32
 # Names that a checkpoint may carry and a model no longer needs (tables that Transformers computes
@@ -84,6 +87,12 @@ class Provenance:
     backend: str  # the kernel backends in use, joined by "+"
     dtype: str  # of activations
     device: str
+    num_offloaded: int = 0  # linear layers whose weights stay on the CPU, away from the device
+
+    @property
+    def is_eager_only(self) -> bool:
+        """Whether layers do what no CUDA graph can hold, or nobody has tried to have held."""
+        return self.num_offloaded > 0 or self.backend == STOCK
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +116,15 @@ def load(
     cache_dir: Path | None = None,
     token: str | None = None,
     local_files_only: bool = False,
+    cpu_offload: bool = False,
     progress: TellProgress | None = None,
 ) -> LoadedModel:
     """Load a variant onto its devices.
 
     device: "cpu", "cuda:N", "auto" (every CUDA device there is, else the CPU). dtype: of
     activations; "auto" is float32 on CPU, the checkpoint's own on CUDA. backend: "auto" or a
-    kernel backend's name. Raises LoadError; the message says what was found, what was expected and
-    what to do.
+    kernel backend's name. cpu_offload: what one CUDA device cannot hold stays on the CPU. Raises
+    LoadError; the message says what was found, what was expected and what to do.
     """
     started = time.monotonic()
     if isinstance(spec, str):
@@ -135,24 +145,34 @@ def load(
     raw_config = read_config(snapshot.folder)
     config = make_model_config(raw_config)
     check_config(config)
-    quantization = read_quantization(checkpoint, raw_config)
+    if is_stock := backend == STOCK:
+        hand_to_transformers(config, raw_config)
+    quantization = None if is_stock else read_quantization(checkpoint, raw_config)
     device_map = resolve_device_map(device)
     compute_dtype = resolve_dtype(dtype, config, device_map)
+    is_spread = resolve_is_spread(cpu_offload, device_map, is_stock=is_stock)
 
     tokenizer = load_tokenizer(snapshot.folder)
     return_freed_memory()  # reading a tokenizer takes three times what it keeps
-    if isinstance(device_map, dict):
+    if isinstance(device_map, dict) and not is_spread:
         needed = estimate_bytes(checkpoint.tensors, quantization, device_map[""])
         check_fits(needed, device_map[""])
     tell("reading the weights", None)
-    model = _build_model(checkpoint, config, quantization, device_map)
+    model = _build_model(checkpoint, config, quantization, _CPU_MAP if is_spread else device_map)
     mapped = MappedFiles.find(checkpoint.shards)
+    offloaded: frozenset[str] = frozenset()
+    if is_spread and isinstance(device_map, dict):
+        offloaded = _spread(model, device_map[""], mapped)
     # The head before the layers: packing it takes the most memory besides what it keeps.
     if isinstance(device_map, dict) and device_map[""].type == "cpu":
         settle_on_cpu(model, mapped)
     else:
         settle_on_cuda(model, compute_dtype)
-    backends = _prepare_layers(model, mapped, asked=backend, tell=tell)
+    backends = _prepare_layers(model, mapped, asked=backend, offloaded=offloaded, tell=tell)
+    wrap_offloaded(model, offloaded)
+    if is_stock:
+        wrap_stock_linears(model)
+        backends = [STOCK]
 
     provenance = Provenance(
         repo=spec.repo,
@@ -162,6 +182,7 @@ def load(
         backend="+".join(backends) or "dense",
         dtype=str(compute_dtype).removeprefix("torch."),
         device=device_map if isinstance(device_map, str) else str(device_map[""]),
+        num_offloaded=len(offloaded),
     )
     return_freed_memory()
     log.info(
@@ -241,6 +262,32 @@ def resolve_dtype(
     return DTYPES[asked]
 
 
+def resolve_is_spread(
+    asked: bool, device_map: dict[str, torch.device] | str, *, is_stock: bool = False
+) -> bool:
+    """Answer whether the CPU may hold a part of what is meant for one other device."""
+    if not asked:
+        return False
+    if is_stock:
+        raise BackendError("backend stock cannot leave weights on the CPU; use --backend auto")
+    if isinstance(device_map, str):
+        raise BackendError(
+            "weights can be shared between the CPU and one CUDA device; name one, as in cuda:0"
+        )
+    if device_map[""].type == "cpu":
+        log.info("offload_not_needed", reason="the whole model runs on the CPU")
+        return False
+    return True
+
+
+def _spread(model: PreTrainedModel, device: torch.device, mapped: MappedFiles) -> frozenset[str]:
+    """Move what fits from the CPU to the device; return the linear layers that stay."""
+    free, cpu_free = free_bytes(device), free_bytes(torch.device("cpu"))
+    offloaded = choose_offloaded(model, device, free=free, cpu_free=cpu_free)
+    move_others(model, device, offloaded, mapped)
+    return offloaded
+
+
 def _build_model(
     checkpoint: Checkpoint,
     config: PreTrainedConfig,
@@ -268,6 +315,8 @@ def _build_model(
             ignore_mismatched_sizes=True,  # reported below with the tensor's name
             **extra,
         )
+    except ImportError as error:
+        raise missing_packages("this checkpoint", [f"a package ({error})"]) from error
     except _BUILD_ERRORS as error:
         raise CheckpointError(
             f"Transformers cannot build this checkpoint: {type(error).__name__}: {error}"
@@ -298,9 +347,17 @@ def _tell_nobody(phase: str, percent: float | None) -> None:
 
 
 def _prepare_layers(
-    model: PreTrainedModel, mapped: MappedFiles, *, asked: str, tell: TellProgress
+    model: PreTrainedModel,
+    mapped: MappedFiles,
+    *,
+    asked: str,
+    offloaded: Set[str],
+    tell: TellProgress,
 ) -> list[str]:
-    """Prepare every packed layer's kernel; return the backends used, most layers first."""
+    """Prepare every packed layer's kernel; return the backends used, most layers first.
+
+    asked: a backend's name, or "auto", which it is for offloaded layers in any case.
+    """
     counts: dict[str, int] = {}
     reasons: dict[str, str] = {}
     waiting = [layer for layer in packed_layers(model).values() if layer.kernel is None]
@@ -308,7 +365,7 @@ def _prepare_layers(
         if layer.format is None or layer.device is None:
             raise CheckpointError(f"layer {layer.name} holds no packed tensors")
         shape = LayerShape(layer.format, layer.in_features, layer.out_features, layer.device)
-        chosen, reason = resolve_backend(asked, shape)
+        chosen, reason = resolve_backend("auto" if layer.name in offloaded else asked, shape)
         layer.prepare(chosen, mapped)
         if number % _LAYERS_PER_TRIM == 0:
             return_freed_memory()

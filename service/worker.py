@@ -114,6 +114,7 @@ def load_variant(settings: WorkerSettings, tell: TellProgress) -> LoadedModel:
         cache_dir=cache_dir,
         token=None if token is None else token.get_secret_value(),
         local_files_only=is_local,
+        cpu_offload=settings.cpu_offload,
         progress=tell,
     )
 
@@ -216,6 +217,7 @@ def resolve_engine_config(settings: WorkerSettings, loaded: LoadedModel) -> Engi
         has_prefix_cache=settings.prefix_cache,
         num_speculative_tokens=settings.num_speculative_tokens,
         is_batch_invariant=settings.batch_invariant,
+        enforce_eager=True if loaded.provenance.is_eager_only else None,
     )
 
 
