@@ -6,7 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from loaders.errors import TensorError
+from loaders.errors import (
+    CheckpointError,
+    TensorError,
+    UnsupportedModelError,
+    UnsupportedQuantizationError,
+)
 from loaders.load import load
 from tests.dequantize import dequantized_model
 from tests.models import (
@@ -276,3 +281,89 @@ def test_auto_rounds_layers_may_have_bits_of_their_own(tmp_path, small_llama, to
     }
     as_auto_round(folder, packing_format="auto_round:auto_gptq", extra_config=extra)
     check_answers(folder, "reference", {"quant_method": "gptq", "group_size": 128})
+
+
+@pytest.mark.parametrize("group_size", [7, 96])
+def test_groups_of_any_size_are_right(tmp_path, small_llama, tokenizer, group_size):
+    folder = write_gptq_checkpoint(
+        tmp_path, small_llama, tokenizer=tokenizer, group_size=group_size
+    )
+    check_answers(folder, "auto")
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"group_size": 0}, UnsupportedQuantizationError),
+        ({"group_size": 7}, TensorError),
+        ({"group_size": -1}, TensorError),
+        ({"bits": 3}, TensorError),
+        ({"bits": 5}, UnsupportedQuantizationError),
+        ({"bits": 16}, UnsupportedQuantizationError),
+        ({"bits": 10**30}, UnsupportedQuantizationError),
+    ],
+)
+def test_settings_that_the_tensors_contradict_are_refused(
+    tmp_path, small_llama, tokenizer, settings, error
+):
+    folder = write_gptq_checkpoint(
+        tmp_path, small_llama, tokenizer=tokenizer, settings_in=["config.json"]
+    )
+    edit_settings(folder, **settings)
+    with pytest.raises(error, match=str(next(iter(settings.values())))):
+        load(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("key", "dtype"), [("scales", torch.int32), ("qweight", torch.int64), ("qzeros", torch.int16)]
+)
+def test_tensors_of_the_wrong_dtype_are_refused(tmp_path, small_llama, tokenizer, key, dtype):
+    folder = write_gptq_checkpoint(tmp_path, small_llama, tokenizer=tokenizer)
+    name = f"model/layers/0/mlp/down_proj/{key}"
+    edit_tensors(folder, **{name: lambda old: old.to(dtype)})
+    with pytest.raises(TensorError, match=rf"down_proj\.{key} is I\d+, expected"):
+        load(str(folder), device="cpu")
+
+
+EMPTY_VOCABULARY = {
+    "version": "1.0",
+    "truncation": None,
+    "padding": None,
+    "added_tokens": [],
+    "normalizer": None,
+    "pre_tokenizer": None,
+    "post_processor": None,
+    "decoder": None,
+    "model": {"type": "WordLevel", "vocab": {}, "unk_token": "x"},
+}
+
+
+UNREADABLE_TOKENIZERS = [
+    "",
+    "{}",
+    "null",
+    "[1]",
+    "\x00",
+    json.dumps(EMPTY_VOCABULARY),
+    json.dumps(EMPTY_VOCABULARY | {"model": {"type": "nope"}}),
+    json.dumps(EMPTY_VOCABULARY | {"model": None}),
+]
+
+
+@pytest.mark.parametrize("text", UNREADABLE_TOKENIZERS)
+def test_a_tokenizer_without_tokens_is_refused(tmp_path, small_llama, tokenizer, text):
+    folder = write_gptq_checkpoint(tmp_path, small_llama, tokenizer=tokenizer)
+    (folder / "tokenizer.json").write_text(text)
+    (folder / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="tokenizer"):
+        load(str(folder), device="cpu")
+
+
+def test_experts_are_refused_before_a_weight_is_read(tmp_path, small_llama, tokenizer):
+    folder = write_gptq_checkpoint(tmp_path, small_llama, tokenizer=tokenizer)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config |= {"model_type": "qwen3_moe", "num_experts": 128}
+    path.write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match="qwen3_moe is a mixture of 128 experts"):
+        load(str(folder), device="cpu")
