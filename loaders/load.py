@@ -23,6 +23,7 @@ from loaders.config_limits import check_config
 from loaders.errors import (
     BackendError,
     CheckpointError,
+    QuantizationNotFoundError,
     TensorError,
     UnsupportedQuantizationError,
 )
@@ -102,7 +103,7 @@ class LoadedModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     generation: GenerationDefaults
-    quantization: Quantization | None  # None for a plain checkpoint
+    quantization: Quantization | None  # None for a plain checkpoint, and what only stock reads
     provenance: Provenance
 
 
@@ -147,7 +148,7 @@ def load(
     check_config(config)
     if is_stock := backend == STOCK:
         hand_to_transformers(config, raw_config)
-    quantization = None if is_stock else read_quantization(checkpoint, raw_config)
+    quantization = _read_quantization(checkpoint, raw_config, is_stock=is_stock)
     device_map = resolve_device_map(device)
     compute_dtype = resolve_dtype(dtype, config, device_map)
     is_spread = resolve_is_spread(cpu_offload, device_map, is_stock=is_stock)
@@ -158,8 +159,11 @@ def load(
         needed = estimate_bytes(checkpoint.tensors, quantization, device_map[""])
         check_fits(needed, device_map[""])
     tell("reading the weights", None)
-    model = _build_model(checkpoint, config, quantization, _CPU_MAP if is_spread else device_map)
+    packed_here = None if is_stock else quantization
+    model = _build_model(checkpoint, config, packed_here, _CPU_MAP if is_spread else device_map)
     mapped = MappedFiles.find(checkpoint.shards)
+    if is_stock:
+        wrap_stock_linears(model)
     offloaded: frozenset[str] = frozenset()
     if is_spread and isinstance(device_map, dict):
         offloaded = _spread(model, device_map[""], mapped)
@@ -171,7 +175,6 @@ def load(
     backends = _prepare_layers(model, mapped, asked=backend, offloaded=offloaded, tell=tell)
     wrap_offloaded(model, offloaded)
     if is_stock:
-        wrap_stock_linears(model)
         backends = [STOCK]
 
     provenance = Provenance(
@@ -201,6 +204,18 @@ def load(
         quantization=quantization,
         provenance=provenance,
     )
+
+
+def _read_quantization(
+    checkpoint: Checkpoint, raw_config: Mapping[str, Any], *, is_stock: bool
+) -> Quantization | None:
+    """Return how it is quantised; None for a plain one, and for what only stock reads."""
+    try:
+        return read_quantization(checkpoint, raw_config)
+    except (UnsupportedQuantizationError, QuantizationNotFoundError):
+        if is_stock:
+            return None
+        raise
 
 
 def open_snapshot(

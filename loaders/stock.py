@@ -1,8 +1,9 @@
-"""Transformers' own way with a quantised checkpoint (optimum and GPTQModel), where it is asked for.
+"""Transformers' own way with a quantised checkpoint, where it is asked for.
 
-For what is not read here. It needs packages that this environment cannot hold (GPTQModel wants a
-newer PyTorch, and compiles its kernels when they are first used), so it has an environment of its
-own: `stock` in pyproject.toml, `constraints-stock.txt`. It is never chosen by itself.
+For what is not read here. It needs packages that this environment cannot hold (optimum, GPTQModel,
+compressed-tensors; the second wants a newer PyTorch, and compiles its kernels when they are first
+used: 219 s on two cores, 2026-11), so it has an environment of its own: `stock` in pyproject.toml,
+`constraints-stock.txt`. It is never chosen by itself.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from loaders.errors import BackendError
-from loaders.packed_linear import PackedLinear
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 STOCK = "stock"
-_COMMAND = "pip install -c constraints-stock.txt '.[stock]', in an environment of its own"
+_COMMAND = (
+    "make an environment of its own with pip install -c constraints-stock.txt '.[stock]', and add"
+    " what that lacks"
+)
 # What Transformers' loading of a method imports.
 _PACKAGES = {
     "gptq": ("optimum", "gptqmodel"),
@@ -40,7 +43,8 @@ class StockLinear(nn.Module):
 
     def __init__(self, linear: nn.Module, in_features: int, out_features: int) -> None:
         super().__init__()
-        self.linear = linear
+        # In a tuple, no submodule: its tensors are its library's business, dtypes included.
+        self._held = (linear,)
         self.in_features = in_features
         self.out_features = out_features
 
@@ -50,7 +54,7 @@ class StockLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x [..., in]: [..., out] in x's dtype."""
-        out: Tensor = self.linear(x)
+        out: Tensor = self._held[0](x)
         return out.to(x.dtype)
 
     def fuse_with(self, others: Sequence[object]) -> StockLinear | None:  # noqa: ARG002
@@ -74,7 +78,9 @@ def hand_to_transformers(config: PreTrainedConfig, raw_config: Mapping[str, Any]
     missing = [name for name in _PACKAGES.get(method, ()) if find_spec(name) is None]
     if missing:
         raise missing_packages(method, missing)
-    config.quantization_config = dict(settings)
+    # Packed as they are, compressed-tensors' layers compute only inside Transformers' own forward.
+    extra = {"dequantize": True} if method == "compressed-tensors" else {}
+    config.quantization_config = {**settings, **extra}
 
 
 def missing_packages(method: str, names: Sequence[str]) -> BackendError:
@@ -86,13 +92,14 @@ def missing_packages(method: str, names: Sequence[str]) -> BackendError:
 
 
 def wrap_stock_linears(model: PreTrainedModel) -> None:
-    """Put a StockLinear around every linear layer that is neither PyTorch's nor ours."""
+    """Put a StockLinear around every linear layer that another library holds packed."""
     for name, module in list(model.named_modules()):
-        sizes = [getattr(module, key, None) for key in ("in_features", "out_features")]
-        if isinstance(module, nn.Linear | PackedLinear) or not all(
-            isinstance(size, int) for size in sizes
-        ):
+        if isinstance(module, nn.Linear) and hasattr(module, "weight"):
             continue
-        parent, _, child = name.rpartition(".")
-        wrapped = StockLinear(module, module.in_features, module.out_features)
-        setattr(model.get_submodule(parent), child, wrapped)
+        in_features, out_features = (
+            getattr(module, key, None) for key in ("in_features", "out_features")
+        )
+        if isinstance(in_features, int) and isinstance(out_features, int):
+            parent, _, child = name.rpartition(".")
+            wrapped = StockLinear(module, in_features, out_features)
+            setattr(model.get_submodule(parent), child, wrapped)

@@ -127,7 +127,7 @@ def describe(loaded: LoadedModel, *, is_batch_invariant: bool) -> ModelDescripti
         revision=provenance.revision,
         commit=provenance.commit,
         folder=str(provenance.folder),
-        quantization="none" if loaded.quantization is None else str(loaded.quantization),
+        quantization=_quantization_text(loaded),
         backend=provenance.backend,
         dtype=provenance.dtype,
         device=provenance.device,
@@ -137,6 +137,12 @@ def describe(loaded: LoadedModel, *, is_batch_invariant: bool) -> ModelDescripti
         num_hidden_layers=getattr(config, "num_hidden_layers", None),
         defaults=loaded.generation,
     )
+
+
+def _quantization_text(loaded: LoadedModel) -> str:
+    if loaded.quantization is not None:
+        return str(loaded.quantization)
+    return "as Transformers reads it" if loaded.provenance.backend == "stock" else "none"
 
 
 def _tell_step(tell: TellProgress, step: str) -> None:

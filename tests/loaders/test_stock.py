@@ -5,6 +5,7 @@ what is made of its answer, and what is said where the packages are missing.
 """
 
 import importlib.util
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 from engine.decoder import make_decoder
 from loaders import load as load_module
 from loaders import stock
-from loaders.errors import BackendError
+from loaders.errors import BackendError, UnsupportedQuantizationError
 from loaders.kernels.resolve import BACKENDS, backend_names
 from loaders.load import load
 from loaders.stock import StockLinear
@@ -23,6 +24,7 @@ from tests.models import (
     tiny_llama,
     tiny_tokenizer,
     write_awq_checkpoint,
+    write_compressed_checkpoint,
     write_gptq_checkpoint,
     write_plain_checkpoint,
 )
@@ -112,6 +114,34 @@ def test_transformers_gets_the_checkpoints_own_settings_and_none_of_ours(
     assert asked["config"].quantization_config["quant_method"] == "gptq"
     assert "quantization_config" not in asked
     assert asked["trust_remote_code"] is False
+
+
+def test_compressed_tensors_are_asked_for_as_plain_weights(tmp_path, transformers_with_packages):
+    """Packed, they would compute only inside Transformers' own forward."""
+    folder = write_compressed_checkpoint(
+        tmp_path / "packed", tiny_llama(**SHAPE), tokenizer=tiny_tokenizer()
+    )
+    load(str(folder), device="cpu", backend="stock")
+    asked = transformers_with_packages["config"].quantization_config
+    assert (asked["quant_method"], asked["dequantize"]) == ("compressed-tensors", True)
+
+
+def test_what_is_not_read_goes_to_transformers_only_where_it_is_asked_for(
+    checkpoint, transformers_with_packages
+):
+    path = checkpoint / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+    }
+    path.write_text(json.dumps(config))
+    (checkpoint / "quantize_config.json").unlink()
+    with pytest.raises(UnsupportedQuantizationError, match="int-quantized"):
+        load(str(checkpoint), device="cpu")
+    assert "config" not in transformers_with_packages
+    load(str(checkpoint), device="cpu", backend="stock")
+    assert transformers_with_packages["config"].quantization_config["format"] == "int-quantized"
 
 
 def test_what_transformers_made_runs_in_the_engines_own_layers(
