@@ -89,8 +89,10 @@ def _check_scheme(scheme: Mapping[str, Any], name: str, source: str) -> None:
     if scheme.get("format") not in (None, FORMAT):
         raise UnsupportedQuantizationError(f"{where} in the format {scheme['format']!r}; {_READ}")
     kind = scheme["weights"].get("type", "int")
-    if kind != "int" or scheme["weights"].get("dynamic"):
+    if kind != "int":
         raise UnsupportedQuantizationError(f"{where} with weights of type {kind!r}; {_READ}")
+    if scheme["weights"].get("dynamic"):
+        raise UnsupportedQuantizationError(f"{where} with weights quantised while running; {_READ}")
 
 
 def _pattern(target: str, source: str) -> tuple[int, str | None]:

@@ -74,6 +74,7 @@ def test_layers_named_in_full_come_before_patterns_and_those_before_classes():
         ({"scheme": {"format": "naive-quantized"}}, "naive-quantized"),
         ({"scheme": {"weights": None}}, "without settings for weights"),
         ({"weights": {"type": "float"}}, "type 'float'"),
+        ({"weights": {"dynamic": True}}, "while running"),
         ({"weights": {"strategy": "block"}}, "strategy 'block'"),
         ({"weights": {"strategy": "tensor", "symmetric": False}}, "one zero point"),
     ],
