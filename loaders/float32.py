@@ -61,16 +61,21 @@ def _settle_linear(model: PreTrainedModel, name: str, linear: nn.Linear) -> None
     if not _is_exact_in_half(weight):
         _widen_own_tensors(linear)
         return
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, packed_halves(linear))
+
+
+def packed_halves(linear: nn.Linear) -> PackedLinear:
+    """Return a dense layer of the CPU, packed as halves."""
     bias = None if linear.bias is None else linear.bias.data.float()
-    packed = PackedLinear.from_kernel(
-        Fp16PackKernel.from_weight(weight),
+    kernel = Fp16PackKernel.from_weight(linear.weight.data)
+    return PackedLinear.from_kernel(
+        kernel,
         linear.in_features,
         linear.out_features,
         bias=bias,
         backend=Fp16PackBackend.name,
     )
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, packed)
 
 
 def _is_exact_in_half(weight: Tensor) -> bool:

@@ -50,11 +50,12 @@ def _container_free_bytes() -> int | None:
 
 
 def check_fits(needed: int, device: torch.device) -> None:
-    """Raise NotEnoughMemoryError, with both numbers, unless the device has the bytes free."""
+    """Raise NotEnoughMemoryError, with the arithmetic, unless the device has the bytes free."""
     free = free_bytes(device)
     if needed > free:
+        remedy = "" if device.type == "cpu" else ", let the CPU hold a part of it (--cpu-offload)"
         raise NotEnoughMemoryError(
-            f"the weights need {needed / 1e9:.2f} GB on {device}, {free / 1e9:.2f} GB are free;"
-            " choose a smaller"
-            " variant, free memory, or use another device"
+            f"the weights need {needed / 1e9:.2f} GB on {device}, {free / 1e9:.2f} GB are free,"
+            f" {(needed - free) / 1e9:.2f} GB are missing; choose a smaller variant{remedy}, free"
+            " memory, or use another device"
         )

@@ -15,6 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from loaders.checkpoint import read_json
+from loaders.config_limits import check_config, check_sizes
 from loaders.errors import CheckpointError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -42,20 +43,6 @@ UNSAFE_KEYS = frozenset(
 )
 _UNSAFE_PREFIXES = ("_attn_implementation", "_experts_implementation")
 MAX_CONFIG_DEPTH = 32
-# No published model comes near; a skeleton of a larger one would take the machine's memory.
-_MAX_SIZES = {
-    "hidden_size": 1 << 20,
-    "intermediate_size": 1 << 24,
-    "num_hidden_layers": 10_000,
-    "num_attention_heads": 1 << 16,
-    "num_key_value_heads": 1 << 16,
-    "head_dim": 1 << 16,
-    "vocab_size": 1 << 24,
-    "max_position_embeddings": 1 << 30,
-}
-# Where plain models have such a number too, one of these is false.
-_EXPERT_SWITCHES = ("is_moe", "enable_moe_block")
-_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -97,10 +84,9 @@ def make_model_config(config: dict[str, Any]) -> PreTrainedConfig:
     """Build the native config class for a scrubbed config.json, without its quantisation.
 
     Raises UnsupportedModelError for a model type that Transformers has no causal language model
-    for and for mixtures of experts, CheckpointError for sizes that no model has.
+    for and for mixtures of experts, CheckpointError for values that make no sense.
     """
-    _check_sizes(config)
-    _refuse_experts(config)
+    check_sizes(config)  # before a class makes lists of that length
     model_type = str(config.get("model_type"))
     if model_type not in CONFIG_MAPPING or model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UnsupportedModelError(
@@ -117,29 +103,5 @@ def make_model_config(config: dict[str, Any]) -> PreTrainedConfig:
         ) from error
     if not isinstance(made, PreTrainedConfig):
         raise CheckpointError(f"config.json is not a valid {model_type} configuration")
+    check_config(made)
     return made
-
-
-def _check_sizes(config: Mapping[str, Any]) -> None:
-    """Check sizes before a class makes lists of that length of them."""
-    for key, most in _MAX_SIZES.items():
-        found = config.get(key)
-        for size in found if isinstance(found, list) else [found]:  # some give each layer its own
-            is_size = isinstance(size, int) and not isinstance(size, bool) and 1 <= size <= most
-            if size is not None and not is_size:
-                raise CheckpointError(
-                    f"config.json says {key}={str(size)[:40]}; expected a whole number from 1 to"
-                    f" {most}"
-                )
-
-
-def _refuse_experts(config: Mapping[str, Any]) -> None:
-    if any(config.get(key) is False for key in _EXPERT_SWITCHES):
-        return
-    for key in _EXPERT_COUNTS:
-        count = config.get(key)
-        if isinstance(count, int) and count > 1:
-            raise UnsupportedModelError(
-                f"config.json says {key}={count}: {str(config.get('model_type'))[:80]!r} is a"
-                " mixture of experts, which is not served; choose a dense model"
-            )

@@ -76,6 +76,11 @@ class VariantSettings(BaseModel):
         "auto",
         description="Kernels of the quantised layers: `auto`, or one by name, such as `reference`.",
     )
+    cpu_offload: bool = Field(
+        False,
+        description="Let the CPU hold, and multiply with, the weights that one GPU has no room "
+        "for. Slow: every token waits for the CPU's share of the layers.",
+    )
     # How much of it runs at once
     max_model_len: Positive | Auto = Field(
         "auto",

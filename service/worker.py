@@ -23,6 +23,7 @@ from engine.kv_cache import kv_block_bytes, resolve_kv_dtype, resolve_num_blocks
 from engine.loop import BuiltEngine
 from engine.outputs import SequenceFailure
 from engine.request import SequenceRequest
+from engine.rope import longest_with_fixed_rope
 from engine.sampling_params import SamplingParams
 from loaders.cache import default_cache_dir
 from loaders.demo import build_demo
@@ -166,6 +167,7 @@ def load_variant(settings: WorkerSettings, attempt: Attempt, tell: TellProgress)
         cache_dir=cache_dir,
         token=None if token is None else token.get_secret_value(),
         local_files_only=is_local,
+        cpu_offload=settings.cpu_offload,
         progress=tell,
     )
 
@@ -180,7 +182,7 @@ def describe(
         revision=provenance.revision,
         commit=provenance.commit,
         folder=str(provenance.folder),
-        quantization="none" if loaded.quantization is None else str(loaded.quantization),
+        quantization=_quantization_text(loaded),
         backend=provenance.backend,
         dtype=provenance.dtype,
         device=provenance.device,
@@ -192,6 +194,12 @@ def describe(
         self_test=loaded.self_test,
         memory=memory,
     )
+
+
+def _quantization_text(loaded: LoadedModel) -> str:
+    if loaded.quantization is not None:
+        return str(loaded.quantization)
+    return "as Transformers reads it" if loaded.provenance.backend == "stock" else "none"
 
 
 def _tell_step(tell: TellProgress, step: str) -> None:
@@ -275,6 +283,7 @@ def resolve_engine_config(
         has_prefix_cache=settings.prefix_cache,
         num_speculative_tokens=settings.num_speculative_tokens,
         is_batch_invariant=settings.batch_invariant,
+        enforce_eager=True if loaded.provenance.is_eager_only else None,
     )
 
 
@@ -318,7 +327,14 @@ def _asked_max_model_len(
     """Return how long a sequence shall be able to become: what the settings say, or the model."""
     made_for = int(model.config.get_text_config(decoder=True).max_position_embeddings)
     if settings.max_model_len == "auto":
-        return made_for if longest is None else min(made_for, longest)
+        fixed = longest_with_fixed_rope(model.config) or made_for
+        if fixed < made_for:
+            log.warning(
+                "context shortened to where positions keep their angles",
+                made_for=made_for,
+                now=fixed,
+            )
+        return min(made_for, fixed, longest or made_for)
     if settings.max_model_len > made_for:
         raise SettingsError(
             f"max_model_len is {settings.max_model_len}; this model was made for {made_for} tokens"

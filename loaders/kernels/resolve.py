@@ -25,8 +25,8 @@ BACKENDS: tuple[Backend, ...] = (
 
 
 def backend_names() -> list[str]:
-    """List what can be asked for by name, beside "auto"."""
-    return [backend.name for backend in BACKENDS]
+    """List what can be asked for by name, beside "auto"; "stock" is `loaders.stock`'s."""
+    return [*(backend.name for backend in BACKENDS), "stock"]
 
 
 def resolve_backend(

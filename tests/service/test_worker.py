@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from copy import deepcopy
 from dataclasses import replace
 from types import SimpleNamespace
@@ -95,6 +96,19 @@ def test_context_is_what_the_model_was_made_for(loaded):
     assert config.max_model_len == made_for
     assert config.num_blocks * config.block_size >= made_for
     assert config.max_num_seqs == 32
+
+
+def test_context_ends_where_the_rotary_embedding_would_look_at_the_batch(loaded, monkeypatch):
+    made_for = loaded.model.config.max_position_embeddings
+    monkeypatch.setattr(worker, "longest_with_fixed_rope", lambda config: made_for // 2)
+    assert resolve_engine_config(WorkerSettings(), loaded).max_model_len == made_for // 2
+
+
+def test_layers_that_no_graph_can_hold_are_run_as_they_come(loaded):
+    assert resolve_engine_config(WorkerSettings(), loaded).enforce_eager is None
+    provenance = dataclasses.replace(loaded.provenance, num_offloaded=3)
+    spread = dataclasses.replace(loaded, provenance=provenance)
+    assert resolve_engine_config(WorkerSettings(), spread).enforce_eager is True
 
 
 def test_context_shrinks_to_what_the_kv_cache_holds(loaded):
