@@ -117,6 +117,21 @@ class GgufLayout:
         return rows.view(len(rows), -1, self._type.num_bytes)
 
 
+def dequantize(block_type: BlockType, rows: Tensor) -> Tensor:
+    """Multiply rows of blocks out: uint8 [rows, bytes] to float32 [rows, weights].
+
+    In the order in which ggml computes, so the same to the last bit.
+    """
+    blocks = rows.view(len(rows), -1, block_type.num_bytes)
+    scales = block_type.scales(blocks).unsqueeze(-1)
+    codes = block_type.codes(blocks).view(*scales.shape[:-1], block_type.group_size).float()
+    if block_type.minima is None:
+        values = codes.sub_(block_type.zero).mul_(scales)
+    else:
+        values = codes.mul_(scales).add_(block_type.minima(blocks).unsqueeze(-1))
+    return values.view(len(rows), -1)
+
+
 def _half(blocks: Tensor, start: int) -> Tensor:
     """Read the half at a byte: float32 [..., blocks, 1]."""
     return blocks[..., start : start + 2].clone().view(torch.float16).float()
