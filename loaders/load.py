@@ -230,9 +230,7 @@ def resolve_dtype(
     return DTYPES[asked]
 
 
-def _build_model(
-    source: Source, device_map: dict[str, torch.device] | str
-) -> PreTrainedModel:
+def _build_model(source: Source, device_map: dict[str, torch.device] | str) -> PreTrainedModel:
     """Let Transformers build the model and fill it; check that every tensor found its place."""
     # A server's log takes lines, not bars.
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]

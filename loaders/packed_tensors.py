@@ -137,9 +137,20 @@ class PackedTensors:
 
         Formula of AutoGPTQ and AutoAWQ: (code - zero point) * scale.
         """
+        layout = layout_of(self.format)
+        groups = layout.group_of_input(self.stored)
+        scales, zeros = self.scales().t(), self.zeros().t()
+        levels = self.codes().t().contiguous().float()
+        if groups is None and self._has_whole_groups():
+            # In order and of one size: a view, where looking up takes three times as long.
+            grouped = levels.view(self.out_features, scales.shape[1], -1)
+            grouped.sub_(zeros.unsqueeze(-1)).mul_(scales.unsqueeze(-1))
+            return levels
         groups = self.group_of_input()
-        weight = self.codes().float() - self.zeros()[groups]
-        return (weight * self.scales()[groups]).t().contiguous()
+        return levels.sub_(zeros[:, groups]).mul_(scales[:, groups])
+
+    def _has_whole_groups(self) -> bool:
+        return self.format.group_size == -1 or self.in_features % self.format.group_size == 0
 
     def pieces(self, max_outputs: int) -> Iterator[PackedTensors]:
         """Cut along the outputs where every one has a row of its own (GGUF's), else give it whole.
@@ -149,7 +160,7 @@ class PackedTensors:
         if self.stored.keys() != {"blocks"} or self.out_features <= max_outputs:
             yield self
             return
-        for rows in self.stored["blocks"].split(max_outputs):
+        for rows in torch.split(self.stored["blocks"], max_outputs):
             yield replace(self, out_features=len(rows), stored={"blocks": rows})
 
     def to_grouped(self) -> GroupedWeight:

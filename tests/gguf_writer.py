@@ -224,9 +224,13 @@ def write_gguf(
         if isinstance(value, str):
             return 8, text(value)
         kind, code = _SCALARS[type(value)]
-        return (5, struct.pack("<i", value)) if kind == 4 and value < 0 else (
-            kind,
-            struct.pack(f"<{code}", value),
+        return (
+            (5, struct.pack("<i", value))
+            if kind == 4 and value < 0
+            else (
+                kind,
+                struct.pack(f"<{code}", value),
+            )
         )
 
     def entry(value: Any) -> bytes:
@@ -341,9 +345,9 @@ def tokenizer_metadata(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",
-        "tokenizer.ggml.tokens": pieces,
-        "tokenizer.ggml.token_type": [3 if ids[piece] in special else 1 for piece in pieces],
-        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.tokens": tuple(pieces),
+        "tokenizer.ggml.token_type": tuple(3 if ids[p] in special else 1 for p in pieces),
+        "tokenizer.ggml.merges": tuple(merges),
         "tokenizer.ggml.bos_token_id": tokenizer.bos_token_id,
         "tokenizer.ggml.eos_token_id": tokenizer.eos_token_id,
         "tokenizer.ggml.add_bos_token": True,

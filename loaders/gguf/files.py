@@ -114,7 +114,8 @@ def open_files(path: Path) -> GgufFiles:
         (file, read_header(file.paths[0].name, file.read, num_bytes=file.num_bytes))
         for file in whole
     )
-    tensors, places = {}, {}
+    tensors: dict[str, GgufTensor] = {}
+    places: dict[str, int] = {}
     for number, (file, header) in enumerate(shards):
         for tensor in header.tensors:
             if tensor.name in tensors:

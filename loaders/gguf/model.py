@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _EMBEDDING_NAME, _HEAD_NAME = "model.embed_tokens.weight", "lm_head.weight"
 # The embedding is widened in slices of this many values, 16 bytes each while that is done.
-_VALUES_AT_ONCE = 2**21
+_VALUES_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +78,7 @@ class GgufModel:
                 found[name] = tensor
                 continue
             shape = (entry.shape[0], entry.num_bytes // entry.shape[0])
-            found[f"{module}.blocks"] = TensorInfo(
-                f"{module}.blocks", "U8", shape, self.files.path
-            )
+            found[f"{module}.blocks"] = TensorInfo(f"{module}.blocks", "U8", shape, self.files.path)
             if self._row_order(name) is not None:
                 found[f"{module}.rows"] = TensorInfo(
                     f"{module}.rows", "I32", shape[:1], self.files.path
@@ -146,7 +144,7 @@ def open_model(path: Path) -> GgufModel:
 def check_shapes(model: GgufModel, config: PreTrainedConfig) -> None:
     """Raise TensorError unless the files hold all that the model needs, in its shapes."""
     with torch.device("meta"):
-        skeleton: Any = AutoModelForCausalLM.from_config(config)
+        skeleton: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     expected = {name: tuple(tensor.shape) for name, tensor in skeleton.named_parameters()}
     if missing := sorted(expected.keys() - model.names.keys()):
         raise TensorError(

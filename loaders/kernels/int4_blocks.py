@@ -30,7 +30,7 @@ MIDDLE_CODE = 8
 # Outputs are padded to whole blocks of the widest packing, so that no block has a layout of its
 # own.
 OUTPUT_MULTIPLE = 64
-_VALUES_AT_ONCE = 2**17  # a block's width of them: 8 million values are unpacked at a time
+_VALUES_AT_ONCE = 2**21  # unpacked at a time, 20 bytes each
 
 
 def refusal(shape: LayerShape) -> str | None:
@@ -46,7 +46,8 @@ def refusal(shape: LayerShape) -> str | None:
 
 def prepare(packed: PackedTensors, pack_weight: Callable[[GroupedWeight], Kernel]) -> Kernel:
     """Cut the groups to a size that the kernel takes, and pack, a few outputs at a time."""
-    max_outputs = max(_VALUES_AT_ONCE // packed.in_features, 1) * OUTPUT_MULTIPLE
+    blocks_at_once = _VALUES_AT_ONCE // (packed.in_features * OUTPUT_MULTIPLE)
+    max_outputs = max(blocks_at_once, 1) * OUTPUT_MULTIPLE
     first, *others = [_prepare(piece, pack_weight) for piece in packed.pieces(max_outputs)]
     kernel = first.fuse(others) if others else first
     assert kernel is not None  # noqa: S101 - whole blocks of the same groups, in order

@@ -75,4 +75,3 @@ def _pack_weight(weight: GroupedWeight) -> Int4PackKernel:
         out_features=weight.out_features,
         input_permutation=weight.input_permutation,
     )
-

@@ -144,7 +144,8 @@ def _fields(numbers: Tensor, width: int, size: int) -> Tensor:
     """
     shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=numbers.device)[:, None]
     runs = numbers.reshape(*numbers.shape[:-1], -1, 1, size)
-    return ((runs >> shifts) & (2**width - 1)).flatten(-3)
+    fields: Tensor = (runs >> shifts) & (2**width - 1)
+    return fields.flatten(-3)
 
 
 def _bits_in_order(numbers: Tensor) -> Tensor:
@@ -154,12 +155,12 @@ def _bits_in_order(numbers: Tensor) -> Tensor:
 
 def _six_bit_scales(blocks: Tensor) -> Tensor:
     """Read Q4_K's and Q5_K's eight scales, packed into 12 bytes with the minima."""
-    first, _, last = blocks[..., 4:16].split(4, dim=-1)
+    first, last = blocks[..., 4:8], blocks[..., 12:16]
     return torch.cat((first & 63, (last & 15) | (first >> 2 & 48)), dim=-1)
 
 
 def _six_bit_minima(blocks: Tensor) -> Tensor:
-    _, middle, last = blocks[..., 4:16].split(4, dim=-1)
+    middle, last = blocks[..., 8:12], blocks[..., 12:16]
     return torch.cat((middle & 63, (last >> 4) | (middle >> 2 & 48)), dim=-1)
 
 

@@ -96,17 +96,13 @@ def test_every_type_and_mix_gives_the_logits_of_the_weights_it_holds(
     tmp_path, llama, tokenizer, case, backend
 ):
     path = write(tmp_path / "m.gguf", llama, CASES[case], tokenizer)
-    assert_same(
-        loaded(path, tmp_path, backend).model, as_stored(llama, CASES[case]), backend
-    )
+    assert_same(loaded(path, tmp_path, backend).model, as_stored(llama, CASES[case]), backend)
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])
 def test_every_version_of_the_format_is_read(tmp_path, llama, tokenizer, version):
     path = write(tmp_path / "m.gguf", llama, MIXES["Q4_K_M"], tokenizer, version=version)
-    assert_same(
-        loaded(path, tmp_path).model, as_stored(llama, MIXES["Q4_K_M"]), "reference"
-    )
+    assert_same(loaded(path, tmp_path).model, as_stored(llama, MIXES["Q4_K_M"]), "reference")
 
 
 def test_a_file_cut_in_pieces_is_read_as_if_joined(tmp_path, llama, tokenizer):
@@ -171,9 +167,7 @@ _SMALL = {
     "pad_token_id": None,
 }
 FAMILIES = {
-    "mistral with a window": lambda: MistralForCausalLM(
-        MistralConfig(**_SMALL, sliding_window=16)
-    ),
+    "mistral with a window": lambda: MistralForCausalLM(MistralConfig(**_SMALL, sliding_window=16)),
     "qwen2 with biases": lambda: models.tiny_qwen2(
         hidden_size=256, intermediate_size=512, num_attention_heads=4
     ),
@@ -272,9 +266,7 @@ def test_metadata_that_contradicts_the_tensors_is_refused(
         loaded(path, tmp_path)
 
 
-def test_tensors_that_are_missing_strange_or_quantised_norms_are_named(
-    tmp_path, llama, tokenizer
-):
+def test_tensors_that_are_missing_strange_or_quantised_norms_are_named(tmp_path, llama, tokenizer):
     metadata, tensors = model_metadata(llama, tokenizer), model_tensors(llama, CASES["Q8_0"])
     lacking = {name: value for name, value in tensors.items() if name != "blk.1.attn_k.weight"}
     with pytest.raises(TensorError, match=r"nothing for 1 .*layers\.1\.self_attn\.k_proj"):

@@ -134,9 +134,7 @@ def test_the_encoder_of_the_tests_rounds_as_the_gguf_package_does(dtype):
 def test_a_product_of_scales_in_half_precision_is_off_by_a_bounded_part_of_a_step(dtype):
     """What a GPU kernel gets, which takes scales and float zero points as halves."""
     weight = packed(dtype, encode(weights((32, 512)), dtype)).to_grouped()
-    halves = replace(
-        weight, scales=weight.scales.half().float(), zeros=weight.zeros.half().float()
-    )
+    halves = replace(weight, scales=weight.scales.half().float(), zeros=weight.zeros.half().float())
     scales, zeros = weight.scales.abs(), weight.zeros.abs()
     # Relative to 2^-11, and to half the smallest half where a scale is below the normal ones.
     steps = 2**weight.bits + zeros
@@ -180,7 +178,7 @@ def test_a_large_head_is_prepared_in_pieces_that_make_the_same_kernel(dtype, mon
     tensors = packed(dtype, encode(weights((200, 256)), dtype))
     backend, _ = resolve_backend("auto", LayerShape(tensors.format, 256, 200, CPU))
     whole = backend.prepare(tensors).dequantize()
-    monkeypatch.setattr("loaders.kernels.int4_blocks._VALUES_AT_ONCE", 256)
+    monkeypatch.setattr("loaders.kernels.int4_blocks._VALUES_AT_ONCE", 256 * 64)
     monkeypatch.setattr("loaders.kernels.fp16pack.MAX_PIECE_ROWS", 64)
     monkeypatch.setattr("loaders.kernels.fp16pack._ROWS_AT_ONCE", 24)
     kernel = backend.prepare(tensors)
