@@ -151,7 +151,7 @@ def test_a_folder_of_several_models_wants_one_named(tmp_path, llama, tokenizer):
         write(tmp_path / f"{name}.gguf", llama, CASES["Q8_0"], tokenizer)
     with pytest.raises(CheckpointError, match=r"holds 2 GGUF models: one\.gguf, two\.gguf; name"):
         loaded(tmp_path, tmp_path)
-    assert loaded(tmp_path / "two.gguf", tmp_path).provenance.repo == tmp_path.name
+    assert loaded(tmp_path / "two.gguf", tmp_path).provenance.repo == "two"
 
 
 _SMALL = {

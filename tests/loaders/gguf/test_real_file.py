@@ -86,6 +86,7 @@ def test_it_is_served_by_its_path(source, tmp_path):
     settings = {"cache_dir": str(tmp_path / "cache"), "num_threads": 1, "max_num_seqs": 2}
     with serving(tmp_path, str(find_gguf()), **settings) as (url, _), connect(url) as client:
         (model,) = client.models.list()
+        assert model.id == "SmolLM2-135M-Instruct.Q4_1"
         answer = client.chat.completions.create(
             model=model.id,
             messages=[{"role": "user", "content": "Count from 1 to 5."}],
