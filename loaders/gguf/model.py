@@ -143,8 +143,14 @@ def open_model(path: Path) -> GgufModel:
 
 def check_shapes(model: GgufModel, config: PreTrainedConfig) -> None:
     """Raise TensorError unless the files hold all that the model needs, in its shapes."""
-    with torch.device("meta"):
-        skeleton: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    try:
+        with torch.device("meta"):
+            skeleton: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"Transformers cannot build what {model.files.path.name} describes:"
+            f" {type(error).__name__}: {error}"
+        ) from error
     expected = {name: tuple(tensor.shape) for name, tensor in skeleton.named_parameters()}
     if missing := sorted(expected.keys() - model.names.keys()):
         raise TensorError(

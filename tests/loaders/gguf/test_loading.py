@@ -1,7 +1,12 @@
 """Whole GGUF models through `load`, against stock Transformers with the weights they hold."""
 
+import contextlib
+import re
+
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -17,9 +22,17 @@ from transformers import (
     Starcoder2ForCausalLM,
 )
 
-from loaders.errors import CheckpointError, TensorError, UnsupportedModelError
+from loaders.errors import (
+    CheckpointError,
+    LoadError,
+    TensorError,
+    UnsafeCheckpointError,
+    UnsupportedModelError,
+)
+from loaders.gguf.files import find_file
 from loaders.load import load
 from loaders.resident_memory import MappedFiles
+from loaders.source import open_gguf
 from tests import models
 from tests.gguf_writer import (
     BLOCK_TYPES,
@@ -306,3 +319,42 @@ def test_the_reference_multiplies_blocks_where_they_lie_in_the_file(tmp_path, ll
     blocks = model.model.layers[0].self_attn.q_proj.kernel._packed.stored["blocks"]
     ranges = MappedFiles.find([path]).ranges
     assert any(low <= blocks.data_ptr() < high for low, high in ranges)
+
+
+@pytest.mark.parametrize("name", ["../m.gguf", "/etc/m.gguf", "sub/../../m.gguf", "m.safetensors"])
+def test_no_file_outside_the_folder_is_opened(tmp_path, name):
+    with pytest.raises(UnsafeCheckpointError, match="no GGUF file inside"):
+        find_file(tmp_path, name)
+
+
+def test_a_cache_that_cannot_be_written_is_said_to_be_so(tmp_path, llama, tokenizer):
+    path = write(tmp_path / "m.gguf", llama, CASES["Q8_0"], tokenizer)
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    with pytest.raises(CheckpointError, match=r"cannot be written to .*TETRAD_CACHE_DIR"):
+        loaded(path, tmp_path)
+    assert not list(tmp_path.glob("**/.unfinished-*"))
+
+
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory, tokenizer):
+    model = tiny(num_hidden_layers=1, hidden_size=32, intermediate_size=32, vocab_size=512)
+    folder = tmp_path_factory.mktemp("small")
+    path = write(folder / "m.gguf", model, CASES["Q8_0"], tokenizer)
+    data = path.read_bytes()
+    places = [match.start() for match in re.finditer(rb"llama\.|general\.|tokenizer\.|blk\.", data)]
+    return data, places
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_a_damaged_file_is_opened_or_refused_and_nothing_else(data, small_file, tmp_path_factory):
+    """Bytes are changed near settings and names of tensors, where they mean most."""
+    content, places = bytearray(small_file[0]), small_file[1]
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.sampled_from(places)) + data.draw(st.integers(0, 60))
+        content[at] = data.draw(st.integers(0, 255))
+    folder = tmp_path_factory.mktemp("damaged")
+    (folder / "m.gguf").write_bytes(content)
+    with contextlib.suppress(LoadError):
+        open_gguf(folder / "m.gguf", folder / "cache")
+    assert {path.name for path in folder.iterdir()} <= {"m.gguf", "cache"}
