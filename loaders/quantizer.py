@@ -70,6 +70,11 @@ class PackedQuantizer(HfQuantizer):
     requires_calibration = False
     quantization_config: PackedConfig
 
+    def __init__(self, quantization_config: PackedConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        # Or what is not packed would be cast to one dtype: float32 norms to halves, for one.
+        self.pre_quantized = True
+
     def update_device_map(self, device_map: dict[str, Any] | None) -> dict[str, Any] | None:
         """Load onto the CPU where nothing is said."""
         return device_map if device_map is not None else {"": torch.device("cpu")}

@@ -17,6 +17,7 @@ _REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _REVISION = re.compile(r"[\w][\w./+=-]*")
 # A GGUF file, or one part of a split one.
 _GGUF_FILE = re.compile(r".+\.gguf(-split-[a-z])?", re.IGNORECASE)
+_FILE_ENDING = re.compile(r"(-\d{5}-of-\d{5})?\.gguf(-split-[a-z])?$", re.IGNORECASE)
 _PATH_STARTS = (".", "/", "~")
 _FORMS = (
     "use repo, repo:branch, repo@commit, repo/file.gguf, repo:Q4_K_M, or what lies on this machine"
@@ -28,7 +29,7 @@ _FORMS = (
 class VariantSpec:
     """A repository (or folder) and the revision asked for."""
 
-    repo: str  # "owner/name" on a hub, or the folder's name for a local one
+    repo: str  # "owner/name" on a hub, or the name of a local folder or file
     folder: Path | None  # set when the variant is a local folder or git clone
     # Branch, tag or commit; None is the default branch. In a repository of GGUF files it may be
     # the quantisation of one of them, as in `repo:Q4_K_M`: only a look at the repository tells.
@@ -116,4 +117,5 @@ def _looks_like_path(name: str) -> bool:
 
 def _local(path: Path, *, revision: str | None, file: str | None = None) -> VariantSpec:
     folder = path.expanduser().resolve()
-    return VariantSpec(repo=folder.name, folder=folder, revision=revision, file=file)
+    name = folder.name if file is None else _FILE_ENDING.sub("", file)
+    return VariantSpec(repo=name, folder=folder, revision=revision, file=file)

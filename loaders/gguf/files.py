@@ -12,6 +12,7 @@ import math
 import re
 import string
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +22,6 @@ from loaders.gguf.header import GgufHeader, GgufTensor, read_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from torch import Tensor
 
@@ -114,7 +114,8 @@ def open_files(path: Path) -> GgufFiles:
         (file, read_header(file.paths[0].name, file.read, num_bytes=file.num_bytes))
         for file in whole
     )
-    tensors, places = {}, {}
+    tensors: dict[str, GgufTensor] = {}
+    places: dict[str, int] = {}
     for number, (file, header) in enumerate(shards):
         for tensor in header.tensors:
             if tensor.name in tensors:
@@ -161,7 +162,7 @@ def first_file(path: Path) -> Path:
 
 def _named_file(folder: Path, name: str) -> Path:
     path = folder / name
-    if ".." in path.relative_to(folder).parts or not is_gguf(path.name):
+    if Path(name).is_absolute() or ".." in Path(name).parts or not is_gguf(path.name):
         raise UnsafeCheckpointError(f"{name!r} is no GGUF file inside {folder}")
     first = first_file(path)
     if not first.is_file() and (first.parent / f"{first.name}-split-a").is_file():

@@ -302,10 +302,13 @@ def _type_name(tensor: str, number: int) -> str:
 
 
 def _checked_alignment(cursor: _Cursor, alignment: object) -> int:
-    is_whole = isinstance(alignment, int) and 1 <= alignment <= MAX_ALIGNMENT
-    if not is_whole or alignment & (alignment - 1):
+    if (
+        not isinstance(alignment, int)
+        or not 1 <= alignment <= MAX_ALIGNMENT
+        or alignment & (alignment - 1)
+    ):
         raise cursor.damaged(f"general.alignment is {str(alignment)[:40]}, expected a power of two")
-    return int(alignment)
+    return alignment
 
 
 def _check_placement(cursor: _Cursor, header: GgufHeader) -> None:

@@ -21,8 +21,7 @@ from loaders.gguf.config import file_type, make_config
 from loaders.gguf.families import EMBEDDING, HEAD, Family, family_of, model_name
 from loaders.gguf.files import GgufFiles, open_files
 from loaders.gguf.header import FLOAT_TYPES
-from loaders.layouts.gguf import BLOCK_TYPES
-from loaders.packed_tensors import PackedTensors
+from loaders.layouts.gguf import BLOCK_TYPES, dequantize
 from loaders.quantization import PackedFormat, Quantization
 from loaders.resident_memory import MappedFiles
 
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 
 _EMBEDDING_NAME, _HEAD_NAME = "model.embed_tokens.weight", "lm_head.weight"
 # The embedding is widened in slices of this many values, 16 bytes each while that is done.
-_VALUES_AT_ONCE = 2**21
+_VALUES_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +143,14 @@ def open_model(path: Path) -> GgufModel:
 
 def check_shapes(model: GgufModel, config: PreTrainedConfig) -> None:
     """Raise TensorError unless the files hold all that the model needs, in its shapes."""
-    with torch.device("meta"):
-        skeleton: Any = AutoModelForCausalLM.from_config(config)
+    try:
+        with torch.device("meta"):
+            skeleton: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"Transformers cannot build what {model.files.path.name} describes:"
+            f" {type(error).__name__}: {error}"
+        ) from error
     expected = {name: tuple(tensor.shape) for name, tensor in skeleton.named_parameters()}
     if missing := sorted(expected.keys() - model.names.keys()):
         raise TensorError(
@@ -208,12 +213,11 @@ def _widened(stored: str, files: GgufFiles, mapped: MappedFiles) -> Tensor:
     """Dequantise a matrix to half precision, a slice at a time."""
     entry = files.tensors[stored]
     rows, width = entry.shape
-    blocks, packed = files.stored(stored), format_of(entry.dtype)
+    blocks, block_type = files.stored(stored), BLOCK_TYPES[entry.dtype]
     weight = torch.empty(entry.shape, dtype=torch.float16)
     for start in range(0, rows, at_once := math.ceil(_VALUES_AT_ONCE / width)):
         part = blocks[start : start + at_once]
-        values = PackedTensors(stored, packed, width, len(part), {"blocks": part}).dequantize()
-        weight[start : start + at_once] = values
+        weight[start : start + at_once] = dequantize(block_type, part)
         mapped.release([part])
     if not bool(torch.isfinite(weight).all()):
         raise TensorError(f"{stored} holds values that half precision cannot; the file is damaged")

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loaders.cache import default_cache_dir
+from loaders.errors import CheckpointError
 from loaders.gguf.tokenizer import make_tokenizer
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
     from loaders.gguf.model import GgufModel
 
 # Raised whenever the same header should give other files.
@@ -36,23 +38,32 @@ def write_text_files(model: GgufModel, cache_dir: Path | None = None) -> Path:
     folder = (cache_dir or default_cache_dir()) / "gguf" / f"{name[:80]}-{_digest(model)}"
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Written aside and then named, so that nobody sees half of it.
-    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
+    tokenizer = make_tokenizer(model.files.metadata, model.config)
     try:
-        _write_into(unfinished, model)
-        unfinished.rename(folder)
-    except OSError:
+        _write_aside(folder, model, tokenizer)
+    except OSError as error:
         if not folder.is_dir():  # else another process has been quicker
-            raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+            raise CheckpointError(
+                f"the tokenizer's files cannot be written to {folder.parent}: {error}; free space"
+                " there, or name another cache folder (TETRAD_CACHE_DIR)"
+            ) from error
     return folder
 
 
-def _write_into(folder: Path, model: GgufModel) -> None:
-    os.chmod(folder, 0o755)  # a temporary folder's is 0700
-    make_tokenizer(model.files.metadata, model.config).save_pretrained(folder)
+def _write_aside(folder: Path, model: GgufModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Write to another folder and rename it, so that nobody sees half of it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
+    try:
+        unfinished.chmod(0o755)  # a temporary folder's is 0700
+        _write_into(unfinished, model, tokenizer)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _write_into(folder: Path, model: GgufModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.save_pretrained(folder)
     _write_json(folder / "config.json", model.config)
     _write_json(folder / "generation_config.json", {"eos_token_id": _end_ids(model)})
     card = model.files.path.with_name(_CARD)

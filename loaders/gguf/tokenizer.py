@@ -99,20 +99,14 @@ def make_tokenizer(
     """Build the tokenizer with its special pieces and chat template. Raises CheckpointError."""
     vocabulary = _read_vocabulary(metadata)
     kind = vocabulary.get("model")
-    try:
-        if kind == "llama":
-            tokenizer = _sentencepiece(vocabulary)
-        elif kind == "gpt2":
-            tokenizer = _byte_level(vocabulary)
-        else:
-            raise CheckpointError(
-                f"the GGUF file's tokenizer is of the kind {str(kind)[:40]!r}; llama and gpt2 are"
-                " read"
-            )
-        _add_special_pieces(tokenizer, vocabulary)
-        _add_ends(tokenizer, vocabulary)
-    except (TypeError, ValueError) as error:  # of `tokenizers`, on a vocabulary without sense
-        raise CheckpointError(f"the GGUF file's tokenizer is damaged: {error}") from error
+    if kind not in _KINDS:
+        raise CheckpointError(
+            f"the GGUF file's tokenizer is of the kind {str(kind)[:40]!r}; {' and '.join(_KINDS)}"
+            " are read"
+        )
+    tokenizer = _KINDS[kind](vocabulary)
+    _add_special_pieces(tokenizer, vocabulary)
+    _add_ends(tokenizer, vocabulary)
     special = {
         role: vocabulary.pieces[number]
         for role, name in _SPECIAL_TOKENS.items()
@@ -155,15 +149,9 @@ def _array(metadata: Mapping[str, Any], name: str, kind: type) -> tuple[Any, ...
 
 def _byte_level(vocabulary: _Vocabulary) -> Tokenizer:
     cuts = _resolve_cuts(vocabulary)
-    pairs = [tuple(merge.split(" ")) for merge in vocabulary.merges]
-    if any(len(pair) != 2 for pair in pairs):
-        raise CheckpointError("the GGUF file's tokenizer has a merge that is not of two pieces")
+    ids = vocabulary.ids
     tokenizer = Tokenizer(
-        models.BPE(
-            vocab=vocabulary.ids,
-            merges=[(left, right) for left, right in pairs],
-            ignore_merges=cuts == "llama-bpe",
-        )
+        models.BPE(vocab=ids, merges=_pairs(vocabulary, ids), ignore_merges=cuts == "llama-bpe")
     )
     if cuts == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
@@ -175,6 +163,19 @@ def _byte_level(vocabulary: _Vocabulary) -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
+
+
+def _pairs(vocabulary: _Vocabulary, ids: Mapping[str, int]) -> list[tuple[str, str]]:
+    pairs = []
+    for merge in vocabulary.merges:
+        left, _, right = merge.partition(" ")
+        if not (left in ids and right in ids and left + right in ids):
+            raise CheckpointError(
+                f"the GGUF file's tokenizer merges {merge[:60]!r}, which are not two of its pieces"
+                " that make a third"
+            )
+        pairs.append((left, right))
+    return pairs
 
 
 def _resolve_cuts(vocabulary: _Vocabulary) -> str:
@@ -247,7 +248,10 @@ def _add_special_pieces(tokenizer: Tokenizer, vocabulary: _Vocabulary) -> None:
     unknown = vocabulary.special_id("unknown")
     added = []
     for number, (piece, kind) in enumerate(zip(vocabulary.pieces, vocabulary.kinds, strict=True)):
-        if not piece or (kind not in (_CONTROL, _USER_DEFINED) and number != unknown):
+        if kind not in (_CONTROL, _USER_DEFINED) and number != unknown:
+            continue
+        # Converters fill a vocabulary up with these; typed, they are text.
+        if piece in ("", f"[PAD{number}]"):
             continue
         takes_spaces = piece in _STRIPS_SPACES
         added.append(
@@ -286,3 +290,6 @@ def _add_ends(tokenizer: Tokenizer, vocabulary: _Vocabulary) -> None:
 def _end(vocabulary: _Vocabulary, name: str) -> tuple[str, int] | None:
     number = vocabulary.special_id(name)
     return None if number is None else (vocabulary.pieces[number], number)
+
+
+_KINDS = {"llama": _sentencepiece, "gpt2": _byte_level}

@@ -58,12 +58,12 @@ class Int4PackBackend:
 
     def prepare(self, packed: PackedTensors) -> Kernel:
         """Sort, re-group and pack one layer."""
-        return int4_blocks.prepare(packed.name, packed.to_grouped(), _pack_weight)
+        return int4_blocks.prepare(packed, _pack_weight)
 
 
 def _pack_weight(weight: GroupedWeight) -> Int4PackKernel:
     extra = -weight.out_features % OUTPUT_MULTIPLE
-    codes, zeros = _centred(weight)
+    codes, zeros = int4_blocks.centred(weight, MIDDLE_CODE, highest=15)
     scales = pad(weight.scales, (0, extra)).to(torch.bfloat16)
     # From the rounded scale, so that a code equal to its zero point stays as near to zero as it
     # can.
@@ -75,16 +75,3 @@ def _pack_weight(weight: GroupedWeight) -> Int4PackKernel:
         out_features=weight.out_features,
         input_permutation=weight.input_permutation,
     )
-
-
-def _centred(weight: GroupedWeight) -> tuple[Tensor, Tensor]:
-    """Shift 2- and 3-bit codes so that every zero point is the middle code and every minimum zero.
-
-    A code less its zero point lies in -7…7 there, so 4 bits hold it around 8. Unshifted, minima of
-    several scales would round to bfloat16 and offset whole groups (2 bits: logits off by 0.4 of
-    their spread, measured 2026-11).
-    """
-    if weight.bits > 3:
-        return weight.codes, weight.zeros
-    zeros = weight.zeros.to(torch.uint8).repeat_interleave(weight.group_size, dim=0).t()
-    return weight.codes + MIDDLE_CODE - zeros, torch.full_like(weight.zeros, MIDDLE_CODE)

@@ -1,4 +1,4 @@
-"""8-bit weights in groups on CPU, as two planes of 4 bits in PyTorch's int4 kernel.
+"""5- to 8-bit weights in groups on CPU, as two planes of 4 bits in PyTorch's int4 kernel.
 
 A code is 16 times its upper half plus its lower half, so the weight is a 4-bit weight of twice the
 inputs, multiplied by every row twice over: the upper halves with 16 times the scale, then the lower
@@ -28,7 +28,7 @@ _KERNEL_OFFSET = 17 * MIDDLE_CODE
 
 
 class Int4PlanesKernel(BlockKernel):
-    """One 8-bit weight: the plane of upper halves, then the plane of lower ones, by input."""
+    """One weight of 5 to 8 bits: the plane of upper halves, then that of lower ones, by input."""
 
     # Measured for 3072x576, group 64, two cores of an AVX-512 (bf16) server CPU, 2026-11: 24 rows
     # 1.00 against 1.13 ms, 32 rows 1.35 against 1.18, 64 rows 2.68 against 1.46.
@@ -55,27 +55,28 @@ class Int4PlanesKernel(BlockKernel):
 
 
 class Int4PlanesBackend:
-    """Runs 8-bit layers on CPU."""
+    """Runs layers of 5 to 8 bits on CPU."""
 
     name = "int4planes"
 
     def refusal(self, shape: LayerShape) -> str | None:
-        """Refuse other devices, other bits, and inputs that no group of the kernel divides."""
-        if shape.format.bits != 8:
-            return f"holds 8-bit codes, the layer has {shape.format.bits}"
+        """Refuse other devices, fewer bits, and inputs that no group of the kernel divides."""
+        if not 5 <= shape.format.bits <= 8:
+            return f"holds codes of 5 to 8 bits, the layer has {shape.format.bits}"
         return int4_blocks.refusal(shape)
 
     def prepare(self, packed: PackedTensors) -> Kernel:
         """Sort, re-group and pack one layer."""
-        return int4_blocks.prepare(packed.name, packed.to_grouped(), _pack_weight)
+        return int4_blocks.prepare(packed, _pack_weight)
 
 
 def _pack_weight(weight: GroupedWeight) -> Int4PlanesKernel:
     extra = -weight.out_features % OUTPUT_MULTIPLE
-    codes = pad(weight.codes, (0, 0, 0, extra))
+    codes, zeros = int4_blocks.centred(weight, _KERNEL_OFFSET, highest=255)
+    codes = pad(codes, (0, 0, 0, extra))
     halves = torch.cat((codes >> 4, codes & 15), dim=1).to(torch.int32)
     scales = pad(weight.scales, (0, extra)).to(torch.bfloat16)
-    minima = (_KERNEL_OFFSET - pad(weight.zeros, (0, extra))) * scales.float()
+    minima = (_KERNEL_OFFSET - pad(zeros, (0, extra))) * scales.float()
     upper = torch.stack([scales * 16, torch.zeros_like(scales)], dim=-1)
     lower = torch.stack([scales, minima.to(torch.bfloat16)], dim=-1)
     return Int4PlanesKernel(

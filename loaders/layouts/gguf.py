@@ -117,6 +117,21 @@ class GgufLayout:
         return rows.view(len(rows), -1, self._type.num_bytes)
 
 
+def dequantize(block_type: BlockType, rows: Tensor) -> Tensor:
+    """Multiply rows of blocks out: uint8 [rows, bytes] to float32 [rows, weights].
+
+    In the order in which ggml computes, so the same to the last bit.
+    """
+    blocks = rows.view(len(rows), -1, block_type.num_bytes)
+    scales = block_type.scales(blocks).unsqueeze(-1)
+    codes = block_type.codes(blocks).view(*scales.shape[:-1], block_type.group_size).float()
+    if block_type.minima is None:
+        values = codes.sub_(block_type.zero).mul_(scales)
+    else:
+        values = codes.mul_(scales).add_(block_type.minima(blocks).unsqueeze(-1))
+    return values.view(len(rows), -1)
+
+
 def _half(blocks: Tensor, start: int) -> Tensor:
     """Read the half at a byte: float32 [..., blocks, 1]."""
     return blocks[..., start : start + 2].clone().view(torch.float16).float()
@@ -129,7 +144,8 @@ def _fields(numbers: Tensor, width: int, size: int) -> Tensor:
     """
     shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=numbers.device)[:, None]
     runs = numbers.reshape(*numbers.shape[:-1], -1, 1, size)
-    return ((runs >> shifts) & (2**width - 1)).flatten(-3)
+    fields: Tensor = (runs >> shifts) & (2**width - 1)
+    return fields.flatten(-3)
 
 
 def _bits_in_order(numbers: Tensor) -> Tensor:
@@ -139,12 +155,12 @@ def _bits_in_order(numbers: Tensor) -> Tensor:
 
 def _six_bit_scales(blocks: Tensor) -> Tensor:
     """Read Q4_K's and Q5_K's eight scales, packed into 12 bytes with the minima."""
-    first, _, last = blocks[..., 4:16].split(4, dim=-1)
+    first, last = blocks[..., 4:8], blocks[..., 12:16]
     return torch.cat((first & 63, (last & 15) | (first >> 2 & 48)), dim=-1)
 
 
 def _six_bit_minima(blocks: Tensor) -> Tensor:
-    _, middle, last = blocks[..., 4:16].split(4, dim=-1)
+    middle, last = blocks[..., 8:12], blocks[..., 12:16]
     return torch.cat((middle & 63, (last >> 4) | (middle >> 2 & 48)), dim=-1)
 
 

@@ -71,6 +71,14 @@ def test_a_gguf_file_on_this_machine_is_local(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "file", ["Model.Q4_K_M.gguf", "Model.Q4_K_M-00001-of-00003.gguf", "Model.Q4_K_M.gguf-split-a"]
+)
+def test_a_local_file_is_called_what_it_is_called_without_its_ending(tmp_path, file):
+    (tmp_path / file).touch()
+    assert parse_spec(str(tmp_path / file)).repo == "Model.Q4_K_M"
+
+
+@pytest.mark.parametrize(
     "text",
     ["model.gguf", "owner/model.gguf", "./model.gguf", "owner/repo/../model.gguf", "a/b@ /m.gguf"],
 )
