@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path  # noqa: TC003  # typer reads annotations
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +18,10 @@ from service.commands.fetching import (
 )
 from service.errors import SettingsError
 
+if TYPE_CHECKING:
+    from loaders.hub import HubAccess
+
+DEFAULT_BRANCH = "main"
 AUTO = "auto"  # a word for the choice of a plan; no branch is called so
 
 
@@ -30,9 +35,18 @@ def mirror(
     branches: Annotated[
         str,
         typer.Option(
-            metavar="A,B", help="Branches, GGUF files or quantisations to mirror, with commas."
+            metavar="A,B",
+            help="Branches, GGUF files or quantisations to mirror, with commas; `auto` is the one "
+            "that `tetrad plan` chooses.",
         ),
-    ] = "main",
+    ] = DEFAULT_BRANCH,
+    gpu: Annotated[
+        str,
+        typer.Option(
+            metavar="DEVICE",
+            help="What `--branches auto` chooses for, as in `tetrad plan`; `auto` is this machine.",
+        ),
+    ] = "auto",
     token: TokenOption = None,
     check: Annotated[
         Path | None,
@@ -43,29 +57,54 @@ def mirror(
     if check is not None and repo is None:
         _check(check)
     elif check is None and repo is not None and folder is not None:
-        _mirror(repo, _names(branches), folder, token)
+        _mirror(repo, _names(branches), folder, token, gpu)
     else:
         raise SettingsError("use `tetrad mirror REPO FOLDER`, or `tetrad mirror --check FOLDER`")
 
 
-def _names(branches: str) -> list[str]:
+def _names(branches: str) -> list[str] | None:
+    """Read the list; None leaves the choice to a plan."""
     names = [name.strip() for name in branches.split(",") if name.strip()]
+    if names == [AUTO]:
+        return None
     if not names or AUTO in names:
         raise SettingsError(
-            f"--branches is {branches!r}; name what to mirror, as in --branches main,other"
+            f"--branches is {branches!r}; name what to mirror, as in --branches main,other, or say"
+            f" {AUTO} alone"
         )
     return names
 
 
-def _mirror(repo: str, branches: list[str], folder: Path, token: str | None) -> None:
+def _mirror(
+    repo: str, branches: list[str] | None, folder: Path, token: str | None, gpu: str
+) -> None:
     from loaders.mirror import mirror as fetch_all
 
     with foreseen_ends(), progress_display() as shown:
         access = hub_access(folder, token, shown)
-        held = fetch_all(repo, branches, access, tell_variant=shown.begin)
+        choose = partial(_plan, repo, gpu, access)
+        held = fetch_all(repo, branches, access, choose=choose, tell_variant=shown.begin)
     for variant in held:
         typer.echo(f"{variant.spec} is at commit {variant.commit}")
     typer.echo(f"Serve one with: tetrad serve VARIANT --cache-dir {folder} --local-files-only")
+
+
+def _plan(repo: str, gpu: str, access: HubAccess) -> list[str]:
+    """Choose the variant to mirror, and say why."""
+    from loaders.accelerators import parse_gpus
+    from loaders.errors import NotEnoughMemoryError
+    from loaders.named_variants import find_variants
+    from loaders.plan import choose, plan_variants
+    from loaders.spec import parse_spec
+
+    devices = parse_gpus(gpu)
+    variants = find_variants(parse_spec(repo), cache_dir=access.cache_dir, token=access.token)
+    choice = choose(plan_variants(variants, devices))
+    if choice.plan is None:
+        raise NotEnoughMemoryError(f"{repo} on {devices}: {choice.reason}; name what to mirror")
+    chosen = choice.plan.variant
+    say(f"{chosen.spec}: {choice.reason}")
+    return [chosen.file or chosen.revision or DEFAULT_BRANCH]
 
 
 def _check(folder: Path) -> None:

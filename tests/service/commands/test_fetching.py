@@ -94,6 +94,7 @@ def test_what_goes_wrong_is_one_line_and_2(hub, tetrad, tmp_path):
         (("download", f"{REPO}:../../etc"), "names no usable revision"),
         (("download", str(tmp_path)), "is on this machine already"),
         (("mirror", REPO), "use `tetrad mirror REPO FOLDER`"),
+        (("mirror", REPO, str(tmp_path), "--branches", "auto,b"), "say auto alone"),
         (("mirror", REPO, str(tmp_path), "--branches", "auto"), "name what to mirror"),
         (("mirror", "--check", str(tmp_path)), "is no mirror"),
     ):
@@ -151,3 +152,18 @@ def test_a_mirror_is_made_and_checked(hub, tetrad, tmp_path):
     next((tmp_path / "m").rglob("model.safetensors")).resolve().write_bytes(b"")
     assert tetrad("mirror", "--check", str(tmp_path / "m")) == 2
     assert "model.safetensors: expected 3000000 bytes" in tetrad.told
+
+
+def test_a_mirror_may_leave_the_choice_to_a_plan(hub, tetrad, tiny_repo, tmp_path):
+    hub.repositories[tiny_repo.gptq_repo] = HubRepository(
+        {
+            name: {path.name: path.read_bytes() for path in folder.iterdir()}
+            for name, folder in tiny_repo.folders().items()
+        }
+    )
+    arguments = ("mirror", tiny_repo.gptq_repo, str(tmp_path / "mirror"), "--branches", "auto")
+    assert tetrad(*arguments, "--gpu", "A10G") == 0, tetrad.told
+    chosen = f"{tiny_repo.gptq_repo}:gptq-8bit-128g-actorder_True"
+    assert f"tetrad: {chosen}: best expected quality" in tetrad.told
+    assert f"{chosen} is at commit" in tetrad.out
+    assert tetrad("mirror", "--check", str(tmp_path / "mirror")) == 0
