@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 import psutil
 import torch
 
-from loaders.checkpoint import GGML_BLOCKS
 from loaders.errors import NotEnoughMemoryError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from loaders.checkpoint import TensorInfo
-    from loaders.quantization import PackedFormat, Quantization
+    from loaders.quantization import Quantization
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _CGROUP_USED = Path("/sys/fs/cgroup/memory.current")
@@ -52,38 +51,15 @@ def estimate_bytes(
 ) -> int:
     """Estimate what a checkpoint takes once prepared.
 
-    On CPU codes take 4 bits or 8, and groups that no integer kernel takes become halves.
+    On CPU no code has less than 4 bits, and groups that no integer kernel takes become halves.
     """
     total = sum(tensor.num_bytes for tensor in tensors.values())
-    if device.type != "cpu" or quantization is None:
-        return total
-    if any(name.endswith(".blocks") for name in tensors):
-        return total + sum(_gained(tensor, quantization) for tensor in tensors.values())
-    bits = quantization.base.bits
-    codes = sum(t.num_bytes for name, t in tensors.items() if name.endswith(".qweight"))
-    return total + codes * (_prepared_bits(quantization.base) - bits) // bits
-
-
-def _prepared_bits(packed: PackedFormat) -> int:
-    """How many bits a code takes once a kernel is prepared, on CPU."""
-    if packed.group_size > 0 and packed.group_size % 32:
-        return 16
-    return 4 if packed.bits <= 4 else 8
-
-
-def _gained(tensor: TensorInfo, quantization: Quantization) -> int:
-    """How much a layer's blocks grow: codes, and two bfloat16 numbers a group and plane of 4 bits.
-
-    Halves have their scales multiplied in.
-    """
-    packed = quantization.formats.get(tensor.name.removesuffix(".blocks"))
-    if packed is None or not tensor.name.endswith(".blocks"):
-        return 0
-    bits = _prepared_bits(packed)
-    group_bits = 0 if bits == 16 else 32 * (bits // 4)
-    weights, size = GGML_BLOCKS[packed.checkpoint_format]
-    count = tensor.num_bytes // size * weights
-    return count * bits // 8 + count // packed.group_size * group_bits // 8 - tensor.num_bytes
+    if device.type == "cpu" and quantization is not None:
+        bits, group_size = quantization.base.bits, quantization.base.group_size
+        prepared_bits = 16 if group_size > 0 and group_size % 32 else max(bits, 4)
+        codes = sum(t.num_bytes for name, t in tensors.items() if name.endswith(".qweight"))
+        total += codes * (prepared_bits - bits) // bits
+    return total
 
 
 def check_fits(needed: int, device: torch.device) -> None:
