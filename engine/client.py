@@ -340,7 +340,7 @@ class EngineClient:
             case Ready():
                 self._begin(tidings)
             case CannotStart():
-                self._die(EngineStartError(tidings.reason))
+                self._die(EngineStartError(tidings.reason, about=tidings.about))
             case IntegrityReport():
                 self._answer_check(tidings)
             case Dying():

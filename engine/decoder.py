@@ -18,6 +18,7 @@ from engine.errors import UnsupportedModelError
 from engine.kv_cache import head_dim, num_kv_heads, num_layers
 from engine.layers import fuse_layers
 from engine.model_input import ModelInput
+from engine.rope import fix_rope, longest_with_fixed_rope, rope_types
 from engine.weights import InvariantLinear, LinearWeight
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Their angles depend on the longest position in a batch, so mates would change each other's
-# answers.
-_BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
 _KNOWN_LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
@@ -45,6 +43,7 @@ def make_decoder(
     """Take a model over; raises `UnsupportedModelError` where it would not be run rightly."""
     _check_placement(model)
     _check_config(model.config, max_model_len)
+    fix_rope(model)
     model.train(False)
     decoder: Decoder | None = fuse_layers(
         model, max_model_len, is_batch_invariant=is_batch_invariant
@@ -183,12 +182,13 @@ def _check_config(config: PretrainedConfig, max_model_len: int) -> None:
         raise UnsupportedModelError(
             f"{config.model_type} is an encoder-decoder model; the engine runs decoders only"
         )
-    for kind in _rope_types(text):
-        if any(word in kind for word in _BATCH_DEPENDENT_ROPE):
-            raise UnsupportedModelError(
-                f"the model's rope type is {kind!r}, whose angles depend on the longest sequence of"
-                " a batch; use a checkpoint with another rope type (default, linear, yarn, llama3)"
-            )
+    longest = longest_with_fixed_rope(config)
+    if longest is not None and longest < max_model_len:
+        raise UnsupportedModelError(
+            f"the model's rope type is {', '.join(sorted(rope_types(text)))}, whose angles beyond"
+            f" {longest} tokens depend on the longest sequence of a batch; max_model_len is"
+            f" {max_model_len}: lower it to {longest}"
+        )
     if getattr(text, "attn_logit_softcapping", None) is not None:
         raise UnsupportedModelError(
             f"the model caps attention scores at {text.attn_logit_softcapping}; paged attention"
@@ -201,18 +201,7 @@ def _check_config(config: PretrainedConfig, max_model_len: int) -> None:
             f" {', '.join(sorted(_KNOWN_LAYER_TYPES))}"
         )
     most = getattr(text, "max_position_embeddings", None)
-    if not _rope_types(text) and most is not None and most < max_model_len:
+    if not rope_types(text) and most is not None and most < max_model_len:
         raise UnsupportedModelError(
             f"the model has {most} learned positions, max_model_len is {max_model_len}; lower it"
         )
-
-
-def _rope_types(text: PretrainedConfig) -> set[str]:
-    """Name the rope types in use: one, or one for each kind of layer."""
-    parameters = getattr(text, "rope_parameters", None) or {}
-    nested = [value for value in parameters.values() if isinstance(value, dict)]
-    return {
-        str(found["rope_type"])
-        for found in (parameters, *nested)
-        if found.get("rope_type") is not None
-    }

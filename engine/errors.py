@@ -15,7 +15,8 @@ EngineError
 ├── OutOfMemoryError             a step did not fit the device's memory, nor did its second try
 ├── BlockAccountingError         blocks leaked or are owned twice: a bug of ours
 └── EngineDeadError              the engine stopped; open and new requests fail
-    └── EngineStartError         it ended before it took work, for a reason that trying won't mend
+    ├── EngineStartError         it ended before it took work, for a reason that trying won't mend
+    └── EngineKilledError        its process was killed, as the system does where memory is short
 """
 
 from __future__ import annotations
@@ -87,3 +88,11 @@ class EngineDeadError(EngineError):
 
 class EngineStartError(EngineDeadError):
     """The engine could not be started; another try would end the same way."""
+
+    def __init__(self, message: str, *, about: bytes = b"") -> None:
+        super().__init__(message)
+        self.about = about  # what the composition roots of both sides tell each other of it
+
+
+class EngineKilledError(EngineDeadError):
+    """Somebody killed the engine's process: the system, where memory ran out, or an operator."""

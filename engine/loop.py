@@ -101,12 +101,14 @@ def serve(folder: Path, build: Callable[[TellProgress], BuiltEngine]) -> Ending:
     heart = Heart(folder)
     heart.start()
     try:
-        built = build(lambda phase, percent=None: sockets.send(Progress(phase, percent)))
+        built = build(
+            lambda phase, percent=None, about=b"": sockets.send(Progress(phase, percent, about))
+        )
         limits = built.engine.limits
         sockets.send(Ready(limits.vocab_size, limits.max_model_len, built.about))
         EngineLoop(built.engine, sockets, heart).run()
     except EngineStartError as error:
-        sockets.send(CannotStart(str(error)))
+        sockets.send(CannotStart(str(error), error.about))
         return Ending.NOT_STARTED
     except Exception as error:
         log.exception("the engine died")
@@ -122,8 +124,8 @@ def serve(folder: Path, build: Callable[[TellProgress], BuiltEngine]) -> Ending:
 class TellProgress(Protocol):
     """Tells the client how far loading has come."""
 
-    def __call__(self, phase: str, percent: float | None = None) -> None:
-        """Name the phase; percent: of the phase, where it can be told."""
+    def __call__(self, phase: str, percent: float | None = None, about: bytes = b"") -> None:
+        """Name the phase; percent: of the phase, where it can be told; about: as in `Ready`."""
 
 
 @dataclass(frozen=True, slots=True)

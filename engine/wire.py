@@ -49,6 +49,7 @@ class Progress(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
     phase: str  # for people; an open list: "downloading", "preparing kernels", …
     percent: float | None = None  # of the phase, where it can be told
+    about: bytes = b""  # as in `Ready`: what is known of the model so far
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -63,6 +64,7 @@ class CannotStart(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Loading failed for a reason that another try would meet again."""
 
     reason: str
+    about: bytes = b""  # as in Ready, where there is more to tell
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True):

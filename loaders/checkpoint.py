@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from loaders.errors import CheckpointError, UnsafeCheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
 INDEX_FILE = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+HEADER_START_BYTES = 8  # the length field before a safetensors header
 # The format's own limit on a header (safetensors, 100 MB), kept so that a length field cannot
 # exhaust memory.
 MAX_HEADER_BYTES = 100_000_000
@@ -79,15 +80,19 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path.name} is larger than {MAX_JSON_BYTES} bytes; it is no settings file"
         )
-    text = path.read_bytes()
+    return parse_json(path.name, path.read_bytes())
+
+
+def parse_json(name: str, text: bytes) -> dict[str, Any]:
+    """Parse the content of a settings file, which must be an object; `name` is for errors."""
     if text.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path.name} is a git-lfs pointer, not the file; run `git lfs pull`")
+        raise CheckpointError(f"{name} is a git-lfs pointer, not the file; run `git lfs pull`")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path.name} is not valid JSON: {error}") from error
+        raise CheckpointError(f"{name} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path.name} holds a {type(value).__name__}, expected an object")
+        raise CheckpointError(f"{name} holds a {type(value).__name__}, expected an object")
     return value
 
 
@@ -97,97 +102,127 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     Raises UnsafeCheckpointError for pickles and paths that leave the folder, CheckpointError for
     missing, truncated or contradictory files; each names the file.
     """
-    shards = _find_shards(folder)
-    tensors: dict[str, TensorInfo] = {}
-    for shard in shards:
-        for tensor in read_header(shard):
-            if tensor.name in tensors:
-                raise CheckpointError(
-                    f"tensor {tensor.name} is in {tensors[tensor.name].shard.name} and in"
-                    f" {shard.name};"
-                    " one of the files does not belong here"
-                )
-            tensors[tensor.name] = tensor
-    _check_index(folder, tensors)
+    index = folder / INDEX_FILE
+    weight_map = weight_map_of(read_json(index)) if index.exists() else None
+    names = [path.name for path in folder.iterdir()]
+    shards = tuple(folder / name for name in choose_shards(names, weight_map, where=str(folder)))
+    tensors = gather_tensors({shard.name: read_header(shard) for shard in shards}, weight_map)
     return Checkpoint(folder=folder, shards=shards, tensors=tensors)
 
 
-def _find_shards(folder: Path) -> tuple[Path, ...]:
-    """Name the shards: those of the index, else model.safetensors, else the only such file."""
-    index = folder / INDEX_FILE
-    if index.exists():
-        names = sorted(set(_weight_map(index).values()))
-        return tuple(_existing_shard(folder, name) for name in names)
-    found = sorted(folder.glob("*.safetensors"))
-    whole = [path for path in found if path.name == "model.safetensors"] or found
+def choose_shards(
+    names: Collection[str], weight_map: Mapping[str, str] | None, *, where: str
+) -> tuple[str, ...]:
+    """Choose the shards among file names: those of the index, model.safetensors, or the only one.
+
+    weight_map: the index's, tensor → file; None without an index. where: for errors.
+    """
+    if weight_map is not None:
+        chosen = sorted(set(weight_map.values()))
+        for name in chosen:
+            _check_shard(name, names, where)
+        return tuple(chosen)
+    found = sorted(name for name in names if name.endswith(".safetensors"))
+    whole = [name for name in found if name == "model.safetensors"] or found
     if len(whole) > 1:
         raise CheckpointError(
-            f"{folder} holds {', '.join(path.name for path in whole[:4])} and no {INDEX_FILE} to"
-            " say which belong together; add the index, or keep one file"
+            f"{where} holds {', '.join(whole[:4])} and no {INDEX_FILE} to say which belong"
+            " together; add the index, or keep one file"
         )
     if whole:
         return tuple(whole)
-    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLE_SUFFIXES)
+    pickles = sorted(name for name in names if name.endswith(PICKLE_SUFFIXES))
     if pickles:
         raise UnsafeCheckpointError(
-            f"{folder.name} holds its weights as {', '.join(pickles)}: a pickle can run any code"
-            " when it"
-            " is opened, so only safetensors are read; choose a revision that has them, or convert"
-            " it"
+            f"{where} holds its weights as {', '.join(pickles[:4])}: a pickle can run any code"
+            " when it is opened, so only safetensors are read; choose a revision that has them, or"
+            " convert it"
         )
-    raise CheckpointError(f"{folder} holds no .safetensors file; found {_listing(folder)}")
+    raise CheckpointError(f"{where} holds no .safetensors file; found {_listing(names)}")
 
 
-def _listing(folder: Path) -> str:
-    return ", ".join(sorted(p.name for p in folder.iterdir())[:20]) or "nothing"
+def _listing(names: Collection[str]) -> str:
+    return ", ".join(sorted(names)[:20]) or "nothing"
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    weight_map = read_json(index).get("weight_map")
+def weight_map_of(index: Mapping[str, Any]) -> dict[str, str]:
+    """Return which file holds each tensor, as the parsed index says."""
+    weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index.name} has no weight_map")
+        raise CheckpointError(f"{INDEX_FILE} has no weight_map")
     if not all(isinstance(name, str) for name in weight_map.values()):
-        raise CheckpointError(f"{index.name} maps a tensor to something that is not a file name")
+        raise CheckpointError(f"{INDEX_FILE} maps a tensor to something that is not a file name")
     return weight_map
 
 
-def _existing_shard(folder: Path, name: str) -> Path:
-    path = folder / name
-    if path.parent != folder or name in ("", ".", ".."):
+def _check_shard(name: str, names: Collection[str], where: str) -> None:
+    if "/" in name or "\\" in name or name in ("", ".", ".."):
         raise UnsafeCheckpointError(
             f"the index names {name!r}, which is outside the checkpoint's folder"
         )
-    if path.suffix != ".safetensors":
+    if not name.endswith(".safetensors"):
         raise UnsafeCheckpointError(f"the index names {name!r}; only .safetensors files are read")
-    if not path.exists():
+    if name not in names:
         raise CheckpointError(
-            f"shard {name} is missing from {folder}; found {_listing(folder)}; download it again"
+            f"shard {name} is missing from {where}; found {_listing(names)}; download it again"
         )
-    return path
+
+
+def gather_tensors(
+    headers: Mapping[str, Sequence[TensorInfo]], weight_map: Mapping[str, str] | None
+) -> dict[str, TensorInfo]:
+    """Join the shards' tensors by name, and check them against the index where there is one."""
+    tensors: dict[str, TensorInfo] = {}
+    for shard, found in headers.items():
+        for tensor in found:
+            if tensor.name in tensors:
+                raise CheckpointError(
+                    f"tensor {tensor.name} is in {tensors[tensor.name].shard.name} and in {shard};"
+                    " one of the files does not belong here"
+                )
+            tensors[tensor.name] = tensor
+    for name, file in (weight_map or {}).items():
+        if name not in tensors or tensors[name].shard.name != file:
+            raise CheckpointError(
+                f"the index promises tensor {name} in {file}, which does not hold it"
+            )
+    return tensors
 
 
 def read_header(shard: Path) -> list[TensorInfo]:
-    """Read one shard's header and check that the file holds all the bytes it promises.
-
-    Format: 8 bytes little-endian header length, a JSON object, the data (safetensors' own
-    document).
-    """
+    """Read one shard's header and check that the file holds all the bytes it promises."""
     size = shard.stat().st_size
     with shard.open("rb") as file:
-        start = file.read(8)
-        if start.startswith(b"version "):
-            raise CheckpointError(
-                f"{shard.name} is a git-lfs pointer, not the file; run `git lfs pull`"
-            )
-        if len(start) < 8:
-            raise CheckpointError(f"{shard.name} is truncated: {size} bytes, not even a header")
-        (length,) = struct.unpack("<Q", start)
-        if length > min(MAX_HEADER_BYTES, size):
-            raise CheckpointError(
-                f"{shard.name} is truncated or not safetensors: its header claims {length} bytes,"
-                f" the file has {size}"
-            )
+        length = read_header_length(shard.name, file.read(HEADER_START_BYTES), size)
         text = file.read(length)
+    return parse_header(shard, text, size)
+
+
+def read_header_length(name: str, start: bytes, size: int) -> int:
+    """Return how long the header is that follows a shard's first 8 bytes.
+
+    Format: 8 bytes little-endian header length, a JSON object, the data (safetensors' own
+    document). size: the whole file's, in bytes.
+    """
+    if start.startswith(b"version "):
+        raise CheckpointError(f"{name} is a git-lfs pointer, not the file; run `git lfs pull`")
+    if len(start) < HEADER_START_BYTES:
+        raise CheckpointError(f"{name} is truncated: {size} bytes, not even a header")
+    (length,) = struct.unpack("<Q", start[:HEADER_START_BYTES])
+    if length > min(MAX_HEADER_BYTES, size):
+        raise CheckpointError(
+            f"{name} is truncated or not safetensors: its header claims {length} bytes,"
+            f" the file has {size}"
+        )
+    return int(length)
+
+
+def parse_header(shard: Path, text: bytes, size: int) -> list[TensorInfo]:
+    """Parse a shard's header, the JSON after its first 8 bytes, and check it against the size.
+
+    Raises CheckpointError where the file is too small for what the header promises, or where
+    tensors share bytes.
+    """
     try:
         header = json.loads(text, object_pairs_hook=_unique_keys)
         tensors = [
@@ -198,11 +233,13 @@ def read_header(shard: Path) -> list[TensorInfo]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{shard.name} has a damaged header: {error}") from error
     end = max((int(header[t.name]["data_offsets"][1]) for t in tensors), default=0)
-    if size < 8 + length + end:
+    expected = HEADER_START_BYTES + len(text) + end
+    if size < expected:
         raise CheckpointError(
-            f"{shard.name} is truncated: {size} bytes found, {8 + length + end} expected; download"
-            " it again"
+            f"{shard.name} is truncated: {size} bytes found, {expected} expected; download it again"
         )
+    if sum(tensor.num_bytes for tensor in tensors) > end:
+        raise CheckpointError(f"{shard.name} has a damaged header: its tensors share bytes")
     return tensors
 
 
@@ -225,14 +262,3 @@ def _tensor_info(shard: Path, name: str, entry: dict[str, Any]) -> TensorInfo:
             f"{name} spans {end - begin} bytes, its shape {list(shape)} needs {info.num_bytes}"
         )
     return info
-
-
-def _check_index(folder: Path, tensors: Mapping[str, TensorInfo]) -> None:
-    index = folder / INDEX_FILE
-    if not index.exists():
-        return
-    for name, file in _weight_map(index).items():
-        if name not in tensors or tensors[name].shard.name != file:
-            raise CheckpointError(
-                f"the index promises tensor {name} in {file}, which does not hold it"
-            )

@@ -1,36 +1,92 @@
-"""Tells how far a download has come, through the bars that the hub's client would draw."""
+"""How far a download has come: bytes, rate and what is left of it, told now and then.
+
+Several threads add to one meter; whoever listens is called by one of them at a time.
+"""
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from tqdm.std import tqdm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_WINDOW_S = 10.0  # over which the rate is taken
+_STEP_S = 0.1  # pieces that came together count as one
+_TELL_EVERY_S = 0.25  # or at every percent
 
-def quiet_bars(tell: Callable[[float], None], num_bytes: int) -> type[tqdm]:
-    """Return a class of bars that draw nothing, and tell percents of so many bytes instead.
 
-    The client draws one bar of bytes received and one of bytes written; whichever is further
-    counts, since depending on the transport only one of them moves. Bars are updated by several
-    threads.
-    """
-    told = -1.0
+@dataclass(frozen=True, slots=True)
+class DownloadProgress:
+    """One moment of a download."""
 
-    class QuietBar(tqdm):  # type: ignore[misc]  # tqdm has no types of its own
-        monitor_interval = 0  # no thread that looks after bars
+    num_bytes_done: int  # what an earlier, interrupted download left included
+    num_bytes_total: int
+    bytes_per_s: float
+    eta_s: float | None  # None while nothing comes
 
-        def update(self, n: float | None = 1) -> None:
-            nonlocal told
-            super().update(n)
-            percent = min(100.0, 100 * self.n / num_bytes) if num_bytes else 0.0
-            if self.unit == "B" and percent >= told + 1:
-                told = percent
-                tell(percent)
+    @property
+    def percent(self) -> float:
+        """Say how much is done, from 0 to 100."""
+        if not self.num_bytes_total:
+            return 100.0
+        return min(100.0, 100 * self.num_bytes_done / self.num_bytes_total)
 
-        def display(self, *_arguments: object, **_named: object) -> None:
-            """Draw nothing: a server's log takes lines."""
 
-    return QuietBar
+class ProgressMeter:
+    """Counts the bytes of one download."""
+
+    def __init__(
+        self,
+        num_bytes_total: int,
+        tell: Callable[[DownloadProgress], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._total = num_bytes_total
+        self._tell = tell
+        self._clock = clock
+        self._done = 0
+        self._received: deque[tuple[float, int]] = deque([(clock(), 0)])  # time, bytes until then
+        self._told_at = (clock(), -1.0)  # time, percent
+        self._lock = threading.Lock()
+
+    def found(self, num_bytes: int) -> None:
+        """Count what was here already; negative where it turned out to be of no use."""
+        with self._lock:
+            self._done += num_bytes
+            self._tell_sometimes()
+
+    def received(self, num_bytes: int) -> None:
+        """Count what came from the hub."""
+        with self._lock:
+            self._done += num_bytes
+            now, until = self._clock(), self._received[-1][1] + num_bytes
+            if len(self._received) > 1 and now - self._received[-2][0] < _STEP_S:
+                self._received.pop()
+            self._received.append((now, until))
+            while len(self._received) > 2 and self._received[1][0] < now - _WINDOW_S:
+                self._received.popleft()
+            self._tell_sometimes()
+
+    def _tell_sometimes(self) -> None:
+        now, progress = self._clock(), self._progress()
+        told_at, percent = self._told_at
+        is_whole = self._done == self._total
+        if is_whole or now - told_at >= _TELL_EVERY_S or progress.percent >= percent + 1:
+            self._told_at = (now, progress.percent)
+            self._tell(progress)
+
+    def _progress(self) -> DownloadProgress:
+        (first, before), (last, until) = self._received[0], self._received[-1]
+        rate = (until - before) / (last - first) if last > first else 0.0
+        left = max(0, self._total - self._done)
+        return DownloadProgress(
+            num_bytes_done=self._done,
+            num_bytes_total=self._total,
+            bytes_per_s=rate,
+            eta_s=left / rate if rate else None,
+        )

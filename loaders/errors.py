@@ -5,17 +5,27 @@ LoadError
 ├── RepositoryNotFoundError       no such repository, or no access to it
 ├── RevisionNotFoundError         the repository has no such branch, tag or commit
 ├── HubError                      the hub could not be asked
+├── CacheError                    the cache's disk is full, or it cannot be written
 ├── UnsafeCheckpointError         pickle, code or paths that a checkpoint must not bring
 ├── CheckpointError               files are missing, truncated or contradict each other
 │   ├── TensorError               a tensor's shape, dtype or values are not what the model needs
 │   └── QuantizationNotFoundError packed tensors whose parameters cannot be told
 ├── UnsupportedQuantizationError  a method, width or layout that is not read here
 ├── UnsupportedModelError         a model type without a native class
+├── InvalidPlanError              a plan is asked for what cannot be understood
+│   ├── InvalidDeviceError        no such device
+│   └── InvalidPreferenceError    not quality, speed or memory
 ├── BackendError                  the asked kernel backend cannot run this variant here
+├── SelfTestError                 the loaded model computes something else than its files say
 └── NotEnoughMemoryError          the weights do not fit the device
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from loaders.self_test.report import SelfTestReport
 
 
 class LoadError(Exception):
@@ -36,6 +46,10 @@ class RevisionNotFoundError(LoadError):
 
 class HubError(LoadError):
     """The hub did not answer, or not usefully."""
+
+
+class CacheError(LoadError):
+    """What was fetched cannot be kept: the disk is full, or the folder cannot be written."""
 
 
 class UnsafeCheckpointError(LoadError):
@@ -62,8 +76,28 @@ class UnsupportedModelError(LoadError):
     """Transformers has no native class for this model type."""
 
 
+class InvalidPlanError(LoadError):
+    """What a plan is asked for cannot be understood."""
+
+
+class InvalidDeviceError(InvalidPlanError):
+    """The text names no device."""
+
+
+class InvalidPreferenceError(InvalidPlanError):
+    """The text names nothing that a choice can prefer."""
+
+
 class BackendError(LoadError):
     """The asked kernel backend cannot run this variant on this device."""
+
+
+class SelfTestError(LoadError):
+    """The loaded model computes something else than its files say."""
+
+    def __init__(self, report: SelfTestReport) -> None:
+        super().__init__(f"{report}; another --backend may compute it rightly")
+        self.report = report
 
 
 class NotEnoughMemoryError(LoadError):

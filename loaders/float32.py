@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from loaders.kernels.fp16pack import Fp16PackKernel
+from loaders.kernels.fp16pack import Fp16PackBackend, Fp16PackKernel
 from loaders.packed_linear import PackedLinear
 
 if TYPE_CHECKING:
@@ -61,12 +61,21 @@ def _settle_linear(model: PreTrainedModel, name: str, linear: nn.Linear) -> None
     if not _is_exact_in_half(weight):
         _widen_own_tensors(linear)
         return
-    bias = None if linear.bias is None else linear.bias.data.float()
-    packed = PackedLinear.from_kernel(
-        Fp16PackKernel.from_weight(weight), linear.in_features, linear.out_features, bias=bias
-    )
     parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, packed)
+    setattr(model.get_submodule(parent), child, packed_halves(linear))
+
+
+def packed_halves(linear: nn.Linear) -> PackedLinear:
+    """Return a dense layer of the CPU, packed as halves."""
+    bias = None if linear.bias is None else linear.bias.data.float()
+    kernel = Fp16PackKernel.from_weight(linear.weight.data)
+    return PackedLinear.from_kernel(
+        kernel,
+        linear.in_features,
+        linear.out_features,
+        bias=bias,
+        backend=Fp16PackBackend.name,
+    )
 
 
 def _is_exact_in_half(weight: Tensor) -> bool:

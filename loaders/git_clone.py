@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -19,11 +20,15 @@ from loaders.errors import CheckpointError, RevisionNotFoundError
 from loaders.hub import Snapshot
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from loaders.spec import VariantSpec
 
 _POINTER = b"version https://git-lfs"
 _OID = re.compile(rb"^oid sha256:([0-9a-f]{64})$", re.MULTILINE)
-_MAX_POINTER_BYTES = 1024
+_SIZE = re.compile(rb"^size (\d{1,18})$", re.MULTILINE)
+MAX_POINTER_BYTES = 1024
+_PIECE_BYTES = 1_000_000
 
 
 def open_folder(spec: VariantSpec, *, cache_dir: Path | None = None) -> Snapshot:
@@ -47,8 +52,8 @@ def open_folder(spec: VariantSpec, *, cache_dir: Path | None = None) -> Snapshot
 
 
 def _open_clone(clone: Path, revision: str | None, cache_dir: Path) -> Snapshot:
-    head = _commit(clone, "HEAD")
-    wanted = head if revision is None else _resolve(clone, revision)
+    head = commit_of(clone, "HEAD")
+    wanted = head if revision is None else resolve_commit(clone, revision)
     if wanted == head and not _has_pointers(clone):
         return Snapshot(folder=clone, commit=head)
     target = cache_dir / "clones" / f"{clone.name}-{wanted}"
@@ -57,13 +62,14 @@ def _open_clone(clone: Path, revision: str | None, cache_dir: Path) -> Snapshot:
     return Snapshot(folder=target, commit=wanted)
 
 
-def _resolve(clone: Path, revision: str) -> str:
+def resolve_commit(clone: Path, revision: str) -> str:
+    """Return the commit of a branch, tag or commit; raise RevisionNotFoundError."""
     for name in (revision, f"origin/{revision}"):
         try:
-            return _commit(clone, name)
+            return commit_of(clone, name)
         except CheckpointError:
             continue
-    listing = _git(
+    listing = run_git(
         clone,
         "for-each-ref",
         "--format=%(refname:short)",
@@ -79,36 +85,76 @@ def _resolve(clone: Path, revision: str) -> str:
     )
 
 
-def _commit(clone: Path, name: str) -> str:
+def commit_of(clone: Path, name: str) -> str:
+    """Return the commit that git's name for it means; raise CheckpointError."""
     return (
-        _git(clone, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
+        run_git(clone, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
         .decode()
         .strip()
     )
 
 
-def _git(clone: Path, *arguments: str, stdout: IO[bytes] | None = None) -> bytes:
+def run_git(
+    clone: Path, *arguments: str, stdin: bytes = b"", stdout: IO[bytes] | None = None
+) -> bytes:
     """Run a git command that only reads; return what it wrote, or write it to a file."""
-    # The clone may belong to somebody else (a mounted volume), and its settings may name programs.
-    # None of them runs: no hooks on reading, and nothing is fetched (a partial clone would fetch
-    # missing objects, through whatever command its remote names).
-    settings = ["-c", f"safe.directory={clone}", "-c", "protocol.allow=never"]
     try:
         done = subprocess.run(
-            ["git", *settings, "-C", str(clone), *arguments],
+            _command(clone, arguments),
+            input=stdin,
             stdout=stdout or subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, "GIT_NO_LAZY_FETCH": "1", "GIT_TERMINAL_PROMPT": "0"},
+            env=_environment(),
             check=True,
         )
     except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{clone} is a git clone and git is not installed; install git"
-        ) from error
+        raise _no_git(clone) from error
     except subprocess.CalledProcessError as error:
         reason = error.stderr.decode(errors="replace").strip() or f"exit {error.returncode}"
         raise CheckpointError(f"git {arguments[0]} failed in {clone}: {reason}") from error
     return done.stdout or b""
+
+
+def read_blob(clone: Path, blob: str, *, start: int, num_bytes: int) -> bytes:
+    """Read a piece of a file by git's hash of it; what lies before is read past."""
+    try:
+        running = subprocess.Popen(
+            _command(clone, ("cat-file", "blob", blob)),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=_environment(),
+        )
+    except FileNotFoundError as error:
+        raise _no_git(clone) from error
+    with running:
+        if running.stdout is None:
+            raise AssertionError("stdout is a pipe")
+        while start > 0 and (skipped := len(running.stdout.read(min(start, _PIECE_BYTES)))):
+            start -= skipped
+        piece = running.stdout.read(num_bytes)
+        is_at_end = len(piece) < num_bytes
+        if not is_at_end:
+            running.kill()
+    if is_at_end and running.returncode != 0:
+        raise CheckpointError(f"git cat-file failed in {clone}: it lacks the object {blob}")
+    return piece
+
+
+def _command(clone: Path, arguments: Sequence[str]) -> list[str]:
+    # The clone may belong to somebody else (a mounted volume), and its settings may name programs.
+    # None of them runs: no hooks on reading, and nothing is fetched (a partial clone would fetch
+    # missing objects, through whatever command its remote names).
+    settings = ["-c", f"safe.directory={clone}", "-c", "protocol.allow=never"]
+    return ["git", *settings, "-C", str(clone), *arguments]
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "GIT_NO_LAZY_FETCH": "1", "GIT_TERMINAL_PROMPT": "0"}
+
+
+def _no_git(clone: Path) -> CheckpointError:
+    return CheckpointError(f"{clone} is a git clone and git is not installed; install git")
 
 
 def _has_pointers(folder: Path) -> bool:
@@ -116,7 +162,7 @@ def _has_pointers(folder: Path) -> bool:
 
 
 def _is_pointer(path: Path) -> bool:
-    if path.stat().st_size > _MAX_POINTER_BYTES:
+    if path.stat().st_size > MAX_POINTER_BYTES:
         return False
     return path.read_bytes().startswith(_POINTER)
 
@@ -126,7 +172,7 @@ def _export(clone: Path, commit: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
-        for name in _git(clone, "ls-tree", "-z", "--name-only", commit).decode().split("\0"):
+        for name in run_git(clone, "ls-tree", "-z", "--name-only", commit).decode().split("\0"):
             if name and "/" not in name:
                 _write_file(clone, commit, name, partial / name)
         os.replace(partial, target)
@@ -138,28 +184,56 @@ def _export(clone: Path, commit: str, target: Path) -> None:
 
 
 def _write_file(clone: Path, commit: str, name: str, path: Path) -> None:
-    kind = _git(clone, "cat-file", "-t", f"{commit}:{name}").strip()
+    kind = run_git(clone, "cat-file", "-t", f"{commit}:{name}").strip()
     if kind != b"blob":
         return
-    size = int(_git(clone, "cat-file", "-s", f"{commit}:{name}"))
+    size = int(run_git(clone, "cat-file", "-s", f"{commit}:{name}"))
     content = (
-        _git(clone, "cat-file", "blob", f"{commit}:{name}") if size <= _MAX_POINTER_BYTES else None
+        run_git(clone, "cat-file", "blob", f"{commit}:{name}")
+        if size <= MAX_POINTER_BYTES
+        else None
     )
     if content is not None and content.startswith(_POINTER):
         _link_large_file(clone, name, content, path)
         return
     with path.open("wb") as file:
-        _git(clone, "cat-file", "blob", f"{commit}:{name}", stdout=file)
+        run_git(clone, "cat-file", "blob", f"{commit}:{name}", stdout=file)
 
 
-def _link_large_file(clone: Path, name: str, pointer: bytes, path: Path) -> None:
-    match = _OID.search(pointer)
-    oid = match[1].decode() if match else ""
-    git_dir = Path(_git(clone, "rev-parse", "--absolute-git-dir").decode().strip())
-    stored = git_dir / "lfs" / "objects" / oid[:2] / oid[2:4] / oid
-    if not oid or not stored.is_file():
-        raise CheckpointError(
-            f"{name} is a git-lfs pointer and its content was not fetched; run `git lfs pull` in"
-            f" {clone}"
-        )
+def _link_large_file(clone: Path, name: str, content: bytes, path: Path) -> None:
+    pointer = read_pointer(content)
+    stored = find_large_file(clone, pointer.sha256) if pointer else None
+    if stored is None:
+        raise not_fetched(clone, name)
     path.symlink_to(stored)
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """What git-lfs keeps in place of a large file."""
+
+    sha256: str
+    num_bytes: int
+
+
+def read_pointer(content: bytes) -> Pointer | None:
+    """Read a git-lfs pointer; None where the content is none."""
+    if len(content) > MAX_POINTER_BYTES or not content.startswith(_POINTER):
+        return None
+    oid, size = _OID.search(content), _SIZE.search(content)
+    return Pointer(oid[1].decode(), int(size[1])) if oid and size else None
+
+
+def find_large_file(clone: Path, sha256: str) -> Path | None:
+    """Return where git-lfs stored a large file, None where it was not fetched."""
+    git_dir = Path(run_git(clone, "rev-parse", "--absolute-git-dir").decode().strip())
+    stored = git_dir / "lfs" / "objects" / sha256[:2] / sha256[2:4] / sha256
+    return stored if stored.is_file() else None
+
+
+def not_fetched(clone: Path, name: str) -> CheckpointError:
+    """Say that only the pointer of a large file is there."""
+    return CheckpointError(
+        f"{name} is a git-lfs pointer and its content was not fetched; run `git lfs pull` in"
+        f" {clone}"
+    )

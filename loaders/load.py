@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
+from loaders.device_memory import weight_bytes
 from loaders.errors import BackendError, CheckpointError, TensorError
 from loaders.float32 import settle_on_cpu, settle_on_cuda
 from loaders.generation import GenerationDefaults, read_generation_defaults
@@ -25,22 +26,30 @@ from loaders.git_clone import open_folder
 from loaders.hub import Snapshot, fetch
 from loaders.kernels.protocol import LayerShape
 from loaders.kernels.resolve import resolve_backend
-from loaders.memory import check_fits, estimate_bytes
+from loaders.memory import check_fits, free_bytes
+from loaders.offload import choose_offloaded, move_others, wrap_offloaded
 from loaders.packed_linear import packed_layers
 from loaders.quantizer import PackedConfig
+from loaders.records import Records
 from loaders.resident_memory import MappedFiles, large_blocks_returned, return_freed_memory
+from loaders.self_test.reference_weights import stored_weights
+from loaders.self_test.run import run_self_test
 from loaders.source import open_source
 from loaders.spec import VariantSpec, parse_spec
+from loaders.stock import STOCK, missing_packages, wrap_stock_linears
 from loaders.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Set
     from pathlib import Path
     from typing import TypeAlias
 
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+    from loaders.checkpoint import TensorInfo
+    from loaders.kernels.protocol import Backend
     from loaders.quantization import Quantization
+    from loaders.self_test.report import SelfTestReport
     from loaders.source import Source
 
     # Is told each phase of loading, and how much of it is done, in percent, where that is known;
@@ -50,6 +59,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_CPU_MAP = {"": torch.device("cpu")}
 # Freed memory goes back this often while layers are prepared; each time takes milliseconds.
 _LAYERS_PER_TRIM = 32
 # Names that a checkpoint may carry and a model no longer needs (tables that Transformers computes
@@ -79,6 +89,12 @@ class Provenance:
     backend: str  # the kernel backends in use, joined by "+"
     dtype: str  # of activations
     device: str
+    num_offloaded: int = 0  # linear layers whose weights stay on the CPU, away from the device
+
+    @property
+    def is_eager_only(self) -> bool:
+        """Whether layers do what no CUDA graph can hold, or nobody has tried to have held."""
+        return self.num_offloaded > 0 or self.backend == STOCK
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +104,11 @@ class LoadedModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     generation: GenerationDefaults
-    quantization: Quantization | None  # None for a plain checkpoint
+    quantization: Quantization | None  # None for a plain checkpoint, and what only stock reads
+    spec: VariantSpec
+    tensors: Mapping[str, TensorInfo]  # of the checkpoint, from its headers
     provenance: Provenance
+    self_test: SelfTestReport | None = None  # None where none was asked for
 
 
 @large_blocks_returned()
@@ -99,17 +118,22 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     backend: str = "auto",
+    excluded_backends: frozenset[str] = frozenset(),
+    self_test: bool = False,
     cache_dir: Path | None = None,
     token: str | None = None,
     local_files_only: bool = False,
+    cpu_offload: bool = False,
     progress: TellProgress | None = None,
 ) -> LoadedModel:
     """Load a variant onto its devices.
 
     device: "cpu", "cuda:N", "auto" (every CUDA device there is, else the CPU). dtype: of
     activations; "auto" is float32 on CPU, the checkpoint's own on CUDA. backend: "auto" or a
-    kernel backend's name. Raises LoadError; the message says what was found, what was expected and
-    what to do.
+    kernel backend's name. excluded_backends: not to be used, since they failed before. cpu_offload:
+    what one CUDA device cannot hold stays on the CPU. self_test: check what is loaded against the
+    files. Raises LoadError, SelfTestError among them; the message says what was found, what was
+    expected and what to do.
     """
     started = time.monotonic()
     if isinstance(spec, str):
@@ -124,24 +148,43 @@ def load(
         on_percent=partial(tell, "downloading"),
     )
     tell("checking the files", None)
-    source = open_source(snapshot.folder, spec.file, cache_dir)
+    is_stock = backend == STOCK
+    file = snapshot.file or spec.file
+    source = open_source(snapshot.folder, file, cache_dir, for_stock=is_stock)
     device_map = resolve_device_map(device)
     compute_dtype = resolve_dtype(dtype, source.config, device_map)
+    is_spread = resolve_is_spread(cpu_offload, device_map, is_stock=is_stock)
 
     tokenizer = load_tokenizer(source.folder)
     return_freed_memory()  # reading a tokenizer takes three times what it keeps
-    if isinstance(device_map, dict):
-        needed = estimate_bytes(source.tensors, source.quantization, device_map[""])
+    if isinstance(device_map, dict) and not is_spread:
+        needed = weight_bytes(
+            source.tensors,
+            source.quantization,
+            "cpu" if device_map[""].type == "cpu" else "cuda",
+            backend=None if is_stock else backend,
+        )
         check_fits(needed, device_map[""])
     tell("reading the weights", None)
-    model = _build_model(source, device_map)
+    model = _build_model(source, _CPU_MAP if is_spread else device_map, is_stock=is_stock)
     mapped = MappedFiles.find(source.files)
+    if is_stock:
+        wrap_stock_linears(model)
+    offloaded: frozenset[str] = frozenset()
+    if is_spread and isinstance(device_map, dict):
+        offloaded = _spread(model, device_map[""], mapped)
     # The head before the layers: packing it takes the most memory besides what it keeps.
     if isinstance(device_map, dict) and device_map[""].type == "cpu":
         settle_on_cpu(model, mapped)
     else:
         settle_on_cuda(model, compute_dtype)
-    backends = _prepare_layers(model, mapped, asked=backend, tell=tell)
+    choose = partial(resolve_backend, excluded=excluded_backends)
+    backends = _prepare_layers(
+        model, mapped, choose=choose, asked=backend, offloaded=offloaded, tell=tell
+    )
+    wrap_offloaded(model, offloaded)
+    if is_stock:
+        backends = [STOCK]
 
     provenance = Provenance(
         repo=spec.repo,
@@ -151,8 +194,22 @@ def load(
         backend="+".join(backends) or "dense",
         dtype=str(compute_dtype).removeprefix("torch."),
         device=device_map if isinstance(device_map, str) else str(device_map[""]),
+        num_offloaded=len(offloaded),
     )
     return_freed_memory()
+    report = None
+    if self_test:
+        tell("self-test", None)
+        report = run_self_test(
+            model,
+            tokenizer,
+            stored_weights(source, model),
+            backend=provenance.backend,
+            dtype=provenance.dtype,
+            commit=snapshot.commit,
+            records=Records(cache_dir).of(spec.file),
+        )
+        return_freed_memory()
     log.info(
         "loaded",
         variant=str(spec),
@@ -167,7 +224,10 @@ def load(
         tokenizer=tokenizer,
         generation=read_generation_defaults(source.folder, source.config),
         quantization=source.quantization,
+        spec=spec,
+        tensors=source.tensors,
         provenance=provenance,
+        self_test=report,
     )
 
 
@@ -230,15 +290,44 @@ def resolve_dtype(
     return DTYPES[asked]
 
 
-def _build_model(source: Source, device_map: dict[str, torch.device] | str) -> PreTrainedModel:
+def resolve_is_spread(
+    asked: bool, device_map: dict[str, torch.device] | str, *, is_stock: bool = False
+) -> bool:
+    """Answer whether the CPU may hold a part of what is meant for one other device."""
+    if not asked:
+        return False
+    if is_stock:
+        raise BackendError("backend stock cannot leave weights on the CPU; use --backend auto")
+    if isinstance(device_map, str):
+        raise BackendError(
+            "weights can be shared between the CPU and one CUDA device; name one, as in cuda:0"
+        )
+    if device_map[""].type == "cpu":
+        log.info("offload_not_needed", reason="the whole model runs on the CPU")
+        return False
+    return True
+
+
+def _spread(model: PreTrainedModel, device: torch.device, mapped: MappedFiles) -> frozenset[str]:
+    """Move what fits from the CPU to the device; return the linear layers that stay."""
+    free, cpu_free = free_bytes(device), free_bytes(torch.device("cpu"))
+    offloaded = choose_offloaded(model, device, free=free, cpu_free=cpu_free)
+    move_others(model, device, offloaded, mapped)
+    return offloaded
+
+
+def _build_model(
+    source: Source, device_map: dict[str, torch.device] | str, *, is_stock: bool
+) -> PreTrainedModel:
     """Let Transformers build the model and fill it; check that every tensor found its place."""
     # A server's log takes lines, not bars.
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(source.config)]
     own_weights = source.read_weights
     extra: dict[str, Any] = {}
-    if source.quantization is not None or own_weights is not None:
-        extra["quantization_config"] = PackedConfig(source.quantization, source.tensors)
+    packed_here = None if is_stock else source.quantization
+    if packed_here is not None or own_weights is not None:
+        extra["quantization_config"] = PackedConfig(packed_here, source.tensors)
     if own_weights is not None:
         extra["state_dict"] = own_weights()
     try:
@@ -254,6 +343,8 @@ def _build_model(source: Source, device_map: dict[str, torch.device] | str) -> P
             ignore_mismatched_sizes=True,  # reported below with the tensor's name
             **extra,
         )
+    except ImportError as error:
+        raise missing_packages("this checkpoint", [f"a package ({error})"]) from error
     except _BUILD_ERRORS as error:
         raise CheckpointError(
             f"Transformers cannot build this checkpoint: {type(error).__name__}: {error}"
@@ -284,9 +375,18 @@ def _tell_nobody(phase: str, percent: float | None) -> None:
 
 
 def _prepare_layers(
-    model: PreTrainedModel, mapped: MappedFiles, *, asked: str, tell: TellProgress
+    model: PreTrainedModel,
+    mapped: MappedFiles,
+    *,
+    choose: Callable[[str, LayerShape], tuple[Backend, str]],
+    asked: str,
+    offloaded: Set[str],
+    tell: TellProgress,
 ) -> list[str]:
-    """Prepare every packed layer's kernel; return the backends used, most layers first."""
+    """Prepare every packed layer's kernel; return the backends used, most layers first.
+
+    asked: a backend's name, or "auto", which it is for offloaded layers in any case.
+    """
     counts: dict[str, int] = {}
     reasons: dict[str, str] = {}
     waiting = [layer for layer in packed_layers(model).values() if layer.kernel is None]
@@ -294,7 +394,7 @@ def _prepare_layers(
         if layer.format is None or layer.device is None:
             raise CheckpointError(f"layer {layer.name} holds no packed tensors")
         shape = LayerShape(layer.format, layer.in_features, layer.out_features, layer.device)
-        chosen, reason = resolve_backend(asked, shape)
+        chosen, reason = choose("auto" if layer.name in offloaded else asked, shape)
         layer.prepare(chosen, mapped)
         if number % _LAYERS_PER_TRIM == 0:
             return_freed_memory()

@@ -15,9 +15,11 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from loaders.checkpoint import read_json
+from loaders.config_limits import check_config, check_sizes
 from loaders.errors import CheckpointError, UnsupportedModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 log = structlog.get_logger(__name__)
@@ -48,13 +50,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.exists():
         raise CheckpointError(f"{folder} holds no config.json, so it is no Transformers checkpoint")
-    removed: list[str] = []
-    config = _scrub(read_json(path), removed, path="", depth=0)
+    config, removed = scrub_config(read_json(path))
     if removed:
-        log.info(
-            "config_keys_removed", keys=sorted(removed), reason="no code from a checkpoint is run"
-        )
-    return dict(config)
+        log.info("config_keys_removed", keys=removed, reason="no code from a checkpoint is run")
+    return config
+
+
+def scrub_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Take out what could run code, at any depth; return what is left, and what was removed."""
+    removed: list[str] = []
+    kept = _scrub(config, removed, path="", depth=0)
+    return dict(kept), sorted(removed)
 
 
 def _scrub(value: Any, removed: list[str], *, path: str, depth: int) -> Any:
@@ -78,8 +84,9 @@ def make_model_config(config: dict[str, Any]) -> PreTrainedConfig:
     """Build the native config class for a scrubbed config.json, without its quantisation.
 
     Raises UnsupportedModelError for a model type that Transformers has no causal language model
-    for.
+    for and for mixtures of experts, CheckpointError for values that make no sense.
     """
+    check_sizes(config)  # before a class makes lists of that length
     model_type = str(config.get("model_type"))
     if model_type not in CONFIG_MAPPING or model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UnsupportedModelError(
@@ -96,4 +103,5 @@ def make_model_config(config: dict[str, Any]) -> PreTrainedConfig:
         ) from error
     if not isinstance(made, PreTrainedConfig):
         raise CheckpointError(f"config.json is not a valid {model_type} configuration")
+    check_config(made)
     return made

@@ -48,6 +48,7 @@ class PackedLinear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.kernel: Kernel | None = None
+        self.backend = ""  # what made the kernel
         self.register_buffer("bias", None)
 
     @classmethod
@@ -69,11 +70,18 @@ class PackedLinear(nn.Module):
 
     @classmethod
     def from_kernel(
-        cls, kernel: Kernel, in_features: int, out_features: int, *, bias: Tensor | None = None
+        cls,
+        kernel: Kernel,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: Tensor | None = None,
+        backend: str = "",
     ) -> PackedLinear:
         """Make a layer around a kernel that is already prepared."""
         layer = cls(in_features, out_features)
         layer.kernel = kernel
+        layer.backend = backend
         layer.register_buffer("bias", bias, persistent=False)
         return layer
 
@@ -106,7 +114,7 @@ class PackedLinear(nn.Module):
         """Check the tensors' values and turn them into the backend's kernel."""
         packed = self.take_tensors()
         packed.check_values()
-        self.kernel = backend.prepare(packed)
+        self.kernel, self.backend = backend.prepare(packed), backend.name
         mapped.release(packed.stored.values())
         if self.bias is not None:
             # AutoGPTQ stores a bias of zeros for layers that have none.
@@ -116,6 +124,11 @@ class PackedLinear(nn.Module):
     def num_invariant_rows(self) -> int | None:
         """Up to how many rows `matmul` gives each as it would alone, to the last bit; None: any."""
         return self._ready_kernel().num_invariant_rows
+
+    @property
+    def unit_roundoff(self) -> float:
+        """The largest relative error of one rounding that the kernel does."""
+        return self._ready_kernel().unit_roundoff
 
     @property
     def input_permutation(self) -> Tensor | None:
@@ -141,6 +154,7 @@ class PackedLinear(nn.Module):
             self.in_features,
             sum(layer.out_features for layer in layers),
             bias=_joined_bias(layers),
+            backend=self.backend,
         )
 
     def forward(self, x: Tensor) -> Tensor:

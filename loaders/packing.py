@@ -1,7 +1,8 @@
 """Packs small integers into int32 words and back, in every layout that checkpoints use.
 
-GPTQ packs along the input dimension, its zero points along the output dimension; AWQ packs both
-along the output dimension in a shuffled column order. This module knows layouts only: what a code
+GPTQ packs along the input dimension, its zero points along the output dimension; AWQ's GEMM version
+packs both along the output dimension in a shuffled column order, its GEMV versions along the input
+dimension. This module knows layouts only: what a code
 means (scale, zero, group, act order) belongs to the layers, what a tensor is called to the
 checkpoint's reader.
 
@@ -25,6 +26,8 @@ AWQ_BITS = 4
 _WORD_BITS = 32
 # The column that each 4-bit field of a word holds, lowest field first (AWQ's GEMM version).
 _AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
+# Inputs of one output that AWQ's GEMV-fast version stores side by side.
+_FAST_RUN = 64
 
 
 def pack_gptq_codes(codes: Tensor, bits: int) -> Tensor:
@@ -56,6 +59,14 @@ def pack_gptq_codes(codes: Tensor, bits: int) -> Tensor:
 def unpack_gptq_codes(qweight: Tensor, bits: int) -> Tensor:
     """Undo `pack_gptq_codes`: int32 [in * bits / 32, out] to uint8 [in, out]."""
     _check_bits(bits)
+    return unpack_stream(qweight, bits)
+
+
+def unpack_stream(qweight: Tensor, bits: int) -> Tensor:
+    """Read each column as one dense little-endian bit stream, of codes of 1 to 8 bits.
+
+    qweight: int32 [in * bits / 32, out]; gives uint8 [in, out].
+    """
     _check_words(qweight)
     per_chunk, words = _chunk(bits)
     if qweight.shape[0] % words:
@@ -123,6 +134,38 @@ def unpack_awq(packed: Tensor) -> Tensor:
     for field, column in enumerate(_AWQ_COLUMNS):
         values[:, :, column] = (packed >> (field * AWQ_BITS)) & _mask(AWQ_BITS)
     return values.reshape(packed.shape[0], -1)
+
+
+def unpack_gemv(words: Tensor) -> Tensor:
+    """Unpack AWQ's GEMV version: int32 [rows, n], eight codes a word in order, to uint8 [rows, 8n].
+
+    Codes and zero points alike run along the inputs.
+    """
+    return unpack_stream(words.t(), AWQ_BITS).t().contiguous()
+
+
+def unpack_gemv_fast(words: Tensor) -> Tensor:
+    """Unpack the codes of AWQ's GEMV-fast version: int16 [out / 4, in] to uint8 [out, in].
+
+    A row of words holds four outputs, each 64 inputs of one followed by the same 64 of the next:
+
+        word   0…15   16…31   32…47   48…63   64…79 …
+        output 4r     4r+1    4r+2    4r+3    4r    …
+        inputs 0…63   0…63    0…63    0…63    64…127 …
+
+    and of 32 inputs, number 8a + j (a < 4, j < 8) stands at place 4j + a. A word holds four
+    neighbours, lowest bits first.
+    """
+    if words.dtype != torch.int16 or words.ndim != 2 or words.shape[1] % _FAST_RUN:
+        raise ValueError(
+            f"packed words must be int16 with rows of a multiple of {_FAST_RUN}, not {words.dtype}"
+            f" {list(words.shape)}"
+        )
+    rows, in_features = words.shape
+    fields = torch.stack([(words >> shift) & _mask(AWQ_BITS) for shift in (0, 4, 8, 12)], dim=-1)
+    by_output = fields.to(torch.uint8).view(rows, -1, 4, _FAST_RUN).transpose(1, 2)
+    places = by_output.reshape(rows * 4, in_features // 32, 8, 4)
+    return places.transpose(2, 3).reshape(rows * 4, in_features)
 
 
 def _chunk(bits: int) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
 
+from loaders import auto_round, compressed_tensors
 from loaders.checkpoint import read_json
 from loaders.errors import (
     CheckpointError,
@@ -20,6 +21,7 @@ from loaders.errors import (
     TensorError,
     UnsupportedQuantizationError,
 )
+from loaders.layouts import PACKED_ENDINGS, layout_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,10 +30,17 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-QuantMethod = Literal["gptq", "awq", "gguf"]
+QuantMethod = Literal["gptq", "awq", "compressed-tensors", "gguf"]
 
+# AutoGPTQ's file, else AutoAWQ's of before it used Transformers' settings.
+OWN_FILES = ("quantize_config.json", "quant_config.json")
 GPTQ_BITS = (2, 3, 4, 8)
 AWQ_BITS = (4,)
+READABLE_BITS: dict[QuantMethod, tuple[int, ...]] = {
+    "gptq": GPTQ_BITS,
+    "awq": AWQ_BITS,
+    "compressed-tensors": tuple(range(2, 9)),
+}
 # Sizes tried, in this order, when only the number of groups is known.
 _USUAL_GROUP_SIZES = (128, 64, 32, 16, 256, 512, 1024)
 
@@ -42,7 +51,7 @@ class PackedFormat:
 
     quant_method: QuantMethod
     # Names the layout (`loaders.layouts`): "gptq" stores zero points minus one, "gptq_v2" as they
-    # are, "gemm" is AWQ's; GGUF's are named as its block types are, "Q4_K".
+    # are; "gemm", "gemv" and "gemv_fast" are AWQ's; GGUF's are called as its block types, "Q4_K".
     checkpoint_format: str
     bits: int
     group_size: int  # inputs that share a scale; -1 is the whole input dimension
@@ -60,8 +69,8 @@ class Quantization:
     desc_act: bool  # act order: columns were quantised by falling activation; g_idx tells the group
     sym: bool
     source: str  # where this was read: a file's name, or "tensors"
-    # GPTQModel's per-module rules, pattern → overrides; None leaves the module unquantised. First
-    # match wins.
+    # Rules by module, pattern → overrides (bits, group_size, checkpoint_format); None leaves the
+    # module unquantised. First match wins.
     rules: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
     # GGUF's mixed types: module → how it is packed, before any rule.
     formats: Mapping[str, PackedFormat] = field(default_factory=dict)
@@ -87,30 +96,42 @@ class Quantization:
 
 
 def read_quantization(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Quantization | None:
-    """Return the checkpoint's quantisation, None for a plain one.
+    """Return a folder's quantisation, None for a plain checkpoint; see `tell_quantization`."""
+    own_file = next((name for name in OWN_FILES if (checkpoint.folder / name).exists()), None)
+    own = None if own_file is None else (own_file, read_json(checkpoint.folder / own_file))
+    return tell_quantization(own, config, checkpoint.tensors)
 
-    config: the parsed config.json.
+
+def tell_quantization(
+    own: tuple[str, Mapping[str, Any]] | None,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, TensorInfo],
+) -> Quantization | None:
+    """Return a checkpoint's quantisation, None for a plain one.
+
+    own: name and content of the quantizer's own settings file, None where there is none. config:
+    the parsed config.json. tensors: all of them, from the headers.
     Raises UnsupportedQuantizationError for methods and widths that are not read here,
     CheckpointError where the two files contradict each other, QuantizationNotFoundError where
     nothing can be told.
     """
-    quantize_config = checkpoint.folder / "quantize_config.json"
-    own = _given(read_json(quantize_config)) if quantize_config.exists() else None
     embedded = config.get("quantization_config")
     if embedded is not None and not isinstance(embedded, dict):
         raise CheckpointError("config.json's quantization_config is not an object")
-    packed = any(name.endswith(".qweight") for name in checkpoint.tensors)
+    packed = any(name.endswith(PACKED_ENDINGS) for name in tensors)
     if own is None and embedded is None:
-        return infer_quantization(checkpoint.tensors) if packed else None
+        return infer_quantization(tensors) if packed else None
     settings = _given(embedded or {})
     if own is not None:
-        _check_agreement(own, settings)
-        settings = {**own, **settings}
-    source = "quantize_config.json" if embedded is None else "config.json"
+        own_file, own_settings = own[0], _given(own[1])
+        _check_agreement(own_settings, settings, own_file)
+        settings = {**own_settings, **settings}
+    source = "config.json" if own is None or embedded is not None else own[0]
     quantization = _parse(settings, source)
-    if not packed:
+    ending = f".{layout_of(quantization.base).marker}"
+    if not any(name.endswith(ending) for name in tensors):
         raise QuantizationNotFoundError(
-            f"{source} says {quantization}, but no tensor is packed (none ends in .qweight); the"
+            f"{source} says {quantization}, but no tensor is packed (none ends in {ending}); the"
             " weights and"
             " the settings are from different revisions"
         )
@@ -122,11 +143,11 @@ def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if value is not None}
 
 
-def _check_agreement(own: Mapping[str, Any], embedded: Mapping[str, Any]) -> None:
+def _check_agreement(own: Mapping[str, Any], embedded: Mapping[str, Any], own_file: str) -> None:
     for key in ("bits", "group_size", "desc_act", "sym", "quant_method", "checkpoint_format"):
         if key in own and key in embedded and own[key] != embedded[key]:
             raise CheckpointError(
-                f"quantize_config.json says {key}={own[key]}, config.json says"
+                f"{own_file} says {key}={own[key]}, config.json says"
                 f" {key}={embedded[key]};"
                 " one of the files is from another revision"
             )
@@ -140,8 +161,13 @@ def _parse(settings: Mapping[str, Any], source: str) -> Quantization:
         return _parse_gptq(settings, source)
     if method == "awq":
         return _parse_awq(settings, source)
+    if method == compressed_tensors.NAME:
+        return _parse_compressed_tensors(settings, source)
+    if method in auto_round.NAMES:
+        return _parse(auto_round.translate(settings, source), f"{source} (auto-round)")
     raise UnsupportedQuantizationError(
-        f"{source} names the quantisation method {method!r}; GPTQ and AWQ checkpoints are read"
+        f"{source} names the quantisation method {method!r}; GPTQ, AWQ, compressed-tensors"
+        " (pack-quantized) and auto-round (in GPTQ's or AWQ's layout) are read"
     )
 
 
@@ -168,13 +194,13 @@ def _parse_gptq(settings: Mapping[str, Any], source: str) -> Quantization:
 
 def _parse_awq(settings: Mapping[str, Any], source: str) -> Quantization:
     version = str(settings.get("version", "gemm")).lower()
-    if version != "gemm":
+    if version not in ("gemm", "gemv", "gemv_fast"):
         raise UnsupportedQuantizationError(
-            f"{source} names the AWQ version {version!r}; GEMM checkpoints are read"
+            f"{source} names the AWQ version {version!r}; GEMM, GEMV and GEMV_fast are read"
         )
     base = PackedFormat(
         "awq",
-        "gemm",
+        version,
         _number(settings, ("bits", "w_bit"), source),
         _number(settings, ("group_size", "q_group_size"), source),
     )
@@ -183,7 +209,39 @@ def _parse_awq(settings: Mapping[str, Any], source: str) -> Quantization:
         desc_act=False,
         sym=not settings.get("zero_point", True),
         source=source,
+        rules=_parse_dynamic(settings.get("dynamic"), base, source),
     )
+
+
+def _parse_compressed_tensors(settings: Mapping[str, Any], source: str) -> Quantization:
+    groups = compressed_tensors.read_groups(settings, source)
+    formats = {
+        group.pattern: _checked(
+            PackedFormat("compressed-tensors", group.layout, group.bits, group.group_size), source
+        )
+        for group in reversed(groups)  # of several with one pattern the first wins
+    }
+    rules: dict[str, Mapping[str, Any] | None] = {}
+    for group in groups:
+        if group.pattern is not None:
+            rules[group.pattern] = _overrides(formats[group.pattern])
+    if None not in formats:
+        rules[".*"] = None  # what no group names is not quantised
+    return Quantization(
+        base=formats.get(None, next(iter(formats.values()))),
+        desc_act=any(group.has_act_order for group in groups),
+        sym=not any(group.has_zero_points for group in groups),
+        source=source,
+        rules=rules,
+    )
+
+
+def _overrides(packed: PackedFormat) -> dict[str, Any]:
+    return {
+        "bits": packed.bits,
+        "group_size": packed.group_size,
+        "checkpoint_format": packed.checkpoint_format,
+    }
 
 
 def _number(settings: Mapping[str, Any], names: tuple[str, ...], source: str) -> int:
@@ -195,7 +253,7 @@ def _number(settings: Mapping[str, Any], names: tuple[str, ...], source: str) ->
 
 
 def _checked(packed: PackedFormat, source: str) -> PackedFormat:
-    readable = GPTQ_BITS if packed.quant_method == "gptq" else AWQ_BITS
+    readable = READABLE_BITS[packed.quant_method]
     if packed.bits not in readable:
         raise UnsupportedQuantizationError(
             f"{source} says {packed.bits} bits; of {packed.quant_method.upper()},"
@@ -228,7 +286,8 @@ def _parse_dynamic(
             ) from error
         if not isinstance(overrides, dict):
             raise CheckpointError(f"{source} has a dynamic rule {name!r} that is not an object")
-        rules[pattern] = None if name.startswith("-:") else overrides
+        own = {key: overrides[key] for key in ("bits", "group_size") if key in overrides}
+        rules[pattern] = None if name.startswith("-:") else own
         if not name.startswith("-:"):
             _override(base, overrides, name)
     return rules
@@ -242,7 +301,12 @@ def _override(base: PackedFormat, overrides: Mapping[str, Any], where: str) -> P
             f"the dynamic rule for {where} has bits or a group_size that is no number"
         )
     return _checked(
-        PackedFormat(base.quant_method, base.checkpoint_format, bits, group_size),
+        PackedFormat(
+            base.quant_method,
+            overrides.get("checkpoint_format", base.checkpoint_format),
+            bits,
+            group_size,
+        ),
         f"the rule for {where}",
     )
 
@@ -254,6 +318,11 @@ def infer_quantization(tensors: Mapping[str, TensorInfo]) -> Quantization:
     have scales [groups, out], so comparing widths tells them apart.
     """
     modules = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
+    if not modules:
+        raise QuantizationNotFoundError(
+            "the checkpoint is packed, but not as GPTQ or AWQ, and config.json has no"
+            " quantization_config to tell how; download it again"
+        )
     try:
         guesses = Counter(_infer_module(tensors, module) for module in modules)
     except KeyError as error:
@@ -263,7 +332,7 @@ def infer_quantization(tensors: Mapping[str, TensorInfo]) -> Quantization:
             " checkpoints made before zero points were packed are not read"
         ) from error
     method, bits = _only(Counter((m, b) for m, b, _, _ in guesses))
-    if bits not in (GPTQ_BITS if method == "gptq" else AWQ_BITS):
+    if bits not in READABLE_BITS[method]:
         raise UnsupportedQuantizationError(
             f"the tensors' shapes say {method} at {bits} bits, which is not read"
         )

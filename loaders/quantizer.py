@@ -121,7 +121,7 @@ def replace_linears(
         linear = linears[name]
         packed = quantization.format_of(name)
         if packed is None:
-            raise TensorError(f"{name} is packed, but a `dynamic` rule says it is not quantised")
+            raise TensorError(f"{name} is packed, but by the settings it is not quantised")
         places = check_packed_tensors(name, packed, linear, tensors)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, _awaiting(name, packed, linear, places))

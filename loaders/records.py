@@ -10,6 +10,7 @@ import json
 import os
 import re
 import tempfile
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,17 @@ class Records:
 
     def __init__(self, cache_dir: Path | None = None) -> None:
         self._folder = (cache_dir or default_cache_dir()) / "records"
+        self._file: str | None = None
+
+    def of(self, file: str | None) -> Records:
+        """Return the records of one file, where a commit holds several variants (GGUF)."""
+        scoped = copy(self)
+        scoped._file = file
+        return scoped
 
     def read(self, commit: str | None, key: str) -> Any:
         """Return what was recorded; None where nothing was, or the commit is unknown."""
-        return self._entries(commit).get(key) if _is_usable(commit) else None
+        return self._entries(commit).get(self._scoped(key)) if _is_usable(commit) else None
 
     def write(self, commit: str | None, key: str, value: Any) -> None:
         """Record a value that JSON can carry; nothing is kept of what has no commit."""
@@ -41,9 +49,12 @@ class Records:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self._folder / f".{commit}.lock"):
-                self._replace(commit, {**self._entries(commit), key: value})
+                self._replace(commit, {**self._entries(commit), self._scoped(key): value})
         except OSError as error:
             log.warning("record not written", commit=commit, key=key, reason=str(error))
+
+    def _scoped(self, key: str) -> str:
+        return key if self._file is None else f"{key} of {self._file}"
 
     def _path(self, commit: str) -> Path:
         return self._folder / f"{commit}.json"

@@ -7,11 +7,58 @@ reads. Nothing here downloads a whole checkpoint.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from loaders.errors import UnsafeCheckpointError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+MAX_FILES = 20_000  # of one revision; the largest model repositories have some hundreds
+_MAX_PATH_CHARACTERS = 512
+_MAX_PART_BYTES = 255  # what file systems take as one name
+# Git takes more, but nothing that names a variant does.
+_REVISION = re.compile(r"\w[\w./+=@#-]{0,254}")
+_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+
+
+def checked_path(path: object) -> str:
+    """Return a file's path as a repository tells it, if it can only lie inside a folder.
+
+    Raises UnsafeCheckpointError for `..`, absolute paths, backslashes, control characters and
+    absurd lengths: a hub is not trusted with where files are written.
+    """
+    if not isinstance(path, str):
+        raise UnsafeCheckpointError(f"the repository lists {path!r:.80}, which is no file's path")
+    parts = path.split("/")
+    if (
+        len(path) > _MAX_PATH_CHARACTERS
+        or any(part in ("", ".", "..") or _num_bytes(part) > _MAX_PART_BYTES for part in parts)
+        or "\\" in path
+        or ":" in parts[0]
+        or not path.isprintable()
+    ):
+        raise UnsafeCheckpointError(
+            f"the repository lists the file {path[:80]!r}, which is no path inside a folder;"
+            " nothing of it was used"
+        )
+    return path
+
+
+def _num_bytes(part: str) -> int:
+    return len(part.encode(errors="surrogatepass"))
+
+
+def is_revision_name(name: object) -> bool:
+    """Tell whether a branch's or tag's name can be used in a path and on a terminal."""
+    return isinstance(name, str) and bool(_REVISION.fullmatch(name)) and ".." not in name
+
+
+def is_commit(text: object) -> bool:
+    """Tell whether this is the whole id of a commit."""
+    return isinstance(text, str) and bool(_COMMIT.fullmatch(text))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,16 @@ Opening reads small files and headers; weights are read when the model is built.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loaders.checkpoint import read_checkpoint
+from loaders.errors import BackendError, QuantizationNotFoundError, UnsupportedQuantizationError
 from loaders.gguf.files import find_file
 from loaders.gguf.model import check_shapes, open_model
 from loaders.gguf.text_files import write_text_files
 from loaders.model_config import make_model_config, read_config
 from loaders.quantization import Quantization, read_quantization
+from loaders.stock import hand_to_transformers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedConfig
 
-    from loaders.checkpoint import TensorInfo
+    from loaders.checkpoint import Checkpoint, TensorInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +40,31 @@ class Source:
     read_weights: Callable[[], dict[str, Tensor]] | None = None
 
 
-def open_source(folder: Path, file: str | None, cache_dir: Path | None) -> Source:
+def open_source(
+    folder: Path, file: str | None, cache_dir: Path | None, *, for_stock: bool = False
+) -> Source:
     """Open the GGUF file that is named, or the only one, or else the folder's safetensors.
+
+    for_stock: leave the quantisation to Transformers, whatever it is.
 
     Raises LoadError.
     """
     has_safetensors = next(folder.glob("*.safetensors"), None) is not None
     path = None if file is None and has_safetensors else find_file(folder, file)
-    return open_safetensors(folder) if path is None else open_gguf(path, cache_dir)
+    if path is None:
+        return open_safetensors(folder, for_stock=for_stock)
+    if for_stock:
+        raise BackendError(f"backend stock does not read GGUF ({path.name}); use --backend auto")
+    return open_gguf(path, cache_dir)
 
 
-def open_safetensors(folder: Path) -> Source:
+def open_safetensors(folder: Path, *, for_stock: bool = False) -> Source:
     """Open a Transformers checkpoint."""
     checkpoint = read_checkpoint(folder)
     raw_config = read_config(folder)
     config = make_model_config(raw_config)
+    if for_stock:
+        hand_to_transformers(config, raw_config)
     # The file whose headers were checked is the one that is read, whatever else lies there.
     config.transformers_weights = checkpoint.weights_file
     return Source(
@@ -60,8 +72,20 @@ def open_safetensors(folder: Path) -> Source:
         files=checkpoint.shards,
         tensors=checkpoint.tensors,
         config=config,
-        quantization=read_quantization(checkpoint, raw_config),
+        quantization=_read_quantization(checkpoint, raw_config, for_stock=for_stock),
     )
+
+
+def _read_quantization(
+    checkpoint: Checkpoint, raw_config: Mapping[str, Any], *, for_stock: bool
+) -> Quantization | None:
+    """Return how it is quantised; None for a plain one, and for what only stock reads."""
+    try:
+        return read_quantization(checkpoint, raw_config)
+    except (UnsupportedQuantizationError, QuantizationNotFoundError):
+        if for_stock:
+            return None
+        raise
 
 
 def open_gguf(path: Path, cache_dir: Path | None) -> Source:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from loaders.errors import InvalidSpecError
 
+_MAX_CHARACTERS = 1024
+_MAX_REPO_CHARACTERS = 200  # the hub takes 96 for the name, after its owner
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _REVISION = re.compile(r"[\w][\w./+=-]*")
 # A GGUF file, or one part of a split one.
@@ -50,14 +52,16 @@ def parse_spec(text: str) -> VariantSpec:
     text = text.strip()
     if not text:
         raise InvalidSpecError(f"the variant's name is empty; {_FORMS}")
-    if Path(text).expanduser().is_dir():
+    if len(text) > _MAX_CHARACTERS:
+        raise InvalidSpecError(f"{text[:60]!r}… is too long to be a variant's name; {_FORMS}")
+    if _is_folder(text):
         return _local(Path(text), revision=None)
     if _GGUF_FILE.fullmatch(text):
         return _parse_gguf(text)
     name, revision = _split_revision(text)
     if revision is not None and not _REVISION.fullmatch(revision):
         raise InvalidSpecError(f"{text!r} names no usable revision after {name!r}; {_FORMS}")
-    if Path(name).expanduser().is_dir():
+    if _is_folder(name):
         return _local(Path(name), revision=revision)
     if _looks_like_path(name):
         raise InvalidSpecError(f"there is no folder {name!r}; {_FORMS}")
@@ -66,8 +70,8 @@ def parse_spec(text: str) -> VariantSpec:
 
 def _parse_gguf(text: str) -> VariantSpec:
     """Parse a local file, `owner/name/file.gguf`, or the same with `@revision` after the name."""
-    path = Path(text).expanduser()
-    if path.is_file():
+    if _is_file(text):
+        path = Path(text).expanduser()
         return _local(path.parent, revision=None, file=path.name)
     match = re.fullmatch(r"(?P<repo>[^/@:]+/[^/@:]+)([@:](?P<revision>[^/]+))?/(?P<file>.+)", text)
     if match is None or text.startswith(_PATH_STARTS):
@@ -82,9 +86,23 @@ def _parse_gguf(text: str) -> VariantSpec:
 
 
 def _checked_repo(name: str) -> str:
-    if not _REPO.fullmatch(name) or ".." in name:
-        raise InvalidSpecError(f"{name!r} is not a repository's name; {_FORMS}")
+    if not _REPO.fullmatch(name) or ".." in name or len(name) > _MAX_REPO_CHARACTERS:
+        raise InvalidSpecError(f"{name[:200]!r} is not a repository's name; {_FORMS}")
     return name
+
+
+def _is_folder(text: str) -> bool:
+    try:
+        return Path(text).expanduser().is_dir()
+    except (OSError, RuntimeError):  # longer than any path, or the home of nobody
+        return False
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).expanduser().is_file()
+    except (OSError, RuntimeError):
+        return False
 
 
 def _split_revision(text: str) -> tuple[str, str | None]:

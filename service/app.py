@@ -22,6 +22,7 @@ from service.api.event_stream import StreamTiming
 from service.api.requests import RequestLimits
 from service.engine_hosts import EngineInThread, EngineProcess
 from service.errors import SettingsError
+from service.ladder import Ladder
 from service.lifecycle import Lifecycle
 from service.loaded_variant import LoadedVariant
 from service.logs import set_up_logs
@@ -45,6 +46,7 @@ from service.worker_process import build
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from service.attempt import Attempt
     from service.engine_hosts import OnProgress
 
 log = structlog.get_logger(__name__)
@@ -132,12 +134,15 @@ def make_variant(settings: WorkerSettings, *, in_process: bool) -> Variant:
         idle_unload_s=settings.idle_unload_s,
         max_restarts=settings.max_restarts,
     )
-    return Variant(name, LoadedVariant(name, settings.variant or DEMO_NAME, start), rules)
+    source = LoadedVariant(name, settings.variant or DEMO_NAME, Ladder(settings), start)
+    return Variant(name, source, rules)
 
 
-async def start_thread(settings: WorkerSettings, on_progress: OnProgress) -> EngineInThread:
+async def start_thread(
+    settings: WorkerSettings, attempt: Attempt, on_progress: OnProgress
+) -> EngineInThread:
     """Start an engine in a thread of this process."""
-    return EngineInThread(settings, on_progress, partial(build, settings))
+    return EngineInThread(settings, on_progress, partial(build, settings, attempt))
 
 
 def resolve_served_name(settings: VariantSettings) -> str:

@@ -15,6 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from service.commands.download import download
+from service.commands.mirror import mirror
+from service.commands.plan import plan
+from service.commands.variants import variants
 from service.errors import BindError, ServiceError
 from service.settings import (
     CONFIG_VARIABLE,
@@ -69,12 +73,17 @@ def _root(
     pass
 
 
-def takes_settings(command: Callable[[Settings], None]) -> Callable[..., None]:
-    """Give a command every setting as an option, and the file that holds them as `--config`."""
+def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command every setting as an option, and the file that holds them as `--config`.
 
-    def run(config: Path | None, **options: object) -> None:
+    The command takes the settings first, then options of its own, if any.
+    """
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+
+    def run(config: Path | None, **options: Any) -> None:
+        of_command = {parameter.name: options.pop(parameter.name) for parameter in own}
         flags = {name: value for name, value in options.items() if value not in (None, [])}
-        command(load_settings(flags, config or config_file_from_environment()))
+        command(load_settings(flags, config or config_file_from_environment()), **of_command)
 
     config_option = Annotated[
         Path | None,
@@ -85,11 +94,13 @@ def takes_settings(command: Callable[[Settings], None]) -> Callable[..., None]:
     annotations: dict[str, Any] = {"config": config_option}
     annotations |= {name: _option(name, field) for name, field in Settings.model_fields.items()}
     run.__annotations__ = {**annotations, "return": None}
+    run.__annotations__ |= {parameter.name: parameter.annotation for parameter in own}
     run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
             for name, kind in annotations.items()
         ]
+        + own
     )
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     return run
@@ -120,6 +131,19 @@ def serve(settings: Settings) -> None:
 
 
 @app.command()
+@takes_settings
+def doctor(
+    settings: Settings,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Look at this machine, and say what would keep a server, or VARIANT, from running here."""
+    from service.commands.doctor import doctor as examine_machine
+
+    sys.exit(examine_machine(settings, as_json=as_json))
+
+
+@app.command()
 def demo(
     cache_dir: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where to build it. (TETRAD_CACHE_DIR)")
@@ -140,6 +164,12 @@ def demo(
     for branch in BRANCHES:
         served = " (served by default)" if str(branch) == built.default_spec else ""
         typer.echo(f"  {branch}  {branch.description}{served}")
+
+
+app.command()(plan)
+app.command()(variants)
+app.command()(download)
+app.command()(mirror)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,11 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
+import msgspec
 import structlog
 
 from engine.client import EngineClient
-from engine.errors import EngineDeadError, EngineStartError
+from engine.errors import EngineDeadError, EngineKilledError, EngineStartError
 from engine.in_thread import EngineThread
 from engine.sockets import ClientSockets
 from service.settings import ENV_PREFIX
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from engine.loop import BuiltEngine, TellProgress
     from engine.wire import Progress
+    from service.attempt import Attempt
     from service.settings import WorkerSettings
 
     OnProgress: TypeAlias = Callable[[Progress], None]
@@ -83,6 +85,7 @@ class EngineProcess:
     async def start(
         cls,
         settings: WorkerSettings,
+        attempt: Attempt,
         on_progress: OnProgress,
         *,
         command: Sequence[str] = WORKER_COMMAND,
@@ -101,7 +104,12 @@ class EngineProcess:
         except BaseException:  # cancelled, too: nobody else knows of the client yet
             client.end(EngineDeadError("the engine's process could not be started"))
             raise
-        told = {"folder": str(client.folder), "parent": os.getpid(), "settings": settings.told()}
+        told = {
+            "folder": str(client.folder),
+            "parent": os.getpid(),
+            "settings": settings.told(),
+            "attempt": msgspec.to_builtins(attempt),
+        }
         _stdin_of(process).write(json.dumps(told).encode() + b"\n")  # and stays open
         return cls(process, client, settings)
 
@@ -231,6 +239,8 @@ def _how_it_ended(code: int, hung: str | None) -> EngineDeadError:
         return EngineDeadError(hung)
     if code == CANNOT_START:  # usually it has said why, and that is what counts
         return EngineStartError("the engine could not be started; its log says why")
+    if code == -signal.SIGKILL:
+        return EngineKilledError("the engine's process was ended by SIGKILL")
     if code < 0:
         return EngineDeadError(f"the engine's process was ended by {_signal_name(-code)}")
     return EngineDeadError(f"the engine's process ended with code {code}")

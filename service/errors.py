@@ -17,6 +17,7 @@ ServiceError
 │   ├── BodyTooLargeError       more bytes than allowed
 │   └── UnsupportedBodyError    not plain JSON: another media type, or compressed
 ├── UnavailableError            this process, or this variant, does not answer now
+├── StepDownError               a variant could not be loaded as it was; another way is left
 ├── VariantStateError           the administrator asked for what the variant's state does not allow
 ├── ClientGoneError             the client left; nobody is there to be told
 └── StalledReaderError          the client stopped reading its stream
@@ -99,3 +100,7 @@ class ClientGoneError(ServiceError):
 
 class StalledReaderError(ServiceError):
     """The client keeps its stream open without reading it."""
+
+
+class StepDownError(ServiceError):
+    """A variant could not be loaded as it was tried; the next engine tries another way."""

@@ -10,7 +10,13 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+import structlog
+from msgspec import structs
+
+from engine.errors import EngineDeadError
 from service import garbage
+from service.attempt import Trial
+from service.errors import StepDownError
 from service.model_description import ModelDescription
 from service.model_text import ModelText, read_model_text
 from service.served_model import ServedModel
@@ -18,16 +24,26 @@ from service.served_model import ServedModel
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from engine.wire import Progress
+    from service.attempt import Attempt
     from service.engine_hosts import EngineHost, OnProgress
+    from service.ladder import Ladder
+
+log = structlog.get_logger(__name__)
 
 
 class LoadedVariant:
     """Starts engines for one variant, and joins each with the variant's text."""
 
     def __init__(
-        self, name: str, variant: str, start: Callable[[OnProgress], Awaitable[EngineHost]]
+        self,
+        name: str,
+        variant: str,
+        ladder: Ladder,
+        start: Callable[[Attempt, OnProgress], Awaitable[EngineHost]],
     ) -> None:
-        self.variant = variant
+        self._asked = variant
+        self._ladder = ladder
         self._name = name
         self._start = start
         self._description: ModelDescription | None = None  # of what `_text` was read for
@@ -35,11 +51,26 @@ class LoadedVariant:
 
     async def start(self, on_progress: OnProgress) -> EngineHost:
         """Start an engine."""
-        return await self._start(on_progress)
+
+        def note(progress: Progress) -> None:
+            if progress.about:
+                self._note_trial(Trial.decode(progress.about))
+            on_progress(progress)
+
+        return await self._start(self._ladder.attempt, note)
 
     async def served(self, host: EngineHost) -> ServedModel:
-        """Wait until an engine takes work; return it with its text."""
-        ready = await host.client.ready()
+        """Wait until an engine takes work; return it with its text.
+
+        Raises StepDownError where another way to load the variant is left.
+        """
+        try:
+            ready = await host.client.ready()
+        except EngineDeadError as error:
+            if (given_up := self._ladder.step_down(error)) is None:
+                raise
+            raise StepDownError(f"{error}; trying {given_up}") from error
+        self._ladder.note_success()
         description = ModelDescription.decode(ready.about)
         text = await self._read_text(description)
         template = text.chat_template
@@ -54,7 +85,24 @@ class LoadedVariant:
             defaults=description.defaults,
             stop_token_ids=description.defaults.stop_token_ids | turn_ends,
             identity=text.identity,
+            self_test=description.self_test,
+            memory=description.memory,
         )
+
+    @property
+    def variant(self) -> str:
+        """What is served: as the settings name it, or the branch that was chosen."""
+        return self._ladder.attempt.variant or self._asked
+
+    @property
+    def degraded(self) -> str | None:
+        """What was given up so that it could be loaded."""
+        return self._ladder.degraded
+
+    def _note_trial(self, trial: Trial) -> None:
+        if trial.reason is not None and self._ladder.attempt.variant is None:
+            log.info("variant chosen", model=self._name, variant=trial.variant, reason=trial.reason)
+        self._ladder.note(trial)
 
     async def close(self) -> None:
         """End what runs for the text."""
@@ -64,6 +112,8 @@ class LoadedVariant:
             garbage.settle()
 
     async def _read_text(self, description: ModelDescription) -> ModelText:
+        # Everything but what was measured, each time anew, is what the text was read for.
+        description = structs.replace(description, self_test=None, memory=None)
         if self._text is None or description != self._description:
             await self.close()
             self._text = await asyncio.to_thread(read_model_text, description)

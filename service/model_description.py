@@ -8,6 +8,22 @@ from __future__ import annotations
 import msgspec
 
 from loaders.generation import GenerationDefaults
+from loaders.self_test.report import SelfTestReport
+
+
+class MemoryReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes that a variant takes, once its engine has answered for the first time."""
+
+    device: str  # cpu or cuda
+    predicted: int
+    measured: int
+    kv_cache: int  # part of both
+    breakdown: dict[str, int]  # of what was predicted; `context` is the process or CUDA's context
+
+    @property
+    def error(self) -> float:
+        """How far the prediction was off, as a share of what was measured."""
+        return (self.predicted - self.measured) / self.measured
 
 
 class ModelDescription(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,6 +46,8 @@ class ModelDescription(msgspec.Struct, frozen=True, kw_only=True):
     num_hidden_layers: int | None
 
     defaults: GenerationDefaults
+    self_test: SelfTestReport | None = None  # None where none was made
+    memory: MemoryReport | None = None  # None where it could not be predicted
 
     def encode(self) -> bytes:
         """Write it down for the other process."""

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from engine.statistics import EngineStatistics
     from engine.wire import IntegrityReport
     from loaders.generation import GenerationDefaults
+    from loaders.self_test.report import SelfTestReport
+    from service.model_description import MemoryReport
     from service.text.templates import ChatTemplate
 
 
@@ -89,6 +91,8 @@ class ServedModel:
     defaults: GenerationDefaults
     stop_token_ids: frozenset[int]  # of the generation settings and the template together
     identity: Identity
+    self_test: SelfTestReport | None = None  # of its engine's load
+    memory: MemoryReport | None = None
 
     def require_chat_template(self) -> ChatTemplate:
         """Return the template, or raise ChatNotSupportedError."""

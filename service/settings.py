@@ -76,6 +76,11 @@ class VariantSettings(BaseModel):
         "auto",
         description="Kernels of the quantised layers: `auto`, or one by name, such as `reference`.",
     )
+    cpu_offload: bool = Field(
+        False,
+        description="Let the CPU hold, and multiply with, the weights that one GPU has no room "
+        "for. Slow: every token waits for the CPU's share of the layers.",
+    )
     # How much of it runs at once
     max_model_len: Positive | Auto = Field(
         "auto",
@@ -148,6 +153,24 @@ class VariantSettings(BaseModel):
         "auto",
         description="Threads of one operation on the CPU; `auto` is the number of physical cores.",
         json_schema_extra={"unit": "threads"},
+    )
+
+    # What is done where it cannot be loaded so
+    prefer: Literal["quality", "speed", "memory"] = Field(
+        "quality",
+        description="What counts most where the branch is left open: `quality`, `speed` or "
+        "`memory`.",
+    )
+    users: Positive = Field(
+        1,
+        description="How many sequences of `max_model_len` (at most 4096 tokens where that is "
+        "`auto`) a branch must have room for at once to be chosen, where it is left open.",
+        json_schema_extra={"unit": "sequences"},
+    )
+    strict: bool = Field(
+        False,
+        description="Fail where a variant cannot be loaded as asked, instead of trying another "
+        "kernel, a shorter context or, where it is left open, another branch.",
     )
 
     # How it is kept running

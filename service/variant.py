@@ -22,7 +22,8 @@ import structlog
 
 from engine.errors import EngineDeadError, EngineStartError
 from loaders.errors import LoadError
-from service.errors import UnavailableError, VariantStateError
+from service.attempt import StartFailure
+from service.errors import StepDownError, UnavailableError, VariantStateError
 from service.lifecycle import RETRY_AFTER_S
 from service.text.errors import TextError
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from engine.statistics import EngineStatistics
     from engine.wire import Progress
+    from loaders.self_test.report import SelfTestReport
     from service.engine_hosts import EngineHost
     from service.served_model import ServedModel
 
@@ -62,7 +64,13 @@ ON_ITS_WAY = frozenset({VariantState.LOADING, VariantState.RESTARTING, VariantSt
 class VariantSource(Protocol):
     """Where a variant's engines come from."""
 
-    variant: str  # a repository and branch, or a folder
+    @property
+    def variant(self) -> str:
+        """A repository and branch, or a folder."""
+
+    @property
+    def degraded(self) -> str | None:
+        """What was given up so that it could be loaded; None where nothing was."""
 
     async def start(self, on_progress: Callable[[Progress], None]) -> EngineHost:
         """Start an engine."""
@@ -71,7 +79,8 @@ class VariantSource(Protocol):
         """Wait until a started engine serves.
 
         Raises EngineDeadError, EngineStartError where another try would end the same way; LoadError
-        or TextError for files that cannot be read.
+        or TextError for files that cannot be read; StepDownError where the next engine will try
+        another way.
         """
 
     async def close(self) -> None:
@@ -99,10 +108,12 @@ class VariantStatus:
     phase: str | None  # of loading, while it loads
     percent: float | None  # of the phase
     reason: str | None  # why it failed, or was started again last
+    degraded: str | None  # what was given up so that it could be loaded
     num_restarts: int
     num_requests: int  # open ones
     pid: int | None
     statistics: EngineStatistics | None
+    self_test: SelfTestReport | None = None  # the last one that was made
 
 
 class Variant:
@@ -120,6 +131,7 @@ class Variant:
         self._host: EngineHost | None = None
         self._served: ServedModel | None = None
         self._progress: Progress | None = None
+        self._self_test: SelfTestReport | None = None
         self._reason: str | None = None
         self._num_restarts = 0
         self._num_requests = 0
@@ -149,10 +161,12 @@ class Variant:
             phase=None if progress is None else progress.phase,
             percent=None if progress is None else progress.percent,
             reason=self._reason,
+            degraded=self._source.degraded,
             num_restarts=self._num_restarts,
             num_requests=self._num_requests,
             pid=None if self._host is None else self._host.pid,
             statistics=None if self._served is None else self._served.engine.statistics,
+            self_test=self._self_test,
         )
 
     @property
@@ -249,7 +263,12 @@ class Variant:
         """Start engines, one after the other, until there is no hope; end the last if cancelled."""
         deaths, delay_s = 0, 0.0
         while True:
-            served_s = await self._run_engine(is_first=deaths == 0)
+            try:
+                served_s = await self._run_engine(is_first=deaths == 0)
+            except StepDownError as error:
+                self._reason = str(error)
+                log.warning("degraded", model=self.name, reason=self._reason)
+                continue
             if served_s is None:
                 break
             deaths = 1 if served_s >= HEALTHY_S else deaths + 1
@@ -284,14 +303,18 @@ class Variant:
         ended = asyncio.create_task(host.ended())
         try:
             self._served = await self._source.served(host)
+            self._self_test = self._served.self_test
             began = time.monotonic()
             self._enter(VariantState.DRAINING if self._is_drained else VariantState.SERVING)
             log.info("ready", model=self.name, pid=host.pid)
             await self._until_ended_or_idle(ended)
         except EngineDeadError as error:
             self._reason = str(error)
-            if isinstance(error, EngineStartError) and is_first:
-                return None
+            if isinstance(error, EngineStartError):
+                failure = StartFailure.decode(error.about)
+                self._self_test = None if failure is None else failure.self_test
+                if is_first:
+                    return None
         except (LoadError, TextError) as error:
             self._reason = str(error)
             return None
@@ -332,7 +355,7 @@ class Variant:
                 await asyncio.gather(self._task, return_exceptions=True)
             await self._source.close()
         finally:
-            self._reason = None
+            self._reason = self._self_test = None
             self._unloading = None
             self._enter(VariantState.UNLOADED)
 

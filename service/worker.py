@@ -18,21 +18,26 @@ import torch
 
 from engine.config import EngineConfig, KVDtype
 from engine.core import Engine
-from engine.errors import EngineError, EngineStartError
+from engine.errors import EngineError, EngineStartError, NotEnoughBlocksError, OutOfMemoryError
 from engine.kv_cache import kv_block_bytes, resolve_kv_dtype, resolve_num_blocks
 from engine.loop import BuiltEngine
 from engine.outputs import SequenceFailure
 from engine.request import SequenceRequest
+from engine.rope import longest_with_fixed_rope
 from engine.sampling_params import SamplingParams
 from loaders.cache import default_cache_dir
 from loaders.demo import build_demo
-from loaders.errors import LoadError
+from loaders.errors import BackendError, LoadError, NotEnoughMemoryError, SelfTestError
 from loaders.kernels.resolve import backend_names
-from loaders.load import DTYPES, LoadedModel, load, resolve_device_map
+from loaders.load import DTYPES, LoadedModel, load
 from loaders.memory import free_bytes
+from loaders.records import Records
 from loaders.spec import parse_spec
+from service.attempt import Failure, StartFailure, Trial
+from service.choice import choose_variant, one_device
 from service.errors import ServiceError, SettingsError
-from service.model_description import ModelDescription
+from service.memory_report import MemoryMeter, compare, record
+from service.model_description import MemoryReport, ModelDescription
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from engine.loop import TellProgress
+    from service.attempt import Attempt
     from service.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
@@ -57,24 +63,59 @@ CPU_BATCHED_TOKENS = 512
 CUDA_BATCHED_TOKENS = 2048
 
 
-def build_engine(settings: WorkerSettings, tell: TellProgress) -> BuiltEngine:
-    """Load a variant and build its engine. Raises EngineStartError for what was foreseen."""
+def build_engine(settings: WorkerSettings, attempt: Attempt, tell: TellProgress) -> BuiltEngine:
+    """Load a variant and build its engine.
+
+    Raises EngineStartError for what was foreseen; its `about` says what another attempt may mend.
+    """
     try:
-        loaded = load_variant(settings, tell)
-        tell("building the engine")
-        engine = Engine(loaded.model, resolve_engine_config(settings, loaded))
+        meter = MemoryMeter(one_device(settings.device))
+        loaded = load_variant(settings, attempt, tell)
+        config = resolve_engine_config(settings, loaded, longest=attempt.max_model_len)
+        trial = Trial(variant=str(loaded.spec), max_model_len=config.max_model_len)
+        tell("building the engine", about=trial.encode())
+        engine = Engine(loaded.model, config)
         tell("self-test")
         self_test(engine)
-    except (LoadError, EngineError, ServiceError) as error:
-        raise EngineStartError(str(error)) from error
-    about = describe(loaded, is_batch_invariant=settings.batch_invariant)
+    except (LoadError, EngineError, ServiceError, MemoryError, RuntimeError) as error:
+        failure = failure_of(error, attempt)
+        if failure is None and not isinstance(error, (LoadError, EngineError, ServiceError)):
+            raise
+        told = b"" if failure is None else failure.encode()
+        raise EngineStartError(str(error) or type(error).__name__, about=told) from error
+    memory = compare(meter, loaded, config, backend=settings.backend)
+    if memory is not None and not attempt.excluded_backends:
+        record(memory, loaded, Records(settings.cache_dir))
+    about = describe(loaded, memory, is_batch_invariant=settings.batch_invariant)
     return BuiltEngine(engine, about.encode())
 
 
-def self_test(engine: Engine) -> None:
-    """Have a prompt read and answered, so that nobody meets a kernel that fails first.
+def failure_of(error: Exception, attempt: Attempt) -> StartFailure | None:
+    """Say what an attempt lacked, where another way to load the variant may do without."""
+    if isinstance(error, SelfTestError):
+        suspects = error.report.suspects & set(backend_names())
+        return StartFailure(Failure.SELF_TEST, tuple(sorted(suspects)), error.report)
+    if isinstance(error, BackendError) and attempt.excluded_backends:
+        return StartFailure(Failure.SELF_TEST)  # none is left that had not failed
+    return StartFailure(Failure.MEMORY) if is_want_of_memory(error) else None
 
-    It is also what warms everything up. Raises EngineStartError, or whatever a step raises.
+
+def is_want_of_memory(error: Exception) -> bool:
+    """Whether less would have fitted."""
+    if isinstance(error, (NotEnoughMemoryError, NotEnoughBlocksError, OutOfMemoryError)):
+        return True
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    # PyTorch has no type of its own for an allocation that the CPU's allocator was refused.
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def self_test(engine: Engine) -> None:
+    """Have a prompt read and answered by the engine's own layers and attention.
+
+    What the model computes was checked when it was loaded (`loaders.self_test`). This is also what
+    warms everything up, so that nobody meets a kernel that fails first. Raises EngineStartError, or
+    whatever a step raises.
     """
     limits = engine.limits
     num_prompt_tokens = min(SELF_TEST_PROMPT, limits.max_model_len - SELF_TEST_TOKENS)
@@ -94,30 +135,46 @@ def self_test(engine: Engine) -> None:
     engine.scheduler.check()
 
 
-def load_variant(settings: WorkerSettings, tell: TellProgress) -> LoadedModel:
+def load_variant(settings: WorkerSettings, attempt: Attempt, tell: TellProgress) -> LoadedModel:
     """Load what the settings name; the demo, built where it is missing, if they name nothing."""
     check_choice("backend", settings.backend, backend_names())
     check_choice("dtype", settings.dtype, DTYPES)
-    resolve_device_map(settings.device)  # refuses a wrong one before anything is fetched
+    device = resolve_device(settings.device)  # refuses a wrong one before anything is fetched
     torch.set_num_threads(resolve_num_threads(settings))
-    variant, cache_dir, is_local = settings.variant, settings.cache_dir, settings.local_files_only
-    if variant is None:
+    asked = attempt.variant or settings.variant
+    cache_dir, is_local = settings.cache_dir, settings.local_files_only
+    if asked is None or settings.variant is None:
         demo = build_demo(cache_dir or default_cache_dir(), progress=partial(_tell_step, tell))
-        variant, cache_dir, is_local = demo.default_spec, demo.cache_dir, True
+        asked, cache_dir, is_local = asked or demo.gptq_repo, demo.cache_dir, True
+    tell("choosing the variant")
+    trial = choose_variant(
+        parse_spec(asked),
+        settings,
+        attempt,
+        cache_dir=cache_dir,
+        local_files_only=is_local,
+        device=device,
+    )
+    tell("finding the files", about=trial.encode())
     token = settings.hub_token
     return load(
-        parse_spec(variant),
-        device=resolve_device(settings.device),
+        parse_spec(trial.variant),
+        device=device,
         dtype=settings.dtype,
         backend=settings.backend,
+        excluded_backends=frozenset(attempt.excluded_backends),
+        self_test=True,
         cache_dir=cache_dir,
         token=None if token is None else token.get_secret_value(),
         local_files_only=is_local,
+        cpu_offload=settings.cpu_offload,
         progress=tell,
     )
 
 
-def describe(loaded: LoadedModel, *, is_batch_invariant: bool) -> ModelDescription:
+def describe(
+    loaded: LoadedModel, memory: MemoryReport | None, *, is_batch_invariant: bool
+) -> ModelDescription:
     """Describe a loaded model."""
     provenance, config = loaded.provenance, loaded.model.config
     return ModelDescription(
@@ -125,7 +182,7 @@ def describe(loaded: LoadedModel, *, is_batch_invariant: bool) -> ModelDescripti
         revision=provenance.revision,
         commit=provenance.commit,
         folder=str(provenance.folder),
-        quantization="none" if loaded.quantization is None else str(loaded.quantization),
+        quantization=_quantization_text(loaded),
         backend=provenance.backend,
         dtype=provenance.dtype,
         device=provenance.device,
@@ -134,7 +191,15 @@ def describe(loaded: LoadedModel, *, is_batch_invariant: bool) -> ModelDescripti
         vocab_size=getattr(config, "vocab_size", None),
         num_hidden_layers=getattr(config, "num_hidden_layers", None),
         defaults=loaded.generation,
+        self_test=loaded.self_test,
+        memory=memory,
     )
+
+
+def _quantization_text(loaded: LoadedModel) -> str:
+    if loaded.quantization is not None:
+        return str(loaded.quantization)
+    return "as Transformers reads it" if loaded.provenance.backend == "stock" else "none"
 
 
 def _tell_step(tell: TellProgress, step: str) -> None:
@@ -151,12 +216,11 @@ def check_choice(name: str, asked: str, choices: Iterable[str]) -> None:
 
 def resolve_device(asked: str) -> str:
     """Where to load: of several GPUs "auto" takes the emptiest, as the engine runs on one."""
-    num_gpus = torch.cuda.device_count()
-    if asked != "auto" or num_gpus < 2:
-        return asked
-    free = [free_bytes(torch.device("cuda", index)) for index in range(num_gpus)]
-    chosen = f"cuda:{free.index(max(free))}"
-    log.info("one GPU is used", device=chosen, of=num_gpus, reason="it has the most memory free")
+    chosen = str(one_device(asked))
+    if (num_gpus := torch.cuda.device_count()) > 1 and asked == "auto":
+        log.info(
+            "one GPU is used", device=chosen, of=num_gpus, reason="it has the most memory free"
+        )
     return chosen
 
 
@@ -179,15 +243,19 @@ def _container_cpus() -> int | None:
     return None if quota == "max" else int(quota) // int(period)
 
 
-def resolve_engine_config(settings: WorkerSettings, loaded: LoadedModel) -> EngineConfig:
+def resolve_engine_config(
+    settings: WorkerSettings, loaded: LoadedModel, *, longest: int | None = None
+) -> EngineConfig:
     """How long and how many sequences may be, in the memory that the weights left.
+
+    longest: what "auto" may be at most, in tokens.
 
     How many may wait is the client's to decide (`engine.backlog`), which answers at once.
     """
     model = loaded.model
     kv_dtype = resolve_kv_dtype(model, resolve_asked_kv_dtype(settings))
     block_bytes = kv_block_bytes(model.config, BLOCK_SIZE, kv_dtype)
-    asked_len = _asked_max_model_len(settings, model)
+    asked_len = _asked_max_model_len(settings, model, longest)
     sequence_bytes = (-(-asked_len // BLOCK_SIZE) + 1) * block_bytes
     memory = resolve_kv_cache_bytes(settings, model.device, sequence_bytes)
     max_model_len = _resolve_max_model_len(settings, asked_len, memory // block_bytes - 1)
@@ -215,6 +283,7 @@ def resolve_engine_config(settings: WorkerSettings, loaded: LoadedModel) -> Engi
         has_prefix_cache=settings.prefix_cache,
         num_speculative_tokens=settings.num_speculative_tokens,
         is_batch_invariant=settings.batch_invariant,
+        enforce_eager=True if loaded.provenance.is_eager_only else None,
     )
 
 
@@ -252,11 +321,20 @@ def resolve_kv_cache_bytes(
     return max(0, int(free - (1 - settings.gpu_memory_utilization) * total))
 
 
-def _asked_max_model_len(settings: WorkerSettings, model: PreTrainedModel) -> int:
+def _asked_max_model_len(
+    settings: WorkerSettings, model: PreTrainedModel, longest: int | None
+) -> int:
     """Return how long a sequence shall be able to become: what the settings say, or the model."""
     made_for = int(model.config.get_text_config(decoder=True).max_position_embeddings)
     if settings.max_model_len == "auto":
-        return made_for
+        fixed = longest_with_fixed_rope(model.config) or made_for
+        if fixed < made_for:
+            log.warning(
+                "context shortened to where positions keep their angles",
+                made_for=made_for,
+                now=fixed,
+            )
+        return min(made_for, fixed, longest or made_for)
     if settings.max_model_len > made_for:
         raise SettingsError(
             f"max_model_len is {settings.max_model_len}; this model was made for {made_for} tokens"

@@ -18,9 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
+import msgspec
 import zmq
 
 from engine.loop import BuiltEngine, Ending, serve
+from service.attempt import Attempt
 from service.logs import set_up_logs
 from service.settings import DEMO_NAME, WorkerSettings
 from service.worker_exit import CANNOT_START, ENGINE_DIED
@@ -34,7 +36,7 @@ EXIT_CODES = {Ending.AS_TOLD: 0, Ending.NOT_STARTED: CANNOT_START, Ending.DIED: 
 _PR_SET_PDEATHSIG = 1
 
 
-def main(build: Callable[[WorkerSettings, TellProgress], BuiltEngine]) -> NoReturn:
+def main(build: Callable[[WorkerSettings, Attempt, TellProgress], BuiltEngine]) -> NoReturn:
     """Take the orders' address and the settings from standard input; serve until told to end.
 
     Does not return: threads of a device's library must not keep a process that has no engine.
@@ -46,8 +48,9 @@ def main(build: Callable[[WorkerSettings, TellProgress], BuiltEngine]) -> NoRetu
     told = json.loads(sys.stdin.buffer.readline())
     end_with_parent(told["parent"], sys.stdin.buffer)
     settings = WorkerSettings(**told["settings"])
+    attempt = msgspec.convert(told["attempt"], Attempt)
     set_up_logs(settings, engine=settings.served_model_name or settings.variant or DEMO_NAME)
-    ending = serve(Path(told["folder"]), partial(build, settings))
+    ending = serve(Path(told["folder"]), partial(build, settings, attempt))
     zmq.Context.instance().term()  # returns once the last words are out
     sys.stderr.flush()
     os._exit(EXIT_CODES[ending])
@@ -71,12 +74,12 @@ def _end_after(stdin: BinaryIO) -> None:
     os._exit(ENGINE_DIED)
 
 
-def build(settings: WorkerSettings, tell: TellProgress) -> BuiltEngine:
+def build(settings: WorkerSettings, attempt: Attempt, tell: TellProgress) -> BuiltEngine:
     """Build the engine that the settings ask for."""
     tell("starting")
     from service.worker import build_engine  # takes seconds to import
 
-    return build_engine(settings, tell)
+    return build_engine(settings, attempt, tell)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,9 @@ Array = NDArray[Any]
 # Field f of an AWQ word belongs to this column of its eight.
 AWQ_COLUMN_OF_FIELD = [0, 2, 4, 6, 1, 3, 5, 7]
 
+# Place p of 32 in AWQ's GEMV-fast words belongs to this input of the 32.
+GEMV_FAST_INPUTS = [j + 8 * a for j in range(8) for a in range(4)]
+
 
 def dequantized_model(folder: Path, settings: Mapping[str, Any] | None = None) -> Any:
     """Return a stock Transformers model in fp32 with the checkpoint's dequantised weights."""
@@ -56,7 +59,14 @@ def dequantized_state(folder: Path, settings: Mapping[str, Any] | None = None) -
     state: dict[str, Array] = {}
     for name, array in stored.items():
         module, _, last = name.rpartition(".")
-        if f"{module}.qweight" not in stored:
+        if last == "inv_freq":
+            continue  # a table that the model computes itself
+        if f"{module}.weight_packed" in stored:
+            if last == "weight_packed":
+                state[f"{module}.weight"] = _decompress(stored, module)
+            elif last == "bias":
+                state[name] = array
+        elif f"{module}.qweight" not in stored:
             state[name] = array
         elif last == "qweight":
             state[f"{module}.weight"] = _dequantize(stored, module, settings)
@@ -68,6 +78,8 @@ def dequantized_state(folder: Path, settings: Mapping[str, Any] | None = None) -
 def _dequantize(stored: Mapping[str, Array], module: str, settings: Mapping[str, Any]) -> Array:
     qweight, qzeros = stored[f"{module}.qweight"], stored[f"{module}.qzeros"]
     scales = stored[f"{module}.scales"]
+    if settings.get("version") in ("gemv", "gemv_fast"):
+        return _dequantize_gemv(qweight, qzeros, scales, settings)
     num_groups, out_features = scales.shape
     if settings.get("quant_method") == "awq":
         codes, zeros = awq_fields(qweight), awq_fields(qzeros)
@@ -90,6 +102,48 @@ def _dequantize(stored: Mapping[str, Array], module: str, settings: Mapping[str,
         steps = codes[members].astype(np.float32) - zeros[group].astype(np.float32)
         weight[:, members] = (steps * scales[group]).T
     return weight
+
+
+def _dequantize_gemv(
+    qweight: Array, qzeros: Array, scales: Array, settings: Mapping[str, Any]
+) -> Array:
+    """Read AWQ's GEMV versions, whose surplus groups belong to no input."""
+    if settings["version"] == "gemv":
+        codes = bit_stream(qweight, 4)
+        scales = scales.T
+        offsets = -bit_stream(qzeros, 4).T * scales
+    else:
+        codes = gemv_fast_codes(qweight)
+        offsets = qzeros
+    size = codes.shape[1] if settings["group_size"] == -1 else settings["group_size"]
+    group = np.arange(codes.shape[1]) // size
+    return (codes * scales[group].T + offsets[group].T).astype(np.float32)
+
+
+def gemv_fast_codes(words: Array) -> Array:
+    """Read AWQ's GEMV-fast words [out / 4, in] as numbers [out, in]."""
+    octets = np.ascontiguousarray(words).astype("<i2").view(np.uint8)
+    nibbles = np.stack([octets & 15, octets >> 4], axis=-1).reshape(len(words), -1, 4, 2, 32)
+    codes = np.empty_like(nibbles)
+    codes[..., GEMV_FAST_INPUTS] = nibbles
+    return codes.transpose(0, 2, 1, 3, 4).reshape(len(words) * 4, -1).astype(np.int32)
+
+
+def _decompress(stored: Mapping[str, Array], module: str) -> Array:
+    """Read compressed-tensors' pack-quantized: signed codes, shifted up by half their range."""
+    packed, scale = stored[f"{module}.weight_packed"], stored[f"{module}.weight_scale"]
+    in_features = int(stored[f"{module}.weight_shape"][1])
+    bits = packed.shape[1] * 32 // in_features
+    codes = bit_stream(packed, bits) - 2 ** (bits - 1)
+    scale = np.broadcast_to(scale.reshape(-1, scale.shape[-1]), (len(codes), scale.shape[-1]))
+    zeros = np.zeros_like(scale)
+    if (words := stored.get(f"{module}.weight_zero_point")) is not None:
+        zeros = bit_stream(words.T, bits).T - 2 ** (bits - 1)
+    group = stored.get(f"{module}.weight_g_idx")
+    if group is None:
+        group = np.arange(in_features) // (in_features // scale.shape[1])
+    weight: Array = (codes - zeros[:, group]) * scale[:, group]
+    return weight.astype(np.float32)
 
 
 def bit_stream(words: Array, bits: int) -> Array:

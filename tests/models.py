@@ -9,16 +9,19 @@ say, not with the model they came from. Packing is the product's own, held to ac
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import (
     GenerationConfig,
     LlamaConfig,
@@ -33,9 +36,10 @@ from loaders.demo.repository import commit_branch
 from loaders.packing import CheckpointFormat, pack_awq, pack_gptq_codes, pack_gptq_zeros
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 SettingsFile = Literal["config.json", "quantize_config.json"]
+AwqVersion = Literal["gemm", "gemv", "gemv_fast"]
 
 VOCAB_SIZE = 512
 BOS, EOS, TURN_START, TURN_END = "<s>", "</s>", "<|im_start|>", "<|im_end|>"
@@ -247,12 +251,13 @@ def write_awq_checkpoint(
     model: PreTrainedModel,
     *,
     group_size: int = 128,
+    version: AwqVersion = "gemm",
     modules_to_not_convert: Sequence[str] | None = None,
     dtype: torch.dtype = torch.float16,
     tokenizer: PreTrainedTokenizerFast | None = None,
     max_shard_bytes: int | None = None,
 ) -> Path:
-    """Write a 4-bit AWQ checkpoint (GEMM version, zero points) of the model."""
+    """Write a 4-bit AWQ checkpoint with zero points of the model."""
     tensors = {name: tensor.to(dtype) for name, tensor in _state_of(model).items()}
     for name, linear in _linears(model, lm_head=False, within_blocks=None):
         if any(part in name for part in modules_to_not_convert or ()):
@@ -264,23 +269,81 @@ def write_awq_checkpoint(
             g_idx=torch.arange(linear.in_features) // size,
             sym=False,
         )
-        tensors |= {
-            f"{name}.qweight": pack_awq(rounded.codes),
-            f"{name}.qzeros": pack_awq(rounded.zeros),
-            f"{name}.scales": rounded.scales,
-        }
+        packed = _AWQ_PACKERS[version](rounded, size)
+        tensors |= {f"{name}.{key}": tensor for key, tensor in packed.items()}
     settings = {
         "bits": 4,
         "group_size": group_size,
         "modules_to_not_convert": list(modules_to_not_convert) if modules_to_not_convert else None,
         "quant_method": "awq",
-        "version": "gemm",
+        "version": version,
         "zero_point": True,
     }
     _write_files(
         folder, model, tensors, settings, ["config.json"], dtype, tokenizer, max_shard_bytes
     )
     return folder
+
+
+def write_compressed_checkpoint(
+    folder: Path,
+    model: PreTrainedModel,
+    *,
+    bits: int = 4,
+    group_size: int | None = 128,  # -1: one scale an output; None: one for the whole layer
+    sym: bool = True,
+    actorder: str | None = None,
+    own_groups: Mapping[str, int] | None = None,  # target → bits, in groups of 32
+    dtype: torch.dtype = torch.float16,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+) -> Path:
+    """Write a checkpoint as llm-compressor does, in compressed-tensors' "pack-quantized"."""
+    orders = _Orders(seed=0, siblings_share_order=True)
+    tensors = {name: tensor.to(dtype) for name, tensor in _state_of(model).items()}
+    for name, linear in _linears(model, lm_head=False, within_blocks=None):
+        # Layers named in full come before patterns.
+        own = sorted((own_groups or {}).items(), key=lambda entry: entry[0].startswith("re:"))
+        own_bits = next((b for target, b in own if _targets(target, name)), None)
+        width, size = (bits, group_size) if own_bits is None else (own_bits, 32)
+        weight = tensors.pop(f"{name}.weight").float().t()
+        g_idx = orders.g_idx(name, linear.in_features, size or -1, actorder == "group")
+        whole = weight if size is not None else weight.reshape(-1, 1)
+        index = g_idx if size is not None else torch.zeros(len(whole), dtype=torch.int64)
+        rounded = _round(whole, bits=width, g_idx=index, sym=sym)
+        codes = rounded.codes.reshape(weight.shape)
+        tensors |= {
+            f"{name}.weight_packed": _bit_rows(codes.t(), width),
+            f"{name}.weight_scale": rounded.scales.t() if size is not None else rounded.scales[0],
+            f"{name}.weight_shape": torch.tensor(linear.weight.shape),
+        }
+        if not sym:
+            tensors[f"{name}.weight_zero_point"] = _bit_rows(rounded.zeros, width).t()
+        if actorder == "group":
+            tensors[f"{name}.weight_g_idx"] = rounded.g_idx
+    scheme = {"type": "int", "symmetric": sym, "dynamic": False, "actorder": actorder}
+    strategy = {None: "tensor", -1: "channel"}.get(group_size, "group")
+    base = {**scheme, "num_bits": bits, "strategy": strategy, "group_size": group_size}
+    groups = {"group_0": {"targets": ["Linear"], "weights": base, "input_activations": None}}
+    for number, (target, width) in enumerate((own_groups or {}).items(), start=1):
+        weights = {**scheme, "num_bits": width, "strategy": "group", "group_size": 32}
+        groups[f"group_{number}"] = {"targets": [target], "weights": weights}
+    settings = {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": groups,
+        "ignore": ["lm_head"],
+        "kv_cache_scheme": None,
+    }
+    _write_files(folder, model, tensors, settings, ["config.json"], dtype, tokenizer, None)
+    return folder
+
+
+def _targets(target: str, name: str) -> bool:
+    """Whether a group's target names a layer."""
+    if target.startswith("re:"):
+        return re.match(target[3:], name) is not None
+    return target == name
 
 
 def write_tiny_repositories(cache_dir: Path) -> TinyRepositories:
@@ -336,6 +399,62 @@ def _round(weight: Tensor, *, bits: int, g_idx: Tensor, sym: bool) -> _Rounded:
         scales=scales,
         g_idx=g_idx.to(torch.int32),
     )
+
+
+def _pack_gemm(rounded: _Rounded, group_size: int) -> dict[str, Tensor]:
+    return {
+        "qweight": pack_awq(rounded.codes),
+        "qzeros": pack_awq(rounded.zeros),
+        "scales": rounded.scales,
+    }
+
+
+def _pack_gemv(rounded: _Rounded, group_size: int) -> dict[str, Tensor]:
+    """Everything by output; as many groups as AutoAWQ's kernel reads, the surplus zero."""
+    extra = _stored_groups(rounded, group_size) - len(rounded.scales)
+    return {
+        "qweight": _bit_rows(rounded.codes.t(), 4),
+        "qzeros": _bit_rows(pad(rounded.zeros, (0, 0, 0, extra)).t(), 4),
+        "scales": pad(rounded.scales, (0, 0, 0, extra)).t(),
+    }
+
+
+def _pack_gemv_fast(rounded: _Rounded, group_size: int) -> dict[str, Tensor]:
+    """Every code by the number of its word and field; zero points as negative offsets."""
+    extra = _stored_groups(rounded, group_size) - len(rounded.scales)
+    in_features, out_features = rounded.codes.shape
+    inputs, outputs = np.arange(in_features)[:, None], np.arange(out_features)[None]
+    place = inputs % 64 // 32 * 32 + inputs % 8 * 4 + inputs % 32 // 8
+    nibble = outputs % 4 * 64 + place
+    words = np.zeros((out_features // 4, in_features), dtype=np.int64)
+    where = (outputs // 4, inputs // 64 * 64 + nibble // 4)
+    np.add.at(words, where, rounded.codes.numpy().astype(np.int64) << (nibble % 4 * 4))
+    offsets = -(rounded.zeros * rounded.scales.float()).half()
+    return {
+        "qweight": torch.from_numpy(words.astype(np.uint16).view(np.int16)),
+        "qzeros": pad(offsets, (0, 0, 0, extra)),
+        "scales": pad(rounded.scales, (0, 0, 0, extra)),
+    }
+
+
+def _stored_groups(rounded: _Rounded, group_size: int) -> int:
+    """Count the groups that AutoAWQ's GEMV versions make room for."""
+    step = {32: 32, 64: 16}.get(group_size, 8)
+    return math.ceil(len(rounded.scales) / step) * step
+
+
+_AWQ_PACKERS: dict[AwqVersion, Callable[[_Rounded, int], dict[str, Tensor]]] = {
+    "gemm": _pack_gemm,
+    "gemv": _pack_gemv,
+    "gemv_fast": _pack_gemv_fast,
+}
+
+
+def _bit_rows(codes: Tensor, bits: int) -> Tensor:
+    """Lay each row's codes out as one stream of bits, lowest first, in int32 words."""
+    spread = codes.numpy()[:, :, None] >> np.arange(bits) & 1
+    stream = np.packbits(spread.reshape(len(codes), -1).astype(np.uint8), 1, bitorder="little")
+    return torch.from_numpy(stream.view("<i4").astype(np.int32))
 
 
 class _Orders:

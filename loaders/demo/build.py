@@ -29,6 +29,7 @@ from loaders.demo.perplexity import (
 )
 from loaders.demo.repository import commit_branch, find_snapshot
 from loaders.demo.source import Source, find_gguf, read_source
+from loaders.records import Records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 DEMO_DEFAULT_BRANCH = "gptq-8bit--1g-actorder_True"
 
 # Raise it when what is built changes: caches with another number are rebuilt.
-BUILD = 2
+BUILD = 3
 _NEEDED_BYTES = 1_200_000_000  # 0.94 GB are written
 
 
@@ -87,8 +88,10 @@ def build_demo(cache_dir: Path, *, progress: Callable[[str], None]) -> DemoRepos
         for left_over in cache_dir.glob(".demo-*"):  # of a build that was killed
             shutil.rmtree(left_over)
         with TemporaryDirectory(prefix=".demo-", dir=cache_dir) as staging:
-            _build(Path(staging), progress)
+            perplexities = _build(Path(staging), progress)
             _move_into_place(Path(staging), cache_dir)
+        for commit, perplexity in perplexities.items():
+            Records(cache_dir).write(commit, "perplexity", perplexity)
     if built := find_demo(cache_dir):
         progress("the demo is built")
         return built
@@ -122,7 +125,8 @@ def _check_space(cache_dir: Path) -> None:
         )
 
 
-def _build(staging: Path, progress: Callable[[str], None]) -> None:
+def _build(staging: Path, progress: Callable[[str], None]) -> dict[str, float]:
+    """Write both repositories; return the perplexity of each commit."""
     progress(f"reading {find_gguf().name}")
     source = read_source()
     measured = []
@@ -138,6 +142,7 @@ def _build(staging: Path, progress: Callable[[str], None]) -> None:
     progress("writing the model cards")
     num_tokens = len(source.tokenizer(EVALUATION_TEXT.read_text(encoding="utf-8"))["input_ids"])
     source_perplexity = _source_perplexity(source, progress)
+    perplexities = {}
     for branches in (GPTQ_BRANCHES, AWQ_BRANCHES):
         card = model_card(
             [one for one in measured if one.branch in branches],
@@ -147,10 +152,14 @@ def _build(staging: Path, progress: Callable[[str], None]) -> None:
         for branch in branches:
             folder = _branch_folder(staging, branch)
             (folder / "README.md").write_text(card, encoding="utf-8")
-            commit_branch(staging, branch.repo, branch.name, folder)
+            snapshot = commit_branch(staging, branch.repo, branch.name, folder)
+            perplexities[snapshot.name] = next(
+                one.perplexity for one in measured if one.branch is branch
+            )
     for repo in (DEMO_REPO, DEMO_AWQ_REPO):
         mark = repository_folder(staging, repo) / BUILT_MARK
         mark.write_text(json.dumps({"build": BUILD}) + "\n")
+    return perplexities
 
 
 def _branch_folder(staging: Path, branch: DemoBranch) -> Path:

@@ -1,5 +1,31 @@
 """The only place that talks to the hub, or reads the hub's cache."""
 
-from loaders.hub.fetching import DEFAULT_REVISION, Snapshot, cached_revisions, fetch
+from loaders.hub.cached import CachedFiles, is_cached
+from loaders.hub.fetching import (
+    HubAccess,
+    cached_revisions,
+    default_hub_cache,
+    download,
+    fetch,
+)
+from loaders.hub.probe import HubAnswer, probe_hub
+from loaders.hub.repository import HubFiles
+from loaders.hub.snapshots import DEFAULT_REVISION, Snapshot, discard, find_cached, verify
 
-__all__ = ["DEFAULT_REVISION", "Snapshot", "cached_revisions", "fetch"]
+__all__ = [
+    "DEFAULT_REVISION",
+    "CachedFiles",
+    "HubAccess",
+    "HubAnswer",
+    "HubFiles",
+    "Snapshot",
+    "cached_revisions",
+    "default_hub_cache",
+    "discard",
+    "download",
+    "fetch",
+    "find_cached",
+    "is_cached",
+    "probe_hub",
+    "verify",
+]

@@ -1,44 +1,57 @@
-"""Brings one revision of a repository to this machine: one commit, one folder.
+"""Brings one variant of a repository to this machine: one commit, one folder, one manifest.
 
-Everything after it reads that folder only.
+Everything after it reads that folder only. What to fetch is told by `loaders.selection`, how by
+`loaders.download`; here the hub is asked what there is, and the cache used where it cannot be.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
-from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub import constants
 
-from loaders.cache import find_built, repository_folder
-from loaders.checkpoint import PICKLE_SUFFIXES
-from loaders.download_progress import quiet_bars
-from loaders.errors import HubError, RepositoryNotFoundError, UnsafeCheckpointError
-from loaders.hub.access import no_revision, translated_errors
+from loaders.cache import find_built
+from loaders.cached_repository import CachedRepository, cache_errors, free_bytes
+from loaders.checkpoint import INDEX_FILE
+from loaders.download import Digest, Patience, damaged, download_files, needed_files
+from loaders.errors import CheckpointError, HubError, RepositoryNotFoundError, RevisionNotFoundError
+from loaders.gguf_parts import group_parts
+from loaders.hub.access import no_revision
+from loaders.hub.repository import HubFiles
+from loaders.hub.snapshots import (
+    DEFAULT_REVISION,
+    Snapshot,
+    by_quantisation,
+    find_cached,
+    shards_here,
+    shards_in,
+)
+from loaders.hub.transport import HubSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from huggingface_hub import ModelInfo
-
+    from loaders.download_progress import DownloadProgress
+    from loaders.repository import RepositoryFile, Revision
     from loaders.spec import VariantSpec
 
 log = structlog.get_logger(__name__)
 
-DEFAULT_REVISION = "main"
-_NEEDED_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "README.md")
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubAccess:
+    """How the hub and its cache are reached, and who is told meanwhile."""
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """One revision of a repository, in a folder of its own."""
-
-    folder: Path
-    commit: str | None  # None for a plain local folder
+    cache_dir: Path
+    token: str | None = None  # None: the one that the hub's client is logged in with
+    patience: Patience = field(default_factory=Patience)
+    tell: Callable[[DownloadProgress], None] = lambda _: None
+    tell_waiting: Callable[[], None] = lambda: None  # another process is at it
+    free: Callable[[Path], int] = free_bytes
 
 
 def fetch(
@@ -49,111 +62,145 @@ def fetch(
     local_files_only: bool = False,
     on_percent: Callable[[float], None] | None = None,
 ) -> Snapshot:
-    """Return the folder of a repository's revision, downloading what is missing.
+    """Return the folder of a variant's files, downloading what is missing.
 
     A repository that was built on this machine (the demo) is used as it is. For others the hub is
     asked, and the cache used when it cannot be reached. Raises RepositoryNotFoundError,
-    RevisionNotFoundError (naming the revisions there are), UnsafeCheckpointError or HubError.
+    RevisionNotFoundError (naming the revisions there are), UnsafeCheckpointError, CheckpointError,
+    CacheError or HubError.
 
     on_percent: told how much of a download is done; possibly by several threads.
     """
-    revision = spec.revision or DEFAULT_REVISION
     built_in = find_built(spec.repo, cache_dir)
-    hub_cache = built_in or cache_dir or Path(constants.HF_HUB_CACHE)
+    access = HubAccess(cache_dir=built_in or cache_dir or default_hub_cache(), token=token)
+    if on_percent is not None:
+        access = replace(access, tell=lambda progress: on_percent(progress.percent))
     if built_in is None and not local_files_only:
-        return _download(spec.repo, revision, hub_cache, token, on_percent)
-    if (found := _cached(spec.repo, revision, hub_cache)) is not None:
+        try:
+            return download(spec, access)
+        except HubError as error:
+            return _cached_instead(spec, access.cache_dir, error)
+    if (found := find_cached(spec, access.cache_dir)) is not None:
         return found
-    known = cached_revisions(spec.repo, hub_cache)
-    if known:
+    _refuse_part(spec, access.cache_dir)
+    if known := cached_revisions(spec.repo, access.cache_dir):
         verb = "built on this machine are" if built_in else "in the cache it has"
-        raise no_revision(spec.repo, revision, known, verb)
+        raise no_revision(spec.repo, spec.revision or DEFAULT_REVISION, known, verb)
     raise RepositoryNotFoundError(
-        f"{spec.repo} is not in the cache ({hub_cache}) and downloads are off; check the name, or"
-        " allow downloads"
+        f"{spec.repo} is not in the cache ({access.cache_dir}) and downloads are off; check the"
+        " name, or allow downloads"
     )
+
+
+def default_hub_cache() -> Path:
+    """Return the hub client's own cache folder (HF_HOME, HF_HUB_CACHE)."""
+    return Path(constants.HF_HUB_CACHE)
 
 
 def cached_revisions(repo: str, cache_dir: Path) -> list[str]:
     """List the branches and tags of a repository that a cache knows."""
-    refs = repository_folder(cache_dir, repo) / "refs"
-    return sorted(str(path.relative_to(refs)) for path in refs.rglob("*") if path.is_file())
+    return CachedRepository(cache_dir, repo).revisions()
 
 
-def _cached(repo: str, revision: str, cache_dir: Path) -> Snapshot | None:
-    try:
-        folder = snapshot_download(
-            repo,
-            revision=revision,
-            cache_dir=cache_dir,
-            local_files_only=True,
-            allow_patterns=list(_NEEDED_FILES),
-        )
-    except (LocalEntryNotFoundError, HFValidationError):
-        return None
-    return _snapshot(Path(folder))
+def download(spec: VariantSpec, access: HubAccess) -> Snapshot:
+    """Fetch what a variant's commit on the hub lacks here; raises as `fetch` does.
 
-
-def _snapshot(folder: Path) -> Snapshot:
-    return Snapshot(folder=folder, commit=folder.name)
+    One process at a time fetches a repository; a second one waits, and then finds all of it.
+    """
+    hub = HubFiles(spec.repo, token=access.token)
+    spec, revision, listing = _look_up(spec, hub)
+    commit = str(revision.commit)
+    cached = CachedRepository(access.cache_dir, spec.repo)
+    shards = shards_here(listing, spec, cached, commit)
+    if shards is None:
+        shards = shards_in(_read_index(hub, revision, listing))
+    selection, files = needed_files(listing, spec, shards)
+    with cache_errors(access.cache_dir):
+        if not cached.is_whole(commit, [file.path for file in files]):
+            with cached.lock(partial(_tell_waiting, spec, access)):
+                log.info("downloading", repo=spec.repo, revision=spec.revision, commit=commit)
+                checked = _download(files, cached, commit, access)
+                cached.publish(commit, listing, checked, constants.ENDPOINT)
+        cached.point(revision.name or DEFAULT_REVISION, commit)
+    return Snapshot(folder=cached.snapshot(commit), commit=commit, file=selection.file)
 
 
 def _download(
-    repo: str,
-    revision: str,
-    cache_dir: Path,
-    token: str | None,
-    on_percent: Callable[[float], None] | None,
-) -> Snapshot:
-    api = HfApi(token=token)
-    try:
-        with translated_errors(api, repo, revision):
-            info = api.model_info(repo, revision=revision, files_metadata=True)
-            _refuse_pickles(repo, [file.rfilename for file in info.siblings or []])
-            log.info("downloading", repo=repo, revision=revision, commit=info.sha)
-            folder = snapshot_download(
-                repo,
-                revision=revision,  # by name: the cache remembers what the branch pointed to
-                cache_dir=cache_dir,
-                token=token,
-                allow_patterns=list(_NEEDED_FILES),
-                tqdm_class=quiet_bars(on_percent or _tell_nobody, _needed_bytes(info)),
-            )
-    except HubError as error:
-        return _cached_instead(repo, revision, cache_dir, error)
-    return _snapshot(Path(folder))
-
-
-def _needed_bytes(info: ModelInfo) -> int:
-    """Count the bytes of what is fetched; 0 where the hub does not tell sizes."""
-    files = info.siblings or []
-    needed = set(
-        filter_repo_objects([file.rfilename for file in files], allow_patterns=list(_NEEDED_FILES))
+    files: Sequence[RepositoryFile], cached: CachedRepository, commit: str, access: HubAccess
+) -> dict[RepositoryFile, str]:
+    for file in files:
+        if file.num_bytes > constants.MAX_HTTP_DOWNLOAD_SIZE:
+            log.warning("file that the hub may refuse", path=file.path, reason="above 50 GB")
+    return download_files(
+        files,
+        HubSource(cached.repo, commit, access.token),
+        cached,
+        commit,
+        patience=access.patience,
+        tell=access.tell,
+        free=access.free,
     )
-    return sum(file.size or 0 for file in files if file.rfilename in needed)
 
 
-def _tell_nobody(percent: float) -> None:
-    pass
+def _look_up(
+    spec: VariantSpec, hub: HubFiles
+) -> tuple[VariantSpec, Revision, Sequence[RepositoryFile]]:
+    """Resolve a variant on the hub: its revision, and the files there.
+
+    Where no revision has the name, it may be the quantisation of a GGUF file.
+    """
+    try:
+        revision = hub.find_revision(spec.revision)
+        return spec, revision, hub.files(revision)
+    except RevisionNotFoundError as error:
+        if spec.file is not None or not hub.revisions():
+            raise
+        revision = hub.find_revision(None)
+        listing = hub.files(revision)
+        by_file = by_quantisation(spec, [file.path for file in listing])
+        if by_file is None:
+            files = [parts.name for parts in group_parts(file.path for file in listing)]
+            hint = f"; its GGUF files are {', '.join(files)}" if files else ""
+            raise RevisionNotFoundError(f"{error}{hint}") from error
+        return by_file, revision, listing
 
 
-def _cached_instead(repo: str, revision: str, cache_dir: Path, error: HubError) -> Snapshot:
-    """Use what an earlier download left when the hub cannot be reached now."""
-    found = _cached(repo, revision, cache_dir)
-    if found is not None:
-        log.warning("hub_unreachable", repo=repo, reason=str(error), using=found.commit)
-        return found
-    if known := cached_revisions(repo, cache_dir):
-        raise no_revision(repo, revision, known, f"{error}; cached are") from error
-    raise HubError(f"{error}; it is not cached: name a local folder, or try again") from error
+def _read_index(hub: HubFiles, revision: Revision, listing: Sequence[RepositoryFile]) -> bytes:
+    """Read the index ahead of the files, whose number and sizes it tells."""
+    file = next(file for file in listing if file.path == INDEX_FILE)
+    digest = Digest(file)
+    for _ in range(2):  # a damaged one once more, as any file
+        text = hub.read(revision, file.path)
+        digest = Digest(file)
+        digest.update(text)
+        if digest.fits:
+            return text
+    raise damaged(file, digest, hub.name)
 
 
-def _refuse_pickles(repo: str, files: list[str]) -> None:
-    if any(name.endswith(".safetensors") for name in files):
-        return
-    if pickles := sorted(name for name in files if name.endswith(PICKLE_SUFFIXES)):
-        raise UnsafeCheckpointError(
-            f"{repo} holds its weights as {', '.join(pickles[:4])}: a pickle can run any code when"
-            " it is opened,"
-            " so only safetensors are read; choose a revision that has them"
+def _tell_waiting(spec: VariantSpec, access: HubAccess) -> None:
+    log.info("waiting for another process that downloads", repo=spec.repo)
+    access.tell_waiting()
+
+
+def _refuse_part(spec: VariantSpec, cache_dir: Path, *, reason: str = "") -> None:
+    """Say so where the cache knows the revision, and holds only a part of what it needs."""
+    cached = CachedRepository(cache_dir, spec.repo)
+    if cached.commit_of(spec.revision or DEFAULT_REVISION) is not None:
+        raise CheckpointError(
+            f"{reason}{spec} is in the cache ({cache_dir}), but not with all files that it needs;"
+            f" allow downloads, or run `tetrad download {spec}`"
         )
+
+
+def _cached_instead(spec: VariantSpec, cache_dir: Path, error: HubError) -> Snapshot:
+    """Use what an earlier download left when the hub cannot be reached now."""
+    found = find_cached(spec, cache_dir)
+    if found is not None:
+        log.warning("hub_unreachable", repo=spec.repo, reason=str(error), using=found.commit)
+        return found
+    _refuse_part(spec, cache_dir, reason=f"{error}; ")
+    if known := cached_revisions(spec.repo, cache_dir):
+        revision = spec.revision or DEFAULT_REVISION
+        raise no_revision(spec.repo, revision, known, f"{error}; cached are") from error
+    raise HubError(f"{error}; it is not cached: name a local folder, or try again") from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from loaders.kernels import int4_blocks
-from loaders.kernels.protocol import same_permutation
+from loaders.kernels.protocol import BFLOAT16_ROUNDOFF, same_permutation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +24,8 @@ class BlockKernel(ABC):
     Few rows go through the int4 kernel, many through bfloat16 tiles, which are levels (codes less
     the middle one) times scale plus minimum.
     """
+
+    unit_roundoff = BFLOAT16_ROUNDOFF
 
     # From this many rows on, dequantising to bfloat16 and one dense product is quicker.
     MIN_ROWS_FOR_TILES: ClassVar[int]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from loaders.kernels.protocol import same_permutation
+from loaders.kernels.protocol import FLOAT16_ROUNDOFF, same_permutation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +34,7 @@ class Fp16PackKernel:
     FBGEMM pads the inputs to a multiple of 512, so 576 of them take the memory of 1024.
     """
 
+    unit_roundoff = FLOAT16_ROUNDOFF
     num_invariant_rows = None  # FBGEMM sums each row over the inputs in their order
 
     def __init__(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from loaders.kernels.protocol import same_permutation
+from loaders.kernels.protocol import BFLOAT16_ROUNDOFF, same_permutation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +34,7 @@ MIN_ROWS_FOR_DENSE = 24
 class Int8PackKernel:
     """One weight as int8 codes with a scale and an offset for each output."""
 
+    unit_roundoff = BFLOAT16_ROUNDOFF
     num_invariant_rows = MIN_ROWS_FOR_DENSE - 1
 
     def __init__(

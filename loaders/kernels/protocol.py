@@ -33,6 +33,14 @@ class Kernel(Protocol):
         """Up to how many rows each comes out, to the last bit, as it would alone; None: any."""
 
     @property
+    def unit_roundoff(self) -> float:
+        """The largest relative error of one rounding, of activations, weights, scales or results.
+
+        The coarsest there is, beside rounding to the activations' own dtype; the self-test derives
+        from it how far products may be off.
+        """
+
+    @property
     def input_permutation(self) -> Tensor | None:
         """Order in which `__call__` expects the inputs, [in] int64; None for the natural one."""
 
@@ -56,6 +64,12 @@ class Backend(Protocol):
 
     def prepare(self, packed: PackedTensors) -> Kernel:
         """Make the kernel; only the reference keeps the packed tensors."""
+
+
+# Of one rounding to the nearest: half the distance of a number with so many bits to the next.
+BFLOAT16_ROUNDOFF = 2**-8
+FLOAT16_ROUNDOFF = 2**-11
+FLOAT32_ROUNDOFF = 2**-24
 
 
 def same_permutation(first: Tensor | None, second: Tensor | None) -> bool:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from torch.nn.functional import linear
 
+from loaders.kernels.protocol import FLOAT32_ROUNDOFF
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 class ReferenceKernel:
     """Dequantises per call; inputs stay in the checkpoint's order."""
 
+    unit_roundoff = FLOAT32_ROUNDOFF
     num_invariant_rows = 1
 
     input_permutation: Tensor | None = None

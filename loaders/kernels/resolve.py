@@ -33,19 +33,26 @@ BACKENDS: tuple[Backend, ...] = (
 
 
 def backend_names() -> list[str]:
-    """List what can be asked for by name, beside "auto"."""
-    return [backend.name for backend in BACKENDS]
+    """List what can be asked for by name, beside "auto"; "stock" is `loaders.stock`'s."""
+    return [*(backend.name for backend in BACKENDS), "stock"]
 
 
-def resolve_backend(asked: str, shape: LayerShape) -> tuple[Backend, str]:
+def resolve_backend(
+    asked: str, shape: LayerShape, excluded: frozenset[str] = frozenset()
+) -> tuple[Backend, str]:
     """Return the backend for such a layer, and the reason in words.
 
-    asked: "auto", or a backend's name. Raises BackendError where the named one refuses the layer.
+    asked: "auto", or a backend's name. excluded: names of those that failed before. Raises
+    BackendError where the named one refuses the layer, or none is left.
     """
     if asked == "auto":
-        return _first_willing(shape)
+        return _first_willing(shape, excluded)
     for backend in BACKENDS:
         if backend.name == asked:
+            if asked in excluded:
+                raise BackendError(
+                    f"backend {asked} was asked for and has failed here; use --backend auto"
+                )
             if (refusal := backend.refusal(shape)) is not None:
                 raise BackendError(f"backend {asked} {refusal}; use --backend auto")
             return backend, "asked for"
@@ -54,10 +61,10 @@ def resolve_backend(asked: str, shape: LayerShape) -> tuple[Backend, str]:
     )
 
 
-def _first_willing(shape: LayerShape) -> tuple[Backend, str]:
+def _first_willing(shape: LayerShape, excluded: frozenset[str]) -> tuple[Backend, str]:
     refusals: list[str] = []
     for backend in BACKENDS:
-        refusal = backend.refusal(shape)
+        refusal = "has failed here" if backend.name in excluded else backend.refusal(shape)
         if refusal is None:
             return backend, "; ".join(refusals) or "fastest for this layer"
         refusals.append(f"{backend.name} {refusal}")

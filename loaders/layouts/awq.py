@@ -1,11 +1,16 @@
-"""AWQ's layout of its GEMM version: codes and zero points packed along the outputs, shuffled."""
+"""AWQ's layouts: GEMM packs along the outputs, shuffled; GEMV and GEMV-fast along the inputs.
+
+The GEMV versions store more groups than there are, so that their kernels may read whole words.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from loaders.layouts.protocol import FLOAT_DTYPES, INT_DTYPES, TensorRule
-from loaders.packing import unpack_awq
+from loaders.packing import unpack_awq, unpack_gemv, unpack_gemv_fast
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,3 +54,104 @@ class AwqLayout:
     def group_of_input(self, stored: StoredTensors) -> Tensor | None:  # noqa: ARG002
         """In order."""
         return None
+
+
+class GemvLayout:
+    """AutoAWQ's GEMV packing: everything by output, then along the inputs in order."""
+
+    marker = "qweight"
+
+    def rules(
+        self, packed: PackedFormat, in_features: int, out_features: int
+    ) -> dict[str, TensorRule]:
+        """Say what each tensor must be."""
+        words = zero_words(packed, in_features)
+        if in_features % 8:
+            raise ValueError(f"{in_features} inputs do not fill whole 32-bit words at 4 bits")
+        return {
+            "qweight": TensorRule((out_features, in_features // 8), INT_DTYPES),
+            "qzeros": TensorRule((out_features, words), INT_DTYPES),
+            "scales": TensorRule((out_features, words * 8), FLOAT_DTYPES),
+        }
+
+    def codes(self, packed: PackedFormat, stored: StoredTensors) -> Tensor:  # noqa: ARG002
+        """Unpack qweight."""
+        return unpack_gemv(stored["qweight"]).t().contiguous()
+
+    def scales(self, packed: PackedFormat, stored: StoredTensors) -> Tensor:
+        """Widen the scales of the groups that there are."""
+        num_groups = packed.num_groups(stored["qweight"].shape[1] * 8)
+        return stored["scales"][:, :num_groups].t().float()
+
+    def zeros(self, packed: PackedFormat, stored: StoredTensors) -> Tensor:
+        """Unpack the zero points of the groups that there are."""
+        num_groups = packed.num_groups(stored["qweight"].shape[1] * 8)
+        return unpack_gemv(stored["qzeros"])[:, :num_groups].t().float()
+
+    def group_of_input(self, stored: StoredTensors) -> Tensor | None:  # noqa: ARG002
+        """In order."""
+        return None
+
+
+class GemvFastLayout:
+    """AutoAWQ's GEMV-fast packing: int16 words of four outputs; zero points times scale, negated.
+
+    Its zero points are stored as half-precision offsets, which rarely divide by the scale evenly,
+    so they are read as the fractions that they are.
+    """
+
+    marker = "qweight"
+
+    def rules(
+        self, packed: PackedFormat, in_features: int, out_features: int
+    ) -> dict[str, TensorRule]:
+        """Say what each tensor must be."""
+        groups = zero_words(packed, in_features) * 8
+        if in_features % 64 or out_features % 4:
+            raise ValueError(
+                f"{in_features} inputs and {out_features} outputs cannot be stored: GEMV-fast takes"
+                " multiples of 64 and of 4"
+            )
+        return {
+            "qweight": TensorRule((out_features // 4, in_features), ("I16",)),
+            "qzeros": TensorRule((groups, out_features), FLOAT_DTYPES),
+            "scales": TensorRule((groups, out_features), FLOAT_DTYPES),
+        }
+
+    def codes(self, packed: PackedFormat, stored: StoredTensors) -> Tensor:  # noqa: ARG002
+        """Unpack qweight."""
+        return unpack_gemv_fast(stored["qweight"]).t().contiguous()
+
+    def scales(self, packed: PackedFormat, stored: StoredTensors) -> Tensor:
+        """Widen the scales of the groups that there are."""
+        return self._by_group("scales", packed, stored)
+
+    def zeros(self, packed: PackedFormat, stored: StoredTensors) -> Tensor:
+        """Divide the offsets by the scales; a group without scale has no zero point to find."""
+        scales = self.scales(packed, stored)
+        zeros = -self._by_group("qzeros", packed, stored) / scales
+        return torch.where(scales == 0, torch.zeros_like(zeros), zeros)
+
+    def group_of_input(self, stored: StoredTensors) -> Tensor | None:  # noqa: ARG002
+        """In order."""
+        return None
+
+    def _by_group(self, key: str, packed: PackedFormat, stored: StoredTensors) -> Tensor:
+        return stored[key][: packed.num_groups(stored["qweight"].shape[1])].float()
+
+
+def zero_words(packed: PackedFormat, in_features: int) -> int:
+    """Count the words of eight zero points that a GEMV version stores for each output.
+
+    Smaller groups are padded to more whole words: AutoAWQ's kernels read that many at a time.
+    Raises ValueError for what AutoAWQ cannot write.
+    """
+    group_size = in_features if packed.group_size == -1 else packed.group_size
+    multiple = {32: 4, 64: 2}.get(group_size, 1)
+    if in_features % group_size or (group_size < 128 and multiple == 1):
+        raise ValueError(
+            f"{in_features} inputs in groups of {group_size} cannot be stored: AWQ's GEMV versions"
+            " take whole groups of 32, 64, or 128 and more"
+        )
+    words = -(-in_features // group_size // 8)
+    return -(-words // multiple) * multiple

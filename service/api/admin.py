@@ -198,6 +198,7 @@ def describe_status(status: VariantStatus) -> dict[str, object]:
         "step": status.phase,
         "percent": status.percent,
         "reason": status.reason,
+        "degraded": status.degraded,
         "restarts": status.num_restarts,
         "open_requests": status.num_requests,
         "pid": status.pid,

@@ -43,7 +43,12 @@ def health_router(context: ApiContext) -> APIRouter:
 
 def _describe(status: VariantStatus) -> dict[str, object]:
     """Say how a variant stands; not its name, nor why it failed: nobody was asked for a key."""
-    if status.phase is None:
-        return {"state": status.state.value}
-    percent = None if status.percent is None else round(status.percent)
-    return {"state": status.state.value, "step": status.phase, "percent": percent}
+    told: dict[str, object] = {"state": status.state.value}
+    if status.degraded is not None:
+        told["degraded"] = True
+    if status.phase is not None:
+        percent = None if status.percent is None else round(status.percent)
+        told |= {"step": status.phase, "percent": percent}
+    if (report := status.self_test) is not None:
+        told["self_test"] = {"passed": report.passed, "finished": report.finished}
+    return told

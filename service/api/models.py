@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
+import msgspec
 from fastapi import APIRouter
 from starlette.responses import Response
 
@@ -31,9 +33,13 @@ def models_router(context: ApiContext) -> APIRouter:
     async def get_model(name: str) -> Response:
         """Describe one variant; while it is loaded, with the full record of where it came from."""
         status, model = context.models.find(name)
+        report = status.self_test
+        own: dict[str, object] = {} if report is None else {"self_test": dataclasses.asdict(report)}
         if model is None:
-            return JsonResponse(_describe(status, model))
-        body = {**_describe(status, model), "provenance": model.identity.record}
+            return JsonResponse({**_describe(status, model), **own})
+        if model.memory is not None:
+            own["memory"] = msgspec.to_builtins(model.memory)
+        body = {**_describe(status, model), **own, "provenance": model.identity.record}
         return JsonResponse(body, headers=model.identity.headers)
 
     return router
@@ -46,5 +52,6 @@ def _describe(status: VariantStatus, model: ServedModel | None) -> dict[str, obj
         "created": status.created if model is None else model.created,
         "owned_by": "tetrad",
         "state": status.state.value,
+        "degraded": status.degraded,
         "max_model_len": None if model is None else model.engine.max_model_len,
     }

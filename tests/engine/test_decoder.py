@@ -36,23 +36,26 @@ def refuse(config: PretrainedConfig, reason: str) -> None:
         make_decoder(model, max_model_len=64)
 
 
+LONGROPE: dict[str, Any] = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "factor": 2.0,
+    "short_factor": [1.0] * 8,
+    "long_factor": [2.0] * 8,
+    "original_max_position_embeddings": 63,
+}
+DYNAMIC: dict[str, Any] = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+
+
 @pytest.mark.parametrize(
-    "rope",
-    [
-        {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
-        {
-            "rope_type": "longrope",
-            "rope_theta": 10000.0,
-            "factor": 2.0,
-            "short_factor": [1.0] * 8,
-            "long_factor": [2.0] * 8,
-            "original_max_position_embeddings": 32,
-        },
-    ],
-    ids=["dynamic", "longrope"],
+    ("rope", "made_for"), [(DYNAMIC, 63), (LONGROPE, 2048)], ids=["dynamic", "longrope"]
 )
-def test_rope_that_depends_on_the_batch_is_refused(rope: dict[str, Any]):
-    refuse(LlamaConfig(**SMALL, rope_parameters=rope), "depend on the longest sequence")
+def test_rope_that_depends_on_the_batch_beyond_some_length_is_refused_there(
+    rope: dict[str, Any], made_for: int
+):
+    config = LlamaConfig(**SMALL, rope_parameters=rope, max_position_embeddings=made_for)
+    refuse(config, "beyond 63 tokens depend on the longest sequence.*lower it to 63")
+    make_decoder(AutoModelForCausalLM.from_config(config), max_model_len=63)
 
 
 def test_capped_attention_scores_are_refused():

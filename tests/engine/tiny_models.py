@@ -66,12 +66,34 @@ _LLAMA3_ROPE = {
     "original_max_position_embeddings": 32,
 }
 
+
+def _rope(kind: str, **parameters: Any) -> dict[str, Any]:
+    """Name a rope type as configurations do."""
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **parameters}}
+
+
+# Where the context ends at 256: angles of the first 256 positions are fixed.
+_LONGROPE: dict[str, Any] = {
+    "original_max_position_embeddings": 256,
+    "factor": 4.0,
+    "short_factor": [1.0 + 0.25 * i for i in range(8)],
+    "long_factor": [2.0 + 0.5 * i for i in range(8)],
+}
+
 FUSED: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(**_sizes()),
     "llama with biases and its own head size": LlamaConfig(
         **_sizes(attention_bias=True, mlp_bias=True, head_dim=32)
     ),
     "llama with llama3 rope": LlamaConfig(**_sizes(rope_parameters=_LLAMA3_ROPE)),
+    "llama with linear rope": LlamaConfig(**_sizes(**_rope("linear", factor=2.0))),
+    "llama with yarn rope": LlamaConfig(
+        **_sizes(**_rope("yarn", factor=8.0, original_max_position_embeddings=32))
+    ),
+    "llama with dynamic rope": LlamaConfig(**_sizes(**_rope("dynamic", factor=2.0))),
+    "llama with longrope": LlamaConfig(
+        **_sizes(max_position_embeddings=1024, **_rope("longrope", **_LONGROPE))
+    ),
     "mistral with a window": MistralConfig(**_sizes(sliding_window=9)),
     "mistral without": MistralConfig(**_sizes(sliding_window=None)),
     "qwen2": Qwen2Config(**_sizes()),
@@ -82,6 +104,9 @@ FUSED: dict[str, PretrainedConfig] = {
 }
 UNFUSED: dict[str, PretrainedConfig] = {
     "phi": PhiConfig(**_sizes()),
+    "phi with dynamic rope": PhiConfig(
+        **_sizes(**_rope("dynamic", factor=2.0, partial_rotary_factor=0.5))
+    ),
     "starcoder2 with a window": Starcoder2Config(**_sizes(sliding_window=9)),
     "gpt-neox": GPTNeoXConfig(**_sizes(num_key_value_heads="default")),
     "gpt2": GPT2Config(

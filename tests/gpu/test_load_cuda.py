@@ -23,9 +23,11 @@ def test_every_branch_loads_onto_cuda_and_is_right(tiny_repo: TinyRepositories, 
         tiny_repo.specs()[number],
         device="cuda:0",
         backend="reference",
+        self_test=True,
         cache_dir=tiny_repo.cache_dir,
         local_files_only=True,
     )
+    assert loaded.self_test.passed
     assert {p.device.type for p in loaded.model.parameters()} == {"cuda"}
     assert all(layer.kernel is not None for layer in packed_layers(loaded.model).values())
     ids = torch.randint(5, 500, (1, 40), generator=torch.Generator().manual_seed(0))

@@ -25,6 +25,7 @@ from loaders.demo.perplexity import EVALUATION_TEXT, recorded_perplexity
 from loaders.demo.quantize import falling_norm_order, round_linear
 from loaders.demo.repository import commit_branch, find_snapshot
 from loaders.demo.source import Source, find_gguf, read_source
+from loaders.records import Records
 from tests.dequantize import dequantized_model, dequantized_state
 from tests.models import tiny_llama, tiny_tokenizer
 
@@ -203,6 +204,7 @@ class TestBuild:
         assert sum("not on record" in line for line in lines) == len(BRANCHES) + 1
         assert {path.name for path in (tmp_path / "cache").iterdir()} == {
             ".locks",
+            "records",
             f"models--{DEMO_REPO.replace('/', '--')}",
             f"models--{DEMO_AWQ_REPO.replace('/', '--')}",
         }
@@ -218,6 +220,12 @@ class TestBuild:
                 found = torch.from_numpy(state[name])
                 tolerance = {8: 0.03, 4: 0.15, 3: 0.3}[branch.bits]
                 assert (found - weight).norm() < tolerance * weight.norm(), (branch, name)
+
+    def test_each_commits_perplexity_is_on_record(self, small_source, tmp_path):
+        build_demo(tmp_path, progress=lambda step: None)
+        for branch in BRANCHES:
+            commit = find_snapshot(tmp_path, branch.repo, branch.name).name
+            assert Records(tmp_path).read(commit, "perplexity") > 1
 
     def test_an_older_build_is_replaced(self, small_source, tmp_path, monkeypatch):
         build_demo(tmp_path, progress=lambda line: None)

@@ -55,3 +55,29 @@ def test_endless_nesting_is_refused(tmp_path):
         config = {"a": config}
     with pytest.raises(CheckpointError, match="nested"):
         read_config(write_config(tmp_path, config))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"hidden_size": 10**30},
+        {"num_hidden_layers": 10**9},
+        {"vocab_size": 0},
+        {"num_attention_heads": "32"},
+        {"intermediate_size": True},
+        {"intermediate_size": [128, 10**12]},
+        {"max_position_embeddings": -5},
+    ],
+)
+def test_sizes_that_no_model_has_are_refused_before_one_is_built(settings):
+    (key,) = settings
+    with pytest.raises(CheckpointError, match=f"config.json says {key} "):
+        make_model_config({**LLAMA, **settings})
+
+
+@pytest.mark.parametrize("key", ["num_experts", "num_local_experts", "n_routed_experts"])
+def test_a_mixture_of_experts_is_refused_by_name(key):
+    with pytest.raises(UnsupportedModelError, match=r"mixtral is a mixture of 8 experts"):
+        make_model_config({**LLAMA, "model_type": "mixtral", key: 8})
+    make_model_config({**LLAMA, key: 1})
+    make_model_config({**LLAMA, key: 8, "enable_moe_block": False})

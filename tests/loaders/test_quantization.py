@@ -89,7 +89,7 @@ def test_zero_points_are_v1_unless_the_checkpoint_says_v2(tmp_path):
         ({**GPTQ, "group_size": 0}, "group_size 0"),
         ({**GPTQ, "group_size": -2}, "group_size -2"),
         ({"quant_method": "bitsandbytes"}, "bitsandbytes"),
-        ({"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemv"}, "gemv"),
+        ({"quant_method": "awq", "bits": 4, "group_size": 128, "version": "marlin"}, "marlin"),
         ({"quant_method": "awq", "bits": 8, "group_size": 128}, "8 bits"),
         ({**GPTQ, "dynamic": {"+:.*": {"bits": 16}}}, "16 bits"),
     ],

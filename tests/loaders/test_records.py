@@ -38,3 +38,10 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path):
     (tmp_path / "records").write_text("a file stands in the way")
     Records(tmp_path).write(COMMIT, "perplexity", 1)
     assert Records(tmp_path).read(COMMIT, "perplexity") is None
+
+
+def test_files_of_one_commit_have_records_of_their_own(tmp_path):
+    for number, file in enumerate((None, "a.gguf", "b.gguf")):
+        Records(tmp_path).of(file).write(COMMIT, "perplexity", number)
+    found = [Records(tmp_path).of(f).read(COMMIT, "perplexity") for f in (None, "a.gguf", "b.gguf")]
+    assert found == [0, 1, 2]

@@ -85,3 +85,13 @@ def test_a_local_file_is_called_what_it_is_called_without_its_ending(tmp_path, f
 def test_a_gguf_file_that_is_nowhere_is_refused(text):
     with pytest.raises(InvalidSpecError, match=r"repo/file\.gguf"):
         parse_spec(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x" * 5000, "x" * 900, "~nobody-of-that-name/model", "a\0b", "x/" * 300, "~nobody/a.gguf"],
+)
+def test_what_no_file_system_takes_is_refused_and_no_crash(text):
+    with pytest.raises(InvalidSpecError) as raised:
+        parse_spec(text)
+    assert len(str(raised.value)) < 2500

@@ -1,8 +1,9 @@
 """A worker's process with a fake engine: everything is real but the model.
 
 `FAKE_ENGINE` in the environment holds its options as JSON: folder (of a tokenizer), step_s, load_s,
-load_fails (a message), breaks_loading, vocab_size, answer_ids_end. A request's `user` may carry an
-ailment.
+load_fails (a message), most_context (tokens; a longer one is out of memory), killed_above (tokens;
+a longer context has the process killed), breaks_loading, vocab_size, answer_ids_end. A request's
+`user` may carry an ailment.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 from engine.errors import EngineStartError
 from engine.loop import BuiltEngine
 from loaders.generation import GenerationDefaults
+from service.attempt import Failure, StartFailure, Trial
 from service.model_description import ModelDescription
 from service.worker_process import main
 from tests.engine.fake_engine import FakeEngine
@@ -23,8 +25,11 @@ from tests.engine.fake_engine import FakeEngine
 if TYPE_CHECKING:
     from engine.loop import TellProgress
     from engine.request import SequenceRequest
+    from service.attempt import Attempt
     from service.settings import WorkerSettings
 
+MODEL = "fake/model"
+MAX_MODEL_LEN = 100_000
 VOCAB_SIZE = 260  # of a byte tokenizer
 ASCII_END = 98  # its ids below, but for the special ones, are ASCII characters
 
@@ -41,19 +46,25 @@ def fall_ill(request: SequenceRequest, token: int) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def build(settings: WorkerSettings, tell: TellProgress) -> BuiltEngine:
+def build(settings: WorkerSettings, attempt: Attempt, tell: TellProgress) -> BuiltEngine:
     options = json.loads(os.environ["FAKE_ENGINE"])
     tell("pretending", 50)
     time.sleep(options.get("load_s", 0))
     if reason := options.get("load_fails"):
         raise EngineStartError(reason)
+    max_model_len = attempt.max_model_len or MAX_MODEL_LEN
+    tell("pretending", about=Trial(variant=MODEL, max_model_len=max_model_len).encode())
+    if max_model_len > options.get("most_context", MAX_MODEL_LEN):
+        raise EngineStartError("no room", about=StartFailure(Failure.MEMORY).encode())
+    if max_model_len > options.get("killed_above", MAX_MODEL_LEN):
+        os.kill(os.getpid(), signal.SIGKILL)
     if options.get("breaks_loading"):
         raise ZeroDivisionError
     if settings.variant == "fake/broken":
         raise EngineStartError("fake/broken cannot be loaded")
     engine = FakeEngine(
         max_num_seqs=settings.max_num_seqs,
-        max_model_len=100_000,
+        max_model_len=max_model_len,
         vocab_size=options.get("vocab_size", VOCAB_SIZE),
         answer_ids_end=options.get("answer_ids_end", ASCII_END),
         step_s=options.get("step_s", 0.0),

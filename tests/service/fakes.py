@@ -22,6 +22,7 @@ from engine.errors import EngineDeadError, InvalidTokenError
 from engine.outputs import FinishReason, TokenOutput
 from engine.sampling_params import SamplingParams
 from engine.wire import IntegrityReport
+from loaders.self_test.report import Check, SelfTestReport
 from service.api.application import create_app
 from service.api.context import ApiContext, Models
 from service.api.event_stream import StreamTiming
@@ -180,6 +181,15 @@ def says(tokenizer: PreTrainedTokenizerFast | ByteTokenizer, text: str) -> Scrip
     return lambda prompt_token_ids, params: token_ids
 
 
+SELF_TEST = SelfTestReport(
+    passed=True,
+    checks=(Check("model.layers.0.mlp.up_proj", True, "as it should", 0.3, "reference"),),
+    backend="reference",
+    seconds=0.5,
+    finished=1_700_000_000,
+)
+
+
 def served_model(
     engine: FakeEngine,
     tokenizer: PreTrainedTokenizerFast | ByteTokenizer,
@@ -202,6 +212,7 @@ def served_model(
             fingerprint="fp_0123456789ab",
             record={"commit": "0123abc"},
         ),
+        self_test=SELF_TEST,
     )
 
 
@@ -264,10 +275,12 @@ class FakeModels:
                 phase="reading the weights" if is_loading else None,
                 percent=43.4 if is_loading else None,
                 reason=None,
+                degraded=None,
                 num_restarts=0,
                 num_requests=0,
                 pid=None,
                 statistics=None,
+                self_test=None if is_loading else SELF_TEST,
             )
         ]
 

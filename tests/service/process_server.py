@@ -15,6 +15,7 @@ from service.engine_hosts import EngineProcess
 from service.settings import load_settings
 
 if TYPE_CHECKING:
+    from service.attempt import Attempt
     from service.engine_hosts import OnProgress
     from service.settings import WorkerSettings
 
@@ -23,15 +24,19 @@ class FakeEngineProcess:
     """Starts the fake worker where the real one would be."""
 
     @staticmethod
-    async def start(settings: WorkerSettings, on_progress: OnProgress) -> EngineProcess:
+    async def start(
+        settings: WorkerSettings, attempt: Attempt, on_progress: OnProgress
+    ) -> EngineProcess:
         command = ("-m", "tests.service.fake_worker")
-        return await EngineProcess.start(settings, on_progress, command=command)
+        return await EngineProcess.start(settings, attempt, on_progress, command=command)
 
 
-async def start_thread(settings: WorkerSettings, on_progress: OnProgress) -> app.EngineInThread:
+async def start_thread(
+    settings: WorkerSettings, attempt: Attempt, on_progress: OnProgress
+) -> app.EngineInThread:
     from tests.service.fake_worker import build
 
-    return app.EngineInThread(settings, on_progress, partial(build, settings))
+    return app.EngineInThread(settings, on_progress, partial(build, settings, attempt))
 
 
 def main() -> None:

@@ -75,7 +75,12 @@ def test_variant_is_served_from_its_name_to_its_tokens(tmp_path, tiny_repo: Tiny
     with serving(tmp_path, variant, **settings) as (url, process), connect(url) as client:
         (model,) = client.models.list()
         assert model.id == variant
-        assert client.models.retrieve(variant).provenance["kernel"] == "reference"
+        described = client.models.retrieve(variant)
+        assert described.provenance["kernel"] == "reference"
+        assert described.self_test["passed"]
+        assert "model.layers.1.mlp.down_proj" in str(described.self_test["checks"])
+        (told,) = httpx.get(f"{url}/health/ready").json()["variants"]
+        assert told["self_test"]["passed"]
 
         messages = [{"role": "user", "content": "hi"}]
         asked = {"model": variant, "messages": messages, "temperature": 0, "max_tokens": 12}

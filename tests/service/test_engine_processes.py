@@ -169,6 +169,37 @@ def test_what_another_try_would_not_mend_is_not_tried_again(tmp_path: Path):
     assert "starting the engine again" not in server.log()
 
 
+@pytest.mark.parametrize("in_process", [False, True])
+def test_context_that_does_not_fit_is_shortened_and_that_is_said(tmp_path: Path, in_process):
+    with serving(tmp_path, {"most_context": 30_000}, in_process=in_process) as server:
+        (model,) = server.client.get("/v1/models").json()["data"]
+        assert (model["state"], model["max_model_len"]) == ("serving", 25_000)
+        assert model["degraded"] == (
+            "context 50000 instead of 100000 tokens: out of memory;"
+            " context 25000 instead of 50000 tokens: out of memory"
+        )
+        assert server.client.get("/health").json()["variants"][0]["degraded"] is True
+        assert [line["reason"] for line in server.lines() if line["event"] == "degraded"] == [
+            "no room; trying context 50000 instead of 100000 tokens: out of memory",
+            "no room; trying context 25000 instead of 50000 tokens: out of memory",
+        ]
+        assert server.complete().status_code == 200
+        assert server.statuses()[MODEL]["restarts"] == 0
+
+
+def test_engine_that_is_killed_again_and_again_while_it_loads_gets_less_context(tmp_path: Path):
+    with serving(tmp_path, {"killed_above": 60_000}) as server:
+        (model,) = server.client.get("/v1/models").json()["data"]
+        assert model["max_model_len"] == 50_000
+        assert "out of memory" in model["degraded"]
+
+
+def test_strict_server_gives_up_nothing(tmp_path: Path):
+    with serving(tmp_path, {"most_context": 30_000}, strict=True, ready=False) as server:
+        assert server.popen.wait(30) != 0
+        assert "no room" in server.log()
+
+
 def test_loading_is_told_step_by_step(tmp_path: Path):
     with serving(tmp_path, {"load_s": 1}, ready=False) as server:
         wait_until(lambda: "pretending" in server.client.get("/health/ready").text, limit_s=10)

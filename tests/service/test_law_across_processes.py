@@ -14,6 +14,7 @@ from engine.client import Submission
 from engine.outputs import TokenOutput
 from engine.request import SequenceRequest, Terms
 from engine.sampling_params import SamplingParams
+from service.attempt import Attempt
 from service.engine_hosts import EngineProcess
 from service.settings import WorkerSettings
 from service.worker import build_engine
@@ -77,7 +78,7 @@ async def answers_in_company(
 ) -> tuple[list[Answer], EngineStatistics]:
     """Ask at random times, while others leave half-way."""
     choose = random.Random(5)
-    host = await EngineProcess.start(settings, lambda progress: None)
+    host = await EngineProcess.start(settings, Attempt(), lambda progress: None)
     ended = asyncio.create_task(host.ended())
     await host.client.ready()
 
@@ -117,7 +118,7 @@ def compare(settings: dict[str, Any], *, vocab_size: int, token_bytes: int, coun
     alone = WorkerSettings(
         **base, **settings, max_num_seqs=1, max_model_len=MAX_LEN, prefix_cache=False
     )
-    engine = build_engine(alone, lambda phase, percent=None: None).engine
+    engine = build_engine(alone, Attempt(), lambda phase, percent=None, about=b"": None).engine
     wanted = answers_alone(engine, submissions)  # type: ignore[arg-type]
     crowded = WorkerSettings(
         **base,

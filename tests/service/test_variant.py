@@ -11,7 +11,9 @@ import pytest
 from engine.errors import EngineDeadError, EngineStartError
 from engine.wire import Progress
 from loaders.errors import CheckpointError
+from loaders.self_test.report import Check, SelfTestReport
 from service import variant as variant_module
+from service.attempt import Failure, StartFailure
 from service.errors import UnavailableError, VariantStateError
 from service.variant import Variant, VariantRules, VariantState
 from tests.service.fakes import ByteTokenizer, FakeEngine, FakeHost, says, served_model
@@ -41,6 +43,7 @@ class FakeSource:
         self.may_serve.set()
         self.is_closed = False
         self.variant = "owner/name"
+        self.degraded = None
 
     async def start(self, on_progress: Callable[[Progress], None]) -> FakeHost:
         on_progress(Progress("pretending", 7.0))
@@ -161,6 +164,26 @@ def test_what_another_try_would_not_mend_fails_at_once(error):
         await until_it_is(variant, VariantState.FAILED)
         assert variant.status.reason == str(error)
         assert len(source.hosts) == 1
+
+    run(test())
+
+
+def test_a_failed_self_test_stays_to_be_read_until_the_variant_is_unloaded():
+    report = SelfTestReport(False, (Check("logits", False, "NaN"),), "int4pack", 0.1, 7)
+
+    async def test() -> None:
+        error = EngineStartError(
+            str(report), about=StartFailure(Failure.SELF_TEST, self_test=report).encode()
+        )
+        variant = Variant("m", FakeSource(error), VariantRules())
+        variant.load()
+        await until_it_is(variant, VariantState.FAILED)
+        assert variant.status.self_test == report
+        variant.load()
+        await until_it_is(variant, VariantState.SERVING)
+        assert variant.status.self_test.passed
+        await variant.unload(drain_limit_s=0, for_good=True)
+        assert variant.status.self_test is None
 
     run(test())
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from copy import deepcopy
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -11,16 +13,22 @@ import torch
 
 from engine.config import KVDtype
 from engine.core import Engine
-from engine.errors import EngineStartError, NotEnoughBlocksError
+from engine.errors import EngineStartError, NotEnoughBlocksError, OutOfMemoryError
+from loaders.errors import NotEnoughMemoryError
 from loaders.generation import GenerationDefaults
+from loaders.kernels import resolve
+from loaders.kernels.int4pack import Int4PackBackend
 from loaders.load import LoadedModel, Provenance
+from loaders.records import Records
+from loaders.spec import parse_spec
 from service import worker
+from service.attempt import Attempt, Failure, StartFailure
 from service.errors import SettingsError
 from service.model_description import ModelDescription
 from service.settings import WorkerSettings
 from service.worker import (
     build_engine,
-    resolve_device,
+    failure_of,
     resolve_engine_config,
     resolve_kv_cache_bytes,
     resolve_num_threads,
@@ -39,6 +47,8 @@ def loaded(tmp_path_factory, tiny_tokenizer) -> LoadedModel:
         tokenizer=tiny_tokenizer,
         generation=GenerationDefaults(None, None, None, frozenset({1})),
         quantization=None,
+        spec=parse_spec("owner/name"),
+        tensors={},
         provenance=Provenance(
             repo="owner/name",
             revision="main",
@@ -88,6 +98,19 @@ def test_context_is_what_the_model_was_made_for(loaded):
     assert config.max_num_seqs == 32
 
 
+def test_context_ends_where_the_rotary_embedding_would_look_at_the_batch(loaded, monkeypatch):
+    made_for = loaded.model.config.max_position_embeddings
+    monkeypatch.setattr(worker, "longest_with_fixed_rope", lambda config: made_for // 2)
+    assert resolve_engine_config(WorkerSettings(), loaded).max_model_len == made_for // 2
+
+
+def test_layers_that_no_graph_can_hold_are_run_as_they_come(loaded):
+    assert resolve_engine_config(WorkerSettings(), loaded).enforce_eager is None
+    provenance = dataclasses.replace(loaded.provenance, num_offloaded=3)
+    spread = dataclasses.replace(loaded, provenance=provenance)
+    assert resolve_engine_config(WorkerSettings(), spread).enforce_eager is True
+
+
 def test_context_shrinks_to_what_the_kv_cache_holds(loaded):
     roomy = resolve_engine_config(WorkerSettings(max_num_seqs=1), loaded)
     block_bytes = worker.kv_block_bytes(
@@ -129,6 +152,10 @@ def test_keys_and_values_are_kept_as_asked_and_take_less_memory(loaded):
     assert blocks["fp8"] > 120
 
 
+def silent(phase: str, percent: float | None = None, about: bytes = b"") -> None:
+    pass
+
+
 def settings_of(tiny_repo: TinyRepositories, **settings: object) -> WorkerSettings:
     return WorkerSettings(
         **{
@@ -146,7 +173,9 @@ def settings_of(tiny_repo: TinyRepositories, **settings: object) -> WorkerSettin
 def test_built_engine_is_whole_and_described(tiny_repo: TinyRepositories):
     told: list[tuple[str, float | None]] = []
     built = build_engine(
-        settings_of(tiny_repo), lambda phase, percent=None: told.append((phase, percent))
+        settings_of(tiny_repo),
+        Attempt(),
+        lambda phase, percent=None, about=b"": told.append((phase, percent)),
     )
     assert built.engine.limits.vocab_size == 512
     description = ModelDescription.decode(built.about)
@@ -156,9 +185,38 @@ def test_built_engine_is_whole_and_described(tiny_repo: TinyRepositories):
     assert description.defaults.stop_token_ids == {1, 3}
     assert description.model_type == "llama"
     phases = [phase for phase, _ in told]
-    assert phases[0] == "finding the files"
+    assert phases[:2] == ["choosing the variant", "finding the files"]
     assert "preparing kernels" in phases
-    assert phases[-2:] == ["building the engine", "self-test"]
+    assert phases[-3:] == ["self-test", "building the engine", "self-test"]
+    assert description.self_test.passed
+    assert description.self_test.backend == "int4pack"
+
+
+def test_a_failed_self_test_ends_the_start_with_its_report(tiny_repo, monkeypatch):
+    class Doubling(Int4PackBackend):
+        def prepare(self, packed):
+            return super().prepare(
+                replace(packed, stored={**packed.stored, "scales": packed.stored["scales"] * 2})
+            )
+
+    monkeypatch.setattr(resolve, "BACKENDS", (Doubling(),))
+    with pytest.raises(EngineStartError, match="self-test of int4pack failed") as caught:
+        build_engine(settings_of(tiny_repo), Attempt(), silent)
+    failure = StartFailure.decode(caught.value.about)
+    assert (failure.kind, failure.backends) == (Failure.SELF_TEST, ("int4pack",))
+    assert not failure.self_test.passed
+
+
+def test_attempt_without_a_backend_runs_on_the_next(tiny_repo):
+    built = build_engine(settings_of(tiny_repo), Attempt(excluded_backends=("int4pack",)), silent)
+    assert ModelDescription.decode(built.about).backend == "fp16pack"
+
+
+def test_attempt_without_any_backend_says_that_none_is_left(tiny_repo):
+    nothing = Attempt(excluded_backends=tuple(resolve.backend_names()))
+    with pytest.raises(EngineStartError, match="no backend") as caught:
+        build_engine(settings_of(tiny_repo), nothing, silent)
+    assert StartFailure.decode(caught.value.about).kind is Failure.SELF_TEST
 
 
 @pytest.mark.parametrize(
@@ -174,7 +232,11 @@ def test_built_engine_is_whole_and_described(tiny_repo: TinyRepositories):
 )
 def test_what_cannot_be_loaded_is_told_as_a_reason(tiny_repo, settings, reason):
     with pytest.raises(EngineStartError, match=reason):
-        build_engine(settings_of(tiny_repo, **settings), lambda phase, percent=None: None)
+        build_engine(
+            settings_of(tiny_repo, **settings),
+            Attempt(),
+            silent,
+        )
 
 
 def test_weights_that_give_no_numbers_are_found_before_anybody_asks(loaded):
@@ -188,15 +250,47 @@ def test_weights_that_give_no_numbers_are_found_before_anybody_asks(loaded):
         self_test(Engine(broken, config))
 
 
-def test_of_several_gpus_the_one_with_the_most_free_memory_is_used(monkeypatch):
-    free = {0: 3, 1: 9, 2: 5}
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
-    monkeypatch.setattr("service.worker.free_bytes", lambda device: free[device.index])
-    assert resolve_device("auto") == "cuda:1"
-    assert resolve_device("cuda:2") == "cuda:2"
+def test_memory_that_the_cpu_cannot_give_is_known_for_what_it_is():
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert failure_of(refused.value, Attempt()).kind is Failure.MEMORY
 
 
-@pytest.mark.parametrize("num_gpus", [0, 1])
-def test_with_one_gpu_or_none_there_is_nothing_to_choose(monkeypatch, num_gpus):
-    monkeypatch.setattr("torch.cuda.device_count", lambda: num_gpus)
-    assert resolve_device("auto") == "auto"
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError(),
+        OutOfMemoryError("a step"),
+        NotEnoughBlocksError("no room for one sequence"),
+        NotEnoughMemoryError("weights 4 GB, free 3 GB"),
+    ],
+)
+def test_want_of_memory_is_told_apart_from_other_reasons(error):
+    assert failure_of(error, Attempt()).kind is Failure.MEMORY
+    assert failure_of(RuntimeError("shapes differ"), Attempt()) is None
+
+
+def test_attempt_with_a_shorter_context_gets_it(tiny_repo):
+    whole = build_engine(settings_of(tiny_repo), Attempt(), silent).engine.limits.max_model_len
+    cut = build_engine(settings_of(tiny_repo), Attempt(max_model_len=whole // 2), silent)
+    assert cut.engine.limits.max_model_len == whole // 2
+
+
+def test_attempt_at_a_chosen_branch_loads_that_one(tiny_repo):
+    first, second, *_ = tiny_repo.specs()
+    built = build_engine(settings_of(tiny_repo, variant=first), Attempt(variant=second), silent)
+    assert second.endswith(f":{ModelDescription.decode(built.about).revision}")
+
+
+def test_predicted_memory_is_told_beside_what_was_measured_and_kept_by_commit(tiny_repo, tmp_path):
+    built = build_engine(settings_of(tiny_repo, kv_cache_size=50_000_000), Attempt(), silent)
+    description = ModelDescription.decode(built.about)
+    memory = description.memory
+    assert memory.device == "cpu"
+    assert sum(memory.breakdown.values()) == memory.predicted
+    assert memory.kv_cache == memory.breakdown["kv_cache"] > 0
+    assert 0.5 < memory.measured / memory.predicted < 2
+    kept = Records(tiny_repo.cache_dir).read(description.commit, "memory:cpu:int4pack")
+    assert kept["predicted"] == memory.predicted - memory.kv_cache
+    assert kept["measured"] == memory.measured - memory.kv_cache

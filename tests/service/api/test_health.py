@@ -35,6 +35,12 @@ def test_loading_server_is_alive_and_not_ready(tiny_tokenizer):
     assert response.json()["variants"] == [told]
 
 
+def test_health_tells_the_self_tests_outcome_and_no_more(tiny_tokenizer):
+    with running_server(FakeEngine(says(tiny_tokenizer, "yes")), tiny_tokenizer) as server:
+        (told,) = httpx.get(f"{server.url}/health/ready").json()["variants"]
+    assert told["self_test"] == {"passed": True, "finished": 1_700_000_000}
+
+
 def test_health_needs_no_key_and_tells_nothing_of_the_model(tiny_tokenizer):
     engine = FakeEngine(says(tiny_tokenizer, "yes"))
     with running_server(engine, tiny_tokenizer, key="sk-x") as server:
@@ -43,3 +49,4 @@ def test_health_needs_no_key_and_tells_nothing_of_the_model(tiny_tokenizer):
             assert response.status_code == 200
             assert response.json().keys() <= {"status", "phase", "uptime_s", "variants"}
             assert MODEL not in response.text
+            assert "layers" not in response.text

@@ -40,6 +40,8 @@ def test_official_client_finds_a_model_by_its_name(server):
     model = server.client().models.retrieve(MODEL)
     assert model.id == MODEL
     assert model.provenance == {"commit": "0123abc"}
+    assert model.self_test["passed"]
+    assert model.self_test["checks"][0]["worst"] == 0.3
     with pytest.raises(openai.NotFoundError, match="owner/name"):
         server.client().models.retrieve("other/name")
 

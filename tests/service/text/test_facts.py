@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+from loaders.card import ModelCard
 from service.text.facts import MAX_CARD_BYTES, VariantFacts, read_facts
-from service.text.model_card import ModelCard
 
 
 def test_facts_are_read_from_what_there_is(tmp_path, small):

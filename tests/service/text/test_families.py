@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from loaders.card import ModelCard
 from service.text.errors import ChatNotSupportedError
 from service.text.facts import VariantFacts
 from service.text.families import (
@@ -15,7 +16,6 @@ from service.text.families import (
     MISTRAL,
     decide_family,
 )
-from service.text.model_card import ModelCard
 
 STEP, CHATML_PIECES, EOT = {"<step>"}, {"<|im_start|>", "<|im_end|>"}, {"<|EOT|>"}
 INST_BLOCK = "[INST] Write code to solve the following coding problem\n{prompt}\n[/INST]"

@@ -1,7 +1,7 @@
-"""What a model card says about names and prompts, as far as template selection can use it.
+"""What a model card says: names, prompt template, and the table of provided files.
 
 A light reading that survives cards which lost their newlines or have a "|" after every line; it
-never fails, it only finds less. A card may be wrong for its model: `families` decides what to
+never fails, it only finds less. A card may be wrong for its model: who asks decides what to
 believe.
 """
 
@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import yaml
 
+from loaders.card_table import CardRow, find_rows
+
+MAX_CARD_BYTES = 2_000_000  # the longest of the cards we know has 31 KB
 MAX_FRONT_MATTER_CHARS = 64 * 1024
 # Where all newlines were lost, only known keys tell where one value ends.
 FRONT_MATTER_KEY = re.compile(
@@ -32,6 +35,19 @@ class ModelCard:
     base_model: str | None = None
     template_name: str | None = None  # from the heading "Prompt template: NAME"
     template_text: str | None = None  # the front matter's, else the block under that heading
+    model_creator: str | None = None
+    rows: tuple[CardRow, ...] = ()  # of the tables of provided files
+    remarks: tuple[str, ...] = ()  # what of the card was not read, and why; sentences
+
+
+def read_card(content: bytes) -> ModelCard:
+    """Read a README.md as it lies in a repository: any bytes, any length."""
+    text = content[:MAX_CARD_BYTES].decode(errors="replace")
+    card = parse_card(text)
+    if len(content) <= MAX_CARD_BYTES:
+        return card
+    remark = f"the card is longer than {MAX_CARD_BYTES} bytes; the rest of it was not read"
+    return replace(card, remarks=(*card.remarks, remark))
 
 
 def parse_card(text: str) -> ModelCard:
@@ -44,6 +60,8 @@ def parse_card(text: str) -> ModelCard:
         base_model=front.get("base_model"),
         template_name=name,
         template_text=front.get("prompt_template") or block,
+        model_creator=front.get("model_creator"),
+        rows=find_rows(text),
     )
 
 

@@ -1,0 +1,72 @@
+"""`tetrad download`: brings a variant to this machine, or checks that it is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003  # typer reads annotations
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from service.commands.fetching import TokenOption, foreseen_ends, hub_access, progress_display, say
+
+if TYPE_CHECKING:
+    from loaders.hub import HubAccess, Snapshot
+    from loaders.spec import VariantSpec
+
+
+def download(
+    variant: Annotated[
+        str,
+        typer.Argument(
+            metavar="VARIANT",
+            help="`repo`, `repo:branch`, `repo@commit`, `repo/file.gguf` or `repo:Q4_K_M`.",
+        ),
+    ],
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where to put it. (TETRAD_CACHE_DIR, else HF_HOME)"),
+    ] = None,
+    token: TokenOption = None,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Read every file again; fetch anew what is damaged."),
+    ] = False,
+) -> None:
+    """Fetch the files that a variant needs, going on where an earlier run stopped."""
+    with foreseen_ends(), progress_display() as shown:
+        access = hub_access(cache_dir, token, shown)
+        spec = _on_the_hub(variant, access)
+        shown.begin(str(spec))
+        snapshot = _fetch(spec, access, verify=verify)
+    typer.echo(f"{spec} is at commit {snapshot.commit} in {snapshot.folder}")
+
+
+def _on_the_hub(variant: str, access: HubAccess) -> VariantSpec:
+    from loaders.cache import find_built
+    from loaders.errors import InvalidSpecError
+    from loaders.spec import parse_spec
+
+    spec = parse_spec(variant)
+    if spec.folder is not None:
+        raise InvalidSpecError(f"{spec.folder} is on this machine already; name a repository")
+    if find_built(spec.repo, access.cache_dir) is not None:
+        raise InvalidSpecError(f"{spec.repo} was built on this machine and is on no hub; serve it")
+    return spec
+
+
+def _fetch(spec: VariantSpec, access: HubAccess, *, verify: bool) -> Snapshot:
+    from loaders import hub
+    from loaders.errors import CheckpointError
+
+    snapshot = hub.download(spec, access)
+    if not verify or not (damage := hub.verify(snapshot)):
+        return snapshot
+    for entry in damage:
+        say(f"damaged: {entry}; fetching it again")
+    hub.discard(spec, snapshot, damage, access.cache_dir)
+    snapshot = hub.download(spec, access)
+    if damage := hub.verify(snapshot):
+        raise CheckpointError(
+            f"{damage[0]}, though it was fetched again; check the disk of {access.cache_dir}"
+        )
+    return snapshot

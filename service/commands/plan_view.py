@@ -1,0 +1,255 @@
+"""Shows a plan: as a table for people, as a document for programs.
+
+The document, with sizes in bytes:
+
+    {"repo", "asked": {"context", "users", "prefer"},
+     "devices": {"kind", "name", "count", "memory", "bandwidth"},   bandwidth in bytes a second
+     "choice": {"variant", "context", "fits", "reason"} or null,  "reason",
+     "variants": [{"variant", "revision", "file", "commit", "kind", "chosen", "fits", "lacks",
+                   "memory": [{"weights", "kv_cache", "activations", "workspace", "context",
+                               "total"}],                           one entry a device
+                   "kv_cache_fp8", "fits_with_fp8",
+                   "max_context": {"1", "4", "16", …},              by users; 0 where none fits
+                   "model_max_context", "backend", "backend_reason",
+                   "quality": {"rank", "words", "perplexity"}, "bytes_per_token",
+                   "max_tokens_per_s", "verified", "remarks",
+                   "engines": [{"engine", "version", "loads", "why"}],
+                   "lost_because"}],                                null for the chosen one
+     "refused": [{"variant", "reason"}], "exit_code"}
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from loaders.plan import SHOWN_USERS
+from service.commands.text import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from loaders.accelerators import Devices
+    from loaders.device_memory import MemoryBreakdown
+    from loaders.plan import Choice, Plan, PlannedVariants, Prefer
+    from loaders.variants import Variant
+
+_WIDTH_OF_FILES = 140  # where no terminal says how wide it is
+_WIDE = 120  # below it the table leaves out what the details say anyway
+_PARTS = (
+    ("weights", "weights, as the kernels hold them"),
+    ("kv_cache", "KV cache"),
+    ("activations", "activations at the largest prefill"),
+    ("workspace", "workspace of the kernels"),
+    ("context", "process, or CUDA context"),
+)
+
+
+def as_table(devices: Devices, planned: PlannedVariants, choice: Choice) -> str:
+    """Render what people read: the table, the choice, why the others lost, what is unverified."""
+    is_terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if is_terminal else _WIDTH_OF_FILES
+    console = Console(file=io.StringIO(), width=width, force_terminal=is_terminal, highlight=False)
+    if planned.plans:
+        console.print(_table(planned, choice, is_wide=width >= _WIDE))
+    for line in _lines(devices, planned, choice):
+        console.print(Text(line), soft_wrap=True)
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def _table(planned: PlannedVariants, choice: Choice, *, is_wide: bool) -> Table:
+    demand = planned.plans[0].demand
+    title = f"{demand.context} tokens x {_users(demand.users)}; memory in GB of 10^9 bytes"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in _COLUMNS:
+        if is_wide or column.is_always_shown:
+            justify: Literal["right", "left"] = "right" if column.is_number else "left"
+            table.add_column(column.heading, justify=justify, overflow="fold")
+    for plan in planned.plans:
+        is_chosen = plan is choice.plan
+        cells = [
+            Text("*" if is_chosen and column.heading == "" else column.cell(plan))
+            for column in _COLUMNS
+            if is_wide or column.is_always_shown
+        ]
+        table.add_row(*cells, style="bold" if is_chosen else None)
+    return table
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    heading: str
+    cell: Callable[[Plan], str]
+    is_number: bool = True
+    is_always_shown: bool = True
+
+
+def _longest_context(users: int) -> _Column:
+    return _Column(f"x{users}", lambda plan: str(plan.max_context[users] or "-"))
+
+
+_COLUMNS = (
+    _Column("", lambda plan: "", is_number=False),  # noqa: ARG005
+    _Column("variant", lambda plan: name_of(plan.variant), is_number=False),
+    _Column("weights", lambda plan: _gb(sum(s.weights for s in plan.memory))),
+    _Column("KV", lambda plan: _gb(sum(s.kv_cache for s in plan.memory))),
+    _Column("KV fp8", lambda plan: _gb(plan.kv_cache_fp8), is_always_shown=False),
+    _Column("all", lambda plan: _gb(sum(s.total for s in plan.memory))),
+    _Column("fits", lambda plan: _fits(plan), is_number=False),
+    *(_longest_context(users) for users in SHOWN_USERS),
+    _Column("kernel", lambda plan: plan.backend, is_number=False, is_always_shown=False),
+    _Column("expected quality", lambda plan: _quality(plan), is_number=False),
+)
+
+
+def _fits(plan: Plan) -> str:
+    if plan.demand.context > plan.model_max_context:
+        return f"made for {plan.model_max_context}"
+    return "yes" if plan.fits else f"lacks {_gb(plan.shortfall)}"
+
+
+def _quality(plan: Plan) -> str:
+    perplexity = plan.quality.perplexity
+    return printable(plan.quality.words) + (f"; perplexity {perplexity:.2f}" if perplexity else "")
+
+
+def _users(count: int) -> str:
+    return "1 user" if count == 1 else f"{count} users"
+
+
+def _lines(devices: Devices, planned: PlannedVariants, choice: Choice) -> Iterator[str]:
+    yield "x1, x4, x16: the longest context in tokens that fits for so many users at once."
+    yield ""
+    if choice.plan is None:
+        yield f"Nothing to take for {printable(str(devices))}: {printable(choice.reason)}"
+    else:
+        yield f"Take {name_of(choice.plan.variant)}: {printable(choice.reason)}"
+    for loser in choice.losers:
+        yield f"  not {name_of(loser.variant)}: {printable(loser.reason)}"
+    if choice.plan is not None:
+        yield from _details(choice.plan)
+    if planned.plans:
+        yield from _engines(planned)
+
+
+def _details(plan: Plan) -> Iterator[str]:
+    yield ""
+    where = f"{plan.demand.context} tokens x {_users(plan.demand.users)}"
+    yield f"What {name_of(plan.variant)} takes of {printable(str(plan.devices))} at {where}:"
+    for number, share in enumerate(plan.memory):
+        if len(plan.memory) > 1:
+            yield f"  device {number}:"
+        yield from _breakdown(share)
+    yield f"  kernel: {plan.backend} ({printable(plan.backend_reason)})"
+    if plan.max_tokens_per_s is not None:
+        yield (
+            f"  speed: at most {plan.max_tokens_per_s:.0f} tokens/s for one user, by memory"
+            " bandwidth alone; no kernel reaches it, the reference by far not"
+        )
+    for remark in plan.remarks:
+        yield f"  {printable(remark)}"
+
+
+def _breakdown(share: MemoryBreakdown) -> Iterator[str]:
+    for field, words in _PARTS:
+        yield f"  {_gb(getattr(share, field)):>8} GB  {words}"
+    yield f"  {_gb(share.total):>8} GB  all"
+
+
+def _engines(planned: PlannedVariants) -> Iterator[str]:
+    """List who else loads what; variants that the same engines load share a line."""
+    groups: dict[str, list[str]] = {}
+    for plan in planned.plans:
+        told = ", ".join(str(verdict) for verdict in plan.engines)
+        groups.setdefault(told, []).append(name_of(plan.variant))
+    yield ""
+    yield "Loads in (as of 2026-11; unknown means that nobody here tried):"
+    for told, names in groups.items():
+        yield f"  {', '.join(names)}: {printable(told)}"
+
+
+def name_of(variant: Variant) -> str:
+    """Name a variant inside its repository."""
+    return printable(variant.file or variant.revision or variant.repo)
+
+
+def _gb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f}"
+
+
+def as_document(
+    repo: str, devices: Devices, planned: PlannedVariants, choice: Choice, prefer: Prefer
+) -> dict[str, Any]:
+    """Build the document that the module describes, all but its exit code."""
+    why = {id(loser.variant): loser.reason for loser in choice.losers}
+    demand = planned.plans[0].demand if planned.plans else None
+    chosen = choice.plan
+    bandwidth = devices.bandwidth
+    return {
+        "repo": repo,
+        "asked": {
+            "context": demand and demand.context,
+            "users": demand and demand.users,
+            "prefer": prefer,
+        },
+        "devices": {
+            "kind": devices.kind,
+            "name": devices.name,
+            "count": devices.count,
+            "memory": devices.memory_bytes,
+            "bandwidth": None if bandwidth is None else bandwidth * 10**9,
+        },
+        "choice": chosen
+        and {
+            "variant": chosen.variant.spec,
+            "context": choice.context,
+            "fits": chosen.fits,
+            "reason": choice.reason,
+        },
+        "reason": choice.reason,
+        "variants": [
+            {**_entry(plan), "chosen": plan is chosen, "lost_because": why.get(id(plan.variant))}
+            for plan in planned.plans
+        ],
+        "refused": [
+            {"variant": refused.variant.spec, "reason": refused.reason}
+            for refused in planned.refused
+        ],
+    }
+
+
+def _entry(plan: Plan) -> dict[str, Any]:
+    variant = plan.variant
+    return {
+        "variant": variant.spec,
+        "revision": variant.revision,
+        "file": variant.file,
+        "commit": variant.commit,
+        "kind": variant.kind.value,
+        "fits": plan.fits,
+        "lacks": plan.shortfall,
+        "memory": [{**asdict(share), "total": share.total} for share in plan.memory],
+        "kv_cache_fp8": plan.kv_cache_fp8,
+        "fits_with_fp8": plan.shortfall_fp8 == 0,
+        "max_context": {str(users): tokens for users, tokens in sorted(plan.max_context.items())},
+        "model_max_context": plan.model_max_context,
+        "backend": plan.backend,
+        "backend_reason": plan.backend_reason,
+        "quality": asdict(plan.quality),
+        "bytes_per_token": plan.bytes_per_token,
+        "max_tokens_per_s": plan.max_tokens_per_s,
+        "verified": plan.measured is not None,
+        "remarks": list(plan.remarks),
+        "engines": [
+            {"engine": v.engine, "version": v.version, "loads": v.answer, "why": v.why}
+            for v in plan.engines
+        ],
+    }

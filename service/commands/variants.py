@@ -1,0 +1,220 @@
+"""`tetrad variants`: what a repository offers, as a table for people or JSON for programs.
+
+The document: `{"repo", "variants": [...]}`, each variant as `describe` says. Exit codes: 0, or 2
+where the repository cannot be read. Reads no weights, and writes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+from pathlib import Path  # noqa: TC003 - typer reads annotations
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from service.commands.text import printable
+from service.logs import set_up_logs
+from service.settings import config_file_from_environment, load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from loaders.variants import Variant
+    from service.settings import Settings
+
+WRONG_QUESTION = 2
+# Where neither a terminal nor COLUMNS says how wide lines may be; the 7B card's table fits.
+_WIDTH_OF_FILES = 100
+
+
+def variants(
+    repo: Annotated[
+        str,
+        typer.Argument(
+            metavar="REPO",
+            help="Repository, folder or git clone; with `:branch`, `@commit` or `/file.gguf` only"
+            " that one.",
+        ),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    token: Annotated[
+        str | None,
+        typer.Option(metavar="TOKEN", help="The hub's token. (TETRAD_HUB_TOKEN, HF_TOKEN)"),
+    ] = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where checkpoints lie.")
+    ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Ask no hub; look at what is on this machine.")
+    ] = False,
+) -> None:
+    """List what a repository offers: branches, tags and GGUF files with their parameters."""
+    from loaders.errors import LoadError
+
+    flags = {"hub_token": token, "cache_dir": cache_dir, "local_files_only": offline or None}
+    given = {name: value for name, value in flags.items() if value is not None}
+    settings = load_settings(given, config_file_from_environment())
+    set_up_logs(settings.model_copy(update={"log_level": "warning"}))
+    try:
+        with Console(stderr=True).status("looking at the repository"):
+            name, found = _find(repo, settings)
+    except LoadError as error:
+        sys.stderr.write(f"tetrad: {printable(str(error))}\n")
+        raise typer.Exit(WRONG_QUESTION) from None
+    if as_json:
+        sys.stdout.write(json.dumps(as_document(name, found), indent=2) + "\n")
+    else:
+        show(name, found)
+
+
+def _find(text: str, settings: Settings) -> tuple[str, Sequence[Variant]]:
+    """Return a repository's name, and the variants that a name means: all, or one's own."""
+    from loaders.named_variants import find_variants
+    from loaders.spec import parse_spec
+
+    # Retries are waited for in silence: the end says what came of them.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    spec = parse_spec(text)
+    return spec.repo, find_variants(
+        spec,
+        cache_dir=settings.cache_dir,
+        token=settings.hub_token.get_secret_value() if settings.hub_token else None,
+        local_files_only=settings.local_files_only,
+    )
+
+
+def as_document(repo: str, found: Sequence[Variant]) -> dict[str, Any]:
+    """Make the JSON document."""
+    return {"repo": repo, "variants": [describe(variant) for variant in found]}
+
+
+def describe(variant: Variant) -> dict[str, Any]:
+    """Make a variant's entry in JSON documents; null is "there is none", or "not known".
+
+    group_size -1 is the whole input dimension, as in settings files; weight_bytes counts tensors
+    as they are stored; seq_len is that of the dataset it was quantised with, in tokens.
+    """
+    quantization = variant.quantization
+    base = quantization.base if quantization else None
+    return {
+        "variant": variant.spec,
+        "revision": variant.revision,
+        "commit": variant.commit,
+        "file": variant.file,
+        "kind": variant.kind.value,
+        "format": base.checkpoint_format if base else None,
+        "bits": base.bits if base else None,
+        "group_size": base.group_size if base else None,
+        "act_order": quantization.desc_act if quantization else None,
+        "symmetric": quantization.sym if quantization else None,
+        "gguf_type": variant.gguf_type,
+        "damp": variant.damp,
+        "dataset": variant.dataset,
+        "seq_len": variant.seq_len,
+        "weight_bytes": variant.weight_bytes,
+        "num_tensors": len(variant.tensors),
+        "disagreements": list(variant.disagreements),
+        "refusal": variant.refusal,
+    }
+
+
+def show(repo: str, found: Sequence[Variant]) -> None:
+    """Print the tables, and below them what is wrong with which variant."""
+    width = shutil.get_terminal_size((_WIDTH_OF_FILES, 25)).columns
+    console = Console(width=width, highlight=False)
+    folders = [variant for variant in found if variant.file is None]
+    files = [variant for variant in found if variant.file is not None]
+    if folders:
+        console.print(_table_of_branches(folders))
+    if files:
+        console.print(_table_of_files(files))
+    if not found:
+        console.print(Text(f"{printable(repo)} has no branches"))
+    for variant in found:
+        for line in _remarks(variant):
+            console.print(Text(line), soft_wrap=True)
+
+
+def _table_of_branches(found: Sequence[Variant]) -> Table:
+    table = _empty_table("branch")
+    for heading in ("kind", "bits", "group", "order", "sym", "damp"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("dataset", overflow="fold")
+    table.add_column("seq", no_wrap=True, justify="right")
+    table.add_column("GB", no_wrap=True, justify="right")
+    table.add_column("commit", no_wrap=True)
+    for variant in found:
+        quantization = variant.quantization
+        base = quantization.base if quantization else None
+        table.add_row(
+            *_cells(
+                variant.revision or variant.repo,
+                variant.kind.value,
+                base and base.bits,
+                base and ("none" if base.group_size == -1 else base.group_size),
+                quantization and _yes(quantization.desc_act),
+                quantization and _yes(quantization.sym),
+                variant.damp,
+                variant.dataset,
+                variant.seq_len,
+                _gigabytes(variant),
+                variant.commit and variant.commit[:7],
+            )
+        )
+    return table
+
+
+def _table_of_files(found: Sequence[Variant]) -> Table:
+    table = _empty_table("file")
+    table.add_column("type", no_wrap=True)
+    table.add_column("GB", no_wrap=True, justify="right")
+    table.add_column("use, says the card", overflow="fold")
+    table.add_column("branch", overflow="fold")
+    table.add_column("commit", no_wrap=True)
+    for variant in found:
+        table.add_row(
+            *_cells(
+                variant.file,
+                variant.gguf_type,
+                _gigabytes(variant),
+                variant.card and variant.card.description,
+                variant.revision,
+                variant.commit and variant.commit[:7],
+            )
+        )
+    return table
+
+
+def _empty_table(name: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+    table.add_column(name, overflow="fold")
+    return table
+
+
+def _cells(*values: object) -> list[Text]:
+    """Make cells of plain text: no mark-up of rich's, nothing that could steer a terminal."""
+    return [Text("-" if value is None else printable(str(value))) for value in values]
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _gigabytes(variant: Variant) -> str:
+    """In 10^9 bytes, as cards count."""
+    return f"{variant.weight_bytes / 1e9:.2f}" if variant.weight_bytes else "-"
+
+
+def _remarks(variant: Variant) -> list[str]:
+    name = printable(variant.file or variant.revision or variant.repo)
+    lines = [f"{name}: {printable(sentence)}" for sentence in variant.disagreements]
+    if variant.refusal is not None:
+        lines.append(f"{name} cannot be loaded: {printable(variant.refusal)}")
+    return lines

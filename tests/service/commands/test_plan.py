@@ -1,0 +1,189 @@
+"""`tetrad plan`, from the command line to its exit code, over a cache of header-only files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+from loaders.accelerators import parse_gpus
+from loaders.errors import RevisionNotFoundError
+from loaders.plan import choose, plan_variants
+from loaders.spec import parse_spec
+from service.cli import app
+from service.commands import plan as command
+from service.commands.plan import exit_code, only_named
+from service.commands.plan_view import as_document, as_table
+from tests import published
+from tests.planned import awq_70b, gguf_13b, gptq_7b
+
+BEST = "gptq-8bit-128g-actorder_True"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A hub cache with the 7B card's repository."""
+    folder = tmp_path_factory.mktemp("cache")
+    published.write_cache(folder, published.GPTQ_7B, published.gptq_repository())
+    return folder
+
+
+@pytest.fixture
+def run(cache, monkeypatch):
+    """Run `tetrad plan` with arguments; the hub is off."""
+    monkeypatch.setenv("TETRAD_LOCAL_FILES_ONLY", "1")
+
+    def run_plan(*arguments):
+        return CliRunner().invoke(app, ["plan", *arguments, "--cache-dir", str(cache)])
+
+    return run_plan
+
+
+def test_a_repository_is_planned_for_a_card(run):
+    result = run(published.GPTQ_7B, "--gpu", "CARD:24GB")
+    assert result.exit_code == 0
+    assert f"Take {BEST}: best expected quality" in result.output
+    assert "not main: fits; lower expected quality (4-bit, groups of 128)" in result.output
+    assert "7.16 GB  weights" in result.output
+    assert "unverified" in result.output
+    assert "vLLM no (act order)" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("--gpu", "CARD:24GB"), 0),
+        (("--gpu", "CARD:24GB", "--users", "16"), 3),
+        (("--gpu", "CARD:24GB", "--context", "100000"), 3),
+        (("--gpu", "CARD:2GB"), 4),
+        (("--gpu", "UNHEARDOF"), 2),
+        (("--prefer", "beauty"), 2),
+        (("--context", "0"), 2),
+        (("--users", "0"), 2),
+    ],
+)
+def test_the_exit_code_tells_whether_it_fits(run, arguments, code):
+    result = run(published.GPTQ_7B, *arguments)
+    assert result.exit_code == code
+    assert "Traceback" not in result.output
+
+
+def test_a_named_branch_is_planned_alone(run):
+    result = run(f"{published.GPTQ_7B}:main", "--gpu", "CARD:24GB")
+    assert result.exit_code == 0
+    assert "Take main: the only one that fits" in result.output
+    assert BEST not in result.output
+
+
+@pytest.mark.parametrize("name", [":mian", "@0123456789", "/file.gguf"])
+def test_a_branch_that_is_not_there_is_an_error_with_near_matches(run, name):
+    result = run(published.GPTQ_7B + name, "--gpu", "CARD:24GB")
+    assert result.exit_code == 2
+    assert "it has" in result.output
+    assert "main" in result.output
+
+
+@pytest.mark.parametrize("name", ["", "owner/nowhere", "a b", "owner/name/more"])
+def test_nonsense_for_a_repository_is_one_line_and_code_2(run, name):
+    result = run(name, "--gpu", "CARD:24GB")
+    assert result.exit_code == 2
+    assert result.output.count("\n") == 1
+    assert "tetrad:" in result.output
+
+
+def test_json_says_all_of_it(run):
+    result = run(published.GPTQ_7B, "--gpu", "2xA10G:24GB", "--users", "4", "--json")
+    document = json.loads(result.output)
+    assert document["exit_code"] == result.exit_code == 0
+    assert document["choice"]["variant"] == f"{published.GPTQ_7B}:{BEST}"
+    assert document["devices"]["count"] == 2
+    assert document["asked"] == {"context": 4096, "users": 4, "prefer": "quality"}
+    by_name = {entry["revision"]: entry for entry in document["variants"]}
+    assert set(by_name) == {branch.name for branch in published.GPTQ_BRANCHES}
+    chosen = by_name[BEST]
+    assert chosen["chosen"]
+    assert chosen["lost_because"] is None
+    assert by_name["main"]["lost_because"].startswith("fits; lower")
+    for entry in document["variants"]:
+        assert set(entry) == {
+            "variant", "revision", "file", "commit", "kind", "chosen", "fits", "lacks", "memory",
+            "kv_cache_fp8", "fits_with_fp8", "max_context", "model_max_context", "backend",
+            "backend_reason", "quality", "bytes_per_token", "max_tokens_per_s", "verified",
+            "remarks", "engines", "lost_because",
+        }  # fmt: skip
+        assert len(entry["memory"]) == 2
+        for share in entry["memory"]:
+            assert share["total"] == sum(share[key] for key in set(share) - {"total"})
+        assert entry["verified"] is False
+
+
+def test_without_a_choice_the_document_says_why():
+    devices = parse_gpus("CARD:2GB")
+    planned = plan_variants(gptq_7b(), devices)
+    choice = choose(planned)
+    document = as_document("repo", devices, planned, choice, "quality")
+    assert document["choice"] is None
+    assert document["reason"].startswith("nothing fits")
+    assert exit_code(choice) == 4
+    nothing = plan_variants([], devices)
+    assert as_document("repo", devices, nothing, choose(nothing), "quality")["variants"] == []
+
+
+def test_several_gpus_are_shown_one_by_one_with_what_is_not_done_yet():
+    devices = parse_gpus("2xA10G:24GB")
+    planned = plan_variants(awq_70b(), devices)
+    table = as_table(devices, planned, choose(planned))
+    assert "device 0:" in table
+    assert "device 1:" in table
+    assert "pipeline over layers" in table
+    assert "the engine runs on one GPU today" in table
+
+
+def test_names_from_a_hub_cannot_steer_the_terminal():
+    evil = replace(gptq_7b()[0], revision="\x1b[2J[bold]x[/bold]\u202e")
+    refused = replace(gptq_7b()[1], revision="b\x07", refusal="\x1b]0;owned\x07")
+    devices = parse_gpus("CA\x1bRD:24GB")
+    planned = plan_variants([evil, refused], devices)
+    table = as_table(devices, planned, choose(planned))
+    assert "?[2J[bold]x[/bold]?" in table
+    assert not {"\x1b", "\x07", "\u202e"} & set(table)
+
+
+def test_a_narrow_terminal_gets_fewer_columns(monkeypatch):
+    devices = parse_gpus("CARD:24GB")
+    planned = plan_variants(gptq_7b(), devices)
+    monkeypatch.setattr(command_view(), "_WIDTH_OF_FILES", 80)
+    table = as_table(devices, planned, choose(planned))
+    head = next(line for line in table.splitlines() if "variant" in line)
+    assert "kernel" not in head
+    assert len(head.rstrip()) <= 80
+
+
+def command_view():
+    from service.commands import plan_view
+
+    return plan_view
+
+
+def test_a_gguf_variant_is_found_by_its_type_and_by_its_file():
+    variants = gguf_13b()
+    by_type = only_named(parse_spec(f"{published.GGUF_13B}:Q4_K_M"), variants)
+    by_file = only_named(
+        parse_spec(f"{published.GGUF_13B}/codellama-13b-python.Q4_K_M.gguf"), variants
+    )
+    assert [v.gguf_type for v in by_type] == [v.gguf_type for v in by_file] == ["Q4_K_M"]
+    assert len(only_named(parse_spec(f"{published.GGUF_13B}:main"), variants)) == len(variants)
+    with pytest.raises(RevisionNotFoundError, match=r"has no 'Q4_K_X'"):
+        only_named(parse_spec(f"{published.GGUF_13B}:Q4_K_X"), variants)
+
+
+def test_errors_of_the_hub_are_shown_as_text(run, monkeypatch):
+    def fail(*_):
+        raise RevisionNotFoundError("no \x1b[31mbranch")
+
+    monkeypatch.setattr(command, "find_variants", fail)
+    result = run(published.GPTQ_7B)
+    assert result.exit_code == 2
+    assert "no ?[31mbranch" in result.output

@@ -1,0 +1,114 @@
+"""What is loaded for a name: what it names, or what a plan picks for this machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from loaders.errors import BackendError, NotEnoughMemoryError, RepositoryNotFoundError
+from loaders.named_variants import find_variants
+from loaders.records import Records
+from loaders.spec import parse_spec
+from service import choice
+from service.attempt import Attempt, Trial
+from service.choice import choose_variant, devices_of, one_device
+from service.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.models import TinyRepositories
+
+
+def chosen(repo: TinyRepositories, name: str, *excluded: str, **settings: object) -> Trial:
+    return choose_variant(
+        parse_spec(name),
+        WorkerSettings(**{"cache_dir": repo.cache_dir, **settings}),
+        Attempt(excluded_variants=excluded),
+        cache_dir=repo.cache_dir,
+        local_files_only=True,
+        device="cpu",
+    )
+
+
+def test_a_branch_that_is_named_is_obeyed(tiny_repo: TinyRepositories):
+    name = f"{tiny_repo.gptq_repo}:gptq-4bit-64g-actorder_True"
+    assert chosen(tiny_repo, name) == Trial(variant=name)
+
+
+def test_a_repository_with_one_branch_leaves_nothing_to_choose(tiny_repo: TinyRepositories):
+    assert chosen(tiny_repo, tiny_repo.awq_repo) == Trial(variant=tiny_repo.awq_repo)
+
+
+def test_an_open_branch_is_planned_and_the_reason_told_in_one_line(tiny_repo: TinyRepositories):
+    trial = chosen(tiny_repo, tiny_repo.gptq_repo)
+    assert trial.variant == f"{tiny_repo.gptq_repo}:gptq-8bit-128g-actorder_True"
+    assert "best expected quality" in trial.reason
+    assert "\n" not in trial.reason
+
+
+def test_what_counts_most_is_a_setting(tiny_repo: TinyRepositories):
+    trial = chosen(tiny_repo, tiny_repo.gptq_repo, prefer="memory")
+    assert trial.variant != chosen(tiny_repo, tiny_repo.gptq_repo).variant
+    assert "least memory" in trial.reason
+
+
+def test_what_failed_before_is_not_chosen_again(tiny_repo: TinyRepositories):
+    first = chosen(tiny_repo, tiny_repo.gptq_repo).variant
+    second = chosen(tiny_repo, tiny_repo.gptq_repo, first).variant
+    assert second not in (first, tiny_repo.gptq_repo)
+
+
+def test_where_every_branch_failed_that_is_said(tiny_repo: TinyRepositories):
+    with pytest.raises(NotEnoughMemoryError, match="nothing that can be loaded"):
+        chosen(tiny_repo, tiny_repo.gptq_repo, *tiny_repo.specs())
+
+
+def test_where_nothing_fits_the_arithmetic_of_each_is_told(tiny_repo, monkeypatch):
+    monkeypatch.setattr(choice, "free_bytes", lambda place: 100_000_000)
+    with pytest.raises(NotEnoughMemoryError, match=r"nothing fits.*main: lacks \d\.\d\d GB"):
+        chosen(tiny_repo, tiny_repo.gptq_repo)
+
+
+def test_a_name_that_is_no_repository_is_said(tiny_repo: TinyRepositories):
+    with pytest.raises(RepositoryNotFoundError, match="nobody/nothing is not in the cache"):
+        chosen(tiny_repo, "nobody/nothing")
+
+
+def test_perplexity_that_was_measured_decides(tiny_repo: TinyRepositories, tmp_path: Path):
+    variants = find_variants(
+        parse_spec(tiny_repo.gptq_repo), cache_dir=tiny_repo.cache_dir, local_files_only=True
+    )
+    for variant in variants:
+        value = 9.0 if variant.revision == "main" else 10.0
+        Records(tmp_path).write(variant.commit, "perplexity", value)
+    trial = chosen(tiny_repo, tiny_repo.gptq_repo, cache_dir=tmp_path)
+    assert trial.variant == f"{tiny_repo.gptq_repo}:main"
+    assert "perplexity 9.00" in trial.reason
+
+
+def test_the_cpu_counts_what_is_free_of_it():
+    devices, share = devices_of("cpu", 0.9)
+    assert (devices.kind, devices.count, share) == ("cpu", 1, 1.0)
+    assert 0 < devices.memory_bytes < 10**13
+
+
+def test_of_several_gpus_the_one_with_the_most_free_memory_is_taken(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    free = {0: 5, 1: 9, 2: 7}
+    monkeypatch.setattr(choice, "free_bytes", lambda place: free[place.index])
+    assert str(one_device("auto")) == "cuda:1"
+    assert str(one_device("cuda:2")) == "cuda:2"
+
+
+@pytest.mark.parametrize(("num_gpus", "device"), [(0, "cpu"), (1, "cuda:0")])
+def test_with_one_gpu_or_none_there_is_nothing_to_choose(monkeypatch, num_gpus, device):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+    assert str(one_device("auto")) == device
+
+
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(BackendError, match="cuda:99"):
+        one_device("cuda:99")
