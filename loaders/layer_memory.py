@@ -91,9 +91,9 @@ def kernel_of(size: PackedSize, device: DeviceKind) -> tuple[str, str]:
         return "int4pack", "PyTorch's int4 kernel takes up to 4 bits in groups of 32 to 256"
     if size.bits == 8 and is_one_group and size.in_features % _INT8_INPUTS == 0:
         return "int8pack", "PyTorch's int8 kernel takes 8 bits with one scale an output"
-    if size.bits == 8 and not blocks_refuse:
-        return "int4planes", "8 bits in groups run as two planes of PyTorch's int4 kernel"
-    return "fp16pack", blocks_refuse or f"no integer kernel takes {size.bits} bits"
+    if not blocks_refuse:
+        return "int4planes", f"{size.bits} bits run as two planes of PyTorch's int4 kernel"
+    return "fp16pack", blocks_refuse
 
 
 def _refused_by_int4_blocks(size: PackedSize) -> str | None:

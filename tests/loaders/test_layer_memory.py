@@ -130,7 +130,7 @@ def test_on_cpu_gguf_types_go_to_the_kernels_that_take_them():
     variant = next(v for v in gguf_13b() if v.gguf_type == "Q4_K_S")
     kernels = {p.name: p.kernel for p in parts_of(variant.tensors, None, "cpu")}
     assert kernels["blk.9.attn_q.weight"] == "int4pack"
-    assert kernels["blk.0.ffn_down.weight"] == "fp16pack"  # Q5_K: 5 bits
+    assert kernels["blk.0.ffn_down.weight"] == "int4planes"  # Q5_K: 5 bits
     assert kernels["output.weight"] == "fp16pack"  # Q6_K: groups of 16
     eight = next(v for v in gguf_13b() if v.gguf_type == "Q8_0")
     kernels = {p.name: p.kernel for p in parts_of(eight.tensors, None, "cpu")}
