@@ -69,6 +69,8 @@ _SAME_CUTS = {
 _CUTS_OF_ARCHITECTURE = {"qwen2": "qwen2", "starcoder2": "starcoder"}
 # CodeLlama 70B's end of a turn takes the spaces around it, which GGUF cannot say.
 _STRIPS_SPACES = frozenset({"<step>"})
+# Pieces that end or begin a turn, which some converters wrote as if users had defined them.
+_CONTROLS_ANYWAY = frozenset({"<step>", "<start_of_turn>", "<end_of_turn>"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +259,7 @@ def _add_special_pieces(tokenizer: Tokenizer, vocabulary: _Vocabulary) -> None:
         added.append(
             AddedToken(
                 piece,
-                special=kind != _USER_DEFINED,
+                special=kind != _USER_DEFINED or piece in _CONTROLS_ANYWAY,
                 normalized=False,
                 lstrip=takes_spaces,
                 # Phi-3's turns begin with a line break that its own tokenizer takes away.

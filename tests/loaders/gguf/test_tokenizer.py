@@ -104,12 +104,14 @@ def test_fillers_of_a_vocabulary_are_text_where_they_are_typed():
     assert len(ids(tokenizer, "[PAD151646]")) > 1
 
 
-def test_a_dialog_of_codellama_70b_has_the_ids_that_its_own_tokenizer_gives(tmp_path):
+@pytest.mark.parametrize("kind", [3, 4])
+def test_a_dialog_of_codellama_70b_has_the_ids_that_its_own_tokenizer_gives(tmp_path, kind):
+    """Its extra pieces are control pieces in some files, user-defined ones in others."""
     metadata = vocabulary("llama-spm")
     count = len(CODELLAMA_70B)
     metadata["tokenizer.ggml.tokens"] += CODELLAMA_70B
     metadata["tokenizer.ggml.scores"] += (-10_000.0,) * count
-    metadata["tokenizer.ggml.token_type"] += (3,) * count
+    metadata["tokenizer.ggml.token_type"] += (kind,) * count
     tokenizer = reread(make_tokenizer(metadata, CONFIG), tmp_path)
     text = (
         "<s>Source: system\n\n System prompt <step> Source: user\n\n First user query <step>"
@@ -122,6 +124,7 @@ def test_a_dialog_of_codellama_70b_has_the_ids_that_its_own_tokenizer_gives(tmp_
         " 32015 7562 29901 20255 13 14994 3381 29901 1404 13 13 29871"
     )
     assert ids(tokenizer, text) == [int(number) for number in expected.split()]
+    assert tokenizer.decode([32015], skip_special_tokens=True) == ""
 
 
 def test_words_are_cut_by_the_architectures_habit_where_an_old_file_does_not_say():

@@ -187,9 +187,11 @@ def test_a_large_head_is_prepared_in_pieces_that_make_the_same_kernel(dtype, mon
     assert kernel(x).shape == (3, 200)
 
 
-@pytest.mark.parametrize(("dtype", "at", "what"), [("Q4_K", 0, "scales"), ("Q4_K", 2, "zeros")])
+@pytest.mark.parametrize(
+    ("dtype", "at", "what"), [("Q4_K", 0, "scales"), ("Q4_K", 2, "zero points")]
+)
 def test_blocks_with_scales_that_are_no_numbers_are_refused(dtype, at, what):
     stored = encode(weights((4, 256)), dtype)
     stored[1, at : at + 2] = np.frombuffer(np.float16(np.inf).tobytes(), dtype=np.uint8)
-    with pytest.raises(TensorError, match=rf"layer\.{what}"):
+    with pytest.raises(TensorError, match=rf"layer.*{what}"):
         packed(dtype, stored).check_values()
