@@ -7,7 +7,6 @@ marked so. Formulas, constants and worked examples: docs/planning.md.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
@@ -40,9 +39,9 @@ GPU_SHARE = 0.9
 _NEAR_LONGEST = 0.9
 CPU_KV_BYTES = 2 * GIB  # what the engine makes of itself there, or one sequence if that is more
 SHOWN_USERS = (1, 4, 16)
-# Perplexities this much apart (relative) count as the same: the text that they were measured on
-# is short, and another one would order them otherwise.
-_EQUAL_QUALITY = 0.005
+# A perplexity up to this times the best counts as the same: the text that they were measured on is
+# short, and another one would order them otherwise.
+_EQUAL_QUALITY = 1.005
 SEVERAL_GPUS = (
     "layers are spread over the GPUs one after another (pipeline over layers, no tensor"
     " parallelism); the loader does this with device `auto`, the engine runs on one GPU today:"
@@ -306,11 +305,10 @@ def _is_size(value: object) -> TypeGuard[int]:
 
 def choose(planned: PlannedVariants, prefer: Prefer = "quality") -> Choice:
     """Choose by preference among what fits; else among what reaches the longest context."""
-    order = _order(planned.plans, prefer)
     refused = tuple(Loser(r.variant, r.reason) for r in planned.refused)
     fitting = [plan for plan in planned.plans if plan.fits]
     if fitting:
-        best = min(fitting, key=order)
+        best = min(fitting, key=_order(fitting, prefer))
         losers = tuple(
             Loser(plan.variant, _why_lost(plan, best, prefer))
             for plan in planned.plans
@@ -320,12 +318,10 @@ def choose(planned: PlannedVariants, prefer: Prefer = "quality") -> Choice:
         if len(fitting) == 1:
             reason = f"the only one that fits {_asked(best)}"
         return Choice(best, best.demand.context, reason, losers + refused)
-    return _choose_shortened(planned.plans, order, refused)
+    return _choose_shortened(planned.plans, prefer, refused)
 
 
-def _choose_shortened(
-    plans: Sequence[Plan], order: Callable[[Plan], tuple[float, ...]], refused: tuple[Loser, ...]
-) -> Choice:
+def _choose_shortened(plans: Sequence[Plan], prefer: Prefer, refused: tuple[Loser, ...]) -> Choice:
     reaching = [plan for plan in plans if plan.reachable_context]
     if not reaching:
         losers = tuple(Loser(plan.variant, _lacks(plan)) for plan in plans)
@@ -333,7 +329,7 @@ def _choose_shortened(
         return Choice(None, 0, reason, losers + refused)
     longest = max(plan.reachable_context for plan in reaching)
     near = [plan for plan in reaching if plan.reachable_context >= _NEAR_LONGEST * longest]
-    best = min(near, key=order)
+    best = min(near, key=_order(near, prefer))
     losers = tuple(Loser(p.variant, f"{_lacks(p)}; {_reached(p)}") for p in plans if p is not best)
     reason = (
         f"nothing fits {_asked(best)}; this one reaches {best.reachable_context} tokens, and the"
@@ -345,13 +341,15 @@ def _choose_shortened(
 def _order(plans: Sequence[Plan], prefer: Prefer) -> Callable[[Plan], tuple[float, ...]]:
     """Return the key by which the best plan comes first."""
     # Comparing a measured one with one that is only expected could go round in a circle.
-    is_measured = bool(plans) and all(plan.quality.perplexity is not None for plan in plans)
+    measured = [p.quality.perplexity for p in plans if p.quality.perplexity is not None]
+    is_measured = bool(plans) and len(measured) == len(plans)
+    as_good = min(measured, default=0.0) * _EQUAL_QUALITY
 
     def quality(plan: Plan) -> float:
         perplexity = plan.quality.perplexity
         if not is_measured or perplexity is None:
             return -plan.quality.rank
-        return round(math.log(perplexity) / _EQUAL_QUALITY)
+        return 0.0 if perplexity <= as_good else perplexity
 
     def key(plan: Plan) -> tuple[float, ...]:
         total = sum(share.total for share in plan.memory)
@@ -378,8 +376,15 @@ def _why_lost(plan: Plan, best: Plan, prefer: Prefer) -> str:
     if not plan.fits:
         return _lacks(plan)
     if prefer == "quality":
-        if plan.quality.perplexity is not None and best.quality.perplexity is not None:
-            return f"fits; {plan.quality.words}, perplexity {plan.quality.perplexity:.2f}"
+        own, other = plan.quality.perplexity, best.quality.perplexity
+        if own is not None and other is not None:
+            measured = f"fits; {plan.quality.words}, perplexity {own:.2f}"
+            is_as_good = own <= other * _EQUAL_QUALITY
+            return (
+                f"{measured}: as good, reads {_more(plan, best)} a token"
+                if is_as_good
+                else measured
+            )
         if plan.quality.rank == best.quality.rank:
             return f"fits; equal expected quality, reads {_more(plan, best)} a token"
         return f"fits; lower expected quality ({plan.quality.words})"

@@ -315,3 +315,17 @@ def test_what_the_catalogue_reads_is_planned_alike(tmp_path, name, repository, v
     found = {(p.variant.revision, p.variant.file): p.memory for p in read.plans}
     assert found == {(p.variant.revision, p.variant.file): p.memory for p in expected.plans}
     assert choose(read).reason == choose(expected).reason
+
+
+def test_perplexities_that_hardly_differ_leave_the_choice_to_speed(tmp_path):
+    records = Records(tmp_path)
+    variants = gptq_7b()
+    for variant in variants:
+        is_eight = variant.quantization.base.bits == 8
+        grouped = variant.quantization.base.group_size != -1
+        records.write(variant.commit, "perplexity", (7.0 if grouped else 7.02) if is_eight else 8.0)
+    choice = choose(plan_variants(variants, parse_gpus("A100-80"), records=records))
+    assert choice.plan.variant.revision == "gptq-8bit--1g-actorder_True"
+    lost = {loser.variant.revision: loser.reason for loser in choice.losers}
+    assert "as good, reads 0." in lost["gptq-8bit-128g-actorder_True"]
+    assert "as good" not in lost["main"]

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from loaders.demo.repository import find_snapshot
 from tests.hub_server import Fault, HubRepository, running_hub
+from tests.models import CARD_BRANCHES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.hub_server import Hub
+from tests.hub_server import Hub
 
 pytestmark = pytest.mark.slow
 
@@ -157,8 +159,13 @@ def test_a_mirror_is_made_and_checked(hub, tetrad, tmp_path):
 def test_a_mirror_may_leave_the_choice_to_a_plan(hub, tetrad, tiny_repo, tmp_path):
     hub.repositories[tiny_repo.gptq_repo] = HubRepository(
         {
-            name: {path.name: path.read_bytes() for path in folder.iterdir()}
-            for name, folder in tiny_repo.folders().items()
+            branch.name: {
+                path.name: path.read_bytes()
+                for path in find_snapshot(
+                    tiny_repo.cache_dir, tiny_repo.gptq_repo, branch.name
+                ).iterdir()
+            }
+            for branch in CARD_BRANCHES
         }
     )
     arguments = ("mirror", tiny_repo.gptq_repo, str(tmp_path / "mirror"), "--branches", "auto")
