@@ -1,10 +1,11 @@
-"""How much memory is free on a device, and the refusal of what cannot fit there.
+"""How much memory is free on a device, the refusal of what cannot fit, and errors that tell of it.
 
 What a checkpoint will take is `loaders.device_memory`'s to say.
 """
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,19 @@ if TYPE_CHECKING:
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _CGROUP_USED = Path("/sys/fs/cgroup/memory.current")
 _CGROUP_STAT = Path("/sys/fs/cgroup/memory.stat")
+# What the CPU's allocator refuses, or a file's mapping, has no type of its own in PyTorch.
+_REFUSALS = ("DefaultCPUAllocator: can't allocate", "Cannot allocate memory", "out of memory")
+
+
+def is_want_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory was asked for and refused, so that less would have done."""
+    import torch  # takes seconds, and a plan for the CPU does without
+
+    if isinstance(error, (MemoryError, NotEnoughMemoryError, torch.OutOfMemoryError)):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _REFUSALS)
 
 
 def free_bytes(device: torch.device) -> int:

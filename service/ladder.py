@@ -114,8 +114,9 @@ class Ladder:
         )
 
     def _shorter_context(self, trial: Trial) -> Step | None:
-        if trial.max_model_len is None or self._settings.max_model_len != "auto":
-            return None
+        asked = self._settings.max_model_len, self._settings.kv_cache_size
+        if trial.max_model_len is None or asked != ("auto", "auto"):
+            return None  # a cache of a size that was asked for is no smaller for shorter contexts
         shorter = trial.max_model_len // 2
         if shorter < SHORTEST_CONTEXT:
             return None

@@ -27,10 +27,10 @@ from engine.rope import longest_with_fixed_rope
 from engine.sampling_params import SamplingParams
 from loaders.cache import default_cache_dir
 from loaders.demo import build_demo
-from loaders.errors import BackendError, LoadError, NotEnoughMemoryError, SelfTestError
+from loaders.errors import BackendError, LoadError, SelfTestError
 from loaders.kernels.resolve import backend_names
 from loaders.load import DTYPES, LoadedModel, load
-from loaders.memory import free_bytes
+from loaders.memory import free_bytes, is_want_of_memory
 from loaders.records import Records
 from loaders.spec import parse_spec
 from service.attempt import Failure, StartFailure, Trial
@@ -61,6 +61,7 @@ CPU_KV_SHARE = 0.5  # of what is free, in any case
 # Half a second's reading on two cores, some tens of milliseconds on a GPU.
 CPU_BATCHED_TOKENS = 512
 CUDA_BATCHED_TOKENS = 2048
+FORESEEN = (LoadError, EngineError, ServiceError)
 
 
 def build_engine(settings: WorkerSettings, attempt: Attempt, tell: TellProgress) -> BuiltEngine:
@@ -77,12 +78,12 @@ def build_engine(settings: WorkerSettings, attempt: Attempt, tell: TellProgress)
         engine = Engine(loaded.model, config)
         tell("self-test")
         self_test(engine)
-    except (LoadError, EngineError, ServiceError, MemoryError, RuntimeError) as error:
+    except (*FORESEEN, MemoryError, OSError, RuntimeError) as error:
         failure = failure_of(error, attempt)
-        if failure is None and not isinstance(error, (LoadError, EngineError, ServiceError)):
+        if failure is None and not isinstance(error, FORESEEN):
             raise
         told = b"" if failure is None else failure.encode()
-        raise EngineStartError(str(error) or type(error).__name__, about=told) from error
+        raise EngineStartError(reason_of(error), about=told) from error
     memory = compare(meter, loaded, config, backend=settings.backend)
     if memory is not None and not attempt.excluded_backends:
         record(memory, loaded, Records(settings.cache_dir))
@@ -97,17 +98,21 @@ def failure_of(error: Exception, attempt: Attempt) -> StartFailure | None:
         return StartFailure(Failure.SELF_TEST, tuple(sorted(suspects)), error.report)
     if isinstance(error, BackendError) and attempt.excluded_backends:
         return StartFailure(Failure.SELF_TEST)  # none is left that had not failed
-    return StartFailure(Failure.MEMORY) if is_want_of_memory(error) else None
+    if isinstance(error, (NotEnoughBlocksError, OutOfMemoryError)) or is_want_of_memory(error):
+        return StartFailure(Failure.MEMORY)
+    return None
 
 
-def is_want_of_memory(error: Exception) -> bool:
-    """Whether less would have fitted."""
-    if isinstance(error, (NotEnoughMemoryError, NotEnoughBlocksError, OutOfMemoryError)):
-        return True
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    # PyTorch has no type of its own for an allocation that the CPU's allocator was refused.
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+def reason_of(error: Exception) -> str:
+    """Say why an engine could not be built, and what to do where a library only names a number."""
+    if isinstance(error, FORESEEN):
+        return str(error)
+    words = str(error) or type(error).__name__
+    words = words[max(0, words.find("DefaultCPUAllocator")) :]  # without its place in the source
+    return (
+        f"there is not enough memory: {words}; free memory, lower kv_cache_size or max_model_len,"
+        " or choose a smaller variant"
+    )
 
 
 def self_test(engine: Engine) -> None:
@@ -258,6 +263,11 @@ def resolve_engine_config(
     asked_len = _asked_max_model_len(settings, model, longest)
     sequence_bytes = (-(-asked_len // BLOCK_SIZE) + 1) * block_bytes
     memory = resolve_kv_cache_bytes(settings, model.device, sequence_bytes)
+    if longest is not None and settings.kv_cache_size == "auto":
+        # Memory did not suffice for what "auto" is: the cache shrinks as the context does, or the
+        # next attempt would fail as the last one.
+        share = min(1.0, longest / _made_for(model))
+        memory = min(memory, max(int(memory * share), sequence_bytes))
     max_model_len = _resolve_max_model_len(settings, asked_len, memory // block_bytes - 1)
     num_blocks = resolve_num_blocks(
         memory,
@@ -325,7 +335,7 @@ def _asked_max_model_len(
     settings: WorkerSettings, model: PreTrainedModel, longest: int | None
 ) -> int:
     """Return how long a sequence shall be able to become: what the settings say, or the model."""
-    made_for = int(model.config.get_text_config(decoder=True).max_position_embeddings)
+    made_for = _made_for(model)
     if settings.max_model_len == "auto":
         fixed = longest_with_fixed_rope(model.config) or made_for
         if fixed < made_for:
@@ -340,6 +350,10 @@ def _asked_max_model_len(
             f"max_model_len is {settings.max_model_len}; this model was made for {made_for} tokens"
         )
     return settings.max_model_len
+
+
+def _made_for(model: PreTrainedModel) -> int:
+    return int(model.config.get_text_config(decoder=True).max_position_embeddings)
 
 
 def _resolve_max_model_len(

@@ -1,8 +1,10 @@
+import errno
+
 import pytest
 import torch
 
 from loaders.errors import NotEnoughMemoryError
-from loaders.memory import check_fits
+from loaders.memory import check_fits, is_want_of_memory
 
 
 @pytest.mark.parametrize(
@@ -14,3 +16,30 @@ def test_weights_that_do_not_fit_are_told_with_the_arithmetic(monkeypatch, devic
     with pytest.raises(NotEnoughMemoryError, match=numbers):
         check_fits(13_250_000_000, torch.device(device))
     check_fits(11_400_000_000, torch.device(device))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("unable to mmap 40 bytes from file <x>: Cannot allocate memory (12)"),
+        RuntimeError("CUDA error: out of memory"),
+    ],
+)
+def test_memory_that_was_refused_is_known_by_every_name_it_has(error):
+    assert is_want_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no kernel image"), OSError(errno.ENOSPC, "no room"), ValueError()]
+)
+def test_other_errors_are_no_want_of_memory(error):
+    assert not is_want_of_memory(error)
+
+
+def test_memory_that_the_cpu_does_not_give_is_known():
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_want_of_memory(refused.value)

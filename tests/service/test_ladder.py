@@ -99,6 +99,13 @@ def test_numbers_and_kernels_that_were_asked_for_are_kept():
     assert ladder.step_down(WRONG) is None
 
 
+def test_a_cache_of_a_size_that_was_asked_for_is_no_smaller_for_a_shorter_context():
+    ladder = ladder_of(kv_cache_size="8GiB")
+    ladder.note(Trial(variant=MAIN, reason="best", max_model_len=4096))
+    ladder.step_down(OUT_OF_MEMORY)
+    assert ladder.attempt == Attempt(excluded_variants=(MAIN,))
+
+
 def test_a_shorter_context_mends_no_kernel():
     ladder = ladder_of()
     ladder.note(Trial(variant=MAIN, max_model_len=4096))

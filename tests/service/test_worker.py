@@ -29,6 +29,7 @@ from service.settings import WorkerSettings
 from service.worker import (
     build_engine,
     failure_of,
+    reason_of,
     resolve_engine_config,
     resolve_kv_cache_bytes,
     resolve_num_threads,
@@ -275,6 +276,33 @@ def test_attempt_with_a_shorter_context_gets_it(tiny_repo):
     whole = build_engine(settings_of(tiny_repo), Attempt(), silent).engine.limits.max_model_len
     cut = build_engine(settings_of(tiny_repo), Attempt(max_model_len=whole // 2), silent)
     assert cut.engine.limits.max_model_len == whole // 2
+
+
+def test_the_cache_shrinks_as_the_context_does(loaded, monkeypatch):
+    """Where it was too large, one as large for a shorter context would be so, too."""
+    monkeypatch.setattr(worker, "free_bytes", lambda device: 16 * 2**20)
+    settings = WorkerSettings(max_num_seqs=512)
+    whole = resolve_engine_config(settings, loaded)
+    halved = resolve_engine_config(settings, loaded, longest=whole.max_model_len // 2)
+    assert abs(halved.num_blocks - whole.num_blocks // 2) <= 1
+    shortest = resolve_engine_config(settings, loaded, longest=32)
+    assert shortest.num_blocks * shortest.block_size >= 32  # one sequence, in any case
+    asked = WorkerSettings(max_num_seqs=512, kv_cache_size=2**20)
+    assert (
+        resolve_engine_config(asked, loaded, longest=64).num_blocks
+        == resolve_engine_config(asked, loaded).num_blocks
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "there is not enough memory: MemoryError; free memory"),
+        (NotEnoughMemoryError("weights 4 GB, free 3 GB"), "weights 4 GB, free 3 GB"),
+    ],
+)
+def test_what_a_library_says_of_memory_is_told_with_what_to_do(error, told):
+    assert reason_of(error).startswith(told)
 
 
 def test_attempt_at_a_chosen_branch_loads_that_one(tiny_repo):

@@ -1,0 +1,87 @@
+"""The worker's real process with a fault of its own: kernels that are wrong, or too little memory.
+
+`FAULTS` in the environment says which, as JSON. backends: those that there are, all by default.
+kernels: backend → widths in bits that it gets wrong. room: bytes that may be mapped beyond what the
+libraries take.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+from typing import TYPE_CHECKING
+
+import psutil
+
+from loaders.kernels import resolve
+from service.worker_process import build as build_real
+from service.worker_process import main
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from engine.loop import BuiltEngine, TellProgress
+    from loaders.kernels.protocol import Backend, Kernel, LayerShape
+    from loaders.packed_tensors import PackedTensors
+    from service.attempt import Attempt
+    from service.settings import WorkerSettings
+
+NUM_FORGOTTEN = 32  # inputs
+
+
+class FaultyKernel:
+    """Forgets its last inputs, as one whose loop ends a group too early would."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self.num_invariant_rows = kernel.num_invariant_rows
+        self.unit_roundoff = kernel.unit_roundoff
+        self.input_permutation = kernel.input_permutation
+        self.dequantize = kernel.dequantize
+
+    def __call__(self, x: Tensor) -> Tensor:
+        kept = x.clone()
+        kept[:, -NUM_FORGOTTEN:] = 0
+        return self._kernel(kept)
+
+    def fuse(self, others: Sequence[Kernel]) -> Kernel | None:
+        return None
+
+
+class FaultyBackend:
+    """A backend whose kernels are wrong for some widths."""
+
+    def __init__(self, backend: Backend, bits: Sequence[int]) -> None:
+        self.name = backend.name
+        self._backend = backend
+        self._bits = bits
+
+    def refusal(self, shape: LayerShape) -> str | None:
+        return self._backend.refusal(shape)
+
+    def prepare(self, packed: PackedTensors) -> Kernel:
+        kernel = self._backend.prepare(packed)
+        return FaultyKernel(kernel) if packed.format.bits in self._bits else kernel
+
+
+def build(settings: WorkerSettings, attempt: Attempt, tell: TellProgress) -> BuiltEngine:
+    faults = json.loads(os.environ["FAULTS"])
+    kernels = faults.get("kernels", {})
+    resolve.BACKENDS = tuple(
+        FaultyBackend(backend, kernels[backend.name]) if backend.name in kernels else backend
+        for backend in resolve.BACKENDS
+        if backend.name in faults.get("backends", resolve.backend_names())
+    )
+    if room := faults.get("room"):
+        import service.worker  # noqa: F401 - what it maps is no part of the room
+
+        limit = psutil.Process().memory_info().vms + room
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    return build_real(settings, attempt, tell)
+
+
+if __name__ == "__main__":
+    main(build)
