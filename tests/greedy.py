@@ -1,4 +1,4 @@
-"""What a stock model says greedily, and whether an answer that was rounded otherwise may be right."""
+"""What a stock model says greedily, and whether an answer rounded otherwise may be right."""
 
 from __future__ import annotations
 
