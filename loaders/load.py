@@ -8,7 +8,7 @@ HTTP, no scheduling.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ from loaders.packed_linear import packed_layers
 from loaders.quantizer import PackedConfig
 from loaders.records import Records
 from loaders.resident_memory import MappedFiles, large_blocks_returned, return_freed_memory
+from loaders.selection import find_quantisation
 from loaders.self_test.reference_weights import stored_weights
 from loaders.self_test.run import run_self_test
 from loaders.source import open_source
@@ -85,6 +86,7 @@ class Provenance:
     repo: str
     revision: str | None  # as asked; None is the default branch
     commit: str | None  # None for a plain folder
+    file: str | None  # of a GGUF variant that was named by its file or quantisation
     folder: Path  # of the small files; those of a GGUF file are written to the cache
     backend: str  # the kernel backends in use, joined by "+"
     dtype: str  # of activations
@@ -149,8 +151,8 @@ def load(
     )
     tell("checking the files", None)
     is_stock = backend == STOCK
-    file = snapshot.file or spec.file
-    source = open_source(snapshot.folder, file, cache_dir, for_stock=is_stock)
+    spec = _with_file(spec, snapshot.file)
+    source = open_source(snapshot.folder, spec.file, cache_dir, for_stock=is_stock)
     device_map = resolve_device_map(device)
     compute_dtype = resolve_dtype(dtype, source.config, device_map)
     is_spread = resolve_is_spread(cpu_offload, device_map, is_stock=is_stock)
@@ -190,6 +192,7 @@ def load(
         repo=spec.repo,
         revision=spec.revision,
         commit=snapshot.commit,
+        file=spec.file,
         folder=source.folder,
         backend="+".join(backends) or "dense",
         dtype=str(compute_dtype).removeprefix("torch."),
@@ -229,6 +232,14 @@ def load(
         provenance=provenance,
         self_test=report,
     )
+
+
+def _with_file(spec: VariantSpec, file: str | None) -> VariantSpec:
+    """Name the GGUF file that a quantisation meant, as in `repo:Q4_K_M`."""
+    if file is None or spec.file is not None:
+        return spec
+    is_quantisation = find_quantisation([file], spec.revision or "") is not None
+    return replace(spec, file=file, revision=None if is_quantisation else spec.revision)
 
 
 def open_snapshot(

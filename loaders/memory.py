@@ -49,6 +49,16 @@ def _container_free_bytes() -> int | None:
     return int(limit) - used + int(stat.get("inactive_file", 0))
 
 
+def is_refused_allocation(error: Exception) -> bool:
+    """Whether an allocation was refused, on the CPU or on a device."""
+    import torch
+
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    # PyTorch has no type of its own for an allocation that the CPU's allocator was refused.
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
 def check_fits(needed: int, device: torch.device) -> None:
     """Raise NotEnoughMemoryError, with the arithmetic, unless the device has the bytes free."""
     free = free_bytes(device)

@@ -72,6 +72,9 @@ class VariantSource(Protocol):
     def degraded(self) -> str | None:
         """What was given up so that it could be loaded; None where nothing was."""
 
+    def begin(self) -> None:
+        """Begin a new life of the variant: what earlier ones gave up is tried again."""
+
     async def start(self, on_progress: Callable[[Progress], None]) -> EngineHost:
         """Start an engine."""
 
@@ -261,6 +264,7 @@ class Variant:
 
     async def _run(self) -> None:
         """Start engines, one after the other, until there is no hope; end the last if cancelled."""
+        self._source.begin()
         deaths, delay_s = 0, 0.0
         while True:
             try:

@@ -15,6 +15,7 @@ from loaders.device_memory import Demand, predicted_memory
 from loaders.model_config import read_config
 from loaders.quantization import read_quantization
 from service import worker
+from service.attempt import Attempt
 from service.settings import WorkerSettings
 from tests.models import tiny_llama, tiny_tokenizer, write_gptq_checkpoint, write_plain_checkpoint
 
@@ -61,7 +62,7 @@ def test_the_prediction_is_near_what_the_driver_counts(write, tmp_path):
     torch.cuda.empty_cache()
     before, _ = torch.cuda.mem_get_info()
 
-    loaded = worker.load_variant(settings, lambda *_: None)
+    loaded = worker.load_variant(settings, Attempt(), lambda *_, **__: None)
     config = worker.resolve_engine_config(settings, loaded)
     engine = Engine(loaded.model, config)
     prompt = tuple(5 + i % 500 for i in range(config.max_model_len - 8))

@@ -27,6 +27,7 @@ from engine.core import Engine
 from engine.request import SequenceRequest
 from engine.sampling_params import SamplingParams
 from service import worker
+from service.attempt import Attempt
 from service.settings import WorkerSettings
 import transformers.models.llama.modeling_llama
 
@@ -38,7 +39,7 @@ settings = WorkerSettings(
     variant=sys.argv[1], cache_dir=sys.argv[2], local_files_only=True, device="cpu",
     kv_cache_size=int(sys.argv[3]), max_num_seqs=4, num_threads=1, log_level="error",
 )
-loaded = worker.load_variant(settings, lambda *_: None)
+loaded = worker.load_variant(settings, Attempt(), lambda *_, **__: None)
 config = worker.resolve_engine_config(settings, loaded)
 engine = Engine(loaded.model, config)
 worker.self_test(engine)
