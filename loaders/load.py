@@ -8,7 +8,7 @@ HTTP, no scheduling.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ from loaders.packed_linear import packed_layers
 from loaders.quantizer import PackedConfig
 from loaders.records import Records
 from loaders.resident_memory import MappedFiles, large_blocks_returned, return_freed_memory
+from loaders.selection import find_quantisation
 from loaders.self_test.reference_weights import stored_weights
 from loaders.self_test.run import run_self_test
 from loaders.source import open_source
@@ -85,6 +86,7 @@ class Provenance:
     repo: str
     revision: str | None  # as asked; None is the default branch
     commit: str | None  # None for a plain folder
+    file: str | None  # of a GGUF variant that was named by its file or quantisation
     folder: Path  # of the small files; those of a GGUF file are written to the cache
     backend: str  # the kernel backends in use, joined by "+"
     dtype: str  # of activations
@@ -148,68 +150,30 @@ def load(
         on_percent=partial(tell, "downloading"),
     )
     tell("checking the files", None)
-    is_stock = backend == STOCK
-    file = snapshot.file or spec.file
-    source = open_source(snapshot.folder, file, cache_dir, for_stock=is_stock)
-    device_map = resolve_device_map(device)
-    compute_dtype = resolve_dtype(dtype, source.config, device_map)
-    is_spread = resolve_is_spread(cpu_offload, device_map, is_stock=is_stock)
-
+    spec = _with_file(spec, snapshot.file)
+    source = open_source(snapshot.folder, spec.file, cache_dir, for_stock=backend == STOCK)
+    placement = _resolve_placement(
+        source, device=device, dtype=dtype, backend=backend, cpu_offload=cpu_offload
+    )
     tokenizer = load_tokenizer(source.folder)
     return_freed_memory()  # reading a tokenizer takes three times what it keeps
-    if isinstance(device_map, dict) and not is_spread:
-        needed = weight_bytes(
-            source.tensors,
-            source.quantization,
-            "cpu" if device_map[""].type == "cpu" else "cuda",
-            backend=None if is_stock else backend,
-        )
-        check_fits(needed, device_map[""])
-    tell("reading the weights", None)
-    model = _build_model(source, _CPU_MAP if is_spread else device_map, is_stock=is_stock)
-    mapped = MappedFiles.find(source.files)
-    if is_stock:
-        wrap_stock_linears(model)
-    offloaded: frozenset[str] = frozenset()
-    if is_spread and isinstance(device_map, dict):
-        offloaded = _spread(model, device_map[""], mapped)
-    # The head before the layers: packing it takes the most memory besides what it keeps.
-    if isinstance(device_map, dict) and device_map[""].type == "cpu":
-        settle_on_cpu(model, mapped)
-    else:
-        settle_on_cuda(model, compute_dtype)
-    choose = partial(resolve_backend, excluded=excluded_backends)
-    backends = _prepare_layers(
-        model, mapped, choose=choose, asked=backend, offloaded=offloaded, tell=tell
-    )
-    wrap_offloaded(model, offloaded)
-    if is_stock:
-        backends = [STOCK]
-
+    _check_room(source, placement)
+    placed = _place(source, placement, excluded_backends, tell)
     provenance = Provenance(
         repo=spec.repo,
         revision=spec.revision,
         commit=snapshot.commit,
+        file=spec.file,
         folder=source.folder,
-        backend="+".join(backends) or "dense",
-        dtype=str(compute_dtype).removeprefix("torch."),
-        device=device_map if isinstance(device_map, str) else str(device_map[""]),
-        num_offloaded=len(offloaded),
+        backend="+".join(placed.backends) or "dense",
+        dtype=str(placement.dtype).removeprefix("torch."),
+        device=placement.device_text,
+        num_offloaded=placed.num_offloaded,
     )
-    return_freed_memory()
     report = None
     if self_test:
         tell("self-test", None)
-        report = run_self_test(
-            model,
-            tokenizer,
-            stored_weights(source, model),
-            backend=provenance.backend,
-            dtype=provenance.dtype,
-            commit=snapshot.commit,
-            records=Records(cache_dir).of(spec.file),
-        )
-        return_freed_memory()
+        report = _test(placed.model, tokenizer, source, provenance, Records(cache_dir))
     log.info(
         "loaded",
         variant=str(spec),
@@ -220,7 +184,7 @@ def load(
         seconds=round(time.monotonic() - started, 2),
     )
     return LoadedModel(
-        model=model,
+        model=placed.model,
         tokenizer=tokenizer,
         generation=read_generation_defaults(source.folder, source.config),
         quantization=source.quantization,
@@ -229,6 +193,121 @@ def load(
         provenance=provenance,
         self_test=report,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a model goes, and how it runs there: every "auto" answered but the kernels'."""
+
+    device_map: dict[str, torch.device] | str
+    dtype: torch.dtype  # of activations
+    backend: str  # as it was asked for
+    is_spread: bool  # whether a part may stay on the CPU
+
+    @property
+    def device(self) -> torch.device | None:
+        """The one device; None where the model is spread over several."""
+        return self.device_map[""] if isinstance(self.device_map, dict) else None
+
+    @property
+    def device_text(self) -> str:
+        """Name it for people."""
+        return str(self.device or self.device_map)
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether Transformers' own quantizers load it."""
+        return self.backend == STOCK
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A model on its devices, kernels prepared."""
+
+    model: PreTrainedModel
+    backends: list[str]  # in use, most layers first
+    num_offloaded: int
+
+
+def _resolve_placement(
+    source: Source, *, device: str, dtype: str, backend: str, cpu_offload: bool
+) -> Placement:
+    device_map = resolve_device_map(device)
+    return Placement(
+        device_map=device_map,
+        dtype=resolve_dtype(dtype, source.config, device_map),
+        backend=backend,
+        is_spread=resolve_is_spread(cpu_offload, device_map, is_stock=backend == STOCK),
+    )
+
+
+def _check_room(source: Source, placement: Placement) -> None:
+    """Raise NotEnoughMemoryError before a byte of the weights is read."""
+    if placement.device is None or placement.is_spread:
+        return
+    needed = weight_bytes(
+        source.tensors,
+        source.quantization,
+        "cpu" if placement.device.type == "cpu" else "cuda",
+        backend=None if placement.is_stock else placement.backend,
+    )
+    check_fits(needed, placement.device)
+
+
+def _place(
+    source: Source, placement: Placement, excluded: frozenset[str], tell: TellProgress
+) -> Placed:
+    """Read the weights, bring them where they belong, and prepare the kernels."""
+    tell("reading the weights", None)
+    device_map = _CPU_MAP if placement.is_spread else placement.device_map
+    model = _build_model(source, device_map, is_stock=placement.is_stock)
+    mapped = MappedFiles.find(source.files)
+    if placement.is_stock:
+        wrap_stock_linears(model)
+    offloaded: frozenset[str] = frozenset()
+    if placement.is_spread and placement.device is not None:
+        offloaded = _spread(model, placement.device, mapped)
+    # The head before the layers: packing it takes the most memory besides what it keeps.
+    if placement.device is not None and placement.device.type == "cpu":
+        settle_on_cpu(model, mapped)
+    else:
+        settle_on_cuda(model, placement.dtype)
+    choose = partial(resolve_backend, excluded=excluded)
+    asked = placement.backend
+    backends = _prepare_layers(
+        model, mapped, choose=choose, asked=asked, offloaded=offloaded, tell=tell
+    )
+    wrap_offloaded(model, offloaded)
+    return_freed_memory()
+    return Placed(model, [STOCK] if placement.is_stock else backends, len(offloaded))
+
+
+def _test(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    source: Source,
+    provenance: Provenance,
+    records: Records,
+) -> SelfTestReport:
+    report = run_self_test(
+        model,
+        tokenizer,
+        stored_weights(source, model),
+        backend=provenance.backend,
+        dtype=provenance.dtype,
+        commit=provenance.commit,
+        records=records.of(provenance.file),
+    )
+    return_freed_memory()
+    return report
+
+
+def _with_file(spec: VariantSpec, file: str | None) -> VariantSpec:
+    """Name the GGUF file that a quantisation meant, as in `repo:Q4_K_M`."""
+    if file is None or spec.file is not None:
+        return spec
+    is_quantisation = find_quantisation([file], spec.revision or "") is not None
+    return replace(spec, file=file, revision=None if is_quantisation else spec.revision)
 
 
 def open_snapshot(

@@ -19,19 +19,6 @@ if TYPE_CHECKING:
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _CGROUP_USED = Path("/sys/fs/cgroup/memory.current")
 _CGROUP_STAT = Path("/sys/fs/cgroup/memory.stat")
-# What the CPU's allocator refuses, or a file's mapping, has no type of its own in PyTorch.
-_REFUSALS = ("DefaultCPUAllocator: can't allocate", "Cannot allocate memory", "out of memory")
-
-
-def is_want_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory was asked for and refused, so that less would have done."""
-    import torch  # takes seconds, and a plan for the CPU does without
-
-    if isinstance(error, (MemoryError, NotEnoughMemoryError, torch.OutOfMemoryError)):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _REFUSALS)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -61,6 +48,21 @@ def _container_free_bytes() -> int | None:
     if limit == "max":
         return None
     return int(limit) - used + int(stat.get("inactive_file", 0))
+
+
+# What the CPU's allocator refuses, or a file's mapping, has no type of its own in PyTorch.
+_REFUSALS = ("DefaultCPUAllocator: can't allocate", "Cannot allocate memory", "out of memory")
+
+
+def is_refused_allocation(error: Exception) -> bool:
+    """Whether memory was asked for and refused, on the CPU or on a device."""
+    import torch  # takes seconds, and a plan for the CPU does without
+
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _REFUSALS)
 
 
 def check_fits(needed: int, device: torch.device) -> None:

@@ -179,13 +179,15 @@ def plan_variants(
     *,
     context: int | None = None,
     users: int = DEFAULT_USERS,
+    kv_dtype: str | None = None,
     records: Records | None = None,
     gpu_share: float = GPU_SHARE,
 ) -> PlannedVariants:
     """Plan every variant for the devices.
 
     context: tokens a sequence; None is what the model was made for, `DEFAULT_CONTEXT` at most.
-    records: what this machine has learnt; gpu_share: `gpu_memory_utilization`.
+    kv_dtype: of keys and values; None is the engine's `auto`. records: what this machine has
+    learnt; gpu_share: `gpu_memory_utilization`.
     """
     plans, refused = [], []
     for variant in variants:
@@ -196,6 +198,7 @@ def plan_variants(
                     devices,
                     context=context,
                     users=users,
+                    kv_dtype=kv_dtype,
                     records=records,
                     gpu_share=gpu_share,
                 )
@@ -211,6 +214,7 @@ def plan_variant(
     *,
     context: int | None = None,
     users: int = DEFAULT_USERS,
+    kv_dtype: str | None = None,
     records: Records | None = None,
     gpu_share: float = GPU_SHARE,
 ) -> Plan:
@@ -218,13 +222,13 @@ def plan_variant(
     if variant.refusal is not None or variant.kind == "other":
         raise LoadError(variant.refusal or "quantised in a way that is not read here")
     made_for = read_shape(variant.config).max_context
-    demand = Demand(context or min(made_for, DEFAULT_CONTEXT), users)
+    demand = Demand(context or min(made_for, DEFAULT_CONTEXT), users, kv_dtype)
     weights = prepare(variant.tensors, variant.config, variant.quantization, devices.kind)
     measured = _recorded(records, variant, devices.kind, weights.backend)
     factor = measured.factor if measured else 1.0
-    fit = _Fit(weights, weights.shares(devices.count), devices, factor, gpu_share)
+    fit = _Fit(weights, weights.shares(devices.count), devices, factor, gpu_share, kv_dtype)
     fp8 = replace(demand, kv_dtype="fp8")
-    kv_per_token = weights.shape.kv_bytes_per_token(KV_DTYPE[devices.kind])
+    kv_per_token = weights.shape.kv_bytes_per_token(kv_dtype or KV_DTYPE[devices.kind])
     return Plan(
         variant=variant,
         devices=devices,
@@ -255,6 +259,7 @@ class _Fit:
     devices: Devices
     factor: float  # what measuring has taught
     gpu_share: float
+    kv_dtype: str | None
 
     def memory(self, demand: Demand) -> tuple[MemoryBreakdown, ...]:
         predicted = self.weights.memory(self.shares, demand)
@@ -277,7 +282,7 @@ class _Fit:
         low, high = 0, -(-self.weights.shape.max_context // BLOCK_SIZE)
         while low < high:
             middle = (low + high + 1) // 2
-            if self.shortfall(Demand(middle * BLOCK_SIZE, users)):
+            if self.shortfall(Demand(middle * BLOCK_SIZE, users, self.kv_dtype)):
                 high = middle - 1
             else:
                 low = middle

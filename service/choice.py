@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from loaders.plan import Choice
+    from loaders.plan import Choice, PlannedVariants
     from loaders.spec import VariantSpec
     from loaders.variants import Variant
     from service.attempt import Attempt
@@ -56,13 +56,40 @@ def choose_variant(
         token=None if token is None else token.get_secret_value(),
         local_files_only=local_files_only,
     )
-    if len(variants) < 2:
-        return Trial(variant=str(spec))  # whatever is wrong with it, loading says better
-    left = [one for one in variants if name_of(spec, one) not in attempt.excluded_variants]
+    if not variants:
+        return Trial(variant=str(spec))  # loading says best what is wrong with it
+    if len(variants) == 1:
+        return Trial(variant=name_of(spec, variants[0]))
+    left = _untried(spec, variants, attempt.excluded_variants)
     choice = plan_here(left, settings, device)
-    if choice.plan is None:
-        raise NotEnoughMemoryError(f"{spec}: {choice.reason}; {_explain(choice)}")
-    return Trial(variant=name_of(spec, choice.plan.variant), reason=choice.reason)
+    if choice.plan is not None and not (choice.is_shortened and settings.strict):
+        return Trial(variant=name_of(spec, choice.plan.variant), reason=choice.reason)
+    smallest = _smallest(left, settings, device) if settings.cpu_offload else None
+    if smallest is not None:
+        reason = "nothing fits whole; of the smallest one a part stays on the CPU"
+        return Trial(variant=name_of(spec, smallest), reason=reason)
+    raise NotEnoughMemoryError(f"{spec}: {choice.reason}; {_explain(choice)}")
+
+
+def _untried(
+    spec: VariantSpec, variants: Sequence[Variant], excluded: Sequence[str]
+) -> Sequence[Variant]:
+    """Leave out what failed, under any of its names; a branch and a tag may be one commit."""
+    failed = {_content(one) for one in variants if name_of(spec, one) in excluded}
+    firsts = {_content(one): one for one in reversed(variants)}
+    return [one for one in variants if firsts[_content(one)] is one and _content(one) not in failed]
+
+
+def _content(variant: Variant) -> tuple[str | None, str | None]:
+    """What two names of one variant have in common."""
+    return variant.commit or variant.revision, variant.file
+
+
+def _smallest(variants: Sequence[Variant], settings: WorkerSettings, device: str) -> Variant | None:
+    plans = _plans(variants, settings, device).plans
+    if not plans:
+        return None
+    return min(plans, key=lambda plan: sum(share.total for share in plan.memory)).variant
 
 
 def name_of(spec: VariantSpec, variant: Variant) -> str:
@@ -72,16 +99,20 @@ def name_of(spec: VariantSpec, variant: Variant) -> str:
 
 def plan_here(variants: Sequence[Variant], settings: WorkerSettings, device: str) -> Choice:
     """Plan variants for a device of this machine, and choose one."""
+    return choose(_plans(variants, settings, device), settings.prefer)
+
+
+def _plans(variants: Sequence[Variant], settings: WorkerSettings, device: str) -> PlannedVariants:
     devices, share = devices_of(device, settings.gpu_memory_utilization)
-    planned = plan_variants(
+    return plan_variants(
         variants,
         devices,
         context=None if settings.max_model_len == "auto" else settings.max_model_len,
         users=settings.users,
+        kv_dtype=None if settings.kv_cache_dtype == "auto" else settings.kv_cache_dtype,
         records=Records(settings.cache_dir),
         gpu_share=share,
     )
-    return choose(planned, settings.prefer)
 
 
 def _explain(choice: Choice) -> str:

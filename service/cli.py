@@ -40,7 +40,7 @@ CANNOT_LISTEN = 3
 
 app = typer.Typer(
     name="tetrad",
-    help="Serves GPTQ and AWQ checkpoints.",
+    help="Serves GPTQ, AWQ and GGUF checkpoints.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

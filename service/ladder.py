@@ -63,6 +63,16 @@ class Ladder:
             self.attempt = msgspec.structs.replace(self.attempt, variant=trial.variant)
         self._trial = trial
 
+    def begin(self) -> None:
+        """Begin anew, as after somebody unloaded the variant: what was short may be free again.
+
+        A branch that was chosen is kept, if it was not a second choice.
+        """
+        kept = None if self._left else self.attempt.variant
+        self.attempt = Attempt(variant=kept)
+        self._trial = None
+        self._left, self._given_up, self._num_kills = [], [], 0
+
     def note_success(self) -> None:
         """Forget what did not end in failure after all."""
         self._num_kills = 0
@@ -70,7 +80,8 @@ class Ladder:
     def step_down(self, error: EngineDeadError) -> str | None:
         """Take the next rung after an engine that never served; return what it gives up, if any.
 
-        None where nothing else is left to try, or nothing else would help.
+        None where nothing else is left to try, or nothing else would help: neither does it after an
+        engine that did not get as far as telling what it tries.
         """
         failure = self._failure(error)
         if failure is None or self._settings.strict or self._trial is None:
@@ -85,6 +96,7 @@ class Ladder:
         else:
             self._given_up.append(step.reason)
         self.attempt = step.attempt
+        self._trial = None  # the next engine tells its own
         return step.reason
 
     def _failure(self, error: EngineDeadError) -> StartFailure | None:

@@ -48,6 +48,12 @@ class LoadedVariant:
         self._start = start
         self._description: ModelDescription | None = None  # of what `_text` was read for
         self._text: ModelText | None = None
+        self._shortened: str | None = None  # by the engine itself, in words
+
+    def begin(self) -> None:
+        """Forget what earlier lives gave up."""
+        self._ladder.begin()
+        self._shortened = None
 
     async def start(self, on_progress: OnProgress) -> EngineHost:
         """Start an engine."""
@@ -72,6 +78,7 @@ class LoadedVariant:
             raise StepDownError(f"{error}; trying {given_up}") from error
         self._ladder.note_success()
         description = ModelDescription.decode(ready.about)
+        self._shortened = description.shortened
         text = await self._read_text(description)
         template = text.chat_template
         turn_ends = frozenset() if template is None else template.stop_token_ids
@@ -97,7 +104,8 @@ class LoadedVariant:
     @property
     def degraded(self) -> str | None:
         """What was given up so that it could be loaded."""
-        return self._ladder.degraded
+        told = [reason for reason in (self._ladder.degraded, self._shortened) if reason]
+        return "; ".join(told) or None
 
     def _note_trial(self, trial: Trial) -> None:
         if trial.reason is not None and self._ladder.attempt.variant is None:

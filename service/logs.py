@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from service.settings import WorkerSettings
 
 # Chatty below warnings, and none of it is about serving.
-QUIET = ("asyncio", "filelock", "httpcore", "httpx", "urllib3", "uvicorn")
+QUIET = ("asyncio", "filelock", "httpcore", "httpcore2", "httpx", "httpx2", "urllib3", "uvicorn")
 
 
 def set_up_logs(settings: WorkerSettings, **always: object) -> None:

@@ -7,22 +7,23 @@ apart: how many there are is a setting.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import psutil
 import structlog
+import torch
 
 from engine.kv_cache import kv_block_bytes, resolve_kv_dtype
 from loaders.device_memory import CPU_LIBRARY_BYTES, Demand, predicted_memory
 from loaders.errors import LoadError
-from loaders.memory import free_bytes
+from loaders.self_test.tokens import NUM_PROMPT_TOKENS
+from loaders.stock import STOCK
 from service.model_description import MemoryReport
 
 if TYPE_CHECKING:
-    import torch
-
     from engine.config import EngineConfig
     from loaders.load import LoadedModel
     from loaders.records import Records
@@ -42,8 +43,8 @@ class MemoryMeter:
         return self._used() - self._before
 
     def _used(self) -> int:
-        if self._device.type == "cuda":
-            return -free_bytes(self._device)
+        if self._device.type == "cuda":  # this process's own: others use the device, too
+            return int(torch.cuda.memory_reserved(self._device))
         return int(psutil.Process().memory_info().rss)
 
 
@@ -52,8 +53,11 @@ def compare(
 ) -> MemoryReport | None:
     """Measure now, and predict what was to be measured; None for what no plan is made for.
 
-    backend: as it was asked for.
+    Nothing longer than the self-test's prompt has been read so far, and so little is predicted for
+    activations, too. backend: as it was asked for.
     """
+    if loaded.provenance.num_offloaded or backend == STOCK:
+        return None  # a part lies elsewhere, or in layouts that are not known here
     device = loaded.model.device.type
     kv_dtype = resolve_kv_dtype(loaded.model, config.kv_dtype)
     block_bytes = kv_block_bytes(loaded.model.config, config.block_size, kv_dtype)
@@ -64,7 +68,7 @@ def compare(
             loaded.model.config.to_dict(),
             loaded.quantization,
             "cuda" if device == "cuda" else "cpu",
-            demand=Demand(config.max_model_len),
+            demand=Demand(min(config.max_model_len, NUM_PROMPT_TOKENS)),
             backend=backend,
             kv_cache=kv_cache,
         )
@@ -90,9 +94,14 @@ def compare(
 
 
 def record(report: MemoryReport, loaded: LoadedModel, records: Records) -> None:
-    """Keep it for later plans, keys and values left out."""
+    """Keep it for later plans, keys and values left out.
+
+    Nothing is kept of a thread of the server: others load there, and count as this one's.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
     provenance = loaded.provenance
-    records.of(loaded.spec.file).write(
+    records.of(provenance.file).write(
         provenance.commit,
         f"memory:{report.device}:{provenance.backend}",
         {

@@ -12,7 +12,10 @@ from loaders.self_test.report import SelfTestReport
 
 
 class MemoryReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes that a variant takes, once its engine has answered for the first time."""
+    """Bytes that a variant takes once its engine has answered the self-test's prompt.
+
+    Long prompts need more for activations, as `tetrad plan` counts.
+    """
 
     device: str  # cpu or cuda
     predicted: int
@@ -48,6 +51,8 @@ class ModelDescription(msgspec.Struct, frozen=True, kw_only=True):
     defaults: GenerationDefaults
     self_test: SelfTestReport | None = None  # None where none was made
     memory: MemoryReport | None = None  # None where it could not be predicted
+    file: str | None = None  # of a GGUF variant: its file
+    shortened: str | None = None  # why the context is shorter than the model's own; None: it is not
 
     def encode(self) -> bytes:
         """Write it down for the other process."""

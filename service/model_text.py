@@ -61,6 +61,7 @@ def identity_of(description: ModelDescription, template: ChatTemplate | None) ->
     record: dict[str, object] = {
         "repo": description.repo,
         "revision": description.revision,
+        "file": description.file,
         "commit": description.commit,
         "quantization": description.quantization,
         "kernel": description.backend,

@@ -55,8 +55,9 @@ class VariantSettings(BaseModel):
     # What is served
     variant: str | None = Field(
         None,
-        description="What to serve: `repo`, `repo:branch`, `repo@commit` or a folder. "
-        "The embedded demo when absent.",
+        description="What to serve: `repo`, `repo:branch`, `repo@commit`, `repo/file.gguf`, "
+        "`repo:Q4_K_M`, a folder, a git clone or a `.gguf` file. Where the branch is left open, "
+        "the one that fits best. The embedded demo when absent.",
     )
     served_model_name: str | None = Field(
         None,

@@ -42,6 +42,7 @@ FIRST_DELAY_S = 0.5  # before an engine is started again; doubles while none com
 LONGEST_DELAY_S = 30.0
 FAILED_REST_S = 30.0  # until a request has one that failed tried again
 HEALTHY_S = 60.0  # an engine that served so long has made up for the deaths before it
+LOGGED_PERCENT = 10.0
 CHECK_INTERVAL_S = 0.05  # how often the end of a drain or of a load is looked for
 
 
@@ -71,6 +72,9 @@ class VariantSource(Protocol):
     @property
     def degraded(self) -> str | None:
         """What was given up so that it could be loaded; None where nothing was."""
+
+    def begin(self) -> None:
+        """Begin a new life of the variant: what earlier ones gave up is tried again."""
 
     async def start(self, on_progress: Callable[[Progress], None]) -> EngineHost:
         """Start an engine."""
@@ -131,6 +135,7 @@ class Variant:
         self._host: EngineHost | None = None
         self._served: ServedModel | None = None
         self._progress: Progress | None = None
+        self._logged: Progress | None = None  # the last one that the log told of
         self._self_test: SelfTestReport | None = None
         self._reason: str | None = None
         self._num_restarts = 0
@@ -261,6 +266,7 @@ class Variant:
 
     async def _run(self) -> None:
         """Start engines, one after the other, until there is no hope; end the last if cancelled."""
+        self._source.begin()
         deaths, delay_s = 0, 0.0
         while True:
             try:
@@ -367,9 +373,18 @@ class Variant:
             self._enter(VariantState.FAILED)
 
     def _note_progress(self, progress: Progress) -> None:
-        if self._progress is None or self._progress.phase != progress.phase:
-            log.info("loading", model=self.name, phase=progress.phase)
+        if self._is_news(progress):
+            percent = None if progress.percent is None else round(progress.percent)
+            log.info("loading", model=self.name, phase=progress.phase, percent=percent)
+            self._logged = progress
         self._progress = progress
+
+    def _is_news(self, progress: Progress) -> bool:
+        """Whether the log shall tell it: each phase, and of a long one every tenth."""
+        last = self._logged
+        if last is None or last.phase != progress.phase or self._progress is None:
+            return True
+        return (progress.percent or 0.0) - (last.percent or 0.0) >= LOGGED_PERCENT
 
     def _enter(self, state: VariantState) -> None:
         if state is not self._state:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import psutil
 import structlog
 import torch
@@ -27,11 +28,12 @@ from engine.rope import longest_with_fixed_rope
 from engine.sampling_params import SamplingParams
 from loaders.cache import default_cache_dir
 from loaders.demo import build_demo
-from loaders.errors import BackendError, LoadError, SelfTestError
+from loaders.errors import BackendError, LoadError, NotEnoughMemoryError, SelfTestError
 from loaders.kernels.resolve import backend_names
 from loaders.load import DTYPES, LoadedModel, load
-from loaders.memory import free_bytes, is_want_of_memory
+from loaders.memory import free_bytes, is_refused_allocation
 from loaders.records import Records
+from loaders.resident_memory import return_freed_memory
 from loaders.spec import parse_spec
 from service.attempt import Failure, StartFailure, Trial
 from service.choice import choose_variant, one_device
@@ -76,8 +78,9 @@ def build_engine(settings: WorkerSettings, attempt: Attempt, tell: TellProgress)
         trial = Trial(variant=str(loaded.spec), max_model_len=config.max_model_len)
         tell("building the engine", about=trial.encode())
         engine = Engine(loaded.model, config)
+        return_freed_memory()  # what the engine's own layers replaced
         tell("self-test")
-        self_test(engine)
+        test_engine(engine, loaded.provenance.backend)
     except (*FORESEEN, MemoryError, OSError, RuntimeError) as error:
         failure = failure_of(error, attempt)
         if failure is None and not isinstance(error, FORESEEN):
@@ -88,7 +91,18 @@ def build_engine(settings: WorkerSettings, attempt: Attempt, tell: TellProgress)
     if memory is not None and not attempt.excluded_backends:
         record(memory, loaded, Records(settings.cache_dir))
     about = describe(loaded, memory, is_batch_invariant=settings.batch_invariant)
-    return BuiltEngine(engine, about.encode())
+    shortened = why_shortened(loaded.model, config.max_model_len, settings)
+    return BuiltEngine(engine, msgspec.structs.replace(about, shortened=shortened).encode())
+
+
+def why_shortened(
+    model: PreTrainedModel, max_model_len: int, settings: WorkerSettings
+) -> str | None:
+    """Say what "auto" made of the model's context where it gave a part of it up for memory."""
+    possible = _asked_max_model_len(settings, model, None)
+    if settings.max_model_len != "auto" or max_model_len >= possible:
+        return None
+    return f"context {max_model_len} of {possible} tokens: no more memory for keys and values"
 
 
 def failure_of(error: Exception, attempt: Attempt) -> StartFailure | None:
@@ -98,9 +112,16 @@ def failure_of(error: Exception, attempt: Attempt) -> StartFailure | None:
         return StartFailure(Failure.SELF_TEST, tuple(sorted(suspects)), error.report)
     if isinstance(error, BackendError) and attempt.excluded_backends:
         return StartFailure(Failure.SELF_TEST)  # none is left that had not failed
-    if isinstance(error, (NotEnoughBlocksError, OutOfMemoryError)) or is_want_of_memory(error):
-        return StartFailure(Failure.MEMORY)
-    return None
+    if isinstance(error, EngineStartError):
+        return StartFailure.decode(error.about)
+    return StartFailure(Failure.MEMORY) if is_want_of_memory(error) else None
+
+
+def is_want_of_memory(error: Exception) -> bool:
+    """Whether less would have fitted."""
+    if isinstance(error, (NotEnoughMemoryError, NotEnoughBlocksError, OutOfMemoryError)):
+        return True
+    return is_refused_allocation(error)
 
 
 def reason_of(error: Exception) -> str:
@@ -113,6 +134,21 @@ def reason_of(error: Exception) -> str:
         f"there is not enough memory: {words}; free memory, lower kv_cache_size or max_model_len,"
         " or choose a smaller variant"
     )
+
+
+def test_engine(engine: Engine, backend: str) -> None:
+    """Have the engine's self-test blame the kernels in use for what it finds.
+
+    backend: those in use, joined by "+". Raises EngineStartError, or what is no kernel's fault.
+    """
+    suspects = tuple(name for name in backend.split("+") if name in backend_names())
+    try:
+        self_test(engine)
+    except (EngineStartError, RuntimeError) as error:
+        if is_want_of_memory(error):
+            raise
+        about = StartFailure(Failure.SELF_TEST, suspects).encode()
+        raise EngineStartError(str(error), about=about) from error
 
 
 def self_test(engine: Engine) -> None:
@@ -186,6 +222,7 @@ def describe(
         repo=provenance.repo,
         revision=provenance.revision,
         commit=provenance.commit,
+        file=provenance.file,
         folder=str(provenance.folder),
         quantization=_quantization_text(loaded),
         backend=provenance.backend,
@@ -363,5 +400,10 @@ def _resolve_max_model_len(
     fitting_len = num_fitting_blocks * BLOCK_SIZE
     if settings.max_model_len != "auto" or fitting_len >= asked_len or num_fitting_blocks < 1:
         return asked_len
+    if settings.strict:
+        raise NotEnoughBlocksError(
+            f"{asked_len} tokens do not fit the memory for keys and values, {fitting_len} do; set"
+            " max_model_len, or leave out --strict"
+        )
     log.warning("context shortened to fit the KV cache", made_for=asked_len, now=fitting_len)
     return fitting_len

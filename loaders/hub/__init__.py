@@ -1,5 +1,11 @@
 """The only place that talks to the hub, or reads the hub's cache."""
 
+import os
+
+# The hub's client tells the hub who runs it before the first request; nothing but what is asked for
+# shall leave this machine. It reads the variable while it is imported.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
 from loaders.hub.cached import CachedFiles, is_cached
 from loaders.hub.fetching import (
     HubAccess,

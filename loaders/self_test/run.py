@@ -12,7 +12,7 @@ import structlog
 import torch
 
 from loaders.errors import SelfTestError
-from loaders.memory import is_want_of_memory
+from loaders.memory import is_refused_allocation
 from loaders.self_test.layers import SeenInputs, check_layer, choose_layers
 from loaders.self_test.report import Check, SelfTestReport
 from loaders.self_test.tokens import (
@@ -57,7 +57,7 @@ def run_self_test(
     try:
         found, checks = _look(model, prompt_ids, reference_weight)
     except RuntimeError as error:
-        if is_want_of_memory(error):  # which is no kernel's fault
+        if is_refused_allocation(error):  # which is no kernel's fault
             raise
         found, checks = None, [Check("run", passed=False, detail=f"a step failed: {error}")]
     if found is not None and _passed(checks):  # so that nothing wrong is kept for the next time

@@ -52,6 +52,8 @@ def _describe(status: VariantStatus, model: ServedModel | None) -> dict[str, obj
         "created": status.created if model is None else model.created,
         "owned_by": "tetrad",
         "state": status.state.value,
+        # A folder's path is nobody's business.
+        "variant": None if status.variant.startswith(("/", ".", "~")) else status.variant,
         "degraded": status.degraded,
         "max_model_len": None if model is None else model.engine.max_model_len,
     }

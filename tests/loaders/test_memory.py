@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from loaders.errors import NotEnoughMemoryError
-from loaders.memory import check_fits, is_want_of_memory
+from loaders.memory import check_fits, is_refused_allocation
 
 
 @pytest.mark.parametrize(
@@ -29,17 +29,17 @@ def test_weights_that_do_not_fit_are_told_with_the_arithmetic(monkeypatch, devic
     ],
 )
 def test_memory_that_was_refused_is_known_by_every_name_it_has(error):
-    assert is_want_of_memory(error)
+    assert is_refused_allocation(error)
 
 
 @pytest.mark.parametrize(
     "error", [RuntimeError("no kernel image"), OSError(errno.ENOSPC, "no room"), ValueError()]
 )
 def test_other_errors_are_no_want_of_memory(error):
-    assert not is_want_of_memory(error)
+    assert not is_refused_allocation(error)
 
 
 def test_memory_that_the_cpu_does_not_give_is_known():
     with pytest.raises(RuntimeError) as refused:
         torch.empty(2**60, dtype=torch.uint8)
-    assert is_want_of_memory(refused.value)
+    assert is_refused_allocation(refused.value)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
+from loaders.cache import repository_folder
+from loaders.demo.repository import commit_branch, find_snapshot
 from loaders.errors import BackendError, NotEnoughMemoryError, RepositoryNotFoundError
 from loaders.named_variants import find_variants
 from loaders.records import Records
@@ -39,7 +43,17 @@ def test_a_branch_that_is_named_is_obeyed(tiny_repo: TinyRepositories):
 
 
 def test_a_repository_with_one_branch_leaves_nothing_to_choose(tiny_repo: TinyRepositories):
-    assert chosen(tiny_repo, tiny_repo.awq_repo) == Trial(variant=tiny_repo.awq_repo)
+    assert chosen(tiny_repo, tiny_repo.awq_repo) == Trial(variant=f"{tiny_repo.awq_repo}:main")
+
+
+def test_the_only_branch_in_a_cache_is_taken_whatever_its_name(tiny_repo, tmp_path):
+    name = "gptq-8bit-128g-actorder_True"
+    snapshot = find_snapshot(tiny_repo.cache_dir, tiny_repo.gptq_repo, name)
+    folder = tmp_path / "files"
+    shutil.copytree(snapshot, folder)
+    commit_branch(tmp_path, tiny_repo.gptq_repo, name, folder)
+    only = SimpleNamespace(cache_dir=tmp_path)
+    assert chosen(only, tiny_repo.gptq_repo).variant == f"{tiny_repo.gptq_repo}:{name}"
 
 
 def test_an_open_branch_is_planned_and_the_reason_told_in_one_line(tiny_repo: TinyRepositories):
@@ -87,6 +101,40 @@ def test_perplexity_that_was_measured_decides(tiny_repo: TinyRepositories, tmp_p
     trial = chosen(tiny_repo, tiny_repo.gptq_repo, cache_dir=tmp_path)
     assert trial.variant == f"{tiny_repo.gptq_repo}:main"
     assert "perplexity 9.00" in trial.reason
+
+
+def test_two_names_of_one_commit_fail_together(tiny_repo, tmp_path):
+    for name in ("main", "gptq-8bit-128g-actorder_True"):
+        folder = tmp_path / name
+        shutil.copytree(find_snapshot(tiny_repo.cache_dir, tiny_repo.gptq_repo, name), folder)
+        commit_branch(tmp_path, tiny_repo.gptq_repo, name, folder)
+    refs = repository_folder(tmp_path, tiny_repo.gptq_repo) / "refs"
+    (refs / "v1").write_text((refs / "gptq-8bit-128g-actorder_True").read_text())
+    both = SimpleNamespace(cache_dir=tmp_path)
+    first = chosen(both, tiny_repo.gptq_repo).variant
+    assert chosen(both, tiny_repo.gptq_repo, first).variant == f"{tiny_repo.gptq_repo}:main"
+
+
+def test_strict_takes_no_shorter_context(tiny_repo, monkeypatch):
+    monkeypatch.setattr(choice, "free_bytes", lambda place: 470_000_000)
+    settings = {"users": 64}
+    assert "this one reaches" in chosen(tiny_repo, tiny_repo.gptq_repo, **settings).reason
+    with pytest.raises(NotEnoughMemoryError, match="nothing fits"):
+        chosen(tiny_repo, tiny_repo.gptq_repo, strict=True, **settings)
+
+
+def test_smaller_keys_and_values_make_room(tiny_repo, monkeypatch):
+    monkeypatch.setattr(choice, "free_bytes", lambda place: 600_000_000)
+    wide = chosen(tiny_repo, tiny_repo.gptq_repo, users=64)
+    narrow = chosen(tiny_repo, tiny_repo.gptq_repo, users=64, kv_cache_dtype="fp8")
+    assert "nothing fits" in wide.reason
+    assert "nothing fits" not in narrow.reason
+
+
+def test_what_fits_nowhere_whole_is_shared_with_the_cpu_if_asked(tiny_repo, monkeypatch):
+    monkeypatch.setattr(choice, "free_bytes", lambda place: 100_000_000)
+    trial = chosen(tiny_repo, tiny_repo.gptq_repo, cpu_offload=True)
+    assert "a part stays on the CPU" in trial.reason
 
 
 def test_the_cpu_counts_what_is_free_of_it():

@@ -88,8 +88,33 @@ def test_kernels_that_all_failed_leave_the_next_branch():
     ladder = ladder_of()
     ladder.note(Trial(variant=MAIN, reason="best"))
     ladder.step_down(WRONG)
+    ladder.note(Trial(variant=MAIN))
     ladder.step_down(WRONG)
     assert ladder.attempt == Attempt(excluded_variants=(MAIN,))
+
+
+def test_branches_come_to_an_end():
+    """Where none is left, an engine fails before it tells what it tries."""
+    ladder = ladder_of()
+    ladder.note(Trial(variant=MAIN, reason="best"))
+    ladder.step_down(OUT_OF_MEMORY)
+    ladder.note(Trial(variant=SMALL, reason="next"))
+    assert ladder.step_down(OUT_OF_MEMORY) is not None
+    assert ladder.attempt == Attempt(excluded_variants=(MAIN, SMALL))
+    assert ladder.step_down(OUT_OF_MEMORY) is None
+    assert ladder.step_down(OUT_OF_MEMORY) is None
+
+
+def test_a_new_life_tries_everything_again():
+    ladder = ladder_of()
+    ladder.note(Trial(variant=MAIN, reason="best", max_model_len=4096))
+    ladder.step_down(OUT_OF_MEMORY)
+    ladder.begin()
+    assert (ladder.attempt, ladder.degraded) == (Attempt(variant=MAIN), None)
+    ladder.note(Trial(variant=MAIN))
+    ladder.step_down(OUT_OF_MEMORY)
+    ladder.begin()
+    assert (ladder.attempt, ladder.degraded) == (Attempt(), None)
 
 
 def test_numbers_and_kernels_that_were_asked_for_are_kept():

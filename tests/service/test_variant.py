@@ -44,6 +44,10 @@ class FakeSource:
         self.is_closed = False
         self.variant = "owner/name"
         self.degraded = None
+        self.num_lives = 0
+
+    def begin(self) -> None:
+        self.num_lives += 1
 
     async def start(self, on_progress: Callable[[Progress], None]) -> FakeHost:
         on_progress(Progress("pretending", 7.0))
@@ -325,5 +329,23 @@ def test_variant_is_not_loaded_while_it_is_being_unloaded():
         variant.load()
         await until_it_is(variant, VariantState.SERVING)
         await variant.unload(drain_limit_s=1, for_good=True)
+
+    run(test())
+
+
+def test_each_load_begins_anew_but_a_restart_does_not():
+    async def test() -> None:
+        source = FakeSource()
+        variant = Variant("m", source, VariantRules())
+        variant.load()
+        await until_it_is(variant, VariantState.SERVING)
+        source.hosts[0].die("it died")
+        await until(lambda: len(source.hosts) == 2)
+        assert source.num_lives == 1
+        await variant.unload(drain_limit_s=0, for_good=True)
+        variant.load()
+        await until_it_is(variant, VariantState.SERVING)
+        assert source.num_lives == 2
+        await variant.unload(drain_limit_s=0, for_good=True)
 
     run(test())

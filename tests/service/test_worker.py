@@ -54,6 +54,7 @@ def loaded(tmp_path_factory, tiny_tokenizer) -> LoadedModel:
             repo="owner/name",
             revision="main",
             commit="0123abc",
+            file=None,
             folder=tmp_path_factory.mktemp("empty"),
             backend="dense",
             dtype="float32",
