@@ -8,16 +8,15 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
+from loaders import named_variants
 from loaders.accelerators import parse_gpus
 from loaders.errors import RevisionNotFoundError
 from loaders.plan import choose, plan_variants
-from loaders.spec import parse_spec
 from service.cli import app
-from service.commands import plan as command
-from service.commands.plan import exit_code, only_named
+from service.commands.plan import exit_code
 from service.commands.plan_view import as_document, as_table
 from tests import published
-from tests.planned import awq_70b, gguf_13b, gptq_7b
+from tests.planned import awq_70b, gptq_7b
 
 BEST = "gptq-8bit-128g-actorder_True"
 
@@ -77,12 +76,15 @@ def test_a_named_branch_is_planned_alone(run):
     assert BEST not in result.output
 
 
-@pytest.mark.parametrize("name", [":mian", "@0123456789", "/file.gguf"])
-def test_a_branch_that_is_not_there_is_an_error_with_near_matches(run, name):
+@pytest.mark.parametrize(
+    ("name", "there"),
+    [(":mian", "main"), ("@0123456789", "main"), ("/file.gguf", "no GGUF file")],
+)
+def test_what_is_not_there_is_an_error_that_says_what_is(run, name, there):
     result = run(published.GPTQ_7B + name, "--gpu", "CARD:24GB")
     assert result.exit_code == 2
     assert "it has" in result.output
-    assert "main" in result.output
+    assert there in result.output
 
 
 @pytest.mark.parametrize("name", ["", "owner/nowhere", "a b", "owner/name/more"])
@@ -167,23 +169,11 @@ def command_view():
     return plan_view
 
 
-def test_a_gguf_variant_is_found_by_its_type_and_by_its_file():
-    variants = gguf_13b()
-    by_type = only_named(parse_spec(f"{published.GGUF_13B}:Q4_K_M"), variants)
-    by_file = only_named(
-        parse_spec(f"{published.GGUF_13B}/codellama-13b-python.Q4_K_M.gguf"), variants
-    )
-    assert [v.gguf_type for v in by_type] == [v.gguf_type for v in by_file] == ["Q4_K_M"]
-    assert len(only_named(parse_spec(f"{published.GGUF_13B}:main"), variants)) == len(variants)
-    with pytest.raises(RevisionNotFoundError, match=r"has no 'Q4_K_X'"):
-        only_named(parse_spec(f"{published.GGUF_13B}:Q4_K_X"), variants)
-
-
 def test_errors_of_the_hub_are_shown_as_text(run, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise RevisionNotFoundError("no \x1b[31mbranch")
 
-    monkeypatch.setattr(command, "find_variants", fail)
+    monkeypatch.setattr(named_variants, "find_variants", fail)
     result = run(published.GPTQ_7B)
     assert result.exit_code == 2
     assert "no ?[31mbranch" in result.output
