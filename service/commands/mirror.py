@@ -10,12 +10,12 @@ import typer
 
 from service.commands.fetching import (
     FAILED,
-    TokenOption,
     foreseen_ends,
     hub_access,
     progress_display,
     say,
 )
+from service.commands.looking import TokenOption  # noqa: TC001 - typer reads annotations
 from service.errors import SettingsError
 
 if TYPE_CHECKING:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path  # noqa: TC003  # typer reads annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.settings import config_file_from_environment, load_settings
+from service.commands.looking import CacheOption, OfflineOption, TokenOption, look, look_settings
 
 if TYPE_CHECKING:
     from loaders.plan import Choice, Prefer
@@ -54,16 +53,14 @@ def plan(
         str, typer.Option(metavar="WHAT", help="`quality`, `speed` or `memory`, among what fits.")
     ] = "quality",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    cache_dir: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Where checkpoints and records lie."),
-    ] = None,
+    token: TokenOption = None,
+    cache_dir: CacheOption = None,
+    offline: OfflineOption = False,
 ) -> None:
     """Say which variant to take for a device, what each one needs there, and why."""
     from loaders.errors import LoadError
 
-    flags = {} if cache_dir is None else {"cache_dir": cache_dir}
-    settings = load_settings(flags, config_file_from_environment())
+    settings = look_settings(token=token, cache_dir=cache_dir, offline=offline)
     try:
         choice, output = _answer(
             repo, settings, gpu=gpu, context=context, users=users, prefer=prefer, as_json=as_json
@@ -93,7 +90,6 @@ def _answer(
     as_json: bool,
 ) -> tuple[Choice, str]:
     from loaders.accelerators import parse_gpus
-    from loaders.named_variants import find_variants
     from loaders.plan import choose, plan_variants
     from loaders.records import Records
     from loaders.spec import parse_spec
@@ -102,15 +98,12 @@ def _answer(
     preference = _preference(prefer)
     devices = parse_gpus(gpu)
     spec = parse_spec(repo)
-    token = settings.hub_token
-    variants = find_variants(
-        spec,
-        cache_dir=settings.cache_dir,
-        token=None if token is None else token.get_secret_value(),
-        local_files_only=settings.local_files_only,
-    )
     planned = plan_variants(
-        variants, devices, context=context, users=users, records=Records(settings.cache_dir)
+        look(spec, settings),
+        devices,
+        context=context,
+        users=users,
+        records=Records(settings.cache_dir),
     )
     choice = choose(planned, preference)
     if as_json:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -10,12 +13,14 @@ from typer.testing import CliRunner
 
 from loaders import named_variants
 from loaders.accelerators import parse_gpus
+from loaders.card import MAX_CARD_BYTES
 from loaders.errors import RevisionNotFoundError
 from loaders.plan import choose, plan_variants
 from service.cli import app
 from service.commands.plan import exit_code
 from service.commands.plan_view import as_document, as_table
 from tests import published
+from tests.hub_server import HubRepository
 from tests.planned import awq_70b, gptq_7b
 
 BEST = "gptq-8bit-128g-actorder_True"
@@ -32,10 +37,11 @@ def cache(tmp_path_factory):
 @pytest.fixture
 def run(cache, monkeypatch):
     """Run `tetrad plan` with arguments; the hub is off."""
-    monkeypatch.setenv("TETRAD_LOCAL_FILES_ONLY", "1")
+    monkeypatch.setattr("service.commands.looking.set_up_logs", lambda _: None)
 
     def run_plan(*arguments):
-        return CliRunner().invoke(app, ["plan", *arguments, "--cache-dir", str(cache)])
+        options = ("--offline", "--cache-dir", str(cache))
+        return CliRunner().invoke(app, ["plan", *arguments, *options])
 
     return run_plan
 
@@ -177,3 +183,33 @@ def test_errors_of_the_hub_are_shown_as_text(run, monkeypatch):
     result = run(published.GPTQ_7B)
     assert result.exit_code == 2
     assert "no ?[31mbranch" in result.output
+
+
+@pytest.mark.slow
+def test_json_stays_json_where_something_is_logged(tmp_path):
+    files = published.gptq_files(published.CODELLAMA_7B, published.GPTQ_BRANCHES[0])
+    branch = {**files, "README.md": bytes(MAX_CARD_BYTES + 1)}
+    published.write_cache(tmp_path, published.GPTQ_7B, HubRepository({"main": branch}))
+    arguments = (published.GPTQ_7B, "--gpu", "CARD:24GB", "--json", "--offline")
+    done = subprocess.run(
+        [sys.executable, "-c", "from service.cli import main; main()", "plan", *arguments],
+        env={**os.environ, "TETRAD_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert json.loads(done.stdout)["exit_code"] == done.returncode == 0
+    assert "card_cut" in done.stderr
+
+
+def test_a_private_repository_is_planned_with_a_token(run, monkeypatch):
+    given = {}
+
+    def find(*_, **access):
+        given.update(access)
+        return gptq_7b()
+
+    monkeypatch.setattr(named_variants, "find_variants", find)
+    assert run(published.GPTQ_7B, "--gpu", "CARD:24GB", "--token", "hf_secret").exit_code == 0
+    assert (given["token"], given["local_files_only"]) == ("hf_secret", True)
