@@ -127,6 +127,7 @@ def _users(count: int) -> str:
 
 def _lines(devices: Devices, planned: PlannedVariants, choice: Choice) -> Iterator[str]:
     yield "x1, x4, x16: the longest context in tokens that fits for so many users at once."
+    yield from _unverified(planned)
     yield ""
     if choice.plan is None:
         yield f"Nothing to take for {printable(str(devices))}: {printable(choice.reason)}"
@@ -138,6 +139,14 @@ def _lines(devices: Devices, planned: PlannedVariants, choice: Choice) -> Iterat
         yield from _details(choice.plan)
     if planned.plans:
         yield from _engines(planned)
+
+
+def _unverified(planned: PlannedVariants) -> Iterator[str]:
+    """Say whose memory no device has confirmed; every number of a row hangs on it."""
+    names = [name_of(plan.variant) for plan in planned.plans if plan.measured is None]
+    if names:
+        whose = "all" if len(names) == len(planned.plans) else ", ".join(names)
+        yield f"Memory is unverified (predicted, not measured on such a device) of: {whose}."
 
 
 def _details(plan: Plan) -> Iterator[str]:

@@ -15,7 +15,7 @@ from loaders import named_variants
 from loaders.accelerators import parse_gpus
 from loaders.card import MAX_CARD_BYTES
 from loaders.errors import RevisionNotFoundError
-from loaders.plan import choose, plan_variants
+from loaders.plan import MeasuredMemory, PlannedVariants, choose, plan_variants
 from service.cli import app
 from service.commands.plan import exit_code
 from service.commands.plan_view import as_document, as_table
@@ -137,6 +137,26 @@ def test_without_a_choice_the_document_says_why():
     assert exit_code(choice) == 4
     nothing = plan_variants([], devices)
     assert as_document("repo", devices, nothing, choose(nothing), "quality")["variants"] == []
+
+
+def test_where_nothing_fits_the_numbers_are_marked_as_predicted(run):
+    result = run(published.GPTQ_7B, "--gpu", "CARD:2GB")
+    assert result.exit_code == 4
+    assert "unverified (predicted, not measured on such a device) of: all." in result.output
+
+
+def test_what_was_measured_is_not_called_unverified():
+    devices = parse_gpus("CARD:24GB")
+    main, *others = plan_variants(gptq_7b(), devices).plans
+    measured = replace(main, measured=MeasuredMemory(10, 10, "2026-11-01"))
+    planned = PlannedVariants((measured, *others), ())
+    line = next(
+        line
+        for line in as_table(devices, planned, choose(planned)).splitlines()
+        if "is unverified" in line
+    )
+    assert "main" not in line
+    assert BEST in line
 
 
 def test_several_gpus_are_shown_one_by_one_with_what_is_not_done_yet():
