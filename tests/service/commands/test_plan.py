@@ -11,14 +11,16 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
-from loaders import named_variants
-from loaders.accelerators import parse_gpus
+from loaders import accelerators, named_variants
+from loaders.accelerators import GIB, FoundDevice
 from loaders.card import MAX_CARD_BYTES
 from loaders.errors import RevisionNotFoundError
-from loaders.plan import MeasuredMemory, PlannedVariants, choose, plan_variants
+from loaders.plan import MeasuredMemory, PlannedVariants
 from service.cli import app
 from service.commands.plan import exit_code
 from service.commands.plan_view import as_document, as_table
+from service.commands.planning import Question, answer
+from service.settings import Settings
 from tests import published
 from tests.hub_server import HubRepository
 from tests.planned import awq_70b, gptq_7b
@@ -127,16 +129,18 @@ def test_json_says_all_of_it(run):
         assert entry["verified"] is False
 
 
+def answered(variants, gpu="CARD:24GB", **settings):
+    question = Question(gpu, context=None, users=None, prefer=None)
+    return answer(question, Settings(**settings), lambda: variants)
+
+
 def test_without_a_choice_the_document_says_why():
-    devices = parse_gpus("CARD:2GB")
-    planned = plan_variants(gptq_7b(), devices)
-    choice = choose(planned)
-    document = as_document("repo", devices, planned, choice, "quality")
+    nothing_fits = answered(gptq_7b(), "CARD:2GB")
+    document = as_document("repo", nothing_fits)
     assert document["choice"] is None
     assert document["reason"].startswith("nothing fits")
-    assert exit_code(choice) == 4
-    nothing = plan_variants([], devices)
-    assert as_document("repo", devices, nothing, choose(nothing), "quality")["variants"] == []
+    assert exit_code(nothing_fits) == 4
+    assert as_document("repo", answered([]))["variants"] == []
 
 
 def test_where_nothing_fits_the_numbers_are_marked_as_predicted(run):
@@ -146,44 +150,79 @@ def test_where_nothing_fits_the_numbers_are_marked_as_predicted(run):
 
 
 def test_what_was_measured_is_not_called_unverified():
-    devices = parse_gpus("CARD:24GB")
-    main, *others = plan_variants(gptq_7b(), devices).plans
+    found = answered(gptq_7b())
+    main, *others = found.planned.plans
     measured = replace(main, measured=MeasuredMemory(10, 10, "2026-11-01"))
-    planned = PlannedVariants((measured, *others), ())
-    line = next(
-        line
-        for line in as_table(devices, planned, choose(planned)).splitlines()
-        if "is unverified" in line
-    )
+    table = as_table(replace(found, planned=PlannedVariants((measured, *others), ())))
+    line = next(line for line in table.splitlines() if "is unverified" in line)
     assert "main" not in line
     assert BEST in line
 
 
-def test_several_gpus_are_shown_one_by_one_with_what_is_not_done_yet():
-    devices = parse_gpus("2xA10G:24GB")
-    planned = plan_variants(awq_70b(), devices)
-    table = as_table(devices, planned, choose(planned))
+def test_several_gpus_are_shown_one_by_one_and_that_an_engine_takes_one():
+    found = answered(awq_70b(), "2xA10G:24GB")
+    table = as_table(found)
     assert "device 0:" in table
     assert "device 1:" in table
     assert "pipeline over layers" in table
-    assert "the engine runs on one GPU today" in table
+    assert "Take main" in table
+    assert "`tetrad serve` runs on one today and cannot do this" in table
+    assert as_document("repo", found)["choice"]["needs_several_gpus"]
+    assert exit_code(found) == 4
+
+
+def test_what_fits_one_of_several_gpus_can_be_served():
+    found = answered(gptq_7b(), "2xA10G:24GB")
+    assert "cannot do this" not in as_table(found)
+    assert exit_code(found) == 0
+
+
+def test_what_no_option_says_comes_from_the_settings():
+    found = answered(gptq_7b(), max_model_len=2048, users=3, prefer="memory")
+    document = as_document("repo", found)
+    assert document["asked"] == {"context": 2048, "users": 3, "prefer": "memory"}
+    assert "least memory" in document["reason"]
+    small_share = answered(gptq_7b(), gpu_memory_utilization=0.1)
+    assert small_share.choice.plan is None
+    assert answered(gptq_7b(), gpu_memory_utilization=0.9).choice.plan is not None
+
+
+def test_auto_plans_for_what_is_free_where_an_engine_would_run(monkeypatch):
+    gpus = [FoundDevice("NVIDIA A10G", f"GPU-{i}", 24 * GIB, 10**9 * i) for i in (9, 15)]
+    monkeypatch.setattr(accelerators, "found_by_driver", lambda: gpus)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    hidden = answered(gptq_7b(), "auto")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    both = answered(gptq_7b(), "auto")
+    assert [f.devices.memory_bytes for f in (hidden, both)] == [9 * 10**9, 15 * 10**9]
+    assert hidden.choice.plan.max_context[1] < both.choice.plan.max_context[1]
+    assert (
+        both.choice.plan.max_context[16] < answered(gptq_7b(), "A10G").choice.plan.max_context[16]
+    )
+
+
+def test_auto_asks_no_pytorch_what_this_machine_has():
+    script = """
+import sys
+sys.modules["torch"] = None
+from service.commands.planning import Question, answer
+from service.settings import Settings
+answer(Question("auto", None, None, None), Settings(), list)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
 def test_names_from_a_hub_cannot_steer_the_terminal():
     evil = replace(gptq_7b()[0], revision="\x1b[2J[bold]x[/bold]\u202e")
     refused = replace(gptq_7b()[1], revision="b\x07", refusal="\x1b]0;owned\x07")
-    devices = parse_gpus("CA\x1bRD:24GB")
-    planned = plan_variants([evil, refused], devices)
-    table = as_table(devices, planned, choose(planned))
+    table = as_table(answered([evil, refused], "CA\x1bRD:24GB"))
     assert "?[2J[bold]x[/bold]?" in table
     assert not {"\x1b", "\x07", "\u202e"} & set(table)
 
 
 def test_a_narrow_terminal_gets_fewer_columns(monkeypatch):
-    devices = parse_gpus("CARD:24GB")
-    planned = plan_variants(gptq_7b(), devices)
     monkeypatch.setattr(command_view(), "_WIDTH_OF_FILES", 80)
-    table = as_table(devices, planned, choose(planned))
+    table = as_table(answered(gptq_7b()))
     head = next(line for line in table.splitlines() if "variant" in line)
     assert "kernel" not in head
     assert len(head.rstrip()) <= 80
