@@ -32,6 +32,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loaders.plan import SHOWN_USERS
+from service.commands.planning import NEEDS_SEVERAL
 from service.commands.text import printable
 
 if TYPE_CHECKING:
@@ -45,9 +46,6 @@ if TYPE_CHECKING:
 
 _WIDTH_OF_FILES = 140  # where no terminal says how wide it is
 _WIDE = 120  # below it the table leaves out what the details say anyway
-NEEDS_SEVERAL = (
-    "It needs more than one GPU: `tetrad serve` runs on one today and cannot do this (exit code 4)."
-)
 _PARTS = (
     ("weights", "weights, as the kernels hold them"),
     ("kv_cache", "KV cache"),

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from loaders.variants import Variant
     from service.settings import Settings
 
+NEEDS_SEVERAL = "It needs more than one GPU; `tetrad serve` runs on one today and cannot do this."
+
 GpuOption = Annotated[
     str,
     typer.Option(
