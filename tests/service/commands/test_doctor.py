@@ -38,6 +38,12 @@ def test_lines_say_how_bad_what_and_which_command():
     assert told == f"fix     gpu           driver [red]old\n{'':22}→ install"
 
 
+def test_what_a_file_or_a_hub_says_cannot_steer_the_terminal():
+    told = as_line(fix("variant", "a\x1b[2J\nb", "tetrad download \x9b1m")).plain
+    assert not {"\x1b", "\x9b"} & set(told)
+    assert "a?[2J b" in told
+
+
 def test_exit_code_is_1_where_something_must_be_fixed():
     assert exit_code([ok("a", "b"), warning("a", "b")]) == 0
     assert exit_code([ok("a", "b"), fix("a", "b", "c")]) == 1
