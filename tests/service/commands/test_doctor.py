@@ -14,6 +14,7 @@ import pytest
 from service.commands.doctor import as_line, exit_code
 from service.doctor.finding import fix, ok, warning
 from tests.hub_server import HubRepository, running_hub
+from tests.published import GptqBranch, LlamaShape, gptq_files
 
 ROOT = Path(__file__).parents[3]
 
@@ -63,12 +64,13 @@ def test_without_a_network_a_sound_machine_is_fine(tmp_path):
 @pytest.mark.slow
 def test_with_a_hub_a_variants_size_a_refused_token_and_a_taken_port_are_found(tmp_path):
     with running_hub() as hub, socket.create_server(("127.0.0.1", 0)) as taken:
-        files = {"config.json": b"{}", "model.safetensors": b"weights"}
+        shape = LlamaShape(64, 2, 128, 100, kv_heads=2, heads=4, head_dim=16)
+        files = gptq_files(shape, GptqBranch("main", 4, 32, desc_act=True, gigabytes="0.01"))
         hub.repositories["someone/model"] = HubRepository({"main": files})
         port = str(taken.getsockname()[1])
         done = doctor(
             tmp_path,
-            *("someone/model", "--json", "--port", port),
+            *("someone/model", "--json", "--port", port, "--device", "cpu"),
             HF_ENDPOINT=hub.url,
             HF_HUB_DISABLE_TELEMETRY="1",
             TETRAD_HUB_TOKEN="hf_secret",
