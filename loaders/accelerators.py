@@ -8,6 +8,7 @@ are on the box. Nothing here needs a GPU, a driver or PyTorch.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import shutil
 import subprocess
@@ -29,6 +30,7 @@ _UNITS = {"mb": MIB, "mib": MIB, "m": MIB, "gb": GIB, "gib": GIB, "g": GIB, "": 
 _DEVICES = re.compile(
     r"(?:(?P<count>\d{1,4})\s*[x×]\s*)?(?P<name>[^:]{1,80}?)(?::(?P<size>.{0,40}))?"
 )
+_ENGINE_DEVICE = re.compile(r"auto|cpu|cuda(:(?P<index>\d{1,4}))?")
 _FORMS = "use A10G, 2xA10G:24GB, NAME:SIZE for a card that is not in the table, cpu, cpu:16GB, auto"
 
 
@@ -50,14 +52,27 @@ class Devices:
     kind: DeviceKind
     name: str  # of the card; "cpu"
     count: int
-    memory_bytes: int  # of each; of this machine's CPU what is free
+    memory_bytes: int  # of each; of this machine's own what is free
     bandwidth: int | None = None  # 10^9 bytes a second; None where it is not known
     compute_capability: tuple[int, int] | None = None
+    total_bytes: int | None = None  # of each, where others may hold a part of it
 
     @property
     def one(self) -> Devices:
         """One of them: what an engine runs on."""
         return replace(self, count=1)
+
+    def lasting_share(self, gpu_memory_utilization: float) -> float:
+        """Which share of `memory_bytes` weights and KV cache may take for good.
+
+        gpu_memory_utilization: what they may take of the whole card, what others hold included.
+        """
+        if self.kind == "cpu":
+            return 1.0
+        if self.total_bytes is None:
+            return gpu_memory_utilization
+        lasting = self.memory_bytes - (1 - gpu_memory_utilization) * self.total_bytes
+        return max(0.0, lasting / self.memory_bytes) if self.memory_bytes else 0.0
 
     def __str__(self) -> str:
         times = f"{self.count} x " if self.count > 1 else ""
@@ -110,13 +125,21 @@ class FoundDevice:
     """A GPU of this machine, as its driver tells."""
 
     name: str
+    uuid: str  # "GPU-8f3a…"
     memory_bytes: int
+    free_bytes: int
 
 
-def parse_gpus(text: str, *, probe: Callable[[], Sequence[FoundDevice]] | None = None) -> Devices:
-    """Read what `--gpu` says; `probe` lists this machine's GPUs, for `auto`.
+def parse_gpus(
+    text: str,
+    *,
+    engine_device: str = "auto",
+    probe: Callable[[], Sequence[FoundDevice]] | None = None,
+) -> Devices:
+    """Read what `--gpu` says; `auto` is what an engine would run on here.
 
-    Raises InvalidDeviceError, with near matches, for what cannot be understood.
+    engine_device: the setting `device`; probe: lists the GPUs that programs may use. Raises
+    InvalidDeviceError, with near matches, for what cannot be understood.
     """
     match = _DEVICES.fullmatch(text.strip())
     if match is None:
@@ -125,7 +148,7 @@ def parse_gpus(text: str, *, probe: Callable[[], Sequence[FoundDevice]] | None =
     if name.lower() == "auto":
         if size is not None or match["count"]:
             raise InvalidDeviceError(f"auto is what this machine has, {text!r} says more; {_FORMS}")
-        return this_machine(probe or found_by_driver)
+        return this_machine(engine_device, probe or visible_gpus)
     count = _count(match["count"], text)
     if name.lower() == "cpu":
         if count != 1:
@@ -134,24 +157,70 @@ def parse_gpus(text: str, *, probe: Callable[[], Sequence[FoundDevice]] | None =
     return _named(name, None if size is None else _size(size, text), count)
 
 
-def this_machine(probe: Callable[[], Sequence[FoundDevice]]) -> Devices:
-    """Describe what this machine has: its GPUs, else the memory that is free for its CPU.
+def this_machine(asked: str, probe: Callable[[], Sequence[FoundDevice]]) -> Devices:
+    """Describe where an engine would run on this machine: one GPU with what is free, or the CPU.
 
-    Of unlike GPUs every one counts as the smallest, since each gets an equal share.
+    asked: auto, cpu or cuda:0, as the setting `device`; of several GPUs, auto is the one with the
+    most memory free. Raises InvalidDeviceError.
     """
-    found = probe()
-    if not found:
+    match = _ENGINE_DEVICE.fullmatch(asked)
+    if match is None:
+        raise InvalidDeviceError(f"device {asked!r} is not supported; use auto, cpu or cuda:0")
+    found = [] if asked == "cpu" else probe()
+    if asked == "cpu" or (asked == "auto" and not found):
         return Devices("cpu", "cpu", 1, cpu_free_bytes())
-    smallest = min(found, key=lambda device: device.memory_bytes)
-    card = find_card(smallest.name, smallest.memory_bytes)
+    if asked == "auto":
+        return _as_devices(max(found, key=lambda device: device.free_bytes))
+    index = int(match["index"] or 0)
+    if index >= len(found):
+        raise InvalidDeviceError(
+            f"device {asked} was asked for, the driver tells of {len(found)} that may be used"
+        )
+    return _as_devices(found[index])
+
+
+def _as_devices(found: FoundDevice) -> Devices:
+    card = find_card(found.name, found.memory_bytes)
     return Devices(
         "cuda",
-        smallest.name,
-        len(found),
-        smallest.memory_bytes,
+        found.name,
+        1,
+        found.free_bytes,
         card.bandwidth if card else None,
         card.compute_capability if card else None,
+        total_bytes=found.memory_bytes,
     )
+
+
+def visible_gpus() -> list[FoundDevice]:
+    """List the GPUs that CUDA shows to programs; none where there is no driver.
+
+    nvidia-smi lists them all, so CUDA_VISIBLE_DEVICES is applied here: numbers (in nvidia-smi's
+    order) or beginnings of UUIDs; what follows the first that does not exist is hidden, as CUDA
+    does it. Raises InvalidDeviceError for a slice of a card, whose size is not told.
+    """
+    found = found_by_driver()
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if wanted is None or not found:
+        return found
+    visible: list[FoundDevice] = []
+    for name in (part.strip() for part in wanted.split(",")):
+        if name.startswith("MIG-"):
+            raise InvalidDeviceError(
+                "CUDA_VISIBLE_DEVICES names a slice of a card; say its size, as in --gpu MIG:10GB"
+            )
+        device = _by_name(found, name)
+        if device is None or device in visible:
+            break
+        visible.append(device)
+    return visible
+
+
+def _by_name(found: Sequence[FoundDevice], name: str) -> FoundDevice | None:
+    if name.isdecimal() and name.isascii():
+        return found[int(name)] if int(name) < len(found) else None
+    matching = [device for device in found if name and device.uuid.startswith(name)]
+    return matching[0] if len(matching) == 1 else None
 
 
 def found_by_driver() -> list[FoundDevice]:
@@ -159,7 +228,8 @@ def found_by_driver() -> list[FoundDevice]:
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
-    query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    fields = "name,uuid,memory.total,memory.free"
+    query = [program, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -170,9 +240,10 @@ def found_by_driver() -> list[FoundDevice]:
 def _read_query(answer: str) -> list[FoundDevice]:
     found = []
     for line in answer.splitlines():
-        name, _, mib = line.rpartition(",")
-        if mib.strip().isdecimal():
-            found.append(FoundDevice(name.strip(), int(mib) * MIB))
+        name, *rest = (field.strip() for field in line.rsplit(",", 3))
+        if len(rest) == 3 and all(mib.isdecimal() for mib in rest[1:]):
+            uuid, total, free = rest
+            found.append(FoundDevice(name, uuid, int(total) * MIB, int(free) * MIB))
     return found
 
 

@@ -52,7 +52,7 @@ def mirror(
     branches: Sequence[str] | None,
     access: HubAccess,
     *,
-    choose: Callable[[], Sequence[str]] | None = None,
+    choose: Callable[[], Sequence[VariantSpec]] | None = None,
     tell_variant: Callable[[str], None] = lambda _: None,
 ) -> Sequence[MirroredVariant]:
     """Fetch branches (or GGUF files, or quantisations) into the mirror `access.cache_dir`.
@@ -63,8 +63,10 @@ def mirror(
     if branches is None:
         if choose is None:
             raise ValueError("no branches, and nobody to choose them")
-        branches = choose()
-    for spec in [_spec(repo, branch) for branch in branches]:
+        specs = choose()
+    else:
+        specs = [_spec(repo, branch) for branch in branches]
+    for spec in specs:
         tell_variant(str(spec))
         snapshot = download(spec, access)
         _add(access.cache_dir, _describe(spec, access.cache_dir, str(snapshot.commit)))
@@ -125,7 +127,12 @@ def _damage_of(
 
 def _spec(repo: str, branch: str) -> VariantSpec:
     is_file = ".gguf" in branch.lower()
-    spec = parse_spec(f"{repo}/{branch}" if is_file else f"{repo}:{branch}")
+    return spec_on_hub(f"{repo}/{branch}" if is_file else f"{repo}:{branch}")
+
+
+def spec_on_hub(text: str) -> VariantSpec:
+    """Parse a name. Raises InvalidSpecError for what lies on this machine, so needs no mirror."""
+    spec = parse_spec(text)
     if spec.folder is not None:
         raise InvalidSpecError(f"{spec.folder} is on this machine; name a repository on the hub")
     return spec

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 from loaders.errors import RevisionNotFoundError
 from loaders.opening import open_repository
+from loaders.selection import find_quantisation
 from loaders.variants import list_variants
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from loaders.repository import RepositoryFiles
+    from loaders.repository import RepositoryFiles, Revision
     from loaders.spec import VariantSpec
     from loaders.variants import Variant
 
@@ -37,23 +38,37 @@ def find_variants(
 
 
 def list_named(repository: RepositoryFiles, spec: VariantSpec) -> Sequence[Variant]:
-    """List the variants that a name means; `repo:Q4_K_M` may name a GGUF file's type.
+    """List the variants that a name means; `repo:Q4_K_M` may name a GGUF file's quantisation.
 
     Raises LoadError.
     """
     if spec.revision is None and spec.file is None:
         return list_variants(repository)
-    try:
-        found = list_variants(repository, revisions=[repository.find_revision(spec.revision)])
-    except RevisionNotFoundError:
-        wanted = str(spec.revision).upper()
-        found = [v for v in list_variants(repository) if v.gguf_type == wanted]
-        if not found:
-            raise
-    if spec.file is None:
+    revision, file = _resolve(repository, spec)
+    found = list_variants(repository, revisions=[revision])
+    if file is None:
         return found
-    named = [v for v in found if v.file == spec.file]
+    named = [v for v in found if v.file == file]
     if not named:
         there = ", ".join(sorted(v.file for v in found if v.file)[:_MAX_NAMES]) or "no GGUF file"
-        raise RevisionNotFoundError(f"{spec.repo} has no file {spec.file!r}; it has {there}")
+        raise RevisionNotFoundError(f"{spec.repo} has no file {file!r}; it has {there}")
     return named
+
+
+def _resolve(repository: RepositoryFiles, spec: VariantSpec) -> tuple[Revision, str | None]:
+    """Find the revision and the file, by the rule that downloads follow, too.
+
+    A revision that does not exist may be a quantisation in the name of one of the default branch's
+    files. Raises RevisionNotFoundError, also where several files have it.
+    """
+    try:
+        return repository.find_revision(spec.revision), spec.file
+    except RevisionNotFoundError:
+        if spec.file is not None:
+            raise
+        default = repository.find_revision(None)
+        paths = [file.path for file in repository.files(default)]
+        file = find_quantisation(paths, str(spec.revision))
+        if file is None:
+            raise
+        return default, file

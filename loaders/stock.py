@@ -75,12 +75,16 @@ def hand_to_transformers(config: PreTrainedConfig, raw_config: Mapping[str, Any]
             " describes nothing; use --backend auto"
         )
     method = str(settings.get("quant_method"))
-    missing = [name for name in _PACKAGES.get(method, ()) if find_spec(name) is None]
-    if missing:
+    if missing := absent_packages(method):
         raise missing_packages(method, missing)
     # Packed as they are, compressed-tensors' layers compute only inside Transformers' own forward.
     extra = {"dequantize": True} if method == "compressed-tensors" else {}
     config.quantization_config = {**settings, **extra}
+
+
+def absent_packages(method: str) -> list[str]:
+    """Name the packages that a method of quantisation needs and that are not installed."""
+    return [name for name in _PACKAGES.get(method, ()) if find_spec(name) is None]
 
 
 def missing_packages(method: str, names: Sequence[str]) -> BackendError:

@@ -11,6 +11,7 @@ import structlog
 from rich.console import Console
 from rich.text import Text
 
+from service.commands.text import printable
 from service.doctor.examine import checks, examine
 from service.doctor.finding import Finding, Level
 
@@ -45,14 +46,14 @@ def _print_lines(findings: Iterable[Finding]) -> int:
 
 
 def as_line(finding: Finding) -> Text:
-    """Write a finding on one line, and what mends it on the next; nothing found is markup."""
+    """Write a finding on one line, and what mends it on the next; nothing found steers it."""
     line = Text.assemble(
         (f"{finding.level.value:<8}", _STYLES[finding.level]),
         f"{finding.name:<14}",
-        " ".join(finding.found.split()),
+        printable(finding.found),
     )
     if finding.command is not None:
-        line.append(f"\n{'':22}→ {finding.command}")
+        line.append(f"\n{'':22}→ {printable(finding.command)}")
     return line
 
 

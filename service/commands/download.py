@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.commands.fetching import TokenOption, foreseen_ends, hub_access, progress_display, say
+from service.commands.fetching import foreseen_ends, hub_access, progress_display, say
+from service.commands.looking import TokenOption  # noqa: TC001 - typer reads annotations
 
 if TYPE_CHECKING:
     from loaders.hub import HubAccess, Snapshot

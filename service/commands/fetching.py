@@ -7,7 +7,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
@@ -36,12 +36,6 @@ if TYPE_CHECKING:
 FAILED = 2
 INTERRUPTED = 130  # 128 and SIGINT's number, as shells count
 _LINE_EVERY_S = 5.0  # where standard error is no terminal
-
-
-TokenOption = Annotated[
-    str | None,
-    typer.Option(metavar="TOKEN", help="The hub's token. (TETRAD_HUB_TOKEN, HF_TOKEN)"),
-]
 
 
 def hub_access(cache_dir: Path | None, token: str | None, shown: ProgressDisplay) -> HubAccess:

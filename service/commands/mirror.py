@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path  # noqa: TC003  # typer reads annotations
 from typing import TYPE_CHECKING, Annotated
@@ -10,16 +11,27 @@ import typer
 
 from service.commands.fetching import (
     FAILED,
-    TokenOption,
     foreseen_ends,
     hub_access,
     progress_display,
     say,
 )
+from service.commands.looking import TokenOption  # noqa: TC001 - typer reads annotations
+from service.commands.planning import (
+    NEEDS_SEVERAL,
+    ContextOption,
+    GpuOption,
+    PreferOption,
+    Question,
+    UsersOption,
+    answer,
+)
 from service.errors import SettingsError
+from service.settings import config_file_from_environment, load_settings
 
 if TYPE_CHECKING:
     from loaders.hub import HubAccess
+    from loaders.spec import VariantSpec
 
 DEFAULT_BRANCH = "main"
 AUTO = "auto"  # a word for the choice of a plan; no branch is called so
@@ -40,13 +52,10 @@ def mirror(
             "that `tetrad plan` chooses.",
         ),
     ] = DEFAULT_BRANCH,
-    gpu: Annotated[
-        str,
-        typer.Option(
-            metavar="DEVICE",
-            help="What `--branches auto` chooses for, as in `tetrad plan`; `auto` is this machine.",
-        ),
-    ] = "auto",
+    gpu: GpuOption = "auto",
+    context: ContextOption = None,
+    users: UsersOption = None,
+    prefer: PreferOption = None,
     token: TokenOption = None,
     check: Annotated[
         Path | None,
@@ -57,7 +66,8 @@ def mirror(
     if check is not None and repo is None:
         _check(check)
     elif check is None and repo is not None and folder is not None:
-        _mirror(repo, _names(branches), folder, token, gpu)
+        question = Question(gpu, context, users, prefer)
+        _mirror(repo, _names(branches), folder, token, question)
     else:
         raise SettingsError("use `tetrad mirror REPO FOLDER`, or `tetrad mirror --check FOLDER`")
 
@@ -76,35 +86,40 @@ def _names(branches: str) -> list[str] | None:
 
 
 def _mirror(
-    repo: str, branches: list[str] | None, folder: Path, token: str | None, gpu: str
+    repo: str, branches: list[str] | None, folder: Path, token: str | None, question: Question
 ) -> None:
     from loaders.mirror import mirror as fetch_all
 
     with foreseen_ends(), progress_display() as shown:
         access = hub_access(folder, token, shown)
-        choose = partial(_plan, repo, gpu, access)
+        choose = partial(_choose, repo, question, access)
         held = fetch_all(repo, branches, access, choose=choose, tell_variant=shown.begin)
     for variant in held:
         typer.echo(f"{variant.spec} is at commit {variant.commit}")
     typer.echo(f"Serve one with: tetrad serve VARIANT --cache-dir {folder} --local-files-only")
 
 
-def _plan(repo: str, gpu: str, access: HubAccess) -> list[str]:
+def _choose(repo: str, question: Question, access: HubAccess) -> list[VariantSpec]:
     """Choose the variant to mirror, and say why."""
-    from loaders.accelerators import parse_gpus
     from loaders.errors import NotEnoughMemoryError
+    from loaders.mirror import spec_on_hub
     from loaders.named_variants import find_variants
-    from loaders.plan import choose, plan_variants
-    from loaders.spec import parse_spec
 
-    devices = parse_gpus(gpu)
-    variants = find_variants(parse_spec(repo), cache_dir=access.cache_dir, token=access.token)
-    choice = choose(plan_variants(variants, devices))
+    spec = spec_on_hub(repo)
+    # Not with the mirror as its cache: what was measured is on record in the user's own.
+    settings = load_settings({}, config_file_from_environment())
+    find = partial(find_variants, spec, cache_dir=access.cache_dir, token=access.token)
+    answered = answer(question, settings, find)
+    choice = answered.choice
     if choice.plan is None:
-        raise NotEnoughMemoryError(f"{repo} on {devices}: {choice.reason}; name what to mirror")
+        raise NotEnoughMemoryError(
+            f"{repo} on {answered.devices}: {choice.reason}; name what to mirror"
+        )
     chosen = choice.plan.variant
     say(f"{chosen.spec}: {choice.reason}")
-    return [chosen.file or chosen.revision or DEFAULT_BRANCH]
+    if answered.needs_several_gpus:
+        say(NEEDS_SEVERAL)
+    return [replace(spec, revision=chosen.revision, file=chosen.file)]
 
 
 def _check(folder: Path) -> None:

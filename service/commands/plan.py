@@ -1,22 +1,32 @@
 """`tetrad plan`: which variant of a repository to take for a device, and why not the others.
 
 Works without a GPU and downloads no weights. Exit codes: 0 it fits, 3 only with a shorter context,
-4 nothing fits, 2 something was wrong with the question.
+4 nothing fits, or only over several GPUs, which `tetrad serve` does not do yet, 2 something was
+wrong with the question.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path  # noqa: TC003  # typer reads annotations
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.settings import config_file_from_environment, load_settings
+from service.commands.looking import CacheOption, OfflineOption, TokenOption, look, look_settings
+from service.commands.planning import (
+    Answer,
+    ContextOption,
+    GpuOption,
+    PreferOption,
+    Question,
+    UsersOption,
+    answer,
+)
+from service.commands.text import printable
 
 if TYPE_CHECKING:
-    from loaders.plan import Choice, Prefer
     from service.settings import Settings
 
 FITS, WRONG_QUESTION, FITS_SHORTENED, FITS_NOT = 0, 2, 3, 4
@@ -30,106 +40,43 @@ def plan(
             help="Repository or folder; with `:branch`, `@commit` or `/file.gguf` only that one.",
         ),
     ],
-    gpu: Annotated[
-        str,
-        typer.Option(
-            metavar="DEVICE",
-            help="What it shall run on: `A10G`, `2xA10G:24GB`, `NAME:SIZE`, `cpu:16GB`; `auto` is "
-            "what this machine has.",
-        ),
-    ] = "auto",
-    context: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="TOKENS",
-            help="Longest prompt and answer together; when absent 4096, or less where the model "
-            "was made for less.",
-        ),
-    ] = None,
-    users: Annotated[
-        int, typer.Option(min=1, max=100_000, help="Sequences of that length at once.")
-    ] = 1,
-    prefer: Annotated[
-        str, typer.Option(metavar="WHAT", help="`quality`, `speed` or `memory`, among what fits.")
-    ] = "quality",
+    gpu: GpuOption = "auto",
+    context: ContextOption = None,
+    users: UsersOption = None,
+    prefer: PreferOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    cache_dir: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Where checkpoints and records lie."),
-    ] = None,
+    token: TokenOption = None,
+    cache_dir: CacheOption = None,
+    offline: OfflineOption = False,
 ) -> None:
     """Say which variant to take for a device, what each one needs there, and why."""
     from loaders.errors import LoadError
 
-    flags = {} if cache_dir is None else {"cache_dir": cache_dir}
-    settings = load_settings(flags, config_file_from_environment())
+    settings = look_settings(token=token, cache_dir=cache_dir, offline=offline)
     try:
-        choice, output = _answer(
-            repo, settings, gpu=gpu, context=context, users=users, prefer=prefer, as_json=as_json
-        )
+        output, code = _run(repo, Question(gpu, context, users, prefer), settings, as_json=as_json)
     except LoadError as error:
-        sys.stderr.write(f"tetrad: {_printable(str(error))}\n")
+        sys.stderr.write(f"tetrad: {printable(str(error))}\n")
         raise typer.Exit(WRONG_QUESTION) from None
     sys.stdout.write(output)
-    raise typer.Exit(exit_code(choice))
+    raise typer.Exit(code)
 
 
-def exit_code(choice: Choice) -> int:
-    """Return what the process ends with."""
-    if choice.plan is None:
+def exit_code(answered: Answer) -> int:
+    """Return what the process ends with: what `tetrad serve` could do on such a device."""
+    if answered.choice.plan is None or answered.needs_several_gpus:
         return FITS_NOT
-    return FITS_SHORTENED if choice.is_shortened else FITS
+    return FITS_SHORTENED if answered.choice.is_shortened else FITS
 
 
-def _answer(
-    repo: str,
-    settings: Settings,
-    *,
-    gpu: str,
-    context: int | None,
-    users: int,
-    prefer: str,
-    as_json: bool,
-) -> tuple[Choice, str]:
-    from loaders.accelerators import parse_gpus
-    from loaders.named_variants import find_variants
-    from loaders.plan import choose, plan_variants
-    from loaders.records import Records
+def _run(repo: str, question: Question, settings: Settings, *, as_json: bool) -> tuple[str, int]:
     from loaders.spec import parse_spec
     from service.commands.plan_view import as_document, as_table
 
-    preference = _preference(prefer)
-    devices = parse_gpus(gpu)
     spec = parse_spec(repo)
-    token = settings.hub_token
-    variants = find_variants(
-        spec,
-        cache_dir=settings.cache_dir,
-        token=None if token is None else token.get_secret_value(),
-        local_files_only=settings.local_files_only,
-    )
-    planned = plan_variants(
-        variants, devices, context=context, users=users, records=Records(settings.cache_dir)
-    )
-    choice = choose(planned, preference)
-    if as_json:
-        document = as_document(spec.repo, devices, planned, choice, preference)
-        return choice, json.dumps({**document, "exit_code": exit_code(choice)}, indent=2) + "\n"
-    return choice, as_table(devices, planned, choice)
-
-
-def _preference(text: str) -> Prefer:
-    from loaders.errors import InvalidPreferenceError
-    from loaders.plan import PREFERENCES
-
-    for preference in PREFERENCES:
-        if text == preference:
-            return preference
-    raise InvalidPreferenceError(f"prefer is {text!r}; choose one of {', '.join(PREFERENCES)}")
-
-
-def _printable(text: str) -> str:
-    from service.commands.text import printable
-
-    return printable(text)
+    answered = answer(question, settings, partial(look, spec, settings))
+    code = exit_code(answered)
+    if not as_json:
+        return as_table(answered), code
+    document = {**as_document(spec.repo, answered), "exit_code": code}
+    return json.dumps(document, indent=2) + "\n", code

@@ -4,7 +4,7 @@ The document, with sizes in bytes:
 
     {"repo", "asked": {"context", "users", "prefer"},
      "devices": {"kind", "name", "count", "memory", "bandwidth"},   bandwidth in bytes a second
-     "choice": {"variant", "context", "fits", "reason"} or null,  "reason",
+     "choice": {"variant", "context", "fits", "needs_several_gpus", "reason"} or null,  "reason",
      "variants": [{"variant", "revision", "file", "commit", "kind", "chosen", "fits", "lacks",
                    "memory": [{"weights", "kv_cache", "activations", "workspace", "context",
                                "total"}],                           one entry a device
@@ -32,6 +32,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loaders.plan import SHOWN_USERS
+from service.commands.planning import NEEDS_SEVERAL
 from service.commands.text import printable
 
 if TYPE_CHECKING:
@@ -39,8 +40,9 @@ if TYPE_CHECKING:
 
     from loaders.accelerators import Devices
     from loaders.device_memory import MemoryBreakdown
-    from loaders.plan import Choice, Plan, PlannedVariants, Prefer
+    from loaders.plan import Choice, Plan, PlannedVariants
     from loaders.variants import Variant
+    from service.commands.planning import Answer
 
 _WIDTH_OF_FILES = 140  # where no terminal says how wide it is
 _WIDE = 120  # below it the table leaves out what the details say anyway
@@ -53,14 +55,15 @@ _PARTS = (
 )
 
 
-def as_table(devices: Devices, planned: PlannedVariants, choice: Choice) -> str:
+def as_table(answer: Answer) -> str:
     """Render what people read: the table, the choice, why the others lost, what is unverified."""
+    planned = answer.planned
     is_terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if is_terminal else _WIDTH_OF_FILES
     console = Console(file=io.StringIO(), width=width, force_terminal=is_terminal, highlight=False)
     if planned.plans:
-        console.print(_table(planned, choice, is_wide=width >= _WIDE))
-    for line in _lines(devices, planned, choice):
+        console.print(_table(planned, answer.choice, is_wide=width >= _WIDE))
+    for line in _lines(answer):
         console.print(Text(line), soft_wrap=True)
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
@@ -125,19 +128,31 @@ def _users(count: int) -> str:
     return "1 user" if count == 1 else f"{count} users"
 
 
-def _lines(devices: Devices, planned: PlannedVariants, choice: Choice) -> Iterator[str]:
+def _lines(answer: Answer) -> Iterator[str]:
+    planned, choice = answer.planned, answer.choice
     yield "x1, x4, x16: the longest context in tokens that fits for so many users at once."
+    yield from _unverified(planned)
     yield ""
     if choice.plan is None:
-        yield f"Nothing to take for {printable(str(devices))}: {printable(choice.reason)}"
+        yield f"Nothing to take for {printable(str(answer.devices))}: {printable(choice.reason)}"
     else:
         yield f"Take {name_of(choice.plan.variant)}: {printable(choice.reason)}"
+    if answer.needs_several_gpus:
+        yield NEEDS_SEVERAL
     for loser in choice.losers:
         yield f"  not {name_of(loser.variant)}: {printable(loser.reason)}"
     if choice.plan is not None:
         yield from _details(choice.plan)
     if planned.plans:
         yield from _engines(planned)
+
+
+def _unverified(planned: PlannedVariants) -> Iterator[str]:
+    """Say whose memory no device has confirmed; every number of a row hangs on it."""
+    names = [name_of(plan.variant) for plan in planned.plans if plan.measured is None]
+    if names:
+        whose = "all" if len(names) == len(planned.plans) else ", ".join(names)
+        yield f"Memory is unverified (predicted, not measured on such a device) of: {whose}."
 
 
 def _details(plan: Plan) -> Iterator[str]:
@@ -185,33 +200,26 @@ def _gb(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:.2f}"
 
 
-def as_document(
-    repo: str, devices: Devices, planned: PlannedVariants, choice: Choice, prefer: Prefer
-) -> dict[str, Any]:
+def as_document(repo: str, answer: Answer) -> dict[str, Any]:
     """Build the document that the module describes, all but its exit code."""
+    planned, choice, devices = answer.planned, answer.choice, answer.devices
     why = {id(loser.variant): loser.reason for loser in choice.losers}
     demand = planned.plans[0].demand if planned.plans else None
     chosen = choice.plan
-    bandwidth = devices.bandwidth
     return {
         "repo": repo,
         "asked": {
             "context": demand and demand.context,
             "users": demand and demand.users,
-            "prefer": prefer,
+            "prefer": answer.prefer,
         },
-        "devices": {
-            "kind": devices.kind,
-            "name": devices.name,
-            "count": devices.count,
-            "memory": devices.memory_bytes,
-            "bandwidth": None if bandwidth is None else bandwidth * 10**9,
-        },
+        "devices": _devices(devices),
         "choice": chosen
         and {
             "variant": chosen.variant.spec,
             "context": choice.context,
             "fits": chosen.fits,
+            "needs_several_gpus": answer.needs_several_gpus,
             "reason": choice.reason,
         },
         "reason": choice.reason,
@@ -223,6 +231,17 @@ def as_document(
             {"variant": refused.variant.spec, "reason": refused.reason}
             for refused in planned.refused
         ],
+    }
+
+
+def _devices(devices: Devices) -> dict[str, Any]:
+    bandwidth = devices.bandwidth
+    return {
+        "kind": devices.kind,
+        "name": devices.name,
+        "count": devices.count,
+        "memory": devices.memory_bytes,
+        "bandwidth": None if bandwidth is None else bandwidth * 10**9,
     }
 
 

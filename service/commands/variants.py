@@ -7,10 +7,8 @@ where the repository cannot be read. Reads no weights, and writes nothing.
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import sys
-from pathlib import Path  # noqa: TC003 - typer reads annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,15 +17,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from service.commands.looking import CacheOption, OfflineOption, TokenOption, look, look_settings
 from service.commands.text import printable
-from service.logs import set_up_logs
-from service.settings import config_file_from_environment, load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from loaders.variants import Variant
-    from service.settings import Settings
 
 WRONG_QUESTION = 2
 # Where neither a terminal nor COLUMNS says how wide lines may be; the 7B card's table fits.
@@ -44,27 +40,19 @@ def variants(
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    token: Annotated[
-        str | None,
-        typer.Option(metavar="TOKEN", help="The hub's token. (TETRAD_HUB_TOKEN, HF_TOKEN)"),
-    ] = None,
-    cache_dir: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where checkpoints lie.")
-    ] = None,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Ask no hub; look at what is on this machine.")
-    ] = False,
+    token: TokenOption = None,
+    cache_dir: CacheOption = None,
+    offline: OfflineOption = False,
 ) -> None:
     """List what a repository offers: branches, tags and GGUF files with their parameters."""
     from loaders.errors import LoadError
+    from loaders.spec import parse_spec
 
-    flags = {"hub_token": token, "cache_dir": cache_dir, "local_files_only": offline or None}
-    given = {name: value for name, value in flags.items() if value is not None}
-    settings = load_settings(given, config_file_from_environment())
-    set_up_logs(settings.model_copy(update={"log_level": "warning"}))
+    settings = look_settings(token=token, cache_dir=cache_dir, offline=offline)
     try:
         with Console(stderr=True).status("looking at the repository"):
-            name, found = _find(repo, settings)
+            spec = parse_spec(repo)
+            name, found = spec.repo, look(spec, settings)
     except LoadError as error:
         sys.stderr.write(f"tetrad: {printable(str(error))}\n")
         raise typer.Exit(WRONG_QUESTION) from None
@@ -72,22 +60,6 @@ def variants(
         sys.stdout.write(json.dumps(as_document(name, found), indent=2) + "\n")
     else:
         show(name, found)
-
-
-def _find(text: str, settings: Settings) -> tuple[str, Sequence[Variant]]:
-    """Return a repository's name, and the variants that a name means: all, or one's own."""
-    from loaders.named_variants import find_variants
-    from loaders.spec import parse_spec
-
-    # Retries are waited for in silence: the end says what came of them.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    spec = parse_spec(text)
-    return spec.repo, find_variants(
-        spec,
-        cache_dir=settings.cache_dir,
-        token=settings.hub_token.get_secret_value() if settings.hub_token else None,
-        local_files_only=settings.local_files_only,
-    )
 
 
 def as_document(repo: str, found: Sequence[Variant]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import platform
 import time
-from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -18,14 +17,18 @@ from loaders.errors import LoadError
 from loaders.hub import HubAnswer, default_hub_cache, probe_hub
 from loaders.kernels.protocol import LayerShape
 from loaders.kernels.resolve import resolve_backend
-from loaders.load import open_snapshot
-from loaders.memory import free_bytes
-from loaders.named_variants import find_variants
 from loaders.quantization import PackedFormat
-from loaders.spec import parse_spec
-from service.choice import name_of, one_device, plan_here
+from loaders.stock import STOCK, absent_packages
+from service.choice import one_device
 from service.doctor import gpus, hub, machine, places, software
 from service.doctor.finding import Finding, fix, ok, warning
+from service.doctor.needs import (
+    NamedVariant,
+    check_memory_of,
+    check_variant,
+    download_bytes,
+    read_needs,
+)
 from service.errors import SettingsError
 from service.settings import read_key, unknown_variables
 
@@ -33,16 +36,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from loaders.spec import VariantSpec
     from service.settings import Settings
 
-
-@dataclass(frozen=True, slots=True)
-class Needs:
-    """What a variant takes."""
-
-    download_bytes: int  # 0 where its files are here
-    memory_bytes: int
+    Check = Callable[[], Finding]
 
 
 class Facts:
@@ -78,18 +74,6 @@ class Facts:
         return None if token is None else token.get_secret_value()
 
     @property
-    def device(self) -> torch.device:
-        """Where a model would go. Raises BackendError."""
-        return one_device(self._settings.device)
-
-    @property
-    def backend(self) -> str:
-        """What would run an ordinary 4-bit layer."""
-        packed = PackedFormat("gptq", "gptq", bits=4, group_size=128)
-        shape = LayerShape(packed, 4096, 4096, self.device)
-        return resolve_backend(self._settings.backend, shape)[0].name
-
-    @property
     def cache_dir(self) -> Path:
         """Where what is built and learnt here is kept."""
         return self._settings.cache_dir or default_cache_dir()
@@ -100,55 +84,9 @@ class Facts:
         return self._settings.cache_dir or default_hub_cache()
 
     @cached_property
-    def needs(self) -> Needs | LoadError | None:
-        """What the named variant takes, or why that is not known; None where none is named."""
-        if self._settings.variant is None:
-            return None
-        try:
-            return find_needs(self._settings, self.token)
-        except LoadError as error:
-            return error
-
-    @property
-    def known_needs(self) -> Needs | None:
-        """What the named variant takes, where that is known."""
-        return self.needs if isinstance(self.needs, Needs) else None
-
-
-def find_needs(settings: Settings, token: str | None) -> Needs:
-    """Plan the variant for this machine, of several the one that would be chosen.
-
-    Raises LoadError.
-    """
-    spec = parse_spec(settings.variant or "")
-    cache_dir, is_local = settings.cache_dir, settings.local_files_only
-    variants = find_variants(spec, cache_dir=cache_dir, token=token, local_files_only=is_local)
-    choice = plan_here(variants, settings, settings.device)
-    if choice.plan is None:
-        raise LoadError("; ".join([choice.reason, *(one.reason for one in choice.losers)]))
-    chosen = choice.plan.variant
-    is_here = _is_here(parse_spec(name_of(spec, chosen)), cache_dir)
-    return Needs(0 if is_here else chosen.weight_bytes, choice.plan.fullest.total)
-
-
-def _is_here(spec: VariantSpec, cache_dir: Path | None) -> bool:
-    try:
-        open_snapshot(spec, cache_dir=cache_dir, local_files_only=True)
-    except LoadError:
-        return False
-    return True
-
-
-def check_variant(name: str | None, needs: Needs | LoadError | None) -> Finding:
-    """needs: or why they could not be found."""
-    if name is None or needs is None:
-        return ok("variant", "none named")
-    if isinstance(needs, LoadError):
-        return fix("variant", f"{name}: {needs}", "name another variant, or mend what is said")
-    if needs.download_bytes:
-        size = machine.gb(needs.download_bytes)
-        return warning("variant", f"{name} must be downloaded: {size}", f"tetrad download {name}")
-    return ok("variant", f"{name} is on this machine")
+    def named(self) -> list[NamedVariant]:
+        """What each variant takes that the settings name."""
+        return read_needs(self._settings.variants())
 
 
 def check_settings(read: Callable[[], object], unknown: list[str]) -> Finding:
@@ -163,70 +101,87 @@ def check_settings(read: Callable[[], object], unknown: list[str]) -> Finding:
     return ok("settings", "fit together")
 
 
-def checks(settings: Settings) -> list[tuple[str, Callable[[], Finding]]]:
+def checks(settings: Settings) -> list[tuple[str, Check]]:
     """Return every check by name, each with the facts that it looks at."""
     facts = Facts(settings)
     return [
-        (
-            "python",
-            lambda: software.check_python(platform.python_version(), software.wanted_python()),
-        ),
-        (
-            "packages",
-            lambda: software.check_packages(software.requirements(), software.installed_version),
-        ),
-        ("gpu", lambda: gpus.check_driver(facts.cards, facts.build)),
-        ("kernels", lambda: gpus.check_kernels(facts.cards, facts.build, facts.backend)),
-        (
-            "compilers",
-            lambda: software.check_compilers(
-                has_gpu=bool(facts.cards),
-                has_cuda_compiler=software.has_cuda_compiler(),
-                has_c_compiler=software.has_c_compiler(),
-            ),
-        ),
+        *_software_checks(facts, settings),
         ("settings", lambda: check_settings(partial(read_key, settings), unknown_variables())),
         ("hub", lambda: hub.check_hub(facts.hub_answer)),
         ("token", lambda: hub.check_token(facts.hub_answer)),
-        ("variant", lambda: check_variant(settings.variant, facts.needs)),
-        (
-            "cache folder",
-            lambda: places.check_folder("cache folder", facts.cache_dir, places.write_and_remove),
-        ),
-        (
-            "downloads",
-            lambda: places.check_folder("downloads", facts.download_dir, places.write_and_remove),
-        ),
-        ("disk", lambda: _disk(facts)),
-        ("memory", lambda: _memory(facts)),
-        (
-            "container",
-            lambda: machine.check_container(machine.read_memory_limit(), machine.read_cpu_limit()),
-        ),
-        (
-            "shared memory",
-            lambda: machine.check_shared_memory(machine.read_shared_memory(), len(facts.cards)),
-        ),
-        ("sockets", lambda: places.check_sockets(places.open_sockets)),
-        (
-            "port",
-            lambda: places.check_port(settings.host, settings.port, places.bind_for_a_moment),
-        ),
-        ("descriptors", lambda: machine.check_descriptors(machine.read_descriptor_limit())),
+        *_variant_checks(facts, settings),
+        *_machine_checks(facts, settings),
         ("clock", lambda: _clock(facts)),
     ]
 
 
+def _software_checks(facts: Facts, settings: Settings) -> Iterator[tuple[str, Check]]:
+    python = platform.python_version()
+    yield "python", lambda: software.check_python(python, software.wanted_python())
+    installed = software.installed_version
+    yield "packages", lambda: software.check_packages(software.requirements(), installed)
+    yield "gpu", lambda: gpus.check_driver(facts.cards, facts.build)
+    # Each variant may have a device and a backend of its own.
+    for device, backend in dict.fromkeys((v.device, v.backend) for v in settings.variants()):
+        yield "kernels", partial(_kernels, facts, device, backend)
+    yield (
+        "compilers",
+        lambda: software.check_compilers(
+            has_gpu=bool(facts.cards),
+            has_cuda_compiler=software.has_cuda_compiler(),
+            has_c_compiler=software.has_c_compiler(),
+        ),
+    )
+
+
+def _kernels(facts: Facts, device: str, backend: str) -> Finding:
+    """Say what would run an ordinary 4-bit layer. Raises BackendError."""
+    place = one_device(device)
+    if backend == STOCK:
+        return gpus.check_stock(absent_packages("gptq"))
+    packed = PackedFormat("gptq", "gptq", bits=4, group_size=128)
+    shape = LayerShape(packed, 4096, 4096, place)
+    found = resolve_backend(backend, shape)[0].name
+    return gpus.check_kernels(facts.cards, facts.build, found)
+
+
+def _variant_checks(facts: Facts, settings: Settings) -> Iterator[tuple[str, Check]]:
+    """Check each variant that is named, then disk and memory for all of them together."""
+    num_named = sum(one.variant is not None for one in settings.variants())
+    if num_named == 0:
+        yield "variant", lambda: ok("variant", "none named")
+    for index in range(num_named):
+        yield "variant", partial(_variant, facts, index)
+    for name in ("cache folder", "downloads"):
+        folder = facts.cache_dir if name == "cache folder" else facts.download_dir
+        yield name, partial(places.check_folder, name, folder, places.write_and_remove)
+    yield "disk", lambda: _disk(facts)
+    for device in dict.fromkeys(one.device for one in settings.variants()):
+        yield "memory", partial(_memory, facts, device)
+
+
+def _variant(facts: Facts, index: int) -> Finding:
+    return check_variant(facts.named[index])
+
+
 def _disk(facts: Facts) -> Finding:
-    needs = facts.known_needs
-    needed = None if needs is None else needs.download_bytes
-    return places.check_disk(facts.download_dir, machine.free_disk(facts.download_dir), needed)
+    free = machine.free_disk(facts.download_dir)
+    return places.check_disk(facts.download_dir, free, download_bytes(facts.named))
 
 
-def _memory(facts: Facts) -> Finding:
-    needs = facts.known_needs
-    needed = None if needs is None else needs.memory_bytes
-    return machine.check_memory(free_bytes(facts.device), needed, str(facts.device))
+def _memory(facts: Facts, device: str) -> Finding:
+    return check_memory_of(device, [one for one in facts.named if one.device == device])
+
+
+def _machine_checks(facts: Facts, settings: Settings) -> Iterator[tuple[str, Check]]:
+    host, port = settings.host, settings.port
+    memory, processors = machine.read_memory_limit, machine.read_cpu_limit
+    yield "container", lambda: machine.check_container(memory(), processors())
+    shared = machine.read_shared_memory
+    yield "shared memory", lambda: machine.check_shared_memory(shared(), len(facts.cards))
+    yield "sockets", lambda: places.check_sockets(places.open_sockets)
+    yield "port", lambda: places.check_port(host, port, places.bind_for_a_moment)
+    yield "descriptors", lambda: machine.check_descriptors(machine.read_descriptor_limit())
 
 
 def _clock(facts: Facts) -> Finding:
@@ -234,7 +189,7 @@ def _clock(facts: Facts) -> Finding:
     return machine.check_clock(time.time(), machine.measure_drift(), lead_s)
 
 
-def examine(named_checks: list[tuple[str, Callable[[], Finding]]]) -> Iterator[Finding]:
+def examine(named_checks: list[tuple[str, Check]]) -> Iterator[Finding]:
     """Make the checks one after the other."""
     for name, check in named_checks:
         try:

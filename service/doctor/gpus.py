@@ -23,6 +23,8 @@ QUERY_LIMIT_S = 10
 OLDEST_DRIVERS = {11: 450, 12: 525, 13: 580}
 INSTALL_TORCH = "pip install --force-reinstall torch, from the index of a CUDA build"
 
+INSTALL_STOCK = "pip install -c constraints-stock.txt '.[stock]', in an environment of its own"
+
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
@@ -97,6 +99,14 @@ def check_kernels(gpus: Sequence[Gpu], torch: TorchBuild, backend: str) -> Findi
         found = "no fast kernel for packed layers runs on this GPU; the reference does, slowly"
         return warning("kernels", found)
     return ok("kernels", f"a 4-bit layer runs on {backend}")
+
+
+def check_stock(absent: Sequence[str]) -> Finding:
+    """absent: packages of other libraries that GPTQ needs and that are not installed."""
+    if absent:
+        found = f"backend stock needs {' and '.join(absent)}, which this environment lacks"
+        return fix("kernels", found, INSTALL_STOCK)
+    return ok("kernels", "layers run on stock, other libraries' own")
 
 
 def _is_built_for(architectures: Sequence[str], capability: tuple[int, int]) -> bool:

@@ -25,15 +25,16 @@ def gb(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:.2f} GB"
 
 
-def check_memory(free: int, needed: int | None, device: str) -> Finding:
-    """needed: by the weights; None where no variant was named, or nothing is known of it."""
+def check_memory(free: int, needed: int | None, device: str, num_variants: int = 1) -> Finding:
+    """needed: by all variants for the device together; None where nothing is known of any."""
     if needed is None:
         return ok("memory", f"{gb(free)} free on {device}")
-    found = f"{gb(free)} free on {device}, the weights need {gb(needed)}"
+    who = "the variant takes" if num_variants == 1 else f"{num_variants} variants take"
+    found = f"{gb(free)} free on {device}, {who} {gb(needed)} with KV cache and process"
     if needed > free:
         return fix("memory", found, SMALLER_VARIANT)
     if needed > 0.8 * free:
-        return warning("memory", f"{found}: little is left for context", SMALLER_VARIANT)
+        return warning("memory", f"{found}: little is left for more context", SMALLER_VARIANT)
     return ok("memory", found)
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loaders import accelerators
 from loaders.accelerators import (
     CARDS,
     GIB,
@@ -18,6 +19,7 @@ from loaders.accelerators import (
     found_by_driver,
     parse_gpus,
     this_machine,
+    visible_gpus,
 )
 from loaders.errors import InvalidDeviceError
 
@@ -101,26 +103,78 @@ def test_any_text_is_a_device_or_refused(text):
     ],
 )
 def test_a_drivers_own_names_are_known(told, mib, name):
-    card = find_card(told, mib * MIB)
-    assert card is not None
-    assert card.name == name
+    known = find_card(told, mib * MIB)
+    assert known is not None
+    assert known.name == name
 
 
 def test_every_card_of_the_table_is_found_by_its_own_name():
-    for card in CARDS:
-        assert find_card(card.name) == card
-        assert card.memory_mib <= card.sold_gib * 1024 + 1024
+    for known in CARDS:
+        assert find_card(known.name) == known
+        assert known.memory_mib <= known.sold_gib * 1024 + 1024
 
 
-def test_auto_takes_what_the_machine_has():
-    two = this_machine(lambda: [FoundDevice("Tesla T4", 15360 * MIB)] * 2)
-    assert (two.kind, two.count, two.memory_bytes, two.bandwidth) == ("cuda", 2, 15360 * MIB, 320)
+def card(name="Tesla T4", uuid="GPU-a", total=15360, free=15360):
+    return FoundDevice(name, uuid, total * MIB, free * MIB)
+
+
+def test_auto_is_the_gpu_with_the_most_memory_free_as_for_an_engine():
+    found = [card(free=9000), card(uuid="GPU-b", free=12000), card(uuid="GPU-c", free=100)]
+    chosen = parse_gpus("auto", probe=lambda: found)
+    assert (chosen.kind, chosen.count, chosen.memory_bytes) == ("cuda", 1, 12000 * MIB)
+    assert (chosen.total_bytes, chosen.bandwidth) == (15360 * MIB, 320)
     assert parse_gpus("auto", probe=list).kind == "cpu"
 
 
-def test_of_unlike_gpus_each_counts_as_the_smallest():
-    found = [FoundDevice("Tesla T4", 15360 * MIB), FoundDevice("NVIDIA L4", 23034 * MIB)]
-    assert this_machine(lambda: found).memory_bytes == 15360 * MIB
+def test_auto_follows_the_device_that_the_settings_name():
+    found = [card(free=9000), card(uuid="GPU-b", free=12000)]
+    assert this_machine("cuda:0", lambda: found).memory_bytes == 9000 * MIB
+    assert this_machine("cuda", lambda: found).memory_bytes == 9000 * MIB
+    assert this_machine("cpu", lambda: found).kind == "cpu"
+
+
+@pytest.mark.parametrize(("asked", "said"), [("cuda:2", "tells of 1"), ("tpu", "not supported")])
+def test_a_device_that_is_not_there_is_refused(asked, said):
+    with pytest.raises(InvalidDeviceError, match=said):
+        this_machine(asked, lambda: [card()])
+
+
+def test_what_others_hold_of_a_card_counts_as_used():
+    half_free = this_machine("auto", lambda: [card(total=10_000, free=5_000)])
+    assert half_free.lasting_share(0.9) == pytest.approx(0.8)  # 4 000 of 5 000
+    assert half_free.lasting_share(0.4) == 0.0
+    assert this_machine("auto", lambda: [card(free=0)]).lasting_share(0.9) == 0.0
+    assert parse_gpus("A10G").lasting_share(0.7) == 0.7
+    assert parse_gpus("cpu:4GB").lasting_share(0.7) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("wanted", "uuids"),
+    [
+        (None, ["GPU-a1", "GPU-a2", "GPU-b1"]),
+        ("", []),
+        ("-1", []),
+        ("2,0", ["GPU-b1", "GPU-a1"]),
+        ("1, 7, 0", ["GPU-a2"]),
+        ("0,0", ["GPU-a1"]),
+        ("GPU-b,GPU-a2", ["GPU-b1", "GPU-a2"]),
+        ("GPU-a", []),  # of two
+    ],
+)
+def test_gpus_that_are_hidden_from_programs_do_not_count(monkeypatch, wanted, uuids):
+    found = [card(uuid=uuid) for uuid in ("GPU-a1", "GPU-a2", "GPU-b1")]
+    monkeypatch.setattr(accelerators, "found_by_driver", lambda: found)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if wanted is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", wanted)
+    assert [device.uuid for device in visible_gpus()] == uuids
+
+
+def test_a_slice_of_a_card_must_be_given_with_its_size(monkeypatch):
+    monkeypatch.setattr(accelerators, "found_by_driver", lambda: [card()])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1234")
+    with pytest.raises(InvalidDeviceError, match="say its size"):
+        parse_gpus("auto")
 
 
 def test_one_of_several_is_as_large_as_each():
@@ -129,10 +183,10 @@ def test_one_of_several_is_as_large_as_each():
 
 
 def test_the_drivers_answer_is_read_line_by_line():
-    answer = "NVIDIA L4, 23034\nTesla T4, 15360\n[N/A], [N/A]\n\n"
+    answer = "NVIDIA L4, GPU-1, 23034, 22500\nTesla T4, GPU-2, 15360, 15\n[N/A], [N/A]\nx,y,1,z\n\n"
     assert _read_query(answer) == [
-        FoundDevice("NVIDIA L4", 23034 * MIB),
-        FoundDevice("Tesla T4", 15360 * MIB),
+        FoundDevice("NVIDIA L4", "GPU-1", 23034 * MIB, 22500 * MIB),
+        FoundDevice("Tesla T4", "GPU-2", 15360 * MIB, 15 * MIB),
     ]
 
 
@@ -147,5 +201,5 @@ def test_a_driver_that_fails_counts_as_none(monkeypatch, tmp_path):
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     assert found_by_driver() == []
-    program.write_text("#!/bin/sh\necho 'Tesla T4, 15360'\n")
-    assert found_by_driver() == [FoundDevice("Tesla T4", 15360 * MIB)]
+    program.write_text("#!/bin/sh\necho 'Tesla T4, GPU-a, 15360, 15360'\n")
+    assert found_by_driver() == [card()]

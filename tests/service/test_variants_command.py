@@ -72,7 +72,7 @@ def process(hub: Hub, tmp_path: Path) -> Any:
 def tetrad(hub: Hub, tmp_path: Path, monkeypatch: Any, capsys: Any) -> Any:
     """Run the command in this process, which spares the seconds that an import takes."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-    monkeypatch.setattr("service.commands.variants.set_up_logs", lambda _: None)
+    monkeypatch.setattr("service.commands.looking.set_up_logs", lambda _: None)
     monkeypatch.setenv("TETRAD_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
 

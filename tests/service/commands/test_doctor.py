@@ -14,6 +14,7 @@ import pytest
 from service.commands.doctor import as_line, exit_code
 from service.doctor.finding import fix, ok, warning
 from tests.hub_server import HubRepository, running_hub
+from tests.published import GptqBranch, LlamaShape, gptq_files
 
 ROOT = Path(__file__).parents[3]
 
@@ -38,6 +39,12 @@ def test_lines_say_how_bad_what_and_which_command():
     assert told == f"fix     gpu           driver [red]old\n{'':22}→ install"
 
 
+def test_what_a_file_or_a_hub_says_cannot_steer_the_terminal():
+    told = as_line(fix("variant", "a\x1b[2J\nb", "tetrad download \x9b1m")).plain
+    assert not {"\x1b", "\x9b"} & set(told)
+    assert "a?[2J b" in told
+
+
 def test_exit_code_is_1_where_something_must_be_fixed():
     assert exit_code([ok("a", "b"), warning("a", "b")]) == 0
     assert exit_code([ok("a", "b"), fix("a", "b", "c")]) == 1
@@ -57,12 +64,13 @@ def test_without_a_network_a_sound_machine_is_fine(tmp_path):
 @pytest.mark.slow
 def test_with_a_hub_a_variants_size_a_refused_token_and_a_taken_port_are_found(tmp_path):
     with running_hub() as hub, socket.create_server(("127.0.0.1", 0)) as taken:
-        files = {"config.json": b"{}", "model.safetensors": b"weights"}
+        shape = LlamaShape(64, 2, 128, 100, kv_heads=2, heads=4, head_dim=16)
+        files = gptq_files(shape, GptqBranch("main", 4, 32, desc_act=True, gigabytes="0.01"))
         hub.repositories["someone/model"] = HubRepository({"main": files})
         port = str(taken.getsockname()[1])
         done = doctor(
             tmp_path,
-            *("someone/model", "--json", "--port", port),
+            *("someone/model", "--json", "--port", port, "--device", "cpu"),
             HF_ENDPOINT=hub.url,
             HF_HUB_DISABLE_TELEMETRY="1",
             TETRAD_HUB_TOKEN="hf_secret",

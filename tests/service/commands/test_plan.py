@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
 
-from loaders.accelerators import parse_gpus
+from loaders import accelerators, named_variants
+from loaders.accelerators import GIB, FoundDevice
+from loaders.card import MAX_CARD_BYTES
 from loaders.errors import RevisionNotFoundError
-from loaders.plan import choose, plan_variants
-from loaders.spec import parse_spec
+from loaders.plan import MeasuredMemory, PlannedVariants
 from service.cli import app
-from service.commands import plan as command
-from service.commands.plan import exit_code, only_named
+from service.commands.plan import exit_code
 from service.commands.plan_view import as_document, as_table
+from service.commands.planning import Question, answer
+from service.settings import Settings
 from tests import published
-from tests.planned import awq_70b, gguf_13b, gptq_7b
+from tests.hub_server import HubRepository
+from tests.planned import awq_70b, gptq_7b
 
 BEST = "gptq-8bit-128g-actorder_True"
 
@@ -33,10 +39,11 @@ def cache(tmp_path_factory):
 @pytest.fixture
 def run(cache, monkeypatch):
     """Run `tetrad plan` with arguments; the hub is off."""
-    monkeypatch.setenv("TETRAD_LOCAL_FILES_ONLY", "1")
+    monkeypatch.setattr("service.commands.looking.set_up_logs", lambda _: None)
 
     def run_plan(*arguments):
-        return CliRunner().invoke(app, ["plan", *arguments, "--cache-dir", str(cache)])
+        options = ("--offline", "--cache-dir", str(cache))
+        return CliRunner().invoke(app, ["plan", *arguments, *options])
 
     return run_plan
 
@@ -77,12 +84,15 @@ def test_a_named_branch_is_planned_alone(run):
     assert BEST not in result.output
 
 
-@pytest.mark.parametrize("name", [":mian", "@0123456789", "/file.gguf"])
-def test_a_branch_that_is_not_there_is_an_error_with_near_matches(run, name):
+@pytest.mark.parametrize(
+    ("name", "there"),
+    [(":mian", "main"), ("@0123456789", "main"), ("/file.gguf", "no GGUF file")],
+)
+def test_what_is_not_there_is_an_error_that_says_what_is(run, name, there):
     result = run(published.GPTQ_7B + name, "--gpu", "CARD:24GB")
     assert result.exit_code == 2
     assert "it has" in result.output
-    assert "main" in result.output
+    assert there in result.output
 
 
 @pytest.mark.parametrize("name", ["", "owner/nowhere", "a b", "owner/name/more"])
@@ -119,43 +129,100 @@ def test_json_says_all_of_it(run):
         assert entry["verified"] is False
 
 
+def answered(variants, gpu="CARD:24GB", **settings):
+    question = Question(gpu, context=None, users=None, prefer=None)
+    return answer(question, Settings(**settings), lambda: variants)
+
+
 def test_without_a_choice_the_document_says_why():
-    devices = parse_gpus("CARD:2GB")
-    planned = plan_variants(gptq_7b(), devices)
-    choice = choose(planned)
-    document = as_document("repo", devices, planned, choice, "quality")
+    nothing_fits = answered(gptq_7b(), "CARD:2GB")
+    document = as_document("repo", nothing_fits)
     assert document["choice"] is None
     assert document["reason"].startswith("nothing fits")
-    assert exit_code(choice) == 4
-    nothing = plan_variants([], devices)
-    assert as_document("repo", devices, nothing, choose(nothing), "quality")["variants"] == []
+    assert exit_code(nothing_fits) == 4
+    assert as_document("repo", answered([]))["variants"] == []
 
 
-def test_several_gpus_are_shown_one_by_one_with_what_is_not_done_yet():
-    devices = parse_gpus("2xA10G:24GB")
-    planned = plan_variants(awq_70b(), devices)
-    table = as_table(devices, planned, choose(planned))
+def test_where_nothing_fits_the_numbers_are_marked_as_predicted(run):
+    result = run(published.GPTQ_7B, "--gpu", "CARD:2GB")
+    assert result.exit_code == 4
+    assert "unverified (predicted, not measured on such a device) of: all." in result.output
+
+
+def test_what_was_measured_is_not_called_unverified():
+    found = answered(gptq_7b())
+    main, *others = found.planned.plans
+    measured = replace(main, measured=MeasuredMemory(10, 10, "2026-11-01"))
+    table = as_table(replace(found, planned=PlannedVariants((measured, *others), ())))
+    line = next(line for line in table.splitlines() if "is unverified" in line)
+    assert "main" not in line
+    assert BEST in line
+
+
+def test_several_gpus_are_shown_one_by_one_and_that_an_engine_takes_one():
+    found = answered(awq_70b(), "2xA10G:24GB")
+    table = as_table(found)
     assert "device 0:" in table
     assert "device 1:" in table
     assert "pipeline over layers" in table
-    assert "the engine runs on one GPU today" in table
+    assert "Take main" in table
+    assert "`tetrad serve` runs on one today and cannot do this" in table
+    assert as_document("repo", found)["choice"]["needs_several_gpus"]
+    assert exit_code(found) == 4
+
+
+def test_what_fits_one_of_several_gpus_can_be_served():
+    found = answered(gptq_7b(), "2xA10G:24GB")
+    assert "cannot do this" not in as_table(found)
+    assert exit_code(found) == 0
+
+
+def test_what_no_option_says_comes_from_the_settings():
+    found = answered(gptq_7b(), max_model_len=2048, users=3, prefer="memory")
+    document = as_document("repo", found)
+    assert document["asked"] == {"context": 2048, "users": 3, "prefer": "memory"}
+    assert "least memory" in document["reason"]
+    small_share = answered(gptq_7b(), gpu_memory_utilization=0.1)
+    assert small_share.choice.plan is None
+    assert answered(gptq_7b(), gpu_memory_utilization=0.9).choice.plan is not None
+
+
+def test_auto_plans_for_what_is_free_where_an_engine_would_run(monkeypatch):
+    gpus = [FoundDevice("NVIDIA A10G", f"GPU-{i}", 24 * GIB, 10**9 * i) for i in (9, 15)]
+    monkeypatch.setattr(accelerators, "found_by_driver", lambda: gpus)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    hidden = answered(gptq_7b(), "auto")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    both = answered(gptq_7b(), "auto")
+    assert [f.devices.memory_bytes for f in (hidden, both)] == [9 * 10**9, 15 * 10**9]
+    assert hidden.choice.plan.max_context[1] < both.choice.plan.max_context[1]
+    assert (
+        both.choice.plan.max_context[16] < answered(gptq_7b(), "A10G").choice.plan.max_context[16]
+    )
+
+
+def test_auto_asks_no_pytorch_what_this_machine_has():
+    script = """
+import sys
+sys.modules["torch"] = None
+from service.commands.planning import Question, answer
+from service.settings import Settings
+answer(Question("auto", None, None, None), Settings(), list)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
 def test_names_from_a_hub_cannot_steer_the_terminal():
     evil = replace(gptq_7b()[0], revision="\x1b[2J[bold]x[/bold]\u202e")
     refused = replace(gptq_7b()[1], revision="b\x07", refusal="\x1b]0;owned\x07")
-    devices = parse_gpus("CA\x1bRD:24GB")
-    planned = plan_variants([evil, refused], devices)
-    table = as_table(devices, planned, choose(planned))
+    table = as_table(answered([evil, refused], "CA\x1bRD:24GB"))
     assert "?[2J[bold]x[/bold]?" in table
     assert not {"\x1b", "\x07", "\u202e"} & set(table)
 
 
 def test_a_narrow_terminal_gets_fewer_columns(monkeypatch):
-    devices = parse_gpus("CARD:24GB")
-    planned = plan_variants(gptq_7b(), devices)
     monkeypatch.setattr(command_view(), "_WIDTH_OF_FILES", 80)
-    table = as_table(devices, planned, choose(planned))
+    table = as_table(answered(gptq_7b()))
     head = next(line for line in table.splitlines() if "variant" in line)
     assert "kernel" not in head
     assert len(head.rstrip()) <= 80
@@ -167,23 +234,41 @@ def command_view():
     return plan_view
 
 
-def test_a_gguf_variant_is_found_by_its_type_and_by_its_file():
-    variants = gguf_13b()
-    by_type = only_named(parse_spec(f"{published.GGUF_13B}:Q4_K_M"), variants)
-    by_file = only_named(
-        parse_spec(f"{published.GGUF_13B}/codellama-13b-python.Q4_K_M.gguf"), variants
-    )
-    assert [v.gguf_type for v in by_type] == [v.gguf_type for v in by_file] == ["Q4_K_M"]
-    assert len(only_named(parse_spec(f"{published.GGUF_13B}:main"), variants)) == len(variants)
-    with pytest.raises(RevisionNotFoundError, match=r"has no 'Q4_K_X'"):
-        only_named(parse_spec(f"{published.GGUF_13B}:Q4_K_X"), variants)
-
-
 def test_errors_of_the_hub_are_shown_as_text(run, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise RevisionNotFoundError("no \x1b[31mbranch")
 
-    monkeypatch.setattr(command, "find_variants", fail)
+    monkeypatch.setattr(named_variants, "find_variants", fail)
     result = run(published.GPTQ_7B)
     assert result.exit_code == 2
     assert "no ?[31mbranch" in result.output
+
+
+@pytest.mark.slow
+def test_json_stays_json_where_something_is_logged(tmp_path):
+    files = published.gptq_files(published.CODELLAMA_7B, published.GPTQ_BRANCHES[0])
+    branch = {**files, "README.md": bytes(MAX_CARD_BYTES + 1)}
+    published.write_cache(tmp_path, published.GPTQ_7B, HubRepository({"main": branch}))
+    arguments = (published.GPTQ_7B, "--gpu", "CARD:24GB", "--json", "--offline")
+    done = subprocess.run(
+        [sys.executable, "-c", "from service.cli import main; main()", "plan", *arguments],
+        env={**os.environ, "TETRAD_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert json.loads(done.stdout)["exit_code"] == done.returncode == 0
+    assert "card_cut" in done.stderr
+
+
+def test_a_private_repository_is_planned_with_a_token(run, monkeypatch):
+    given = {}
+
+    def find(*_, **access):
+        given.update(access)
+        return gptq_7b()
+
+    monkeypatch.setattr(named_variants, "find_variants", find)
+    assert run(published.GPTQ_7B, "--gpu", "CARD:24GB", "--token", "hf_secret").exit_code == 0
+    assert (given["token"], given["local_files_only"]) == ("hf_secret", True)

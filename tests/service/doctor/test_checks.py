@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import errno
 import resource
+import shutil
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from loaders.errors import HubError
+from loaders.demo.repository import find_snapshot
+from loaders.errors import HubError, LoadError
 from loaders.hub import HubAnswer
 from service.doctor import gpus, hub, machine, places, software
-from service.doctor.examine import Facts, Needs, check_settings, check_variant, checks, examine
+from service.doctor.examine import Facts, check_settings, checks, examine
 from service.doctor.finding import Level, ok
 from service.doctor.gpus import Gpu, TorchBuild
+from service.doctor.needs import NamedVariant, Needs, check_variant
 from service.errors import SettingsError
 from service.settings import Settings
 
@@ -254,32 +258,73 @@ def test_hub_and_token(answer, of_hub, of_token):
 
 
 @pytest.mark.parametrize(
-    ("name", "needs", "level", "told"),
+    ("needs", "level", "told"),
     [
-        (None, None, "ok", "none named"),
-        ("a/b", Needs(0, 10), "ok", "on this machine"),
-        ("a/b", Needs(4 * 10**9, 10), "warning", "4.00 GB"),
-        ("a/b", HubError("no such branch"), "fix", "no such branch"),
+        (Needs(0, 10), "ok", "on this machine"),
+        (Needs(4 * 10**9, 10), "warning", "4.00 GB"),
+        (HubError("no such branch"), "fix", "no such branch"),
     ],
 )
-def test_variant(name, needs, level, told):
-    assert_is(check_variant(name, needs), level, told)
+def test_variant(needs, level, told):
+    assert_is(check_variant(NamedVariant("a/b", "auto", needs)), level, told)
 
 
 @pytest.mark.parametrize("name", ["someone/nothing", "a b", "./nowhere", "a/b/file.gguf"])
 def test_a_variant_that_cannot_be_had_is_to_be_fixed(tmp_path, name):
     settings = Settings(variant=name, local_files_only=True, cache_dir=tmp_path)
-    assert_is(check_variant(name, Facts(settings).needs), "fix")
+    assert_is(check_variant(*Facts(settings).named), "fix")
 
 
-def test_what_a_variant_needs_is_read_from_its_headers(tiny_repo):
-    spec = f"{tiny_repo.gptq_repo}:gptq-8bit-128g-actorder_True"
-    needs = [
-        Facts(Settings(variant=name, local_files_only=True, cache_dir=tiny_repo.cache_dir)).needs
-        for name in (spec, f"{tiny_repo.gptq_repo}:main")
-    ]
-    assert all(need.download_bytes == 0 for need in needs)
-    assert needs[0].memory_bytes > needs[1].memory_bytes > 10**6
+def test_what_variants_need_is_read_from_their_headers(tiny_repo):
+    large, small = f"{tiny_repo.gptq_repo}:gptq-8bit-128g-actorder_True", tiny_repo.gptq_repo
+    access = {"local_files_only": True, "cache_dir": tiny_repo.cache_dir, "device": "cpu"}
+    settings = Settings(variant=large, also=[f"x={small}:main", "a/b"], **access, port=0)
+    of_large, of_small, of_none = (one.needs for one in Facts(settings).named)
+    assert of_large.download_bytes == of_small.download_bytes == 0
+    assert of_large.memory_bytes > of_small.memory_bytes > 10**6
+    assert isinstance(of_none, LoadError)
+    findings = [check() for name, check in checks(settings) if name in ("variant", "memory")]
+    assert [finding.level.value for finding in findings[:3]] == ["ok", "ok", "fix"]
+    together = machine.gb(of_large.memory_bytes + of_small.memory_bytes)
+    (memory,) = findings[3:]
+    assert f"2 variants take {together} with KV cache and process" in memory.found
+
+
+def test_a_clones_branch_is_looked_at_where_it_lies(tiny_repo, tmp_path):
+    folder = find_snapshot(tiny_repo.cache_dir, tiny_repo.gptq_repo, "main")
+    clone = shutil.copytree(folder, tmp_path / "clone")
+    for command in (
+        "init -q -b main",
+        "add .",
+        "commit -qm a",
+        "branch b",
+        "commit -qm c --allow-empty",
+    ):
+        identity = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+        subprocess.run(["git", *identity, "-C", str(clone), *command.split()], check=True)
+    cache = tmp_path / "cache"
+    settings = Settings(variant=f"{clone}:b", cache_dir=cache, device="cpu")
+    (named,) = Facts(settings).named
+    assert_is(check_variant(named), "ok", "on this machine")
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("absent", "level", "told"),
+    [([], "ok", "stock"), (["optimum", "gptqmodel"], "fix", "gptqmodel")],
+)
+def test_the_stock_backend_is_its_packages(monkeypatch, tmp_path, absent, level, told):
+    monkeypatch.setattr("service.doctor.examine.absent_packages", lambda method: absent)
+    settings = Settings(backend="stock", device="cpu", local_files_only=True, cache_dir=tmp_path)
+    found = {finding.name: finding for finding in examine(checks(settings)[:6])}
+    assert_is(found["kernels"], level, told)
+
+
+def test_each_device_and_backend_is_looked_at(tmp_path):
+    also = [{"variant": "a/b", "device": "cuda:99"}]
+    settings = Settings(device="cpu", also=also, local_files_only=True, cache_dir=tmp_path)
+    found = [finding for finding in examine(checks(settings)[:6]) if finding.name == "kernels"]
+    assert [finding.level.value for finding in found] == ["ok", "fix"]
 
 
 def test_settings():

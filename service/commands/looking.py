@@ -1,0 +1,59 @@
+"""What commands that look at a repository have in common: their options, settings and logs.
+
+They fetch no weights, so retries are waited for in silence: the end says what came of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from service.logs import set_up_logs
+from service.settings import config_file_from_environment, load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from loaders.spec import VariantSpec
+    from loaders.variants import Variant
+    from service.settings import Settings
+
+TokenOption = Annotated[
+    str | None,
+    typer.Option(metavar="TOKEN", help="The hub's token. (TETRAD_HUB_TOKEN, HF_TOKEN)"),
+]
+CacheOption = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Where checkpoints and records lie.")
+]
+OfflineOption = Annotated[
+    bool, typer.Option("--offline", help="Ask no hub; look at what is on this machine.")
+]
+
+
+def look_settings(*, token: str | None, cache_dir: Path | None, offline: bool) -> Settings:
+    """Read the settings, flags first, and send logs to standard error: the answer is on the other.
+
+    Raises SettingsError.
+    """
+    flags = {"hub_token": token, "cache_dir": cache_dir, "local_files_only": offline or None}
+    given = {name: value for name, value in flags.items() if value is not None}
+    settings = load_settings(given, config_file_from_environment())
+    set_up_logs(settings.model_copy(update={"log_level": "warning"}))
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    return settings
+
+
+def look(spec: VariantSpec, settings: Settings) -> Sequence[Variant]:
+    """List the variants that a name means. Raises LoadError."""
+    from loaders.named_variants import find_variants
+
+    token = settings.hub_token
+    return find_variants(
+        spec,
+        cache_dir=settings.cache_dir,
+        token=None if token is None else token.get_secret_value(),
+        local_files_only=settings.local_files_only,
+    )

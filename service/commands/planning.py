@@ -1,0 +1,125 @@
+"""What commands that plan have in common: the question as options put it, and its answer.
+
+What no option says is taken from the settings, so that a plan for this machine is what
+`tetrad serve` would make of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from loaders.accelerators import Devices
+    from loaders.plan import Choice, PlannedVariants, Prefer
+    from loaders.variants import Variant
+    from service.settings import Settings
+
+NEEDS_SEVERAL = "It needs more than one GPU; `tetrad serve` runs on one today and cannot do this."
+
+GpuOption = Annotated[
+    str,
+    typer.Option(
+        metavar="DEVICE",
+        help="What it shall run on: `A10G`, `2xA10G:24GB`, `NAME:SIZE`, `cpu:16GB`; `auto` is what "
+        "`tetrad serve` would use here.",
+    ),
+]
+ContextOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="TOKENS",
+        help="Longest prompt and answer together; when absent `max_model_len`, where that is"
+        " `auto` 4096, or less where the model was made for less.",
+    ),
+]
+UsersOption = Annotated[
+    int | None,
+    typer.Option(min=1, max=100_000, help="Sequences of that length at once; when absent `users`."),
+]
+PreferOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WHAT",
+        help="`quality`, `speed` or `memory`, among what fits; when absent `prefer`.",
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of a plan; None where the settings decide."""
+
+    gpu: str
+    context: int | None
+    users: int | None
+    prefer: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Every variant's plan, and which one to take."""
+
+    devices: Devices
+    prefer: Prefer
+    planned: PlannedVariants
+    choice: Choice
+    needs_several_gpus: bool  # the chosen one; an engine runs on one
+
+
+def answer(question: Question, settings: Settings, find: Callable[[], Sequence[Variant]]) -> Answer:
+    """Plan variants and choose one; `find` lists them, once the question is known to make sense.
+
+    Raises LoadError.
+    """
+    from loaders.accelerators import parse_gpus
+    from loaders.plan import choose, plan_variants
+    from loaders.records import Records
+
+    prefer = _preference(question.prefer or settings.prefer)
+    devices = parse_gpus(question.gpu, engine_device=settings.device)
+    own_context = None if settings.max_model_len == "auto" else settings.max_model_len
+    planned = plan_variants(
+        find(),
+        devices,
+        context=question.context or own_context,
+        users=question.users or settings.users,
+        records=Records(settings.cache_dir),
+        gpu_share=devices.lasting_share(settings.gpu_memory_utilization),
+    )
+    choice = choose(planned, prefer)
+    needs_several = devices.count > 1 and not _fits_one(choice, settings)
+    return Answer(devices, prefer, planned, choice, needs_several)
+
+
+def _fits_one(choice: Choice, settings: Settings) -> bool:
+    """Whether one of the devices holds the chosen variant, with the context that it gets."""
+    from loaders.plan import plan_variant
+    from loaders.records import Records
+
+    if choice.plan is None:
+        return True  # nothing was chosen, so nothing needs more
+    one = choice.plan.devices.one
+    return plan_variant(
+        choice.plan.variant,
+        one,
+        context=choice.context,
+        users=choice.plan.demand.users,
+        records=Records(settings.cache_dir),
+        gpu_share=one.lasting_share(settings.gpu_memory_utilization),
+    ).fits
+
+
+def _preference(text: str) -> Prefer:
+    from loaders.errors import InvalidPreferenceError
+    from loaders.plan import PREFERENCES
+
+    for preference in PREFERENCES:
+        if text == preference:
+            return preference
+    raise InvalidPreferenceError(f"prefer is {text!r}; choose one of {', '.join(PREFERENCES)}")
