@@ -1,6 +1,7 @@
 """The only place that talks to the hub, or reads the hub's cache."""
 
 from loaders.hub.cached import CachedFiles, is_cached
+from loaders.hub.fallback import CachedHubFiles
 from loaders.hub.fetching import (
     HubAccess,
     cached_revisions,
@@ -15,6 +16,7 @@ from loaders.hub.snapshots import DEFAULT_REVISION, Snapshot, discard, find_cach
 __all__ = [
     "DEFAULT_REVISION",
     "CachedFiles",
+    "CachedHubFiles",
     "HubAccess",
     "HubAnswer",
     "HubFiles",
