@@ -29,6 +29,7 @@ from loaders.gguf.config import file_type, make_config
 from loaders.model_config import make_model_config
 from loaders.quantization import tell_quantization
 from loaders.repository import HUB_FAILURES, Replaceable
+from loaders.spec import VariantSpec
 from loaders.survey import (
     CARD_FILE,
     about_checkpoint,
@@ -95,10 +96,7 @@ class Variant:
     @property
     def spec(self) -> str:
         """Name it as `tetrad serve` takes it."""
-        if self.file is not None:
-            revision = f"@{self.revision}" if self.revision else ""
-            return f"{self.repo}{revision}/{self.file}"
-        return f"{self.repo}:{self.revision}" if self.revision else self.repo
+        return str(VariantSpec(self.repo, None, self.revision, self.file))
 
 
 def list_variants(
