@@ -116,7 +116,7 @@ def _named(name: str, revision: str | None, *, file: str | None) -> VariantSpec:
     if file is not None and any(part in ("", ".", "..") for part in file.split("/")):
         raise InvalidSpecError(f"{file!r} is no path inside a repository; {_FORMS}")
     if revision is not None and not is_revision_name(revision):
-        raise InvalidSpecError(f"{revision!r} after {name!r} is no usable revision; {_FORMS}")
+        raise InvalidSpecError(f"{revision!r} after {name!r} names no usable revision; {_FORMS}")
     if _is_folder(name):
         return _local(Path(name), revision=revision, file=file)
     if _looks_like_path(name):
