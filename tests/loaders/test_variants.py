@@ -333,8 +333,7 @@ def test_a_folder_and_a_cache_are_listed_as_the_hub_is(tmp_path):
     assert in_cache.quantization == in_folder.quantization
 
 
-def test_a_hub_that_fails_half_way_is_no_verdict_on_a_branch(hub, monkeypatch):
-    monkeypatch.setattr("time.sleep", lambda _: None)
+def test_a_hub_that_fails_half_way_is_no_verdict_on_a_branch(hub, impatient):
     hub.repositories["someone/model"] = HubRepository({"main": small_files()})
     hub.faults = [Fault("config.json", times=99, status=503)]
     with pytest.raises(HubError, match="status 503"):
@@ -422,9 +421,8 @@ def test_a_files_name_tells_its_type(name, kind):
 @pytest.mark.parametrize("fault", [{"status": 503}, {"status": 401}, {"cut_after": 5}], ids=str)
 @pytest.mark.parametrize("named", [False, True])
 def test_a_hub_that_fails_half_way_is_replaced_by_the_cache(
-    hub, fault, named, tmp_path, monkeypatch
+    hub, fault, named, tmp_path, monkeypatch, impatient
 ):
-    monkeypatch.setattr("time.sleep", lambda _: None)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
     old, new = HubRepository({"main": small_files()}), {**small_files(), "more.json": b"{}"}
     hub.repositories["someone/model"] = HubRepository({"main": new, "other": new})
