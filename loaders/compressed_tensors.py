@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loaders.errors import CheckpointError, UnsupportedQuantizationError
+from loaders.name_patterns import check_pattern
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,7 +33,7 @@ _OTHER_PARTS = {
 class LayerGroup:
     """How some layers are packed."""
 
-    pattern: str | None  # of their names, for re.match; None: every linear layer
+    pattern: str | None  # of their names (`loaders.name_patterns`); None: every linear layer
     bits: int
     group_size: int  # -1 is the whole input dimension
     layout: str  # `PackedFormat.checkpoint_format`
@@ -103,9 +104,9 @@ def _pattern(target: str, source: str) -> tuple[int, str | None]:
         return 0, re.escape(target) + "$"
     pattern = target.removeprefix("re:")
     try:
-        re.compile(pattern)
-    except re.error as error:
-        raise CheckpointError(f"{source} has the unreadable target {target!r}: {error}") from error
+        check_pattern(pattern)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source} has an unreadable target: {error}") from error
     return 1, pattern
 
 

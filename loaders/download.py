@@ -71,6 +71,7 @@ class Patience:
     first_wait_s: float = 1.0  # doubled after every try
     longest_wait_s: float = 30.0
     longest_retry_after_s: float = 300.0  # that a hub may ask for
+    told_from_s: float = 0.0  # waits as long as this are logged
 
 
 class Tries:
@@ -98,7 +99,8 @@ class Tries:
             raise HubError(
                 f"{what} must wait {wait_s:.0f} s, says the hub ({error}); try again then"
             ) from error
-        log.warning("trying again", what=what, reason=str(error), wait_s=wait_s)
+        if wait_s >= self._patience.told_from_s:
+            log.warning("trying again", what=what, reason=str(error), wait_s=wait_s)
         self._stop.wait(wait_s)
 
     def _wait_s(self, error: TransferError) -> float:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import structlog
-
 from loaders.cache import find_built
-from loaders.errors import HubError
-from loaders.hub import CachedFiles, HubFiles, default_hub_cache, is_cached
+from loaders.hub import CachedFiles, CachedHubFiles, default_hub_cache
 from loaders.local_repository import CloneFiles, FolderFiles
+from loaders.repository import HUB_FAILURES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from loaders.repository import RepositoryFiles
     from loaders.spec import VariantSpec
-
-log = structlog.get_logger(__name__)
 
 
 def open_repository(
@@ -29,8 +25,8 @@ def open_repository(
 ) -> RepositoryFiles:
     """Open a variant's repository to look at it, without downloading anything.
 
-    Where the hub cannot be reached, its cache on this machine answers, with a warning. Raises
-    RepositoryNotFoundError, or HubError where there is nothing cached either.
+    Where the hub fails or refuses, its cache on this machine answers, with a warning. Raises
+    RepositoryNotFoundError or HubError where there is nothing cached either.
     """
     if spec.folder is not None:
         is_clone = (spec.folder / ".git").exists()
@@ -39,12 +35,12 @@ def open_repository(
     hub_cache = built_in or cache_dir or default_hub_cache()
     if built_in is not None or local_files_only:
         return CachedFiles(spec.repo, hub_cache)
-    hub = HubFiles(spec.repo, token=token)
+    hub = CachedHubFiles(spec.repo, cache_dir=hub_cache, token=token)
     try:
         hub.revisions()
-    except HubError as error:
-        if not is_cached(spec.repo, hub_cache):
+    except HUB_FAILURES as error:
+        cached = hub.substitute(error)
+        if cached is None:
             raise
-        log.warning("hub_unreachable", repo=spec.repo, reason=str(error), using=str(hub_cache))
-        return CachedFiles(spec.repo, hub_cache)
+        return cached
     return hub

@@ -6,7 +6,6 @@ repositories carry one, both or (before August 2023) neither. Weights are not re
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +21,7 @@ from loaders.errors import (
     UnsupportedQuantizationError,
 )
 from loaders.layouts import PACKED_ENDINGS, layout_of
+from loaders.name_patterns import NamePatterns, check_pattern
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,15 +75,21 @@ class Quantization:
     # GGUF's mixed types: module → how it is packed, before any rule.
     formats: Mapping[str, PackedFormat] = field(default_factory=dict)
     label: str | None = None  # what people call it, where that says more: "Q4_K_M"
+    _patterns: NamePatterns = field(init=False, repr=False, compare=False)  # the rules', read
+
+    def __post_init__(self) -> None:
+        """Read the rules' patterns; raises CheckpointError."""
+        object.__setattr__(self, "_patterns", NamePatterns(self.rules))
 
     def format_of(self, module: str) -> PackedFormat | None:
         """Return how the named module is packed by the rules; None if they leave it alone."""
         if module in self.formats:
             return self.formats[module]
-        for pattern, overrides in self.rules.items():
-            if re.match(pattern, module):
-                return None if overrides is None else _override(self.base, overrides, module)
-        return self.base
+        pattern = self._patterns.find(module)
+        if pattern is None:
+            return self.base
+        overrides = self.rules[pattern]
+        return None if overrides is None else _override(self.base, overrides, module)
 
     def __str__(self) -> str:
         """Describe it in a few words, as in `gptq 4-bit group 128 act-order`."""
@@ -279,11 +285,9 @@ def _parse_dynamic(
     for name, overrides in dynamic.items():
         pattern = name[2:] if name[:2] in ("+:", "-:") else name
         try:
-            re.compile(pattern)
-        except re.error as error:
-            raise CheckpointError(
-                f"{source} has the unreadable dynamic rule {name!r}: {error}"
-            ) from error
+            check_pattern(pattern)
+        except CheckpointError as error:
+            raise CheckpointError(f"{source} has an unreadable dynamic rule: {error}") from error
         if not isinstance(overrides, dict):
             raise CheckpointError(f"{source} has a dynamic rule {name!r} that is not an object")
         own = {key: overrides[key] for key in ("bits", "group_size") if key in overrides}

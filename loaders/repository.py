@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
-from loaders.errors import UnsafeCheckpointError
+from loaders.errors import HubError, LoadError, RepositoryNotFoundError, UnsafeCheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+# What says something of the hub, or of the right to read it, and nothing of a checkpoint.
+HUB_FAILURES = (HubError, RepositoryNotFoundError)
 MAX_FILES = 20_000  # of one revision; the largest model repositories have some hundreds
 _MAX_PATH_CHARACTERS = 512
 _MAX_PART_BYTES = 255  # what file systems take as one name
@@ -107,3 +109,11 @@ class RepositoryFiles(Protocol):
         A read without `num_bytes` is for small files: those larger than
         `loaders.checkpoint.MAX_JSON_BYTES` raise CheckpointError.
         """
+
+
+@runtime_checkable
+class Replaceable(Protocol):
+    """A repository that others can stand in for when it fails."""
+
+    def substitute(self, error: LoadError) -> RepositoryFiles | None:
+        """Return what is read in its place after an error of `HUB_FAILURES`, if there is any."""

@@ -6,22 +6,28 @@ Only text is looked at, and whether a local folder of that name exists; nothing 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loaders.errors import InvalidSpecError
+from loaders.repository import is_revision_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _MAX_CHARACTERS = 1024
+_MAX_CUTS = 20  # between folder and revision that are tried
 _MAX_REPO_CHARACTERS = 200  # the hub takes 96 for the name, after its owner
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_REVISION = re.compile(r"[\w][\w./+=-]*")
 # A GGUF file, or one part of a split one.
 _GGUF_FILE = re.compile(r".+\.gguf(-split-[a-z])?", re.IGNORECASE)
 _FILE_ENDING = re.compile(r"(-\d{5}-of-\d{5})?\.gguf(-split-[a-z])?$", re.IGNORECASE)
+_EXPLICIT = re.compile(r"(?P<name>.+?)//(@(?P<revision>.+?)//)?(?P<file>.*)", re.DOTALL)
 _PATH_STARTS = (".", "/", "~")
 _FORMS = (
-    "use repo, repo:branch, repo@commit, repo/file.gguf, repo:Q4_K_M, or what lies on this machine"
-    " (./folder, ./clone:branch for a git clone, ./file.gguf)"
+    "use repo, repo:branch, repo@commit, repo/file.gguf, repo@branch//file.gguf, repo:Q4_K_M,"
+    " or what lies on this machine (./folder, ./clone:branch for a git clone, ./file.gguf)"
 )
 
 
@@ -37,35 +43,61 @@ class VariantSpec:
     file: str | None = None  # a GGUF file, as its path in the repository or folder
 
     def __str__(self) -> str:
+        """Name it in the handiest form that `parse_spec` reads back as the same."""
+        forms = list(self._forms())
+        return next((form for form in forms if self._is_named_by(form)), forms[0])
+
+    def _forms(self) -> Iterator[str]:
+        """Name it in every form, the one that leaves nothing open last."""
         name = str(self.folder) if self.folder else self.repo
-        if self.file is not None:
-            revision = f"@{self.revision}" if self.revision else ""
-            return f"{name}{revision}/{self.file}"
-        return f"{name}:{self.revision}" if self.revision else name
+        revision, file = self.revision, self.file
+        if file is None:
+            yield f"{name}:{revision}" if revision else name
+        else:
+            at_revision = f"{name}@{revision}" if revision else name
+            yield f"{at_revision}/{file}"
+            yield f"{at_revision}//{file}"
+        name = f"{name}." if name.endswith("/") else name
+        yield f"{name}//@{revision}//{file or ''}" if revision else f"{name}//{file or ''}"
+
+    def _is_named_by(self, text: str) -> bool:
+        try:
+            found = parse_spec(text)
+        except InvalidSpecError:
+            return False
+        # What a local one is called follows from the rest.
+        name = self.repo if self.folder is None else found.repo
+        return found == replace(self, repo=name)
 
 
 def parse_spec(text: str) -> VariantSpec:
     """Parse one of the forms that name a variant; see `VariantSpec`.
 
-    What lies on this machine wins over a repository of the same name, as in Transformers.
+    Where names hold slashes or colons themselves, `repo//@revision//file.gguf` leaves nothing open;
+    any of the three may be missing. What lies on this machine wins over a repository of the same
+    name, as in Transformers.
     """
     text = text.strip()
     if not text:
         raise InvalidSpecError(f"the variant's name is empty; {_FORMS}")
     if len(text) > _MAX_CHARACTERS:
         raise InvalidSpecError(f"{text[:60]!r}… is too long to be a variant's name; {_FORMS}")
+    explicit = _EXPLICIT.fullmatch(text)
+    if explicit is not None and (explicit["file"] == "" or _is_gguf_name(explicit["file"])):
+        return _parse_explicit(explicit)
     if _is_folder(text):
         return _local(Path(text), revision=None)
-    if _GGUF_FILE.fullmatch(text):
+    if _is_gguf_name(text):
         return _parse_gguf(text)
-    name, revision = _split_revision(text)
-    if revision is not None and not _REVISION.fullmatch(revision):
-        raise InvalidSpecError(f"{text!r} names no usable revision after {name!r}; {_FORMS}")
-    if _is_folder(name):
-        return _local(Path(name), revision=revision)
-    if _looks_like_path(name):
-        raise InvalidSpecError(f"there is no folder {name!r}; {_FORMS}")
-    return VariantSpec(repo=_checked_repo(name), folder=None, revision=revision)
+    return _named(*_split_revision(text), file=None)
+
+
+def _parse_explicit(match: re.Match[str]) -> VariantSpec:
+    """Parse `name//@revision//file`, or `name@revision//file`."""
+    name, revision, file = match["name"], match["revision"], match["file"] or None
+    if revision is None and not _is_folder(name):
+        name, revision = _split_revision(name)
+    return _named(name, revision, file=file)
 
 
 def _parse_gguf(text: str) -> VariantSpec:
@@ -76,13 +108,24 @@ def _parse_gguf(text: str) -> VariantSpec:
     match = re.fullmatch(r"(?P<repo>[^/@:]+/[^/@:]+)([@:](?P<revision>[^/]+))?/(?P<file>.+)", text)
     if match is None or text.startswith(_PATH_STARTS):
         raise InvalidSpecError(f"there is no file {text!r}; {_FORMS}")
-    if any(part in ("", ".", "..") for part in match["file"].split("/")):
-        raise InvalidSpecError(f"{match['file']!r} is no path inside a repository; {_FORMS}")
-    revision = match["revision"]
-    if revision is not None and not _REVISION.fullmatch(revision):
-        raise InvalidSpecError(f"{text!r} names no usable revision; {_FORMS}")
-    repo = _checked_repo(match["repo"])
-    return VariantSpec(repo=repo, folder=None, revision=revision, file=match["file"])
+    return _named(match["repo"], match["revision"], file=match["file"])
+
+
+def _named(name: str, revision: str | None, *, file: str | None) -> VariantSpec:
+    """Check the three parts of a name."""
+    if file is not None and any(part in ("", ".", "..") for part in file.split("/")):
+        raise InvalidSpecError(f"{file!r} is no path inside a repository; {_FORMS}")
+    if revision is not None and not is_revision_name(revision):
+        raise InvalidSpecError(f"{revision!r} after {name!r} names no usable revision; {_FORMS}")
+    if _is_folder(name):
+        return _local(Path(name), revision=revision, file=file)
+    if _looks_like_path(name):
+        raise InvalidSpecError(f"there is no folder {name!r}; {_FORMS}")
+    return VariantSpec(repo=_checked_repo(name), folder=None, revision=revision, file=file)
+
+
+def _is_gguf_name(text: str) -> bool:
+    return _GGUF_FILE.fullmatch(text) is not None
 
 
 def _checked_repo(name: str) -> str:
@@ -106,9 +149,13 @@ def _is_file(text: str) -> bool:
 
 
 def _split_revision(text: str) -> tuple[str, str | None]:
-    """Cut at the last ':' or '@' that is not part of a path."""
-    match = re.fullmatch(r"(?P<name>[^:@]+)[:@](?P<revision>.*)", text)
-    return (match["name"], match["revision"]) if match else (text, None)
+    """Cut after the longest folder there is of that name, else at the first ':' or '@'."""
+    cuts = [at for at, char in enumerate(text) if char in ":@" and at > 0]
+    if not cuts:
+        return text, None
+    folders = (at for at in reversed(cuts[-_MAX_CUTS:]) if _is_folder(text[:at]))
+    at = next(folders, cuts[0])
+    return text[:at], text[at + 1 :]
 
 
 def _looks_like_path(name: str) -> bool:

@@ -19,17 +19,12 @@ from loaders.checkpoint import (
     read_header_length,
     weight_map_of,
 )
-from loaders.errors import (
-    CheckpointError,
-    HubError,
-    LoadError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from loaders.errors import CheckpointError, LoadError, RevisionNotFoundError
 from loaders.gguf.header import read_header as read_gguf_header
 from loaders.gguf_parts import GgufParts, group_parts
 from loaders.model_config import scrub_config
 from loaders.quantization import OWN_FILES
+from loaders.repository import HUB_FAILURES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -91,7 +86,7 @@ def survey_commit(repository: RepositoryFiles, revision: Revision) -> Survey:
 
 def about_checkpoint(error: LoadError) -> LoadError:
     """Return an error that is a verdict on a checkpoint; raise one that is about the hub."""
-    if isinstance(error, HubError | RepositoryNotFoundError | RevisionNotFoundError):
+    if isinstance(error, (*HUB_FAILURES, RevisionNotFoundError)):
         raise error
     return error
 

@@ -28,6 +28,8 @@ from loaders.errors import LoadError
 from loaders.gguf.config import file_type, make_config
 from loaders.model_config import make_model_config
 from loaders.quantization import tell_quantization
+from loaders.repository import HUB_FAILURES, Replaceable
+from loaders.spec import VariantSpec
 from loaders.survey import (
     CARD_FILE,
     about_checkpoint,
@@ -94,10 +96,7 @@ class Variant:
     @property
     def spec(self) -> str:
         """Name it as `tetrad serve` takes it."""
-        if self.file is not None:
-            revision = f"@{self.revision}" if self.revision else ""
-            return f"{self.repo}{revision}/{self.file}"
-        return f"{self.repo}:{self.revision}" if self.revision else self.repo
+        return str(VariantSpec(self.repo, None, self.revision, self.file))
 
 
 def list_variants(
@@ -106,9 +105,37 @@ def list_variants(
     """List what a repository offers: every branch and tag, each GGUF file by itself.
 
     Each commit is read once, several at a time. What is wrong with one variant is in its `refusal`
-    and does not hide the others. revisions: only these. Raises HubError or RepositoryNotFoundError
-    where the repository itself cannot be read.
+    and does not hide the others. revisions: only these. Where the hub fails half-way, all of it is
+    read from the cache instead. Raises HubError or RepositoryNotFoundError where the repository
+    itself cannot be read.
     """
+    try:
+        return _list_variants(repository, revisions)
+    except HUB_FAILURES as error:
+        found = _list_substitutes(repository, revisions, error)
+        if all(variant.refusal is not None for variant in found):
+            raise
+        return found
+
+
+def _list_substitutes(
+    repository: RepositoryFiles, revisions: Sequence[Revision] | None, error: LoadError
+) -> list[Variant]:
+    """List the same of what stands in for a repository that failed; nothing where nothing does."""
+    instead = repository.substitute(error) if isinstance(repository, Replaceable) else None
+    if instead is None:
+        return []
+    try:
+        # By name: the commit may be another one there.
+        named = None if revisions is None else [instead.find_revision(r.name) for r in revisions]
+        return _list_variants(instead, named)
+    except LoadError:
+        return []
+
+
+def _list_variants(
+    repository: RepositoryFiles, revisions: Sequence[Revision] | None
+) -> list[Variant]:
     wanted = _bounded(repository, repository.revisions() if revisions is None else revisions)
     if not wanted:
         return []

@@ -118,6 +118,7 @@ class Hub:
     url: str = ""
     latency_s: float = 0.0  # before every answer
     tree_page: int = 1000  # entries of a listing that one answer holds
+    tree_ends: bool = True  # else every page of a listing names itself as the next one
     redirects_large_files: bool = False  # to another host, as the real hub does
     knows_ranges: bool = True  # else a file is always sent whole
     pause_s: float = 0.0  # between pieces of 64 KiB
@@ -314,9 +315,9 @@ def _refs(repository: HubRepository) -> Answer:
 def _tree(hub: Hub, repository: HubRepository, revision: str, request: Request) -> Answer:
     entries = [_entry(path, c) for path, c in repository.files_at(revision).items()]
     start = int(request.query.get("cursor", ["0"])[0])
-    end = start + hub.tree_page
+    end = start + hub.tree_page if hub.tree_ends else start
     more = f'<{hub.url}{request.path}?recursive=True&cursor={end}>; rel="next"'
-    page = _json(entries[start:end])
+    page = _json(entries[start : start + hub.tree_page])
     return Answer(200, {"Link": more} if end < len(entries) else {}, page.body)
 
 

@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 from loaders.hub.cached import CachedFiles, is_cached
+from loaders.hub.fallback import CachedHubFiles
 from loaders.hub.fetching import (
     HubAccess,
     cached_revisions,
@@ -21,6 +22,7 @@ from loaders.hub.snapshots import DEFAULT_REVISION, Snapshot, discard, find_cach
 __all__ = [
     "DEFAULT_REVISION",
     "CachedFiles",
+    "CachedHubFiles",
     "HubAccess",
     "HubAnswer",
     "HubFiles",

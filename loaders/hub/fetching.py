@@ -31,11 +31,13 @@ from loaders.hub.snapshots import (
     shards_in,
 )
 from loaders.hub.transport import HubSource
+from loaders.repository import HUB_FAILURES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from loaders.download_progress import DownloadProgress
+    from loaders.errors import LoadError
     from loaders.repository import RepositoryFile, Revision
     from loaders.spec import VariantSpec
 
@@ -65,9 +67,10 @@ def fetch(
     """Return the folder of a variant's files, downloading what is missing.
 
     A repository that was built on this machine (the demo) is used as it is. For others the hub is
-    asked, and the cache used when it cannot be reached. Raises RepositoryNotFoundError,
-    RevisionNotFoundError (naming the revisions there are), UnsafeCheckpointError, CheckpointError,
-    CacheError or HubError.
+    asked, and the cache used, with a warning, when it fails or no longer gives what is whole there:
+    an expired token or a branch that was removed keeps nothing from starting again. Raises
+    RepositoryNotFoundError, RevisionNotFoundError (naming the revisions there are),
+    UnsafeCheckpointError, CheckpointError, CacheError or HubError.
 
     on_percent: told how much of a download is done; possibly by several threads.
     """
@@ -78,7 +81,7 @@ def fetch(
     if built_in is None and not local_files_only:
         try:
             return download(spec, access)
-        except HubError as error:
+        except (*HUB_FAILURES, RevisionNotFoundError) as error:
             return _cached_instead(spec, access.cache_dir, error)
     if (found := find_cached(spec, access.cache_dir)) is not None:
         return found
@@ -193,12 +196,14 @@ def _refuse_part(spec: VariantSpec, cache_dir: Path, *, reason: str = "") -> Non
         )
 
 
-def _cached_instead(spec: VariantSpec, cache_dir: Path, error: HubError) -> Snapshot:
-    """Use what an earlier download left when the hub cannot be reached now."""
+def _cached_instead(spec: VariantSpec, cache_dir: Path, error: LoadError) -> Snapshot:
+    """Use what an earlier download left when the hub does not give it now."""
     found = find_cached(spec, cache_dir)
     if found is not None:
         log.warning("hub_unreachable", repo=spec.repo, reason=str(error), using=found.commit)
         return found
+    if not isinstance(error, HubError):
+        raise error  # a refusal, which says what to do
     _refuse_part(spec, cache_dir, reason=f"{error}; ")
     if known := cached_revisions(spec.repo, cache_dir):
         revision = spec.revision or DEFAULT_REVISION

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 import structlog
 from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
+from huggingface_hub.errors import HTTPError
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from loaders.checkpoint import MAX_JSON_BYTES
+from loaders.download import Patience, TransferError, Tries
 from loaders.errors import CheckpointError, HubError
 from loaders.hub.access import no_revision, translated_errors
+from loaders.hub.transport import passing_failure
 from loaders.repository import (
     MAX_FILES,
     RepositoryFile,
@@ -38,11 +39,13 @@ log = structlog.get_logger(__name__)
 
 DEFAULT_BRANCH = "main"
 _TIMEOUT_S = 20.0
-_RETRIES = 4  # of answers such as 429 and 503, by the hub's client: it honours Retry-After
-_FIRST_WAIT_S = 0.5
-_ATTEMPTS = 4  # of answers that break off
+# Of one question. A hub that asks for more than five minutes is not waited for.
+PATIENCE = Patience(max_tries=5, first_wait_s=0.5, longest_wait_s=8.0, told_from_s=5.0)
 # A server that knows no ranges sends the whole file; this much of it is read past.
 _MAX_SKIPPED_BYTES = 64_000_000
+_CHECK = "try again later, or check HF_ENDPOINT"
+# Of one list of files: the hub sends 50 to 1000 entries a page, at most MAX_FILES are read.
+_MAX_PAGES = 400
 _MAX_ANSWER_BYTES = 32_000_000  # of the hub's own answers, which are JSON
 _SHORT_COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -55,8 +58,16 @@ class HubFiles:
     All threads share the hub client's one session. endpoint: HF_ENDPOINT where it is not given.
     """
 
-    def __init__(self, repo: str, *, token: str | None = None, endpoint: str | None = None) -> None:
+    def __init__(
+        self,
+        repo: str,
+        *,
+        token: str | None = None,
+        endpoint: str | None = None,
+        patience: Patience | None = None,
+    ) -> None:
         self._repo = repo
+        self._patience = patience or PATIENCE
         self._endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
         self._api = HfApi(endpoint=self._endpoint, token=token)
         # Ranges count the file's own bytes, not those of a compressed answer.
@@ -117,8 +128,14 @@ class HubFiles:
     def _list_files(self, commit: str) -> list[RepositoryFile]:
         files: list[RepositoryFile] = []
         query: Mapping[str, Any] | None = {"recursive": "true"}
+        asked: list[Mapping[str, Any]] = []
         while query is not None:
+            if query in asked or len(asked) >= _MAX_PAGES:
+                raise HubError(f"the hub's list of {self._repo}'s files does not end; {_CHECK}")
+            asked.append(query)
             page, query = self._ask(f"tree/{commit}", query=query, revision=commit)
+            if query is not None and not page:
+                raise HubError(f"the hub's list of {self._repo}'s files has empty pages; {_CHECK}")
             files += [_read_file(self._repo, entry) for entry in _file_entries(self._repo, page)]
             if len(files) > MAX_FILES:
                 raise CheckpointError(
@@ -153,26 +170,20 @@ class HubFiles:
         start: int = 0,
         query: Mapping[str, Any] | None = None,
     ) -> tuple[bytes, Mapping[str, Any] | None]:
-        """Read an answer up to a limit, once more where it breaks off.
-
-        The client's own retries cover answers of the wrong status; a body that breaks is ours.
-        """
-        for attempt in range(1, _ATTEMPTS + 1):
+        """Read an answer up to a limit, again where it fails for a while or breaks off."""
+        tries = Tries(self._patience)
+        while True:
             try:
                 return self._fetch_once(
                     url, limit=limit, is_whole=is_whole, start=start, query=query
                 )
-            except HfHubHTTPError:
-                raise  # an answer, which the client has judged already
-            except (HTTPError, RuntimeError) as error:
-                # RuntimeError: another thread's failure closed the session they share.
-                if attempt == _ATTEMPTS:
-                    raise HubError(
-                        f"the hub did not answer for {self._repo} ({type(error).__name__});"
-                        " check the network and HF_ENDPOINT"
-                    ) from error
-                time.sleep(_FIRST_WAIT_S * 2 ** (attempt - 1))
-        raise AssertionError("every attempt returns or raises")
+            except HTTPError as error:
+                passing = passing_failure(error)
+                if passing is None:
+                    raise
+                tries.failed(f"asking the hub for {self._repo}", passing)
+            except RuntimeError as error:  # another thread's failure closed the shared session
+                tries.failed(f"asking the hub for {self._repo}", TransferError(str(error)))
 
     def _fetch_once(
         self, url: str, *, limit: int, is_whole: bool, start: int, query: Mapping[str, Any] | None
@@ -180,15 +191,8 @@ class HubFiles:
         headers = dict(self._headers)
         if not is_whole:
             headers["Range"] = f"bytes={start}-{start + limit - 1}"
-        with http_stream_backoff(
-            "GET",
-            url,
-            params=query,
-            headers=headers,
-            timeout=_TIMEOUT_S,
-            max_retries=_RETRIES,
-            base_wait_time=_FIRST_WAIT_S,
-            retry_on_exceptions=(),
+        with get_session().stream(
+            "GET", url, params=query, headers=headers, timeout=_TIMEOUT_S
         ) as response:
             if response.status_code == 416:  # the file ends before the range begins
                 return b"", None

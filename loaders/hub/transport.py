@@ -74,7 +74,7 @@ class HubSource:
                 if response.status_code != _RANGE_REFUSED:
                     hf_raise_for_status(response)
             except HTTPError as error:
-                if (passing := _passing_failure(error)) is not None:
+                if (passing := passing_failure(error)) is not None:
                     raise passing from error
                 raise
             except RuntimeError as error:  # another thread's failure closed the shared session
@@ -82,7 +82,7 @@ class HubSource:
         return response
 
 
-def _passing_failure(error: HTTPError) -> TransferError | None:
+def passing_failure(error: HTTPError) -> TransferError | None:
     """Tell failures that another try may mend from those that stay: None."""
     if not isinstance(error, HfHubHTTPError):
         return TransferError(f"{type(error).__name__}: {error}")
@@ -92,6 +92,8 @@ def _passing_failure(error: HTTPError) -> TransferError | None:
     is_elsewhere = response.url.netloc != first.url.netloc
     if response.status_code in _TRY_AGAIN or (is_elsewhere and response.status_code in _REFUSED):
         reason = f"status {response.status_code} from {response.url.host}"
+        if response.status_code == 429:
+            reason += ", which takes more requests with a token (HF_TOKEN)"
         return TransferError(reason, retry_after_s=_retry_after_s(response))
     return None
 

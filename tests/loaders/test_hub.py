@@ -8,7 +8,7 @@ import pytest
 
 from loaders.cache import BUILT_MARK, repository_folder
 from loaders.demo.repository import commit_branch
-from tests.hub_server import HubRepository, running_hub
+from tests.hub_server import Fault, HubRepository, running_hub
 
 REPO = "someone/CodeLlama-7B-GPTQ"
 FILES = {"config.json": b"{}", "model.safetensors": b"weights", "README.md": b"# card"}
@@ -117,6 +117,24 @@ def test_unknown_and_gated_repositories_say_what_to_do(hub, fetch):
     hub.repositories["someone/gated"] = HubRepository({"main": FILES}, gated=True)
     assert "accept its terms" in fetch("someone/gated")
     assert "check the name, or give a token" in fetch("someone/unknown")
+
+
+@pytest.mark.slow
+def test_what_is_whole_in_the_cache_starts_though_the_hub_refuses_it(hub, fetch):
+    hub.repositories[REPO] = HubRepository({"main": FILES, "other": {**FILES, "a.json": b"{}"}})
+    expected = fetch(f"{REPO}:main")
+    for status in (401, 403, 404):
+        hub.faults = [Fault(REPO, times=99, status=status)]
+        assert fetch(f"{REPO}:main") == expected
+    hub.faults = [Fault(REPO, times=99, status=401)]
+    assert "does not know the token" in fetch(f"{REPO}:other")
+    hub.faults = []
+    hub.repositories[REPO] = HubRepository({"new": FILES})
+    assert fetch(f"{REPO}:main") == expected
+    assert "it has new" in fetch(f"{REPO}:other")
+    hub.repositories.pop(REPO)
+    assert fetch(f"{REPO}:main") == expected
+    assert "check the name" in fetch(f"{REPO}:other")
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import structlog
@@ -9,7 +10,7 @@ from loaders.errors import (
     QuantizationNotFoundError,
     UnsupportedQuantizationError,
 )
-from loaders.quantization import infer_quantization, read_quantization
+from loaders.quantization import infer_quantization, read_quantization, tell_quantization
 
 GPTQ = {"bits": 4, "group_size": 128, "desc_act": True, "sym": True}
 
@@ -166,3 +167,23 @@ def test_packed_weights_without_zero_points_are_refused_by_name(tmp_path):
     tensors = {n: t for n, t in packed_tensors(tmp_path).items() if "qzeros" not in n}
     with pytest.raises(QuantizationNotFoundError, match="qzeros"):
         infer_quantization(tensors)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {**GPTQ, "dynamic": {r"+:model\.layers\.(a+)+$": {"bits": 8}}},
+        {**GPTQ, "quant_method": "auto-round", "packing_format": "auto_round:gptq",
+         "extra_config": {r"model\.layers\.(a+)+$": {"bits": 8}}},
+        {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {
+            "a": {"targets": [r"re:model\.layers\.(a+)+$"],
+                  "weights": {"num_bits": 4, "group_size": 128}}}},
+    ],
+)  # fmt: skip
+@pytest.mark.timeout(20)
+def test_a_checkpoints_own_patterns_cannot_take_exponential_time(settings):
+    name = f"model.layers.{'a' * 300}!"
+    ending = "weight_packed" if "config_groups" in settings else "qweight"
+    info = TensorInfo(f"{name}.{ending}", "I32", (8, 8), Path("x"))
+    found = tell_quantization(None, {"quantization_config": settings}, {info.name: info})
+    assert found.format_of(name) == (None if "config_groups" in settings else found.base)

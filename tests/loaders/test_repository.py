@@ -7,6 +7,7 @@ import threading
 import pytest
 import structlog
 
+from loaders.download import Patience
 from loaders.errors import (
     CheckpointError,
     HubError,
@@ -43,7 +44,8 @@ def hub(server):
     server.repositories = {
         REPO: HubRepository({"other/branch": OTHER, "main": FILES}, tags={"v1": "main"})
     }
-    server.faults, server.tree_page, server.redirects_large_files = [], 1000, False
+    server.faults, server.tree_page, server.tree_ends = [], 1000, True
+    server.redirects_large_files = False
     server.requests.clear()
     return server
 
@@ -166,6 +168,23 @@ def test_a_listing_of_several_pages_is_read_to_its_end(hub):
     assert len(repository.files(repository.find_revision("main"))) == 25
 
 
+@pytest.mark.parametrize(("page", "found"), [(0, "empty pages"), (1, "does not end")])
+def test_a_listing_that_never_ends_is_refused(hub, page, found):
+    hub.tree_page, hub.tree_ends = page, False
+    repository = on_hub(hub)
+    with pytest.raises(HubError, match=found):
+        repository.files(repository.find_revision("main"))
+    assert len(hub.requests) < 5
+
+
+def test_a_listing_of_more_pages_than_any_has_is_refused(hub, monkeypatch):
+    monkeypatch.setattr("loaders.hub.repository._MAX_PAGES", 2)
+    hub.tree_page = 1
+    repository = on_hub(hub)
+    with pytest.raises(HubError, match="does not end"):
+        repository.files(repository.find_revision("main"))
+
+
 def test_a_piece_of_a_huge_file_costs_that_piece(hub):
     hub.repositories[REPO] = HubRepository({"main": {"big.gguf": SparseFile(b"GGUF", 4 << 30)}})
     repository = on_hub(hub)
@@ -188,28 +207,33 @@ def test_a_piece_of_a_huge_file_costs_that_piece(hub):
     ],
     ids=str,
 )
-def test_what_fails_for_a_while_is_asked_again(hub, fault, monkeypatch):
-    monkeypatch.setattr("time.sleep", lambda _: None)
+def test_what_fails_for_a_while_is_asked_again(hub, fault, impatient):
     hub.faults = [fault]
     assert len(on_hub(hub).revisions()) == 3
     assert fault.times == 0
 
 
 def test_a_retry_waits_as_long_as_the_hub_asks(hub, monkeypatch):
-    waits = []
-    monkeypatch.setattr("time.sleep", waits.append)
-    hub.latency_s, hub.faults = 0, [Fault("refs", status=429, retry_after_s=7)]
-    on_hub(hub).revisions()
-    assert [wait for wait in waits if wait >= 7]
+    monkeypatch.setattr("loaders.hub.repository.PATIENCE", Patience())
+    hub.faults = [Fault("refs", status=429, retry_after_s=1)]
+    with structlog.testing.capture_logs() as logs:
+        on_hub(hub).revisions()
+    assert [entry["wait_s"] for entry in logs] == [1]
 
 
-def test_a_hub_that_stays_in_trouble_is_named_with_what_to_do(hub, monkeypatch):
-    monkeypatch.setattr("time.sleep", lambda _: None)
+@pytest.mark.timeout(20)
+def test_a_hub_that_asks_for_a_wait_of_hours_is_not_waited_for(hub):
+    hub.faults = [Fault("refs", status=429, retry_after_s=7200)]
+    with pytest.raises(HubError, match="must wait 7200 s"):
+        on_hub(hub).revisions()
+
+
+def test_a_hub_that_stays_in_trouble_is_named_with_what_to_do(hub, impatient):
     hub.faults = [Fault("refs", times=99, status=503)]
     with pytest.raises(HubError, match=r"status 503.*try again later"):
         on_hub(hub).revisions()
     hub.faults = [Fault("refs", times=99, status=429)]
-    with pytest.raises(HubError, match=r"429.*wait some minutes"):
+    with pytest.raises(HubError, match=r"429.*HF_TOKEN.*try again later"):
         on_hub(hub).revisions()
     hub.faults = [Fault("refs", times=99, cut_after=3)]
     with pytest.raises(HubError, match="check the network"):
@@ -254,8 +278,7 @@ def test_a_refusal_says_what_the_token_lacks(hub, status):
         repository.read(repository.find_revision("main"), "config.json")
 
 
-def test_an_address_that_is_no_hub_says_so(monkeypatch):
-    monkeypatch.setattr("time.sleep", lambda _: None)
+def test_an_address_that_is_no_hub_says_so(impatient):
     with pytest.raises(HubError, match="HF_ENDPOINT"):
         HubFiles(REPO, endpoint="http://127.0.0.1:9").revisions()
 
@@ -343,9 +366,10 @@ def test_a_clone_is_left_as_it_was(clone):
     assert git(clone, "worktree", "list").count("\n") == 0
 
 
-def test_an_unreachable_hub_is_replaced_by_its_cache_with_a_warning(tmp_path, monkeypatch):
+def test_an_unreachable_hub_is_replaced_by_its_cache_with_a_warning(
+    tmp_path, monkeypatch, impatient
+):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr("time.sleep", lambda _: None)
     with pytest.raises(HubError, match="HF_ENDPOINT"):
         open_repository(parse_spec(REPO), cache_dir=tmp_path)
     write_cache(tmp_path, REPO, HubRepository({"main": FILES}))

@@ -13,7 +13,9 @@ from loaders.errors import HubError, RepositoryNotFoundError
 from loaders.gguf_parts import group_parts
 from loaders.hub import CachedFiles, HubFiles
 from loaders.local_repository import CloneFiles, FolderFiles
+from loaders.named_variants import find_variants
 from loaders.repository import RepositoryFile, Revision
+from loaders.spec import parse_spec
 from loaders.variants import CardRow, VariantKind, list_variants
 from tests import published
 from tests.hub_server import Fault, HubRepository, SparseFile, running_hub
@@ -331,8 +333,7 @@ def test_a_folder_and_a_cache_are_listed_as_the_hub_is(tmp_path):
     assert in_cache.quantization == in_folder.quantization
 
 
-def test_a_hub_that_fails_half_way_is_no_verdict_on_a_branch(hub, monkeypatch):
-    monkeypatch.setattr("time.sleep", lambda _: None)
+def test_a_hub_that_fails_half_way_is_no_verdict_on_a_branch(hub, impatient):
     hub.repositories["someone/model"] = HubRepository({"main": small_files()})
     hub.faults = [Fault("config.json", times=99, status=503)]
     with pytest.raises(HubError, match="status 503"):
@@ -415,3 +416,25 @@ def test_parts_of_a_file_are_one(paths, expected):
 def test_a_files_name_tells_its_type(name, kind):
     (parts,) = group_parts([name])
     assert parts.type_in_name == kind
+
+
+@pytest.mark.parametrize("fault", [{"status": 503}, {"status": 401}, {"cut_after": 5}], ids=str)
+@pytest.mark.parametrize("named", [False, True])
+def test_a_hub_that_fails_half_way_is_replaced_by_the_cache(
+    hub, fault, named, tmp_path, monkeypatch, impatient
+):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    old, new = HubRepository({"main": small_files()}), {**small_files(), "more.json": b"{}"}
+    hub.repositories["someone/model"] = HubRepository({"main": new, "other": new})
+    hub.faults = [Fault("config.json", times=999, **fault)]
+    spec = parse_spec("someone/model:main" if named else "someone/model")
+    with pytest.raises((HubError, RepositoryNotFoundError)):
+        find_variants(spec, cache_dir=tmp_path)
+    published.write_cache(tmp_path, "someone/model", old)
+    with structlog.testing.capture_logs() as logs:
+        (found,) = find_variants(spec, cache_dir=tmp_path)
+    assert (found.revision, found.commit) == ("main", old.commit_of("main"))
+    assert found.refusal is None
+    assert "hub_unreachable" in [entry["event"] for entry in logs]
+    with pytest.raises((HubError, RepositoryNotFoundError)):
+        find_variants(parse_spec("someone/model:other"), cache_dir=tmp_path)

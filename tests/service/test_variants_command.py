@@ -203,9 +203,8 @@ def test_offline_and_unreachable_mean_the_cache(tetrad, process, tmp_path):
 
 
 @pytest.mark.parametrize("endpoint", ["nonsense", "http://127.0.0.1:9"])
-def test_a_wrong_endpoint_is_one_line_and_exit_code_2(tetrad, endpoint, monkeypatch):
+def test_a_wrong_endpoint_is_one_line_and_exit_code_2(tetrad, endpoint, monkeypatch, impatient):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
-    monkeypatch.setattr("time.sleep", lambda _: None)
     done = tetrad("someone/model")
     assert (done.returncode, done.stdout) == (2, "")
     assert "HF_ENDPOINT" in done.stderr
