@@ -67,7 +67,7 @@ def _lmdeploy(variant: Variant) -> tuple[Answer, str]:
     return ("yes", "") if quantization.base.bits == 4 else ("unknown", "")
 
 
-def _tabby_api(variant: Variant) -> tuple[Answer, str]:
+def _without_gptq(variant: Variant) -> tuple[Answer, str]:
     if variant.kind == "gptq":
         return "no", "its GPTQ loader was dropped"
     return "unknown", ""
@@ -113,7 +113,14 @@ _ENGINES = (
     _Engine("SGLang", "autumn 2026", "not tried", "2026-11", _unknown),
     _Engine("TGI", "autumn 2026", "its own notice of maintenance mode", "2026-11", _maintenance),
     _Engine("LMDeploy", "autumn 2026", "the checks of its GPTQ loader", "2026-11", _lmdeploy),
-    _Engine("TabbyAPI", "autumn 2026", "its sources: no GPTQ loader", "2026-11", _tabby_api),
+    _Engine("TabbyAPI", "autumn 2026", "its sources: no GPTQ loader", "2026-11", _without_gptq),
+    _Engine(
+        "text-generation-webui",
+        "autumn 2026",
+        "its sources: no GPTQ loader",
+        "2026-11",
+        _without_gptq,
+    ),
     _Engine("llama.cpp", "autumn 2026", "its loader reads GGUF files", "2026-11", _llama_cpp),
     _Engine(
         "Transformers",

@@ -457,7 +457,7 @@ def test_gguf_files_of_one_commit_are_mirrored_one_by_one(hub, client, cache):
 def test_damage_to_a_mirror_is_found(hub, client, cache):
     client("mirror", cache, repo=REPO, branches=["main"])
     (link,) = cache.rglob("model.safetensors")
-    link.resolve().write_bytes(b"?" + WEIGHTS[1:])
+    link.resolve().write_bytes(bytes([WEIGHTS[0] ^ 1]) + WEIGHTS[1:])
     (found,) = client("check", cache)["damage"]
     assert "model.safetensors: expected 3000000 bytes with sha256" in found
     (config,) = cache.rglob("config.json")

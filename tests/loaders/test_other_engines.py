@@ -44,6 +44,13 @@ def test_lmdeploy_takes_groups_of_128_without_act_order():
     assert found == ["yes", "no", "no", "no", "no", "no"]
 
 
+@pytest.mark.parametrize("engine", ["TabbyAPI", "text-generation-webui"])
+def test_engines_that_dropped_their_gptq_loader_load_no_such_branch(engine):
+    assert {_answers(variant)[engine] for variant in gptq_7b()} == {"no"}
+    for variant in (*awq_70b(), *fp16_34b(), *gguf_13b()):
+        assert _answers(variant)[engine] == "unknown"
+
+
 def test_llama_cpp_reads_gguf_and_nothing_else():
     assert _answers(gguf_13b()[0])["llama.cpp"] == "yes"
     for variant in (*gptq_7b(), *awq_70b(), *fp16_34b()):
