@@ -136,7 +136,8 @@ def _lines(answer: Answer) -> Iterator[str]:
     if choice.plan is None:
         yield f"Nothing to take for {printable(str(answer.devices))}: {printable(choice.reason)}"
     else:
-        yield f"Take {name_of(choice.plan.variant)}: {printable(choice.reason)}"
+        advice = "Nearest is" if choice.is_shortened else "Take"
+        yield f"{advice} {name_of(choice.plan.variant)}: {printable(choice.reason)}"
     if answer.needs_several_gpus:
         yield NEEDS_SEVERAL
     for loser in choice.losers:
