@@ -91,15 +91,24 @@ def build_engine(settings: WorkerSettings, attempt: Attempt, tell: TellProgress)
     if memory is not None and not attempt.excluded_backends:
         record(memory, loaded, Records(settings.cache_dir))
     about = describe(loaded, memory, is_batch_invariant=settings.batch_invariant)
-    shortened = why_shortened(loaded.model, config.max_model_len, settings)
+    shortened = why_shortened(
+        loaded.model, config.max_model_len, settings, longest=attempt.max_model_len
+    )
     return BuiltEngine(engine, msgspec.structs.replace(about, shortened=shortened).encode())
 
 
 def why_shortened(
-    model: PreTrainedModel, max_model_len: int, settings: WorkerSettings
+    model: PreTrainedModel,
+    max_model_len: int,
+    settings: WorkerSettings,
+    *,
+    longest: int | None = None,
 ) -> str | None:
-    """Say what "auto" made of the model's context where it gave a part of it up for memory."""
-    possible = _asked_max_model_len(settings, model, None)
+    """Say what "auto" made of the model's context where it gave a part of it up for memory.
+
+    longest: what the attempt allowed, in tokens; that it is less is told by who decided so.
+    """
+    possible = _asked_max_model_len(settings, model, longest)
     if settings.max_model_len != "auto" or max_model_len >= possible:
         return None
     return f"context {max_model_len} of {possible} tokens: no more memory for keys and values"
