@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 # Where such a number stands in plain models' configurations too, one of these is false there.
 _EXPERT_SWITCHES = ("is_moe", "enable_moe_block")
-# Far above any model there is (2026: 0.5 million inputs to a layer, 262 144 tokens in a
-# vocabulary, 126 layers), far below what would not end.
-_LARGEST = {
+# The one table: plans and GGUF files are held to it, too. Far above any model there is (2026: 0.5
+# million inputs to a layer, 262 144 tokens in a vocabulary, 126 layers), far below what would not
+# end.
+LARGEST_SIZES = {
     "hidden_size": 1 << 20,
     "intermediate_size": 1 << 22,
     "num_hidden_layers": 4096,
@@ -50,7 +51,7 @@ def check_config(config: PreTrainedConfig) -> None:
     """Raise UnsupportedModelError for a mixture of experts, CheckpointError for absurd values."""
     text: Any = config.get_text_config(decoder=True)
     _check_experts(text, str(config.model_type))
-    check_sizes({name: _value(text, name) for name in _LARGEST})
+    check_sizes({name: _value(text, name) for name in LARGEST_SIZES})
     _check_heads(text)
     epsilon = _value(text, "rms_norm_eps")
     if epsilon is not None and not (_is_number(epsilon) and epsilon >= 0):
@@ -75,7 +76,7 @@ def _check_experts(text: Any, model_type: str) -> None:
 
 def check_sizes(config: Mapping[str, Any]) -> None:
     """Raise CheckpointError for a size that no model has; some give each layer its own."""
-    for name, largest in _LARGEST.items():
+    for name, largest in LARGEST_SIZES.items():
         value = config.get(name)
         for size in value if isinstance(value, list) else [value]:
             is_size = isinstance(size, int) and not isinstance(size, bool) and 0 < size <= largest

@@ -9,22 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from loaders.config_limits import LARGEST_SIZES
 from loaders.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# No published model comes near; a number beyond is a damaged or hostile file.
-_MAX = {
-    "hidden_size": 1 << 20,
-    "num_hidden_layers": 10_000,
-    "num_attention_heads": 1 << 16,
-    "num_key_value_heads": 1 << 16,
-    "head_dim": 1 << 16,
-    "intermediate_size": 1 << 24,
-    "vocab_size": 1 << 24,
-    "max_position_embeddings": 1 << 30,
-}
 # What a key and a value cost: bytes a number, and bytes beside each head of numbers.
 KV_TYPES = {"float32": (4, 0), "float16": (2, 0), "bfloat16": (2, 0), "fp8": (1, 2)}
 
@@ -78,9 +68,13 @@ def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> in
         value = default
     if value is None:
         raise CheckpointError(f"config.json has no {key}, which a plan needs")
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MAX[key]:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int)
+        or not 1 <= value <= LARGEST_SIZES[key]
+    ):
         raise CheckpointError(
-            f"config.json says {key}={str(value)[:40]}; a whole number from 1 to {_MAX[key]} is"
-            " expected"
+            f"config.json says {key}={str(value)[:40]}; a whole number from 1 to"
+            f" {LARGEST_SIZES[key]} is expected"
         )
     return value

@@ -38,6 +38,8 @@ class Source:
     quantization: Quantization | None  # None for a plain checkpoint
     # Gives the tensors by name; None where Transformers reads the folder's files itself.
     read_weights: Callable[[], dict[str, Tensor]] | None = None
+    # Gives one of them, None where there is none by that name; set together with `read_weights`.
+    read_weight: Callable[[str], Tensor | None] | None = None
 
 
 def open_source(
@@ -100,4 +102,5 @@ def open_gguf(path: Path, cache_dir: Path | None) -> Source:
         config=config,
         quantization=model.quantization,
         read_weights=model.weights,
+        read_weight=model.weight,
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loaders.errors import InvalidSpecError
+from loaders.gguf_parts import is_gguf, without_ending
 from loaders.repository import is_revision_name
 
 if TYPE_CHECKING:
@@ -20,9 +21,6 @@ _MAX_CHARACTERS = 1024
 _MAX_CUTS = 20  # between folder and revision that are tried
 _MAX_REPO_CHARACTERS = 200  # the hub takes 96 for the name, after its owner
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-# A GGUF file, or one part of a split one.
-_GGUF_FILE = re.compile(r".+\.gguf(-split-[a-z])?", re.IGNORECASE)
-_FILE_ENDING = re.compile(r"(-\d{5}-of-\d{5})?\.gguf(-split-[a-z])?$", re.IGNORECASE)
 _EXPLICIT = re.compile(r"(?P<name>.+?)//(@(?P<revision>.+?)//)?(?P<file>.*)", re.DOTALL)
 _PATH_STARTS = (".", "/", "~")
 _FORMS = (
@@ -83,11 +81,11 @@ def parse_spec(text: str) -> VariantSpec:
     if len(text) > _MAX_CHARACTERS:
         raise InvalidSpecError(f"{text[:60]!r}… is too long to be a variant's name; {_FORMS}")
     explicit = _EXPLICIT.fullmatch(text)
-    if explicit is not None and (explicit["file"] == "" or _is_gguf_name(explicit["file"])):
+    if explicit is not None and (explicit["file"] == "" or is_gguf(explicit["file"])):
         return _parse_explicit(explicit)
     if _is_folder(text):
         return _local(Path(text), revision=None)
-    if _is_gguf_name(text):
+    if is_gguf(text):
         return _parse_gguf(text)
     return _named(*_split_revision(text), file=None)
 
@@ -122,10 +120,6 @@ def _named(name: str, revision: str | None, *, file: str | None) -> VariantSpec:
     if _looks_like_path(name):
         raise InvalidSpecError(f"there is no folder {name!r}; {_FORMS}")
     return VariantSpec(repo=_checked_repo(name), folder=None, revision=revision, file=file)
-
-
-def _is_gguf_name(text: str) -> bool:
-    return _GGUF_FILE.fullmatch(text) is not None
 
 
 def _checked_repo(name: str) -> str:
@@ -164,5 +158,5 @@ def _looks_like_path(name: str) -> bool:
 
 def _local(path: Path, *, revision: str | None, file: str | None = None) -> VariantSpec:
     folder = path.expanduser().resolve()
-    name = folder.name if file is None else _FILE_ENDING.sub("", file)
+    name = folder.name if file is None else without_ending(file)
     return VariantSpec(repo=name, folder=folder, revision=revision, file=file)

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from loaders.config_limits import LARGEST_SIZES
 from loaders.errors import CheckpointError, UnsupportedModelError
 from loaders.gguf.families import EMBEDDING, HEAD, count_layers, family_of
 
@@ -19,9 +20,7 @@ if TYPE_CHECKING:
     from loaders.gguf.families import Family
     from loaders.gguf.header import GgufTensor
 
-_MAX_LAYERS = 1024
-_MAX_WIDTH = 2**20
-_MAX_CONTEXT = 2**27
+_MAX_CONTEXT = LARGEST_SIZES["max_position_embeddings"]
 # Gemma 2 of 27B alone scales its queries by hidden size / heads; GGUF does not say so.
 _GEMMA2_27B_LAYERS = 46
 _ARCHITECTURES = {
@@ -118,8 +117,8 @@ class _Settings:
 
 
 def _common(settings: _Settings, tensors: Mapping[str, GgufTensor]) -> dict[str, Any]:
-    hidden = settings.whole("embedding_length", _MAX_WIDTH)
-    layers = settings.whole("block_count", _MAX_LAYERS)
+    hidden = settings.whole("embedding_length", LARGEST_SIZES["hidden_size"])
+    layers = settings.whole("block_count", LARGEST_SIZES["num_hidden_layers"])
     heads = settings.whole("attention.head_count", hidden)
     vocab_size = _vocab_size(tensors, hidden)
     if (found := count_layers(tensors)) != layers:
@@ -129,7 +128,9 @@ def _common(settings: _Settings, tensors: Mapping[str, GgufTensor]) -> dict[str,
     return {
         "vocab_size": vocab_size,
         "hidden_size": hidden,
-        "intermediate_size": settings.whole("feed_forward_length", _MAX_WIDTH),
+        "intermediate_size": settings.whole(
+            "feed_forward_length", LARGEST_SIZES["intermediate_size"]
+        ),
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": _kv_heads(settings, heads),
@@ -181,7 +182,7 @@ def _head_dim(settings: _Settings, hidden: int, heads: int) -> int:
                 f"the GGUF metadata's hidden size {hidden} and {heads} heads give no even head size"
             )
         return head_dim
-    head_dim = settings.whole("attention.key_length", _MAX_WIDTH, least=2)
+    head_dim = settings.whole("attention.key_length", LARGEST_SIZES["head_dim"], least=2)
     value_dim = settings.get("attention.value_length") or head_dim
     if value_dim != head_dim or head_dim % 2:
         raise UnsupportedModelError(

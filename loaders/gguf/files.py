@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 import string
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +18,14 @@ import torch
 
 from loaders.errors import CheckpointError, UnsafeCheckpointError
 from loaders.gguf.header import GgufHeader, GgufTensor, read_header
+from loaders.gguf_parts import CUT, SHARD, is_gguf
 
 if TYPE_CHECKING:
+    import re
     from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor
 
-_PIECE = re.compile(r"(?P<stem>.+\.gguf)-split-(?P<letter>[a-z])", re.IGNORECASE)
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 MAX_SHARDS = 1000
 _VALUE_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -145,16 +144,11 @@ def find_file(folder: Path, name: str | None) -> Path | None:
     return firsts[0] if firsts else None
 
 
-def is_gguf(name: str) -> bool:
-    """Whether a file of that name is a GGUF file or a piece of one."""
-    return name.lower().endswith(".gguf") or _PIECE.fullmatch(name) is not None
-
-
 def first_file(path: Path) -> Path:
     """Name the first of the files that a model comes in, given any of them."""
-    if match := _PIECE.fullmatch(path.name):
+    if match := CUT.fullmatch(path.name):
         return path.with_name(path.name[:-1] + ("A" if match["letter"].isupper() else "a"))
-    if match := _SHARD.fullmatch(path.name):
+    if match := SHARD.fullmatch(path.name):
         start, end = match.span("number")
         return path.with_name(f"{path.name[:start]}{1:05}{path.name[end:]}")
     return path
@@ -172,9 +166,9 @@ def _named_file(folder: Path, name: str) -> Path:
 
 def _files_of(path: Path) -> list[list[Path]]:
     """List the whole files of a model, each with the pieces it was cut into."""
-    if match := _PIECE.fullmatch(path.name):
+    if match := CUT.fullmatch(path.name):
         return [_pieces(path, match["stem"])]
-    if match := _SHARD.fullmatch(path.name):
+    if match := SHARD.fullmatch(path.name):
         return [[_existing(shard)] for shard in _shard_paths(path, match)]
     return [[_existing(path)]]
 

@@ -87,20 +87,27 @@ class GgufModel:
 
     def weights(self) -> dict[str, Tensor]:
         """Give every tensor: blocks as views of the mapped files, the embedding widened."""
-        mapped = MappedFiles.find(self.files.paths)
         weights: dict[str, Tensor] = {}
-        for name, stored in self.names.items():
-            module = name.removesuffix(".weight")
-            order = self._row_order(name)
-            if self._is_packed(name):
-                weights[f"{module}.blocks"] = self.files.stored(stored)
-                if order is not None:
-                    weights[f"{module}.rows"] = order.to(torch.int32)
-            elif self.files.tensors[stored].dtype in FLOAT_TYPES:
-                weights[name] = self._floats(name, stored, order)
-            else:
-                weights[name] = _widened(stored, self.files, mapped)
+        for name in self.names:
+            weights |= self._weights_of(name)
         return weights
+
+    def weight(self, name: str) -> Tensor | None:
+        """Give one tensor of `tensors`, and read no other; None where there is none."""
+        module, _, kind = name.rpartition(".")
+        owner = f"{module}.weight" if kind in ("blocks", "rows") else name
+        return self._weights_of(owner).get(name) if owner in self.names else None
+
+    def _weights_of(self, name: str) -> dict[str, Tensor]:
+        """Give what the model gets for one of its parameters: a packed one comes in parts."""
+        stored, order = self.names[name], self._row_order(name)
+        if self._is_packed(name):
+            module = name.removesuffix(".weight")
+            rows = {} if order is None else {f"{module}.rows": order.to(torch.int32)}
+            return {f"{module}.blocks": self.files.stored(stored), **rows}
+        if self.files.tensors[stored].dtype in FLOAT_TYPES:
+            return {name: self._floats(name, stored, order)}
+        return {name: _widened(stored, self.files, MappedFiles.find(self.files.paths))}
 
     def _floats(self, name: str, stored: str, order: Tensor | None) -> Tensor:
         values = self.files.values(stored)

@@ -49,9 +49,7 @@ def stored_weights(source: Source, model: nn.Module) -> ReferenceWeight:
 
 def _reader(source: Source) -> Callable[[str], Tensor | None]:
     """Return what reads one tensor by name, None where there is none."""
-    if source.read_weights is not None:
-        return source.read_weights().get  # views of the files
-    return partial(_read, source.tensors)
+    return source.read_weight or partial(_read, source.tensors)
 
 
 def _packed(

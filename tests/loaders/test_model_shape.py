@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loaders.config_limits import LARGEST_SIZES, check_sizes
 from loaders.errors import CheckpointError
 from loaders.model_shape import read_shape
 from tests.published import CODELLAMA_7B, CODELLAMA_13B, CODELLAMA_34B, CODELLAMA_70B
@@ -69,3 +70,14 @@ def test_absurd_sizes_are_refused_by_name(value):
 def test_any_config_is_read_or_refused(changes):
     with contextlib.suppress(CheckpointError):
         read_shape({**CODELLAMA_7B.config(), **changes})
+
+
+@pytest.mark.parametrize("name", LARGEST_SIZES)
+def test_a_plan_and_a_load_bound_sizes_alike(name):
+    sizes = {**dict.fromkeys(LARGEST_SIZES, 8), name: LARGEST_SIZES[name]}
+    check_sizes(sizes)
+    read_shape(sizes)
+    sizes[name] += 1
+    for check in (check_sizes, read_shape):
+        with pytest.raises(CheckpointError, match=name):
+            check(sizes)

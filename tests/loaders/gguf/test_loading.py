@@ -32,6 +32,7 @@ from loaders.errors import (
 from loaders.gguf.files import find_file
 from loaders.load import load
 from loaders.resident_memory import MappedFiles
+from loaders.self_test.reference_weights import stored_weights
 from loaders.source import open_gguf
 from tests import models
 from tests.gguf_writer import (
@@ -358,3 +359,24 @@ def test_a_damaged_file_is_opened_or_refused_and_nothing_else(data, small_file, 
     with contextlib.suppress(LoadError):
         open_gguf(folder / "m.gguf", folder / "cache")
     assert {path.name for path in folder.iterdir()} <= {"m.gguf", "cache"}
+
+
+def test_one_tensor_is_read_again_without_the_embedding(tmp_path, llama, tokenizer, monkeypatch):
+    path = tmp_path / "m.gguf"
+    write(path, llama, lambda name: "Q6_K" if "embd" in name else "Q4_K", tokenizer)
+    source = open_gguf(path, tmp_path / "cache")
+    every = source.read_weights()
+    assert every.keys() == source.tensors.keys()
+    embedding = "model.embed_tokens.weight"
+    torch.testing.assert_close(source.read_weight(embedding), every[embedding])
+
+    def widen(*_):
+        raise AssertionError("the embedding was widened again")
+
+    model = loaded(path, tmp_path).model
+    monkeypatch.setattr("loaders.gguf.model._widened", widen)
+    assert stored_weights(source, model)("model.layers.0.self_attn.q_proj").shape == (256, 256)
+    for name in every.keys() - {embedding}:
+        torch.testing.assert_close(source.read_weight(name), every[name])
+    assert source.read_weight("model.layers.9.mlp.up_proj.blocks") is None
+    assert source.read_weight("model.layers.0.mlp.up_proj.weight") is None
