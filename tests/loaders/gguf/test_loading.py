@@ -22,6 +22,7 @@ from transformers import (
     Starcoder2ForCausalLM,
 )
 
+from loaders.demo.repository import commit_branch
 from loaders.errors import (
     CheckpointError,
     LoadError,
@@ -380,3 +381,18 @@ def test_one_tensor_is_read_again_without_the_embedding(tmp_path, llama, tokeniz
         torch.testing.assert_close(source.read_weight(name), every[name])
     assert source.read_weight("model.layers.9.mlp.up_proj.blocks") is None
     assert source.read_weight("model.layers.0.mlp.up_proj.weight") is None
+
+
+def test_files_of_one_commit_are_remembered_apart(tmp_path, llama, tokenizer):
+    """Both run on the same kernel: what one said first must not be held against the other."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for name in ("Q4_0", "Q4_1"):
+        write(folder / f"m.{name}.gguf", llama, CASES[name], tokenizer)
+    commit_branch(tmp_path, "someone/M-GGUF", "main", folder)
+    options = {"cache_dir": tmp_path, "local_files_only": True, "device": "cpu", "self_test": True}
+    for name in ("Q4_0", "Q4_1", "Q4_0"):
+        model = load(f"someone/M-GGUF:{name}", **options)
+        assert model.self_test.passed
+        assert model.provenance.file == f"m.{name}.gguf"
+        assert str(model.spec) == f"someone/M-GGUF/m.{name}.gguf"
