@@ -94,10 +94,11 @@ class PackedTensors:
     def check_values(self) -> None:
         """Raise TensorError where a group index or a scale would give rubbish."""
         scales = self.scales()
-        if not bool(torch.isfinite(scales).all()):
-            raise TensorError(
-                f"{self.name}.scales holds NaN or infinite values; the file is damaged"
-            )
+        for key, values in (("scales", scales), ("zeros", self.zeros())):
+            if not bool(torch.isfinite(values).all()):
+                raise TensorError(
+                    f"{self.name}.{key} holds NaN or infinite values; the file is damaged"
+                )
         if not bool((scales != 0).any()):
             raise TensorError(f"{self.name}.scales is all zero; the file is damaged")
         groups = layout_of(self.format).group_of_input(self.stored)

@@ -37,6 +37,7 @@ class FakeSource:
     """Takes its time to load, or fails, as the options say."""
 
     variant = MODEL
+    degraded = None
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = options
@@ -46,6 +47,9 @@ class FakeSource:
             max_model_len=100_000,
             delay_s=options.get("delay_s", 0),
         )
+
+    def begin(self) -> None:
+        """There is nothing to forget."""
 
     async def start(self, on_progress: object) -> FakeHost:
         return FakeHost(self._engine, lives_s=self._options.get("engine_dies_after_s"))
