@@ -57,6 +57,7 @@ def build(settings: WorkerSettings, attempt: Attempt, tell: TellProgress) -> Bui
     if max_model_len > options.get("most_context", MAX_MODEL_LEN):
         raise EngineStartError("no room", about=StartFailure(Failure.MEMORY).encode())
     if max_model_len > options.get("killed_above", MAX_MODEL_LEN):
+        time.sleep(0.3)  # until what was told is on its way, as while weights are read
         os.kill(os.getpid(), signal.SIGKILL)
     if options.get("breaks_loading"):
         raise ZeroDivisionError
