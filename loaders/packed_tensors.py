@@ -94,10 +94,13 @@ class PackedTensors:
     def check_values(self) -> None:
         """Raise TensorError where a group index or a scale would give rubbish."""
         scales = self.scales()
-        for key, values in (("scales", scales), ("zeros", self.zeros())):
+        for key, values, what in (
+            ("scales", scales, "values"),
+            ("zeros", self.zeros(), "zero points"),
+        ):
             if not bool(torch.isfinite(values).all()):
                 raise TensorError(
-                    f"{self.name}.{key} holds NaN or infinite values; the file is damaged"
+                    f"{self.name}.{key} holds NaN or infinite {what}; the file is damaged"
                 )
         if not bool((scales != 0).any()):
             raise TensorError(f"{self.name}.scales is all zero; the file is damaged")
