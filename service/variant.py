@@ -43,6 +43,7 @@ LONGEST_DELAY_S = 30.0
 FAILED_REST_S = 30.0  # until a request has one that failed tried again
 HEALTHY_S = 60.0  # an engine that served so long has made up for the deaths before it
 LOGGED_PERCENT = 10.0
+LOGGED_INTERVAL_S = 3.0
 CHECK_INTERVAL_S = 0.05  # how often the end of a drain or of a load is looked for
 
 
@@ -136,6 +137,7 @@ class Variant:
         self._served: ServedModel | None = None
         self._progress: Progress | None = None
         self._logged: Progress | None = None  # the last one that the log told of
+        self._logged_at = 0.0
         self._self_test: SelfTestReport | None = None
         self._reason: str | None = None
         self._num_restarts = 0
@@ -374,16 +376,18 @@ class Variant:
 
     def _note_progress(self, progress: Progress) -> None:
         if self._is_news(progress):
-            percent = None if progress.percent is None else round(progress.percent)
-            log.info("loading", model=self.name, phase=progress.phase, percent=percent)
-            self._logged = progress
+            known = {} if progress.percent is None else {"percent": round(progress.percent)}
+            log.info("loading", model=self.name, phase=progress.phase, **known)
+            self._logged, self._logged_at = progress, time.monotonic()
         self._progress = progress
 
     def _is_news(self, progress: Progress) -> bool:
-        """Whether the log shall tell it: each phase, and of a long one every tenth."""
+        """Whether the log shall tell it: each phase, and of a long one a tenth now and then."""
         last = self._logged
         if last is None or last.phase != progress.phase or self._progress is None:
             return True
+        if time.monotonic() - self._logged_at < LOGGED_INTERVAL_S:
+            return False
         return (progress.percent or 0.0) - (last.percent or 0.0) >= LOGGED_PERCENT
 
     def _enter(self, state: VariantState) -> None:

@@ -349,3 +349,19 @@ def test_each_load_begins_anew_but_a_restart_does_not():
         await variant.unload(drain_limit_s=0, for_good=True)
 
     run(test())
+
+
+def test_long_phases_are_logged_by_tenths(monkeypatch):
+    monkeypatch.setattr(variant_module, "LOGGED_INTERVAL_S", 0.0)
+    told: list[dict[str, object]] = []
+    monkeypatch.setattr(variant_module.log, "info", lambda event, **fields: told.append(fields))
+    variant = Variant("m", FakeSource(), VariantRules())
+    for percent in (0.0, 4.0, 9.9, 10.0, 15.0, 31.0):
+        variant._note_progress(Progress("downloading", percent))
+    variant._note_progress(Progress("reading the weights"))
+    assert [(line["phase"], line.get("percent")) for line in told] == [
+        ("downloading", 0),
+        ("downloading", 10),
+        ("downloading", 31),
+        ("reading the weights", None),
+    ]
