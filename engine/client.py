@@ -52,6 +52,8 @@ _MESSAGES_PER_TURN = 64
 NO_TERMS = Terms()
 # More than an engine can have said between its last report that was read and its end.
 _LAST_MESSAGES = 65_536
+_LAST_WORDS_S = 1.0  # for what an engine said last to arrive; on a busy machine it takes a while
+_LOOK_S = 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +249,17 @@ class EngineClient:
     def shut_down(self) -> bool:
         """Tell the engine to end after its step; False where it cannot be told."""
         return not self._is_closed and self._sockets.send(Shutdown())
+
+    async def hear_last_words(self) -> None:
+        """Wait, for a moment, until all has come that an engine said before it ended.
+
+        What it died of is in its last words, and an end is noticed sooner than they arrive.
+        """
+        deadline = time.monotonic() + _LAST_WORDS_S
+        while not (self._is_closed or self._sockets.has_come_and_gone):
+            if time.monotonic() > deadline:
+                return
+            await asyncio.sleep(_LOOK_S)
 
     def end(self, error: EngineDeadError) -> None:
         """Take no more work and tell every open stream; what the engine said before comes first."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from engine.wire import LookAround, decode_order, decode_tidings, encode
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _ORDERS, _TIDINGS = "orders", "tidings"
 # Of a folder for temporary files: two names of ours come behind it, and a socket's path has 107.
 MAX_FOLDER_BYTES = 75
+_COMINGS, _GOINGS = zmq.EVENT_ACCEPTED, zmq.EVENT_DISCONNECTED
 _LAST_WORDS_MS = 1000  # how long a closing engine waits until what it said last has been written
 
 
@@ -38,15 +40,18 @@ class ClientSockets:
         self.folder = Path(tempfile.mkdtemp(prefix="tetrad-", dir=_short_folder()))  # 0700
         opened: list[zmq.Socket[bytes]] = []
         try:
-            for kind, name in ((zmq.PUSH, _ORDERS), (zmq.PULL, _TIDINGS)):
-                opened.append(_socket(kind))
-                _listen(opened[-1], self.folder / name)
+            opened = [_socket(zmq.PUSH), _socket(zmq.PULL)]
+            # From before the first one comes, so that none is missed.
+            opened.append(opened[-1].get_monitor_socket(_COMINGS | _GOINGS))
+            for socket, name in zip(opened, (_ORDERS, _TIDINGS), strict=False):
+                _listen(socket, self.folder / name)
         except zmq.ZMQError as error:
             for socket in opened:
                 socket.close(linger=0)
             self.remove_names()
             raise OSError(error.errno, str(error)) from error
-        self._orders, self._tidings = opened
+        self._orders, self._tidings, self._movements = opened
+        self._num_come = self._num_gone = 0  # connections that bring tidings
         # Readable whenever something may have come; `receive` until it gives nothing any more.
         self.fileno = int(self._tidings.getsockopt(zmq.FD))
 
@@ -67,6 +72,18 @@ class ClientSockets:
                 return
             yield decode_tidings(message)
 
+    @property
+    def has_come_and_gone(self) -> bool:
+        """Whether an engine was there and is gone: then `receive` gives all that is left of it.
+
+        Its own end says less: what it sent may still be on its way between two sockets.
+        """
+        while self._movements.poll(0):
+            event = recv_monitor_message(self._movements)["event"]
+            self._num_come += event == _COMINGS
+            self._num_gone += event == _GOINGS
+        return 0 < self._num_come == self._num_gone
+
     def remove_names(self) -> None:
         """Take the names out of the file system, now that nobody else is to come."""
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -74,6 +91,8 @@ class ClientSockets:
     def close(self) -> None:
         """Close; what was not sent yet is dropped."""
         self._orders.close(linger=0)
+        self._tidings.disable_monitor()
+        self._movements.close(linger=0)
         self._tidings.close(linger=0)
         self.remove_names()
 

@@ -464,6 +464,39 @@ def test_loading_is_told_and_may_fail():
     run(test())
 
 
+def test_last_words_are_heard_though_the_end_is_noticed_first():
+    """An engine that fails at once ends sooner than its words arrive."""
+
+    def build(tell: TellProgress) -> BuiltEngine:
+        raise EngineStartError("no room", about=b"for whoever tries next")
+
+    async def test() -> None:
+        for _ in range(100):
+            sockets = ClientSockets()
+            client = EngineClient(sockets, QueueLimits())
+            await EngineThread(sockets.folder, build).ended()
+            await client.hear_last_words()
+            client.end(EngineDeadError("it ended"))
+            assert isinstance(client.death, EngineStartError)
+            assert client.death.about == b"for whoever tries next"
+
+    run(test())
+
+
+def test_last_words_of_an_engine_that_never_came_are_not_waited_for_for_long(monkeypatch):
+    monkeypatch.setattr("engine.client._LAST_WORDS_S", 0.05)
+
+    async def test() -> None:
+        client = EngineClient(ClientSockets(), QueueLimits())
+        started = time.monotonic()
+        await client.hear_last_words()
+        assert 0.05 <= time.monotonic() - started < 5
+        client.end(EngineDeadError("it never came"))
+        await client.hear_last_words()  # and none of one that was given up
+
+    run(test())
+
+
 # ── the rest ────────────────────────────────────────────────────────────────────────────────────
 
 
