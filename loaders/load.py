@@ -113,7 +113,6 @@ class LoadedModel:
     self_test: SelfTestReport | None = None  # None where none was asked for
 
 
-@large_blocks_returned()
 def load(
     spec: str | VariantSpec,
     *,
@@ -171,7 +170,7 @@ def load(
         num_offloaded=placed.num_offloaded,
     )
     report = None
-    if self_test:
+    if self_test:  # outside of `_place`, where blocks that go back at once make it take 5 x as long
         tell("self-test", None)
         report = _test(placed.model, tokenizer, source, provenance, Records(cache_dir))
     log.info(
@@ -254,6 +253,7 @@ def _check_room(source: Source, placement: Placement) -> None:
     check_fits(needed, placement.device)
 
 
+@large_blocks_returned()
 def _place(
     source: Source, placement: Placement, excluded: frozenset[str], tell: TellProgress
 ) -> Placed:

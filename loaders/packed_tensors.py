@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from loaders.layouts.protocol import StoredTensors
+    from loaders.layouts.protocol import Layout, StoredTensors
     from loaders.quantization import PackedFormat
 
 
@@ -91,6 +91,10 @@ class PackedTensors:
     out_features: int
     stored: StoredTensors  # by the last part of their names
 
+    @property
+    def _layout(self) -> Layout:
+        return layout_of(self.format)
+
     def check_values(self) -> None:
         """Raise TensorError where a group index or a scale would give rubbish."""
         scales = self.scales()
@@ -104,7 +108,7 @@ class PackedTensors:
                 )
         if not bool((scales != 0).any()):
             raise TensorError(f"{self.name}.scales is all zero; the file is damaged")
-        groups = layout_of(self.format).group_of_input(self.stored)
+        groups = self._layout.group_of_input(self.stored)
         if groups is None:
             return
         low, high, num_groups = int(groups.min()), int(groups.max()), len(scales)
@@ -116,19 +120,19 @@ class PackedTensors:
 
     def codes(self) -> Tensor:
         """Unpack the codes: uint8 [in, out] in the checkpoint's input order."""
-        return layout_of(self.format).codes(self.format, self.stored)
+        return self._layout.codes(self.stored)
 
     def scales(self) -> Tensor:
         """Return the scales: float32 [groups, out]."""
-        return layout_of(self.format).scales(self.format, self.stored)
+        return self._layout.scales(self.stored)
 
     def zeros(self) -> Tensor:
         """Return the true zero points, in units of codes: float32 [groups, out]."""
-        return layout_of(self.format).zeros(self.format, self.stored)
+        return self._layout.zeros(self.stored)
 
     def group_of_input(self) -> Tensor:
         """Return the group of each input, [in] int64, in the checkpoint's input order."""
-        groups = layout_of(self.format).group_of_input(self.stored)
+        groups = self._layout.group_of_input(self.stored)
         if groups is not None:
             return groups
         group_size = self.in_features if self.format.group_size == -1 else self.format.group_size
@@ -138,19 +142,19 @@ class PackedTensors:
     def dequantize(self) -> Tensor:
         """Return the weight as [out, in] float32 in the checkpoint's input order.
 
-        Formula of AutoGPTQ and AutoAWQ: (code - zero point) * scale.
+        Formula of AutoGPTQ and AutoAWQ: (code - zero point) * scale. Its memory may be laid out by
+        input, as most formats' codes are: laying it out anew takes longer than all the rest.
         """
-        layout = layout_of(self.format)
-        groups = layout.group_of_input(self.stored)
-        scales, zeros = self.scales().t(), self.zeros().t()
-        levels = self.codes().t().contiguous().float()
+        levels, scales, zeros = self.codes().float(), self.scales(), self.zeros()
+        groups = self._layout.group_of_input(self.stored)
         if groups is None and self._has_whole_groups():
             # In order and of one size: a view, where looking up takes three times as long.
-            grouped = levels.view(self.out_features, scales.shape[1], -1)
-            grouped.sub_(zeros.unsqueeze(-1)).mul_(scales.unsqueeze(-1))
-            return levels
-        groups = self.group_of_input()
-        return levels.sub_(zeros[:, groups]).mul_(scales[:, groups])
+            grouped = levels.view(len(scales), -1, self.out_features)
+            grouped.sub_(zeros.unsqueeze(1)).mul_(scales.unsqueeze(1))
+        else:
+            groups = self.group_of_input()
+            levels.sub_(zeros.index_select(0, groups)).mul_(scales.index_select(0, groups))
+        return levels.t()
 
     def _has_whole_groups(self) -> bool:
         return self.format.group_size == -1 or self.in_features % self.format.group_size == 0

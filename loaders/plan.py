@@ -35,7 +35,7 @@ DEFAULT_USERS = 1
 # What the engine takes of a GPU for weights and KV cache (`gpu_memory_utilization`'s default).
 GPU_SHARE = 0.9
 # Where nothing fits as asked, a variant that reaches nearly the longest context may still be the
-# better one: a 13B model's Q2_K reaches 2 544 tokens where its Q3_K_S reaches 2 480.
+# better one: a 13B model's Q2_K reaches 2 704 tokens where its Q3_K_S reaches 2 640.
 _NEAR_LONGEST = 0.9
 CPU_KV_BYTES = 2 * GIB  # what the engine makes of itself there, or one sequence if that is more
 SHOWN_USERS = (1, 4, 16)
@@ -135,8 +135,8 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class RefusedVariant:
-    """A variant that cannot be planned for, and why."""
+class RejectedVariant:
+    """A variant that was not planned for or not chosen, and why."""
 
     variant: Variant
     reason: str
@@ -147,15 +147,7 @@ class PlannedVariants:
     """Every variant of a repository: what it needs, or why it cannot be loaded."""
 
     plans: tuple[Plan, ...]
-    refused: tuple[RefusedVariant, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Loser:
-    """A variant that was not chosen, and why."""
-
-    variant: Variant
-    reason: str
+    refused: tuple[RejectedVariant, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +157,7 @@ class Choice:
     plan: Plan | None  # None where nothing fits at any context
     context: int  # the context it gets; shorter than asked where nothing fits as asked
     reason: str
-    losers: tuple[Loser, ...]
+    losers: tuple[RejectedVariant, ...]
 
     @property
     def is_shortened(self) -> bool:
@@ -204,7 +196,7 @@ def plan_variants(
                 )
             )
         except LoadError as error:
-            refused.append(RefusedVariant(variant, str(error)))
+            refused.append(RejectedVariant(variant, str(error)))
     return PlannedVariants(tuple(plans), tuple(refused))
 
 
@@ -310,37 +302,39 @@ def _is_size(value: object) -> TypeGuard[int]:
 
 def choose(planned: PlannedVariants, prefer: Prefer = "quality") -> Choice:
     """Choose by preference among what fits; else among what reaches the longest context."""
-    refused = tuple(Loser(r.variant, r.reason) for r in planned.refused)
     fitting = [plan for plan in planned.plans if plan.fits]
     if fitting:
         best = min(fitting, key=_order(fitting, prefer))
         losers = tuple(
-            Loser(plan.variant, _why_lost(plan, best, prefer))
+            RejectedVariant(plan.variant, _why_lost(plan, best, prefer))
             for plan in planned.plans
             if plan is not best
         )
         reason = f"{_merit(best, prefer)} of the {len(fitting)} that fit {_asked(best)}"
         if len(fitting) == 1:
             reason = f"the only one that fits {_asked(best)}"
-        return Choice(best, best.demand.context, reason, losers + refused)
-    return _choose_shortened(planned.plans, prefer, refused)
+        return Choice(best, best.demand.context, reason, losers + planned.refused)
+    return _choose_shortened(planned, prefer)
 
 
-def _choose_shortened(plans: Sequence[Plan], prefer: Prefer, refused: tuple[Loser, ...]) -> Choice:
+def _choose_shortened(planned: PlannedVariants, prefer: Prefer) -> Choice:
+    plans = planned.plans
     reaching = [plan for plan in plans if plan.reachable_context]
     if not reaching:
-        losers = tuple(Loser(plan.variant, _lacks(plan)) for plan in plans)
+        losers = tuple(RejectedVariant(plan.variant, _lacks(plan)) for plan in plans)
         reason = "nothing fits, at any context" if plans else "there is nothing that can be loaded"
-        return Choice(None, 0, reason, losers + refused)
+        return Choice(None, 0, reason, losers + planned.refused)
     longest = max(plan.reachable_context for plan in reaching)
     near = [plan for plan in reaching if plan.reachable_context >= _NEAR_LONGEST * longest]
     best = min(near, key=_order(near, prefer))
-    losers = tuple(Loser(p.variant, f"{_lacks(p)}; {_reached(p)}") for p in plans if p is not best)
+    losers = tuple(
+        RejectedVariant(p.variant, f"{_lacks(p)}; {_reached(p)}") for p in plans if p is not best
+    )
     reason = (
         f"nothing fits {_asked(best)}; this one reaches {best.reachable_context} tokens, and the"
         f" longest is {longest}"
     )
-    return Choice(best, best.reachable_context, reason, losers + refused)
+    return Choice(best, best.reachable_context, reason, losers + planned.refused)
 
 
 def _order(plans: Sequence[Plan], prefer: Prefer) -> Callable[[Plan], tuple[float, ...]]:

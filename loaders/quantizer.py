@@ -141,7 +141,7 @@ def check_packed_tensors(
 ) -> dict[str, TensorPlace]:
     """Return a layer's tensors by key. Raises TensorError unless they are what it needs."""
     try:
-        rules = layout_of(packed).rules(packed, linear.in_features, linear.out_features)
+        rules = layout_of(packed).rules(linear.in_features, linear.out_features)
     except ValueError as error:
         raise TensorError(f"{name}: {error}") from error
     places = {}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ByteSize
 
+from service.generated_page import run
 from service.settings import CONFIG_VARIABLE, ENV_PREFIX, Settings, flag_of, unit_of
 
 if TYPE_CHECKING:
@@ -69,19 +70,7 @@ def _default(field: FieldInfo) -> str:
 
 def main(arguments: list[str]) -> int:
     """Write the page, or with --check compare it; return the exit code."""
-    if arguments not in ([], ["--check"]):
-        sys.stderr.write("usage: python -m service.configuration_page [--check]\n")
-        return 2
-    page = render_page()
-    if not arguments:
-        PAGE.write_text(page, encoding="utf-8")
-        return 0
-    if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page:
-        return 0
-    sys.stderr.write(
-        f"{PAGE} is not up to date; write it with: python -m service.configuration_page\n"
-    )
-    return 1
+    return run(arguments, PAGE, render_page, "service.configuration_page")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from loaders.device_memory import (
 from loaders.other_engines import sources
 from loaders.plan import DEFAULT_CONTEXT, GPU_SHARE, SHOWN_USERS, choose, plan_variants
 from loaders.quality import expected_quality
+from service.generated_page import run
 from tests import published
 from tests.planned import awq_70b, fp16_34b, gguf_13b, gptq_7b
 
@@ -81,7 +82,7 @@ Weights, by kernel (`in`, `out` are a layer's inputs and outputs):
 
 | kernel | keeps | workspace a weight |
 |---|---|---|
-| `reference` (all of CUDA today) | the checkpoint's own tensors: codes at their bits, scales, packed zero points, g_idx; GGUF's blocks | 12 bytes |
+| `reference` (all of CUDA today) | the checkpoint's own tensors: codes at their bits, scales, packed zero points, g_idx; GGUF's blocks | 9 bytes |
 | `int4pack` | out to 64 × in / 2, 4 bytes a group and output, 8 bytes an input where act order sorts them | 5 bytes, gate and up together |
 | `int4planes` | out to 64 × in, 8 bytes a group and output, the same order | 5 bytes, gate and up together |
 | `int8pack` | out × in, 10 bytes an output | 2 bytes, gate and up together |
@@ -121,7 +122,7 @@ where all variants have one.
 |---|---|---|
 | process on a CPU | {CPU_PROCESS_BYTES / 1e6:.0f} MB | measured: Python with PyTorch 2.13 (CPU build) and Transformers 368 MB, tokenizer, modules and allocators 65 ± 4 (SmolLM2-135M, four branches, RSS on Linux, 2026-11); a CUDA build of PyTorch takes more |
 | CUDA context | {CUDA_CONTEXT_BYTES / 2**20:.0f} MiB | **unverified**: such processes usually show 300 to 600 MB |
-| reference workspace | 12 bytes a weight | counted from its operations; **unverified** on a device |
+| reference workspace | 9 bytes a weight | measured on CPU; **unverified** on a device |
 | activations | as above | on a CPU within 5 MB of the 32 MB measured; **unverified** on CUDA |
 | cards' memory and bandwidth | `loaders/accelerators.py` | nvidia-smi's totals in public logs and NVIDIA's data sheets (2026-11) |
 
@@ -250,17 +251,7 @@ def _gb(num_bytes: int) -> str:
 
 def main(arguments: list[str]) -> int:
     """Write the page, or with --check compare it; return the exit code."""
-    if arguments not in ([], ["--check"]):
-        sys.stderr.write("usage: python -m tests.planning_page [--check]\n")
-        return 2
-    page = render_page()
-    if not arguments:
-        PAGE.write_text(page, encoding="utf-8")
-        return 0
-    if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page:
-        return 0
-    sys.stderr.write(f"{PAGE} is not up to date; write it with: python -m tests.planning_page\n")
-    return 1
+    return run(arguments, PAGE, render_page, "tests.planning_page")
 
 
 if __name__ == "__main__":

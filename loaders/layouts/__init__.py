@@ -6,6 +6,7 @@ ends up as codes, scales and zero points, so kernels know of none of them.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from loaders.errors import UnsupportedQuantizationError
@@ -15,31 +16,39 @@ from loaders.layouts.gguf import BLOCK_TYPES, GgufLayout
 from loaders.layouts.gptq import GptqLayout
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from loaders.layouts.protocol import Layout
     from loaders.quantization import PackedFormat
 
-# By `PackedFormat.checkpoint_format`.
-LAYOUTS: dict[str, Layout] = {
-    "gptq": GptqLayout("gptq"),
-    "gptq_v2": GptqLayout("gptq_v2"),
-    "gemm": AwqLayout(),
-    "gemv": GemvLayout(),
-    "gemv_fast": GemvFastLayout(),
-    "pack-quantized": PackQuantizedLayout(has_zero_points=False),
-    "pack-quantized, zero points": PackQuantizedLayout(has_zero_points=True),
-    "pack-quantized, one scale": PackQuantizedLayout(has_zero_points=False, has_one_scale=True),
-    **{name: GgufLayout(block_type) for name, block_type in BLOCK_TYPES.items()},
+# What makes a format's layout, by `PackedFormat.checkpoint_format`.
+LAYOUTS: dict[str, Callable[[PackedFormat], Layout]] = {
+    "gptq": partial(GptqLayout, checkpoint_format="gptq"),
+    "gptq_v2": partial(GptqLayout, checkpoint_format="gptq_v2"),
+    "gemm": AwqLayout,
+    "gemv": GemvLayout,
+    "gemv_fast": GemvFastLayout,
+    "pack-quantized": partial(PackQuantizedLayout, has_zero_points=False),
+    "pack-quantized, zero points": partial(PackQuantizedLayout, has_zero_points=True),
+    "pack-quantized, one scale": partial(
+        PackQuantizedLayout, has_zero_points=False, has_one_scale=True
+    ),
+    **dict.fromkeys(BLOCK_TYPES, GgufLayout),
 }
 # How the names of the tensors end that every packed layer has.
-PACKED_ENDINGS = tuple(sorted({f".{layout.marker}" for layout in LAYOUTS.values()}))
+PACKED_ENDINGS = (
+    f".{GptqLayout.marker}",  # AWQ's, too
+    f".{PackQuantizedLayout.marker}",
+    f".{GgufLayout.marker}",
+)
 
 
 def layout_of(packed: PackedFormat) -> Layout:
     """Return how a format's layers are stored."""
-    layout = LAYOUTS.get(packed.checkpoint_format)
-    if layout is None:
+    make = LAYOUTS.get(packed.checkpoint_format)
+    if make is None:
         raise UnsupportedQuantizationError(
             f"the checkpoint format {packed.checkpoint_format!r} is not read; known are"
             f" {', '.join(sorted(LAYOUTS))}"
         )
-    return layout
+    return make(packed)

@@ -24,30 +24,31 @@ class AwqLayout:
 
     marker = "qweight"
 
-    def rules(
-        self, packed: PackedFormat, in_features: int, out_features: int
-    ) -> dict[str, TensorRule]:
+    def __init__(self, packed: PackedFormat) -> None:
+        self._packed = packed
+
+    def rules(self, in_features: int, out_features: int) -> dict[str, TensorRule]:
         """Say what each tensor must be."""
-        if out_features * packed.bits % 32:
+        if out_features * self._packed.bits % 32:
             raise ValueError(
-                f"{out_features} outputs do not fill whole 32-bit words at {packed.bits} bits"
+                f"{out_features} outputs do not fill whole 32-bit words at {self._packed.bits} bits"
             )
-        words, groups = out_features * packed.bits // 32, packed.num_groups(in_features)
+        words, groups = out_features * self._packed.bits // 32, self._packed.num_groups(in_features)
         return {
             "qweight": TensorRule((in_features, words), INT_DTYPES),
             "qzeros": TensorRule((groups, words), INT_DTYPES),
             "scales": TensorRule((groups, out_features), FLOAT_DTYPES),
         }
 
-    def codes(self, packed: PackedFormat, stored: StoredTensors) -> Tensor:  # noqa: ARG002
+    def codes(self, stored: StoredTensors) -> Tensor:
         """Unpack qweight."""
         return unpack_awq(stored["qweight"])
 
-    def scales(self, packed: PackedFormat, stored: StoredTensors) -> Tensor:  # noqa: ARG002
+    def scales(self, stored: StoredTensors) -> Tensor:
         """Widen the scales."""
         return stored["scales"].float()
 
-    def zeros(self, packed: PackedFormat, stored: StoredTensors) -> Tensor:  # noqa: ARG002
+    def zeros(self, stored: StoredTensors) -> Tensor:
         """Unpack qzeros."""
         return unpack_awq(stored["qzeros"]).float()
 
@@ -61,11 +62,12 @@ class GemvLayout:
 
     marker = "qweight"
 
-    def rules(
-        self, packed: PackedFormat, in_features: int, out_features: int
-    ) -> dict[str, TensorRule]:
+    def __init__(self, packed: PackedFormat) -> None:
+        self._packed = packed
+
+    def rules(self, in_features: int, out_features: int) -> dict[str, TensorRule]:
         """Say what each tensor must be."""
-        words = zero_words(packed, in_features)
+        words = zero_words(self._packed, in_features)
         if in_features % 8:
             raise ValueError(f"{in_features} inputs do not fill whole 32-bit words at 4 bits")
         return {
@@ -74,18 +76,18 @@ class GemvLayout:
             "scales": TensorRule((out_features, words * 8), FLOAT_DTYPES),
         }
 
-    def codes(self, packed: PackedFormat, stored: StoredTensors) -> Tensor:  # noqa: ARG002
+    def codes(self, stored: StoredTensors) -> Tensor:
         """Unpack qweight."""
         return unpack_gemv(stored["qweight"]).t().contiguous()
 
-    def scales(self, packed: PackedFormat, stored: StoredTensors) -> Tensor:
+    def scales(self, stored: StoredTensors) -> Tensor:
         """Widen the scales of the groups that there are."""
-        num_groups = packed.num_groups(stored["qweight"].shape[1] * 8)
+        num_groups = self._packed.num_groups(stored["qweight"].shape[1] * 8)
         return stored["scales"][:, :num_groups].t().float()
 
-    def zeros(self, packed: PackedFormat, stored: StoredTensors) -> Tensor:
+    def zeros(self, stored: StoredTensors) -> Tensor:
         """Unpack the zero points of the groups that there are."""
-        num_groups = packed.num_groups(stored["qweight"].shape[1] * 8)
+        num_groups = self._packed.num_groups(stored["qweight"].shape[1] * 8)
         return unpack_gemv(stored["qzeros"])[:, :num_groups].t().float()
 
     def group_of_input(self, stored: StoredTensors) -> Tensor | None:  # noqa: ARG002
@@ -102,11 +104,12 @@ class GemvFastLayout:
 
     marker = "qweight"
 
-    def rules(
-        self, packed: PackedFormat, in_features: int, out_features: int
-    ) -> dict[str, TensorRule]:
+    def __init__(self, packed: PackedFormat) -> None:
+        self._packed = packed
+
+    def rules(self, in_features: int, out_features: int) -> dict[str, TensorRule]:
         """Say what each tensor must be."""
-        groups = zero_words(packed, in_features) * 8
+        groups = zero_words(self._packed, in_features) * 8
         if in_features % 64 or out_features % 4:
             raise ValueError(
                 f"{in_features} inputs and {out_features} outputs cannot be stored: GEMV-fast takes"
@@ -118,26 +121,26 @@ class GemvFastLayout:
             "scales": TensorRule((groups, out_features), FLOAT_DTYPES),
         }
 
-    def codes(self, packed: PackedFormat, stored: StoredTensors) -> Tensor:  # noqa: ARG002
+    def codes(self, stored: StoredTensors) -> Tensor:
         """Unpack qweight."""
         return unpack_gemv_fast(stored["qweight"]).t().contiguous()
 
-    def scales(self, packed: PackedFormat, stored: StoredTensors) -> Tensor:
+    def scales(self, stored: StoredTensors) -> Tensor:
         """Widen the scales of the groups that there are."""
-        return self._by_group("scales", packed, stored)
+        return self._by_group("scales", stored)
 
-    def zeros(self, packed: PackedFormat, stored: StoredTensors) -> Tensor:
+    def zeros(self, stored: StoredTensors) -> Tensor:
         """Divide the offsets by the scales; a group without scale has no zero point to find."""
-        scales = self.scales(packed, stored)
-        zeros = -self._by_group("qzeros", packed, stored) / scales
+        scales = self.scales(stored)
+        zeros = -self._by_group("qzeros", stored) / scales
         return torch.where(scales == 0, torch.zeros_like(zeros), zeros)
 
     def group_of_input(self, stored: StoredTensors) -> Tensor | None:  # noqa: ARG002
         """In order."""
         return None
 
-    def _by_group(self, key: str, packed: PackedFormat, stored: StoredTensors) -> Tensor:
-        return stored[key][: packed.num_groups(stored["qweight"].shape[1])].float()
+    def _by_group(self, key: str, stored: StoredTensors) -> Tensor:
+        return stored[key][: self._packed.num_groups(stored["qweight"].shape[1])].float()
 
 
 def zero_words(packed: PackedFormat, in_features: int) -> int:

@@ -26,16 +26,17 @@ class PackQuantizedLayout:
 
     marker = "weight_packed"
 
-    def __init__(self, *, has_zero_points: bool, has_one_scale: bool = False) -> None:
+    def __init__(
+        self, packed: PackedFormat, *, has_zero_points: bool, has_one_scale: bool = False
+    ) -> None:
         """has_one_scale: the whole layer shares one (compressed-tensors' strategy "tensor")."""
+        self._packed = packed
         self._has_zero_points = has_zero_points
         self._has_one_scale = has_one_scale
 
-    def rules(
-        self, packed: PackedFormat, in_features: int, out_features: int
-    ) -> dict[str, TensorRule]:
+    def rules(self, in_features: int, out_features: int) -> dict[str, TensorRule]:
         """Say what each tensor must be; weight_g_idx may be absent."""
-        bits, groups = packed.bits, packed.num_groups(in_features)
+        bits, groups = self._packed.bits, self._packed.num_groups(in_features)
         if in_features * bits % 32 or out_features * bits % 32:
             raise ValueError(
                 f"{in_features} inputs and {out_features} outputs do not fill whole 32-bit words"
@@ -54,9 +55,9 @@ class PackQuantizedLayout:
             rules["weight_zero_point"] = TensorRule((words, groups), INT_DTYPES)
         return rules
 
-    def codes(self, packed: PackedFormat, stored: StoredTensors) -> Tensor:
+    def codes(self, stored: StoredTensors) -> Tensor:
         """Unpack weight_packed. Raises TensorError where weight_shape speaks of another matrix."""
-        codes = unpack_stream(stored["weight_packed"].t(), packed.bits)
+        codes = unpack_stream(stored["weight_packed"].t(), self._packed.bits)
         if "weight_shape" in stored:
             told = stored["weight_shape"].tolist()
             if told != [codes.shape[1], codes.shape[0]]:
@@ -66,19 +67,19 @@ class PackQuantizedLayout:
                 )
         return codes
 
-    def scales(self, packed: PackedFormat, stored: StoredTensors) -> Tensor:  # noqa: ARG002
+    def scales(self, stored: StoredTensors) -> Tensor:
         """Widen the scales, one for each group and output."""
         scales = stored["weight_scale"].float()
         if self._has_one_scale:
             return scales.expand(1, stored["weight_packed"].shape[0]).contiguous()
         return scales.t().contiguous()
 
-    def zeros(self, packed: PackedFormat, stored: StoredTensors) -> Tensor:
+    def zeros(self, stored: StoredTensors) -> Tensor:
         """Unpack the zero points; without any, the middle code."""
         if self._has_zero_points:
             words = stored["weight_zero_point"].contiguous()
-            return unpack_stream(words, packed.bits).t().float().contiguous()
-        return torch.full_like(self.scales(packed, stored), 2 ** (packed.bits - 1))
+            return unpack_stream(words, self._packed.bits).t().float().contiguous()
+        return torch.full_like(self.scales(stored), 2 ** (self._packed.bits - 1))
 
     def group_of_input(self, stored: StoredTensors) -> Tensor | None:
         """Read weight_g_idx; one that was never filled in is -1 throughout and says nothing."""

@@ -56,15 +56,10 @@ class GgufLayout:
 
     marker = "blocks"
 
-    def __init__(self, block_type: BlockType) -> None:
-        self._type = block_type
+    def __init__(self, packed: PackedFormat) -> None:
+        self._type = BLOCK_TYPES[packed.checkpoint_format]
 
-    def rules(
-        self,
-        packed: PackedFormat,  # noqa: ARG002
-        in_features: int,
-        out_features: int,
-    ) -> dict[str, TensorRule]:
+    def rules(self, in_features: int, out_features: int) -> dict[str, TensorRule]:
         """Say what each tensor must be; without `rows` they are in order."""
         if in_features % self._type.weights:
             raise ValueError(
@@ -77,7 +72,7 @@ class GgufLayout:
             "rows": TensorRule((out_features,), INT_DTYPES, is_required=False),
         }
 
-    def codes(self, packed: PackedFormat, stored: StoredTensors) -> Tensor:  # noqa: ARG002
+    def codes(self, stored: StoredTensors) -> Tensor:
         """Unpack the codes. A group of one value has code 1, its value for a scale, and zero 0."""
         blocks = self._blocks(stored)
         codes = self._type.codes(blocks)
@@ -87,7 +82,7 @@ class GgufLayout:
             codes = grouped.masked_fill_(constant, 1)
         return codes.reshape(len(blocks), -1).t()
 
-    def scales(self, packed: PackedFormat, stored: StoredTensors) -> Tensor:  # noqa: ARG002
+    def scales(self, stored: StoredTensors) -> Tensor:
         """Multiply out the scales."""
         blocks = self._blocks(stored)
         scales = self._type.scales(blocks)
@@ -95,7 +90,7 @@ class GgufLayout:
             scales = torch.where(scales == 0, self._type.minima(blocks), scales)
         return scales.reshape(len(blocks), -1).t().contiguous()
 
-    def zeros(self, packed: PackedFormat, stored: StoredTensors) -> Tensor:  # noqa: ARG002
+    def zeros(self, stored: StoredTensors) -> Tensor:
         """Express the minima in units of codes."""
         blocks = self._blocks(stored)
         scales = self._type.scales(blocks)

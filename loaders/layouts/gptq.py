@@ -20,14 +20,13 @@ class GptqLayout:
 
     marker = "qweight"
 
-    def __init__(self, checkpoint_format: CheckpointFormat) -> None:
+    def __init__(self, packed: PackedFormat, *, checkpoint_format: CheckpointFormat) -> None:
+        self._packed = packed
         self._checkpoint_format = checkpoint_format
 
-    def rules(
-        self, packed: PackedFormat, in_features: int, out_features: int
-    ) -> dict[str, TensorRule]:
+    def rules(self, in_features: int, out_features: int) -> dict[str, TensorRule]:
         """Say what each tensor must be; g_idx may be absent."""
-        bits, groups = packed.bits, packed.num_groups(in_features)
+        bits, groups = self._packed.bits, self._packed.num_groups(in_features)
         if in_features * bits % 32 or out_features * bits % 32:
             raise ValueError(
                 f"{in_features} inputs and {out_features} outputs do not fill whole 32-bit words"
@@ -40,18 +39,18 @@ class GptqLayout:
             "g_idx": TensorRule((in_features,), INT_DTYPES, is_required=False),
         }
 
-    def codes(self, packed: PackedFormat, stored: StoredTensors) -> Tensor:
+    def codes(self, stored: StoredTensors) -> Tensor:
         """Unpack qweight."""
-        return unpack_gptq_codes(stored["qweight"], packed.bits)
+        return unpack_gptq_codes(stored["qweight"], self._packed.bits)
 
-    def scales(self, packed: PackedFormat, stored: StoredTensors) -> Tensor:  # noqa: ARG002
+    def scales(self, stored: StoredTensors) -> Tensor:
         """Widen the scales."""
         return stored["scales"].float()
 
-    def zeros(self, packed: PackedFormat, stored: StoredTensors) -> Tensor:
+    def zeros(self, stored: StoredTensors) -> Tensor:
         """Unpack qzeros; version 1 wraps where it stores minus one."""
         zeros = unpack_gptq_zeros(
-            stored["qzeros"], packed.bits, checkpoint_format=self._checkpoint_format
+            stored["qzeros"], self._packed.bits, checkpoint_format=self._checkpoint_format
         )
         return zeros.float()
 

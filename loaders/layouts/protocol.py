@@ -10,8 +10,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from loaders.quantization import PackedFormat
-
 # A layer's tensors as the checkpoint stores them, by the last part of their names.
 StoredTensors: TypeAlias = "Mapping[str, Tensor]"
 
@@ -29,25 +27,23 @@ class TensorRule:
 
 
 class Layout(Protocol):
-    """One way to store a linear layer; weight[o, i] = (code[i, o] - zero[g, o]) * scale[g, o]."""
+    """How a format stores a layer; weight[o, i] = (code[i, o] - zero[g, o]) * scale[g, o]."""
 
     marker: str  # the tensor that every packed layer has and no other
 
-    def rules(
-        self, packed: PackedFormat, in_features: int, out_features: int
-    ) -> dict[str, TensorRule]:
+    def rules(self, in_features: int, out_features: int) -> dict[str, TensorRule]:
         """Say what each stored tensor of such a layer must be.
 
         Raises ValueError, in words, where no such layer can be stored.
         """
 
-    def codes(self, packed: PackedFormat, stored: StoredTensors) -> Tensor:
+    def codes(self, stored: StoredTensors) -> Tensor:
         """Unpack the codes: uint8 [in, out] in the checkpoint's input order."""
 
-    def scales(self, packed: PackedFormat, stored: StoredTensors) -> Tensor:
+    def scales(self, stored: StoredTensors) -> Tensor:
         """Return the scales: float32 [groups, out]."""
 
-    def zeros(self, packed: PackedFormat, stored: StoredTensors) -> Tensor:
+    def zeros(self, stored: StoredTensors) -> Tensor:
         """Return the zero points, in units of codes: float32 [groups, out]."""
 
     def group_of_input(self, stored: StoredTensors) -> Tensor | None:

@@ -37,7 +37,7 @@ def stored_weights(source: Source, model: nn.Module) -> ReferenceWeight:
     def weight_of(name: str) -> Tensor | None:
         packed = None if quantization is None else quantization.format_of(name)
         if packed is not None and (layer := layers.get(name)) is not None:
-            rules = layout_of(packed).rules(packed, layer.in_features, layer.out_features)
+            rules = layout_of(packed).rules(layer.in_features, layer.out_features)
             stored = {key: read(f"{name}.{key}") for key in rules}
             if any(tensor is not None for tensor in stored.values()):
                 return _packed(name, packed, layer, stored).dequantize()

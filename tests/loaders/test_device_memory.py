@@ -24,7 +24,7 @@ from loaders.device_memory import (
 )
 from loaders.errors import CheckpointError
 from loaders.model_shape import KV_TYPES, read_shape
-from service import worker
+from service import engine_sizing
 from tests.models import tiny_llama
 from tests.planned import awq_70b, fp16_34b, gptq_7b
 from tests.published import CODELLAMA_7B, CODELLAMA_70B
@@ -37,10 +37,10 @@ def _prepared(variant, device="cuda", **more):
 
 
 def test_the_engine_and_the_plan_count_in_the_same_units():
-    assert BLOCK_SIZE == worker.BLOCK_SIZE
-    expected = {"cpu": worker.CPU_BATCHED_TOKENS, "cuda": worker.CUDA_BATCHED_TOKENS}
+    assert BLOCK_SIZE == engine_sizing.BLOCK_SIZE
+    expected = {"cpu": engine_sizing.CPU_BATCHED_TOKENS, "cuda": engine_sizing.CUDA_BATCHED_TOKENS}
     assert expected == PREFILL_TOKENS
-    assert plan.CPU_KV_BYTES == worker.CPU_KV_BYTES
+    assert plan.CPU_KV_BYTES == engine_sizing.CPU_KV_BYTES
     assert set(KV_TYPES) == {kind.value for kind in KVDtype}
 
 
@@ -92,7 +92,7 @@ def test_the_parts_of_7b_add_up():
     (found,) = _prepared(variant).on_devices(Demand(4096))
     assert found.weights == variant.weight_bytes
     assert found.context == CUDA_CONTEXT_BYTES
-    assert found.workspace == 12 * 4096 * 11008  # the reference, on the largest layer
+    assert found.workspace == 9 * 4096 * 11008  # the reference, on the largest layer
     parts = (found.weights, found.kv_cache, found.activations, found.workspace, found.context)
     assert found.total == sum(parts)
 
