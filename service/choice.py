@@ -103,7 +103,7 @@ def plan_here(variants: Sequence[Variant], settings: WorkerSettings, device: str
 
 
 def _plans(variants: Sequence[Variant], settings: WorkerSettings, device: str) -> PlannedVariants:
-    devices, share = devices_of(device, settings.gpu_memory_utilization)
+    devices = devices_of(device)
     return plan_variants(
         variants,
         devices,
@@ -111,7 +111,7 @@ def _plans(variants: Sequence[Variant], settings: WorkerSettings, device: str) -
         users=settings.users,
         kv_dtype=None if settings.kv_cache_dtype == "auto" else settings.kv_cache_dtype,
         records=Records(settings.cache_dir),
-        gpu_share=share,
+        gpu_share=devices.lasting_share(settings.gpu_memory_utilization),
     )
 
 
@@ -120,27 +120,23 @@ def _explain(choice: Choice) -> str:
     return "; ".join(lost[:_MAX_LOSERS]) or "it holds no variants"
 
 
-def devices_of(device: str, gpu_memory_utilization: float) -> tuple[Devices, float]:
-    """Describe where an engine will run, and which share of it may be taken for good.
-
-    Counts what is free now, as others may use the device, too. Raises BackendError.
-    """
+def devices_of(device: str) -> Devices:
+    """Describe where an engine will run, with what is free there now. Raises BackendError."""
     place = one_device(device)
     free = free_bytes(place)
     if place.type == "cpu":
-        return Devices("cpu", "cpu", 1, free), 1.0
+        return Devices("cpu", "cpu", 1, free)
     properties = torch.cuda.get_device_properties(place)
     card = find_card(properties.name, properties.total_memory)
-    lasting = free - (1 - gpu_memory_utilization) * properties.total_memory
-    devices = Devices(
+    return Devices(
         "cuda",
         properties.name,
         1,
         free,
         card.bandwidth if card else None,
         (properties.major, properties.minor),
+        total_bytes=properties.total_memory,
     )
-    return devices, max(0.0, lasting / free)
 
 
 def one_device(asked: str) -> torch.device:

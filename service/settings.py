@@ -2,7 +2,7 @@
 
 The flags of `tetrad serve`, the `TETRAD_…` variables, the keys of the YAML file and
 docs/configuration.md all derive from `Settings`. What a value means for the model or the engine is
-decided where those are put together, in `service.worker`.
+decided where those are put together, in `service.worker` and `service.engine_sizing`.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+_AT_REST = (VariantState.UNLOADED, VariantState.FAILED)  # nothing runs that could be ended
 CLOSING_LIMIT_S = 0.0  # for requests; they have been waited for by then
 
 
@@ -134,12 +135,13 @@ class Supervisor:
                 variant.load()
 
     async def close(self) -> None:
-        """End every engine."""
+        """End every engine that there is."""
         for change in self._changes:
             change.cancel()
         endings = [
             variant.unload(drain_limit_s=CLOSING_LIMIT_S, for_good=True)
             for variant in self.variants
+            if variant.state not in _AT_REST
         ]
         await asyncio.gather(*endings, *self._changes, return_exceptions=True)
 
@@ -172,7 +174,7 @@ class Supervisor:
 
     def remove(self, name: str) -> None:
         """Forget a variant that is not loaded. Raises ModelNotFoundError or VariantStateError."""
-        if self.require(name).state not in (VariantState.UNLOADED, VariantState.FAILED):
+        if self.require(name).state not in _AT_REST:
             raise VariantStateError(f"{name} is loaded; unload it first")
         if any(name == other.name for other in self._incoming):
             raise VariantStateError(f"{name} is being swapped; wait for its end")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import structlog
 import torch
 
+from loaders.errors import BackendError
 from loaders.kernels.fp16pack import Fp16PackKernel
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def prepare(packed: PackedTensors, pack_weight: Callable[[GroupedWeight], Kernel
     max_outputs = max(blocks_at_once, 1) * OUTPUT_MULTIPLE
     first, *others = [_prepare(piece, pack_weight) for piece in packed.pieces(max_outputs)]
     kernel = first.fuse(others) if others else first
-    assert kernel is not None  # noqa: S101 - whole blocks of the same groups, in order
+    if kernel is None:  # pieces are whole blocks of the same groups, in order
+        raise BackendError(f"{packed.name}: its pieces cannot be joined again, which is our fault")
     return kernel
 
 

@@ -14,7 +14,7 @@ from loaders.checkpoint import read_checkpoint
 from loaders.device_memory import Demand, predicted_memory
 from loaders.model_config import read_config
 from loaders.quantization import read_quantization
-from service import worker
+from service import engine_sizing, worker
 from service.attempt import Attempt
 from service.settings import WorkerSettings
 from tests.models import tiny_llama, tiny_tokenizer, write_gptq_checkpoint, write_plain_checkpoint
@@ -63,7 +63,7 @@ def test_the_prediction_is_near_what_the_driver_counts(write, tmp_path):
     before, _ = torch.cuda.mem_get_info()
 
     loaded = worker.load_variant(settings, Attempt(), lambda *_, **__: None)
-    config = worker.resolve_engine_config(settings, loaded)
+    config = engine_sizing.resolve_engine_config(settings, loaded)
     engine = Engine(loaded.model, config)
     prompt = tuple(5 + i % 500 for i in range(config.max_model_len - 8))
     params = SamplingParams(max_tokens=4, temperature=0.0)

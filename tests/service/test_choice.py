@@ -138,8 +138,8 @@ def test_what_fits_nowhere_whole_is_shared_with_the_cpu_if_asked(tiny_repo, monk
 
 
 def test_the_cpu_counts_what_is_free_of_it():
-    devices, share = devices_of("cpu", 0.9)
-    assert (devices.kind, devices.count, share) == ("cpu", 1, 1.0)
+    devices = devices_of("cpu")
+    assert (devices.kind, devices.count, devices.lasting_share(0.9)) == ("cpu", 1, 1.0)
     assert 0 < devices.memory_bytes < 10**13
 
 

@@ -26,7 +26,7 @@ import psutil
 from engine.core import Engine
 from engine.request import SequenceRequest
 from engine.sampling_params import SamplingParams
-from service import worker
+from service import engine_sizing, worker
 from service.attempt import Attempt
 from service.settings import WorkerSettings
 import transformers.models.llama.modeling_llama
@@ -40,7 +40,7 @@ settings = WorkerSettings(
     kv_cache_size=int(sys.argv[3]), max_num_seqs=4, num_threads=1, log_level="error",
 )
 loaded = worker.load_variant(settings, Attempt(), lambda *_, **__: None)
-config = worker.resolve_engine_config(settings, loaded)
+config = engine_sizing.resolve_engine_config(settings, loaded)
 engine = Engine(loaded.model, config)
 worker.self_test(engine)
 prompt = tuple(i % 30000 for i in range(config.max_model_len - 8))

@@ -14,6 +14,7 @@ import torch
 from engine.config import KVDtype
 from engine.core import Engine
 from engine.errors import EngineStartError, NotEnoughBlocksError, OutOfMemoryError
+from engine.kv_cache import kv_block_bytes, resolve_kv_dtype
 from loaders.errors import NotEnoughMemoryError
 from loaders.generation import GenerationDefaults
 from loaders.kernels import resolve
@@ -21,8 +22,9 @@ from loaders.kernels.int4pack import Int4PackBackend
 from loaders.load import LoadedModel, Provenance
 from loaders.records import Records
 from loaders.spec import parse_spec
-from service import worker
+from service import engine_sizing, worker
 from service.attempt import Attempt, Failure, StartFailure
+from service.engine_sizing import BLOCK_SIZE, resolve_engine_config, resolve_kv_cache_bytes
 from service.errors import SettingsError
 from service.model_description import ModelDescription
 from service.settings import WorkerSettings
@@ -30,8 +32,6 @@ from service.worker import (
     build_engine,
     failure_of,
     reason_of,
-    resolve_engine_config,
-    resolve_kv_cache_bytes,
     resolve_num_threads,
     self_test,
 )
@@ -78,8 +78,8 @@ def test_threads_are_as_asked_or_the_physical_cores(monkeypatch, tmp_path):
 
 def test_kv_cache_is_as_asked_or_a_share_of_what_is_free(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
-    monkeypatch.setattr(worker, "free_bytes", lambda device: 1000)
-    monkeypatch.setattr(worker, "CPU_KV_BYTES", 300)
+    monkeypatch.setattr(engine_sizing, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(engine_sizing, "CPU_KV_BYTES", 300)
     assert resolve_kv_cache_bytes(WorkerSettings(kv_cache_size=7), cpu, sequence_bytes=10) == 7
     assert resolve_kv_cache_bytes(WorkerSettings(), cpu, sequence_bytes=10) == 300
     assert resolve_kv_cache_bytes(WorkerSettings(), cpu, sequence_bytes=400) == 400
@@ -102,7 +102,7 @@ def test_context_is_what_the_model_was_made_for(loaded):
 
 def test_context_ends_where_the_rotary_embedding_would_look_at_the_batch(loaded, monkeypatch):
     made_for = loaded.model.config.max_position_embeddings
-    monkeypatch.setattr(worker, "longest_with_fixed_rope", lambda config: made_for // 2)
+    monkeypatch.setattr(engine_sizing, "longest_with_fixed_rope", lambda config: made_for // 2)
     assert resolve_engine_config(WorkerSettings(), loaded).max_model_len == made_for // 2
 
 
@@ -115,12 +115,12 @@ def test_layers_that_no_graph_can_hold_are_run_as_they_come(loaded):
 
 def test_context_shrinks_to_what_the_kv_cache_holds(loaded):
     roomy = resolve_engine_config(WorkerSettings(max_num_seqs=1), loaded)
-    block_bytes = worker.kv_block_bytes(
-        loaded.model.config, worker.BLOCK_SIZE, worker.resolve_kv_dtype(loaded.model, None)
+    block_bytes = kv_block_bytes(
+        loaded.model.config, BLOCK_SIZE, resolve_kv_dtype(loaded.model, None)
     )
     small = WorkerSettings(kv_cache_size=3 * block_bytes)
     config = resolve_engine_config(small, loaded)
-    assert config.max_model_len == 2 * worker.BLOCK_SIZE < roomy.max_model_len
+    assert config.max_model_len == 2 * BLOCK_SIZE < roomy.max_model_len
     with pytest.raises(NotEnoughBlocksError):
         resolve_engine_config(
             WorkerSettings(kv_cache_size=3 * block_bytes, max_model_len=100), loaded
@@ -142,7 +142,7 @@ def test_a_step_computes_a_token_of_each_sequence_at_least(loaded):
 
 
 def test_keys_and_values_are_kept_as_asked_and_take_less_memory(loaded):
-    size = 40 * worker.kv_block_bytes(loaded.model.config, worker.BLOCK_SIZE, KVDtype.FLOAT32)
+    size = 40 * kv_block_bytes(loaded.model.config, BLOCK_SIZE, KVDtype.FLOAT32)
     blocks = {
         dtype: resolve_engine_config(
             WorkerSettings(kv_cache_dtype=dtype, kv_cache_size=size), loaded
@@ -281,7 +281,7 @@ def test_attempt_with_a_shorter_context_gets_it(tiny_repo):
 
 def test_the_cache_shrinks_as_the_context_does(loaded, monkeypatch):
     """Where it was too large, one as large for a shorter context would be so, too."""
-    monkeypatch.setattr(worker, "free_bytes", lambda device: 16 * 2**20)
+    monkeypatch.setattr(engine_sizing, "free_bytes", lambda device: 16 * 2**20)
     settings = WorkerSettings(max_num_seqs=512)
     whole = resolve_engine_config(settings, loaded)
     halved = resolve_engine_config(settings, loaded, longest=whole.max_model_len // 2)
