@@ -23,13 +23,22 @@ if TYPE_CHECKING:
 
 TokenOption = Annotated[
     str | None,
-    typer.Option(metavar="TOKEN", help="The hub's token. (TETRAD_HUB_TOKEN, HF_TOKEN)"),
+    # Options go by the settings' names, too, so that what `tetrad serve` takes is taken here.
+    typer.Option(
+        "--token",
+        "--hub-token",
+        metavar="TOKEN",
+        help="The hub's token. (TETRAD_HUB_TOKEN, HF_TOKEN)",
+    ),
 ]
 CacheOption = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="Where checkpoints and records lie.")
 ]
 OfflineOption = Annotated[
-    bool, typer.Option("--offline", help="Ask no hub; look at what is on this machine.")
+    bool,
+    typer.Option(
+        "--offline", "--local-files-only", help="Ask no hub; look at what is on this machine."
+    ),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from functools import partial
 from pathlib import Path  # noqa: TC003  # typer reads annotations
@@ -95,8 +96,9 @@ def _mirror(
         choose = partial(_choose, repo, question, access)
         held = fetch_all(repo, branches, access, choose=choose, tell_variant=shown.begin)
     for variant in held:
-        typer.echo(f"{variant.spec} is at commit {variant.commit}")
-    typer.echo(f"Serve one with: tetrad serve VARIANT --cache-dir {folder} --local-files-only")
+        serve = shlex.join(["tetrad", "serve", str(variant.spec), "--cache-dir", str(folder)])
+        typer.echo(f"{variant.spec} is at commit {variant.commit}; to serve it:")
+        typer.echo(f"  {serve} --local-files-only")
 
 
 def _choose(repo: str, question: Question, access: HubAccess) -> list[VariantSpec]:

@@ -32,6 +32,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loaders.plan import SHOWN_USERS
+from service.commands.engines_view import engine_lines
 from service.commands.planning import NEEDS_SEVERAL
 from service.commands.text import printable
 
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from service.commands.planning import Answer
 
 _WIDTH_OF_FILES = 140  # where no terminal says how wide it is
-_WIDE = 120  # below it the table leaves out what the details say anyway
+_WIDE = 120  # below it the table leaves out what the lines below it say anyway
 _PARTS = (
     ("weights", "weights, as the kernels hold them"),
     ("kv_cache", "KV cache"),
@@ -103,13 +104,15 @@ _COLUMNS = (
     _Column("", lambda plan: "", is_number=False),  # noqa: ARG005
     _Column("variant", lambda plan: name_of(plan.variant), is_number=False),
     _Column("weights", lambda plan: _gb(sum(s.weights for s in plan.memory))),
-    _Column("KV", lambda plan: _gb(sum(s.kv_cache for s in plan.memory))),
+    _Column("KV", lambda plan: _gb(sum(s.kv_cache for s in plan.memory)), is_always_shown=False),
     _Column("KV fp8", lambda plan: _gb(plan.kv_cache_fp8), is_always_shown=False),
     _Column("all", lambda plan: _gb(sum(s.total for s in plan.memory))),
     _Column("fits", lambda plan: _fits(plan), is_number=False),
     *(_longest_context(users) for users in SHOWN_USERS),
     _Column("kernel", lambda plan: plan.backend, is_number=False, is_always_shown=False),
-    _Column("expected quality", lambda plan: _quality(plan), is_number=False),
+    _Column(
+        "expected quality", lambda plan: _quality(plan), is_number=False, is_always_shown=False
+    ),
 )
 
 
@@ -181,15 +184,11 @@ def _breakdown(share: MemoryBreakdown) -> Iterator[str]:
 
 
 def _engines(planned: PlannedVariants) -> Iterator[str]:
-    """List who else loads what; variants that the same engines load share a line."""
-    groups: dict[str, list[str]] = {}
-    for plan in planned.plans:
-        told = ", ".join(str(verdict) for verdict in plan.engines)
-        groups.setdefault(told, []).append(name_of(plan.variant))
     yield ""
     yield "Loads in (as of 2026-11; unknown means that nobody here tried):"
-    for told, names in groups.items():
-        yield f"  {', '.join(names)}: {printable(told)}"
+    names = [name_of(plan.variant) for plan in planned.plans]
+    for line in engine_lines(names, [plan.engines for plan in planned.plans]):
+        yield f"  {printable(line)}"
 
 
 def name_of(variant: Variant) -> str:

@@ -32,6 +32,8 @@ GpuOption = Annotated[
 ContextOption = Annotated[
     int | None,
     typer.Option(
+        "--context",
+        "--max-model-len",
         min=1,
         metavar="TOKENS",
         help="Longest prompt and answer together; when absent `max_model_len`, where that is"

@@ -194,7 +194,7 @@ def test_a_hub_in_trouble_is_waited_for_and_then_given_up(tetrad, hub):
 @pytest.mark.slow
 def test_offline_and_unreachable_mean_the_cache(tetrad, process, tmp_path):
     published.write_cache(tmp_path / "cache", GPTQ_7B, published.gptq_repository())
-    offline = tetrad(GPTQ_7B, "--offline", "--json")
+    offline = tetrad(GPTQ_7B, "--local-files-only", "--json")
     assert len(json.loads(offline.stdout)["variants"]) == 6
     unreachable = process(GPTQ_7B, "--json", HF_ENDPOINT="http://127.0.0.1:9")
     assert json.loads(unreachable.stdout) == json.loads(offline.stdout)

@@ -148,7 +148,8 @@ def test_a_mirror_is_made_and_checked(hub, tetrad, tmp_path):
     hub.faults = [Fault("model.safetensors", status=503, retry_after_s=0)]
     assert tetrad("mirror", REPO, str(tmp_path / "m"), "--branches", "main, b") == 0
     assert f"{REPO}:b is at commit" in tetrad.out
-    assert f"--cache-dir {tmp_path / 'm'} --local-files-only" in tetrad.out
+    serve = f"tetrad serve {REPO}:b --cache-dir {tmp_path / 'm'} --local-files-only"
+    assert serve in tetrad.out
     assert tetrad("mirror", "--check", str(tmp_path / "m")) == 0
     assert tetrad.out.count("is whole") == 2
     next((tmp_path / "m").rglob("model.safetensors")).resolve().write_bytes(b"")

@@ -55,7 +55,8 @@ def test_a_repository_is_planned_for_a_card(run):
     assert "not main: fits; lower expected quality (4-bit, groups of 128)" in result.output
     assert "7.16 GB  weights" in result.output
     assert "unverified" in result.output
-    assert "vLLM no (act order)" in result.output
+    assert "vLLM: yes for main, gptq-8bit--1g-actorder_True; no for" in result.output
+    assert "(act order)" in result.output
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def test_a_repository_is_planned_for_a_card(run):
     [
         (("--gpu", "CARD:24GB"), 0),
         (("--gpu", "CARD:24GB", "--users", "16"), 3),
-        (("--gpu", "CARD:24GB", "--context", "100000"), 3),
+        (("--gpu", "CARD:24GB", "--max-model-len", "100000"), 3),
         (("--gpu", "CARD:2GB"), 4),
         (("--gpu", "UNHEARDOF"), 2),
         (("--prefer", "beauty"), 2),
@@ -226,6 +227,21 @@ def test_a_narrow_terminal_gets_fewer_columns(monkeypatch):
     head = next(line for line in table.splitlines() if "variant" in line)
     assert "kernel" not in head
     assert len(head.rstrip()) <= 80
+    rows = [line.split() for line in table.splitlines()]
+    for branch in published.GPTQ_BRANCHES:
+        assert any(branch.name in row[:2] for row in rows), "a name was broken in two"
+
+
+def test_an_engine_that_treats_variants_alike_gets_one_word():
+    gptq, awq = gptq_7b()[0], replace(awq_70b()[0], revision="awq")
+    lines = as_table(answered([gptq, awq])).splitlines()
+    assert "  Tetrad: yes" in lines
+    assert "  llama.cpp: no (reads GGUF only)" in lines
+    assert "  unknown: SGLang, TGI (in maintenance mode)" in lines
+    assert (
+        "  AutoGPTQ: no for main (archived; does not import beside Transformers 5); no for awq"
+        " (reads GPTQ only)"
+    ) in lines
 
 
 def command_view():
@@ -270,5 +286,5 @@ def test_a_private_repository_is_planned_with_a_token(run, monkeypatch):
         return gptq_7b()
 
     monkeypatch.setattr(named_variants, "find_variants", find)
-    assert run(published.GPTQ_7B, "--gpu", "CARD:24GB", "--token", "hf_secret").exit_code == 0
+    assert run(published.GPTQ_7B, "--gpu", "CARD:24GB", "--hub-token", "hf_secret").exit_code == 0
     assert (given["token"], given["local_files_only"]) == ("hf_secret", True)
