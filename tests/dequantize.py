@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers.initialization import no_init_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,7 +34,8 @@ def dequantized_model(folder: Path, settings: Mapping[str, Any] | None = None) -
     config = AutoConfig.from_pretrained(folder)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with no_init_weights():  # every weight is filled in below, or that is an error
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     state = {
         name: torch.from_numpy(array) for name, array in dequantized_state(folder, settings).items()
     }
