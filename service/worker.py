@@ -8,7 +8,6 @@ OpenMP workers that another one had left would slow every step (docs/decisions.m
 from __future__ import annotations
 
 import os
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -165,7 +164,7 @@ def load_variant(settings: WorkerSettings, attempt: Attempt, tell: TellProgress)
     asked = attempt.variant or settings.variant
     cache_dir, is_local = settings.cache_dir, settings.local_files_only
     if asked is None or settings.variant is None:
-        demo = build_demo(cache_dir or default_cache_dir(), progress=partial(_tell_step, tell))
+        demo = build_demo(cache_dir or default_cache_dir(), progress=tell)
         asked, cache_dir, is_local = asked or demo.gptq_repo, demo.cache_dir, True
     tell("choosing the variant")
     trial = choose_variant(
@@ -222,11 +221,6 @@ def _quantization_text(loaded: LoadedModel) -> str:
     if loaded.quantization is not None:
         return str(loaded.quantization)
     return "as Transformers reads it" if loaded.provenance.backend == "stock" else "none"
-
-
-def _tell_step(tell: TellProgress, step: str) -> None:
-    log.info("preparing the demo", step=step)
-    tell(step)
 
 
 def check_choice(name: str, asked: str, choices: Iterable[str]) -> None:
