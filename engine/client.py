@@ -256,7 +256,7 @@ class EngineClient:
         What it died of is in its last words, and an end is noticed sooner than they arrive.
         """
         deadline = time.monotonic() + _LAST_WORDS_S
-        while not (self._is_closed or self._sockets.has_come_and_gone):
+        while not (self._is_closed or self._sockets.has_come_and_gone()):
             if time.monotonic() > deadline:
                 return
             await asyncio.sleep(_LOOK_S)

@@ -64,4 +64,5 @@ async def running_engine(
     finally:
         if client.shut_down() or client.death is not None:  # it is ending in either case
             await thread.ended()
+            await client.hear_last_words()
         client.end(EngineDeadError("the engine was stopped"))

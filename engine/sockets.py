@@ -40,7 +40,8 @@ class ClientSockets:
         self.folder = Path(tempfile.mkdtemp(prefix="tetrad-", dir=_short_folder()))  # 0700
         opened: list[zmq.Socket[bytes]] = []
         try:
-            opened = [_socket(zmq.PUSH), _socket(zmq.PULL)]
+            opened.append(_socket(zmq.PUSH))
+            opened.append(_socket(zmq.PULL))
             # From before the first one comes, so that none is missed.
             opened.append(opened[-1].get_monitor_socket(_COMINGS | _GOINGS))
             for socket, name in zip(opened, (_ORDERS, _TIDINGS), strict=False):
@@ -72,9 +73,8 @@ class ClientSockets:
                 return
             yield decode_tidings(message)
 
-    @property
     def has_come_and_gone(self) -> bool:
-        """Whether an engine was there and is gone: then `receive` gives all that is left of it.
+        """Tell whether an engine was there and is gone: `receive` then gives all it ever sent.
 
         Its own end says less: what it sent may still be on its way between two sockets.
         """

@@ -27,10 +27,6 @@ class Verdict:
     answer: Answer
     why: str  # empty where there is nothing to say
 
-    def __str__(self) -> str:
-        reason = f" ({self.why})" if self.why else ""
-        return f"{self.engine} {self.answer}{reason}"
-
 
 @dataclass(frozen=True, slots=True)
 class _Engine:

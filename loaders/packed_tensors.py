@@ -148,7 +148,7 @@ class PackedTensors:
         levels, scales, zeros = self.codes().float(), self.scales(), self.zeros()
         groups = self._layout.group_of_input(self.stored)
         if groups is None and self._has_whole_groups():
-            # In order and of one size: a view, where looking up takes three times as long.
+            # In order and of one size: nothing is looked up, which would copy both for each weight.
             grouped = levels.view(len(scales), -1, self.out_features)
             grouped.sub_(zeros.unsqueeze(1)).mul_(scales.unsqueeze(1))
         else:

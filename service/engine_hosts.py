@@ -128,7 +128,8 @@ class EngineProcess:
             if not exited.done():
                 await self._end_by_force(exited)
             error = _how_it_ended(await exited, hung.result() if hung.done() else None)
-            await self.client.hear_last_words()
+            if not self._is_stopping:
+                await self.client.hear_last_words()
         finally:
             hung.cancel()
             _stdin_of(self._process).close()
@@ -190,7 +191,7 @@ class EngineInThread:
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             how = hung.result() if hung.done() else "the engine ended"
-            if ended.done():
+            if ended.done() and not self._is_stopping:
                 await self.client.hear_last_words()
         finally:
             for wait in waits:

@@ -267,7 +267,18 @@ class Variant:
     # ── its life ────────────────────────────────────────────────────────────────────────────────
 
     async def _run(self) -> None:
-        """Start engines, one after the other, until there is no hope; end the last if cancelled."""
+        """Keep the variant running; end its engine if cancelled, and let go of all if it fails."""
+        try:
+            await self._run_engines()
+        except Exception:
+            await self._source.close()
+            raise
+        log.error("cannot serve", model=self.name, reason=self._reason)
+        await self._source.close()
+        self._enter(VariantState.FAILED)
+
+    async def _run_engines(self) -> None:
+        """Start engines, one after the other, until there is no hope."""
         self._source.begin()
         deaths, delay_s = 0, 0.0
         while True:
@@ -278,23 +289,20 @@ class Variant:
                 log.warning("degraded", model=self.name, reason=self._reason)
                 continue
             if served_s is None:
-                break
+                return
             deaths = 1 if served_s >= HEALTHY_S else deaths + 1
             # One that came to serve is worth waiting for; how often is bounded all the same.
             is_worse = bool(delay_s) and not served_s
             delay_s = min(2 * delay_s, LONGEST_DELAY_S) if is_worse else FIRST_DELAY_S
             if deaths > self.rules.max_restarts:
                 self._reason = f"{self._reason}; given up after {deaths - 1} restarts"
-                break
+                return
             log.warning(
                 "starting the engine again", model=self.name, reason=self._reason, in_s=delay_s
             )
             self._num_restarts += 1
             self._enter(VariantState.RESTARTING)
             await asyncio.sleep(delay_s)
-        log.error("cannot serve", model=self.name, reason=self._reason)
-        await self._source.close()
-        self._enter(VariantState.FAILED)
 
     async def _run_engine(self, *, is_first: bool) -> float | None:
         """Run one engine to its end; return how long it served, None if no other may follow.

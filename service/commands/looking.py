@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 TokenOption = Annotated[
     str | None,
-    # Options go by the settings' names, too, so that what `tetrad serve` takes is taken here.
+    # These options go by the settings' names, too.
     typer.Option(
         "--token",
         "--hub-token",

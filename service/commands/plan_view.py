@@ -143,8 +143,12 @@ def _lines(answer: Answer) -> Iterator[str]:
         yield f"{advice} {name_of(choice.plan.variant)}: {printable(choice.reason)}"
     if answer.needs_several_gpus:
         yield NEEDS_SEVERAL
+    qualities = {id(plan.variant): plan.quality.words for plan in planned.plans}
     for loser in choice.losers:
-        yield f"  not {name_of(loser.variant)}: {printable(loser.reason)}"
+        quality = qualities.get(id(loser.variant), "")
+        # One that does not fit is told by how much; narrow tables leave out how good it is.
+        more = f"; {quality}" if quality not in loser.reason else ""
+        yield f"  not {name_of(loser.variant)}: {printable(loser.reason + more)}"
     if choice.plan is not None:
         yield from _details(choice.plan)
     if planned.plans:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from service.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[2]
-LOAD_LIMIT_S = 300  # of several engines on a busy machine
+LOAD_LIMIT_S = 240  # of several engines on a busy machine
 
 
 class RealServer:

@@ -211,9 +211,11 @@ def test_failed_restart_is_tried_again():
 
 def test_fault_of_our_own_fails_the_variant():
     async def test() -> None:
-        variant = Variant("m", FakeSource(ZeroDivisionError("x")), VariantRules())
+        source = FakeSource(ZeroDivisionError("x"))
+        variant = Variant("m", source, VariantRules())
         variant.load()
         await until_it_is(variant, VariantState.FAILED)
+        assert source.is_closed
         assert variant.status.reason == "a fault of the server's own: ZeroDivisionError"
 
     run(test())

@@ -232,6 +232,12 @@ def test_a_narrow_terminal_gets_fewer_columns(monkeypatch):
         assert any(branch.name in row[:2] for row in rows), "a name was broken in two"
 
 
+def test_what_does_not_fit_is_still_told_with_its_quality():
+    lines = as_table(answered(gptq_7b(), "CARD:12GB", users=4)).splitlines()
+    (best,) = [line for line in lines if line.startswith(f"  not {BEST}: lacks")]
+    assert best.endswith("; 8-bit, groups of 128, act order")
+
+
 def test_an_engine_that_treats_variants_alike_gets_one_word():
     gptq, awq = gptq_7b()[0], replace(awq_70b()[0], revision="awq")
     lines = as_table(answered([gptq, awq])).splitlines()

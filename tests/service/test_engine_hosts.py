@@ -1,0 +1,58 @@
+"""What a host hears of an engine that fails at once: why it did, not only that it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from engine.errors import EngineStartError
+from service.attempt import Attempt, Failure, StartFailure
+from service.engine_hosts import EngineInThread, EngineProcess
+from service.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from engine.loop import BuiltEngine, TellProgress
+    from service.engine_hosts import EngineHost
+
+NO_ROOM = StartFailure(Failure.MEMORY)
+
+
+def fail(tell: TellProgress) -> BuiltEngine:
+    tell("pretending")
+    raise EngineStartError("no room", about=NO_ROOM.encode())
+
+
+async def assert_reason_is_known(host: EngineHost) -> None:
+    assert await host.ended() == "no room"
+    death = host.client.death
+    assert isinstance(death, EngineStartError)
+    assert StartFailure.decode(death.about) == NO_ROOM
+    await host.stop()
+
+
+def test_the_reason_of_an_engine_in_a_thread_is_heard_each_time():
+    async def test() -> None:
+        for _ in range(50):
+            await assert_reason_is_known(EngineInThread(WorkerSettings(), lambda _: None, fail))
+
+    asyncio.run(asyncio.wait_for(test(), 60))
+
+
+@pytest.mark.slow
+def test_the_reason_of_an_engine_in_a_process_is_heard(monkeypatch, tmp_path):
+    options = {"folder": str(tmp_path), "most_context": 1}
+    monkeypatch.setenv("FAKE_ENGINE", json.dumps(options))
+
+    async def test() -> None:
+        host = await EngineProcess.start(
+            WorkerSettings(),
+            Attempt(),
+            lambda _: None,
+            command=("-m", "tests.service.fake_worker"),
+        )
+        await assert_reason_is_known(host)
+
+    asyncio.run(asyncio.wait_for(test(), 60))
