@@ -4,20 +4,44 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from engine.errors import EngineStartError
+from engine.sockets import ClientSockets
 from service.attempt import Attempt, Failure, StartFailure
 from service.engine_hosts import EngineInThread, EngineProcess
 from service.settings import WorkerSettings
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from engine.loop import BuiltEngine, TellProgress
     from service.engine_hosts import EngineHost
 
 NO_ROOM = StartFailure(Failure.MEMORY)
+LATE_S = 0.3
+
+
+@pytest.fixture(autouse=True)
+def late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have what an engine says arrive after its end, as on a machine that is busy."""
+    receive, has_gone = ClientSockets.receive, ClientSockets.has_come_and_gone
+    until: dict[Path, float] = {}
+
+    def is_late(sockets: ClientSockets) -> bool:
+        return time.monotonic() < until.setdefault(sockets.folder, time.monotonic() + LATE_S)
+
+    monkeypatch.setattr(
+        ClientSockets,
+        "receive",
+        lambda self, limit: iter(()) if is_late(self) else receive(self, limit),
+    )
+    monkeypatch.setattr(
+        ClientSockets, "has_come_and_gone", lambda self: not is_late(self) and has_gone(self)
+    )
 
 
 def fail(tell: TellProgress) -> BuiltEngine:
@@ -33,10 +57,9 @@ async def assert_reason_is_known(host: EngineHost) -> None:
     await host.stop()
 
 
-def test_the_reason_of_an_engine_in_a_thread_is_heard_each_time():
+def test_the_reason_of_an_engine_in_a_thread_is_heard():
     async def test() -> None:
-        for _ in range(50):
-            await assert_reason_is_known(EngineInThread(WorkerSettings(), lambda _: None, fail))
+        await assert_reason_is_known(EngineInThread(WorkerSettings(), lambda _: None, fail))
 
     asyncio.run(asyncio.wait_for(test(), 60))
 
