@@ -46,15 +46,13 @@ ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "loaders" / "demo" / "evaluation_text.txt").read_text()
 
 MAX_LAYER_ERROR = 2**-7  # relative, in norm; measured 0.0031, 2026-11
-MIN_AGREEMENT = (
-    0.96  # of the most likely tokens over 1 000 or 2 000; measured 0.983 (3-bit), 2026-11
-)
+MIN_AGREEMENT = 0.96  # of the most likely tokens over 2 000; measured 0.983 (3-bit), 2026-11
 MAX_UNDECIDED = 0.6  # between the two leading reference logits; measured 0.22 (3-bit), 2026-11
 MAX_LOAD_S = 10  # measured 1.2 s for the branch that is served, 2026-11
 MAX_LOAD_MEMORY = 1.5  # private memory over the checkpoint's size; measured 1.42, 2026-11
 
 PROMPTS = ("def reverse(text):", "The capital of France is", "Colours of the rainbow: red,")
-NUM_DEMO_TOKENS = 6
+NUM_DEMO_TOKENS = 10
 DEMO_VARIANTS = [str(branch) for branch in BRANCHES]
 TINY_VARIANTS = [*range(len(CARD_BRANCHES) + 1)]  # the last one is AWQ
 
@@ -203,9 +201,8 @@ def logits_in_chunks(model, ids: torch.Tensor, chunk: int) -> torch.Tensor:
 
 def check_agreement(found: torch.Tensor, expected: Stock) -> tuple[float, float]:
     """Return the share of equal choices, and the widest reference gap where they differ."""
-    num_tokens = len(found)
-    agree = found.argmax(-1) == expected.choices[:num_tokens]
-    leads = expected.leads[:num_tokens][~agree]
+    agree = found.argmax(-1) == expected.choices
+    leads = expected.leads[~agree]
     return float(agree.float().mean()), float(leads.max()) if len(leads) else 0.0
 
 
@@ -213,11 +210,10 @@ def check_agreement(found: torch.Tensor, expected: Stock) -> tuple[float, float]
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("variant", DEMO_VARIANTS)
 def test_fast_backends_choose_as_the_reference_does(demo, stock, variant):
-    """Many rows at once over the whole text, and few, which kernels multiply another way."""
     loaded = load_demo(demo, variant)
     ids = text_ids(loaded.tokenizer)
-    for rows, num_tokens in ((2000, 2000), (20, 1000)):
-        found = logits_in_chunks(loaded.model, ids[:, :num_tokens], rows)
+    for rows in (2000, 40):
+        found = logits_in_chunks(loaded.model, ids, rows)
         agreement, widest = check_agreement(found, stock[variant])
         print(f"{variant}: agreement {agreement:.4f}, gap {widest:.3f} at {rows} rows")
         assert agreement >= MIN_AGREEMENT

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 # What makes a format's layout, by `PackedFormat.checkpoint_format`.
 LAYOUTS: dict[str, Callable[[PackedFormat], Layout]] = {
-    "gptq": partial(GptqLayout, checkpoint_format="gptq"),
-    "gptq_v2": partial(GptqLayout, checkpoint_format="gptq_v2"),
+    "gptq": GptqLayout,
+    "gptq_v2": GptqLayout,
     "gemm": AwqLayout,
     "gemv": GemvLayout,
     "gemv_fast": GemvFastLayout,

@@ -19,13 +19,21 @@ if TYPE_CHECKING:
     from loaders.quantization import PackedFormat
 
 
-class AwqLayout:
-    """AutoAWQ's GEMM packing; groups are always in order."""
+class _AwqVersion:
+    """What the versions have in common."""
 
     marker = "qweight"
 
     def __init__(self, packed: PackedFormat) -> None:
         self._packed = packed
+
+    def group_of_input(self, stored: StoredTensors) -> Tensor | None:  # noqa: ARG002
+        """In order."""
+        return None
+
+
+class AwqLayout(_AwqVersion):
+    """AutoAWQ's GEMM packing; groups are always in order."""
 
     def rules(self, in_features: int, out_features: int) -> dict[str, TensorRule]:
         """Say what each tensor must be."""
@@ -52,18 +60,9 @@ class AwqLayout:
         """Unpack qzeros."""
         return unpack_awq(stored["qzeros"]).float()
 
-    def group_of_input(self, stored: StoredTensors) -> Tensor | None:  # noqa: ARG002
-        """In order."""
-        return None
 
-
-class GemvLayout:
+class GemvLayout(_AwqVersion):
     """AutoAWQ's GEMV packing: everything by output, then along the inputs in order."""
-
-    marker = "qweight"
-
-    def __init__(self, packed: PackedFormat) -> None:
-        self._packed = packed
 
     def rules(self, in_features: int, out_features: int) -> dict[str, TensorRule]:
         """Say what each tensor must be."""
@@ -90,22 +89,13 @@ class GemvLayout:
         num_groups = self._packed.num_groups(stored["qweight"].shape[1] * 8)
         return unpack_gemv(stored["qzeros"])[:, :num_groups].t().float()
 
-    def group_of_input(self, stored: StoredTensors) -> Tensor | None:  # noqa: ARG002
-        """In order."""
-        return None
 
-
-class GemvFastLayout:
+class GemvFastLayout(_AwqVersion):
     """AutoAWQ's GEMV-fast packing: int16 words of four outputs; zero points times scale, negated.
 
     Its zero points are stored as half-precision offsets, which rarely divide by the scale evenly,
     so they are read as the fractions that they are.
     """
-
-    marker = "qweight"
-
-    def __init__(self, packed: PackedFormat) -> None:
-        self._packed = packed
 
     def rules(self, in_features: int, out_features: int) -> dict[str, TensorRule]:
         """Say what each tensor must be."""
@@ -134,10 +124,6 @@ class GemvFastLayout:
         scales = self.scales(stored)
         zeros = -self._by_group("qzeros", stored) / scales
         return torch.where(scales == 0, torch.zeros_like(zeros), zeros)
-
-    def group_of_input(self, stored: StoredTensors) -> Tensor | None:  # noqa: ARG002
-        """In order."""
-        return None
 
     def _by_group(self, key: str, stored: StoredTensors) -> Tensor:
         return stored[key][: self._packed.num_groups(stored["qweight"].shape[1])].float()

@@ -20,9 +20,11 @@ class GptqLayout:
 
     marker = "qweight"
 
-    def __init__(self, packed: PackedFormat, *, checkpoint_format: CheckpointFormat) -> None:
+    def __init__(self, packed: PackedFormat) -> None:
         self._packed = packed
-        self._checkpoint_format = checkpoint_format
+        self._checkpoint_format: CheckpointFormat = (
+            "gptq_v2" if packed.checkpoint_format == "gptq_v2" else "gptq"
+        )
 
     def rules(self, in_features: int, out_features: int) -> dict[str, TensorRule]:
         """Say what each tensor must be; g_idx may be absent."""
