@@ -267,14 +267,12 @@ class Variant:
     # ── its life ────────────────────────────────────────────────────────────────────────────────
 
     async def _run(self) -> None:
-        """Keep the variant running; end its engine if cancelled, and let go of all if it fails."""
+        """Keep the variant running; end its engine if cancelled, and keep nothing in any case."""
         try:
             await self._run_engines()
-        except Exception:
+            log.error("cannot serve", model=self.name, reason=self._reason)
+        finally:
             await self._source.close()
-            raise
-        log.error("cannot serve", model=self.name, reason=self._reason)
-        await self._source.close()
         self._enter(VariantState.FAILED)
 
     async def _run_engines(self) -> None:
@@ -369,7 +367,6 @@ class Variant:
             if self._task is not None:
                 self._task.cancel()
                 await asyncio.gather(self._task, return_exceptions=True)
-            await self._source.close()
         finally:
             self._reason = self._self_test = None
             self._unloading = None
