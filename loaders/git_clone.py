@@ -11,16 +11,20 @@ import re
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from loaders.cache import default_cache_dir
 from loaders.errors import CheckpointError, RevisionNotFoundError
 from loaders.hub import Snapshot
+from loaders.local_files import list_paths
+from loaders.repository import checked_path
+from loaders.selection import by_quantisation, has_gguf, select_files
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from loaders.spec import VariantSpec
 
@@ -34,32 +38,62 @@ _PIECE_BYTES = 1_000_000
 def open_folder(spec: VariantSpec, *, cache_dir: Path | None = None) -> Snapshot:
     """Return the folder of a local variant, at the branch asked for where it is a git clone.
 
-    Raises RevisionNotFoundError where a plain folder is asked for a revision, or the clone lacks
-    it.
+    What is no revision may be the quantisation of a GGUF file, as on a hub. Raises
+    RevisionNotFoundError where it is neither.
     """
     if spec.folder is None:
         raise ValueError("open_folder takes a spec with a folder")
     is_clone = (spec.folder / ".git").exists()
-    if not is_clone:
-        if spec.revision is not None:
-            raise RevisionNotFoundError(
-                f"{spec.folder} is a plain folder, not a git clone, so it has no revision"
-                f" {spec.revision!r};"
-                " name the folder alone"
-            )
-        return Snapshot(folder=spec.folder, commit=None)
-    return _open_clone(spec.folder, spec.revision, cache_dir or default_cache_dir())
+    open_named = _open_plain_folder
+    if is_clone:
+        open_named = partial(_open_clone, cache_dir=cache_dir or default_cache_dir())
+    try:
+        return open_named(spec.folder, spec)
+    except RevisionNotFoundError:
+        paths = _paths_in(spec.folder, "HEAD") if is_clone else list_paths(spec.folder)
+        named = by_quantisation(spec, paths)
+        if named is None:
+            raise
+        return replace(open_named(spec.folder, named), file=named.file)
 
 
-def _open_clone(clone: Path, revision: str | None, cache_dir: Path) -> Snapshot:
+def _open_plain_folder(folder: Path, spec: VariantSpec) -> Snapshot:
+    if spec.revision is not None:
+        raise RevisionNotFoundError(
+            f"{folder} is a plain folder, not a git clone, so it has no revision"
+            f" {spec.revision!r}; name the folder alone"
+        )
+    return Snapshot(folder=folder, commit=None)
+
+
+def _open_clone(clone: Path, spec: VariantSpec, *, cache_dir: Path) -> Snapshot:
     head = commit_of(clone, "HEAD")
-    wanted = head if revision is None else resolve_commit(clone, revision)
-    if wanted == head and not _has_pointers(clone):
+    wanted = head if spec.revision is None else resolve_commit(clone, spec.revision)
+    in_commit = _paths_in(clone, wanted)
+    if spec.revision is None and spec.file is not None and not has_gguf(in_commit, spec.file):
+        return Snapshot(folder=clone, commit=head)  # it was laid there since, or is not there
+    paths = _needed(in_commit, spec)
+    if wanted == head and not _has_pointers(clone, paths):
         return Snapshot(folder=clone, commit=head)
-    target = cache_dir / "clones" / f"{clone.name}-{wanted}"
+    part = "" if spec.file is None else f"-{spec.file.replace('/', '--')}"
+    target = cache_dir / "clones" / f"{clone.name}-{wanted}{part}"
     if not target.exists():
-        _export(clone, wanted, target)
+        _export(clone, wanted, paths, target)
     return Snapshot(folder=target, commit=wanted)
+
+
+def _paths_in(clone: Path, commit: str) -> list[str]:
+    listing = run_git(clone, "ls-tree", "-r", "-z", "--full-tree", "--name-only", commit)
+    return [checked_path(path) for path in listing.decode(errors="replace").split("\0") if path]
+
+
+def _needed(paths: Sequence[str], spec: VariantSpec) -> Sequence[str]:
+    """Name the files that must be there: the named GGUF file and what goes with it, else all at the
+    top.
+    """
+    if spec.file is None:
+        return [path for path in paths if "/" not in path]
+    return select_files(paths, spec).paths
 
 
 def resolve_commit(clone: Path, revision: str) -> str:
@@ -157,8 +191,8 @@ def _no_git(clone: Path) -> CheckpointError:
     return CheckpointError(f"{clone} is a git clone and git is not installed; install git")
 
 
-def _has_pointers(folder: Path) -> bool:
-    return any(_is_pointer(path) for path in folder.glob("*") if path.is_file())
+def _has_pointers(folder: Path, paths: Iterable[str]) -> bool:
+    return any(_is_pointer(folder / path) for path in paths if (folder / path).is_file())
 
 
 def _is_pointer(path: Path) -> bool:
@@ -167,14 +201,14 @@ def _is_pointer(path: Path) -> bool:
     return path.read_bytes().startswith(_POINTER)
 
 
-def _export(clone: Path, commit: str, target: Path) -> None:
-    """Write the commit's top-level files to `target`, all or nothing."""
+def _export(clone: Path, commit: str, paths: Iterable[str], target: Path) -> None:
+    """Write some of a commit's files to `target`, all or nothing."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
-        for name in run_git(clone, "ls-tree", "-z", "--name-only", commit).decode().split("\0"):
-            if name and "/" not in name:
-                _write_file(clone, commit, name, partial / name)
+        for path in paths:
+            (partial / path).parent.mkdir(parents=True, exist_ok=True)
+            _write_file(clone, commit, path, partial / path)
         os.replace(partial, target)
     except OSError:
         if not target.exists():  # another process may have been first

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from loaders.errors import RevisionNotFoundError
 from loaders.opening import open_repository
-from loaders.selection import find_quantisation
+from loaders.selection import by_quantisation
 from loaders.variants import list_variants
 
 if TYPE_CHECKING:
@@ -64,11 +64,8 @@ def _resolve(repository: RepositoryFiles, spec: VariantSpec) -> tuple[Revision, 
     try:
         return repository.find_revision(spec.revision), spec.file
     except RevisionNotFoundError:
-        if spec.file is not None:
-            raise
         default = repository.find_revision(None)
-        paths = [file.path for file in repository.files(default)]
-        file = find_quantisation(paths, str(spec.revision))
-        if file is None:
+        named = by_quantisation(spec, [file.path for file in repository.files(default)])
+        if named is None:
             raise
-        return default, file
+        return default, named.file

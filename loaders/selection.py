@@ -7,7 +7,7 @@ one that could reach outside the cache makes the repository unusable.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -88,6 +88,22 @@ def find_quantisation(paths: Iterable[str], wanted: str) -> str | None:
     return found[0].first if found else None
 
 
+def has_gguf(paths: Iterable[str], file: str) -> bool:
+    """Tell whether a GGUF file is among paths, named whole or by any of its parts."""
+    return _find_gguf(group_parts(paths), file) is not None
+
+
+def by_quantisation(spec: VariantSpec, paths: Iterable[str]) -> VariantSpec | None:
+    """Read a revision that does not exist as a quantisation, where a GGUF file has it.
+
+    paths: of the default revision. Raises RevisionNotFoundError where several files have it.
+    """
+    if spec.file is not None or spec.revision is None:
+        return None
+    file = find_quantisation(paths, spec.revision)
+    return None if file is None else replace(spec, revision=None, file=file)
+
+
 def _is_small(path: str) -> bool:
     return "/" not in path and any(fnmatchcase(path, pattern) for pattern in _SMALL_FILES)
 
@@ -120,12 +136,16 @@ def _choose_gguf(variants: Sequence[GgufParts], spec: VariantSpec) -> GgufParts:
             f"{spec} holds {len(variants)} GGUF files; name one, as in {spec.repo}/{names[0]}:"
             f" {_listed(names)}"
         )
-    for parts in variants:
-        if spec.file == parts.name or spec.file in parts.paths:
-            return parts
+    if (chosen := _find_gguf(variants, spec.file)) is not None:
+        return chosen
     near = get_close_matches(spec.file, names, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise CheckpointError(f"{spec} is not there; its GGUF files are {_listed(names)}{hint}")
+
+
+def _find_gguf(variants: Iterable[GgufParts], file: str) -> GgufParts | None:
+    named = (parts for parts in variants if file == parts.name or file in parts.paths)
+    return next(named, None)
 
 
 def _without_weights(paths: Collection[str], spec: VariantSpec) -> Exception:

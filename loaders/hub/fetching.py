@@ -25,13 +25,13 @@ from loaders.hub.repository import HubFiles
 from loaders.hub.snapshots import (
     DEFAULT_REVISION,
     Snapshot,
-    by_quantisation,
     find_cached,
     shards_here,
     shards_in,
 )
 from loaders.hub.transport import HubSource
 from loaders.repository import HUB_FAILURES
+from loaders.selection import by_quantisation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

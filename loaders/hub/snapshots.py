@@ -7,7 +7,7 @@ Which files belong to one is told by the hub's listing, which is kept with every
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from huggingface_hub import snapshot_download
@@ -18,10 +18,10 @@ from loaders.checkpoint import INDEX_FILE
 from loaders.download import needed_files
 from loaders.errors import CheckpointError
 from loaders.manifest import Damage, find_damage
-from loaders.selection import find_quantisation, has_index, select_files
+from loaders.selection import by_quantisation, has_index, select_files
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from loaders.repository import RepositoryFile
@@ -105,12 +105,6 @@ def shards_in(index: bytes) -> frozenset[str]:
         return frozenset(str(name) for name in weight_map.values())
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{INDEX_FILE} has no usable weight_map: {error}") from error
-
-
-def by_quantisation(spec: VariantSpec, paths: Collection[str]) -> VariantSpec | None:
-    """Read a revision that does not exist as a quantisation, where a GGUF file has it."""
-    file = find_quantisation(paths, str(spec.revision))
-    return None if file is None else replace(spec, revision=None, file=file)
 
 
 def _paths_here(cached: CachedRepository, commit: str | None) -> list[str]:

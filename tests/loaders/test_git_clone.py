@@ -93,6 +93,75 @@ def test_a_plain_folder_is_used_as_it_is(tmp_path):
     assert open_spec(str(tmp_path / "plain"), tmp_path).commit is None
 
 
+@pytest.fixture
+def gguf_clone(tmp_path):
+    """Two GGUF files, one of them in a folder of its own; `other` is a commit behind."""
+    origin = tmp_path / "gguf-origin"
+    (origin / "large").mkdir(parents=True)
+    git(origin, "init", "--quiet", "--initial-branch=main")
+    (origin / "README.md").write_text("# Files")
+    (origin / "m.Q4_K_M.gguf").write_bytes(b"GGUF4" * 500)
+    (origin / "large" / "m.Q8_0.gguf").write_bytes(b"GGUF8" * 500)
+    git(origin, "add", ".")
+    git(origin, "commit", "--quiet", "-m", "files")
+    git(origin, "branch", "other")
+    (origin / "README.md").write_text("# Files of today")
+    git(origin, "commit", "--quiet", "-am", "today")
+    git(tmp_path, "clone", "--quiet", str(origin), "gguf-clone")
+    return tmp_path / "gguf-clone"
+
+
+def pull_none_but(clone, path, content):
+    """Let git-lfs have fetched a single one of the files."""
+    for other in ("m.Q4_K_M.gguf", "large/m.Q8_0.gguf"):
+        oid = ("ab" if other == path else "cd") * 32
+        size = len(content)
+        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {size}\n"
+        (clone / other).write_text(pointer)
+    git(clone, "commit", "--quiet", "-am", "pointers")
+    stored = clone / ".git" / "lfs" / "objects" / "ab" / "ab" / ("ab" * 32)
+    stored.parent.mkdir(parents=True)
+    stored.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "file"),
+    [("Q4_K_M", "m.Q4_K_M.gguf"), ("q8_0", "large/m.Q8_0.gguf")],
+)
+def test_a_quantisation_names_a_file_of_a_clone_or_folder(gguf_clone, tmp_path, wanted, file):
+    snapshot = open_spec(f"{gguf_clone}:{wanted}", tmp_path)
+    assert (snapshot.folder, snapshot.file) == (gguf_clone, file)
+    assert snapshot.commit == git(gguf_clone, "rev-parse", "HEAD")
+    (gguf_clone / ".git").rename(tmp_path / "no longer a clone")
+    snapshot = open_spec(f"{gguf_clone}:{wanted}", tmp_path)
+    assert (snapshot.folder, snapshot.file, snapshot.commit) == (gguf_clone, file, None)
+    with pytest.raises(RevisionNotFoundError, match="Q2_K"):
+        open_spec(f"{gguf_clone}:Q2_K", tmp_path)
+
+
+def test_of_another_branch_only_the_named_file_is_written_out(gguf_clone, tmp_path):
+    snapshot = open_spec(f"{gguf_clone}//@other//large/m.Q8_0.gguf", tmp_path)
+    assert (snapshot.folder / "large" / "m.Q8_0.gguf").read_bytes() == b"GGUF8" * 500
+    assert (snapshot.folder / "README.md").is_file()
+    assert not (snapshot.folder / "m.Q4_K_M.gguf").exists()
+    other = open_spec(f"{gguf_clone}//@other//m.Q4_K_M.gguf", tmp_path)
+    assert (other.folder / "m.Q4_K_M.gguf").read_bytes() == b"GGUF4" * 500
+    with pytest.raises(CheckpointError, match=r"its GGUF files are .*Q4_K_M"):
+        open_spec(f"{gguf_clone}//@other//m.Q2_K.gguf", tmp_path)
+
+
+@pytest.mark.parametrize("file", ["m.Q4_K_M.gguf", "large/m.Q8_0.gguf"])
+def test_large_files_that_are_not_needed_need_not_be_fetched(gguf_clone, tmp_path, file):
+    pull_none_but(gguf_clone, file, b"fetched")
+    snapshot = open_spec(f"{gguf_clone}//{file}", tmp_path)
+    assert (snapshot.folder / file).read_bytes() == b"fetched"
+
+
+def test_a_file_that_was_laid_into_a_clone_is_used_there(gguf_clone, tmp_path):
+    (gguf_clone / "mine.gguf").write_bytes(b"GGUF")
+    assert open_spec(f"{gguf_clone}/mine.gguf", tmp_path).folder == gguf_clone
+
+
 def test_no_program_that_a_clones_settings_name_is_run(clone, tmp_path):
     """A partial clone fetches missing objects, through whatever command its remote names."""
     ran = tmp_path / "ran"
