@@ -8,6 +8,7 @@ OpenMP workers that another one had left would slow every step (docs/decisions.m
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,8 +60,10 @@ def build_engine(settings: WorkerSettings, attempt: Attempt, tell: TellProgress)
     Raises EngineStartError for what was foreseen; its `about` says what another attempt may mend.
     """
     try:
-        meter = MemoryMeter(one_device(settings.device))
-        loaded = load_variant(settings, attempt, tell)
+        asked = find_asked(settings, attempt, tell)
+        return_freed_memory()  # what building the demo left
+        meter = MemoryMeter(torch.device(asked.device))
+        loaded = load_variant(asked, settings, attempt, tell)
         config = resolve_engine_config(settings, loaded, longest=attempt.max_model_len)
         trial = Trial(variant=str(loaded.spec), max_model_len=config.max_model_len)
         tell("building the engine", about=trial.encode())
@@ -155,38 +158,57 @@ def self_test(engine: Engine) -> None:
     engine.scheduler.check()
 
 
-def load_variant(settings: WorkerSettings, attempt: Attempt, tell: TellProgress) -> LoadedModel:
-    """Load what the settings name; the demo, built where it is missing, if they name nothing."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What an attempt is to load, where it is looked for, and where it will run."""
+
+    name: str
+    cache_dir: Path | None
+    is_local: bool
+    device: str
+
+
+def find_asked(settings: WorkerSettings, attempt: Attempt, tell: TellProgress) -> Asked:
+    """Say what the settings name; the demo, built where it is missing, if they name nothing.
+
+    Raises SettingsError or LoadError before anything is fetched.
+    """
     check_choice("backend", settings.backend, backend_names())
     check_choice("dtype", settings.dtype, DTYPES)
-    device = resolve_device(settings.device)  # refuses a wrong one before anything is fetched
+    device = resolve_device(settings.device)
     torch.set_num_threads(resolve_num_threads(settings))
-    asked = attempt.variant or settings.variant
-    cache_dir, is_local = settings.cache_dir, settings.local_files_only
-    if asked is None or settings.variant is None:
-        demo = build_demo(cache_dir or default_cache_dir(), progress=tell)
-        asked, cache_dir, is_local = asked or demo.gptq_repo, demo.cache_dir, True
+    if settings.variant is not None:
+        name = attempt.variant or settings.variant
+        return Asked(name, settings.cache_dir, settings.local_files_only, device)
+    demo = build_demo(settings.cache_dir or default_cache_dir(), progress=tell)
+    return Asked(attempt.variant or demo.gptq_repo, demo.cache_dir, is_local=True, device=device)
+
+
+def load_variant(
+    asked: Asked, settings: WorkerSettings, attempt: Attempt, tell: TellProgress
+) -> LoadedModel:
+    """Load what was asked for; where its name leaves that open, the variant that fits best."""
     tell("choosing the variant")
     trial = choose_variant(
-        parse_spec(asked),
+        parse_spec(asked.name),
         settings,
         attempt,
-        cache_dir=cache_dir,
-        local_files_only=is_local,
-        device=device,
+        cache_dir=asked.cache_dir,
+        local_files_only=asked.is_local,
+        device=asked.device,
     )
     tell("finding the files", about=trial.encode())
     token = settings.hub_token
     return load(
         parse_spec(trial.variant),
-        device=device,
+        device=asked.device,
         dtype=settings.dtype,
         backend=settings.backend,
         excluded_backends=frozenset(attempt.excluded_backends),
         self_test=True,
-        cache_dir=cache_dir,
+        cache_dir=asked.cache_dir,
         token=None if token is None else token.get_secret_value(),
-        local_files_only=is_local,
+        local_files_only=asked.is_local,
         cpu_offload=settings.cpu_offload,
         progress=tell,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -41,18 +42,31 @@ SIZES = {
 }
 
 
-def _gptq(folder: Path) -> Path:
-    model = tiny_llama(**SIZES)
+def _gptq(folder: Path, *, bits: int, group_size: int) -> Path:
     return write_gptq_checkpoint(
-        folder, model, bits=4, group_size=128, desc_act=True, tokenizer=tiny_tokenizer()
+        folder,
+        tiny_llama(**SIZES),
+        bits=bits,
+        group_size=group_size,
+        desc_act=True,
+        tokenizer=tiny_tokenizer(),
     )
+
+
+# Small groups have the most scales beside their codes.
+_small_groups = partial(_gptq, bits=8, group_size=16)
+_wide_groups = partial(_gptq, bits=4, group_size=128)
+
+
+def tell_nobody(phase: str, percent: float | None = None, *, about: bytes = b"") -> None:
+    pass
 
 
 def _dense(folder: Path) -> Path:
     return write_plain_checkpoint(folder, tiny_llama(**SIZES), tokenizer=tiny_tokenizer())
 
 
-@pytest.mark.parametrize("write", [_gptq, _dense])
+@pytest.mark.parametrize("write", [_wide_groups, _small_groups, _dense])
 def test_the_prediction_is_near_what_the_driver_counts(write, tmp_path):
     folder = write(tmp_path / "model")
     settings = WorkerSettings(
@@ -62,7 +76,8 @@ def test_the_prediction_is_near_what_the_driver_counts(write, tmp_path):
     torch.cuda.empty_cache()
     before, _ = torch.cuda.mem_get_info()
 
-    loaded = worker.load_variant(settings, Attempt(), lambda *_, **__: None)
+    asked = worker.find_asked(settings, Attempt(), tell_nobody)
+    loaded = worker.load_variant(asked, settings, Attempt(), tell_nobody)
     config = engine_sizing.resolve_engine_config(settings, loaded)
     engine = Engine(loaded.model, config)
     prompt = tuple(5 + i % 500 for i in range(config.max_model_len - 8))

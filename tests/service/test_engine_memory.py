@@ -31,6 +31,9 @@ from service.attempt import Attempt
 from service.settings import WorkerSettings
 import transformers.models.llama.modeling_llama
 
+def tell_nobody(*_, **__):
+    pass
+
 def resident():
     return psutil.Process().memory_info().rss
 
@@ -39,7 +42,8 @@ settings = WorkerSettings(
     variant=sys.argv[1], cache_dir=sys.argv[2], local_files_only=True, device="cpu",
     kv_cache_size=int(sys.argv[3]), max_num_seqs=4, num_threads=1, log_level="error",
 )
-loaded = worker.load_variant(settings, Attempt(), lambda *_, **__: None)
+asked = worker.find_asked(settings, Attempt(), tell_nobody)
+loaded = worker.load_variant(asked, settings, Attempt(), tell_nobody)
 config = engine_sizing.resolve_engine_config(settings, loaded)
 engine = Engine(loaded.model, config)
 worker.self_test(engine)

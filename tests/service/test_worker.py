@@ -15,6 +15,7 @@ from engine.config import KVDtype
 from engine.core import Engine
 from engine.errors import EngineStartError, NotEnoughBlocksError, OutOfMemoryError
 from engine.kv_cache import kv_block_bytes, resolve_kv_dtype
+from loaders.demo import DemoRepositories
 from loaders.errors import NotEnoughMemoryError
 from loaders.generation import GenerationDefaults
 from loaders.kernels import resolve
@@ -39,6 +40,8 @@ from tests.models import tiny_llama
 
 if TYPE_CHECKING:
     from tests.models import TinyRepositories
+
+LEFT_BYTES = 300_000_000
 
 
 @pytest.fixture(scope="module")
@@ -323,3 +326,21 @@ def test_predicted_memory_is_told_beside_what_was_measured_and_kept_by_commit(ti
     kept = Records(tiny_repo.cache_dir).read(description.commit, "memory:cpu:int4pack")
     assert kept["predicted"] == memory.predicted - memory.kv_cache
     assert kept["measured"] == memory.measured - memory.kv_cache
+
+
+def test_what_building_the_demo_leaves_behind_is_not_counted_as_the_variants(
+    tiny_repo, monkeypatch
+):
+    left: list[torch.Tensor] = []
+
+    def build(cache_dir, *, progress):
+        left.append(torch.ones(LEFT_BYTES, dtype=torch.uint8))
+        spec = parse_spec(tiny_repo.specs()[0])
+        return DemoRepositories(tiny_repo.cache_dir, str(spec), spec.repo, str(spec))
+
+    monkeypatch.setattr(worker, "build_demo", build)
+    named = build_engine(settings_of(tiny_repo), Attempt(), silent)
+    demo = build_engine(settings_of(tiny_repo, variant=None), Attempt(), silent)
+    counted = [ModelDescription.decode(one.about).memory.measured for one in (named, demo)]
+    assert left
+    assert counted[1] - counted[0] < LEFT_BYTES / 2
