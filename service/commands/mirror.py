@@ -26,6 +26,7 @@ from service.commands.planning import (
     Question,
     UsersOption,
     answer,
+    read_context,
 )
 from service.errors import SettingsError
 from service.settings import config_file_from_environment, load_settings
@@ -67,7 +68,7 @@ def mirror(
     if check is not None and repo is None:
         _check(check)
     elif check is None and repo is not None and folder is not None:
-        question = Question(gpu, context, users, prefer)
+        question = Question(gpu, read_context(context), users, prefer)
         _mirror(repo, _names(branches), folder, token, question)
     else:
         raise SettingsError("use `tetrad mirror REPO FOLDER`, or `tetrad mirror --check FOLDER`")

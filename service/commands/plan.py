@@ -23,6 +23,7 @@ from service.commands.planning import (
     Question,
     UsersOption,
     answer,
+    read_context,
 )
 from service.commands.text import printable
 
@@ -54,7 +55,9 @@ def plan(
 
     settings = look_settings(token=token, cache_dir=cache_dir, offline=offline)
     try:
-        output, code = _run(repo, Question(gpu, context, users, prefer), settings, as_json=as_json)
+        output, code = _run(
+            repo, Question(gpu, read_context(context), users, prefer), settings, as_json=as_json
+        )
     except LoadError as error:
         sys.stderr.write(f"tetrad: {printable(str(error))}\n")
         raise typer.Exit(WRONG_QUESTION) from None

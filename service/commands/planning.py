@@ -7,7 +7,7 @@ What no option says is taken from the settings, so that a plan for this machine 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 NEEDS_SEVERAL = "It needs more than one GPU; `tetrad serve` runs on one today and cannot do this."
 
+AUTO: Literal["auto"] = "auto"  # as the setting `max_model_len` may be
+Context: TypeAlias = int | Literal["auto"]
+
+
 GpuOption = Annotated[
     str,
     typer.Option(
@@ -30,14 +34,13 @@ GpuOption = Annotated[
     ),
 ]
 ContextOption = Annotated[
-    int | None,
+    str | None,
     typer.Option(
         "--context",
         "--max-model-len",
-        min=1,
         metavar="TOKENS",
-        help="Longest prompt and answer together; when absent `max_model_len`, where that is"
-        " `auto` 4096, or less where the model was made for less.",
+        help="Longest prompt and answer together; when absent `max_model_len`. `auto` is 4096, or"
+        " less where the model was made for less.",
     ),
 ]
 UsersOption = Annotated[
@@ -53,12 +56,21 @@ PreferOption = Annotated[
 ]
 
 
+def read_context(text: str | None) -> Context | None:
+    """Read what the option `--context` says. Raises typer.BadParameter."""
+    if text is None or text == AUTO:
+        return text
+    if text.isdecimal() and (tokens := int(text)) > 0:
+        return tokens
+    raise typer.BadParameter(f"--context is {text!r}; give a number of tokens above 0, or auto")
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """What is asked of a plan; None where the settings decide."""
 
     gpu: str
-    context: int | None
+    context: Context | None
     users: int | None
     prefer: str | None
 
@@ -85,12 +97,13 @@ def answer(question: Question, settings: Settings, find: Callable[[], Sequence[V
 
     prefer = _preference(question.prefer or settings.prefer)
     devices = parse_gpus(question.gpu, engine_device=settings.device)
-    own_context = None if settings.max_model_len == "auto" else settings.max_model_len
+    context = question.context or settings.max_model_len
     planned = plan_variants(
         find(),
         devices,
-        context=question.context or own_context,
+        context=None if context == AUTO else context,
         users=question.users or settings.users,
+        kv_dtype=_kv_dtype(settings),
         records=Records(settings.cache_dir),
         gpu_share=devices.lasting_share(settings.gpu_memory_utilization),
     )
@@ -112,9 +125,14 @@ def _fits_one(choice: Choice, settings: Settings) -> bool:
         one,
         context=choice.context,
         users=choice.plan.demand.users,
+        kv_dtype=_kv_dtype(settings),
         records=Records(settings.cache_dir),
         gpu_share=one.lasting_share(settings.gpu_memory_utilization),
     ).fits
+
+
+def _kv_dtype(settings: Settings) -> str | None:
+    return None if settings.kv_cache_dtype == AUTO else settings.kv_cache_dtype
 
 
 def _preference(text: str) -> Prefer:

@@ -69,6 +69,8 @@ def test_a_repository_is_planned_for_a_card(run):
         (("--gpu", "UNHEARDOF"), 2),
         (("--prefer", "beauty"), 2),
         (("--context", "0"), 2),
+        (("--context", "many"), 2),
+        (("--gpu", "CARD:24GB", "--max-model-len", "auto"), 0),
         (("--users", "0"), 2),
     ],
 )
@@ -130,8 +132,8 @@ def test_json_says_all_of_it(run):
         assert entry["verified"] is False
 
 
-def answered(variants, gpu="CARD:24GB", **settings):
-    question = Question(gpu, context=None, users=None, prefer=None)
+def answered(variants, gpu="CARD:24GB", context=None, **settings):
+    question = Question(gpu, context=context, users=None, prefer=None)
     return answer(question, Settings(**settings), lambda: variants)
 
 
@@ -183,6 +185,13 @@ def test_what_no_option_says_comes_from_the_settings():
     document = as_document("repo", found)
     assert document["asked"] == {"context": 2048, "users": 3, "prefer": "memory"}
     assert "least memory" in document["reason"]
+    own_choice = answered(gptq_7b(), context="auto", max_model_len=2048)
+    assert as_document("repo", own_choice)["asked"]["context"] == 4096
+    halves, eighths = (
+        answered(gptq_7b(), kv_cache_dtype=dtype).choice.plan.memory[0].kv_cache
+        for dtype in ("auto", "fp8")
+    )
+    assert eighths < 0.6 * halves
     small_share = answered(gptq_7b(), gpu_memory_utilization=0.1)
     assert small_share.choice.plan is None
     assert answered(gptq_7b(), gpu_memory_utilization=0.9).choice.plan is not None
