@@ -1,10 +1,11 @@
-"""Models that many tests share, each made once a session."""
+"""What tests share: models, each made once a session, and the same random numbers every time."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from loaders.cache import default_cache_dir
 from loaders.demo import DemoRepositories, build_demo
@@ -15,6 +16,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from transformers import PreTrainedTokenizerFast
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that no process is left alone with one."""
+    long_files = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long_files)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """What fails once fails again; tests that want many draws say so, and seed them."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture

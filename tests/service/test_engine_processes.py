@@ -19,7 +19,7 @@ from tests.service.processes import MODEL, ServerProcess, serving
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 NUM_STREAMS = 32
 NUM_ROUNDS = 20
