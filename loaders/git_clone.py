@@ -6,6 +6,7 @@ commit, so the clone itself is never touched.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -75,7 +76,8 @@ def _open_clone(clone: Path, spec: VariantSpec, *, cache_dir: Path) -> Snapshot:
     paths = _needed(in_commit, spec)
     if wanted == head and not _has_pointers(clone, paths):
         return Snapshot(folder=clone, commit=head)
-    part = "" if spec.file is None else f"-{spec.file.replace('/', '--')}"
+    # By hash, as a path may be longer than a folder's name.
+    part = "" if spec.file is None else f"-{hashlib.sha256(spec.file.encode()).hexdigest()[:16]}"
     target = cache_dir / "clones" / f"{clone.name}-{wanted}{part}"
     if not target.exists():
         _export(clone, wanted, paths, target)
@@ -88,9 +90,7 @@ def _paths_in(clone: Path, commit: str) -> list[str]:
 
 
 def _needed(paths: Sequence[str], spec: VariantSpec) -> Sequence[str]:
-    """Name the files that must be there: the named GGUF file and what goes with it, else all at the
-    top.
-    """
+    """Name the files that must be there: a named GGUF file's own, else all in the top folder."""
     if spec.file is None:
         return [path for path in paths if "/" not in path]
     return select_files(paths, spec).paths
@@ -204,17 +204,17 @@ def _is_pointer(path: Path) -> bool:
 def _export(clone: Path, commit: str, paths: Iterable[str], target: Path) -> None:
     """Write some of a commit's files to `target`, all or nothing."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         for path in paths:
-            (partial / path).parent.mkdir(parents=True, exist_ok=True)
-            _write_file(clone, commit, path, partial / path)
-        os.replace(partial, target)
+            (staging / path).parent.mkdir(parents=True, exist_ok=True)
+            _write_file(clone, commit, path, staging / path)
+        os.replace(staging, target)
     except OSError:
         if not target.exists():  # another process may have been first
             raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _write_file(clone: Path, commit: str, name: str, path: Path) -> None:

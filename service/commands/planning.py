@@ -23,7 +23,7 @@ NEEDS_SEVERAL = "It needs more than one GPU; `tetrad serve` runs on one today an
 
 AUTO: Literal["auto"] = "auto"  # as the setting `max_model_len` may be
 Context: TypeAlias = int | Literal["auto"]
-
+_MAX_DIGITS = 12
 
 GpuOption = Annotated[
     str,
@@ -60,7 +60,7 @@ def read_context(text: str | None) -> Context | None:
     """Read what the option `--context` says. Raises typer.BadParameter."""
     if text is None or text == AUTO:
         return text
-    if text.isdecimal() and (tokens := int(text)) > 0:
+    if text.isdecimal() and len(text) < _MAX_DIGITS and (tokens := int(text)) > 0:
         return tokens
     raise typer.BadParameter(f"--context is {text!r}; give a number of tokens above 0, or auto")
 

@@ -70,6 +70,7 @@ def test_a_repository_is_planned_for_a_card(run):
         (("--prefer", "beauty"), 2),
         (("--context", "0"), 2),
         (("--context", "many"), 2),
+        (("--context", "9" * 5000), 2),
         (("--gpu", "CARD:24GB", "--max-model-len", "auto"), 0),
         (("--users", "0"), 2),
     ],
