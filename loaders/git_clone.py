@@ -1,7 +1,7 @@
 """A local git clone of a repository: the files of one branch, large-file pointers resolved.
 
-A branch that is checked out is used where it is. Any other is written out once to the cache, by
-commit, so the clone itself is never touched.
+A branch that is checked out is used where it is. What is needed of any other is written out once to
+the cache, by commit, so the clone itself is never touched.
 """
 
 from __future__ import annotations
@@ -12,20 +12,27 @@ import re
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from loaders.cache import default_cache_dir
 from loaders.errors import CheckpointError, RevisionNotFoundError
+from loaders.gguf_parts import is_gguf
 from loaders.hub import Snapshot
-from loaders.local_files import list_paths
+from loaders.local_files import list_paths, no_revision_in
 from loaders.repository import checked_path
-from loaders.selection import by_quantisation, has_gguf, select_files
+from loaders.selection import (
+    by_quantisation,
+    find_local,
+    has_gguf,
+    select_files,
+    tell_gguf_files,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from loaders.spec import VariantSpec
 
@@ -50,50 +57,71 @@ def open_folder(spec: VariantSpec, *, cache_dir: Path | None = None) -> Snapshot
         open_named = partial(_open_clone, cache_dir=cache_dir or default_cache_dir())
     try:
         return open_named(spec.folder, spec)
-    except RevisionNotFoundError:
-        paths = _paths_in(spec.folder, "HEAD") if is_clone else list_paths(spec.folder)
+    except RevisionNotFoundError as error:
+        paths = list(list_blobs(spec.folder, "HEAD")) if is_clone else list_paths(spec.folder)
         named = by_quantisation(spec, paths)
         if named is None:
-            raise
-        return replace(open_named(spec.folder, named), file=named.file)
+            raise RevisionNotFoundError(f"{error}{tell_gguf_files(paths)}") from error
+        return open_named(spec.folder, named)
 
 
 def _open_plain_folder(folder: Path, spec: VariantSpec) -> Snapshot:
     if spec.revision is not None:
-        raise RevisionNotFoundError(
-            f"{folder} is a plain folder, not a git clone, so it has no revision"
-            f" {spec.revision!r}; name the folder alone"
-        )
-    return Snapshot(folder=folder, commit=None)
+        raise no_revision_in(folder, spec.revision)
+    file = spec.file
+    if file is None and _is_bare(folder):
+        found = find_local(list_paths(folder), spec)
+        file = found.file if found else None
+    return Snapshot(folder=folder, commit=None, file=file)
+
+
+def _is_bare(folder: Path) -> bool:
+    """Whether no weights lie in the folder itself, so that it is worth looking below it."""
+    return not any(path.suffix == ".safetensors" or is_gguf(path.name) for path in folder.iterdir())
 
 
 def _open_clone(clone: Path, spec: VariantSpec, *, cache_dir: Path) -> Snapshot:
     head = commit_of(clone, "HEAD")
     wanted = head if spec.revision is None else resolve_commit(clone, spec.revision)
-    in_commit = _paths_in(clone, wanted)
-    if spec.revision is None and spec.file is not None and not has_gguf(in_commit, spec.file):
-        return Snapshot(folder=clone, commit=head)  # it was laid there since, or is not there
-    paths = _needed(in_commit, spec)
-    if wanted == head and not _has_pointers(clone, paths):
-        return Snapshot(folder=clone, commit=head)
-    # By hash, as a path may be longer than a folder's name.
-    part = "" if spec.file is None else f"-{hashlib.sha256(spec.file.encode()).hexdigest()[:16]}"
-    target = cache_dir / "clones" / f"{clone.name}-{wanted}{part}"
+    blobs = list_blobs(clone, wanted)
+    found = find_local(blobs, spec)
+    is_here = wanted == head and not (found and _has_pointers(clone, found.paths))
+    if is_here and (found or not spec.file or has_gguf(list_paths(clone), spec.file)):
+        # What is not in the commit was laid there since, or the loader says best what is missing.
+        return Snapshot(folder=clone, commit=head, file=found.file if found else None)
+    if found is None:
+        found = select_files(blobs, spec)  # says what is wrong
+    target = cache_dir / "clones" / _folder_name(clone, wanted, spec.file)
     if not target.exists():
-        _export(clone, wanted, paths, target)
-    return Snapshot(folder=target, commit=wanted)
+        _export(clone, {path: blobs[path] for path in found.paths}, target)
+    return Snapshot(folder=target, commit=wanted, file=found.file)
 
 
-def _paths_in(clone: Path, commit: str) -> list[str]:
-    listing = run_git(clone, "ls-tree", "-r", "-z", "--full-tree", "--name-only", commit)
-    return [checked_path(path) for path in listing.decode(errors="replace").split("\0") if path]
+def _folder_name(clone: Path, commit: str, file: str | None) -> str:
+    """Name the folder that a variant is written out to, as short as file systems want it."""
+    part = "" if file is None else f"-{hashlib.sha256(file.encode()).hexdigest()[:16]}"
+    return f"{clone.name[:80]}-{commit}{part}"
 
 
-def _needed(paths: Sequence[str], spec: VariantSpec) -> Sequence[str]:
-    """Name the files that must be there: a named GGUF file's own, else all in the top folder."""
-    if spec.file is None:
-        return [path for path in paths if "/" not in path]
-    return select_files(paths, spec).paths
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A file's content, as git keeps it."""
+
+    name: str  # git's hash of it
+    num_bytes: int | None  # None where a partial clone lacks it
+
+
+def list_blobs(clone: Path, commit: str) -> dict[str, Blob]:
+    """List a commit's files by path, unchecked; links are left out, as nobody follows them."""
+    listing = run_git(clone, "ls-tree", "-r", "-z", "-l", "--full-tree", commit)
+    blobs: dict[str, Blob] = {}
+    for line in listing.decode(errors="replace").split("\0"):
+        about, _, path = line.partition("\t")
+        if path:
+            mode, kind, name, size = about.split()
+            if kind == "blob" and mode != "120000":
+                blobs[path] = Blob(name, int(size) if size.isdecimal() else None)
+    return blobs
 
 
 def resolve_commit(clone: Path, revision: str) -> str:
@@ -201,14 +229,15 @@ def _is_pointer(path: Path) -> bool:
     return path.read_bytes().startswith(_POINTER)
 
 
-def _export(clone: Path, commit: str, paths: Iterable[str], target: Path) -> None:
+def _export(clone: Path, blobs: Mapping[str, Blob], target: Path) -> None:
     """Write some of a commit's files to `target`, all or nothing."""
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
-        for path in paths:
-            (staging / path).parent.mkdir(parents=True, exist_ok=True)
-            _write_file(clone, commit, path, staging / path)
+        for path, blob in blobs.items():
+            file = staging / checked_path(path)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            _write_file(clone, path, blob, file)
         os.replace(staging, target)
     except OSError:
         if not target.exists():  # another process may have been first
@@ -217,21 +246,15 @@ def _export(clone: Path, commit: str, paths: Iterable[str], target: Path) -> Non
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _write_file(clone: Path, commit: str, name: str, path: Path) -> None:
-    kind = run_git(clone, "cat-file", "-t", f"{commit}:{name}").strip()
-    if kind != b"blob":
-        return
-    size = int(run_git(clone, "cat-file", "-s", f"{commit}:{name}"))
-    content = (
-        run_git(clone, "cat-file", "blob", f"{commit}:{name}")
-        if size <= MAX_POINTER_BYTES
-        else None
-    )
-    if content is not None and content.startswith(_POINTER):
+def _write_file(clone: Path, name: str, blob: Blob, path: Path) -> None:
+    content = b""
+    if blob.num_bytes is not None and blob.num_bytes <= MAX_POINTER_BYTES:
+        content = run_git(clone, "cat-file", "blob", blob.name)
+    if content.startswith(_POINTER):
         _link_large_file(clone, name, content, path)
         return
     with path.open("wb") as file:
-        run_git(clone, "cat-file", "blob", f"{commit}:{name}", stdout=file)
+        run_git(clone, "cat-file", "blob", blob.name, stdout=file)
 
 
 def _link_large_file(clone: Path, name: str, content: bytes, path: Path) -> None:

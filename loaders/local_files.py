@@ -6,11 +6,19 @@ import os
 from typing import TYPE_CHECKING
 
 from loaders.checkpoint import MAX_JSON_BYTES
-from loaders.errors import CheckpointError, UnsafeCheckpointError
+from loaders.errors import CheckpointError, RevisionNotFoundError, UnsafeCheckpointError
 from loaders.repository import MAX_FILES, checked_path
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+def no_revision_in(folder: Path, revision: str) -> RevisionNotFoundError:
+    """Say that only a git clone has revisions."""
+    return RevisionNotFoundError(
+        f"{folder} is a plain folder, not a git clone, so it has no revision {revision!r}; name the"
+        " folder alone, or one of its files"
+    )
 
 
 def list_paths(folder: Path) -> list[str]:

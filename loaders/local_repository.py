@@ -9,19 +9,20 @@ from threading import Lock
 from typing import TYPE_CHECKING, Literal
 
 from loaders.checkpoint import MAX_JSON_BYTES
-from loaders.errors import CheckpointError, RevisionNotFoundError
+from loaders.errors import CheckpointError
 from loaders.git_clone import (
     MAX_POINTER_BYTES,
     Pointer,
     commit_of,
     find_large_file,
+    list_blobs,
     not_fetched,
     read_blob,
     read_pointer,
     resolve_commit,
     run_git,
 )
-from loaders.local_files import list_paths, read_piece
+from loaders.local_files import list_paths, no_revision_in, read_piece
 from loaders.repository import MAX_FILES, RepositoryFile, Revision, checked_path, is_revision_name
 
 if TYPE_CHECKING:
@@ -53,10 +54,7 @@ class FolderFiles:
     def find_revision(self, name: str | None) -> Revision:
         """Return the one state there is; raise RevisionNotFoundError for any name."""
         if name is not None:
-            raise RevisionNotFoundError(
-                f"{self._folder} is a plain folder, not a git clone, so it has no revision"
-                f" {name!r}; name the folder alone"
-            )
+            raise no_revision_in(self._folder, name)
         return self.revisions()[0]
 
     def files(self, revision: Revision) -> Sequence[RepositoryFile]:  # noqa: ARG002 - the only one
@@ -176,18 +174,21 @@ class _Entry:
 
 
 def _read_tree(clone: Path, commit: str) -> dict[str, _Entry]:
-    listing = run_git(clone, "ls-tree", "-r", "-z", "-l", "--full-tree", commit)
-    lines = [line for line in listing.decode(errors="replace").split("\0") if line]
-    if len(lines) > MAX_FILES:
+    blobs = list_blobs(clone, commit)
+    if len(blobs) > MAX_FILES:
         raise CheckpointError(f"{clone} holds more than {MAX_FILES} files; it is no model")
-    blobs: dict[str, tuple[str, int]] = {}
-    for line in lines:
-        about, path = line.split("\t", 1)
-        mode, kind, blob, size = about.split()
-        if kind == "blob" and mode != "120000":  # a link is followed by nobody
-            blobs[checked_path(path)] = blob, int(size)
-    pointers = _read_pointers(clone, {b for b, size in blobs.values() if size <= MAX_POINTER_BYTES})
-    return {path: _Entry(b, size, pointers.get(b)) for path, (b, size) in blobs.items()}
+    sizes: dict[str, int] = {}
+    for path, blob in blobs.items():
+        if blob.num_bytes is None:
+            raise CheckpointError(
+                f"{clone} is a partial clone and lacks {path} of {commit}; fetch it with git"
+            )
+        sizes[blob.name] = blob.num_bytes
+    pointers = _read_pointers(clone, {n for n, size in sizes.items() if size <= MAX_POINTER_BYTES})
+    return {
+        checked_path(path): _Entry(blob.name, sizes[blob.name], pointers.get(blob.name))
+        for path, blob in blobs.items()
+    }
 
 
 def _read_pointers(clone: Path, blobs: set[str]) -> dict[str, Pointer]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from loaders.errors import RevisionNotFoundError
 from loaders.opening import open_repository
-from loaders.selection import by_quantisation
+from loaders.selection import by_quantisation, tell_gguf_files
 from loaders.variants import list_variants
 
 if TYPE_CHECKING:
@@ -63,9 +63,10 @@ def _resolve(repository: RepositoryFiles, spec: VariantSpec) -> tuple[Revision, 
     """
     try:
         return repository.find_revision(spec.revision), spec.file
-    except RevisionNotFoundError:
+    except RevisionNotFoundError as error:
         default = repository.find_revision(None)
-        named = by_quantisation(spec, [file.path for file in repository.files(default)])
+        paths = [file.path for file in repository.files(default)]
+        named = by_quantisation(spec, paths)
         if named is None:
-            raise
+            raise RevisionNotFoundError(f"{error}{tell_gguf_files(paths)}") from error
         return default, named.file

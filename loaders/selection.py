@@ -82,8 +82,8 @@ def find_quantisation(paths: Iterable[str], wanted: str) -> str | None:
     found = [parts for parts in group_parts(paths) if parts.type_in_name == wanted.upper()]
     if len(found) > 1:
         raise RevisionNotFoundError(
-            f"{wanted!r} may be any of {_listed(parts.name for parts in found)}; name the file, as"
-            " in owner/name/file.gguf"
+            f"{wanted!r} may be any of {_listed(parts.name for parts in found)}; name the file"
+            " itself, as in owner/name/file.gguf or folder/file.gguf"
         )
     return found[0].first if found else None
 
@@ -91,6 +91,35 @@ def find_quantisation(paths: Iterable[str], wanted: str) -> str | None:
 def has_gguf(paths: Iterable[str], file: str) -> bool:
     """Tell whether a GGUF file is among paths, named whole or by any of its parts."""
     return _find_gguf(group_parts(paths), file) is not None
+
+
+def find_local(paths: Collection[str], spec: VariantSpec) -> Selection | None:
+    """Say which of a local repository's files a variant reads, as far as names tell.
+
+    None where its weights are not among them, or which ones they are is not clear. Unlike in
+    `select_files` nothing is refused: what lies on this machine is taken as it is.
+    """
+    top = [path for path in paths if "/" not in path]
+    weights = [path for path in top if path.endswith(".safetensors")]
+    if spec.file is None and weights:
+        small = tuple(path for path in top if _is_small(path))
+        return Selection(small=small, weights=tuple(weights), file=None)
+    variants = group_parts(paths)
+    if spec.file is not None:
+        chosen = _find_gguf(variants, spec.file)
+    else:
+        chosen = variants[0] if len(variants) == 1 else None
+    if chosen is None:
+        return None
+    card = f"{chosen.first.rpartition('/')[0]}/README.md".removeprefix("/")
+    small = (card,) if card in paths else ()  # all else about it is in the file itself
+    return Selection(small=small, weights=chosen.paths, file=chosen.first)
+
+
+def tell_gguf_files(paths: Iterable[str]) -> str:
+    """Name the GGUF files there are, as the end of a message; nothing where there are none."""
+    names = [parts.name for parts in group_parts(paths)]
+    return f"; its GGUF files are {_listed(names)}" if names else ""
 
 
 def by_quantisation(spec: VariantSpec, paths: Iterable[str]) -> VariantSpec | None:
@@ -133,8 +162,8 @@ def _choose_gguf(variants: Sequence[GgufParts], spec: VariantSpec) -> GgufParts:
         if len(variants) == 1:
             return variants[0]
         raise CheckpointError(
-            f"{spec} holds {len(variants)} GGUF files; name one, as in {spec.repo}/{names[0]}:"
-            f" {_listed(names)}"
+            f"{spec} holds {len(variants)} GGUF files; name one, as in"
+            f" {replace(spec, file=names[0])}: {_listed(names)}"
         )
     if (chosen := _find_gguf(variants, spec.file)) is not None:
         return chosen

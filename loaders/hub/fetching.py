@@ -19,7 +19,6 @@ from loaders.cached_repository import CachedRepository, cache_errors, free_bytes
 from loaders.checkpoint import INDEX_FILE
 from loaders.download import Digest, Patience, damaged, download_files, needed_files
 from loaders.errors import CheckpointError, HubError, RepositoryNotFoundError, RevisionNotFoundError
-from loaders.gguf_parts import group_parts
 from loaders.hub.access import no_revision
 from loaders.hub.repository import HubFiles
 from loaders.hub.snapshots import (
@@ -31,7 +30,7 @@ from loaders.hub.snapshots import (
 )
 from loaders.hub.transport import HubSource
 from loaders.repository import HUB_FAILURES
-from loaders.selection import by_quantisation
+from loaders.selection import by_quantisation, tell_gguf_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -162,8 +161,7 @@ def _look_up(
         listing = hub.files(revision)
         by_file = by_quantisation(spec, [file.path for file in listing])
         if by_file is None:
-            files = [parts.name for parts in group_parts(file.path for file in listing)]
-            hint = f"; its GGUF files are {', '.join(files)}" if files else ""
+            hint = tell_gguf_files(file.path for file in listing)
             raise RevisionNotFoundError(f"{error}{hint}") from error
         return by_file, revision, listing
 

@@ -1,9 +1,11 @@
+import hashlib
 import subprocess
 
 import pytest
 
 from loaders.errors import CheckpointError, RevisionNotFoundError
 from loaders.git_clone import open_folder
+from loaders.local_repository import CloneFiles
 from loaders.spec import parse_spec
 
 
@@ -111,17 +113,19 @@ def gguf_clone(tmp_path):
     return tmp_path / "gguf-clone"
 
 
-def pull_none_but(clone, path, content):
-    """Let git-lfs have fetched a single one of the files."""
-    for other in ("m.Q4_K_M.gguf", "large/m.Q8_0.gguf"):
-        oid = ("ab" if other == path else "cd") * 32
-        size = len(content)
-        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {size}\n"
-        (clone / other).write_text(pointer)
-    git(clone, "commit", "--quiet", "-am", "pointers")
-    stored = clone / ".git" / "lfs" / "objects" / "ab" / "ab" / ("ab" * 32)
-    stored.parent.mkdir(parents=True)
-    stored.write_bytes(content)
+def point_at(clone, path, content, *, is_fetched):
+    """Keep a pointer of git-lfs in a file's place."""
+    oid = hashlib.sha256(content).hexdigest()
+    size = len(content)
+    (clone / path).write_text(
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {size}\n"
+    )
+    git(clone, "add", path)
+    git(clone, "commit", "--quiet", "-m", "pointer")
+    if is_fetched:
+        stored = clone / ".git" / "lfs" / "objects" / oid[:2] / oid[2:4] / oid
+        stored.parent.mkdir(parents=True)
+        stored.write_bytes(content)
 
 
 @pytest.mark.parametrize(
@@ -135,31 +139,93 @@ def test_a_quantisation_names_a_file_of_a_clone_or_folder(gguf_clone, tmp_path, 
     (gguf_clone / ".git").rename(tmp_path / "no longer a clone")
     snapshot = open_spec(f"{gguf_clone}:{wanted}", tmp_path)
     assert (snapshot.folder, snapshot.file, snapshot.commit) == (gguf_clone, file, None)
-    with pytest.raises(RevisionNotFoundError, match="Q2_K"):
-        open_spec(f"{gguf_clone}:Q2_K", tmp_path)
+
+
+def test_a_name_of_nothing_is_answered_with_the_files_there_are(gguf_clone, tmp_path):
+    for _ in range(2):
+        with pytest.raises(RevisionNotFoundError, match=r"Q2_K.*its GGUF files are .*m\.Q4_K_M"):
+            open_spec(f"{gguf_clone}:Q2_K", tmp_path)
+        if (gguf_clone / ".git").exists():
+            (gguf_clone / ".git").rename(tmp_path / "no longer a clone")
 
 
 def test_of_another_branch_only_the_named_file_is_written_out(gguf_clone, tmp_path):
     snapshot = open_spec(f"{gguf_clone}//@other//large/m.Q8_0.gguf", tmp_path)
-    assert (snapshot.folder / "large" / "m.Q8_0.gguf").read_bytes() == b"GGUF8" * 500
-    assert (snapshot.folder / "README.md").is_file()
-    assert not (snapshot.folder / "m.Q4_K_M.gguf").exists()
+    assert files_in(snapshot.folder) == ["large/m.Q8_0.gguf"]
     other = open_spec(f"{gguf_clone}//@other//m.Q4_K_M.gguf", tmp_path)
+    assert files_in(other.folder) == ["README.md", "m.Q4_K_M.gguf"]
     assert (other.folder / "m.Q4_K_M.gguf").read_bytes() == b"GGUF4" * 500
-    with pytest.raises(CheckpointError, match=r"its GGUF files are .*Q4_K_M"):
-        open_spec(f"{gguf_clone}//@other//m.Q2_K.gguf", tmp_path)
+
+
+@pytest.mark.parametrize("branch", ["main", "other"])
+def test_a_file_that_is_not_there_is_answered_with_those_that_are(gguf_clone, tmp_path, branch):
+    with pytest.raises(CheckpointError, match=r"its GGUF files are .*did you mean m\.Q4_K_M"):
+        open_spec(f"{gguf_clone}//@{branch}//m.Q4_K_S.gguf", tmp_path)
+    with pytest.raises(CheckpointError, match=r"holds 2 GGUF files; name one, as in .*gguf-clone"):
+        open_spec(f"{gguf_clone}:other", tmp_path)
+
+
+def test_the_only_file_of_a_branch_or_folder_is_found_below_its_top(gguf_clone, tmp_path):
+    git(gguf_clone, "rm", "--quiet", "m.Q4_K_M.gguf")
+    git(gguf_clone, "commit", "--quiet", "-m", "one")
+    git(gguf_clone, "branch", "one")
+    for name in (gguf_clone, f"{gguf_clone}:one", gguf_clone / "large"):
+        snapshot = open_spec(str(name), tmp_path)
+        assert (snapshot.folder / (snapshot.file or "m.Q8_0.gguf")).is_file()
+    git(gguf_clone, "rm", "--quiet", "-r", "large")
+    git(gguf_clone, "commit", "--quiet", "-m", "none")
+    snapshot = open_spec(f"{gguf_clone}:one", tmp_path)
+    assert snapshot.folder != gguf_clone
+    assert snapshot.file == "large/m.Q8_0.gguf"
+    assert files_in(snapshot.folder) == [snapshot.file]
 
 
 @pytest.mark.parametrize("file", ["m.Q4_K_M.gguf", "large/m.Q8_0.gguf"])
 def test_large_files_that_are_not_needed_need_not_be_fetched(gguf_clone, tmp_path, file):
-    pull_none_but(gguf_clone, file, b"fetched")
+    for path in ("m.Q4_K_M.gguf", "large/m.Q8_0.gguf", "tokenizer.json"):
+        point_at(gguf_clone, path, f"content of {path}".encode(), is_fetched=path == file)
     snapshot = open_spec(f"{gguf_clone}//{file}", tmp_path)
-    assert (snapshot.folder / file).read_bytes() == b"fetched"
+    assert (snapshot.folder / file).read_text() == f"content of {file}"
 
 
-def test_a_file_that_was_laid_into_a_clone_is_used_there(gguf_clone, tmp_path):
+def test_neither_need_be_those_that_are_never_read(clone, tmp_path):
+    point_at(clone, "pytorch_model.bin", b"pickle", is_fetched=False)
+    assert open_spec(str(clone), tmp_path).folder == clone
+
+
+@pytest.mark.parametrize("name", ["mine.gguf", "@main//mine.gguf"])
+def test_a_file_that_was_laid_into_a_clone_is_used_there(gguf_clone, tmp_path, name):
     (gguf_clone / "mine.gguf").write_bytes(b"GGUF")
-    assert open_spec(f"{gguf_clone}/mine.gguf", tmp_path).folder == gguf_clone
+    assert open_spec(f"{gguf_clone}//{name}", tmp_path).folder == gguf_clone
+
+
+def test_links_are_no_files_of_a_clone(gguf_clone, tmp_path):
+    (gguf_clone / "latest.Q4_K_M.gguf").symlink_to("m.Q4_K_M.gguf")
+    git(gguf_clone, "add", ".")
+    git(gguf_clone, "commit", "--quiet", "-m", "link")
+    assert open_spec(f"{gguf_clone}:Q4_K_M", tmp_path).file == "m.Q4_K_M.gguf"
+
+
+def test_odd_names_of_files_that_are_not_needed_do_no_harm(clone, tmp_path):
+    git(clone, "checkout", "--quiet", "gptq-8bit-128g-actorder_True")
+    (clone / "notes").mkdir()
+    (clone / "notes" / "a\tb.txt").write_text("")
+    git(clone, "add", ".")
+    git(clone, "commit", "--quiet", "-m", "odd")
+    assert open_spec(str(clone), tmp_path).folder == clone
+    git(clone, "checkout", "--quiet", "main")
+    snapshot = open_spec(f"{clone}:gptq-8bit-128g-actorder_True", tmp_path)
+    assert files_in(snapshot.folder) == ["config.json", "model.safetensors"]
+
+
+def test_a_clone_of_a_very_long_name_is_written_out_too(clone, tmp_path):
+    long = clone.rename(tmp_path / ("c" * 250))
+    snapshot = open_spec(f"{long}:gptq-8bit-128g-actorder_True", tmp_path)
+    assert (snapshot.folder / "config.json").is_file()
+
+
+def files_in(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
 def test_no_program_that_a_clones_settings_name_is_run(clone, tmp_path):
@@ -186,4 +252,7 @@ def test_no_program_that_a_clones_settings_name_is_run(clone, tmp_path):
     (clone / ".git" / "objects" / blob[:2] / blob[2:]).unlink()
     with pytest.raises(CheckpointError, match="git"):
         open_spec(f"{clone}:gptq-8bit-128g-actorder_True", tmp_path)
+    found = CloneFiles(clone)
+    with pytest.raises(CheckpointError, match=r"lacks model\.safetensors"):
+        found.files(found.find_revision("gptq-8bit-128g-actorder_True"))
     assert not ran.exists()
