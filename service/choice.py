@@ -19,6 +19,7 @@ from loaders.named_variants import find_variants
 from loaders.plan import choose, plan_variants
 from loaders.records import Records
 from service.attempt import Trial
+from service.settings import unless_auto
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,9 +108,9 @@ def _plans(variants: Sequence[Variant], settings: WorkerSettings, device: str) -
     return plan_variants(
         variants,
         devices,
-        context=None if settings.max_model_len == "auto" else settings.max_model_len,
+        context=unless_auto(settings.max_model_len),
         users=settings.users,
-        kv_dtype=None if settings.kv_cache_dtype == "auto" else settings.kv_cache_dtype,
+        kv_dtype=unless_auto(settings.kv_cache_dtype),
         records=Records(settings.cache_dir),
         gpu_share=devices.lasting_share(settings.gpu_memory_utilization),
     )

@@ -16,6 +16,7 @@ from engine.kv_cache import kv_block_bytes, resolve_kv_dtype, resolve_num_blocks
 from engine.rope import longest_with_fixed_rope
 from loaders.memory import free_bytes
 from service.errors import SettingsError
+from service.settings import unless_auto
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,7 +100,8 @@ def resolve_max_num_batched_tokens(settings: WorkerSettings, device: torch.devic
 
 def resolve_asked_kv_dtype(settings: WorkerSettings) -> KVDtype | None:
     """What keys and values shall be kept in; None where that follows from the device."""
-    return None if settings.kv_cache_dtype == "auto" else KVDtype(settings.kv_cache_dtype)
+    asked = unless_auto(settings.kv_cache_dtype)
+    return None if asked is None else KVDtype(asked)
 
 
 def resolve_kv_cache_bytes(

@@ -11,7 +11,7 @@ import ipaddress
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -41,6 +41,7 @@ CONFIG_VARIABLE = "TETRAD_CONFIG"
 DEMO_NAME = "demo"  # of what is served where no variant is named
 
 Auto = Literal["auto"]
+T = TypeVar("T")
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[int, Field(ge=1)]
 PositiveBytes = Annotated[ByteSize, Field(ge=1)]
@@ -207,6 +208,11 @@ class VariantSettings(BaseModel):
         description="How often an engine is started again without a minute of health between.",
         json_schema_extra={"unit": "times"},
     )
+
+
+def unless_auto(value: T | Auto) -> T | None:
+    """Give a setting's value; None where it is left to follow from the rest."""
+    return None if value == "auto" else value
 
 
 class WorkerSettings(VariantSettings):

@@ -60,7 +60,7 @@ def build_engine(settings: WorkerSettings, attempt: Attempt, tell: TellProgress)
     Raises EngineStartError for what was foreseen; its `about` says what another attempt may mend.
     """
     try:
-        asked = find_asked(settings, attempt, tell)
+        asked = prepare(settings, attempt, tell)
         return_freed_memory()  # what building the demo left
         meter = MemoryMeter(torch.device(asked.device))
         loaded = load_variant(asked, settings, attempt, tell)
@@ -168,10 +168,11 @@ class Asked:
     device: str
 
 
-def find_asked(settings: WorkerSettings, attempt: Attempt, tell: TellProgress) -> Asked:
-    """Say what the settings name; the demo, built where it is missing, if they name nothing.
+def prepare(settings: WorkerSettings, attempt: Attempt, tell: TellProgress) -> Asked:
+    """Check the settings, set how many threads compute, and say what is to be loaded.
 
-    Raises SettingsError or LoadError before anything is fetched.
+    The demo, built where it is missing, if the settings name nothing. Raises SettingsError or
+    LoadError before anything is fetched.
     """
     check_choice("backend", settings.backend, backend_names())
     check_choice("dtype", settings.dtype, DTYPES)

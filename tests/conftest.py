@@ -26,6 +26,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
+    """Seed what fixtures draw; the next one seeds the test, whichever fixtures were made for it."""
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
     """What fails once fails again; tests that want many draws say so, and seed them."""
     torch.manual_seed(0)
 

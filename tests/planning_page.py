@@ -56,9 +56,10 @@ with a shorter context, 4 nothing fits, or only over several GPUs, 2 the questio
 prints the same for programs; `service/commands/plan_view.py` describes the document.
 
 What no option says comes from the settings (`max_model_len`, `users`, `prefer`,
-`gpu_memory_utilization`). `--gpu auto`, the default, is what `tetrad serve` would use here: the GPU
-with the most memory free, of those that `CUDA_VISIBLE_DEVICES` shows, or the one that the setting
-`device` names; without a GPU the CPU. Only what is free counts, as nvidia-smi tells it.
+`kv_cache_dtype`, `gpu_memory_utilization`). `--gpu auto`, the default, is what `tetrad serve` would
+use here: the GPU with the most memory free, of those that `CUDA_VISIBLE_DEVICES` shows, or the one
+that the setting `device` names; without a GPU the CPU. Only what is free counts, as nvidia-smi
+tells it.
 
 Sizes here are GB of 10^9 bytes; cards and `--gpu NAME:SIZE` count in GB of 2^30, as cards are sold.
 
@@ -72,8 +73,8 @@ Sizes here are GB of 10^9 bytes; cards and `--gpu NAME:SIZE` count in GB of 2^30
 | workspace | what kernels unpack for many rows: of the largest layer | `loaders/layer_memory.py` |
 | process | on a CPU the interpreter with its libraries, tokenizer and modules; on a GPU the CUDA context | `loaders/device_memory.py` |
 
-A number has 2 bytes on CUDA and 4 on a CPU; in an fp8 cache it has 1, and each head of 2 float16
-bytes besides. `tokens` is the largest prefill of a step: {PREFILL_TOKENS["cuda"]} on CUDA, \
+A number has 2 bytes on CUDA and 4 on a CPU, or what `kv_cache_dtype` says; in an fp8 cache it has 1,
+and each head of 2 float16 bytes besides. `tokens` is the largest prefill of a step: {PREFILL_TOKENS["cuda"]} on CUDA, \
 {PREFILL_TOKENS["cpu"]} on a CPU, or context × users
 where that is less. On CUDA the reference multiplies in float32, which takes 4 bytes × tokens ×
 (hidden + intermediate) more.

@@ -379,6 +379,7 @@ print(json.dumps({"seconds": seconds, "bytes": (peak - base) * 1024}))
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_demo_loads_quickly_and_in_little_more_memory_than_its_file(demo):
     """Private memory; the mapped file itself is page cache, which the system may take back."""
     folder = open_demo(demo, demo.default_spec)

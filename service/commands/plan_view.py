@@ -2,7 +2,7 @@
 
 The document, with sizes in bytes:
 
-    {"repo", "asked": {"context", "users", "prefer"},
+    {"repo", "asked": {"context", "users", "kv_cache_dtype", "prefer"},
      "devices": {"kind", "name", "count", "memory", "bandwidth"},   bandwidth in bytes a second
      "choice": {"variant", "context", "fits", "needs_several_gpus", "reason"} or null,  "reason",
      "variants": [{"variant", "revision", "file", "commit", "kind", "chosen", "fits", "lacks",
@@ -71,7 +71,8 @@ def as_table(answer: Answer) -> str:
 
 def _table(planned: PlannedVariants, choice: Choice, *, is_wide: bool) -> Table:
     demand = planned.plans[0].demand
-    title = f"{demand.context} tokens x {_users(demand.users)}; memory in GB of 10^9 bytes"
+    kept = f"; keys and values in {demand.kv_dtype}" if demand.kv_dtype else ""
+    title = f"{demand.context} tokens x {_users(demand.users)}{kept}; memory in GB of 10^9 bytes"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in _COLUMNS:
         if is_wide or column.is_always_shown:
@@ -215,6 +216,7 @@ def as_document(repo: str, answer: Answer) -> dict[str, Any]:
         "asked": {
             "context": demand and demand.context,
             "users": demand and demand.users,
+            "kv_cache_dtype": demand and (demand.kv_dtype or "auto"),
             "prefer": answer.prefer,
         },
         "devices": _devices(devices),

@@ -6,10 +6,13 @@ What no option says is taken from the settings, so that a plan for this machine 
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from service.settings import unless_auto
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,13 +20,11 @@ if TYPE_CHECKING:
     from loaders.accelerators import Devices
     from loaders.plan import Choice, PlannedVariants, Prefer
     from loaders.variants import Variant
-    from service.settings import Settings
+    from service.settings import Auto, Settings
 
 NEEDS_SEVERAL = "It needs more than one GPU; `tetrad serve` runs on one today and cannot do this."
 
-AUTO: Literal["auto"] = "auto"  # as the setting `max_model_len` may be
-Context: TypeAlias = int | Literal["auto"]
-_MAX_DIGITS = 12
+_MAX_CONTEXT = 10**9
 
 GpuOption = Annotated[
     str,
@@ -56,13 +57,18 @@ PreferOption = Annotated[
 ]
 
 
-def read_context(text: str | None) -> Context | None:
+def read_context(text: str | None) -> int | Auto | None:
     """Read what the option `--context` says. Raises typer.BadParameter."""
-    if text is None or text == AUTO:
-        return text
-    if text.isdecimal() and len(text) < _MAX_DIGITS and (tokens := int(text)) > 0:
-        return tokens
-    raise typer.BadParameter(f"--context is {text!r}; give a number of tokens above 0, or auto")
+    if text is None:
+        return None
+    if text == "auto":
+        return "auto"
+    with contextlib.suppress(ValueError):
+        if 0 < (tokens := int(text)) <= _MAX_CONTEXT:
+            return tokens
+    raise typer.BadParameter(
+        f"--context is {text[:40]!r}; give a number of tokens from 1 to {_MAX_CONTEXT}, or auto"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +76,7 @@ class Question:
     """What is asked of a plan; None where the settings decide."""
 
     gpu: str
-    context: Context | None
+    context: int | Auto | None
     users: int | None
     prefer: str | None
 
@@ -101,9 +107,9 @@ def answer(question: Question, settings: Settings, find: Callable[[], Sequence[V
     planned = plan_variants(
         find(),
         devices,
-        context=None if context == AUTO else context,
+        context=unless_auto(context),
         users=question.users or settings.users,
-        kv_dtype=_kv_dtype(settings),
+        kv_dtype=unless_auto(settings.kv_cache_dtype),
         records=Records(settings.cache_dir),
         gpu_share=devices.lasting_share(settings.gpu_memory_utilization),
     )
@@ -125,14 +131,10 @@ def _fits_one(choice: Choice, settings: Settings) -> bool:
         one,
         context=choice.context,
         users=choice.plan.demand.users,
-        kv_dtype=_kv_dtype(settings),
+        kv_dtype=unless_auto(settings.kv_cache_dtype),
         records=Records(settings.cache_dir),
         gpu_share=one.lasting_share(settings.gpu_memory_utilization),
     ).fits
-
-
-def _kv_dtype(settings: Settings) -> str | None:
-    return None if settings.kv_cache_dtype == AUTO else settings.kv_cache_dtype
 
 
 def _preference(text: str) -> Prefer:

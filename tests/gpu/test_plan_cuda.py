@@ -1,4 +1,4 @@
-"""Predicted memory against what the driver counts, for a quantised and a dense shape."""
+"""Predicted memory against what the driver counts, for two quantised shapes and a dense one."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.alone,  # the driver counts what every process takes
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
@@ -66,7 +67,9 @@ def _dense(folder: Path) -> Path:
     return write_plain_checkpoint(folder, tiny_llama(**SIZES), tokenizer=tiny_tokenizer())
 
 
-@pytest.mark.parametrize("write", [_wide_groups, _small_groups, _dense])
+@pytest.mark.parametrize(
+    "write", [_wide_groups, _small_groups, _dense], ids=["wide groups", "small groups", "dense"]
+)
 def test_the_prediction_is_near_what_the_driver_counts(write, tmp_path):
     folder = write(tmp_path / "model")
     settings = WorkerSettings(
@@ -76,7 +79,7 @@ def test_the_prediction_is_near_what_the_driver_counts(write, tmp_path):
     torch.cuda.empty_cache()
     before, _ = torch.cuda.mem_get_info()
 
-    asked = worker.find_asked(settings, Attempt(), tell_nobody)
+    asked = worker.prepare(settings, Attempt(), tell_nobody)
     loaded = worker.load_variant(asked, settings, Attempt(), tell_nobody)
     config = engine_sizing.resolve_engine_config(settings, loaded)
     engine = Engine(loaded.model, config)

@@ -42,7 +42,7 @@ settings = WorkerSettings(
     variant=sys.argv[1], cache_dir=sys.argv[2], local_files_only=True, device="cpu",
     kv_cache_size=int(sys.argv[3]), max_num_seqs=4, num_threads=1, log_level="error",
 )
-asked = worker.find_asked(settings, Attempt(), tell_nobody)
+asked = worker.prepare(settings, Attempt(), tell_nobody)
 loaded = worker.load_variant(asked, settings, Attempt(), tell_nobody)
 config = engine_sizing.resolve_engine_config(settings, loaded)
 engine = Engine(loaded.model, config)

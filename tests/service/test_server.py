@@ -101,6 +101,7 @@ def read_all(connection: socket.socket) -> bytes:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_idle_server_ends_with_0_at_once(number):
     with running() as process:
@@ -111,6 +112,7 @@ def test_idle_server_ends_with_0_at_once(number):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_stopping_server_finishes_its_streams_and_takes_no_new_work():
     with running(delay_s=0.02) as process:
         streams = [process.open_stream(max_tokens=60) for _ in range(4)]
@@ -130,6 +132,7 @@ def test_stopping_server_finishes_its_streams_and_takes_no_new_work():
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_streams_past_the_limit_are_told_and_cut_off():
     with running(delay_s=0.05, drain_limit_s=0.5) as process:
         stream = process.open_stream(max_tokens=5000)
@@ -143,6 +146,7 @@ def test_streams_past_the_limit_are_told_and_cut_off():
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_reader_that_stalls_does_not_keep_the_process():
     with running(drain_limit_s=0.5) as process:
         process.open_stream(max_tokens=50_000)
@@ -154,6 +158,7 @@ def test_reader_that_stalls_does_not_keep_the_process():
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_second_signal_ends_the_process_at_once():
     with running(delay_s=0.05) as process:
         process.open_stream(max_tokens=5000)
@@ -175,6 +180,7 @@ def test_loading_server_answers_health_and_then_serves():
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_server_may_be_stopped_while_it_loads():
     with running(load_s=60, ready=False) as process:
         wait_until(lambda: process.client.get("/health/live").status_code == 200)

@@ -113,7 +113,12 @@ def test_json_says_all_of_it(run):
     assert document["exit_code"] == result.exit_code == 0
     assert document["choice"]["variant"] == f"{published.GPTQ_7B}:{BEST}"
     assert document["devices"]["count"] == 2
-    assert document["asked"] == {"context": 4096, "users": 4, "prefer": "quality"}
+    assert document["asked"] == {
+        "context": 4096,
+        "users": 4,
+        "kv_cache_dtype": "auto",
+        "prefer": "quality",
+    }
     by_name = {entry["revision"]: entry for entry in document["variants"]}
     assert set(by_name) == {branch.name for branch in published.GPTQ_BRANCHES}
     chosen = by_name[BEST]
@@ -182,9 +187,15 @@ def test_what_fits_one_of_several_gpus_can_be_served():
 
 
 def test_what_no_option_says_comes_from_the_settings():
-    found = answered(gptq_7b(), max_model_len=2048, users=3, prefer="memory")
+    found = answered(gptq_7b(), max_model_len=2048, users=3, prefer="memory", kv_cache_dtype="fp8")
     document = as_document("repo", found)
-    assert document["asked"] == {"context": 2048, "users": 3, "prefer": "memory"}
+    assert document["asked"] == {
+        "context": 2048,
+        "users": 3,
+        "kv_cache_dtype": "fp8",
+        "prefer": "memory",
+    }
+    assert "2048 tokens x 3 users; keys and values in fp8;" in as_table(found)
     assert "least memory" in document["reason"]
     own_choice = answered(gptq_7b(), context="auto", max_model_len=2048)
     assert as_document("repo", own_choice)["asked"]["context"] == 4096
