@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from engine.client import TokenStream
     from engine.loop import TellProgress
 
+pytestmark = pytest.mark.alone
+
 PATIENCE_S = 20
 ON_ITS_WAY_S = 0.05  # a message's way to the engine, in which the engine stands at its gate
 

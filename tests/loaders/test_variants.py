@@ -343,6 +343,7 @@ def test_a_hub_that_fails_half_way_is_no_verdict_on_a_branch(hub, impatient):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_thirty_branches_are_read_within_ten_seconds_at_a_latency_of_50_ms(hub):
     """The issue's limit; about 120 answers of 50 ms each, several at a time."""
     branches = {

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from engine.loop import BuiltEngine, TellProgress
     from service.engine_hosts import EngineHost
 
+pytestmark = pytest.mark.alone
+
 NO_ROOM = StartFailure(Failure.MEMORY)
 LATE_S = 0.3
 

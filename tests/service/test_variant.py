@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from service.served_model import ServedModel
 
+pytestmark = pytest.mark.alone
+
 TOKENIZER = ByteTokenizer()
 
 

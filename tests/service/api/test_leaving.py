@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerFast
 
+pytestmark = pytest.mark.alone
+
 STEP_S = 0.01
 LIMIT_S = 0.25
 
