@@ -14,6 +14,8 @@ from service.supervisor import Supervisor
 from service.variant import Variant, VariantRules, VariantState
 from tests.service.test_variant import FakeSource, run, until, until_it_is
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(autouse=True)
 def _short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
