@@ -247,14 +247,15 @@ def _export(clone: Path, blobs: Mapping[str, Blob], target: Path) -> None:
 
 
 def _write_file(clone: Path, name: str, blob: Blob, path: Path) -> None:
-    content = b""
-    if blob.num_bytes is not None and blob.num_bytes <= MAX_POINTER_BYTES:
-        content = run_git(clone, "cat-file", "blob", blob.name)
+    if blob.num_bytes is None or blob.num_bytes > MAX_POINTER_BYTES:
+        with path.open("wb") as file:
+            run_git(clone, "cat-file", "blob", blob.name, stdout=file)
+        return
+    content = run_git(clone, "cat-file", "blob", blob.name)
     if content.startswith(_POINTER):
         _link_large_file(clone, name, content, path)
-        return
-    with path.open("wb") as file:
-        run_git(clone, "cat-file", "blob", blob.name, stdout=file)
+    else:
+        path.write_bytes(content)
 
 
 def _link_large_file(clone: Path, name: str, content: bytes, path: Path) -> None:
