@@ -31,21 +31,21 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import record
 from benchmarks.stopwatch import Stopwatch
-from engine import model_runner, static_decode
+from engine.attention.kv_cache import KVCache
 from engine.config import EngineConfig
 from engine.core import Engine
-from engine.kv_cache import KVCache
+from engine.execution import model_runner, static_decode
+from engine.execution.model_runner import ModelRunner
+from engine.execution.slot_state import SlotState
+from engine.execution.static_decode import StaticDecode
 from engine.layers.llama import LlamaDecoder
-from engine.loop import BuiltEngine, EngineLoop, serve
-from engine.model_runner import ModelRunner
+from engine.process.loop import BuiltEngine, EngineLoop, serve
 from engine.request import SequenceRequest
-from engine.sampler import SampledRows
+from engine.sampling.sampler import SampledRows
 from engine.sampling_params import SamplingParams
-from engine.scheduler import Scheduler
-from engine.slot_state import SlotState
-from engine.sockets import ClientSockets
-from engine.static_decode import StaticDecode
-from engine.wire import Ready, Shutdown, StepReport, Work
+from engine.scheduling.scheduler import Scheduler
+from engine.transport.sockets import ClientSockets
+from engine.transport.wire import Ready, Shutdown, StepReport, Work
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -55,8 +55,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from benchmarks.stopwatch import Lap
-    from engine.loop import TellProgress
-    from engine.model_input import ModelInput
+    from engine.attention.interface import ModelInput
+    from engine.process.loop import TellProgress
 
 GOAL_US = 300  # a step, all of the host's parts together
 NUM_SEQS = 32

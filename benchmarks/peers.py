@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from loaders.load import load
-from loaders.packed_linear import packed_layers
+from loaders.model.packed_linear import packed_layers
 
 
 def stock_model(spec: str, cache_dir: Path | None, dtype: torch.dtype) -> Any:

@@ -23,14 +23,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import record
-from engine.batch import SampledTokens
 from engine.config import EngineConfig
 from engine.core import Engine
 from engine.request import SequenceRequest
 from engine.sampling_params import SamplingParams
+from engine.scheduling.batch import SampledTokens
 
 if TYPE_CHECKING:
-    from engine.batch import ScheduledBatch
+    from engine.scheduling.batch import ScheduledBatch
 
 GOAL = 100_000  # sequence-steps a second at 256 sequences
 VOCAB_SIZE = 32_000

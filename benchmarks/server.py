@@ -18,8 +18,8 @@ import psutil
 
 from loaders.cache import default_cache_dir
 from loaders.demo import build_demo
-from loaders.load import open_snapshot
-from loaders.spec import parse_spec
+from loaders.repository.opening import open_snapshot
+from loaders.repository.spec import parse_spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from engine.config import EngineConfig
 from engine.core import Engine
-from engine.in_thread import running_engine
-from engine.loop import BuiltEngine
+from engine.process.in_thread import running_engine
+from engine.process.loop import BuiltEngine
 from engine.sampling_params import SamplingParams
 from loaders.load import load
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from engine.loop import TellProgress
+    from engine.process.loop import TellProgress
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,23 +12,23 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from engine.drafting import NgramDrafter
 from engine.errors import InvalidConstraintError, OutOfMemoryError
+from engine.execution.model_runner import ModelRunner
 from engine.limits import RequestLimits
-from engine.model_runner import ModelRunner
-from engine.scheduler import Scheduler
-from engine.sequence import Sequence
+from engine.scheduling.drafting import NgramDrafter
+from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.sequence import Sequence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from transformers import PreTrainedModel
 
-    from engine.batch import SampledTokens, ScheduledBatch
     from engine.config import EngineConfig
     from engine.constraint import Constraint, ConstraintFactory
     from engine.outputs import StepOutput
     from engine.request import SequenceRequest
+    from engine.scheduling.batch import SampledTokens, ScheduledBatch
     from engine.statistics import EngineStatistics
 
 log = logging.getLogger(__name__)

@@ -18,27 +18,26 @@ from safetensors import SafetensorError
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
-from loaders.device_memory import weight_bytes
+from loaders.checkpoint.generation_defaults import GenerationDefaults, read_generation_defaults
+from loaders.checkpoint.tokenizer import load_tokenizer
 from loaders.errors import BackendError, CheckpointError, TensorError
-from loaders.float32 import settle_on_cpu, settle_on_cuda
-from loaders.generation import GenerationDefaults, read_generation_defaults
-from loaders.git_clone import open_folder
-from loaders.hub import Snapshot, fetch
-from loaders.kernels.protocol import LayerShape
-from loaders.kernels.resolve import resolve_backend
-from loaders.memory import check_fits, free_bytes
-from loaders.offload import choose_offloaded, move_others, wrap_offloaded
-from loaders.packed_linear import packed_layers
-from loaders.quantizer import PackedConfig
+from loaders.memory.device import weight_bytes
+from loaders.memory.free import check_fits, free_bytes
+from loaders.memory.release import MappedFiles, large_blocks_returned, return_freed_memory
+from loaders.model.dtypes import settle_on_cpu, settle_on_cuda
+from loaders.model.kernels.protocol import LayerShape
+from loaders.model.kernels.resolve import resolve_backend
+from loaders.model.offload import choose_offloaded, move_others, wrap_offloaded
+from loaders.model.opened import open_source
+from loaders.model.packed_linear import packed_layers
+from loaders.model.quantizer import PackedConfig
+from loaders.model.self_test.reference_weights import stored_weights
+from loaders.model.self_test.run import run_self_test
+from loaders.model.stock import STOCK, missing_packages, wrap_stock_linears
 from loaders.records import Records
-from loaders.resident_memory import MappedFiles, large_blocks_returned, return_freed_memory
-from loaders.selection import find_quantisation
-from loaders.self_test.reference_weights import stored_weights
-from loaders.self_test.run import run_self_test
-from loaders.source import open_source
-from loaders.spec import VariantSpec, parse_spec
-from loaders.stock import STOCK, missing_packages, wrap_stock_linears
-from loaders.tokenizer import load_tokenizer
+from loaders.repository.opening import open_snapshot
+from loaders.repository.selection import find_quantisation
+from loaders.repository.spec import VariantSpec, parse_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Set
@@ -47,11 +46,11 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-    from loaders.checkpoint import TensorInfo
-    from loaders.kernels.protocol import Backend
-    from loaders.quantization import Quantization
-    from loaders.self_test.report import SelfTestReport
-    from loaders.source import Source
+    from loaders.checkpoint.files import TensorInfo
+    from loaders.model.kernels.protocol import Backend
+    from loaders.model.opened import Source
+    from loaders.model.self_test.report import SelfTestReport
+    from loaders.quantization.settings import Quantization
 
     # Is told each phase of loading, and how much of it is done, in percent, where that is known;
     # not always in the thread that loads, but then while that one waits.
@@ -308,26 +307,6 @@ def _with_file(spec: VariantSpec, file: str | None) -> VariantSpec:
         return spec
     is_quantisation = find_quantisation([file], spec.revision or "") is not None
     return replace(spec, file=file, revision=None if is_quantisation else spec.revision)
-
-
-def open_snapshot(
-    spec: VariantSpec,
-    *,
-    cache_dir: Path | None = None,
-    token: str | None = None,
-    local_files_only: bool = False,
-    on_percent: Callable[[float], None] | None = None,
-) -> Snapshot:
-    """Return the folder that holds the variant's files, fetched if need be; see `hub.fetch`."""
-    if spec.folder is not None:
-        return open_folder(spec, cache_dir=cache_dir)
-    return fetch(
-        spec,
-        cache_dir=cache_dir,
-        token=token,
-        local_files_only=local_files_only,
-        on_percent=on_percent,
-    )
 
 
 def resolve_device_map(device: str) -> dict[str, torch.device] | str:

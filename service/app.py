@@ -1,7 +1,7 @@
 """Puts the API process together: settings in, a server that keeps its variants running and answers.
 
 No weights and nothing that computes with them come into this process, but with `in_process`; see
-`service.worker` for the engine's side.
+`service.worker.build` for the engine's side.
 """
 
 from __future__ import annotations
@@ -12,21 +12,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import structlog
 from pydantic import ValidationError
 
-from engine import sockets
+from engine.transport import sockets
 from loaders.errors import InvalidSpecError
-from loaders.spec import parse_spec
+from loaders.repository.spec import parse_spec
 from service.api.admin import Administration
 from service.api.application import create_app
 from service.api.context import ApiContext
 from service.api.event_stream import StreamTiming
 from service.api.requests import RequestLimits
-from service.engine_hosts import EngineInThread, EngineProcess
 from service.errors import SettingsError
-from service.ladder import Ladder
-from service.lifecycle import Lifecycle
-from service.loaded_variant import LoadedVariant
 from service.logs import set_up_logs
-from service.server import Server, listen, url_of
+from service.server.lifecycle import Lifecycle
+from service.server.uvicorn_server import Server, listen, url_of
 from service.settings import (
     DEMO_NAME,
     Settings,
@@ -38,16 +35,19 @@ from service.settings import (
     read_key,
     unknown_variables,
 )
-from service.supervisor import Supervisor
 from service.team.keys import KeyRing
-from service.variant import Variant, VariantRules
-from service.worker_process import build
+from service.variants.fallback import Ladder
+from service.variants.handles import EngineInThread, EngineProcess
+from service.variants.loaded import LoadedVariant
+from service.variants.supervisor import Supervisor
+from service.variants.variant import Variant, VariantRules
+from service.worker.process import build
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from service.attempt import Attempt
-    from service.engine_hosts import OnProgress
+    from service.variants.handles import OnProgress
+    from service.worker_protocol.load_attempt import Attempt
 
 log = structlog.get_logger(__name__)
 

@@ -2,7 +2,7 @@
 
 The flags of `tetrad serve`, the `TETRAD_…` variables, the keys of the YAML file and
 docs/configuration.md all derive from `Settings`. What a value means for the model or the engine is
-decided where those are put together, in `service.worker` and `service.engine_sizing`.
+decided where those are put together, in `service.worker.build` and `service.worker.sizing`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, SettingsConfigDict
 
-from engine.backlog import QueueLimits
+from engine.transport.backlog import QueueLimits
 from service.errors import SettingsError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import torch
 
 from loaders.cache import default_cache_dir
 from loaders.demo import DemoRepositories, build_demo
-from loaders.download import Patience
+from loaders.repository.download import Patience
 from tests import models
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def pytest_runtest_call() -> None:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a catalogue wait milliseconds only before it asks a hub again."""
     patience = Patience(max_tries=5, first_wait_s=0.001, longest_wait_s=0.002, told_from_s=5.0)
-    monkeypatch.setattr("loaders.hub.repository.PATIENCE", patience)
+    monkeypatch.setattr("loaders.repository.hub.repository.PATIENCE", patience)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
 """Reads a quantised checkpoint in another way than the product, to hold the product to account.
 
 Plain numpy: words are spread into single bits and the bits gathered into numbers, so that not even
-an idea is shared with `loaders.packing`. Gives plain fp32 weights and a stock Transformers model.
+an idea is shared with `loaders.quantization.packing`. Gives plain fp32 weights and a stock
+Transformers model.
 """
 
 from __future__ import annotations

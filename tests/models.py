@@ -33,7 +33,12 @@ from transformers import (
 )
 
 from loaders.demo.repository import commit_branch
-from loaders.packing import CheckpointFormat, pack_awq, pack_gptq_codes, pack_gptq_zeros
+from loaders.quantization.packing import (
+    CheckpointFormat,
+    pack_awq,
+    pack_gptq_codes,
+    pack_gptq_zeros,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -6,9 +6,10 @@ from hashlib import sha1
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loaders.checkpoint import TensorInfo
-from loaders.quantization import PackedFormat, Quantization
-from loaders.variants import Variant, VariantKind
+from loaders.catalogue.variants import Variant, VariantKind
+from loaders.checkpoint.files import TensorInfo
+from loaders.quantization.packed_format import PackedFormat
+from loaders.quantization.settings import Quantization
 from tests import published
 from tests.published import CODELLAMA_7B, CODELLAMA_13B, CODELLAMA_34B, CODELLAMA_70B
 

@@ -13,17 +13,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loaders.accelerators import CARDS, parse_gpus
-from loaders.device_memory import (
+from loaders.memory.device import (
     CPU_PROCESS_BYTES,
     CUDA_CONTEXT_BYTES,
     PREFILL_TOKENS,
     Demand,
     prepare,
 )
-from loaders.other_engines import sources
-from loaders.plan import DEFAULT_CONTEXT, GPU_SHARE, SHOWN_USERS, choose, plan_variants
-from loaders.quality import expected_quality
+from loaders.planning.accelerators import CARDS, parse_gpus
+from loaders.planning.other_engines import sources
+from loaders.planning.plan import DEFAULT_CONTEXT, GPU_SHARE, SHOWN_USERS, choose, plan_variants
+from loaders.planning.quality import expected_quality
 from service.generated_page import run
 from tests import published
 from tests.planned import awq_70b, fp16_34b, gguf_13b, gptq_7b
@@ -31,8 +31,8 @@ from tests.planned import awq_70b, fp16_34b, gguf_13b, gptq_7b
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from loaders.plan import Choice, PlannedVariants
-    from loaders.variants import Variant
+    from loaders.catalogue.variants import Variant
+    from loaders.planning.plan import Choice, PlannedVariants
 
 PAGE = Path(__file__).parent.parent / "docs" / "planning.md"
 CONTEXT = 4096
@@ -67,11 +67,11 @@ Sizes here are GB of 10^9 bytes; cards and `--gpu NAME:SIZE` count in GB of 2^30
 
 | part | how | where |
 |---|---|---|
-| weights | each tensor as its kernel keeps it, see below | `loaders/layer_memory.py` |
-| KV cache | (users × ⌈context / 16⌉ + 1) × 16 × 2 × layers × KV heads × (head_dim × bytes a number) | `loaders/device_memory.py` |
-| activations | bytes × (tokens × (2 hidden + max(3 (heads + KV heads) head_dim, 5 intermediate)) + 4 context × KV heads × head_dim + 2 context × head_dim), and 12 bytes × users × vocabulary for logits | `loaders/device_memory.py` |
-| workspace | what kernels unpack for many rows: of the largest layer | `loaders/layer_memory.py` |
-| process | on a CPU the interpreter with its libraries, tokenizer and modules; on a GPU the CUDA context | `loaders/device_memory.py` |
+| weights | each tensor as its kernel keeps it, see below | `loaders/memory/layers.py` |
+| KV cache | (users × ⌈context / 16⌉ + 1) × 16 × 2 × layers × KV heads × (head_dim × bytes a number) | `loaders/memory/device.py` |
+| activations | bytes × (tokens × (2 hidden + max(3 (heads + KV heads) head_dim, 5 intermediate)) + 4 context × KV heads × head_dim + 2 context × head_dim), and 12 bytes × users × vocabulary for logits | `loaders/memory/device.py` |
+| workspace | what kernels unpack for many rows: of the largest layer | `loaders/memory/layers.py` |
+| process | on a CPU the interpreter with its libraries, tokenizer and modules; on a GPU the CUDA context | `loaders/memory/device.py` |
 
 A number has 2 bytes on CUDA and 4 on a CPU, or what `kv_cache_dtype` says; in an fp8 cache it has 1,
 and each head of 2 float16 bytes besides. `tokens` is the largest prefill of a step: {PREFILL_TOKENS["cuda"]} on CUDA, \
@@ -125,7 +125,7 @@ where all variants have one.
 | CUDA context | {CUDA_CONTEXT_BYTES / 2**20:.0f} MiB | **unverified**: such processes usually show 300 to 600 MB |
 | reference workspace | 9 bytes a weight | measured on CPU; **unverified** on a device |
 | activations | as above | on a CPU within 5 MB of the 32 MB measured; **unverified** on CUDA |
-| cards' memory and bandwidth | `loaders/accelerators.py` | nvidia-smi's totals in public logs and NVIDIA's data sheets (2026-11) |
+| cards' memory and bandwidth | `loaders/planning/accelerators.py` | nvidia-smi's totals in public logs and NVIDIA's data sheets (2026-11) |
 
 Measured on a CPU against predicted, SmolLM2-135M with 268 MB of KV cache, a prompt of 4 000 tokens
 (two cores, RSS of the process, 2026-11):

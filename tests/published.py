@@ -14,7 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from loaders.cache import repository_folder
-from loaders.checkpoint import GGML_BLOCKS
+from loaders.checkpoint.files import GGML_BLOCKS
 from tests.hub_server import HubRepository, SparseFile
 
 if TYPE_CHECKING:

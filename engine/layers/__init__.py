@@ -1,7 +1,8 @@
 """The engine's own decoder layers, one for each known family, put in place of Transformers'.
 
-They see weights only through `engine.weights.LinearWeight` and attention only through
-`engine.attention.AttentionStep`. Families that are not known here keep Transformers' layers.
+They see weights only through `engine.layers.weights.LinearWeight` and attention only through
+`engine.attention.interface.AttentionStep`. Families that are not known here keep Transformers'
+layers.
 """
 
 from __future__ import annotations

@@ -25,14 +25,13 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from engine.weights import JoinedLinears
+from engine.layers.weights import JoinedLinears
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from engine.attention import AttentionStep
-    from engine.model_input import ModelInput
+    from engine.attention.interface import AttentionStep, ModelInput
 
 _FAMILIES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 

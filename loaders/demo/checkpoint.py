@@ -1,7 +1,7 @@
 """Writes one branch of the demo: packed weights, settings and tokenizer, as published ones lie.
 
-How weights are rounded is `quantize`'s, how words are packed `loaders.packing`'s, and the model
-card `card`'s business.
+How weights are rounded is `quantize`'s, how words are packed `loaders.quantization.packing`'s, and
+the model card `card`'s business.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from transformers import GenerationConfig
 
 from loaders.demo.quantize import RoundedLinear, falling_norm_order, round_linear
-from loaders.packing import pack_awq, pack_gptq_codes, pack_gptq_zeros
+from loaders.quantization.packing import pack_awq, pack_gptq_codes, pack_gptq_zeros
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

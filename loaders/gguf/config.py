@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from loaders.config_limits import LARGEST_SIZES
+from loaders.checkpoint.config_limits import LARGEST_SIZES
 from loaders.errors import CheckpointError, UnsupportedModelError
 from loaders.gguf.families import EMBEDDING, HEAD, count_layers, family_of
 

@@ -18,7 +18,7 @@ import torch
 
 from loaders.errors import CheckpointError, UnsafeCheckpointError
 from loaders.gguf.header import GgufHeader, GgufTensor, read_header
-from loaders.gguf_parts import CUT, SHARD, is_gguf
+from loaders.gguf.parts import CUT, SHARD, is_gguf
 
 if TYPE_CHECKING:
     import re

@@ -12,7 +12,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from loaders.checkpoint import GGML_BLOCKS, TensorInfo
+from loaders.checkpoint.files import GGML_BLOCKS, TensorInfo
 from loaders.errors import CheckpointError, UnsupportedQuantizationError
 
 if TYPE_CHECKING:

@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from loaders.checkpoint import GGML_BLOCKS, TensorInfo
+from loaders.checkpoint.files import GGML_BLOCKS, TensorInfo
 from loaders.errors import CheckpointError, TensorError
 from loaders.gguf.config import file_type, make_config
 from loaders.gguf.families import EMBEDDING, HEAD, Family, family_of, model_name
 from loaders.gguf.files import GgufFiles, open_files
 from loaders.gguf.header import FLOAT_TYPES
-from loaders.layouts.gguf import BLOCK_TYPES, dequantize
-from loaders.quantization import PackedFormat, Quantization
-from loaders.resident_memory import MappedFiles
+from loaders.memory.release import MappedFiles
+from loaders.quantization.layouts.gguf import BLOCK_TYPES, dequantize
+from loaders.quantization.packed_format import PackedFormat
+from loaders.quantization.settings import Quantization
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

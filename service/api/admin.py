@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from service.api.context import ApiContext
     from service.team.keys import KeyRing
-    from service.variant import Variant, VariantStatus
+    from service.variants.variant import Variant, VariantStatus
 
 log = structlog.get_logger(__name__)
 
@@ -34,7 +34,7 @@ ACCEPTED = 202
 
 
 class VariantsInCharge(Protocol):
-    """What can be done about the variants; `service.supervisor.Supervisor` does it."""
+    """What can be done about the variants; `service.variants.supervisor.Supervisor` does it."""
 
     def roles(self) -> list[tuple[VariantStatus, str]]:
         """How each variant stands, and its part in a swap."""

@@ -10,7 +10,7 @@ from service.api.connection import while_connected
 from service.api.error_responses import JsonResponse
 from service.api.event_stream import EventStream
 from service.api.scope import until_answered
-from service.generation import Generation, PlannedChoice, TextDelta, submit
+from service.serving.generation import Generation, PlannedChoice, TextDelta, submit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from engine.outputs import FinishReason
     from service.api.context import ApiContext
     from service.api.requests import GenerationRequest
-    from service.served_model import ServedModel
+    from service.serving.served_model import ServedModel
 
 
 async def acquire(http_request: Request, name: str, context: ApiContext) -> ServedModel:

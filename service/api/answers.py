@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from engine.outputs import FinishReason
-    from service.generation import TextDelta, Usage
-    from service.served_model import ServedModel
+    from service.serving.generation import TextDelta, Usage
+    from service.serving.served_model import ServedModel
 
 encode_text = msgspec.json.Encoder().encode
 encode_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode

@@ -6,14 +6,14 @@ import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
 from service.errors import ClientGoneError, UnavailableError
-from service.lifecycle import RETRY_AFTER_S
+from service.server.lifecycle import RETRY_AFTER_S
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from starlette.types import Receive
 
-    from service.lifecycle import Lifecycle
+    from service.server.lifecycle import Lifecycle
 
 T = TypeVar("T")
 

@@ -10,13 +10,13 @@ if TYPE_CHECKING:
 
     from service.api.event_stream import StreamTiming
     from service.api.requests import RequestLimits
-    from service.lifecycle import Lifecycle
-    from service.served_model import ServedModel
-    from service.variant import VariantStatus
+    from service.server.lifecycle import Lifecycle
+    from service.serving.served_model import ServedModel
+    from service.variants.variant import VariantStatus
 
 
 class Models(Protocol):
-    """The served variants; `service.supervisor.Supervisor` has them."""
+    """The served variants; `service.variants.supervisor.Supervisor` has them."""
 
     @property
     def statuses(self) -> list[VariantStatus]:

@@ -37,7 +37,7 @@ from service.errors import (
     UnsupportedBodyError,
     VariantStateError,
 )
-from service.lifecycle import RETRY_AFTER_S
+from service.server.lifecycle import RETRY_AFTER_S
 from service.text.errors import ChatNotSupportedError, TemplateFailedError, TextError
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from service.api.answers import Frames
-    from service.generation import Generation, TextDelta
-    from service.lifecycle import Lifecycle
+    from service.server.lifecycle import Lifecycle
+    from service.serving.generation import Generation, TextDelta
 
 STALLED = "the client has stopped reading its stream"
 LOOKS_PER_LIMIT = 4  # how often a write that hangs is looked for within the time it may hang

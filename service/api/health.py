@@ -8,11 +8,11 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from service.api.error_responses import JsonResponse
-from service.lifecycle import RETRY_AFTER_S, Phase
+from service.server.lifecycle import RETRY_AFTER_S, Phase
 
 if TYPE_CHECKING:
     from service.api.context import ApiContext
-    from service.variant import VariantStatus
+    from service.variants.variant import VariantStatus
 
 
 def health_router(context: ApiContext) -> APIRouter:

@@ -21,7 +21,7 @@ from service.errors import ClientGoneError, StalledReaderError
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from service.lifecycle import Lifecycle
+    from service.server.lifecycle import Lifecycle
     from service.team.keys import KeyRing
 
 log = structlog.get_logger(__name__)

@@ -13,8 +13,8 @@ from service.api.error_responses import JsonResponse
 
 if TYPE_CHECKING:
     from service.api.context import ApiContext
-    from service.served_model import ServedModel
-    from service.variant import VariantStatus
+    from service.serving.served_model import ServedModel
+    from service.variants.variant import VariantStatus
 
 
 def models_router(context: ApiContext) -> APIRouter:

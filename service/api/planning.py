@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 from engine.sampling_params import MAX_SEED, SamplingParams
 from service.errors import ContextLengthError, InvalidFieldError
-from service.generation import PlannedChoice, Prompt
+from service.serving.generation import PlannedChoice, Prompt
 from service.text.prompt import encode_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from service.api.requests import ChatRequest, CompletionRequest, GenerationRequest, Message
-    from service.served_model import ServedModel
+    from service.serving.served_model import ServedModel
 
 # OpenAI's own default for completions; chat takes what is left of the context.
 COMPLETION_MAX_TOKENS = 16

@@ -11,8 +11,9 @@ from service.commands.fetching import foreseen_ends, hub_access, progress_displa
 from service.commands.looking import TokenOption  # noqa: TC001 - typer reads annotations
 
 if TYPE_CHECKING:
-    from loaders.hub import HubAccess, Snapshot
-    from loaders.spec import VariantSpec
+    from loaders.repository.hub import HubAccess
+    from loaders.repository.snapshot import Snapshot
+    from loaders.repository.spec import VariantSpec
 
 
 def download(
@@ -45,7 +46,7 @@ def download(
 def _on_the_hub(variant: str, access: HubAccess) -> VariantSpec:
     from loaders.cache import find_built
     from loaders.errors import InvalidSpecError
-    from loaders.spec import parse_spec
+    from loaders.repository.spec import parse_spec
 
     spec = parse_spec(variant)
     if spec.folder is not None:
@@ -56,8 +57,8 @@ def _on_the_hub(variant: str, access: HubAccess) -> VariantSpec:
 
 
 def _fetch(spec: VariantSpec, access: HubAccess, *, verify: bool) -> Snapshot:
-    from loaders import hub
     from loaders.errors import CheckpointError
+    from loaders.repository import hub
 
     snapshot = hub.download(spec, access)
     if not verify or not (damage := hub.verify(snapshot)):

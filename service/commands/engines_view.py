@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from loaders.other_engines import Answer, Verdict
+    from loaders.planning.other_engines import Answer, Verdict
 
 _NAMED = 2  # more variants than so many, with nothing after them, are "the others"
 

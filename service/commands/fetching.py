@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from loaders.download_progress import DownloadProgress
-    from loaders.hub import HubAccess
+    from loaders.repository.download_progress import DownloadProgress
+    from loaders.repository.hub import HubAccess
 
 FAILED = 2
 INTERRUPTED = 130  # 128 and SIGINT's number, as shells count
@@ -40,7 +40,7 @@ _LINE_EVERY_S = 5.0  # where standard error is no terminal
 
 def hub_access(cache_dir: Path | None, token: str | None, shown: ProgressDisplay) -> HubAccess:
     """Put together where a command fetches from and to; flags win over settings."""
-    from loaders.hub import HubAccess, default_hub_cache
+    from loaders.repository.hub import HubAccess, default_hub_cache
 
     flags = {"cache_dir": cache_dir, "hub_token": token}
     given = {name: value for name, value in flags.items() if value is not None}

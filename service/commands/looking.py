@@ -17,8 +17,8 @@ from service.settings import config_file_from_environment, load_settings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from loaders.spec import VariantSpec
-    from loaders.variants import Variant
+    from loaders.catalogue.variants import Variant
+    from loaders.repository.spec import VariantSpec
     from service.settings import Settings
 
 TokenOption = Annotated[
@@ -57,7 +57,7 @@ def look_settings(*, token: str | None, cache_dir: Path | None, offline: bool) -
 
 def look(spec: VariantSpec, settings: Settings) -> Sequence[Variant]:
     """List the variants that a name means. Raises LoadError."""
-    from loaders.named_variants import find_variants
+    from loaders.catalogue.find import find_variants
 
     token = settings.hub_token
     return find_variants(

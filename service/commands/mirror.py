@@ -32,8 +32,8 @@ from service.errors import SettingsError
 from service.settings import config_file_from_environment, load_settings
 
 if TYPE_CHECKING:
-    from loaders.hub import HubAccess
-    from loaders.spec import VariantSpec
+    from loaders.repository.hub import HubAccess
+    from loaders.repository.spec import VariantSpec
 
 DEFAULT_BRANCH = "main"
 AUTO = "auto"  # a word for the choice of a plan; no branch is called so
@@ -90,7 +90,7 @@ def _names(branches: str) -> list[str] | None:
 def _mirror(
     repo: str, branches: list[str] | None, folder: Path, token: str | None, question: Question
 ) -> None:
-    from loaders.mirror import mirror as fetch_all
+    from loaders.repository.mirror import mirror as fetch_all
 
     with foreseen_ends(), progress_display() as shown:
         access = hub_access(folder, token, shown)
@@ -104,9 +104,9 @@ def _mirror(
 
 def _choose(repo: str, question: Question, access: HubAccess) -> list[VariantSpec]:
     """Choose the variant to mirror, and say why."""
+    from loaders.catalogue.find import find_variants
     from loaders.errors import NotEnoughMemoryError
-    from loaders.mirror import spec_on_hub
-    from loaders.named_variants import find_variants
+    from loaders.repository.mirror import spec_on_hub
 
     spec = spec_on_hub(repo)
     # Not with the mirror as its cache: what was measured is on record in the user's own.
@@ -126,7 +126,7 @@ def _choose(repo: str, question: Question, access: HubAccess) -> list[VariantSpe
 
 
 def _check(folder: Path) -> None:
-    from loaders.mirror import check_mirror, read_mirror
+    from loaders.repository.mirror import check_mirror, read_mirror
 
     with foreseen_ends():
         damage = check_mirror(folder)

@@ -73,7 +73,7 @@ def exit_code(answered: Answer) -> int:
 
 
 def _run(repo: str, question: Question, settings: Settings, *, as_json: bool) -> tuple[str, int]:
-    from loaders.spec import parse_spec
+    from loaders.repository.spec import parse_spec
     from service.commands.plan_view import as_document, as_table
 
     spec = parse_spec(repo)

@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from loaders.plan import SHOWN_USERS
+from loaders.planning.plan import SHOWN_USERS
 from service.commands.engines_view import engine_lines
 from service.commands.planning import NEEDS_SEVERAL
 from service.commands.text import printable
@@ -39,10 +39,10 @@ from service.commands.text import printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from loaders.accelerators import Devices
-    from loaders.device_memory import MemoryBreakdown
-    from loaders.plan import Choice, Plan, PlannedVariants
-    from loaders.variants import Variant
+    from loaders.catalogue.variants import Variant
+    from loaders.memory.device import MemoryBreakdown
+    from loaders.planning.accelerators import Devices
+    from loaders.planning.plan import Choice, Plan, PlannedVariants
     from service.commands.planning import Answer
 
 _WIDTH_OF_FILES = 140  # where no terminal says how wide it is

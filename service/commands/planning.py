@@ -17,9 +17,9 @@ from service.settings import unless_auto
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from loaders.accelerators import Devices
-    from loaders.plan import Choice, PlannedVariants, Prefer
-    from loaders.variants import Variant
+    from loaders.catalogue.variants import Variant
+    from loaders.planning.accelerators import Devices
+    from loaders.planning.plan import Choice, PlannedVariants, Prefer
     from service.settings import Auto, Settings
 
 NEEDS_SEVERAL = "It needs more than one GPU; `tetrad serve` runs on one today and cannot do this."
@@ -97,8 +97,8 @@ def answer(question: Question, settings: Settings, find: Callable[[], Sequence[V
 
     Raises LoadError.
     """
-    from loaders.accelerators import parse_gpus
-    from loaders.plan import choose, plan_variants
+    from loaders.planning.accelerators import parse_gpus
+    from loaders.planning.plan import choose, plan_variants
     from loaders.records import Records
 
     prefer = _preference(question.prefer or settings.prefer)
@@ -120,7 +120,7 @@ def answer(question: Question, settings: Settings, find: Callable[[], Sequence[V
 
 def _fits_one(choice: Choice, settings: Settings) -> bool:
     """Whether one of the devices holds the chosen variant, with the context that it gets."""
-    from loaders.plan import plan_variant
+    from loaders.planning.plan import plan_variant
     from loaders.records import Records
 
     if choice.plan is None:
@@ -139,7 +139,7 @@ def _fits_one(choice: Choice, settings: Settings) -> bool:
 
 def _preference(text: str) -> Prefer:
     from loaders.errors import InvalidPreferenceError
-    from loaders.plan import PREFERENCES
+    from loaders.planning.plan import PREFERENCES
 
     for preference in PREFERENCES:
         if text == preference:

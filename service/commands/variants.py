@@ -23,7 +23,7 @@ from service.commands.text import printable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from loaders.variants import Variant
+    from loaders.catalogue.variants import Variant
 
 WRONG_QUESTION = 2
 # Where neither a terminal nor COLUMNS says how wide lines may be; the 7B card's table fits.
@@ -46,7 +46,7 @@ def variants(
 ) -> None:
     """List what a repository offers: branches, tags and GGUF files with their parameters."""
     from loaders.errors import LoadError
-    from loaders.spec import parse_spec
+    from loaders.repository.spec import parse_spec
 
     settings = look_settings(token=token, cache_dir=cache_dir, offline=offline)
     try:

@@ -14,12 +14,11 @@ import torch
 
 from loaders.cache import default_cache_dir
 from loaders.errors import LoadError
-from loaders.hub import HubAnswer, default_hub_cache, probe_hub
-from loaders.kernels.protocol import LayerShape
-from loaders.kernels.resolve import resolve_backend
-from loaders.quantization import PackedFormat
-from loaders.stock import STOCK, absent_packages
-from service.choice import one_device
+from loaders.model.kernels.protocol import LayerShape
+from loaders.model.kernels.resolve import resolve_backend
+from loaders.model.stock import STOCK, absent_packages
+from loaders.quantization.packed_format import PackedFormat
+from loaders.repository.hub import HubAnswer, default_hub_cache, probe_hub
 from service.doctor import gpus, hub, machine, places, software
 from service.doctor.finding import Finding, fix, ok, warning
 from service.doctor.needs import (
@@ -31,6 +30,7 @@ from service.doctor.needs import (
 )
 from service.errors import SettingsError
 from service.settings import read_key, unknown_variables
+from service.worker.branch_choice import one_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

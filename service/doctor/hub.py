@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from service.doctor.finding import Finding, fix, ok, warning
 
 if TYPE_CHECKING:
-    from loaders.hub import HubAnswer
+    from loaders.repository.hub import HubAnswer
 
 NOT_ASKED = "not asked: local_files_only is set"
 

@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from loaders.catalogue.find import find_variants
 from loaders.errors import LoadError
-from loaders.load import open_snapshot
-from loaders.memory import free_bytes
-from loaders.named_variants import find_variants
-from loaders.spec import parse_spec
-from service.choice import name_of, one_device, plan_here
+from loaders.memory.free import free_bytes
+from loaders.repository.opening import open_snapshot
+from loaders.repository.spec import parse_spec
 from service.doctor import machine
 from service.doctor.finding import Finding, fix, ok, warning
+from service.worker.branch_choice import name_of, one_device, plan_here
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from loaders.spec import VariantSpec
+    from loaders.repository.spec import VariantSpec
     from service.settings import WorkerSettings
 
 

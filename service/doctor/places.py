@@ -7,7 +7,7 @@ import socket
 import tempfile
 from typing import TYPE_CHECKING
 
-from engine.sockets import ClientSockets
+from engine.transport.sockets import ClientSockets
 from service.doctor.finding import Finding, fix, ok, warning
 from service.doctor.machine import gb
 

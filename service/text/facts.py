@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from loaders.card import ModelCard, parse_card
+from loaders.catalogue.card import ModelCard, parse_card
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,10 +10,10 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engine.admission import Admission
 from engine.errors import BlockAccountingError, InvalidConstraintError
 from engine.limits import RequestLimits
 from engine.outputs import FinishReason, PromptLogprobs, SequenceFailure, TokenLogprobs, TokenOutput
+from engine.scheduling.admission import Admission
 from engine.statistics import EngineStatistics
 
 if TYPE_CHECKING:

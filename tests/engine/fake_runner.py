@@ -10,18 +10,18 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from engine.batch import SampledTokens
 from engine.config import EngineConfig
-from engine.drafting import num_accepted
 from engine.outputs import TokenLogprobs
 from engine.request import SequenceRequest
 from engine.sampling_params import SamplingParams
+from engine.scheduling.batch import SampledTokens
+from engine.scheduling.drafting import num_accepted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
-    from engine.batch import ScheduledBatch, ScheduledChunk, SlotStart
+    from engine.scheduling.batch import ScheduledBatch, ScheduledChunk, SlotStart
 
 VOCAB_SIZE = 50
 

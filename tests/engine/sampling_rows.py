@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from numpy import float32
 
-from engine.batch import RowExtras, SlotStart
-from engine.sampler import sample, uniform
+from engine.sampling.row_plan import make_plan
+from engine.sampling.sampler import sample, uniform
+from engine.sampling.state import SamplingState
 from engine.sampling_params import SamplingParams
-from engine.sampling_plan import make_plan
-from engine.sampling_state import SamplingState
+from engine.scheduling.batch import RowExtras, SlotStart
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from engine.sampler import SampledRows
+    from engine.sampling.sampler import SampledRows
 
 CPU = torch.device("cpu")
 

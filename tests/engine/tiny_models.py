@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from engine.layers.weights import LinearWeight
     from engine.sampling_params import SamplingParams
-    from engine.weights import LinearWeight
 
 VOCAB_SIZE = 311
 _sequence_ids = itertools.count()

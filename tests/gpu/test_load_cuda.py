@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from loaders.load import load
-from loaders.packed_linear import packed_layers
+from loaders.model.packed_linear import packed_layers
 from tests.dequantize import dequantized_model
 from tests.models import CARD_BRANCHES, TinyRepositories
 

@@ -5,7 +5,7 @@ import torch
 
 from loaders import load as load_module
 from loaders.load import load
-from loaders.offload import OffloadedLinear
+from loaders.model.offload import OffloadedLinear
 from tests.models import tiny_llama, tiny_tokenizer, write_gptq_checkpoint
 
 pytestmark = [

@@ -11,13 +11,14 @@ import torch
 from engine.core import Engine
 from engine.request import SequenceRequest
 from engine.sampling_params import SamplingParams
-from loaders.checkpoint import read_checkpoint
-from loaders.device_memory import Demand, predicted_memory
-from loaders.model_config import read_config
-from loaders.quantization import read_quantization
-from service import engine_sizing, worker
-from service.attempt import Attempt
+from loaders.checkpoint.config import read_config
+from loaders.checkpoint.files import read_checkpoint
+from loaders.memory.device import Demand, predicted_memory
+from loaders.quantization.settings import read_quantization
 from service.settings import WorkerSettings
+from service.worker import build as worker
+from service.worker import sizing
+from service.worker_protocol.load_attempt import Attempt
 from tests.models import tiny_llama, tiny_tokenizer, write_gptq_checkpoint, write_plain_checkpoint
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def test_the_prediction_is_near_what_the_driver_counts(write, tmp_path):
 
     asked = worker.prepare(settings, Attempt(), tell_nobody)
     loaded = worker.load_variant(asked, settings, Attempt(), tell_nobody)
-    config = engine_sizing.resolve_engine_config(settings, loaded)
+    config = sizing.resolve_engine_config(settings, loaded)
     engine = Engine(loaded.model, config)
     prompt = tuple(5 + i % 500 for i in range(config.max_model_len - 8))
     params = SamplingParams(max_tokens=4, temperature=0.0)

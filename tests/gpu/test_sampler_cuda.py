@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.batch import SlotStart
-from engine.sampler import sample
-from engine.sampling_plan import SamplingPlan, make_plan, plan_key
-from engine.sampling_state import SamplingState
+from engine.sampling.row_plan import SamplingPlan, make_plan, plan_key
+from engine.sampling.sampler import sample
+from engine.sampling.state import SamplingState
+from engine.scheduling.batch import SlotStart
 from tests.engine.sampling_rows import RowMaker, run
 
 pytestmark = [

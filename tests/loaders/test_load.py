@@ -9,6 +9,8 @@ import pytest
 import structlog
 import torch
 
+from loaders.checkpoint.generation_defaults import read_generation_defaults
+from loaders.checkpoint.tokenizer import load_tokenizer
 from loaders.errors import (
     BackendError,
     CheckpointError,
@@ -18,10 +20,8 @@ from loaders.errors import (
     TensorError,
     UnsafeCheckpointError,
 )
-from loaders.generation import read_generation_defaults
 from loaders.load import load, resolve_device_map, resolve_dtype
-from loaders.packed_linear import packed_layers
-from loaders.tokenizer import load_tokenizer
+from loaders.model.packed_linear import packed_layers
 from tests.dequantize import dequantized_model
 from tests.models import (
     tiny_llama,
@@ -259,7 +259,7 @@ def test_settings_without_packed_weights_are_refused(tmp_path, llama, tokenizer)
 
 
 def test_weights_that_do_not_fit_tell_needed_and_free(checkpoint, monkeypatch):
-    monkeypatch.setattr("loaders.memory.free_bytes", lambda device: 1_000_000)
+    monkeypatch.setattr("loaders.memory.free.free_bytes", lambda device: 1_000_000)
     with pytest.raises(NotEnoughMemoryError, match=r"need 0\.00 GB on cpu, 0\.00 GB are free"):
         load(str(checkpoint), device="cpu")
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from loaders.errors import LoadError
 from service.api.application import create_app
-from service.lifecycle import Lifecycle
 from service.logs import set_up_logs
-from service.server import Server, listen, url_of
+from service.server.lifecycle import Lifecycle
+from service.server.uvicorn_server import Server, listen, url_of
 from service.settings import Settings
-from service.supervisor import Supervisor
-from service.variant import Variant, VariantRules
+from service.variants.supervisor import Supervisor
+from service.variants.variant import Variant, VariantRules
 from tests.service.fakes import (
     MODEL,
     ByteTokenizer,
@@ -30,7 +30,7 @@ from tests.service.fakes import (
 )
 
 if TYPE_CHECKING:
-    from service.served_model import ServedModel
+    from service.serving.served_model import ServedModel
 
 
 class FakeSource:

@@ -15,18 +15,18 @@ import time
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineStartError
-from engine.loop import BuiltEngine
-from loaders.generation import GenerationDefaults
-from service.attempt import Failure, StartFailure, Trial
-from service.model_description import ModelDescription
-from service.worker_process import main
+from engine.process.loop import BuiltEngine
+from loaders.checkpoint.generation_defaults import GenerationDefaults
+from service.worker.process import main
+from service.worker_protocol.load_attempt import Failure, StartFailure, Trial
+from service.worker_protocol.model_description import ModelDescription
 from tests.engine.fake_engine import FakeEngine
 
 if TYPE_CHECKING:
-    from engine.loop import TellProgress
+    from engine.process.loop import TellProgress
     from engine.request import SequenceRequest
-    from service.attempt import Attempt
     from service.settings import WorkerSettings
+    from service.worker_protocol.load_attempt import Attempt
 
 MODEL = "fake/model"
 MAX_MODEL_LEN = 100_000

@@ -21,17 +21,17 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from engine.errors import EngineDeadError, InvalidTokenError
 from engine.outputs import FinishReason, TokenOutput
 from engine.sampling_params import SamplingParams
-from engine.wire import IntegrityReport
-from loaders.self_test.report import Check, SelfTestReport
+from engine.transport.wire import IntegrityReport
+from loaders.model.self_test.report import Check, SelfTestReport
 from service.api.application import create_app
 from service.api.context import ApiContext, Models
 from service.api.event_stream import StreamTiming
 from service.api.requests import RequestLimits
 from service.errors import ModelNotFoundError, UnavailableError
-from service.lifecycle import Lifecycle, Phase
-from service.served_model import Identity, ServedModel
+from service.server.lifecycle import Lifecycle, Phase
+from service.serving.served_model import Identity, ServedModel
 from service.team.keys import KeyRing
-from service.variant import VariantState, VariantStatus
+from service.variants.variant import VariantState, VariantStatus
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     import openai
     from transformers import PreTrainedTokenizerFast
 
-    from engine.client import Submission
     from engine.request import Terms
+    from engine.transport.client import Submission
 
 MODEL = "owner/name:gptq-4bit-32g@x"
 VOCAB_SIZE = 512

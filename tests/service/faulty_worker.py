@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from loaders.kernels import resolve
-from service.worker_process import build as build_real
-from service.worker_process import main
+from loaders.model.kernels import resolve
+from service.worker.process import build as build_real
+from service.worker.process import main
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from engine.loop import BuiltEngine, TellProgress
-    from loaders.kernels.protocol import Backend, Kernel, LayerShape
-    from loaders.packed_tensors import PackedTensors
-    from service.attempt import Attempt
+    from engine.process.loop import BuiltEngine, TellProgress
+    from loaders.model.kernels.protocol import Backend, Kernel, LayerShape
+    from loaders.quantization.packed_tensors import PackedTensors
     from service.settings import WorkerSettings
+    from service.worker_protocol.load_attempt import Attempt
 
 NUM_FORGOTTEN = 32  # inputs
 
@@ -76,7 +76,7 @@ def build(settings: WorkerSettings, attempt: Attempt, tell: TellProgress) -> Bui
         if backend.name in faults.get("backends", resolve.backend_names())
     )
     if room := faults.get("room"):
-        import service.worker  # noqa: F401 - what it maps is no part of the room
+        import service.worker.build  # noqa: F401 - what it maps is no part of the room
 
         limit = psutil.Process().memory_info().vms + room
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

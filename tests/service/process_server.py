@@ -11,13 +11,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from service import app
-from service.engine_hosts import EngineProcess
 from service.settings import load_settings
+from service.variants.handles import EngineProcess
 
 if TYPE_CHECKING:
-    from service.attempt import Attempt
-    from service.engine_hosts import OnProgress
     from service.settings import WorkerSettings
+    from service.variants.handles import OnProgress
+    from service.worker_protocol.load_attempt import Attempt
 
 
 class FakeEngineProcess:

@@ -20,15 +20,15 @@ import psutil
 
 from service import app
 from service.cli import main
-from service.engine_hosts import WORKER_COMMAND, EngineProcess
+from service.variants.handles import WORKER_COMMAND, EngineProcess
 from tests.service.fakes import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from service.attempt import Attempt
-    from service.engine_hosts import OnProgress
     from service.settings import WorkerSettings
+    from service.variants.handles import OnProgress
+    from service.worker_protocol.load_attempt import Attempt
 
 ROOT = Path(__file__).parents[2]
 LOAD_LIMIT_S = 240  # of several engines on a busy machine

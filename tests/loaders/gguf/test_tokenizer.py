@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from loaders.checkpoint.tokenizer import load_tokenizer
 from loaders.errors import CheckpointError
 from loaders.gguf.files import open_files
 from loaders.gguf.tokenizer import make_tokenizer
-from loaders.tokenizer import load_tokenizer
 from tests.gguf_writer import tokenizer_metadata
 from tests.models import tiny_tokenizer
 

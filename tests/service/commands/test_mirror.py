@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
-from loaders import mirror as mirrors
-from loaders import named_variants
+from loaders.catalogue import find as named_variants
 from loaders.records import Records
+from loaders.repository import mirror as mirrors
 from service.cli import app
 from tests.planned import awq_70b, gguf_13b, gptq_7b
 

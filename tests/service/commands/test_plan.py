@@ -11,11 +11,12 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
-from loaders import accelerators, named_variants
-from loaders.accelerators import GIB, FoundDevice
-from loaders.card import MAX_CARD_BYTES
+from loaders.catalogue import find as named_variants
+from loaders.catalogue.card import MAX_CARD_BYTES
 from loaders.errors import RevisionNotFoundError
-from loaders.plan import MeasuredMemory, PlannedVariants
+from loaders.planning import accelerators
+from loaders.planning.accelerators import GIB, FoundDevice
+from loaders.planning.plan import MeasuredMemory, PlannedVariants
 from service.cli import app
 from service.commands.plan import exit_code
 from service.commands.plan_view import as_document, as_table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from loaders.card import ModelCard
+from loaders.catalogue.card import ModelCard
 from service.text.facts import MAX_CARD_BYTES, VariantFacts, read_facts
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from loaders.card import ModelCard
+from loaders.catalogue.card import ModelCard
 from service.text.errors import ChatNotSupportedError
 from service.text.facts import VariantFacts
 from service.text.families import (

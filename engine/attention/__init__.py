@@ -1,0 +1,1 @@
+"""Attention over the paged KV cache, and how layers ask for it."""

@@ -1,0 +1,116 @@
+"""How attention asks for what it needs, and how Transformers' own layers come to use it.
+
+The layers see `AttentionStep` only; what stands behind it is `paged_attention`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from engine.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+ATTENTION_NAME = "paged"
+
+
+class AttentionStep(Protocol):
+    """What a decoder layer needs of the step it runs in."""
+
+    def attend(
+        self,
+        layer_index: int,
+        query: Tensor,
+        key_value: Tensor,
+        *,
+        scale: float,
+        window: int | None,
+    ) -> Tensor:
+        """Store the new keys and values, then attend.
+
+        query: [num_tokens, heads, head_dim]; key_value: [num_tokens, 2, kv_heads, head_dim].
+        window: how many tokens back each one sees, itself included; None for all.
+        Returns [num_tokens, heads, head_dim].
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInput:
+    """What a model needs for one forward pass."""
+
+    token_ids: Tensor  # [num_tokens] int64
+    position_ids: Tensor  # [num_tokens] int64
+    logits_indices: Tensor  # [num_rows] int64: the tokens after which logits are needed
+    attention: AttentionStep
+
+
+# Keywords that Transformers' layers pass on and that don't change what attention computes.
+_HARMLESS = frozenset(
+    {
+        "layer_idx",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "position_embeddings",
+        "position_ids",
+        "return_dict",
+        "use_cache",
+    }
+)
+
+
+def register() -> None:
+    """Make `model.set_attn_implementation("paged")` possible."""
+    AttentionInterface.register(ATTENTION_NAME, _paged_attention)
+    AttentionMaskInterface.register(ATTENTION_NAME, _no_mask)
+
+
+def _paged_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    paged: AttentionStep,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attend as Transformers' layers ask for it: query [1, heads, num_tokens, head_dim]."""
+    refused = {name for name, value in others.items() if value is not None} - _HARMLESS
+    if attention_mask is not None:
+        refused.add("attention_mask")
+    if is_causal is False or not getattr(module, "is_causal", True):
+        refused.add("is_causal=False")
+    if dropout:
+        refused.add("dropout")
+    if refused:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} asks attention for {', '.join(sorted(refused))}, which paged"
+            " attention does not know"
+        )
+    if value.shape != key.shape:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} has keys of shape {tuple(key.shape)} and values of shape"
+            f" {tuple(value.shape)}; paged attention needs them alike"
+        )
+    attended = paged.attend(
+        module.layer_idx,  # type: ignore[arg-type]
+        query[0].transpose(0, 1),
+        torch.stack((key[0], value[0])).permute(2, 0, 1, 3),
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        window=sliding_window,
+    )
+    return attended.unsqueeze(0), None
+
+
+def _no_mask(*_: object, **__: object) -> None:
+    """Say that masks are attention's own business."""

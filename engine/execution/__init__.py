@@ -1,0 +1,1 @@
+"""Runs a scheduled batch: its tensors, the forward pass, its sampled tokens."""

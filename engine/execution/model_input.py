@@ -1,0 +1,158 @@
+"""Turns a scheduled batch into the tensors of one forward pass.
+
+Rows are packed as `paged_attention` describes: decoding sequences first, longest first, then the
+chunks. All indices are int64, so that no size of cache or vocabulary can wrap around.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from engine.attention.interface import ModelInput
+from engine.attention.paged import (
+    MAX_GATHER_BYTES,
+    MAX_PADDING,
+    ChunkRows,
+    LoneDecode,
+    PaddedDecodes,
+    PagedStep,
+    RowByRow,
+)
+from engine.scheduling.batch import Decodes, ScheduledBatch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from engine.attention.interface import AttentionStep
+    from engine.attention.kv_cache import KVCache
+    from engine.execution.slot_state import SlotState
+    from engine.scheduling.batch import ScheduledChunk
+
+
+def model_order(batch: ScheduledBatch) -> ScheduledBatch:
+    """Sort a batch as its rows will lie: the longest decoding sequences first."""
+    decodes = batch.decodes
+    order = sorted(range(len(decodes)), key=decodes.positions.__getitem__, reverse=True)
+    in_order = Decodes(
+        tuple(map(decodes.sequence_ids.__getitem__, order)),
+        tuple(map(decodes.slots.__getitem__, order)),
+        tuple(map(decodes.positions.__getitem__, order)),
+    )
+    return ScheduledBatch(
+        in_order, batch.chunks, batch.starts, batch.new_blocks, batch.dirty_blocks
+    )
+
+
+def build_model_input(
+    batch: ScheduledBatch, state: SlotState, cache: KVCache, *, is_batch_invariant: bool
+) -> ModelInput:
+    """Lay out a batch that is in `model_order` and that `state` has taken in.
+
+    The input of a decode is read on the device, so that a step can be laid out before the one
+    before it is collected.
+    """
+    slots = np.array(batch.decodes.slots, dtype=np.int64)
+    positions = np.array(batch.decodes.positions, dtype=np.int64)
+    chunk_positions = [np.arange(chunk.start, chunk.stop) for chunk in batch.chunks]
+    cache_slots = [
+        state.cache_slots(slots, positions),
+        *(
+            state.cache_slots(chunk.slot, theirs)
+            for chunk, theirs in zip(batch.chunks, chunk_positions, strict=True)
+        ),
+    ]
+    slot_mapping = _tensor(np.concatenate(cache_slots), cache.device)
+    attention: AttentionStep
+    if is_batch_invariant:
+        runs = [state.run(slot, n + 1) for slot, n in zip(slots, positions, strict=True)]
+        for chunk in batch.chunks:
+            runs += (state.run(chunk.slot, n + 1) for n in range(chunk.start, chunk.stop))
+        attention = RowByRow(cache, slot_mapping, tuple(runs))
+    else:
+        attention = PagedStep(
+            cache,
+            slot_mapping,
+            _group_decodes(slots, positions, state, cache),
+            _chunk_rows(batch, state),
+        )
+    return ModelInput(
+        token_ids=_token_ids(slots, batch, state),
+        position_ids=_tensor(np.concatenate([positions, *chunk_positions]), cache.device),
+        logits_indices=_tensor(_logits_indices(batch), cache.device),
+        attention=attention,
+    )
+
+
+def num_logits(chunk: ScheduledChunk) -> int:
+    """After how many of a chunk's tokens logits are needed: its last ones."""
+    return len(chunk.token_ids) if chunk.prompt_targets is not None else chunk.num_samples
+
+
+def _tensor(numbers: NDArray[np.int64], device: torch.device) -> Tensor:
+    return torch.from_numpy(numbers).to(device, non_blocking=True)
+
+
+def _logits_indices(batch: ScheduledBatch) -> NDArray[np.int64]:
+    rows = [np.arange(len(batch.decodes))]
+    stop = len(batch.decodes)
+    for chunk in batch.chunks:
+        stop += len(chunk.token_ids)
+        rows.append(np.arange(stop - num_logits(chunk), stop))
+    indices = np.concatenate(rows)
+    # Where only chunks run that go on, nothing is sampled; models want at least one row.
+    return indices if len(indices) else np.zeros(1, dtype=np.int64)
+
+
+def _token_ids(slots: NDArray[np.int64], batch: ScheduledBatch, state: SlotState) -> Tensor:
+    device = state.last_tokens.device
+    sampled = state.last_tokens.index_select(0, _tensor(slots, device))
+    if not batch.chunks:
+        return sampled
+    known = [token_id for chunk in batch.chunks for token_id in chunk.token_ids]
+    return torch.cat([sampled, torch.tensor(known, device=device)])
+
+
+def _group_decodes(
+    slots: NDArray[np.int64], positions: NDArray[np.int64], state: SlotState, cache: KVCache
+) -> tuple[LoneDecode | PaddedDecodes, ...]:
+    """Divide decode rows into groups of similar length; longest first."""
+    groups: list[LoneDecode | PaddedDecodes] = []
+    bytes_per_block = cache.block_size * cache.bytes_per_token
+    falling = -positions
+    num_tokens = _tensor(positions + 1, cache.device).view(-1, 1, 1, 1)
+    start = 0
+    while start < len(slots):
+        longest = int(positions[start]) + 1
+        width = -(-longest // cache.block_size)
+        # Positions fall, so those near enough to the longest end where they are searched for.
+        near = int(np.searchsorted(falling, falling[start] + MAX_PADDING, side="right"))
+        most = max(1, MAX_GATHER_BYTES // (width * bytes_per_block))
+        stop = min(near, start + most)
+        if stop - start == 1:
+            groups.append(LoneDecode(start, state.run(int(slots[start]), longest)))
+        else:
+            groups.append(
+                PaddedDecodes(
+                    rows=slice(start, stop),
+                    width=width * cache.block_size,
+                    blocks=_tensor(state.tables[slots[start:stop], :width].ravel(), cache.device),
+                    num_tokens=num_tokens[start:stop],
+                )
+            )
+        start = stop
+    return tuple(groups)
+
+
+def _chunk_rows(batch: ScheduledBatch, state: SlotState) -> tuple[ChunkRows, ...]:
+    rows: list[ChunkRows] = []
+    first = len(batch.decodes)
+    for chunk in batch.chunks:
+        stop = first + len(chunk.token_ids)
+        run = state.run(chunk.slot, chunk.stop) if chunk.start else None
+        rows.append(ChunkRows(slice(first, stop), chunk.start, run))
+        first = stop
+    return tuple(rows)

@@ -1,0 +1,1 @@
+"""The engine's side of the process border: its loop, its heartbeat, its grammars."""

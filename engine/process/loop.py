@@ -1,0 +1,277 @@
+"""Runs an engine for a client at the other end of a socket: orders in, one report a step out.
+
+The thread that runs the loop is the only one that touches the engine. A second one beats like a
+heart, so that a step that takes long is told from one that never ends, and from a process that is
+gone.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from engine.errors import BlockAccountingError, EngineError, EngineStartError
+from engine.outputs import PromptLogprobs, TokenOutput
+from engine.process.grammar_reader import GrammarReader
+from engine.transport.sockets import EngineSockets, TidingsSocket
+from engine.transport.wire import (
+    CannotStart,
+    CheckIntegrity,
+    Dying,
+    Failure,
+    Heartbeat,
+    IntegrityReport,
+    Progress,
+    Ready,
+    Shutdown,
+    StepReport,
+    Work,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from engine.constraint import Constraint
+    from engine.limits import RequestLimits
+    from engine.outputs import StepOutput
+    from engine.request import SequenceRequest
+    from engine.statistics import EngineStatistics
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 0.5
+
+
+class Books(Protocol):
+    """What an engine counts, and can check."""
+
+    def check(self) -> None:
+        """Raise BlockAccountingError where the counts don't add up."""
+
+
+class SteppedEngine(Protocol):
+    """What the loop needs of an engine; `engine.core.Engine` is one."""
+
+    @property
+    def limits(self) -> RequestLimits:
+        """What requests must respect."""
+
+    @property
+    def scheduler(self) -> Books:
+        """What counts sequences and blocks."""
+
+    @property
+    def has_work(self) -> bool:
+        """Whether another step would do anything."""
+
+    def compile(self, grammar: str) -> Constraint:
+        """Read a grammar, in any thread. Raises InvalidConstraintError."""
+
+    def add(self, request: SequenceRequest, *, constraint: Constraint | None = None) -> object:
+        """Queue a sequence. Raises an EngineError if it cannot run."""
+
+    def abort(self, sequence_id: int) -> None:
+        """End a sequence without further output; unknown ones are left alone."""
+
+    def step(self) -> list[StepOutput]:
+        """Advance."""
+
+    def statistics(self) -> EngineStatistics:
+        """Count."""
+
+
+class Ending(enum.Enum):
+    """How an engine came to its end; the client has been told, and the log."""
+
+    AS_TOLD = "as told"
+    NOT_STARTED = "not started"  # for a reason that another try would meet again
+    DIED = "died"
+
+
+def serve(folder: Path, build: Callable[[TellProgress], BuiltEngine]) -> Ending:
+    """Build an engine and run it for the client that listens in `folder`, until told to end.
+
+    build: raises EngineStartError for what the client shall read.
+    """
+    sockets = EngineSockets(folder)
+    heart = Heart(folder)
+    heart.start()
+    try:
+        built = build(
+            lambda phase, percent=None, about=b"": sockets.send(Progress(phase, percent, about))
+        )
+        limits = built.engine.limits
+        sockets.send(Ready(limits.vocab_size, limits.max_model_len, built.about))
+        EngineLoop(built.engine, sockets, heart).run()
+    except EngineStartError as error:
+        sockets.send(CannotStart(str(error), error.about))
+        return Ending.NOT_STARTED
+    except Exception as error:
+        log.exception("the engine died")
+        # Not its message: clients will read this, and it may hold paths and addresses.
+        sockets.send(Dying(f"the engine died of {type(error).__name__}"))
+        return Ending.DIED
+    finally:
+        heart.stop()
+        sockets.close()
+    return Ending.AS_TOLD
+
+
+class TellProgress(Protocol):
+    """Tells the client how far loading has come."""
+
+    def __call__(self, phase: str, percent: float | None = None, about: bytes = b"") -> None:
+        """Name the phase; percent: of the phase, where it can be told; about: as in `Ready`."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltEngine:
+    """An engine, and what the client's side shall know of its model."""
+
+    engine: SteppedEngine
+    about: bytes
+
+
+class Heart:
+    """Tells the client, from its own thread, that the process lives and since when it steps.
+
+    Counted in beats, not by the clock: one that was frozen, as containers can be, has not stepped.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._socket = TidingsSocket(folder)
+        self._num_steps = 0
+        self._step: int | None = None  # the number of the one under way
+        self._is_stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
+
+    def start(self) -> None:
+        """Begin to beat."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Beat no more."""
+        self._is_stopping.set()
+        self._thread.join()
+
+    def step_begins(self) -> None:
+        """Note that a step is under way."""
+        self._num_steps += 1
+        self._step = self._num_steps
+
+    def step_ends(self) -> None:
+        """Note that none is."""
+        self._step = None
+
+    def _run(self) -> None:
+        last: int | None = None
+        num_beats = 0  # in one and the same step
+        while True:
+            step = self._step
+            num_beats = num_beats + 1 if step is not None and step == last else 0
+            last = step
+            self._socket.send(Heartbeat(HEARTBEAT_S * num_beats))
+            if self._is_stopping.wait(HEARTBEAT_S):
+                break
+        self._socket.close()
+
+
+class EngineLoop:
+    """An engine at work for one client."""
+
+    def __init__(self, engine: SteppedEngine, sockets: EngineSockets, heart: Heart) -> None:
+        self._engine = engine
+        self._sockets = sockets
+        self._heart = heart
+        self._grammars = GrammarReader(engine.compile, sockets.wake)
+        self._work_number = 0
+        self._is_stopping = False
+
+    def run(self) -> None:
+        """Step while there is work, sleep while there is none, return when told to."""
+        self._report([], [])
+        while self._take_orders():
+            self._step()
+        self._grammars.close()
+
+    def _take_orders(self) -> bool:
+        """Follow the orders that have come, waiting for one where nothing else is to be done.
+
+        Returns False once the loop is to end.
+        """
+        failures: list[Failure] = []
+        for order in self._sockets.receive(wait=not self._engine.has_work):
+            if isinstance(order, Work):
+                failures += self._take_in(order)
+            elif isinstance(order, CheckIntegrity):
+                self._sockets.send(self._check_integrity())
+            elif isinstance(order, Shutdown):
+                self._is_stopping = True
+        for request, read in self._grammars.take_read():
+            failures += self._add(request, read)
+        if failures or not self._engine.has_work:  # no step will tell of what was taken in
+            self._report([], failures)
+        return not self._is_stopping
+
+    def _take_in(self, work: Work) -> list[Failure]:
+        """Tell the engine what to do; return what it refuses."""
+        self._work_number = work.number
+        failures: list[Failure] = []
+        for request in work.requests:
+            if request.grammar is not None:
+                self._grammars.begin(request, request.grammar)
+            else:
+                failures += self._add(request, None)
+        for sequence_id in work.aborted:
+            self._grammars.drop(sequence_id)
+            self._engine.abort(sequence_id)
+        return failures
+
+    def _add(
+        self, request: SequenceRequest, constraint: Constraint | EngineError | None
+    ) -> list[Failure]:
+        """Hand a sequence to the engine; return why it may not run, if so."""
+        try:
+            if isinstance(constraint, EngineError):
+                raise constraint
+            self._engine.add(request, constraint=constraint)
+        except EngineError as error:
+            return [Failure.of(request.sequence_id, error)]
+        return []
+
+    def _step(self) -> None:
+        if not self._engine.has_work:
+            return
+        self._heart.step_begins()
+        outputs = self._engine.step()
+        self._heart.step_ends()
+        self._report(outputs, [])
+
+    def _report(self, outputs: list[StepOutput], failures: list[Failure]) -> None:
+        tokens: list[TokenOutput] = []
+        prompt_logprobs: list[PromptLogprobs] = []
+        for output in outputs:
+            if isinstance(output, TokenOutput):
+                tokens.append(output)
+            elif isinstance(output, PromptLogprobs):
+                prompt_logprobs.append(output)
+            else:
+                failures.append(Failure.of(output.sequence_id, output.error))
+        self._sockets.send(
+            StepReport(
+                tokens, prompt_logprobs, failures, self._work_number, self._engine.statistics()
+            )
+        )
+
+    def _check_integrity(self) -> IntegrityReport:
+        problem: str | None = None
+        try:
+            self._engine.scheduler.check()
+        except BlockAccountingError as error:
+            log.error("the engine's books are wrong: %s", error)
+            problem = str(error)
+        return IntegrityReport(not self._engine.has_work, problem)

@@ -1,0 +1,99 @@
+"""One generation: what was asked, what was produced, and how far it got.
+
+Only facts and counts; who runs next is `scheduler`'s to decide, and only it changes a sequence.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.constraint import Constraint
+    from engine.sampling_params import SamplingParams
+    from engine.scheduling.drafting import NgramDrafter
+    from engine.scheduling.fair_queue import Caller
+
+
+class SequenceState(enum.Enum):
+    """Where a sequence stands."""
+
+    WAITING = "waiting"  # holds nothing; new, or preempted
+    RUNNING = "running"  # holds a slot and blocks
+    PAUSED = "paused"  # gave its slot to a caller who had had less; holds its blocks
+    ENDED = (
+        "ended"  # takes no more tokens; holds its blocks while a launched step still writes to them
+    )
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Sequence:
+    """One generation, from its prompt to its last token."""
+
+    sequence_id: int
+    prompt_token_ids: tuple[int, ...]  # at least one
+    params: SamplingParams
+    seed: int  # of its random stream: the one asked for, or a fresh one
+    max_output_tokens: int  # what max_tokens and the model's context leave, at least 1
+    caller: Caller
+    priority: int = 0  # lower runs first
+    arrival: int = 0  # a number that grows; ties are broken by it
+    deadline: float | None = None  # on the scheduler's clock
+    root_digest: bytes = b""  # of its prefixes
+    constraint: Constraint | None = None
+    drafter: NgramDrafter | None = None
+
+    state: SequenceState = SequenceState.WAITING
+    output_token_ids: list[int] = field(default_factory=list)  # collected
+    num_computed_tokens: int = (
+        0  # whose keys and values are cached, or being written by a launched step
+    )
+    num_charged_tokens: int = 0  # that its caller has been charged for
+    num_steps_in_flight: int = 0  # launched with this sequence in them, not yet collected
+    num_samples_in_flight: int = 0  # tokens being sampled by them
+    is_decoding: bool = False  # its slot holds its last token, sampled or being sampled
+    has_started: bool = False  # left the queue at least once
+    is_suspect: bool = False  # its blocks may hold NaN, or nothing at all
+    num_retractions: int = 0  # steps with it that ran out of memory
+    num_told_prompt_logprobs: int = 0
+    slot: int | None = None  # its row in the runner's resident state
+    block_digests: list[bytes] = field(default_factory=list)  # of its first full blocks
+    num_registered_blocks: int = 0  # of them that were offered to the prefix cache
+
+    end_token_ids: frozenset[int] = field(init=False)
+    is_watched: bool = field(init=False)  # may need its last token read before each step
+
+    def __post_init__(self) -> None:
+        """Work out once what every step asks."""
+        self.end_token_ids = self.params.end_token_ids
+        self.is_watched = (
+            self.constraint is not None or bool(self.params.bad_words) or self.drafter is not None
+        )
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """How many tokens it began with."""
+        return len(self.prompt_token_ids)
+
+    @property
+    def num_known_tokens(self) -> int:
+        """How many tokens have been collected, prompt included."""
+        return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def needs_last_token(self) -> bool:
+        """Whether its next step cannot be planned before its last token has been read."""
+        return (
+            self.constraint is not None
+            or bool(self.params.bad_words)
+            or (self.drafter is not None and self.drafter.is_active)
+        )
+
+    def known_token_ids(self, start: int, stop: int) -> tuple[int, ...]:
+        """Return a stretch of prompt and answer."""
+        num_prompt = len(self.prompt_token_ids)
+        if stop <= num_prompt:
+            return self.prompt_token_ids[start:stop]
+        outputs = self.output_token_ids[max(0, start - num_prompt) : stop - num_prompt]
+        return (*self.prompt_token_ids[start:], *outputs)

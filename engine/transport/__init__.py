@@ -1,0 +1,1 @@
+"""Carries requests and tokens between the API process and an engine."""

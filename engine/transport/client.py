@@ -1,0 +1,409 @@
+"""The engine's asynchronous face: submit a prompt, iterate over its tokens.
+
+The engine runs elsewhere, in a process or a thread of its own; here is what the event loop sees of
+it, from its loading to its end. One message carries all that one turn of the loop submits, one
+wake-up brings all that one step gave. Streams never hold the engine up: a slow reader's tokens wait
+in its stream, no more of them than it asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from engine.errors import EngineDeadError, EngineError, EngineStartError
+from engine.limits import RequestLimits
+from engine.request import SequenceRequest, Terms
+from engine.transport.backlog import Backlog, QueueLimits
+from engine.transport.wire import (
+    CannotStart,
+    CheckIntegrity,
+    Dying,
+    Heartbeat,
+    IntegrityReport,
+    Progress,
+    Ready,
+    Shutdown,
+    StepReport,
+    Work,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from engine.outputs import TokenLogprobs, TokenOutput
+    from engine.sampling_params import SamplingParams
+    from engine.statistics import EngineStatistics
+    from engine.transport.sockets import ClientSockets
+    from engine.transport.wire import Tidings
+
+log = logging.getLogger(__name__)
+
+# Messages read in one turn of the event loop; then others have theirs.
+_MESSAGES_PER_TURN = 64
+NO_TERMS = Terms()
+# More than an engine can have said between its last report that was read and its end.
+_LAST_MESSAGES = 65_536
+_LAST_WORDS_S = 1.0  # for what an engine said last to arrive; on a busy machine it takes a while
+_LOOK_S = 0.002
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """One sequence to run."""
+
+    prompt_token_ids: Sequence[int]
+    params: SamplingParams
+    group: int | None = None  # of sequences with the same prompt
+    grammar: str | None = None  # what the answer must follow
+
+
+class TokenStream:
+    """The tokens of one sequence, in order; the last one carries a finish_reason.
+
+    Raises `EngineDeadError` if the engine stops before the sequence has ended, another
+    `EngineError` if the sequence alone failed. Closing it, cancelling whoever waits for it, or
+    letting go of it aborts the sequence.
+    """
+
+    def __init__(self, client: EngineClient, sequence_id: int) -> None:
+        self.sequence_id = sequence_id
+        # What was asked for of the prompt, complete before the first token comes.
+        self.prompt_logprobs: list[TokenLogprobs] = []
+        self._client = client
+        self._outputs: list[TokenOutput] = []
+        self._error: EngineError | None = None  # comes after the outputs
+        self._is_over = False  # nothing more will come
+        self._waiter: asyncio.Future[None] | None = None
+
+    def __aiter__(self) -> TokenStream:
+        return self
+
+    async def __anext__(self) -> TokenOutput:
+        """Wait for the next token."""
+        if not self._outputs:
+            await self._wait()
+        if not self._outputs:
+            raise StopAsyncIteration
+        return self._outputs.pop(0)
+
+    async def take(self) -> list[TokenOutput]:
+        """Wait for tokens, and return all that have come; none once the sequence has ended."""
+        if not self._outputs:
+            await self._wait()
+        outputs = self._outputs
+        self._outputs = []
+        return outputs
+
+    async def aclose(self) -> None:
+        """Abort the sequence if it still runs; return at once."""
+        self._outputs.clear()
+        self._error = None
+        if not self._is_over:
+            self._client.abort(self.sequence_id)
+
+    def push(self, output: TokenOutput) -> None:
+        """Take a token."""
+        self._outputs.append(output)
+        if output.finish_reason is not None:
+            self._is_over = True
+        if self._waiter is not None:
+            self._wake()
+
+    def end(self, error: EngineError | None = None) -> None:
+        """Take note that nothing more will come."""
+        self._is_over = True
+        self._error = error
+        self._wake()
+
+    async def _wait(self) -> None:
+        """Wait until there is something to give, or nothing more will come."""
+        if self._waiter is not None:
+            raise RuntimeError(f"two tasks wait for the tokens of sequence {self.sequence_id}")
+        if not self._is_over:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            except asyncio.CancelledError:
+                await self.aclose()
+                raise
+            finally:
+                self._waiter = None
+        if not self._outputs and self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class EngineClient:
+    """One life of an engine, seen from one event loop; make it there, before the engine starts."""
+
+    def __init__(
+        self,
+        sockets: ClientSockets,
+        limits: QueueLimits,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self.statistics: EngineStatistics | None = None  # None before the first step
+        self.step_s = 0.0  # how long the step under way had been running at the last heartbeat
+        self.last_heard = self.last_progress = time.monotonic()
+        self._sockets = sockets
+        self._on_progress = on_progress
+        self._loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[Ready] = self._loop.create_future()
+        self._limits: RequestLimits | None = None  # known once it is ready
+        self._death: EngineDeadError | None = None
+        self._is_closed = False
+        self._sequence_ids = itertools.count()
+        # Weak: a stream that nobody holds any more is found missing, and its sequence aborted.
+        self._streams: weakref.WeakValueDictionary[int, TokenStream] = weakref.WeakValueDictionary()
+        self._backlog = Backlog(limits)
+        self._work = Work(1, [], [])  # for the next message
+        self._checks: list[asyncio.Future[IntegrityReport]] = []
+        self._loop.add_reader(sockets.fileno, self._read)
+
+    @property
+    def folder(self) -> Path:
+        """Where the engine finds its client."""
+        return self._sockets.folder
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the engine takes work."""
+        return self._limits is not None and self._death is None
+
+    @property
+    def death(self) -> EngineDeadError | None:
+        """What the engine ended of; None while it lives."""
+        return self._death
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of a prompt and its answer together."""
+        return self._known_limits().max_model_len
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below this."""
+        return self._known_limits().vocab_size
+
+    @property
+    def num_open_sequences(self) -> int:
+        """Count the sequences that have not ended."""
+        return len(self._streams)
+
+    async def ready(self) -> Ready:
+        """Wait until the engine takes work. Raises EngineDeadError if it never will."""
+        return await asyncio.shield(self._ready)
+
+    def generate(
+        self, prompt_token_ids: Sequence[int], params: SamplingParams, *, terms: Terms = NO_TERMS
+    ) -> TokenStream:
+        """Submit one prompt; see `submit`."""
+        (stream,) = self.submit([Submission(prompt_token_ids, params)], terms=terms)
+        return stream
+
+    def submit(
+        self, submissions: Sequence[Submission], *, terms: Terms = NO_TERMS
+    ) -> list[TokenStream]:
+        """Submit the sequences of one request, all of them or none.
+
+        Raises an InvalidRequestError, QueueFullError or EngineDeadError at once.
+        """
+        limits = self._limits_alive()
+        for submission in submissions:
+            limits.check(submission.prompt_token_ids, submission.params)
+        lengths = [len(submission.prompt_token_ids) for submission in submissions]
+        self._backlog.enter(self._work.number, lengths)
+        self._send_soon()
+        return [self._open_stream(submission, terms) for submission in submissions]
+
+    def abort(self, sequence_id: int) -> None:
+        """End a sequence within a step; its stream ends without a finish_reason."""
+        stream = self._streams.pop(sequence_id, None)
+        if stream is None:  # ended already
+            return
+        self._tell_aborted(sequence_id)
+        stream.end()
+
+    async def check_integrity(self) -> IntegrityReport:
+        """Ask the engine whether its books are right. Raises EngineDeadError."""
+        self._limits_alive()
+        answer: asyncio.Future[IntegrityReport] = self._loop.create_future()
+        self._checks.append(answer)
+        self._sockets.send(CheckIntegrity())
+        return await answer
+
+    def shut_down(self) -> bool:
+        """Tell the engine to end after its step; False where it cannot be told."""
+        return not self._is_closed and self._sockets.send(Shutdown())
+
+    async def hear_last_words(self) -> None:
+        """Wait, for a moment, until all has come that an engine said before it ended.
+
+        What it died of is in its last words, and an end is noticed sooner than they arrive.
+        """
+        deadline = time.monotonic() + _LAST_WORDS_S
+        while not (self._is_closed or self._sockets.has_come_and_gone()):
+            if time.monotonic() > deadline:
+                return
+            await asyncio.sleep(_LOOK_S)
+
+    def end(self, error: EngineDeadError) -> None:
+        """Take no more work and tell every open stream; what the engine said before comes first."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._loop.remove_reader(self._sockets.fileno)
+        try:
+            self._take_in_all(_LAST_MESSAGES)
+        finally:
+            if self._death is None:
+                self._die(error)
+            self._sockets.close()
+
+    def _known_limits(self) -> RequestLimits:
+        if self._limits is None:
+            raise EngineDeadError("the engine has not been loaded yet")
+        return self._limits
+
+    def _limits_alive(self) -> RequestLimits:
+        if self._death is not None:
+            raise _again(self._death)
+        return self._known_limits()
+
+    def _open_stream(self, submission: Submission, terms: Terms) -> TokenStream:
+        request = SequenceRequest(
+            sequence_id=next(self._sequence_ids),
+            prompt_token_ids=tuple(submission.prompt_token_ids),
+            params=submission.params,
+            caller=terms.caller,
+            weight=terms.weight,
+            priority=terms.priority,
+            cache_salt=terms.cache_salt,
+            group=submission.group,
+            timeout_s=terms.timeout_s,
+            grammar=submission.grammar,
+        )
+        stream = TokenStream(self, request.sequence_id)
+        self._streams[request.sequence_id] = stream
+        self._work.requests.append(request)
+        return stream
+
+    def _send_soon(self) -> None:
+        """Have what this turn of the event loop brings sent at its end."""
+        if not (self._work.requests or self._work.aborted):
+            self._loop.call_soon(self._send)
+
+    def _send(self) -> None:
+        work = self._work
+        self._work = Work(work.number + 1, [], [])
+        if self._is_closed:
+            return
+        if not self._sockets.send(work) and self._death is None:
+            self._die(EngineDeadError("the engine cannot be reached"))
+
+    def _tell_aborted(self, sequence_id: int) -> None:
+        self._send_soon()
+        self._work.aborted.append(sequence_id)
+
+    def _read(self) -> None:
+        """Take in what has come."""
+        if self._is_closed:
+            return
+        if self._take_in_all(_MESSAGES_PER_TURN) == _MESSAGES_PER_TURN:
+            self._loop.call_soon(self._read)  # nothing else would tell of the rest
+
+    def _take_in_all(self, limit: int) -> int:
+        """Take in what has come, at most so many messages; return how many they were."""
+        num_messages = 0
+        try:
+            for tidings in self._sockets.receive(limit=limit):
+                num_messages += 1
+                self._take_in(tidings)
+        except msgspec.MsgspecError:  # a fault of ours, and what was lost is not known
+            log.exception("an engine's message cannot be read")
+            if self._death is None:
+                self._die(EngineDeadError("the engine cannot be understood"))
+        return num_messages
+
+    def _take_in(self, tidings: Tidings) -> None:
+        self.last_heard = time.monotonic()
+        match tidings:
+            case StepReport():
+                self._deliver(tidings)
+            case Heartbeat():
+                self.step_s = tidings.step_s
+            case Progress():
+                self.last_progress = self.last_heard
+                if self._on_progress is not None:
+                    self._on_progress(tidings)
+            case Ready():
+                self._begin(tidings)
+            case CannotStart():
+                self._die(EngineStartError(tidings.reason, about=tidings.about))
+            case IntegrityReport():
+                self._answer_check(tidings)
+            case Dying():
+                self._die(EngineDeadError(tidings.reason))
+
+    def _answer_check(self, report: IntegrityReport) -> None:
+        asked = self._checks.pop(0)
+        if not asked.done():  # whoever asked may have gone
+            asked.set_result(report)
+
+    def _begin(self, ready: Ready) -> None:
+        self._sockets.remove_names()
+        self._limits = RequestLimits(ready.vocab_size, ready.max_model_len)
+        if not self._ready.done():
+            self._ready.set_result(ready)
+
+    def _deliver(self, report: StepReport) -> None:
+        self.statistics = report.statistics
+        self._backlog.update(report.work_number, report.statistics)
+        streams = self._streams
+        for part in report.prompt_logprobs:
+            if (stream := streams.get(part.sequence_id)) is not None:
+                stream.prompt_logprobs += part.tokens
+        for output in report.tokens:
+            stream = streams.get(output.sequence_id)
+            if stream is None:
+                if output.finish_reason is None:
+                    self._tell_aborted(output.sequence_id)
+                continue
+            stream.push(output)
+            if output.finish_reason is not None:
+                del streams[output.sequence_id]
+        for failure in report.failures:
+            if (stream := streams.pop(failure.sequence_id, None)) is not None:
+                stream.end(failure.error)
+
+    def _die(self, error: EngineDeadError) -> None:
+        self._death = error
+        if not self._ready.done():
+            self._ready.set_exception(error)
+            self._ready.exception()  # whoever did not wait for it need not be told
+        for check in self._checks:
+            if not check.done():
+                check.set_exception(error)
+        streams = list(self._streams.values())
+        self._streams.clear()
+        for stream in streams:
+            stream.end(_again(error))
+
+
+def _again(error: EngineDeadError) -> EngineDeadError:
+    """Make the same error anew: a raised one collects the traceback of whoever handles it."""
+    return type(error)(str(error))

@@ -1,0 +1,1 @@
+"""Which variants a repository holds, and what is known of each without reading its weights."""

@@ -1,0 +1,311 @@
+"""What each piece of a checkpoint takes on a device once it is prepared, and which kernel runs it.
+
+Read from tensor headers. The rules repeat, without PyTorch, what `loaders.model.kernels` decides
+and keeps; tests hold both to the same answers. Sums are made in `loaders.memory.device`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from loaders.checkpoint.files import GGML_BLOCKS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from loaders.checkpoint.files import TensorInfo
+    from loaders.quantization.settings import Quantization
+
+DeviceKind = Literal["cuda", "cpu"]
+Role = Literal["embedding", "head", "linear", "other"]
+
+_BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|blk)\.(\d{1,5})\.")
+_EMBEDDINGS = ("embed_tokens.weight", "token_embd.weight", "wte.weight", "embed_in.weight")
+_HEADS = ("lm_head", "output", "embed_out")
+# The tensor that only a packed layer has → all that such a layer may have.
+_PACKED_PARTS = {
+    "qweight": ("qweight", "qzeros", "scales", "g_idx"),
+    "blocks": ("blocks", "rows"),
+    "weight_packed": (
+        "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx",
+    ),
+}  # fmt: skip
+# Bits and group of GGUF's block types.
+GGUF_GROUPS = {
+    "Q4_0": (4, 32), "Q4_1": (4, 32), "Q5_0": (5, 32), "Q5_1": (5, 32), "Q8_0": (8, 32),
+    "Q2_K": (2, 16), "Q3_K": (3, 16), "Q4_K": (4, 32), "Q5_K": (5, 32), "Q6_K": (6, 16),
+}  # fmt: skip
+# What `int4_blocks`, `fp16pack` and `int8pack` pad and cut to.
+_INT4_GROUPS = (256, 128, 64, 32)
+_INT4_OUTPUTS = 64
+_FP16_INPUTS = 512
+_INT8_INPUTS = 32
+_CPU_KERNELS = ("int4pack", "int8pack", "int4planes", "fp16pack")
+# A weight that is unpacked for many rows: its level (1 byte), the packed bytes by input (1/2 or
+# 1), both halves side by side (1), and bfloat16 (2).
+_INT4_SCRATCH, _INT8_SCRATCH = 5, 2
+# The reference's largest moment: levels and looked up zero points in float32, and change. Measured
+# on CPU for 8192 x 8192, 2026-11: 8.2 with act order, 5.1 to 5.8 for GGUF's types.
+_REFERENCE_SCRATCH = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One piece of a model on its device: a linear layer, a table, a norm."""
+
+    name: str
+    block: int | None  # which decoder layer it belongs to; None outside them
+    role: Role
+    num_bytes: int  # kept on the device
+    scratch_bytes: int = 0  # needed besides while it multiplies many rows
+    kernel: str | None = None  # of a packed layer
+    kernel_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedSize:
+    """What the choice of a kernel and its memory follow from."""
+
+    bits: int
+    group_size: int  # -1 is the whole input dimension
+    in_features: int
+    out_features: int
+    has_order: bool = False  # whether inputs are sorted by group, which takes a permutation
+
+    @property
+    def num_weights(self) -> int:
+        """Number of weights."""
+        return self.in_features * self.out_features
+
+
+def kernel_of(size: PackedSize, device: DeviceKind) -> tuple[str, str]:
+    """Return the backend that `--backend auto` takes for such a layer, and why."""
+    if device == "cuda":
+        return "reference", "dequantises at every call: no faster kernel runs on CUDA yet"
+    blocks_refuse = _refused_by_int4_blocks(size)
+    is_one_group = size.group_size == -1 or size.group_size >= size.in_features
+    if size.bits <= 4 and not blocks_refuse:
+        return "int4pack", "PyTorch's int4 kernel takes up to 4 bits in groups of 32 to 256"
+    if size.bits == 8 and is_one_group and size.in_features % _INT8_INPUTS == 0:
+        return "int8pack", "PyTorch's int8 kernel takes 8 bits with one scale an output"
+    if not blocks_refuse:
+        return "int4planes", f"{size.bits} bits run as two planes of PyTorch's int4 kernel"
+    return "fp16pack", blocks_refuse
+
+
+def _refused_by_int4_blocks(size: PackedSize) -> str | None:
+    if size.in_features % _INT4_GROUPS[-1]:
+        return f"no integer kernel takes {size.in_features} inputs: not a multiple of 32"
+    if 0 < size.group_size < size.in_features and size.group_size % _INT4_GROUPS[-1]:
+        return f"no integer kernel takes groups of {size.group_size}: not a multiple of 32"
+    return None
+
+
+def parts_of(
+    tensors: Mapping[str, TensorInfo],
+    quantization: Quantization | None,
+    device: DeviceKind,
+    *,
+    kernel: str | None = None,
+) -> Iterator[Part]:
+    """Yield every piece of a model as the device will hold it.
+
+    kernel: the backend asked for by name; None takes each layer's own best.
+    """
+    is_tied = not any(_role(name) == "head" for name in tensors)
+    is_gguf = any(name.endswith(".blocks") for name in tensors)
+    for name, tensor in tensors.items():
+        module, _, last = name.rpartition(".")
+        if last in _PACKED_PARTS:
+            yield _packed_part(module, last, tensors, quantization, device, kernel)
+        elif _belongs_to_packed(module, last, tensors):
+            continue
+        elif _role(name) == "embedding":
+            yield _embedding(tensor, device, is_tied=is_tied, is_widened=is_gguf)
+            if is_tied and tensor.dtype in GGUF_GROUPS:  # the head is made of the same blocks
+                yield _blocks_part(tensor, "head", device, kernel)
+        elif tensor.dtype in GGUF_GROUPS:
+            yield _blocks_part(tensor, _role(name), device, kernel)
+        else:
+            yield _dense_part(tensor, device)
+
+
+def _belongs_to_packed(module: str, last: str, tensors: Mapping[str, TensorInfo]) -> bool:
+    return any(
+        f"{module}.{marker}" in tensors
+        for marker, parts in _PACKED_PARTS.items()
+        if last in (*parts, "bias")
+    )
+
+
+def _packed_part(
+    module: str,
+    marker: str,
+    tensors: Mapping[str, TensorInfo],
+    quantization: Quantization | None,
+    device: DeviceKind,
+    kernel: str | None,
+) -> Part:
+    names = [f"{module}.{part}" for part in _PACKED_PARTS[marker]]
+    stored = sum(tensors[name].num_bytes for name in names if name in tensors)
+    size = _packed_size(module, marker, tensors, quantization)
+    if size is None:  # settings and shapes say nothing that is known here
+        return Part(module, _block(module), _role(f"{module}.weight"), stored)
+    part = _part(module, _role(f"{module}.weight"), size, stored, device, kernel)
+    if f"{module}.bias" in tensors:  # kept in float32
+        part = replace(part, num_bytes=part.num_bytes + 4 * size.out_features)
+    return part
+
+
+def _part(
+    name: str, role: Role, size: PackedSize, stored: int, device: DeviceKind, kernel: str | None
+) -> Part:
+    """Describe a packed layer; what is no kernel of the CPU's keeps it about as it is stored."""
+    chosen, reason = (kernel, "asked for") if kernel else kernel_of(size, device)
+    kept = kernel_bytes(size, chosen) if chosen in _CPU_KERNELS else stored
+    return Part(name, _block(name), role, kept, scratch_bytes(size, chosen), chosen, reason)
+
+
+def _packed_size(
+    module: str,
+    marker: str,
+    tensors: Mapping[str, TensorInfo],
+    quantization: Quantization | None,
+) -> PackedSize | None:
+    packed = None if quantization is None else quantization.format_of(module)
+    codes = tensors[f"{module}.{marker}"]
+    if quantization is None or packed is None:
+        return None
+    out_features = _num_outputs(module, marker, packed.checkpoint_format, tensors)
+    if not out_features:
+        return None
+    if marker == "blocks":
+        if packed.checkpoint_format not in GGML_BLOCKS:
+            return None
+        weights, num_bytes = GGML_BLOCKS[packed.checkpoint_format]
+        num_weights = codes.num_bytes // num_bytes * weights
+    else:  # packed along the inputs or along the outputs; their number is the same
+        num_weights = codes.num_bytes * 8 // packed.bits
+    has_order = quantization.desc_act and packed.group_size != -1
+    in_features = num_weights // out_features
+    return PackedSize(packed.bits, packed.group_size, in_features, out_features, has_order)
+
+
+def _num_outputs(module: str, marker: str, layout: str, tensors: Mapping[str, TensorInfo]) -> int:
+    """Find where a layout says how many outputs there are; 0 where it does not."""
+    # GEMV's scales lie by output, too.
+    by_output = marker != "qweight" or layout == "gemv"
+    tensor = tensors.get(f"{module}.{marker if by_output else 'scales'}")
+    if tensor is None or len(tensor.shape) != 2:
+        return 0
+    return tensor.shape[0 if by_output else 1]
+
+
+def kernel_bytes(size: PackedSize, kernel: str) -> int:
+    """What a CPU kernel keeps of a layer."""
+    inputs, outputs = size.in_features, size.out_features
+    padded = -(-outputs // _INT4_OUTPUTS) * _INT4_OUTPUTS
+    groups = inputs // _int4_group(size)
+    order = 8 * inputs if size.has_order else 0
+    if kernel == "int4pack":  # codes; scale and minimum in bfloat16
+        return padded * inputs // 2 + groups * padded * 4 + order
+    if kernel == "int4planes":  # the same for either half of a byte
+        return padded * inputs + 2 * groups * padded * 4 + order
+    if kernel == "int8pack":  # codes; scale and offset in float32, a unit scale in bfloat16
+        return size.num_weights + 10 * outputs
+    return fp16pack_bytes(inputs, outputs)
+
+
+def _int4_group(size: PackedSize) -> int:
+    """The largest group the int4 kernel takes that divides the layer's own."""
+    own = size.in_features if size.group_size == -1 else size.group_size
+    common = math.gcd(own, size.in_features)
+    return next((group for group in _INT4_GROUPS if common % group == 0), _INT4_GROUPS[-1])
+
+
+def fp16pack_bytes(in_features: int, out_features: int) -> int:
+    """Two bytes a weight, inputs padded to what FBGEMM cuts."""
+    return 2 * out_features * (-(-in_features // _FP16_INPUTS) * _FP16_INPUTS)
+
+
+def scratch_bytes(size: PackedSize, kernel: str) -> int:
+    """What unpacking a layer for many rows takes."""
+    each = {
+        "reference": _REFERENCE_SCRATCH,
+        "int4pack": _INT4_SCRATCH,
+        "int4planes": _INT4_SCRATCH,
+        "int8pack": _INT8_SCRATCH,
+    }
+    return size.num_weights * each.get(kernel, 0)
+
+
+def _blocks_part(tensor: TensorInfo, role: Role, device: DeviceKind, kernel: str | None) -> Part:
+    """Describe a GGUF layer under its own name."""
+    bits, group = GGUF_GROUPS[tensor.dtype]
+    outputs, inputs = (*tensor.shape, 1, 1)[:2]
+    size = PackedSize(bits, group, inputs, outputs)
+    return _part(tensor.name, role, size, tensor.num_bytes, device, kernel)
+
+
+def _embedding(tensor: TensorInfo, device: DeviceKind, *, is_tied: bool, is_widened: bool) -> Part:
+    """Describe the embedding, and the head where both are one tensor of floats.
+
+    On CPU a table that is stored as it is looked up stays in the file's pages: only rows in use
+    are resident then, and the system may drop them. Blocks of GGUF's are widened to half precision.
+    """
+    outputs, inputs = (*tensor.shape, 1, 1)[:2]
+    count = outputs * inputs
+    is_blocks = tensor.dtype in GGUF_GROUPS
+    if device == "cuda":
+        kept = 2 * count
+    elif is_tied and tensor.dtype in ("F32", "BF16"):  # one float32 table for both
+        kept = 4 * count
+    else:
+        kept = 2 * count if is_blocks or is_widened else 0
+        if is_tied and not is_blocks:
+            kept += fp16pack_bytes(inputs, outputs)
+    return Part(tensor.name, _block(tensor.name), "embedding", kept)
+
+
+def _dense_part(tensor: TensorInfo, device: DeviceKind) -> Part:
+    """Half precision on CUDA; on CPU float32, but for matrices stored as fp16, which are packed.
+
+    A bfloat16 matrix is packed too where half precision holds every value of it, which only the
+    weights tell: counted as float32.
+    """
+    name, role = tensor.name, _role(tensor.name)
+    outputs, inputs = (*tensor.shape, 1, 1)[:2]
+    is_matrix = len(tensor.shape) == 2 and name.endswith(".weight")
+    if tensor.dtype not in ("F16", "BF16", "F32"):
+        kept = tensor.num_bytes
+    elif device == "cuda":
+        kept = 2 * math.prod(tensor.shape)
+    elif is_matrix and tensor.dtype == "F16":
+        kept = fp16pack_bytes(inputs, outputs)
+    else:
+        kept = 4 * math.prod(tensor.shape)
+    return Part(name, _block(name), "linear" if is_matrix and role == "other" else role, kept)
+
+
+def _block(name: str) -> int | None:
+    match = _BLOCK.search(name)
+    return int(match[1]) if match else None
+
+
+def _role(name: str) -> Role:
+    if name.endswith(_EMBEDDINGS):
+        return "embedding"
+    if _block(name) is None and name.partition(".")[0] in _HEADS:
+        return "head"
+    return "other"
+
+
+def kernel_reason(parts: Sequence[Part]) -> str:
+    """Say why the kernels of a model's layers were taken, each once."""
+    reasons = [part.kernel_reason for part in parts if part.kernel_reason]
+    if not reasons:
+        return "nothing is packed"
+    return "; ".join(dict.fromkeys(reasons))

@@ -1,0 +1,125 @@
+"""8-bit weights with one scale an output on CPU by PyTorch's int8 kernel, for few rows; bfloat16
+for many.
+
+Codes are kept exactly as int8. The kernel runs with unit scales, so that the real ones multiply
+the result in float32 without being rounded; activations and the unscaled result are bfloat16.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from loaders.model.kernels.protocol import BFLOAT16_ROUNDOFF, same_permutation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from loaders.model.kernels.protocol import Kernel, LayerShape
+    from loaders.quantization.packed_tensors import PackedTensors
+
+# PyTorch's kernel reads past the end of rows whose length is no multiple of 16: NaN, or a crash
+# (2.13, 2026-11). Twice that, to be sure of wider registers.
+INPUT_MULTIPLE = 32
+_MIDDLE_CODE = 128  # codes 0…255 are held as -128…127
+# From this many rows on, one dense bfloat16 product is quicker. Measured for 960x576, two cores of
+# an AVX-512 (bf16) server CPU, 2026-11: 16 rows 150 against 125 µs, 64 rows 320 against 476 µs, 256
+# rows 810 against 1892 µs.
+MIN_ROWS_FOR_DENSE = 24
+
+
+class Int8PackKernel:
+    """One weight as int8 codes with a scale and an offset for each output."""
+
+    unit_roundoff = BFLOAT16_ROUNDOFF
+    num_invariant_rows = MIN_ROWS_FOR_DENSE - 1
+
+    def __init__(
+        self,
+        *,
+        codes: Tensor,
+        scales: Tensor,
+        offsets: Tensor | None,
+        input_permutation: Tensor | None,
+    ) -> None:
+        self._codes = codes  # [out, in] int8
+        self._scales = scales  # [out] float32
+        self._offsets = offsets  # [out] float32, added to every code; None where all are zero
+        self._unit_scales = torch.ones(len(scales), dtype=torch.bfloat16)
+        self.input_permutation = input_permutation
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Multiply x [rows, in] → [rows, out] in x's dtype."""
+        rows = x.to(torch.bfloat16)
+        if x.shape[0] >= MIN_ROWS_FOR_DENSE:
+            out = torch.nn.functional.linear(rows, self._codes.to(torch.bfloat16)).float()
+        else:
+            out = torch.ops.aten._weight_int8pack_mm(rows, self._codes, self._unit_scales).float()
+        if self._offsets is not None:
+            out.addr_(rows.float().sum(-1), self._offsets)
+        return out.mul_(self._scales).to(x.dtype)
+
+    def dequantize(self) -> Tensor:
+        """Return the weight, [out, in] float32."""
+        levels = self._codes.float()
+        if self._offsets is not None:
+            levels += self._offsets[:, None]
+        return levels * self._scales[:, None]
+
+    def fuse(self, others: Sequence[Kernel]) -> Kernel | None:
+        """Put outputs side by side, where the input order agrees."""
+        kernels = [self]
+        for other in others:
+            if not isinstance(other, Int8PackKernel):
+                return None
+            if not same_permutation(self.input_permutation, other.input_permutation):
+                return None
+            kernels.append(other)
+        offsets = [kernel._offsets for kernel in kernels]
+        return Int8PackKernel(
+            codes=torch.cat([kernel._codes for kernel in kernels]),
+            scales=torch.cat([kernel._scales for kernel in kernels]),
+            offsets=None
+            if all(offset is None for offset in offsets)
+            else torch.cat(
+                [
+                    torch.zeros_like(kernel._scales) if offset is None else offset
+                    for kernel, offset in zip(kernels, offsets, strict=True)
+                ]
+            ),
+            input_permutation=self.input_permutation,
+        )
+
+
+class Int8PackBackend:
+    """Runs 8-bit layers without groups on CPU."""
+
+    name = "int8pack"
+
+    def refusal(self, shape: LayerShape) -> str | None:
+        """Refuse other devices, other widths, and more than one group."""
+        if shape.device.type != "cpu":
+            return "runs on CPU only"
+        if shape.format.bits != 8:
+            return f"holds 8-bit codes, the layer has {shape.format.bits}"
+        if shape.format.num_groups(shape.in_features) != 1:
+            return f"takes one scale an output, the layer has groups of {shape.format.group_size}"
+        if shape.in_features % INPUT_MULTIPLE:
+            return (
+                f"needs inputs in multiples of {INPUT_MULTIPLE}, the layer has {shape.in_features}"
+            )
+        return None
+
+    def prepare(self, packed: PackedTensors) -> Kernel:
+        """Re-centre the codes; one group makes act order meaningless."""
+        scales, zeros = packed.scales()[0], packed.zeros()[0]
+        offsets = _MIDDLE_CODE - zeros
+        return Int8PackKernel(
+            codes=(packed.codes().t().to(torch.int16) - _MIDDLE_CODE).to(torch.int8).contiguous(),
+            scales=scales,
+            offsets=offsets if bool(offsets.any()) else None,
+            input_permutation=None,
+        )

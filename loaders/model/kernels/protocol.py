@@ -1,0 +1,79 @@
+"""What a kernel backend is: it accepts or refuses a layer, then prepares a kernel for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+    from torch import Tensor
+
+    from loaders.quantization.packed_format import PackedFormat
+    from loaders.quantization.packed_tensors import PackedTensors
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """What the choice of a backend may depend on."""
+
+    format: PackedFormat
+    in_features: int
+    out_features: int
+    device: torch.device
+
+
+class Kernel(Protocol):
+    """A prepared weight that multiplies rows of activations."""
+
+    @property
+    def num_invariant_rows(self) -> int | None:
+        """Up to how many rows each comes out, to the last bit, as it would alone; None: any."""
+
+    @property
+    def unit_roundoff(self) -> float:
+        """The largest relative error of one rounding, of activations, weights, scales or results.
+
+        The coarsest there is, beside rounding to the activations' own dtype; the self-test derives
+        from it how far products may be off.
+        """
+
+    @property
+    def input_permutation(self) -> Tensor | None:
+        """Order in which `__call__` expects the inputs, [in] int64; None for the natural one."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Multiply x [rows, in], already permuted, giving [rows, out] in x's dtype; no bias."""
+
+    def dequantize(self) -> Tensor:
+        """Return the weight it really multiplies by, [out, in] float32, in its input order."""
+
+    def fuse(self, others: Sequence[Kernel]) -> Kernel | None:
+        """Return one kernel giving this output and the others' side by side, or None."""
+
+
+class Backend(Protocol):
+    """A way to run packed layers."""
+
+    name: str
+
+    def refusal(self, shape: LayerShape) -> str | None:
+        """Say why this backend cannot run such a layer; None if it can."""
+
+    def prepare(self, packed: PackedTensors) -> Kernel:
+        """Make the kernel; only the reference keeps the packed tensors."""
+
+
+# Of one rounding to the nearest: half the distance of a number with so many bits to the next.
+BFLOAT16_ROUNDOFF = 2**-8
+FLOAT16_ROUNDOFF = 2**-11
+FLOAT32_ROUNDOFF = 2**-24
+
+
+def same_permutation(first: Tensor | None, second: Tensor | None) -> bool:
+    """Whether two weights expect their inputs in the same order."""
+    if first is None or second is None:
+        return first is second
+    return first is second or bool((first == second).all())

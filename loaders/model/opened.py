@@ -1,0 +1,106 @@
+"""What a model is loaded from, whatever its files are: settings, tensors, and who reads them.
+
+Opening reads small files and headers; weights are read when the model is built.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from loaders.checkpoint.config import make_model_config, read_config
+from loaders.checkpoint.files import read_checkpoint
+from loaders.errors import BackendError, QuantizationNotFoundError, UnsupportedQuantizationError
+from loaders.gguf.files import find_file
+from loaders.gguf.model import check_shapes, open_model
+from loaders.gguf.text_files import write_text_files
+from loaders.model.stock import hand_to_transformers
+from loaders.quantization.settings import Quantization, read_quantization
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+    from transformers import PreTrainedConfig
+
+    from loaders.checkpoint.files import Checkpoint, TensorInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A checkpoint that has been opened and checked as far as headers tell."""
+
+    folder: Path  # of the small files: tokenizer, template, generation settings
+    files: tuple[Path, ...]  # with weights
+    tensors: Mapping[str, TensorInfo]
+    config: PreTrainedConfig
+    quantization: Quantization | None  # None for a plain checkpoint
+    # Gives the tensors by name; None where Transformers reads the folder's files itself.
+    read_weights: Callable[[], dict[str, Tensor]] | None = None
+    # Gives one of them, None where there is none by that name; set together with `read_weights`.
+    read_weight: Callable[[str], Tensor | None] | None = None
+
+
+def open_source(
+    folder: Path, file: str | None, cache_dir: Path | None, *, for_stock: bool = False
+) -> Source:
+    """Open the GGUF file that is named, or the only one, or else the folder's safetensors.
+
+    for_stock: leave the quantisation to Transformers, whatever it is.
+
+    Raises LoadError.
+    """
+    has_safetensors = next(folder.glob("*.safetensors"), None) is not None
+    path = None if file is None and has_safetensors else find_file(folder, file)
+    if path is None:
+        return open_safetensors(folder, for_stock=for_stock)
+    if for_stock:
+        raise BackendError(f"backend stock does not read GGUF ({path.name}); use --backend auto")
+    return open_gguf(path, cache_dir)
+
+
+def open_safetensors(folder: Path, *, for_stock: bool = False) -> Source:
+    """Open a Transformers checkpoint."""
+    checkpoint = read_checkpoint(folder)
+    raw_config = read_config(folder)
+    config = make_model_config(raw_config)
+    if for_stock:
+        hand_to_transformers(config, raw_config)
+    # The file whose headers were checked is the one that is read, whatever else lies there.
+    config.transformers_weights = checkpoint.weights_file
+    return Source(
+        folder=folder,
+        files=checkpoint.shards,
+        tensors=checkpoint.tensors,
+        config=config,
+        quantization=_read_quantization(checkpoint, raw_config, for_stock=for_stock),
+    )
+
+
+def _read_quantization(
+    checkpoint: Checkpoint, raw_config: Mapping[str, Any], *, for_stock: bool
+) -> Quantization | None:
+    """Return how it is quantised; None for a plain one, and for what only stock reads."""
+    try:
+        return read_quantization(checkpoint, raw_config)
+    except (UnsupportedQuantizationError, QuantizationNotFoundError):
+        if for_stock:
+            return None
+        raise
+
+
+def open_gguf(path: Path, cache_dir: Path | None) -> Source:
+    """Open a GGUF model by its (first) file; its small files are written to the cache."""
+    model = open_model(path)
+    config = make_model_config(model.config)
+    check_shapes(model, config)
+    return Source(
+        folder=write_text_files(model, cache_dir),
+        files=model.files.paths,
+        tensors=model.tensors,
+        config=config,
+        quantization=model.quantization,
+        read_weights=model.weights,
+        read_weight=model.weight,
+    )

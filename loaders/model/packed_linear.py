@@ -1,0 +1,190 @@
+"""The layer that stands where `nn.Linear` stood: first a place for a checkpoint's tensors, then a
+kernel.
+
+While loading it offers buffers named and shaped as in the file, so that Transformers fills and
+places them like any others. `prepare` turns them into a kernel and lets them go. The engine sees
+it only through the three names `input_permutation`, `matmul` and `fuse_with` (its `LinearWeight`
+protocol).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from loaders.errors import CheckpointError
+from loaders.quantization.packed_tensors import PackedTensors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+    from loaders.memory.release import MappedFiles
+    from loaders.model.kernels.protocol import Backend, Kernel
+    from loaders.quantization.packed_format import PackedFormat
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlace:
+    """What a buffer must be to take one of the checkpoint's tensors."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class PackedLinear(nn.Module):
+    """A linear layer with packed weights; forward takes [..., in] and gives [..., out]."""
+
+    bias: Tensor | None
+    name: str = ""
+    format: PackedFormat | None = None
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.kernel: Kernel | None = None
+        self.backend = ""  # what made the kernel
+        self.register_buffer("bias", None)
+
+    @classmethod
+    def awaiting(
+        cls,
+        packed: PackedFormat,
+        in_features: int,
+        out_features: int,
+        *,
+        name: str,
+        tensors: Mapping[str, TensorPlace],
+    ) -> PackedLinear:
+        """Make an empty layer whose buffers wait for the checkpoint's tensors, bias among them."""
+        layer = cls(in_features, out_features)
+        layer.name, layer.format = name, packed
+        for key, place in tensors.items():
+            layer.register_buffer(key, torch.empty(place.shape, dtype=place.dtype))
+        return layer
+
+    @classmethod
+    def from_kernel(
+        cls,
+        kernel: Kernel,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: Tensor | None = None,
+        backend: str = "",
+    ) -> PackedLinear:
+        """Make a layer around a kernel that is already prepared."""
+        layer = cls(in_features, out_features)
+        layer.kernel = kernel
+        layer.backend = backend
+        layer.register_buffer("bias", bias, persistent=False)
+        return layer
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the tensors that wait to be prepared lie; None where there are none."""
+        return next((buffer.device for buffer in self._stored().values()), None)
+
+    def _stored(self) -> dict[str, Tensor]:
+        return {key: buffer for key, buffer in self.named_buffers() if key != "bias"}
+
+    def take_tensors(self) -> PackedTensors:
+        """Hand over the checkpoint's tensors, leaving none behind in the layer."""
+        stored = self._stored()
+        if self.format is None or not stored:
+            raise CheckpointError(
+                f"layer {self.name or '(fused)'} holds no packed tensors any more"
+            )
+        for key in stored:
+            delattr(self, key)
+        return PackedTensors(
+            name=self.name,
+            format=self.format,
+            in_features=self.in_features,
+            out_features=self.out_features,
+            stored=stored,
+        )
+
+    def prepare(self, backend: Backend, mapped: MappedFiles) -> None:
+        """Check the tensors' values and turn them into the backend's kernel."""
+        packed = self.take_tensors()
+        packed.check_values()
+        self.kernel, self.backend = backend.prepare(packed), backend.name
+        mapped.release(packed.stored.values())
+        if self.bias is not None:
+            # AutoGPTQ stores a bias of zeros for layers that have none.
+            self.bias = self.bias.float() if bool(self.bias.any()) else None
+
+    @property
+    def num_invariant_rows(self) -> int | None:
+        """Up to how many rows `matmul` gives each as it would alone, to the last bit; None: any."""
+        return self._ready_kernel().num_invariant_rows
+
+    @property
+    def unit_roundoff(self) -> float:
+        """The largest relative error of one rounding that the kernel does."""
+        return self._ready_kernel().unit_roundoff
+
+    @property
+    def input_permutation(self) -> Tensor | None:
+        """Order in which `matmul` expects the inputs, [in] int64; None for the natural one."""
+        return self._ready_kernel().input_permutation
+
+    def matmul(self, x: Tensor) -> Tensor:
+        """Multiply x [rows, in], already permuted, and add the bias: [rows, out] in x's dtype."""
+        out = self._ready_kernel()(x)
+        return out if self.bias is None else out + self.bias.to(out.dtype)
+
+    def fuse_with(self, others: Sequence[object]) -> PackedLinear | None:
+        """Return one layer giving this output and the others' side by side, or None."""
+        siblings = [other for other in others if isinstance(other, PackedLinear)]
+        if len(siblings) != len(others):
+            return None
+        kernel = self._ready_kernel().fuse([sibling._ready_kernel() for sibling in siblings])
+        if kernel is None:
+            return None
+        layers = [self, *siblings]
+        return PackedLinear.from_kernel(
+            kernel,
+            self.in_features,
+            sum(layer.out_features for layer in layers),
+            bias=_joined_bias(layers),
+            backend=self.backend,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply x [..., in] in the model's own order: [..., out] in x's dtype."""
+        rows = x.reshape(-1, self.in_features)
+        if (permutation := self.input_permutation) is not None:
+            rows = rows.index_select(1, permutation)
+        return self.matmul(rows).view(*x.shape[:-1], self.out_features)
+
+    def _ready_kernel(self) -> Kernel:
+        if self.kernel is None:
+            raise CheckpointError(f"layer {self.name} was used before it was prepared")
+        return self.kernel
+
+    def extra_repr(self) -> str:
+        """Name shape and kernel where the model is printed."""
+        kernel = type(self.kernel).__name__ if self.kernel else "not prepared"
+        return f"in_features={self.in_features}, out_features={self.out_features}, kernel={kernel}"
+
+
+def _joined_bias(layers: Sequence[PackedLinear]) -> Tensor | None:
+    if all(layer.bias is None for layer in layers):
+        return None
+    return torch.cat(
+        [torch.zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers]
+    )
+
+
+def packed_layers(model: nn.Module) -> Mapping[str, PackedLinear]:
+    """Return the model's packed layers by name."""
+    return {
+        name: module for name, module in model.named_modules() if isinstance(module, PackedLinear)
+    }

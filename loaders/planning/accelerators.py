@@ -1,0 +1,322 @@
+"""What a variant may run on: a table of common cards, `--gpu` as people write it, and this machine.
+
+A card's memory is what its driver reports, which is less than its name says where error correction
+takes a part: an A10G is sold with 24 GB and has 22.5 GiB. Makers' GB are 2^30 bytes here, as they
+are on the box. Nothing here needs a GPU, a driver or PyTorch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from loaders.errors import InvalidDeviceError
+from loaders.memory.free import cpu_free_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from loaders.memory.layers import DeviceKind
+
+MIB, GIB = 1024**2, 1024**3
+MAX_DEVICES = 64
+MAX_MEMORY_BYTES = 1024**5
+_UNITS = {"mb": MIB, "mib": MIB, "m": MIB, "gb": GIB, "gib": GIB, "g": GIB, "": GIB, "tb": 1024**4}
+_DEVICES = re.compile(
+    r"(?:(?P<count>\d{1,4})\s*[x×]\s*)?(?P<name>[^:]{1,80}?)(?::(?P<size>.{0,40}))?"
+)
+_ENGINE_DEVICE = re.compile(r"auto|cpu|cuda(:(?P<index>\d{1,4}))?")
+_FORMS = "use A10G, 2xA10G:24GB, NAME:SIZE for a card that is not in the table, cpu, cpu:16GB, auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One model of card."""
+
+    name: str
+    sold_gib: int  # as it is sold
+    memory_mib: int  # as its driver reports
+    compute_capability: tuple[int, int]
+    bandwidth: int  # 10^9 bytes a second, the maker's figure
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """What a variant shall run on: one device, or several alike."""
+
+    kind: DeviceKind
+    name: str  # of the card; "cpu"
+    count: int
+    memory_bytes: int  # of each; of this machine's own what is free
+    bandwidth: int | None = None  # 10^9 bytes a second; None where it is not known
+    compute_capability: tuple[int, int] | None = None
+    total_bytes: int | None = None  # of each, where others may hold a part of it
+
+    @property
+    def one(self) -> Devices:
+        """One of them: what an engine runs on."""
+        return replace(self, count=1)
+
+    def lasting_share(self, gpu_memory_utilization: float) -> float:
+        """Which share of `memory_bytes` weights and KV cache may take for good.
+
+        gpu_memory_utilization: what they may take of the whole card, what others hold included.
+        """
+        if self.kind == "cpu":
+            return 1.0
+        if self.total_bytes is None:
+            return gpu_memory_utilization
+        lasting = self.memory_bytes - (1 - gpu_memory_utilization) * self.total_bytes
+        return max(0.0, lasting / self.memory_bytes) if self.memory_bytes else 0.0
+
+    def __str__(self) -> str:
+        times = f"{self.count} x " if self.count > 1 else ""
+        return f"{times}{self.name} with {self.memory_bytes / GIB:.1f} GiB"
+
+
+# Memory: what nvidia-smi prints as the total of such a card (public logs, read 2026-11). Compute
+# capability: NVIDIA's list of CUDA GPUs. Bandwidth: NVIDIA's data sheet of each card.
+_REPORTED = (
+    Card("A10", 24, 23028, (8, 6), 600),
+    Card("A10G", 24, 23028, (8, 6), 600),
+    Card("A40", 48, 46068, (8, 6), 696),
+    Card("RTX A6000", 48, 49140, (8, 6), 768),
+    Card("L4", 24, 23034, (8, 9), 300),
+    Card("L40", 48, 46068, (8, 9), 864),
+    Card("L40S", 48, 46068, (8, 9), 864),
+    Card("RTX 4090", 24, 24564, (8, 9), 1008),
+    Card("RTX 6000 Ada", 48, 49140, (8, 9), 960),
+    Card("RTX 5090", 32, 32607, (12, 0), 1792),
+    Card("RTX PRO 6000", 96, 97887, (12, 0), 1792),
+    Card("H100", 80, 81559, (9, 0), 3350),
+    Card("H100 NVL", 94, 95830, (9, 0), 3900),
+    Card("H200", 141, 143771, (9, 0), 4800),
+    Card("B200", 180, 183359, (10, 0), 8000),
+    Card("T4", 16, 15360, (7, 5), 320),
+    Card("P40", 24, 22919, (6, 1), 346),
+)
+# Memory: the data sheet's GB as GiB, which these cards' drivers report but for a few MiB.
+_NOMINAL = (
+    Card("V100-16", 16, 16 * 1024, (7, 0), 900),
+    Card("V100-32", 32, 32 * 1024, (7, 0), 900),
+    Card("RTX 2080 Ti", 11, 11 * 1024, (7, 5), 616),
+    Card("RTX 3060-12", 12, 12 * 1024, (8, 6), 360),
+    Card("RTX 3090", 24, 24 * 1024, (8, 6), 936),
+    Card("RTX 4060 Ti-16", 16, 16 * 1024, (8, 9), 288),
+    Card("RTX 4070", 12, 12 * 1024, (8, 9), 504),
+    Card("RTX 4080", 16, 16 * 1024, (8, 9), 717),
+    Card("A30", 24, 24 * 1024, (8, 0), 933),
+    Card("A100-40", 40, 40 * 1024, (8, 0), 1555),
+    Card("A100-80", 80, 80 * 1024, (8, 0), 1935),
+    # Error correction takes a sixteenth of these two's GDDR6, as it does of an A10's.
+    Card("A2", 16, 15 * 1024, (8, 6), 200),
+    Card("A16", 16, 15 * 1024, (8, 6), 200),
+)
+CARDS = (*_REPORTED, *_NOMINAL)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundDevice:
+    """A GPU of this machine, as its driver tells."""
+
+    name: str
+    uuid: str  # "GPU-8f3a…"
+    memory_bytes: int
+    free_bytes: int
+
+
+def parse_gpus(
+    text: str,
+    *,
+    engine_device: str = "auto",
+    probe: Callable[[], Sequence[FoundDevice]] | None = None,
+) -> Devices:
+    """Read what `--gpu` says; `auto` is what an engine would run on here.
+
+    engine_device: the setting `device`; probe: lists the GPUs that programs may use. Raises
+    InvalidDeviceError, with near matches, for what cannot be understood.
+    """
+    match = _DEVICES.fullmatch(text.strip())
+    if match is None:
+        raise InvalidDeviceError(f"{text!r} names no device; {_FORMS}")
+    name, size = match["name"].strip(), match["size"]
+    if name.lower() == "auto":
+        if size is not None or match["count"]:
+            raise InvalidDeviceError(f"auto is what this machine has, {text!r} says more; {_FORMS}")
+        return this_machine(engine_device, probe or visible_gpus)
+    count = _count(match["count"], text)
+    if name.lower() == "cpu":
+        if count != 1:
+            raise InvalidDeviceError(f"a machine has one memory, {text!r} names {count}; {_FORMS}")
+        return Devices("cpu", "cpu", 1, cpu_free_bytes() if size is None else _size(size, text))
+    return _named(name, None if size is None else _size(size, text), count)
+
+
+def this_machine(asked: str, probe: Callable[[], Sequence[FoundDevice]]) -> Devices:
+    """Describe where an engine would run on this machine: one GPU with what is free, or the CPU.
+
+    asked: auto, cpu or cuda:0, as the setting `device`; of several GPUs, auto is the one with the
+    most memory free. Raises InvalidDeviceError.
+    """
+    match = _ENGINE_DEVICE.fullmatch(asked)
+    if match is None:
+        raise InvalidDeviceError(f"device {asked!r} is not supported; use auto, cpu or cuda:0")
+    found = [] if asked == "cpu" else probe()
+    if asked == "cpu" or (asked == "auto" and not found):
+        return Devices("cpu", "cpu", 1, cpu_free_bytes())
+    if asked == "auto":
+        return _as_devices(max(found, key=lambda device: device.free_bytes))
+    index = int(match["index"] or 0)
+    if index >= len(found):
+        raise InvalidDeviceError(
+            f"device {asked} was asked for, the driver tells of {len(found)} that may be used"
+        )
+    return _as_devices(found[index])
+
+
+def _as_devices(found: FoundDevice) -> Devices:
+    card = find_card(found.name, found.memory_bytes)
+    return Devices(
+        "cuda",
+        found.name,
+        1,
+        found.free_bytes,
+        card.bandwidth if card else None,
+        card.compute_capability if card else None,
+        total_bytes=found.memory_bytes,
+    )
+
+
+def visible_gpus() -> list[FoundDevice]:
+    """List the GPUs that CUDA shows to programs; none where there is no driver.
+
+    nvidia-smi lists them all, so CUDA_VISIBLE_DEVICES is applied here: numbers (in nvidia-smi's
+    order) or beginnings of UUIDs; what follows the first that does not exist is hidden, as CUDA
+    does it. Raises InvalidDeviceError for a slice of a card, whose size is not told.
+    """
+    found = found_by_driver()
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if wanted is None or not found:
+        return found
+    visible: list[FoundDevice] = []
+    for name in (part.strip() for part in wanted.split(",")):
+        if name.startswith("MIG-"):
+            raise InvalidDeviceError(
+                "CUDA_VISIBLE_DEVICES names a slice of a card; say its size, as in --gpu MIG:10GB"
+            )
+        device = _by_name(found, name)
+        if device is None or device in visible:
+            break
+        visible.append(device)
+    return visible
+
+
+def _by_name(found: Sequence[FoundDevice], name: str) -> FoundDevice | None:
+    if name.isdecimal() and name.isascii():
+        return found[int(name)] if int(name) < len(found) else None
+    matching = [device for device in found if name and device.uuid.startswith(name)]
+    return matching[0] if len(matching) == 1 else None
+
+
+def found_by_driver() -> list[FoundDevice]:
+    """List this machine's GPUs as nvidia-smi prints them; none where there is no driver."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    fields = "name,uuid,memory.total,memory.free"
+    query = [program, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return _read_query(answer.stdout)
+
+
+def _read_query(answer: str) -> list[FoundDevice]:
+    found = []
+    for line in answer.splitlines():
+        name, *rest = (field.strip() for field in line.rsplit(",", 3))
+        if len(rest) == 3 and all(mib.isdecimal() for mib in rest[1:]):
+            uuid, total, free = rest
+            found.append(FoundDevice(name, uuid, int(total) * MIB, int(free) * MIB))
+    return found
+
+
+def find_card(name: str, memory_bytes: int | None = None) -> Card | None:
+    """Find a card by its name, however it is spelt; by its memory where one name is sold in two.
+
+    "NVIDIA A100-SXM4-80GB" is an A100-80, "GeForce RTX 4090" an RTX 4090.
+    """
+    wanted = _key(name)
+    exact = [card for card in CARDS if wanted in (_key(card.name), _key(f"{card.name}GB"))]
+    found = exact or [card for card in CARDS if _family(card) == wanted]
+    if not found:
+        # A driver's own names say more than the model, such as the form and the memory.
+        words = set(re.split(r"[\s-]+", name.lower()))
+        named = [card for card in CARDS if set(_words(card)) <= words]
+        longest = max((len(_words(card)) for card in named), default=0)
+        found = [card for card in named if len(_words(card)) == longest]
+    if memory_bytes is not None:
+        found.sort(key=lambda card: abs(card.memory_mib * MIB - memory_bytes))
+    return found[0] if found else None
+
+
+def _named(name: str, size: int | None, count: int) -> Devices:
+    card = find_card(name, size)
+    if card is None and size is None:
+        near = difflib.get_close_matches(name.upper(), [c.name for c in CARDS], n=3, cutoff=0.4)
+        known = f"like it: {', '.join(near)}" if near else "see docs/planning.md for the table"
+        raise InvalidDeviceError(
+            f"the card {name!r} is not in the table ({known}); say how much memory it has, as in"
+            f" {name}:24GB"
+        )
+    if card is None or (size is not None and size != card.sold_gib * GIB):
+        memory = size or 0
+    else:  # a size that is the one it is sold with says nothing new
+        memory = card.memory_mib * MIB
+    return Devices(
+        "cuda",
+        card.name if card else name,
+        count,
+        memory,
+        card.bandwidth if card else None,
+        card.compute_capability if card else None,
+    )
+
+
+def _count(text: str | None, whole: str) -> int:
+    count = int(text) if text else 1
+    if not 1 <= count <= MAX_DEVICES:
+        raise InvalidDeviceError(
+            f"{whole!r} asks for {count} devices; 1 to {MAX_DEVICES} can be planned for"
+        )
+    return count
+
+
+def _size(text: str, whole: str) -> int:
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)\s*([a-z]*)", text.strip().lower())
+    unit = _UNITS.get(match[2]) if match else None
+    if match is None or unit is None:
+        raise InvalidDeviceError(f"{text!r} in {whole!r} is no size; write it as 24GB or 8192MiB")
+    size = int(float(match[1]) * unit)
+    if not 0 < size <= MAX_MEMORY_BYTES:
+        raise InvalidDeviceError(f"{text!r} in {whole!r} is no card's memory; write it as 24GB")
+    return size
+
+
+def _key(name: str) -> str:
+    letters = re.sub(r"[^a-z0-9]", "", name.lower())
+    return re.sub(r"^(nvidia|geforce|tesla|rtx)+", "", letters)
+
+
+def _family(card: Card) -> str:
+    return _key(re.sub(r"-\d+$", "", card.name))
+
+
+def _words(card: Card) -> list[str]:
+    return re.sub(r"-\d+$", "", card.name).lower().split()

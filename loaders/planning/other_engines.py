@@ -1,0 +1,148 @@
+"""Which other engines could load a variant: a table of what their releases say, with its dates.
+
+Facts age: each line carries the version it was true of and where it was read. What is not known for
+certain is `unknown`, never a guess. Kinds are compared by value: their enum comes with the whole
+catalogue, and Transformers with that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from loaders.catalogue.variants import Variant
+
+Answer = Literal["yes", "no", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether one engine loads one variant."""
+
+    engine: str
+    version: str
+    answer: Answer
+    why: str  # empty where there is nothing to say
+
+
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    name: str
+    version: str  # or since when
+    source: str  # where it was read
+    read: str  # year and month
+    judge: Callable[[Variant], tuple[Answer, str]]
+
+
+def _vllm(variant: Variant) -> tuple[Answer, str]:
+    if variant.kind == "gptq" and variant.quantization is not None:
+        base = variant.quantization.base
+        if base.bits not in (4, 8):
+            return "no", f"{base.bits} bits; it takes 4 and 8"
+        if not variant.quantization.sym:
+            return "no", "asymmetric"
+        if variant.quantization.desc_act and base.group_size != -1:
+            return "no", "act order"
+        return "yes", ""
+    if variant.kind in ("awq", "dense"):
+        return "yes", ""
+    return "unknown", ""
+
+
+def _lmdeploy(variant: Variant) -> tuple[Answer, str]:
+    quantization = variant.quantization
+    if variant.kind not in ("gptq", "awq") or quantization is None:
+        return "unknown", ""
+    if quantization.base.group_size != 128:
+        return "no", "it takes groups of 128"
+    if quantization.desc_act:
+        return "no", "act order"
+    return ("yes", "") if quantization.base.bits == 4 else ("unknown", "")
+
+
+def _without_gptq(variant: Variant) -> tuple[Answer, str]:
+    if variant.kind == "gptq":
+        return "no", "its GPTQ loader was dropped"
+    return "unknown", ""
+
+
+def _llama_cpp(variant: Variant) -> tuple[Answer, str]:
+    return ("yes", "") if variant.kind == "gguf" else ("no", "reads GGUF only")
+
+
+def _transformers(variant: Variant) -> tuple[Answer, str]:
+    if variant.kind == "gptq":
+        return "yes", "with optimum and GPTQModel"
+    if variant.kind == "awq":
+        return "yes", "with GPTQModel"
+    if variant.kind == "gguf":
+        return "yes", "dequantised"
+    return ("yes", "") if variant.kind == "dense" else ("unknown", "")
+
+
+def _auto_gptq(variant: Variant) -> tuple[Answer, str]:
+    if variant.kind == "gptq":
+        return "no", "archived; does not import beside Transformers 5"
+    return "no", "reads GPTQ only"
+
+
+def _unknown(variant: Variant) -> tuple[Answer, str]:  # noqa: ARG001
+    return "unknown", ""
+
+
+def _maintenance(variant: Variant) -> tuple[Answer, str]:  # noqa: ARG001
+    return "unknown", "in maintenance mode"
+
+
+_ENGINES = (
+    _Engine(
+        "vLLM",
+        "0.32",
+        "its own errors: 'GPTQ group activation ordering (desc_act=True) is no longer supported',"
+        " and the list of types that its GPTQ method takes; vllm-project/vllm#54809",
+        "2026-11",
+        _vllm,
+    ),
+    _Engine("SGLang", "autumn 2026", "not tried", "2026-11", _unknown),
+    _Engine("TGI", "autumn 2026", "its own notice of maintenance mode", "2026-11", _maintenance),
+    _Engine("LMDeploy", "autumn 2026", "the checks of its GPTQ loader", "2026-11", _lmdeploy),
+    _Engine("TabbyAPI", "autumn 2026", "its sources: no GPTQ loader", "2026-11", _without_gptq),
+    _Engine(
+        "text-generation-webui",
+        "autumn 2026",
+        "its sources: no GPTQ loader",
+        "2026-11",
+        _without_gptq,
+    ),
+    _Engine("llama.cpp", "autumn 2026", "its loader reads GGUF files", "2026-11", _llama_cpp),
+    _Engine(
+        "Transformers",
+        "5.23",
+        "its quantizers for GPTQ and AWQ, and `gguf_file=`",
+        "2026-11",
+        _transformers,
+    ),
+    _Engine(
+        "AutoGPTQ",
+        "0.7.1",
+        "tried: cannot import name 'no_init_weights' beside Transformers 5",
+        "2026-11",
+        _auto_gptq,
+    ),
+)
+
+
+def verdicts(variant: Variant) -> tuple[Verdict, ...]:
+    """Say of each engine whether it loads the variant; Tetrad first."""
+    own: Answer = "no" if variant.refusal else "yes"
+    told = [Verdict("Tetrad", "this", own, variant.refusal or "")]
+    told += [Verdict(e.name, e.version, *e.judge(variant)) for e in _ENGINES]
+    return tuple(told)
+
+
+def sources() -> tuple[tuple[str, str, str, str], ...]:
+    """List engine, version, source and date of every line, for the documentation."""
+    return tuple((e.name, e.version, e.source, e.read) for e in _ENGINES)

@@ -1,0 +1,1 @@
+"""How weights are packed: settings and tensors, as codes, scales and zero points."""

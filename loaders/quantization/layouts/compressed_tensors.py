@@ -1,0 +1,89 @@
+"""compressed-tensors' "pack-quantized" layout: codes packed along the inputs, row by row.
+
+Codes are signed and stored with half their range added, so a layer without zero points has the
+middle code as its zero point. Zero points, where there are any, are packed along the outputs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from loaders.errors import TensorError
+from loaders.quantization.layouts.protocol import FLOAT_DTYPES, INT_DTYPES, TensorRule
+from loaders.quantization.packing import unpack_stream
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loaders.quantization.layouts.protocol import StoredTensors
+    from loaders.quantization.packed_format import PackedFormat
+
+
+class PackQuantizedLayout:
+    """Dense streams of codes of 2 to 8 bits; scales by output, then by group."""
+
+    marker = "weight_packed"
+
+    def __init__(
+        self, packed: PackedFormat, *, has_zero_points: bool, has_one_scale: bool = False
+    ) -> None:
+        """has_one_scale: the whole layer shares one (compressed-tensors' strategy "tensor")."""
+        self._packed = packed
+        self._has_zero_points = has_zero_points
+        self._has_one_scale = has_one_scale
+
+    def rules(self, in_features: int, out_features: int) -> dict[str, TensorRule]:
+        """Say what each tensor must be; weight_g_idx may be absent."""
+        bits, groups = self._packed.bits, self._packed.num_groups(in_features)
+        if in_features * bits % 32 or out_features * bits % 32:
+            raise ValueError(
+                f"{in_features} inputs and {out_features} outputs do not fill whole 32-bit words"
+                f" at {bits} bits"
+            )
+        rules = {
+            "weight_packed": TensorRule((out_features, in_features * bits // 32), INT_DTYPES),
+            "weight_scale": TensorRule(
+                (1,) if self._has_one_scale else (out_features, groups), FLOAT_DTYPES
+            ),
+            "weight_shape": TensorRule((2,), ("I64", "I32"), is_required=False),
+            "weight_g_idx": TensorRule((in_features,), INT_DTYPES, is_required=False),
+        }
+        if self._has_zero_points:
+            words = out_features * bits // 32
+            rules["weight_zero_point"] = TensorRule((words, groups), INT_DTYPES)
+        return rules
+
+    def codes(self, stored: StoredTensors) -> Tensor:
+        """Unpack weight_packed. Raises TensorError where weight_shape speaks of another matrix."""
+        codes = unpack_stream(stored["weight_packed"].t(), self._packed.bits)
+        if "weight_shape" in stored:
+            told = stored["weight_shape"].tolist()
+            if told != [codes.shape[1], codes.shape[0]]:
+                raise TensorError(
+                    f"a layer's weight_shape says {told}, its weight_packed holds"
+                    f" {[codes.shape[1], codes.shape[0]]}; the file is damaged"
+                )
+        return codes
+
+    def scales(self, stored: StoredTensors) -> Tensor:
+        """Widen the scales, one for each group and output."""
+        scales = stored["weight_scale"].float()
+        if self._has_one_scale:
+            return scales.expand(1, stored["weight_packed"].shape[0]).contiguous()
+        return scales.t().contiguous()
+
+    def zeros(self, stored: StoredTensors) -> Tensor:
+        """Unpack the zero points; without any, the middle code."""
+        if self._has_zero_points:
+            words = stored["weight_zero_point"].contiguous()
+            return unpack_stream(words, self._packed.bits).t().float().contiguous()
+        return torch.full_like(self.scales(stored), 2 ** (self._packed.bits - 1))
+
+    def group_of_input(self, stored: StoredTensors) -> Tensor | None:
+        """Read weight_g_idx; one that was never filled in is -1 throughout and says nothing."""
+        if "weight_g_idx" not in stored:
+            return None
+        groups = stored["weight_g_idx"].long()
+        return None if bool((groups == -1).all()) else groups

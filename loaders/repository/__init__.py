@@ -1,0 +1,1 @@
+"""Where the files of a variant lie, and how they get to this machine."""

@@ -1,0 +1,38 @@
+"""The only place that talks to the hub, or reads the hub's cache."""
+
+import os
+
+# The hub's client tells the hub who runs it before the first request; nothing but what is asked for
+# shall leave this machine. It reads the variable while it is imported.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+from loaders.repository.hub.access import no_revision
+from loaders.repository.hub.cached import CachedFiles, is_cached
+from loaders.repository.hub.fallback import CachedHubFiles
+from loaders.repository.hub.fetching import (
+    HubAccess,
+    cached_revisions,
+    default_hub_cache,
+    download,
+)
+from loaders.repository.hub.probe import HubAnswer, probe_hub
+from loaders.repository.hub.repository import HubFiles
+from loaders.repository.hub.snapshots import DEFAULT_REVISION, discard, find_cached, verify
+
+__all__ = [
+    "DEFAULT_REVISION",
+    "CachedFiles",
+    "CachedHubFiles",
+    "HubAccess",
+    "HubAnswer",
+    "HubFiles",
+    "cached_revisions",
+    "default_hub_cache",
+    "discard",
+    "download",
+    "find_cached",
+    "is_cached",
+    "no_revision",
+    "probe_hub",
+    "verify",
+]

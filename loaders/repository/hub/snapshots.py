@@ -1,0 +1,131 @@
+"""Variants in the hub's cache on this machine: found without a hub, whole or not, and checked.
+
+Which files belong to one is told by the hub's listing, which is kept with every download
+(`loaders.repository.manifest`). What the hub's own client fetched has none, and is taken as that
+left it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+from loaders.checkpoint.files import INDEX_FILE
+from loaders.errors import CheckpointError
+from loaders.repository.cache_layout import CachedRepository, cache_errors
+from loaders.repository.download import needed_files
+from loaders.repository.manifest import Damage, find_damage
+from loaders.repository.selection import by_quantisation, has_index, select_files
+from loaders.repository.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from loaders.repository.protocol import RepositoryFile
+    from loaders.repository.spec import VariantSpec
+
+DEFAULT_REVISION = "main"
+
+
+def find_cached(spec: VariantSpec, cache_dir: Path) -> Snapshot | None:
+    """Return a variant as far as the cache knows it; None where it is not there, or not whole."""
+    cached = CachedRepository(cache_dir, spec.repo)
+    commit = cached.commit_of(spec.revision or DEFAULT_REVISION)
+    if commit is None and spec.revision is not None and spec.file is None:
+        commit = cached.commit_of(DEFAULT_REVISION)
+        spec = by_quantisation(spec, _paths_here(cached, commit)) or spec
+        commit = commit if spec.file is not None else None
+    if commit is None or not cached.snapshot(commit).is_dir():
+        return None
+    manifest = cached.manifest(commit)
+    if manifest is None:
+        return _left_by_others(spec, cached, commit)
+    shards = shards_here(manifest.listing, spec, cached, commit)
+    if shards is None:
+        return None
+    selection, files = needed_files(manifest.listing, spec, shards)
+    if not cached.is_whole(commit, [file.path for file in files]):
+        return None
+    return Snapshot(folder=cached.snapshot(commit), commit=commit, file=selection.file)
+
+
+def verify(snapshot: Snapshot) -> Sequence[Damage]:
+    """Compare a downloaded snapshot with its manifest, byte by byte; return what differs.
+
+    Raises CheckpointError where there is no manifest.
+    """
+    repository = snapshot.folder.parent.parent
+    repo = repository.name.removeprefix("models--").replace("--", "/")
+    cached = CachedRepository(repository.parent, repo)
+    manifest = cached.manifest(snapshot.commit) if snapshot.commit else None
+    if manifest is None:
+        raise CheckpointError(
+            f"{snapshot.folder} has no manifest to be compared with; `tetrad download` writes one"
+        )
+    return find_damage(snapshot.folder, manifest.files)
+
+
+def discard(
+    spec: VariantSpec, snapshot: Snapshot, damage: Sequence[Damage], cache_dir: Path
+) -> None:
+    """Remove damaged files from the cache, so that the next download brings them again."""
+    if snapshot.commit is not None:
+        cached = CachedRepository(cache_dir, spec.repo)
+        with cache_errors(cache_dir), cached.lock(lambda: None):
+            cached.forget(snapshot.commit, [entry.path for entry in damage])
+
+
+def shards_here(
+    listing: Sequence[RepositoryFile], spec: VariantSpec, cached: CachedRepository, commit: str
+) -> frozenset[str] | None:
+    """Name the shards that the index here names, if there is one; None where it is not here yet."""
+    if not has_index([file.path for file in listing], spec):
+        return frozenset()
+    if not cached.is_whole(commit, [INDEX_FILE]):
+        return None
+    return shards_in((cached.snapshot(commit) / INDEX_FILE).read_bytes())
+
+
+def shards_in(index: bytes) -> frozenset[str]:
+    """Name the files that an index of safetensors spreads its tensors over."""
+    try:
+        weight_map = json.loads(index)["weight_map"]
+        return frozenset(str(name) for name in weight_map.values())
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{INDEX_FILE} has no usable weight_map: {error}") from error
+
+
+def _paths_here(cached: CachedRepository, commit: str | None) -> list[str]:
+    """List a commit's files: all where the hub's listing is kept, else those that are here."""
+    if commit is None:
+        return []
+    if (manifest := cached.manifest(commit)) is not None:
+        return [file.path for file in manifest.listing]
+    folder = cached.snapshot(commit)
+    return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+
+
+def _left_by_others(spec: VariantSpec, cached: CachedRepository, commit: str) -> Snapshot | None:
+    """Use what the hub's own client downloaded, if all of it is here as far as that knows."""
+    paths = _paths_here(cached, commit)
+    folder = cached.snapshot(commit)
+    if not any(path.endswith(".safetensors") or ".gguf" in path.lower() for path in paths):
+        return None  # only looked at so far
+    is_indexed = has_index(paths, spec)
+    shards = shards_in((folder / INDEX_FILE).read_bytes()) if is_indexed else frozenset()
+    selection = select_files(paths, spec, shards)
+    try:
+        snapshot_download(
+            cached.repo,
+            revision=commit,
+            cache_dir=cached.cache_dir,
+            local_files_only=True,
+            allow_patterns=list(selection.paths),
+        )
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+    return Snapshot(folder=folder, commit=commit, file=selection.file)

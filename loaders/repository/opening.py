@@ -1,0 +1,188 @@
+"""Opens what a name means, wherever it lies: a folder, a git clone, the hub or its cache here.
+
+`open_repository` opens a repository to look at it: nothing is downloaded. `open_snapshot` returns
+the folder of one variant's files, with what is missing downloaded first. Both decide here where to
+look; how the files of each kind are reached is `local`'s, `git_clone`'s and `hub`'s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import structlog
+
+from loaders.cache import default_cache_dir, find_built
+from loaders.errors import CheckpointError, HubError, RepositoryNotFoundError, RevisionNotFoundError
+from loaders.gguf.parts import is_gguf
+from loaders.repository.cache_layout import CachedRepository
+from loaders.repository.git_clone import list_blobs, open_clone
+from loaders.repository.hub import (
+    DEFAULT_REVISION,
+    CachedFiles,
+    CachedHubFiles,
+    HubAccess,
+    cached_revisions,
+    default_hub_cache,
+    download,
+    find_cached,
+    no_revision,
+)
+from loaders.repository.local import CloneFiles, FolderFiles
+from loaders.repository.local_files import list_paths, no_revision_in
+from loaders.repository.protocol import HUB_FAILURES
+from loaders.repository.selection import by_quantisation, find_local, tell_gguf_files
+from loaders.repository.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from loaders.errors import LoadError
+    from loaders.repository.protocol import RepositoryFiles
+    from loaders.repository.spec import VariantSpec
+
+log = structlog.get_logger(__name__)
+
+
+def open_repository(
+    spec: VariantSpec,
+    *,
+    cache_dir: Path | None = None,
+    token: str | None = None,
+    local_files_only: bool = False,
+) -> RepositoryFiles:
+    """Open a variant's repository to look at it, without downloading anything.
+
+    Where the hub fails or refuses, its cache on this machine answers, with a warning. Raises
+    RepositoryNotFoundError or HubError where there is nothing cached either.
+    """
+    if spec.folder is not None:
+        return CloneFiles(spec.folder) if _is_clone(spec.folder) else FolderFiles(spec.folder)
+    built_in = find_built(spec.repo, cache_dir)
+    hub_cache = built_in or cache_dir or default_hub_cache()
+    if built_in is not None or local_files_only:
+        return CachedFiles(spec.repo, hub_cache)
+    hub = CachedHubFiles(spec.repo, cache_dir=hub_cache, token=token)
+    try:
+        hub.revisions()
+    except HUB_FAILURES as error:
+        cached = hub.substitute(error)
+        if cached is None:
+            raise
+        return cached
+    return hub
+
+
+def open_snapshot(
+    spec: VariantSpec,
+    *,
+    cache_dir: Path | None = None,
+    token: str | None = None,
+    local_files_only: bool = False,
+    on_percent: Callable[[float], None] | None = None,
+) -> Snapshot:
+    """Return the folder of a variant's files, downloading what is missing.
+
+    A repository that was built on this machine (the demo) is used as it is. For others the hub is
+    asked, and the cache used, with a warning, when it fails or no longer gives what is whole there:
+    an expired token or a branch that was removed keeps nothing from starting again. Raises
+    RepositoryNotFoundError, RevisionNotFoundError (naming the revisions there are),
+    UnsafeCheckpointError, CheckpointError, CacheError or HubError.
+
+    on_percent: told how much of a download is done; possibly by several threads.
+    """
+    if spec.folder is not None:
+        return _open_local(spec, spec.folder, cache_dir or default_cache_dir())
+    built_in = find_built(spec.repo, cache_dir)
+    access = HubAccess(cache_dir=built_in or cache_dir or default_hub_cache(), token=token)
+    if on_percent is not None:
+        access = replace(access, tell=lambda progress: on_percent(progress.percent))
+    if built_in is None and not local_files_only:
+        try:
+            return download(spec, access)
+        except (*HUB_FAILURES, RevisionNotFoundError) as error:
+            return _cached_instead(spec, access.cache_dir, error)
+    return _open_cached(spec, access.cache_dir, is_built=built_in is not None)
+
+
+# A folder or clone on this machine
+
+
+def _is_clone(folder: Path) -> bool:
+    return (folder / ".git").exists()
+
+
+def _open_local(spec: VariantSpec, folder: Path, cache_dir: Path) -> Snapshot:
+    """Return the folder of a local variant, at the branch asked for where it is a git clone.
+
+    What is no revision may be the quantisation of a GGUF file, as on a hub. Raises
+    RevisionNotFoundError where it is neither.
+    """
+    open_named = partial(open_clone, cache_dir=cache_dir) if _is_clone(folder) else _open_folder
+    try:
+        return open_named(folder, spec)
+    except RevisionNotFoundError as error:
+        paths = list(list_blobs(folder, "HEAD")) if _is_clone(folder) else list_paths(folder)
+        named = by_quantisation(spec, paths)
+        if named is None:
+            raise RevisionNotFoundError(f"{error}{tell_gguf_files(paths)}") from error
+        return open_named(folder, named)
+
+
+def _open_folder(folder: Path, spec: VariantSpec) -> Snapshot:
+    if spec.revision is not None:
+        raise no_revision_in(folder, spec.revision)
+    file = spec.file
+    if file is None and _is_bare(folder):
+        found = find_local(list_paths(folder), spec)
+        file = found.file if found else None
+    return Snapshot(folder=folder, commit=None, file=file)
+
+
+def _is_bare(folder: Path) -> bool:
+    """Whether no weights lie in the folder itself, so that it is worth looking below it."""
+    return not any(path.suffix == ".safetensors" or is_gguf(path.name) for path in folder.iterdir())
+
+
+# The hub's cache on this machine
+
+
+def _open_cached(spec: VariantSpec, cache_dir: Path, *, is_built: bool) -> Snapshot:
+    """Use what is in a cache, where the hub is not to be asked."""
+    if (found := find_cached(spec, cache_dir)) is not None:
+        return found
+    _refuse_part(spec, cache_dir)
+    if known := cached_revisions(spec.repo, cache_dir):
+        verb = "built on this machine are" if is_built else "in the cache it has"
+        raise no_revision(spec.repo, spec.revision or DEFAULT_REVISION, known, verb)
+    raise RepositoryNotFoundError(
+        f"{spec.repo} is not in the cache ({cache_dir}) and downloads are off; check the"
+        " name, or allow downloads"
+    )
+
+
+def _cached_instead(spec: VariantSpec, cache_dir: Path, error: LoadError) -> Snapshot:
+    """Use what an earlier download left when the hub does not give it now."""
+    found = find_cached(spec, cache_dir)
+    if found is not None:
+        log.warning("hub_unreachable", repo=spec.repo, reason=str(error), using=found.commit)
+        return found
+    if not isinstance(error, HubError):
+        raise error  # a refusal, which says what to do
+    _refuse_part(spec, cache_dir, reason=f"{error}; ")
+    if known := cached_revisions(spec.repo, cache_dir):
+        revision = spec.revision or DEFAULT_REVISION
+        raise no_revision(spec.repo, revision, known, f"{error}; cached are") from error
+    raise HubError(f"{error}; it is not cached: name a local folder, or try again") from error
+
+
+def _refuse_part(spec: VariantSpec, cache_dir: Path, *, reason: str = "") -> None:
+    """Say so where the cache knows the revision, and holds only a part of what it needs."""
+    cached = CachedRepository(cache_dir, spec.repo)
+    if cached.commit_of(spec.revision or DEFAULT_REVISION) is not None:
+        raise CheckpointError(
+            f"{reason}{spec} is in the cache ({cache_dir}), but not with all files that it needs;"
+            f" allow downloads, or run `tetrad download {spec}`"
+        )

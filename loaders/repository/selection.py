@@ -1,0 +1,195 @@
+"""Which files of a repository a variant needs, told from their names alone.
+
+The weights are the shards of the index, a single safetensors file, or one GGUF file with all its
+parts; with them go the small files that describe them. Names come from a hub, so none is trusted:
+one that could reach outside the cache makes the repository unusable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from loaders.checkpoint.files import INDEX_FILE, PICKLE_SUFFIXES
+from loaders.errors import CheckpointError, RevisionNotFoundError, UnsafeCheckpointError
+from loaders.gguf.parts import group_parts
+from loaders.repository.protocol import checked_path
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+    from loaders.gguf.parts import GgufParts
+    from loaders.repository.spec import VariantSpec
+
+# All in the repository's top folder, as loaders and tokenizers read nothing below it.
+_SMALL_FILES = (
+    "*.json", "*.jinja", "tokenizer.model", "spiece.model", "*.tiktoken", "merges.txt",
+    "vocab.txt", "README.md", "LICENSE*",
+)  # fmt: skip
+_MAX_NAMES = 40  # that an error message lists
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The files that one variant needs."""
+
+    small: tuple[str, ...]  # settings, tokenizer, card, licence
+    weights: tuple[str, ...]
+    file: str | None  # of a GGUF variant: its file, the first where it is split
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Name all files, the small ones first: what is wrong shows before much is fetched."""
+        return self.small + self.weights
+
+
+def select_files(
+    paths: Collection[str], spec: VariantSpec, shards: Collection[str] = ()
+) -> Selection:
+    """Choose what a variant needs of a repository's files.
+
+    shards: the files that the index names, where `paths` has an index of safetensors. Raises
+    UnsafeCheckpointError for pickles and for names that reach outside a folder, CheckpointError
+    where the choice is not clear or files are missing.
+    """
+    for path in paths:
+        checked_path(path)
+    small = tuple(sorted(path for path in paths if _is_small(path)))
+    top = sorted(p for p in paths if "/" not in p and p.endswith(".safetensors"))
+    if spec.file is None and top:
+        weights = _safetensors(top, paths, spec, shards)
+        return Selection(small=small, weights=weights, file=None)
+    variants = group_parts(paths)
+    if spec.file is None and not variants:
+        raise _without_weights(paths, spec)
+    chosen = _choose_gguf(variants, spec)
+    chosen.check_complete()
+    return Selection(small=small, weights=chosen.paths, file=chosen.first)
+
+
+def has_index(paths: Collection[str], spec: VariantSpec) -> bool:
+    """Tell whether the index must be read before files can be selected."""
+    return spec.file is None and INDEX_FILE in paths
+
+
+def find_quantisation(paths: Iterable[str], wanted: str) -> str | None:
+    """Return the GGUF file whose name says a quantisation (`Q4_K_M`); None where none does.
+
+    Raises RevisionNotFoundError where several do.
+    """
+    found = [parts for parts in group_parts(paths) if parts.type_in_name == wanted.upper()]
+    if len(found) > 1:
+        raise RevisionNotFoundError(
+            f"{wanted!r} may be any of {_listed(parts.name for parts in found)}; name the file"
+            " itself, as in owner/name/file.gguf or folder/file.gguf"
+        )
+    return found[0].first if found else None
+
+
+def has_gguf(paths: Iterable[str], file: str) -> bool:
+    """Tell whether a GGUF file is among paths, named whole or by any of its parts."""
+    return _find_gguf(group_parts(paths), file) is not None
+
+
+def find_local(paths: Collection[str], spec: VariantSpec) -> Selection | None:
+    """Say which of a local repository's files a variant reads, as far as names tell.
+
+    None where its weights are not among them, or which ones they are is not clear. Unlike in
+    `select_files` nothing is refused: what lies on this machine is taken as it is.
+    """
+    top = [path for path in paths if "/" not in path]
+    weights = [path for path in top if path.endswith(".safetensors")]
+    if spec.file is None and weights:
+        small = tuple(path for path in top if _is_small(path))
+        return Selection(small=small, weights=tuple(weights), file=None)
+    variants = group_parts(paths)
+    if spec.file is not None:
+        chosen = _find_gguf(variants, spec.file)
+    else:
+        chosen = variants[0] if len(variants) == 1 else None
+    if chosen is None:
+        return None
+    card = f"{chosen.first.rpartition('/')[0]}/README.md".removeprefix("/")
+    small = (card,) if card in paths else ()  # all else about it is in the file itself
+    return Selection(small=small, weights=chosen.paths, file=chosen.first)
+
+
+def tell_gguf_files(paths: Iterable[str]) -> str:
+    """Name the GGUF files there are, as the end of a message; nothing where there are none."""
+    names = [parts.name for parts in group_parts(paths)]
+    return f"; its GGUF files are {_listed(names)}" if names else ""
+
+
+def by_quantisation(spec: VariantSpec, paths: Iterable[str]) -> VariantSpec | None:
+    """Read a revision that does not exist as a quantisation, where a GGUF file has it.
+
+    paths: of the default revision. Raises RevisionNotFoundError where several files have it.
+    """
+    if spec.file is not None or spec.revision is None:
+        return None
+    file = find_quantisation(paths, spec.revision)
+    return None if file is None else replace(spec, revision=None, file=file)
+
+
+def _is_small(path: str) -> bool:
+    return "/" not in path and any(fnmatchcase(path, pattern) for pattern in _SMALL_FILES)
+
+
+def _safetensors(
+    top: Sequence[str], paths: Collection[str], spec: VariantSpec, shards: Collection[str]
+) -> tuple[str, ...]:
+    """Name the shards that `loaders.checkpoint.files` will open."""
+    if INDEX_FILE in paths:
+        if missing := sorted(set(shards) - set(top)):
+            raise CheckpointError(
+                f"{spec} lacks {_listed(missing)}, which {INDEX_FILE} names; it has {_listed(top)}"
+            )
+        return tuple(sorted(set(shards)))
+    whole = [name for name in top if name == "model.safetensors"] or list(top)
+    if len(whole) > 1:
+        raise CheckpointError(
+            f"{spec} holds {_listed(whole)} and no {INDEX_FILE} to say which belong together"
+        )
+    return tuple(whole)
+
+
+def _choose_gguf(variants: Sequence[GgufParts], spec: VariantSpec) -> GgufParts:
+    """Find the variant of a file named whole, or by any of its parts; unnamed, the only one."""
+    names = [parts.name for parts in variants]
+    if spec.file is None:
+        if len(variants) == 1:
+            return variants[0]
+        raise CheckpointError(
+            f"{spec} holds {len(variants)} GGUF files; name one, as in"
+            f" {replace(spec, file=names[0])}: {_listed(names)}"
+        )
+    if (chosen := _find_gguf(variants, spec.file)) is not None:
+        return chosen
+    near = get_close_matches(spec.file, names, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise CheckpointError(f"{spec} is not there; its GGUF files are {_listed(names)}{hint}")
+
+
+def _find_gguf(variants: Iterable[GgufParts], file: str) -> GgufParts | None:
+    named = (parts for parts in variants if file == parts.name or file in parts.paths)
+    return next(named, None)
+
+
+def _without_weights(paths: Collection[str], spec: VariantSpec) -> Exception:
+    if pickles := sorted(path for path in paths if path.endswith(PICKLE_SUFFIXES)):
+        return UnsafeCheckpointError(
+            f"{spec.repo} holds its weights as {', '.join(pickles[:4])}: a pickle can run any code"
+            " when it is opened, so only safetensors are read; choose a revision that has them"
+        )
+    return CheckpointError(
+        f"{spec} holds no weights: no .safetensors file in its top folder and no GGUF file; it has"
+        f" {_listed(sorted(paths))}"
+    )
+
+
+def _listed(names: Iterable[str]) -> str:
+    shown = list(names)
+    more = f" and {len(shown) - _MAX_NAMES} more" if len(shown) > _MAX_NAMES else ""
+    return (", ".join(shown[:_MAX_NAMES]) or "nothing") + more

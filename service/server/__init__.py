@@ -1,0 +1,1 @@
+"""The web server's process: listening, draining, stopping."""

@@ -1,0 +1,182 @@
+"""Listens, has the variants loaded beside it, and ends well: the life of the API process.
+
+The address is bound before anything is loaded, so that health can be asked from the first moment,
+and a port that is taken is known at once. Signals and draining are ours: uvicorn would refuse new
+connections at once (health included), and wait for ever on a reader that has stalled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING, NoReturn, Protocol
+
+import structlog
+import uvicorn
+import uvloop
+
+from service.errors import BindError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from starlette.types import ASGIApp
+
+    from service.server.lifecycle import Lifecycle
+
+log = structlog.get_logger(__name__)
+
+CHECK_INTERVAL_S = 0.05  # how often the end of a drain and a dead engine are looked for
+IDLE_LIMIT_S = 30  # a connection without a request is closed after this
+LAST_WORDS_S = 0.5  # for the error events of requests that were cut off
+CLOSING_LIMIT_S = 1  # for uvicorn's own end; then whoever still stalls is dropped
+ENDING_LIMIT_S = 1  # for engines in the middle of a step, or of loading
+FAILED = 1  # exit code where no model can answer any more
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn without signal handlers of its own: it would end with the signal, not with 0."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Engines(Protocol):
+    """What is started and ended with the server: `service.variants.supervisor.Supervisor`."""
+
+    def start(self) -> None:
+        """Begin to load."""
+
+    async def close(self) -> None:
+        """End all that runs."""
+
+
+class Server:
+    """Serves one application on one socket until it is told to stop."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        lifecycle: Lifecycle,
+        engines: Engines,
+        *,
+        drain_limit_s: float,
+    ) -> None:
+        self._lifecycle = lifecycle
+        self._engines = engines
+        self._drain_limit_s = drain_limit_s
+        self._exit_code = 0
+        self._is_stopping = False
+        self._uvicorn = _Uvicorn(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=IDLE_LIMIT_S,
+                timeout_graceful_shutdown=CLOSING_LIMIT_S,
+            )
+        )
+
+    def run(self, listener: socket.socket) -> NoReturn:
+        """Serve until a signal or a failure; end the process with its exit code."""
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(self._serve(listener))
+        # Not by returning to the interpreter's own end, which would wait for threads: an engine in
+        # one of them may hang, or still load.
+        sys.stderr.flush()
+        os._exit(self._exit_code)
+
+    async def _serve(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal, number)
+        self._engines.start()
+        watch = asyncio.create_task(self._watch())
+        await self._uvicorn.serve(sockets=[listener])
+        await watch
+        with contextlib.suppress(TimeoutError):  # they end with this process at the latest
+            await asyncio.wait_for(self._engines.close(), ENDING_LIMIT_S)
+
+    def _on_signal(self, number: int) -> None:
+        name = signal.Signals(number).name
+        if self._is_stopping:
+            log.warning("stopping at once", signal=name)
+            os._exit(128 + number)
+        log.info(
+            "stopping; a second signal stops at once",
+            signal=name,
+            open_requests=self._lifecycle.num_open_requests,
+            drain_limit_s=self._drain_limit_s,
+        )
+        self._is_stopping = True
+        self._lifecycle.begin_draining()
+
+    async def _watch(self) -> None:
+        """Wait for a reason to end; end what is open, then uvicorn."""
+        while not self._is_stopping and not self._lifecycle.is_hopeless:
+            await asyncio.sleep(CHECK_INTERVAL_S)
+        if self._is_stopping:
+            await self._drain(self._drain_limit_s)
+        else:
+            log.error("no model can answer in this process any more; it ends")
+            self._exit_code = FAILED
+            await self._drain(LAST_WORDS_S)
+        self._uvicorn.should_exit = True
+
+    async def _drain(self, limit_s: float) -> None:
+        """Let open requests end by themselves for a while, then cut them off."""
+        if await self._all_ended(limit_s):
+            return
+        num_cut = self._lifecycle.cut_off()
+        log.warning("requests cut off", requests=num_cut, limit_s=limit_s)
+        await self._all_ended(LAST_WORDS_S)
+
+    async def _all_ended(self, limit_s: float) -> bool:
+        """Wait until no request is open, at most so long; return whether none is."""
+        deadline = time.monotonic() + limit_s
+        while self._lifecycle.num_open_requests and time.monotonic() < deadline:
+            await asyncio.sleep(CHECK_INTERVAL_S)
+        return self._lifecycle.num_open_requests == 0
+
+
+def listen(host: str, port: int, *, stall_limit_s: float) -> socket.socket:
+    """Bind an address; port 0 takes a free one. Raises BindError.
+
+    stall_limit_s: connections whose other end takes no data for so long are dropped by the kernel
+    (Linux), which is the only way to be rid of a reader that holds its window shut.
+    """
+    listener: socket.socket | None = None
+    try:
+        (family, _, _, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            limit_ms = int(stall_limit_s * 1000)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit_ms)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        if listener is not None:
+            listener.close()
+        raise BindError(
+            f"cannot listen on {host} port {port}: {error.strerror};"
+            " choose another --host or --port"
+        ) from error
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """Return the address that a browser on this machine would use."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,1 @@
+"""Answers requests with a served model: text in, text out."""

@@ -1,0 +1,101 @@
+"""One variant as the API sees it: its engine, its text, its recommended settings, its identity.
+
+Made anew with each life of its engine; routes only read it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from service.text.errors import ChatNotSupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from transformers import PreTrainedTokenizerFast
+
+    from engine.outputs import TokenOutput
+    from engine.request import Terms
+    from engine.statistics import EngineStatistics
+    from engine.transport.client import Submission
+    from engine.transport.wire import IntegrityReport
+    from loaders.checkpoint.generation_defaults import GenerationDefaults
+    from loaders.model.self_test.report import SelfTestReport
+    from service.text.templates import ChatTemplate
+    from service.worker_protocol.model_description import MemoryReport
+
+
+class TokenStream(Protocol):
+    """The tokens of one sequence, as they come."""
+
+    async def take(self) -> Sequence[TokenOutput]:
+        """Wait for outputs and return all that have come; the last of all has a finish_reason."""
+
+    async def aclose(self) -> None:
+        """Abort the sequence, if it still runs."""
+
+
+class TokenEngine(Protocol):
+    """What the service needs of an engine; `engine.transport.client.EngineClient` is one."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it takes work."""
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of a prompt and its answer together."""
+
+    @property
+    def statistics(self) -> EngineStatistics | None:
+        """What it last told of itself."""
+
+    def submit(self, submissions: Sequence[Submission], *, terms: Terms) -> Sequence[TokenStream]:
+        """Check and submit at once, all or none; raise EngineError if they cannot run."""
+
+    async def check_integrity(self) -> IntegrityReport:
+        """Ask it whether its books are right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What an answer came from, as clients are told."""
+
+    revision: str  # the commit, else the branch, else what kind of thing it is
+    quantization: str
+    kernel: str  # the kernel backends in use
+    fingerprint: str  # short hash of all that may change an answer
+    record: Mapping[str, object]  # the full story, for /v1/models/{id}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Return the response headers that name where an answer came from."""
+        return {
+            "x-model-revision": self.revision,
+            "x-quantization": self.quantization,
+            "x-kernel": self.kernel,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """One variant, ready to answer."""
+
+    name: str  # what clients send as `model`
+    created: int  # when it became ready, seconds since 1970
+    engine: TokenEngine
+    tokenizer: PreTrainedTokenizerFast
+    chat_template: ChatTemplate | None  # None where the variant cannot chat
+    chat_refusal: str | None  # why it cannot, for people
+    defaults: GenerationDefaults
+    stop_token_ids: frozenset[int]  # of the generation settings and the template together
+    identity: Identity
+    self_test: SelfTestReport | None = None  # of its engine's load
+    memory: MemoryReport | None = None
+
+    def require_chat_template(self) -> ChatTemplate:
+        """Return the template, or raise ChatNotSupportedError."""
+        if self.chat_template is None:
+            raise ChatNotSupportedError(self.chat_refusal)
+        return self.chat_template

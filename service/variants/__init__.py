@@ -1,0 +1,1 @@
+"""The lifecycle of what is served: loaded, kept running, tried another way, drained, unloaded."""

@@ -1,0 +1,130 @@
+"""Where a served variant's models come from: an engine that has loaded it, and its text side.
+
+The text side (tokenizer, chat template) is read once in the API's process, from the folder that the
+engine names, and kept from one life of the engine to the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+from msgspec import structs
+
+from engine.errors import EngineDeadError
+from service.errors import StepDownError
+from service.server import garbage
+from service.serving.served_model import ServedModel
+from service.variants.text import ModelText, read_model_text
+from service.worker_protocol.load_attempt import Trial
+from service.worker_protocol.model_description import ModelDescription
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from engine.transport.wire import Progress
+    from service.variants.fallback import Ladder
+    from service.variants.handles import EngineHost, OnProgress
+    from service.worker_protocol.load_attempt import Attempt
+
+log = structlog.get_logger(__name__)
+
+
+class LoadedVariant:
+    """Starts engines for one variant, and joins each with the variant's text."""
+
+    def __init__(
+        self,
+        name: str,
+        variant: str,
+        ladder: Ladder,
+        start: Callable[[Attempt, OnProgress], Awaitable[EngineHost]],
+    ) -> None:
+        self._asked = variant
+        self._ladder = ladder
+        self._name = name
+        self._start = start
+        self._description: ModelDescription | None = None  # of what `_text` was read for
+        self._text: ModelText | None = None
+        self._shortened: str | None = None  # by the engine itself, in words
+
+    def begin(self) -> None:
+        """Forget what earlier lives gave up."""
+        self._ladder.begin()
+        self._shortened = None
+
+    async def start(self, on_progress: OnProgress) -> EngineHost:
+        """Start an engine."""
+
+        def note(progress: Progress) -> None:
+            if progress.about:
+                self._note_trial(Trial.decode(progress.about))
+            on_progress(progress)
+
+        return await self._start(self._ladder.attempt, note)
+
+    async def served(self, host: EngineHost) -> ServedModel:
+        """Wait until an engine takes work; return it with its text.
+
+        Raises StepDownError where another way to load the variant is left.
+        """
+        try:
+            ready = await host.client.ready()
+        except EngineDeadError as error:
+            if (given_up := self._ladder.step_down(error)) is None:
+                raise
+            raise StepDownError(f"{error}; trying {given_up}") from error
+        self._ladder.note_success()
+        description = ModelDescription.decode(ready.about)
+        self._shortened = description.shortened
+        text = await self._read_text(description)
+        template = text.chat_template
+        turn_ends = frozenset() if template is None else template.stop_token_ids
+        return ServedModel(
+            name=self._name,
+            created=int(time.time()),
+            engine=host.client,
+            tokenizer=text.tokenizer,
+            chat_template=template,
+            chat_refusal=text.chat_refusal,
+            defaults=description.defaults,
+            stop_token_ids=description.defaults.stop_token_ids | turn_ends,
+            identity=text.identity,
+            self_test=description.self_test,
+            memory=description.memory,
+        )
+
+    @property
+    def variant(self) -> str:
+        """What is served: as the settings name it, or the branch that was chosen."""
+        return self._ladder.attempt.variant or self._asked
+
+    @property
+    def degraded(self) -> str | None:
+        """What was given up so that it could be loaded."""
+        told = [reason for reason in (self._ladder.degraded, self._shortened) if reason]
+        return "; ".join(told) or None
+
+    def _note_trial(self, trial: Trial) -> None:
+        if trial.reason is not None and self._ladder.attempt.variant is None:
+            log.info("variant chosen", model=self._name, variant=trial.variant, reason=trial.reason)
+        self._ladder.note(trial)
+
+    async def close(self) -> None:
+        """End what runs for the text."""
+        text, self._text = self._text, None
+        if text is not None:
+            await asyncio.to_thread(text.close)  # waits for a template that is being rendered
+            garbage.settle()
+
+    async def _read_text(self, description: ModelDescription) -> ModelText:
+        # Everything but what was measured, each time anew, is what the text was read for.
+        description = structs.replace(description, self_test=None, memory=None)
+        if self._text is None or description != self._description:
+            await self.close()
+            self._text = await asyncio.to_thread(read_model_text, description)
+            self._description = description
+            garbage.settle()
+        return self._text

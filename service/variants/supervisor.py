@@ -1,0 +1,221 @@
+"""The served variants together: which there are, which one a request means, and how all stand.
+
+Each keeps itself running (`service.variants.variant`); here they are started, told apart by name,
+changed while the API runs, and ended. Touched from the event loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+from service.errors import ModelNotFoundError, VariantStateError
+from service.server.lifecycle import Phase
+from service.variants.variant import CHECK_INTERVAL_S, ON_ITS_WAY, VariantState
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterable
+    from contextlib import ExitStack
+
+    from service.serving.served_model import ServedModel
+    from service.variants.variant import Variant, VariantStatus
+
+log = structlog.get_logger(__name__)
+
+_AT_REST = (VariantState.UNLOADED, VariantState.FAILED)  # nothing runs that could be ended
+CLOSING_LIMIT_S = 0.0  # for requests; they have been waited for by then
+
+
+class Supervisor:
+    """Every variant that is served here, by the name that clients send as `model`."""
+
+    def __init__(
+        self, variants: Iterable[Variant], *, drain_limit_s: float, load_wait_s: float
+    ) -> None:
+        self._variants = {variant.name: variant for variant in variants}
+        self._incoming: list[Variant] = []  # load beside those whose places they will take
+        self._outgoing: list[Variant] = []  # are drained, their places taken
+        self._failed_swaps: dict[str, str] = {}  # why the last one by a name failed
+        self._drain_limit_s = drain_limit_s
+        self._load_wait_s = load_wait_s
+        self._changes: set[asyncio.Task[None]] = set()  # on their way
+
+    # ── how things stand ────────────────────────────────────────────────────────────────────────
+
+    @property
+    def variants(self) -> list[Variant]:
+        """Every variant: first those that requests go to, then what a swap brings or leaves."""
+        return [*self._variants.values(), *self._incoming, *self._outgoing]
+
+    @property
+    def statuses(self) -> list[VariantStatus]:
+        """How each variant stands that requests go to."""
+        return [variant.status for variant in self._variants.values()]
+
+    def roles(self) -> list[tuple[VariantStatus, str]]:
+        """How every variant stands, and whether it is "routed", "incoming" or "outgoing"."""
+        groups = {
+            "routed": self._variants.values(),
+            "incoming": self._incoming,
+            "outgoing": self._outgoing,
+        }
+        return [(variant.status, role) for role, group in groups.items() for variant in group]
+
+    def failed_swap(self, name: str) -> str | None:
+        """Why the last swap by this name failed; None where it did not."""
+        return self._failed_swaps.get(name)
+
+    @property
+    def phase(self) -> Phase:
+        """Whether every required variant serves, or what keeps the first one from it."""
+        for variant in self._variants.values():
+            if _is_waited_for(variant):
+                return _PHASES.get(variant.state, Phase.LOADING)
+        return Phase.FAILED if self.is_hopeless else Phase.SERVING
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether nothing can answer any more, and nothing will by itself."""
+        return bool(self.variants) and all(
+            variant.state is VariantState.FAILED and not variant.comes_on_demand
+            for variant in self.variants
+        )
+
+    def find(self, name: str) -> tuple[VariantStatus, ServedModel | None]:
+        """Return how a variant stands, and its model while it is loaded.
+
+        Raises ModelNotFoundError.
+        """
+        variant = self.require(name)
+        return variant.status, variant.served
+
+    def require(self, name: str) -> Variant:
+        """Return a variant by name, or raise ModelNotFoundError."""
+        variant = self._variants.get(name)
+        if variant is None:
+            served = ", ".join(repr(name) for name in self._variants)
+            raise ModelNotFoundError(
+                f"no such model is served; this server serves {served or 'none now'}", param="model"
+            )
+        return variant
+
+    async def acquire(self, name: str, until_answered: ExitStack) -> ServedModel:
+        """Return the model of this name, and keep it loaded until the request is answered.
+
+        One that is loaded on demand is waited for, for a while. Raises ModelNotFoundError or
+        UnavailableError.
+        """
+        variant = self.require(name)
+        if variant.comes_on_demand:
+            await self._until_loaded(variant)
+        variant = self.require(name)  # it may have been swapped meanwhile
+        served = variant.require_served()
+        until_answered.enter_context(variant.in_use())
+        return served
+
+    async def _until_loaded(self, variant: Variant) -> None:
+        """Have a variant loaded, and wait for it, for a while."""
+        deadline = time.monotonic() + self._load_wait_s
+        while time.monotonic() < deadline:
+            if variant.waits_for_demand:
+                variant.load_on_demand()
+            if variant.state not in ON_ITS_WAY:
+                return
+            await asyncio.sleep(CHECK_INTERVAL_S)
+
+    # ── changes ─────────────────────────────────────────────────────────────────────────────────
+
+    def start(self) -> None:
+        """Begin to load what is not loaded on demand."""
+        for variant in self._variants.values():
+            if not variant.rules.is_on_demand:
+                variant.load()
+
+    async def close(self) -> None:
+        """End every engine that there is."""
+        for change in self._changes:
+            change.cancel()
+        endings = [
+            variant.unload(drain_limit_s=CLOSING_LIMIT_S, for_good=True)
+            for variant in self.variants
+            if variant.state not in _AT_REST
+        ]
+        await asyncio.gather(*endings, *self._changes, return_exceptions=True)
+
+    def add(self, variant: Variant) -> None:
+        """Serve one more variant. Raises VariantStateError where its name is taken."""
+        if any(variant.name == other.name for other in self.variants):
+            raise VariantStateError(
+                f"{variant.name} is served already; swap it, or unload and remove it first"
+            )
+        self._variants[variant.name] = variant
+        variant.load()
+
+    def swap(self, variant: Variant) -> None:
+        """Load a variant beside the one of the same name; let it take over, then drain that one.
+
+        The old one stays where the new one cannot be loaded. Raises ModelNotFoundError, or
+        VariantStateError while another swap is on its way.
+        """
+        old = self.require(variant.name)
+        if any(variant.name == other.name for other in self._incoming):
+            raise VariantStateError(f"{variant.name} is being swapped already; wait for its end")
+        self._failed_swaps.pop(variant.name, None)
+        self._incoming.append(variant)
+        variant.load()
+        self._spawn(self._take_over(old, variant))
+
+    def unload(self, name: str) -> None:
+        """Drain a variant, then unload it; no request loads it again. Raises ModelNotFoundError."""
+        self.require(name).unload(drain_limit_s=self._drain_limit_s, for_good=True)
+
+    def remove(self, name: str) -> None:
+        """Forget a variant that is not loaded. Raises ModelNotFoundError or VariantStateError."""
+        if self.require(name).state not in _AT_REST:
+            raise VariantStateError(f"{name} is loaded; unload it first")
+        if any(name == other.name for other in self._incoming):
+            raise VariantStateError(f"{name} is being swapped; wait for its end")
+        del self._variants[name]
+        self._failed_swaps.pop(name, None)
+
+    async def _take_over(self, old: Variant, new: Variant) -> None:
+        try:
+            while new.state in ON_ITS_WAY:
+                await asyncio.sleep(CHECK_INTERVAL_S)
+            if new.state is VariantState.SERVING:
+                self._variants[new.name] = new
+                self._outgoing.append(old)
+        finally:
+            self._incoming.remove(new)
+        if old not in self._outgoing:
+            self._failed_swaps[new.name] = new.status.reason or "it was ended"
+            log.error("not swapped: the old model stays", model=new.name, reason=new.status.reason)
+            return
+        log.info("swapped", model=new.name)
+        # Shielded: this is cancelled at the server's end, where unloading must go on.
+        await asyncio.shield(old.unload(drain_limit_s=self._drain_limit_s, for_good=True))
+        self._outgoing.remove(old)
+
+    def _spawn(self, change: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(change)
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+
+
+def _is_waited_for(variant: Variant) -> bool:
+    """Whether the server is not ready for want of this variant."""
+    if not variant.rules.is_required or variant.rules.is_on_demand:
+        return False
+    return variant.state is not VariantState.SERVING
+
+
+_PHASES = {
+    VariantState.RESTARTING: Phase.RESTARTING,
+    VariantState.FAILED: Phase.FAILED,
+    VariantState.DRAINING: Phase.DRAINING,
+    VariantState.UNLOADING: Phase.UNLOADED,
+    VariantState.UNLOADED: Phase.UNLOADED,
+}

@@ -1,0 +1,81 @@
+"""The text side of a variant, read in the API's process: tokenizer, chat template, identity."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from loaders.checkpoint.tokenizer import load_tokenizer
+from service.serving.served_model import Identity
+from service.text.errors import ChatNotSupportedError
+from service.text.facts import read_facts
+from service.text.templates import ChatTemplate, resolve_chat_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from service.worker_protocol.model_description import ModelDescription
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelText:
+    """What turns a variant's texts into token ids and back, and its name into words."""
+
+    tokenizer: PreTrainedTokenizerFast
+    chat_template: ChatTemplate | None  # None where the variant cannot chat
+    chat_refusal: str | None  # why it cannot, for people
+    identity: Identity
+
+    def close(self) -> None:
+        """End what runs for it."""
+        if self.chat_template is not None:
+            self.chat_template.close()
+
+
+def read_model_text(description: ModelDescription) -> ModelText:
+    """Read the small files of a model that an engine has loaded; takes a moment."""
+    folder = Path(description.folder)
+    tokenizer = load_tokenizer(folder)
+    facts = read_facts(folder, description.repo, description, tokenizer)
+    template, refusal = None, None
+    try:
+        template = resolve_chat_template(tokenizer, facts)
+        log.info("chat template", name=template.name)
+    except ChatNotSupportedError as error:
+        refusal = str(error)
+        log.info("no chat", reason=refusal)
+    return ModelText(tokenizer, template, refusal, identity_of(description, template))
+
+
+def identity_of(description: ModelDescription, template: ChatTemplate | None) -> Identity:
+    """Return where answers come from; the fingerprint covers all of it but where it lies."""
+    packages = ("tetrad", "torch", "transformers", "tokenizers")
+    record: dict[str, object] = {
+        "repo": description.repo,
+        "revision": description.revision,
+        "file": description.file,
+        "commit": description.commit,
+        "quantization": description.quantization,
+        "kernel": description.backend,
+        "dtype": description.dtype,
+        "device": description.device,
+        "batch_invariant": description.is_batch_invariant,
+        "chat_template": None if template is None else template.name,
+        "versions": {package: version(package) for package in packages},
+    }
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    return Identity(
+        revision=description.commit or description.revision or "local folder",
+        quantization=description.quantization,
+        kernel=description.backend,
+        fingerprint=f"fp_{digest[:12]}",
+        record=record,
+    )

@@ -1,0 +1,404 @@
+"""One served variant: loaded, kept running, drained and unloaded.
+
+Decides when an engine is started and when it is given up; how one is started is its source's to
+know. Touched from the event loop only.
+
+    UNLOADED ──load──▶ LOADING ──▶ SERVING ◀──▶ DRAINING          (no new work; nothing is ended)
+        ▲                 │           │ engine ends
+        │                 ▼           ▼
+    UNLOADING         FAILED ◀── RESTARTING ──▶ SERVING
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import structlog
+
+from engine.errors import EngineDeadError, EngineStartError
+from loaders.errors import LoadError
+from service.errors import StepDownError, UnavailableError, VariantStateError
+from service.server.lifecycle import RETRY_AFTER_S
+from service.text.errors import TextError
+from service.worker_protocol.load_attempt import StartFailure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from engine.statistics import EngineStatistics
+    from engine.transport.wire import Progress
+    from loaders.model.self_test.report import SelfTestReport
+    from service.serving.served_model import ServedModel
+    from service.variants.handles import EngineHost
+
+log = structlog.get_logger(__name__)
+
+FIRST_DELAY_S = 0.5  # before an engine is started again; doubles while none comes to serve
+LONGEST_DELAY_S = 30.0
+FAILED_REST_S = 30.0  # until a request has one that failed tried again
+HEALTHY_S = 60.0  # an engine that served so long has made up for the deaths before it
+LOGGED_PERCENT = 10.0
+LOGGED_INTERVAL_S = 3.0
+CHECK_INTERVAL_S = 0.05  # how often the end of a drain or of a load is looked for
+
+
+class VariantState(enum.Enum):
+    """What a variant is doing; the values are what clients are told."""
+
+    UNLOADED = "unloaded"
+    LOADING = "loading"
+    SERVING = "serving"
+    RESTARTING = "restarting"  # its engine ended; the next one waits or loads
+    DRAINING = "draining"  # loaded, takes no new work
+    UNLOADING = "unloading"
+    FAILED = "failed"  # given up
+
+
+# What a variant is in only for a while.
+ON_ITS_WAY = frozenset({VariantState.LOADING, VariantState.RESTARTING, VariantState.UNLOADING})
+
+
+class VariantSource(Protocol):
+    """Where a variant's engines come from."""
+
+    @property
+    def variant(self) -> str:
+        """A repository and branch, or a folder."""
+
+    @property
+    def degraded(self) -> str | None:
+        """What was given up so that it could be loaded; None where nothing was."""
+
+    def begin(self) -> None:
+        """Begin a new life of the variant: what earlier ones gave up is tried again."""
+
+    async def start(self, on_progress: Callable[[Progress], None]) -> EngineHost:
+        """Start an engine."""
+
+    async def served(self, host: EngineHost) -> ServedModel:
+        """Wait until a started engine serves.
+
+        Raises EngineDeadError, EngineStartError where another try would end the same way; LoadError
+        or TextError for files that cannot be read; StepDownError where the next engine will try
+        another way.
+        """
+
+    async def close(self) -> None:
+        """Let go of what was kept from one engine for the next."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VariantRules:
+    """How a variant is kept running; from its settings."""
+
+    is_on_demand: bool = False
+    is_required: bool = True
+    idle_unload_s: float | None = None
+    max_restarts: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class VariantStatus:
+    """How a variant stands, for people and routers."""
+
+    name: str
+    variant: str  # what it is: a repository and branch, a folder
+    created: int  # when it was first named, seconds since 1970
+    state: VariantState
+    phase: str | None  # of loading, while it loads
+    percent: float | None  # of the phase
+    reason: str | None  # why it failed, or was started again last
+    degraded: str | None  # what was given up so that it could be loaded
+    num_restarts: int
+    num_requests: int  # open ones
+    pid: int | None
+    statistics: EngineStatistics | None
+    self_test: SelfTestReport | None = None  # the last one that was made
+
+
+class Variant:
+    """A variant's state, and the task that keeps it there."""
+
+    def __init__(self, name: str, source: VariantSource, rules: VariantRules) -> None:
+        self.name = name
+        self.rules = rules
+        self._state = VariantState.UNLOADED
+        self._entered = time.monotonic()  # that state
+        self._created = int(time.time())
+        self._is_on_demand = rules.is_on_demand  # until somebody unloads it by hand
+        self._is_drained = False
+        self._source = source
+        self._host: EngineHost | None = None
+        self._served: ServedModel | None = None
+        self._progress: Progress | None = None
+        self._logged: Progress | None = None  # the last one that the log told of
+        self._logged_at = 0.0
+        self._self_test: SelfTestReport | None = None
+        self._reason: str | None = None
+        self._num_restarts = 0
+        self._num_requests = 0
+        self._last_used = time.monotonic()
+        self._task: asyncio.Task[None] | None = None
+        self._unloading: asyncio.Task[None] | None = None
+
+    # ── what others see ─────────────────────────────────────────────────────────────────────────
+
+    @property
+    def state(self) -> VariantState:
+        """What the variant is doing; one whose engine is dying does not serve any more."""
+        is_dying = self._served is not None and not self._served.engine.is_alive
+        if is_dying and self._state is VariantState.SERVING:
+            return VariantState.RESTARTING
+        return self._state
+
+    @property
+    def status(self) -> VariantStatus:
+        """Describe how the variant stands."""
+        progress = self._progress
+        return VariantStatus(
+            name=self.name,
+            variant=self._source.variant,
+            created=self._created,
+            state=self.state,
+            phase=None if progress is None else progress.phase,
+            percent=None if progress is None else progress.percent,
+            reason=self._reason,
+            degraded=self._source.degraded,
+            num_restarts=self._num_restarts,
+            num_requests=self._num_requests,
+            pid=None if self._host is None else self._host.pid,
+            statistics=None if self._served is None else self._served.engine.statistics,
+            self_test=self._self_test,
+        )
+
+    @property
+    def served(self) -> ServedModel | None:
+        """The model, while it is loaded."""
+        return self._served
+
+    @property
+    def comes_on_demand(self) -> bool:
+        """Whether requests have it loaded."""
+        return self._is_on_demand
+
+    @property
+    def waits_for_demand(self) -> bool:
+        """Whether the next request has it loaded.
+
+        One that failed is tried again after a while: what it lacked, such as another variant's
+        memory, may have become free.
+        """
+        if not self._is_on_demand or self._is_drained:
+            return False
+        if self._state is VariantState.FAILED:
+            return time.monotonic() - self._entered >= FAILED_REST_S
+        return self._state is VariantState.UNLOADED
+
+    def require_served(self) -> ServedModel:
+        """Return the model, or raise UnavailableError with what the variant does instead."""
+        if self.state is VariantState.SERVING and self._served is not None:
+            return self._served
+        if self.state is VariantState.FAILED:
+            raise UnavailableError(
+                f"{self.name} has failed; whoever runs this server finds the reason in its log",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        doing = self.state.value
+        if self._progress is not None:
+            doing += f" ({self._progress.phase})"
+        raise UnavailableError(f"{self.name} is {doing}", retry_after_s=RETRY_AFTER_S)
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Count a request as open; the variant is not unloaded meanwhile, as long as it may be."""
+        self._num_requests += 1
+        try:
+            yield
+        finally:
+            self._num_requests -= 1
+            self._last_used = time.monotonic()
+
+    # ── what it is told ─────────────────────────────────────────────────────────────────────────
+
+    def load(self) -> None:
+        """Begin to load, or take work again after a drain; without effect on one that is on.
+
+        Raises VariantStateError for one that is being unloaded.
+        """
+        if self._unloading is not None:
+            raise VariantStateError(f"{self.name} is being unloaded; load it once that is done")
+        self._is_on_demand = self.rules.is_on_demand
+        self._is_drained = False
+        if self.state is VariantState.DRAINING:
+            self._enter(VariantState.SERVING)
+        else:
+            self.load_on_demand()
+
+    def load_on_demand(self) -> None:
+        """Begin to load what is not loaded; leaves a drain as it is."""
+        if self.state in (VariantState.UNLOADED, VariantState.FAILED):
+            self._enter(VariantState.LOADING)
+            self._task = asyncio.create_task(self._run())
+            self._task.add_done_callback(self._note_end)
+
+    def drain(self) -> None:
+        """Take no new work until `load`, nor be loaded by a request."""
+        self._is_drained = True
+        if self.state is VariantState.SERVING:
+            self._enter(VariantState.DRAINING)
+
+    def unload(self, *, drain_limit_s: float, for_good: bool) -> asyncio.Task[None]:
+        """Take no new work, let open requests end for a while, then end the engine.
+
+        for_good: no request loads it again.
+        """
+        if for_good:
+            self._is_on_demand = False
+        if self._unloading is None:
+            self._enter(VariantState.UNLOADING)
+            self._unloading = asyncio.create_task(self._unload(drain_limit_s))
+        return self._unloading
+
+    # ── its life ────────────────────────────────────────────────────────────────────────────────
+
+    async def _run(self) -> None:
+        """Keep the variant running; end its engine if cancelled, and keep nothing in any case."""
+        try:
+            await self._run_engines()
+            log.error("cannot serve", model=self.name, reason=self._reason)
+        finally:
+            await self._source.close()
+        self._enter(VariantState.FAILED)
+
+    async def _run_engines(self) -> None:
+        """Start engines, one after the other, until there is no hope."""
+        self._source.begin()
+        deaths, delay_s = 0, 0.0
+        while True:
+            try:
+                served_s = await self._run_engine(is_first=deaths == 0)
+            except StepDownError as error:
+                self._reason = str(error)
+                log.warning("degraded", model=self.name, reason=self._reason)
+                continue
+            if served_s is None:
+                return
+            deaths = 1 if served_s >= HEALTHY_S else deaths + 1
+            # One that came to serve is worth waiting for; how often is bounded all the same.
+            is_worse = bool(delay_s) and not served_s
+            delay_s = min(2 * delay_s, LONGEST_DELAY_S) if is_worse else FIRST_DELAY_S
+            if deaths > self.rules.max_restarts:
+                self._reason = f"{self._reason}; given up after {deaths - 1} restarts"
+                return
+            log.warning(
+                "starting the engine again", model=self.name, reason=self._reason, in_s=delay_s
+            )
+            self._num_restarts += 1
+            self._enter(VariantState.RESTARTING)
+            await asyncio.sleep(delay_s)
+
+    async def _run_engine(self, *, is_first: bool) -> float | None:
+        """Run one engine to its end; return how long it served, None if no other may follow.
+
+        is_first: since the variant was told to load, so that it has never got that far.
+        """
+        try:
+            host = await self._source.start(self._note_progress)
+        except OSError as error:  # no memory, no descriptors, no room for another process
+            self._reason = f"the engine's process could not be started: {error.strerror}"
+            return 0.0
+        self._host = host
+        began: float | None = None
+        ended = asyncio.create_task(host.ended())
+        try:
+            self._served = await self._source.served(host)
+            self._self_test = self._served.self_test
+            began = time.monotonic()
+            self._enter(VariantState.DRAINING if self._is_drained else VariantState.SERVING)
+            log.info("ready", model=self.name, pid=host.pid)
+            await self._until_ended_or_idle(ended)
+        except EngineDeadError as error:
+            self._reason = str(error)
+            if isinstance(error, EngineStartError):
+                failure = StartFailure.decode(error.about)
+                self._self_test = None if failure is None else failure.self_test
+                if is_first:
+                    return None
+        except (LoadError, TextError) as error:
+            self._reason = str(error)
+            return None
+        finally:
+            self._served = None
+            await host.stop()
+            how = await ended
+            self._host = None
+        if began is None:
+            return 0.0
+        self._reason = how
+        log.error("the engine ended", model=self.name, reason=how)
+        return time.monotonic() - began if host.can_be_replaced else None
+
+    async def _until_ended_or_idle(self, ended: asyncio.Task[str]) -> None:
+        """Wait for the engine's end; have the variant unloaded if nobody wants it any more."""
+        limit_s = self.rules.idle_unload_s
+        self._last_used = time.monotonic()
+        while not ended.done():
+            wait_s = None
+            if limit_s is not None:
+                idle_s = 0.0 if self._num_requests else time.monotonic() - self._last_used
+                if idle_s >= limit_s:
+                    log.info("unloading an idle model", model=self.name)
+                    self.unload(drain_limit_s=limit_s, for_good=False)
+                    limit_s = None
+                    continue
+                wait_s = limit_s - idle_s
+            await asyncio.wait((ended,), timeout=wait_s)
+
+    async def _unload(self, drain_limit_s: float) -> None:
+        try:
+            deadline = time.monotonic() + drain_limit_s
+            while self._num_requests and self._served is not None and time.monotonic() < deadline:
+                await asyncio.sleep(CHECK_INTERVAL_S)
+            if self._task is not None:
+                self._task.cancel()
+                await asyncio.gather(self._task, return_exceptions=True)
+        finally:
+            self._reason = self._self_test = None
+            self._unloading = None
+            self._enter(VariantState.UNLOADED)
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        """Give the variant up where its task failed for a reason that nobody foresaw."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("cannot serve", model=self.name, exc_info=error)
+            self._reason = f"a fault of the server's own: {type(error).__name__}"
+            self._enter(VariantState.FAILED)
+
+    def _note_progress(self, progress: Progress) -> None:
+        if self._is_news(progress):
+            known = {} if progress.percent is None else {"percent": round(progress.percent)}
+            log.info("loading", model=self.name, phase=progress.phase, **known)
+            self._logged, self._logged_at = progress, time.monotonic()
+        self._progress = progress
+
+    def _is_news(self, progress: Progress) -> bool:
+        """Whether the log shall tell it: each phase, and of a long one a tenth now and then."""
+        last = self._logged
+        if last is None or last.phase != progress.phase or self._progress is None:
+            return True
+        if time.monotonic() - self._logged_at < LOGGED_INTERVAL_S:
+            return False
+        return (progress.percent or 0.0) - (last.percent or 0.0) >= LOGGED_PERCENT
+
+    def _enter(self, state: VariantState) -> None:
+        if state is not self._state:
+            log.info(state.value, model=self.name)
+        self._state = state
+        self._entered = time.monotonic()
+        if state not in ON_ITS_WAY:
+            self._progress = None

@@ -1,0 +1,1 @@
+"""Builds the engine of one variant, in a process of its own."""

@@ -1,0 +1,282 @@
+"""The engine's side, put together: a variant's settings in, an engine with its model out.
+
+Joins the loaders and the engine, which know nothing of each other; what is "auto" about sizes is
+answered by `service.worker.sizing`. Who calls `build_engine` steps the engine in the same thread:
+OpenMP workers that another one had left would slow every step (docs/decisions.md).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import psutil
+import structlog
+import torch
+
+from engine.core import Engine
+from engine.errors import EngineError, EngineStartError, NotEnoughBlocksError, OutOfMemoryError
+from engine.outputs import SequenceFailure
+from engine.process.loop import BuiltEngine
+from engine.request import SequenceRequest
+from engine.sampling_params import SamplingParams
+from loaders.cache import default_cache_dir
+from loaders.demo import build_demo
+from loaders.errors import BackendError, LoadError, NotEnoughMemoryError, SelfTestError
+from loaders.load import DTYPES, LoadedModel, load
+from loaders.memory.free import is_refused_allocation
+from loaders.memory.release import return_freed_memory
+from loaders.model.kernels.resolve import backend_names
+from loaders.records import Records
+from loaders.repository.spec import parse_spec
+from service.errors import ServiceError, SettingsError
+from service.worker.branch_choice import choose_variant, one_device
+from service.worker.memory_report import MemoryMeter, compare, record
+from service.worker.sizing import resolve_engine_config, why_shortened
+from service.worker_protocol.load_attempt import Failure, StartFailure, Trial
+from service.worker_protocol.model_description import MemoryReport, ModelDescription
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from engine.process.loop import TellProgress
+    from service.settings import WorkerSettings
+    from service.worker_protocol.load_attempt import Attempt
+
+log = structlog.get_logger(__name__)
+
+SELF_TEST_PROMPT = 64  # tokens
+SELF_TEST_TOKENS = 4
+CGROUP_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+FORESEEN = (LoadError, EngineError, ServiceError)
+
+
+def build_engine(settings: WorkerSettings, attempt: Attempt, tell: TellProgress) -> BuiltEngine:
+    """Load a variant and build its engine.
+
+    Raises EngineStartError for what was foreseen; its `about` says what another attempt may mend.
+    """
+    try:
+        asked = prepare(settings, attempt, tell)
+        return_freed_memory()  # what building the demo left
+        meter = MemoryMeter(torch.device(asked.device))
+        loaded = load_variant(asked, settings, attempt, tell)
+        config = resolve_engine_config(settings, loaded, longest=attempt.max_model_len)
+        trial = Trial(variant=str(loaded.spec), max_model_len=config.max_model_len)
+        tell("building the engine", about=trial.encode())
+        engine = Engine(loaded.model, config)
+        return_freed_memory()  # what the engine's own layers replaced
+        tell("self-test")
+        test_engine(engine, loaded.provenance.backend)
+    except (*FORESEEN, MemoryError, OSError, RuntimeError) as error:
+        failure = failure_of(error, attempt)
+        if failure is None and not isinstance(error, FORESEEN):
+            raise
+        told = b"" if failure is None else failure.encode()
+        raise EngineStartError(reason_of(error), about=told) from error
+    memory = compare(meter, loaded, config, backend=settings.backend)
+    if memory is not None and not attempt.excluded_backends:
+        record(memory, loaded, Records(settings.cache_dir))
+    about = describe(loaded, memory, is_batch_invariant=settings.batch_invariant)
+    shortened = why_shortened(
+        loaded.model, config.max_model_len, settings, longest=attempt.max_model_len
+    )
+    return BuiltEngine(engine, msgspec.structs.replace(about, shortened=shortened).encode())
+
+
+def failure_of(error: Exception, attempt: Attempt) -> StartFailure | None:
+    """Say what an attempt lacked, where another way to load the variant may do without."""
+    if isinstance(error, SelfTestError):
+        suspects = error.report.suspects & set(backend_names())
+        return StartFailure(Failure.SELF_TEST, tuple(sorted(suspects)), error.report)
+    if isinstance(error, BackendError) and attempt.excluded_backends:
+        return StartFailure(Failure.SELF_TEST)  # none is left that had not failed
+    if isinstance(error, EngineStartError):
+        return StartFailure.decode(error.about)
+    return StartFailure(Failure.MEMORY) if is_want_of_memory(error) else None
+
+
+def is_want_of_memory(error: Exception) -> bool:
+    """Whether less would have fitted."""
+    if isinstance(error, (NotEnoughMemoryError, NotEnoughBlocksError, OutOfMemoryError)):
+        return True
+    return is_refused_allocation(error)
+
+
+def reason_of(error: Exception) -> str:
+    """Say why an engine could not be built, and what to do where a library only names a number."""
+    if isinstance(error, FORESEEN):
+        return str(error)
+    words = str(error) or type(error).__name__
+    words = words[max(0, words.find("DefaultCPUAllocator")) :]  # without its place in the source
+    return (
+        f"there is not enough memory: {words}; free memory, lower kv_cache_size or max_model_len,"
+        " or choose a smaller variant"
+    )
+
+
+def test_engine(engine: Engine, backend: str) -> None:
+    """Have the engine's self-test blame the kernels in use for what it finds.
+
+    backend: those in use, joined by "+". Raises EngineStartError, or what is no kernel's fault.
+    """
+    suspects = tuple(name for name in backend.split("+") if name in backend_names())
+    try:
+        self_test(engine)
+    except (EngineStartError, RuntimeError) as error:
+        if is_want_of_memory(error):
+            raise
+        about = StartFailure(Failure.SELF_TEST, suspects).encode()
+        raise EngineStartError(str(error), about=about) from error
+
+
+def self_test(engine: Engine) -> None:
+    """Have a prompt read and answered by the engine's own layers and attention.
+
+    What the model computes was checked when it was loaded (`loaders.model.self_test`). This is also
+    what warms everything up, so that nobody meets a kernel that fails first. Raises
+    EngineStartError, or whatever a step raises.
+    """
+    limits = engine.limits
+    num_prompt_tokens = min(SELF_TEST_PROMPT, limits.max_model_len - SELF_TEST_TOKENS)
+    if num_prompt_tokens < 1:
+        return
+    engine.add(
+        SequenceRequest(
+            sequence_id=-1,  # clients count from 0
+            prompt_token_ids=tuple(i % limits.vocab_size for i in range(1, 1 + num_prompt_tokens)),
+            params=SamplingParams(max_tokens=SELF_TEST_TOKENS, temperature=0.0),
+        )
+    )
+    while engine.has_work:
+        for output in engine.step():
+            if isinstance(output, SequenceFailure):
+                raise EngineStartError(f"the self-test failed: {output.error}")
+    engine.scheduler.check()
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What an attempt is to load, where it is looked for, and where it will run."""
+
+    name: str
+    cache_dir: Path | None
+    is_local: bool
+    device: str
+
+
+def prepare(settings: WorkerSettings, attempt: Attempt, tell: TellProgress) -> Asked:
+    """Check the settings, set how many threads compute, and say what is to be loaded.
+
+    The demo, built where it is missing, if the settings name nothing. Raises SettingsError or
+    LoadError before anything is fetched.
+    """
+    check_choice("backend", settings.backend, backend_names())
+    check_choice("dtype", settings.dtype, DTYPES)
+    device = resolve_device(settings.device)
+    torch.set_num_threads(resolve_num_threads(settings))
+    if settings.variant is not None:
+        name = attempt.variant or settings.variant
+        return Asked(name, settings.cache_dir, settings.local_files_only, device)
+    demo = build_demo(settings.cache_dir or default_cache_dir(), progress=tell)
+    return Asked(attempt.variant or demo.gptq_repo, demo.cache_dir, is_local=True, device=device)
+
+
+def load_variant(
+    asked: Asked, settings: WorkerSettings, attempt: Attempt, tell: TellProgress
+) -> LoadedModel:
+    """Load what was asked for; where its name leaves that open, the variant that fits best."""
+    tell("choosing the variant")
+    trial = choose_variant(
+        parse_spec(asked.name),
+        settings,
+        attempt,
+        cache_dir=asked.cache_dir,
+        local_files_only=asked.is_local,
+        device=asked.device,
+    )
+    tell("finding the files", about=trial.encode())
+    token = settings.hub_token
+    return load(
+        parse_spec(trial.variant),
+        device=asked.device,
+        dtype=settings.dtype,
+        backend=settings.backend,
+        excluded_backends=frozenset(attempt.excluded_backends),
+        self_test=True,
+        cache_dir=asked.cache_dir,
+        token=None if token is None else token.get_secret_value(),
+        local_files_only=asked.is_local,
+        cpu_offload=settings.cpu_offload,
+        progress=tell,
+    )
+
+
+def describe(
+    loaded: LoadedModel, memory: MemoryReport | None, *, is_batch_invariant: bool
+) -> ModelDescription:
+    """Describe a loaded model."""
+    provenance, config = loaded.provenance, loaded.model.config
+    return ModelDescription(
+        repo=provenance.repo,
+        revision=provenance.revision,
+        commit=provenance.commit,
+        file=provenance.file,
+        folder=str(provenance.folder),
+        quantization=_quantization_text(loaded),
+        backend=provenance.backend,
+        dtype=provenance.dtype,
+        device=provenance.device,
+        is_batch_invariant=is_batch_invariant,
+        model_type=config.model_type,
+        vocab_size=getattr(config, "vocab_size", None),
+        num_hidden_layers=getattr(config, "num_hidden_layers", None),
+        defaults=loaded.generation,
+        self_test=loaded.self_test,
+        memory=memory,
+    )
+
+
+def _quantization_text(loaded: LoadedModel) -> str:
+    if loaded.quantization is not None:
+        return str(loaded.quantization)
+    return "as Transformers reads it" if loaded.provenance.backend == "stock" else "none"
+
+
+def check_choice(name: str, asked: str, choices: Iterable[str]) -> None:
+    """Raise SettingsError where a setting names none of its choices."""
+    known = ("auto", *choices)
+    if asked not in known:
+        raise SettingsError(f"{name} is {asked!r}; choose one of {', '.join(known)}")
+
+
+def resolve_device(asked: str) -> str:
+    """Where to load: of several GPUs "auto" takes the emptiest, as the engine runs on one."""
+    chosen = str(one_device(asked))
+    if (num_gpus := torch.cuda.device_count()) > 1 and asked == "auto":
+        log.info(
+            "one GPU is used", device=chosen, of=num_gpus, reason="it has the most memory free"
+        )
+    return chosen
+
+
+def resolve_num_threads(settings: WorkerSettings) -> int:
+    """How many threads one operation on the CPU may take."""
+    if settings.num_threads != "auto":
+        return settings.num_threads
+    # Two threads of one core share its arithmetic units, which matrix products keep busy.
+    cores = min(psutil.cpu_count(logical=False) or 1, len(os.sched_getaffinity(0)))
+    allowed = _container_cpus()
+    return cores if allowed is None else max(1, min(cores, allowed))
+
+
+def _container_cpus() -> int | None:
+    """Return how many processors' time the control group may use; None without a limit."""
+    try:
+        quota, period = CGROUP_CPU_LIMIT.read_text().split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else int(quota) // int(period)

@@ -1,0 +1,86 @@
+"""The life of an engine's process: told what to load, it runs an engine, and ends with its parent.
+
+`python -m service.worker.process`, started by `service.variants.handles` and by nobody else. What
+it loads is put together in `service.worker.build`, imported when the parent can already hear of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import json
+import os
+import signal
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
+
+import msgspec
+import zmq
+
+from engine.process.loop import BuiltEngine, Ending, serve
+from service.logs import set_up_logs
+from service.settings import DEMO_NAME, WorkerSettings
+from service.worker_protocol.exit_codes import CANNOT_START, ENGINE_DIED
+from service.worker_protocol.load_attempt import Attempt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from engine.process.loop import TellProgress
+
+EXIT_CODES = {Ending.AS_TOLD: 0, Ending.NOT_STARTED: CANNOT_START, Ending.DIED: ENGINE_DIED}
+_PR_SET_PDEATHSIG = 1
+
+
+def main(build: Callable[[WorkerSettings, Attempt, TellProgress], BuiltEngine]) -> NoReturn:
+    """Take the orders' address and the settings from standard input; serve until told to end.
+
+    Does not return: threads of a device's library must not keep a process that has no engine.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Ctrl-C and a container's stop reach the whole group; when to end is the API's to say.
+        signal.signal(number, signal.SIG_IGN)
+    faulthandler.enable()  # a crash, and SIGABRT to one that hangs, leave a trace in the log
+    told = json.loads(sys.stdin.buffer.readline())
+    end_with_parent(told["parent"], sys.stdin.buffer)
+    settings = WorkerSettings(**told["settings"])
+    attempt = msgspec.convert(told["attempt"], Attempt)
+    set_up_logs(settings, engine=settings.served_model_name or settings.variant or DEMO_NAME)
+    ending = serve(Path(told["folder"]), partial(build, settings, attempt))
+    zmq.Context.instance().term()  # returns once the last words are out
+    sys.stderr.flush()
+    os._exit(EXIT_CODES[ending])
+
+
+def end_with_parent(parent: int, stdin: BinaryIO) -> None:
+    """See to it that this process does not outlive the one that started it."""
+    if sys.platform == "linux":
+        # Works while a step holds on to everything, and Python cannot notice anything.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(ENGINE_DIED)
+    threading.Thread(target=_end_after, args=(stdin,), name="parent", daemon=True).start()
+
+
+def _end_after(stdin: BinaryIO) -> None:
+    """End the process when its standard input ends, which its parent holds open."""
+    with contextlib.suppress(OSError):
+        while stdin.read(1):
+            pass
+    os._exit(ENGINE_DIED)
+
+
+def build(settings: WorkerSettings, attempt: Attempt, tell: TellProgress) -> BuiltEngine:
+    """Build the engine that the settings ask for."""
+    tell("starting")
+    from service.worker.build import build_engine
+
+    return build_engine(settings, attempt, tell)
+
+
+if __name__ == "__main__":
+    main(build)

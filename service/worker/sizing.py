@@ -1,0 +1,178 @@
+"""How long and how many sequences an engine holds, in the memory that the weights left.
+
+Whatever is "auto" about an engine's size is answered here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+import torch
+
+from engine.attention.kv_cache import kv_block_bytes, resolve_kv_dtype, resolve_num_blocks
+from engine.config import EngineConfig, KVDtype
+from engine.errors import NotEnoughBlocksError
+from engine.execution.rope import longest_with_fixed_rope
+from loaders.memory.free import free_bytes
+from service.errors import SettingsError
+from service.settings import unless_auto
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from loaders.load import LoadedModel
+    from service.settings import WorkerSettings
+
+log = structlog.get_logger(__name__)
+
+BLOCK_SIZE = 16
+# On a CPU other programs live in the same memory, and the cache is filled with zeros at the start
+# (2 GiB take about a second): no more than this, unless one sequence of full length needs it.
+CPU_KV_BYTES = 2 * 1024**3
+CPU_KV_SHARE = 0.5  # of what is free, in any case
+# Half a second's reading on two cores, some tens of milliseconds on a GPU.
+CPU_BATCHED_TOKENS = 512
+CUDA_BATCHED_TOKENS = 2048
+
+
+def resolve_engine_config(
+    settings: WorkerSettings, loaded: LoadedModel, *, longest: int | None = None
+) -> EngineConfig:
+    """How long and how many sequences may be, in the memory that the weights left.
+
+    longest: what "auto" may be at most, in tokens.
+
+    How many may wait is the client's to decide (`engine.transport.backlog`), which answers at once.
+    """
+    model = loaded.model
+    kv_dtype = resolve_kv_dtype(model, resolve_asked_kv_dtype(settings))
+    block_bytes = kv_block_bytes(model.config, BLOCK_SIZE, kv_dtype)
+    asked_len = _asked_max_model_len(settings, model, longest)
+    sequence_bytes = (-(-asked_len // BLOCK_SIZE) + 1) * block_bytes
+    memory = resolve_kv_cache_bytes(settings, model.device, sequence_bytes)
+    if longest is not None and settings.kv_cache_size == "auto":
+        # Memory did not suffice for what "auto" is: the cache shrinks as the context does, or the
+        # next attempt would fail as the last one.
+        share = min(1.0, longest / _made_for(model))
+        memory = min(memory, max(int(memory * share), sequence_bytes))
+    max_model_len = _resolve_max_model_len(settings, asked_len, memory // block_bytes - 1)
+    num_blocks = resolve_num_blocks(
+        memory,
+        block_bytes,
+        max_model_len=max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        block_size=BLOCK_SIZE,
+    )
+    log.info(
+        "engine sized",
+        max_model_len=max_model_len,
+        kv_cache_tokens=num_blocks * BLOCK_SIZE,
+        kv_cache_bytes=num_blocks * block_bytes,
+        max_num_seqs=settings.max_num_seqs,
+    )
+    return EngineConfig(
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=resolve_max_num_batched_tokens(settings, model.device),
+        max_model_len=max_model_len,
+        num_blocks=num_blocks,
+        block_size=BLOCK_SIZE,
+        kv_dtype=kv_dtype,
+        has_prefix_cache=settings.prefix_cache,
+        num_speculative_tokens=settings.num_speculative_tokens,
+        is_batch_invariant=settings.batch_invariant,
+        enforce_eager=True if loaded.provenance.is_eager_only else None,
+    )
+
+
+def resolve_max_num_batched_tokens(settings: WorkerSettings, device: torch.device) -> int:
+    """How many tokens a step may compute: what others wait for while a long prompt is read."""
+    if settings.max_num_batched_tokens == "auto":
+        chosen = CPU_BATCHED_TOKENS if device.type == "cpu" else CUDA_BATCHED_TOKENS
+        return max(chosen, settings.max_num_seqs)
+    if settings.max_num_batched_tokens < settings.max_num_seqs:
+        raise SettingsError(
+            f"max_num_batched_tokens is {settings.max_num_batched_tokens} and max_num_seqs is"
+            f" {settings.max_num_seqs}; a step computes at least one token of each sequence"
+        )
+    return settings.max_num_batched_tokens
+
+
+def resolve_asked_kv_dtype(settings: WorkerSettings) -> KVDtype | None:
+    """What keys and values shall be kept in; None where that follows from the device."""
+    asked = unless_auto(settings.kv_cache_dtype)
+    return None if asked is None else KVDtype(asked)
+
+
+def resolve_kv_cache_bytes(
+    settings: WorkerSettings, device: torch.device, sequence_bytes: int
+) -> int:
+    """How much memory keys and values may take, once the weights are in place.
+
+    sequence_bytes: what one sequence of full length takes.
+    """
+    if settings.kv_cache_size != "auto":
+        return int(settings.kv_cache_size)
+    free = free_bytes(device)
+    if device.type != "cuda":
+        return min(int(free * CPU_KV_SHARE), max(CPU_KV_BYTES, sequence_bytes))
+    total = torch.cuda.get_device_properties(device).total_memory
+    return max(0, int(free - (1 - settings.gpu_memory_utilization) * total))
+
+
+def _asked_max_model_len(
+    settings: WorkerSettings, model: PreTrainedModel, longest: int | None
+) -> int:
+    """Return how long a sequence shall be able to become: what the settings say, or the model."""
+    made_for = _made_for(model)
+    if settings.max_model_len == "auto":
+        fixed = longest_with_fixed_rope(model.config) or made_for
+        if fixed < made_for:
+            log.warning(
+                "context shortened to where positions keep their angles",
+                made_for=made_for,
+                now=fixed,
+            )
+        return min(made_for, fixed, longest or made_for)
+    if settings.max_model_len > made_for:
+        raise SettingsError(
+            f"max_model_len is {settings.max_model_len}; this model was made for {made_for} tokens"
+        )
+    return settings.max_model_len
+
+
+def _made_for(model: PreTrainedModel) -> int:
+    return int(model.config.get_text_config(decoder=True).max_position_embeddings)
+
+
+def _resolve_max_model_len(
+    settings: WorkerSettings, asked_len: int, num_fitting_blocks: int
+) -> int:
+    """How long a sequence may become; "auto" gives way where memory is short, a number does not."""
+    fitting_len = num_fitting_blocks * BLOCK_SIZE
+    if settings.max_model_len != "auto" or fitting_len >= asked_len or num_fitting_blocks < 1:
+        return asked_len
+    if settings.strict:
+        raise NotEnoughBlocksError(
+            f"{asked_len} tokens do not fit the memory for keys and values, {fitting_len} do; set"
+            " max_model_len, or leave out --strict"
+        )
+    log.warning("context shortened to fit the KV cache", made_for=asked_len, now=fitting_len)
+    return fitting_len
+
+
+def why_shortened(
+    model: PreTrainedModel,
+    max_model_len: int,
+    settings: WorkerSettings,
+    *,
+    longest: int | None = None,
+) -> str | None:
+    """Say what "auto" made of the model's context where it gave a part of it up for memory.
+
+    longest: what the attempt allowed, in tokens; that it is less is told by who decided so.
+    """
+    possible = _asked_max_model_len(settings, model, longest)
+    if settings.max_model_len != "auto" or max_model_len >= possible:
+        return None
+    return f"context {max_model_len} of {possible} tokens: no more memory for keys and values"

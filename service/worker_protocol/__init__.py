@@ -1,0 +1,1 @@
+"""What crosses between the API process and a worker process besides tokens. Plain values."""

@@ -1,0 +1,63 @@
+"""What an engine's process is told to try, and what it tells of the attempt while it loads.
+
+Plain values that cross the process border; what follows from a failure is
+`service.variants.fallback`'s to decide.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from loaders.model.self_test.report import SelfTestReport
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """One way to load a variant; the first attempt leaves everything to the settings."""
+
+    variant: str | None = None  # chosen by an earlier engine of the same variant
+    excluded_variants: tuple[str, ...] = ()  # failed; not to be chosen again
+    excluded_backends: tuple[str, ...] = ()  # failed with this variant
+    max_model_len: int | None = None  # no longer than this, whatever "auto" would be; tokens
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine tries, told as soon as it is known."""
+
+    variant: str  # what is loaded, as `tetrad serve` takes it
+    reason: str | None = None  # why it was chosen; None where the settings name it
+    max_model_len: int | None = None  # tokens; None before the cache is sized
+
+    def encode(self) -> bytes:
+        """Write it down for the other process."""
+        return msgspec.msgpack.encode(self)
+
+    @classmethod
+    def decode(cls, encoded: bytes) -> Trial:
+        """Read it again."""
+        return msgspec.msgpack.decode(encoded, type=cls)
+
+
+class Failure(enum.StrEnum):
+    """Why an attempt failed, where another one may not."""
+
+    MEMORY = "memory"
+    SELF_TEST = "self-test"
+
+
+class StartFailure(msgspec.Struct, frozen=True):
+    """What an engine that could not be started tells for the next attempt."""
+
+    kind: Failure
+    backends: tuple[str, ...] = ()  # to be left out next time
+    self_test: SelfTestReport | None = None  # where it was made
+
+    def encode(self) -> bytes:
+        """Write it down for the other process."""
+        return msgspec.msgpack.encode(self)
+
+    @classmethod
+    def decode(cls, encoded: bytes) -> StartFailure | None:
+        """Read it again; None where there was none."""
+        return msgspec.msgpack.decode(encoded, type=cls) if encoded else None

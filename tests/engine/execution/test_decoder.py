@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    DeepseekV2Config,
+    LlamaConfig,
+    MambaConfig,
+    PretrainedConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from engine.errors import UnsupportedModelError
+from engine.execution.decoder import make_decoder
+from tests.engine.tiny_models import CAPPED, FUSED, UNFUSED, make_model
+
+NO_IDS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+SMALL: dict[str, Any] = NO_IDS | {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+
+
+def refuse(config: PretrainedConfig, reason: str) -> None:
+    model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(UnsupportedModelError, match=reason):
+        make_decoder(model, max_model_len=64)
+
+
+LONGROPE: dict[str, Any] = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "factor": 2.0,
+    "short_factor": [1.0] * 8,
+    "long_factor": [2.0] * 8,
+    "original_max_position_embeddings": 63,
+}
+DYNAMIC: dict[str, Any] = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("rope", "made_for"), [(DYNAMIC, 63), (LONGROPE, 2048)], ids=["dynamic", "longrope"]
+)
+def test_rope_that_depends_on_the_batch_beyond_some_length_is_refused_there(
+    rope: dict[str, Any], made_for: int
+):
+    config = LlamaConfig(**SMALL, rope_parameters=rope, max_position_embeddings=made_for)
+    refuse(config, "beyond 63 tokens depend on the longest sequence.*lower it to 63")
+    make_decoder(AutoModelForCausalLM.from_config(config), max_model_len=63)
+
+
+def test_capped_attention_scores_are_refused():
+    refuse(CAPPED, "caps attention scores at 50")
+
+
+def test_a_model_with_attention_of_its_own_is_refused():
+    config = BloomConfig(vocab_size=64, hidden_size=32, n_layer=1, n_head=2, **NO_IDS)
+    refuse(config, "attention of its own")
+
+
+def test_a_model_without_attention_is_refused():
+    config = MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, **NO_IDS)
+    refuse(config, "layers of type")
+
+
+def test_values_narrower_than_keys_are_refused():
+    config = DeepseekV2Config(
+        **SMALL,
+        num_key_value_heads=2,
+        first_k_dense_replace=1,
+        kv_lora_rank=16,
+        q_lora_rank=None,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+    )
+    refuse(config, "keys of shape")
+
+
+def test_more_positions_than_were_learned_are_refused():
+    with pytest.raises(UnsupportedModelError, match="256 learned positions"):
+        make_decoder(make_model(UNFUSED["gpt2"]), max_model_len=257)
+
+
+def test_an_encoder_decoder_model_is_refused():
+    config = T5Config(
+        vocab_size=64, d_model=32, d_ff=32, d_kv=16, num_layers=1, num_heads=2, **NO_IDS
+    )
+    with pytest.raises(UnsupportedModelError, match="encoder-decoder"):
+        make_decoder(T5ForConditionalGeneration(config), max_model_len=64)
+
+
+def test_half_precision_activations_on_cpu_are_refused():
+    with pytest.raises(UnsupportedModelError, match="load it with dtype float32"):
+        make_decoder(make_model(UNFUSED["phi"]).to(torch.bfloat16), max_model_len=64)
+
+
+def test_a_model_without_memory_behind_it_is_refused():
+    with pytest.raises(UnsupportedModelError, match="lies on meta"):
+        make_decoder(make_model(FUSED["llama"]).to("meta"), max_model_len=64)
+
+
+def test_a_known_family_with_a_foreign_linear_layer_is_refused():
+    model = make_model(FUSED["llama"])
+    model.model.layers[0].mlp.up_proj = nn.Identity()
+    with pytest.raises(UnsupportedModelError, match="Identity stands where a linear layer"):
+        make_decoder(model, max_model_len=64)

@@ -1,0 +1,490 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from engine.core import Engine
+from engine.errors import (
+    BlockAccountingError,
+    DeadlineExceededError,
+    NonFiniteLogitsError,
+    OutOfMemoryError,
+    QueueFullError,
+)
+from engine.outputs import FinishReason, PromptLogprobs, SequenceFailure, TokenOutput
+from engine.sampling_params import SamplingParams
+from engine.scheduling.batch import SampledTokens, ScheduledBatch
+from engine.scheduling.scheduler import MAX_PROMPT_LOGPROB_ROWS
+from tests.engine.fake_runner import FakeRunner, Model, config, request
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from engine.outputs import StepOutput
+    from engine.request import SequenceRequest
+
+GREEDY = SamplingParams(max_tokens=8, temperature=0)
+
+
+class Bench:
+    """An engine over a fake runner, and what came out of it."""
+
+    def __init__(self, model: Model | None = None, **sizes: Any) -> None:
+        self.now = 0.0
+        limits = config(**sizes)
+        self.fails: set[int] = set()
+        self.errors: list[Exception] = []
+        self.runner = FakeRunner(
+            limits,
+            model=model,
+            fails=lambda sequence_id, _: sequence_id in self.fails,
+            breaks=lambda _: self.errors.pop(0) if self.errors else None,
+        )
+        self.engine = Engine.with_runner(self.runner, limits, clock=lambda: self.now)
+        self.outputs: list[StepOutput] = []
+
+    def add(self, *requests: SequenceRequest) -> None:
+        for each in requests:
+            self.engine.add(each)
+
+    def step(self, times: int = 1) -> ScheduledBatch | None:
+        """Step; return the batch that was launched last."""
+        launched = len(self.runner.batches)
+        for _ in range(times):
+            self.outputs += self.engine.step()
+            self.engine.scheduler.check()
+        return self.runner.batches[-1] if len(self.runner.batches) > launched else None
+
+    def drain(self) -> None:
+        while self.engine.has_work:
+            self.step()
+        blocks = self.engine.scheduler.block_manager
+        assert blocks.num_free_blocks == blocks.num_blocks
+
+    def tokens(self, sequence_id: int) -> list[int]:
+        return [
+            output.token_id
+            for output in self.outputs
+            if isinstance(output, TokenOutput) and output.sequence_id == sequence_id
+        ]
+
+    def failures(self) -> dict[int, Exception]:
+        return {o.sequence_id: o.error for o in self.outputs if isinstance(o, SequenceFailure)}
+
+    def answers(self, each: SequenceRequest) -> bool:
+        return self.tokens(each.sequence_id) == self.runner.model.answer(each)
+
+
+def chunks(batch: ScheduledBatch | None) -> list[tuple[int, int, int]]:
+    assert batch is not None
+    return [(chunk.sequence_id, chunk.start, chunk.stop) for chunk in batch.chunks]
+
+
+def test_policy_is_free_of_tensors():
+    """Importing the scheduler in a fresh interpreter must not load torch or transformers."""
+    program = (
+        "import sys, engine.scheduling.scheduler\n"
+        "found = {'torch', 'transformers', 'numpy'} & sys.modules.keys()\n"
+        "sys.exit(', '.join(sorted(found)) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.strip()) == (0, "")
+
+
+def test_nothing_is_scheduled_without_work():
+    bench = Bench()
+    assert bench.step() is None
+    assert not bench.engine.has_work
+
+
+def test_a_callers_prompts_come_first_come_first_served():
+    bench = Bench(max_num_seqs=2)
+    bench.add(request(5, 4), request(3, 4), request(4, 4))
+    assert chunks(bench.step()) == [(5, 0, 4), (3, 0, 4)]
+    assert bench.engine.statistics().num_waiting == 1
+
+
+def test_a_short_prompt_joins_those_who_decode():
+    bench = Bench()
+    bench.add(request(1, 4))
+    bench.step()
+    bench.add(request(2, 4))
+    batch = bench.step()
+    assert batch is not None
+    assert (batch.decodes.sequence_ids, chunks(batch)) == ((1,), [(2, 0, 4)])
+
+
+def test_a_sequence_decodes_before_its_last_token_is_known():
+    """Step N+1 is scheduled while N is in flight: its position is one further."""
+    bench = Bench()
+    bench.add(request(1, 4))
+    bench.step()
+    batch = bench.step()
+    assert batch is not None
+    assert batch.decodes.positions == (4,)
+    assert len(bench.runner.in_flight) == 1
+
+
+def test_a_long_prompt_is_read_in_chunks_of_the_budget():
+    bench = Bench(max_num_batched_tokens=16)
+    bench.add(request(1, 40))
+    assert [chunks(bench.step()) for _ in range(3)] == [
+        [(1, 0, 16)],
+        [(1, 16, 32)],
+        [(1, 32, 40)],
+    ]
+
+
+def test_decoding_goes_first_and_prompts_get_what_is_left():
+    bench = Bench(max_num_batched_tokens=10)
+    bench.add(request(1, 4), request(2, 4))
+    bench.step()
+    bench.add(request(3, 9))
+    batch = bench.step()
+    assert batch is not None
+    assert len(batch.decodes) == 2
+    assert chunks(batch) == [(3, 0, 8)]
+
+
+def test_long_prompts_run_by_themselves_every_second_step():
+    """So they are read at full speed, and nobody waits for longer than one such step."""
+    bench = Bench(max_num_batched_tokens=20, max_model_len=64, num_blocks=40)
+    bench.add(request(1, 4, replace(GREEDY, max_tokens=30)))
+    bench.step(2)
+    bench.add(request(2, 60, replace(GREEDY, max_tokens=4)))
+    steps = [bench.step() for _ in range(5)]
+    kinds = [(len(b.decodes), sum(len(c.token_ids) for c in b.chunks)) for b in steps if b]
+    assert kinds == [(0, 20), (1, 19), (0, 20), (1, 1), (2, 0)]
+
+
+def test_a_long_queue_of_short_prompts_does_not_stop_answers():
+    """A slot that becomes free takes one of them; it joins the step that decodes for the rest."""
+    bench = Bench(max_num_seqs=3, max_num_batched_tokens=20, max_model_len=64, num_blocks=40)
+    bench.add(request(1, 4, replace(GREEDY, max_tokens=4)))
+    bench.add(*(request(i, 4, replace(GREEDY, max_tokens=30)) for i in (2, 3)))
+    bench.step(2)
+    bench.add(*(request(i, 4, replace(GREEDY, max_tokens=30)) for i in range(4, 20)))
+    steps = [bench.step() for _ in range(8)]
+    assert bench.tokens(4)
+    assert all(len(batch.decodes) >= 2 for batch in steps if batch)
+
+
+def test_a_sequence_is_not_scheduled_beyond_its_last_token():
+    bench = Bench()
+    bench.add(request(1, 4, replace(GREEDY, max_tokens=2)))
+    bench.step(2)
+    assert bench.step() is None
+    assert len(bench.tokens(1)) == 2
+
+
+def test_an_end_token_ends_the_sequence_and_drops_the_token_after_it():
+    bench = Bench()
+    plain = request(1, 4)
+    stop = bench.runner.model.answer(plain)[2]
+    bench.add(request(1, 4, replace(GREEDY, stop_token_ids=frozenset({stop}))))
+    bench.drain()
+    last = bench.outputs[-1]
+    assert isinstance(last, TokenOutput)
+    assert (last.token_id, last.finish_reason) == (stop, FinishReason.STOP)
+
+
+def test_the_models_own_end_is_ignored_where_asked_for():
+    bench = Bench()
+    end = frozenset(range(50))
+    bench.add(request(1, 4, replace(GREEDY, eos_token_ids=end, ignore_eos=True)))
+    bench.add(request(2, 4, replace(GREEDY, eos_token_ids=end)))
+    bench.drain()
+    assert (len(bench.tokens(1)), len(bench.tokens(2))) == (8, 1)
+
+
+def test_a_repeated_prompt_is_read_from_the_cache_but_for_its_last_token():
+    bench = Bench()
+    prompt = list(range(16))
+    bench.add(request(1, prompt))
+    bench.drain()
+    bench.add(request(2, prompt))
+    assert chunks(bench.step()) == [(2, 12, 16)]
+    bench.drain()
+    assert bench.answers(request(2, prompt))
+    assert bench.engine.statistics().prefix_cache_hits == 12
+
+
+def test_an_answer_is_found_in_the_cache_by_the_next_turn():
+    bench = Bench()
+    first = request(1, 10)
+    bench.add(first)
+    bench.drain()
+    second = request(2, [*first.prompt_token_ids, *bench.tokens(1), 1, 2])
+    bench.add(second)
+    # 10 + 8 tokens of which the last one's keys were never computed: 16 are whole blocks.
+    assert chunks(bench.step()) == [(2, 16, 20)]
+    bench.drain()
+    assert bench.answers(second)
+
+
+def test_choices_of_one_prompt_share_its_blocks_in_the_very_step_that_reads_it():
+    bench = Bench(num_blocks=16)
+    prompt = list(range(18))
+    bench.add(*(request(i, prompt, group=1) for i in range(3)))
+    assert chunks(bench.step()) == [(0, 0, 18), (1, 16, 18), (2, 16, 18)]
+    assert bench.engine.statistics().num_free_blocks == 16 - 4 - 3
+    bench.drain()
+    assert all(bench.answers(request(i, prompt)) for i in range(3))
+
+
+def test_without_a_prefix_cache_only_choices_of_one_request_share():
+    bench = Bench(has_prefix_cache=False)
+    prompt = list(range(10))
+    bench.add(request(1, prompt, group=1), request(2, prompt, group=1), request(3, prompt))
+    assert chunks(bench.step()) == [(1, 0, 10), (2, 8, 10), (3, 0, 10)]
+
+
+def test_prefixes_are_not_shared_across_salts():
+    bench = Bench()
+    prompt = list(range(10))
+    bench.add(request(1, prompt, cache_salt="a"))
+    bench.drain()
+    bench.add(request(2, prompt, cache_salt="b"))
+    assert chunks(bench.step()) == [(2, 0, 10)]
+
+
+def test_when_blocks_run_out_the_youngest_gives_way_and_goes_on_where_it_stopped():
+    bench = Bench(num_blocks=16, max_model_len=64)
+    requests = [request(i, 4, replace(GREEDY, max_tokens=40)) for i in range(3)]
+    bench.add(*requests)
+    bench.drain()
+    assert bench.engine.statistics().num_preemptions > 0
+    assert all(map(bench.answers, requests))
+    ends = [o.sequence_id for o in bench.outputs if isinstance(o, TokenOutput) and o.finish_reason]
+    assert ends == [0, 1, 2]
+
+
+def test_a_waiting_sequence_is_aborted_at_once():
+    bench = Bench(max_num_seqs=1)
+    bench.add(request(1, 4), request(2, 4))
+    bench.step()
+    bench.engine.abort(2)
+    bench.drain()
+    assert bench.tokens(2) == []
+    assert bench.answers(request(1, 4))
+
+
+def test_a_running_sequence_is_aborted_without_further_output():
+    bench = Bench()
+    bench.add(request(1, 4), request(2, 4))
+    bench.step(3)
+    bench.engine.abort(1)
+    got = len(bench.tokens(1))
+    bench.drain()
+    assert len(bench.tokens(1)) == got
+    assert bench.answers(request(2, 4))
+
+
+def test_a_paused_or_preempted_sequence_can_be_aborted():
+    bench = Bench(max_num_seqs=1)
+    bench.add(request(1, 4, replace(GREEDY, max_tokens=50)))
+    bench.step(2)
+    bench.add(request(2, 4, priority=-1))
+    bench.step()
+    assert bench.engine.statistics().num_pauses == 1
+    bench.engine.abort(1)
+    bench.drain()
+    assert bench.answers(request(2, 4))
+
+
+def test_aborting_what_is_not_there_changes_nothing():
+    bench = Bench()
+    bench.engine.abort(99)
+    bench.add(request(1, 4))
+    bench.drain()
+    bench.engine.abort(1)
+    assert bench.answers(request(1, 4))
+
+
+def test_a_sequence_with_bad_logits_fails_alone_and_leaves_nothing_of_them_behind():
+    bench = Bench(num_blocks=17)
+    prompt = list(range(12))
+    bench.fails = {1}
+    bench.add(request(1, prompt), request(2, 4))
+    bench.drain()
+    assert isinstance(bench.failures()[1], NonFiniteLogitsError)
+    assert bench.answers(request(2, 4))
+    later = request(3, prompt)  # would find the failed one's blocks, had they kept their names
+    bench.add(later)
+    bench.drain()
+    assert bench.answers(later)
+
+
+def test_a_sequence_whose_time_is_over_fails_with_what_to_do():
+    bench = Bench(max_num_seqs=1)
+    bench.add(
+        request(1, 4, replace(GREEDY, max_tokens=40), timeout_s=5.0),
+        request(2, 4, timeout_s=5.0),
+        request(3, 4, timeout_s=50.0),
+    )
+    bench.step(4)
+    bench.now = 5.0
+    bench.step()
+    assert set(bench.failures()) == {1, 2}
+    assert isinstance(bench.failures()[1], DeadlineExceededError)
+    assert "3 generated tokens" in str(bench.failures()[1])
+    bench.drain()
+    assert bench.answers(request(3, 4))
+
+
+def test_the_queue_is_bounded_but_not_by_those_who_run():
+    bench = Bench(max_num_seqs=2, max_queued_seqs=2)
+    bench.add(request(1, 4), request(2, 4))
+    with pytest.raises(QueueFullError, match="2 sequences wait"):
+        bench.add(request(3, 4))
+    bench.step()
+    bench.add(request(3, 4), request(4, 4))
+    bench.drain()
+    assert all(bench.answers(request(i, 4)) for i in (1, 2, 3, 4))
+
+
+def test_drafts_change_nothing_but_the_number_of_steps():
+    asked = [request(i, 10, replace(GREEDY, max_tokens=40)) for i in range(3)]
+    drafting, plain = (
+        Bench(Model(repeats_itself=True), num_blocks=60, num_speculative_tokens=k) for k in (6, 0)
+    )
+    for bench in (drafting, plain):
+        bench.add(*asked)
+        bench.drain()
+        assert all(map(bench.answers, asked))
+    assert drafting.engine.statistics().num_accepted_tokens > 20
+    assert len(drafting.runner.batches) < 0.7 * len(plain.runner.batches)
+
+
+def test_drafting_stops_where_it_is_always_wrong():
+    bench = Bench(num_speculative_tokens=4, max_model_len=400, num_blocks=100)
+    prompt = [1, 2, 3, 4, 5, 6] * 40  # the fake model never goes on like that
+    bench.add(request(1, prompt, replace(GREEDY, max_tokens=150)))
+    bench.drain()
+    assert bench.engine.statistics().num_accepted_tokens < 5
+    assert bench.engine.statistics().num_drafted_tokens < 60
+
+
+def test_prompt_logprobs_come_in_order_and_once_whatever_happens():
+    sizes = {"max_model_len": 400, "num_blocks": 130, "max_num_batched_tokens": 300}
+    bench = Bench(**sizes)
+    asked = request(1, 300, replace(GREEDY, prompt_logprobs=0))
+    bench.add(request(9, asked.prompt_token_ids))  # leaves all of it in the prefix cache
+    bench.drain()
+    bench.add(asked)
+    batch = bench.step()
+    assert chunks(batch) == [(1, 0, MAX_PROMPT_LOGPROB_ROWS)]
+    bench.step()
+    bench.errors = [OutOfMemoryError("none left")]  # all is computed again
+    bench.drain()
+    told = [t for o in bench.outputs if isinstance(o, PromptLogprobs) for t in o.tokens]
+    assert [int(each.logprob) for each in told] == list(asked.prompt_token_ids[1:])
+    assert bench.answers(asked)
+
+
+def test_a_step_without_memory_is_tried_again_in_smaller_ones():
+    bench = Bench(num_blocks=40)
+    asked = [request(i, 10) for i in range(4)]
+    bench.add(*asked)
+    bench.step(2)
+    bench.errors = [OutOfMemoryError("none left")]
+    bench.drain()
+    assert all(map(bench.answers, asked))
+    assert not bench.failures()
+
+
+def test_whoever_lacks_memory_twice_fails_and_the_others_go_on():
+    bench = Bench(num_blocks=40)
+    bench.add(request(1, 10))
+    bench.errors = [OutOfMemoryError("none left")] * 2
+    bench.step(4)
+    bench.add(request(2, 10))
+    bench.drain()
+    assert isinstance(bench.failures()[1], OutOfMemoryError)
+    assert bench.answers(request(2, 10))
+
+
+def test_three_lacks_of_memory_within_a_minute_end_the_engine():
+    bench = Bench(num_blocks=40)
+    bench.errors = [OutOfMemoryError("none left")] * 3
+    bench.add(*(request(i, 4) for i in range(4)))
+
+    def step_for_ten_seconds_each() -> None:
+        for _ in range(20):
+            bench.step()
+            bench.now += 10
+
+    with pytest.raises(OutOfMemoryError):
+        step_for_ten_seconds_each()
+
+
+class Alternating:
+    """Allows even and odd tokens in turn; complete after six."""
+
+    def __init__(self) -> None:
+        self.taken: list[int] = []
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self.taken) == 6
+
+    def next_mask(self) -> bytes:
+        bits = sum(1 << i for i in range(len(self.taken) % 2, 50, 2))
+        return bits.to_bytes(8, "little")
+
+    def advance(self, token_id: int) -> None:
+        self.taken.append(token_id)
+
+
+def test_a_constraint_sees_every_token_before_the_next_mask_is_asked_for():
+    bench = Bench(num_speculative_tokens=4)
+    constraint = Alternating()
+    bench.engine.add(request(1, 10, replace(GREEDY, max_tokens=20)), constraint=constraint)
+    bench.add(request(2, 10))
+    bench.drain()
+    assert constraint.taken == bench.tokens(1)
+    assert len(bench.tokens(1)) == 6
+    assert bench.answers(request(2, 10))
+    rows = [c.extras[0] for b in bench.runner.batches for c in b.chunks if c.sequence_id == 1]
+    assert [row.mask for row in rows] == [
+        sum(1 << i for i in range(n % 2, 50, 2)).to_bytes(8, "little") for n in range(6)
+    ]
+
+
+def test_the_last_token_of_a_bad_word_is_banned_where_the_word_would_be_completed():
+    bench = Bench()
+    answer = bench.runner.model.answer(request(1, 10))
+    words = ((answer[0], 7), (answer[0], answer[1], 8), (9,), (answer[1], 11))
+    bench.add(request(1, 10, replace(GREEDY, bad_words=words)))
+    bench.drain()
+    banned = [c.extras[0].banned_token_ids for b in bench.runner.batches for c in b.chunks]
+    assert banned[:3] == [(9,), (7, 9), (8, 9, 11)]
+
+
+def test_an_id_cannot_be_used_twice():
+    bench = Bench()
+    bench.add(request(1, 4))
+    with pytest.raises(ValueError, match="sequence 1 was added already"):
+        bench.add(request(1, 4))
+
+
+def test_check_finds_blocks_without_a_sequence():
+    bench = Bench()
+    bench.engine.scheduler.block_manager.allocate(99, 4)
+    with pytest.raises(BlockAccountingError, match=r"\[99\] hold blocks without"):
+        bench.engine.scheduler.check()
+
+
+def test_a_batch_is_not_changed_by_what_comes_after_it():
+    bench = Bench()
+    bench.add(request(1, 4))
+    batch = bench.step()
+    assert isinstance(batch, ScheduledBatch)
+    before = repr(batch)
+    bench.drain()
+    assert repr(batch) == before
+    assert SampledTokens({}).failed == frozenset()

@@ -1,0 +1,66 @@
+"""What waits at an engine, as its client counts it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from engine.errors import QueueFullError
+from engine.transport.backlog import Backlog, QueueLimits
+from tests.engine.fake_engine import FakeEngine
+
+IDLE = FakeEngine(max_num_seqs=2).statistics()
+FULL = replace(IDLE, num_running=2, num_free_slots=0)
+
+
+def test_sequences_that_find_a_free_slot_do_not_wait():
+    backlog = Backlog(QueueLimits(max_queued_seqs=1))
+    backlog.update(0, IDLE)
+    for number in (1, 2, 3):  # two slots, and one may wait
+        backlog.enter(number, [5])
+    assert backlog.num_seqs == 1
+    with pytest.raises(QueueFullError, match="1 sequences wait, at most 1 may"):
+        backlog.enter(4, [5])
+
+
+def test_what_was_sent_counts_until_the_engine_has_told_of_it():
+    backlog = Backlog(QueueLimits(max_queued_seqs=3))
+    backlog.update(0, FULL)
+    backlog.enter(1, [5])
+    backlog.enter(2, [5])
+    backlog.update(1, replace(FULL, num_queued_seqs=1, num_queued_tokens=5))
+    assert backlog.num_seqs == 2
+    backlog.update(2, replace(FULL, num_queued_seqs=2, num_queued_tokens=10))
+    assert backlog.num_seqs == 2
+    backlog.update(2, FULL)  # both have begun
+    assert backlog.num_seqs == 0
+
+
+def test_a_request_waits_as_a_whole_or_not_at_all():
+    """One of more sequences than may wait could never be let in otherwise."""
+    backlog = Backlog(QueueLimits(max_queued_seqs=3))
+    backlog.update(0, FULL)
+    backlog.enter(1, [5] * 8)
+    assert backlog.num_seqs == 8
+    with pytest.raises(QueueFullError):
+        backlog.enter(1, [5])
+    assert backlog.num_seqs == 8
+
+
+def test_tokens_that_wait_are_bounded_too():
+    backlog = Backlog(QueueLimits(max_queued_tokens=100))
+    backlog.update(0, FULL)
+    backlog.enter(1, [500])  # nothing else waits
+    with pytest.raises(QueueFullError, match="500 prompt tokens wait and 1 more would"):
+        backlog.enter(1, [1])
+
+
+def test_waits_are_bounded_by_the_speed_at_which_prompts_are_read():
+    backlog = Backlog(QueueLimits(max_queue_wait_s=10))
+    reading = replace(FULL, num_queued_seqs=3, prefill_tokens_per_s=100.0)
+    backlog.update(0, replace(reading, num_queued_tokens=900))
+    backlog.enter(1, [900])
+    with pytest.raises(QueueFullError, match=r"takes 18\.0 s to read") as refused:
+        backlog.enter(2, [1])
+    assert refused.value.retry_after_s == 9

@@ -1,0 +1,156 @@
+"""Predicted memory, held to numbers worked out by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from engine.attention.kv_cache import kv_block_bytes
+from engine.config import KVDtype
+from loaders.checkpoint.shape import KV_TYPES, read_shape
+from loaders.errors import CheckpointError
+from loaders.memory.device import (
+    BLOCK_SIZE,
+    CPU_PROCESS_BYTES,
+    CUDA_CONTEXT_BYTES,
+    KV_DTYPE,
+    PREFILL_TOKENS,
+    Demand,
+    activation_bytes,
+    kv_cache_bytes,
+    predicted_memory,
+    prepare,
+    weight_bytes,
+)
+from loaders.planning import plan
+from service.worker import sizing
+from tests.models import tiny_llama
+from tests.planned import awq_70b, fp16_34b, gptq_7b
+from tests.published import CODELLAMA_7B, CODELLAMA_70B
+
+SHAPE_7B = read_shape(CODELLAMA_7B.config())
+
+
+def _prepared(variant, device="cuda", **more):
+    return prepare(variant.tensors, variant.config, variant.quantization, device, **more)
+
+
+def test_the_engine_and_the_plan_count_in_the_same_units():
+    assert BLOCK_SIZE == sizing.BLOCK_SIZE
+    expected = {"cpu": sizing.CPU_BATCHED_TOKENS, "cuda": sizing.CUDA_BATCHED_TOKENS}
+    assert expected == PREFILL_TOKENS
+    assert plan.CPU_KV_BYTES == sizing.CPU_KV_BYTES
+    assert set(KV_TYPES) == {kind.value for kind in KVDtype}
+
+
+@pytest.mark.parametrize("kind", list(KVDtype))
+def test_a_token_takes_what_the_engines_cache_makes_of_it(kind):
+    model = tiny_llama()
+    shape = read_shape(model.config.to_dict())
+    assert shape.kv_bytes_per_token(kind.value) * 16 == kv_block_bytes(model.config, 16, kind)
+
+
+@pytest.mark.parametrize(
+    ("context", "users", "kv_dtype", "expected"),
+    [
+        (4096, 1, None, 257 * 16 * 512 * 1024),  # and the block that stays empty
+        (4096, 16, None, 4097 * 16 * 512 * 1024),
+        (4096, 1, "fp8", 257 * 16 * 2 * 32 * 32 * 130),
+        (1, 4, None, 5 * 16 * 512 * 1024),  # no sequence takes less than a block
+        (17, 1, None, 3 * 16 * 512 * 1024),
+    ],
+)
+def test_the_cache_of_7b_in_whole_blocks(context, users, kv_dtype, expected):
+    assert kv_cache_bytes(SHAPE_7B, Demand(context, users, kv_dtype), "cuda") == expected
+
+
+def test_the_cpu_keeps_keys_and_values_in_float32():
+    assert KV_DTYPE["cpu"] == "float32"
+    on_cpu = kv_cache_bytes(SHAPE_7B, Demand(4096), "cpu")
+    assert on_cpu == 2 * kv_cache_bytes(SHAPE_7B, Demand(4096), "cuda")
+
+
+def test_activations_of_7b_at_4096_tokens():
+    half = 2 * (
+        2048 * (2 * 4096 + 5 * 11008)  # a chunk between the layers
+        + 2 * 4096 * 2 * 32 * 128  # a layer's keys and values, gathered and laid out
+        + 2 * 4096 * 128  # rotations
+    )
+    single = 4 * 2048 * (4096 + 11008)  # the reference multiplies in float32
+    logits = 3 * 32016 * 4
+    assert activation_bytes(SHAPE_7B, Demand(4096), "cuda") == half + single + logits
+
+
+def test_a_short_demand_fills_no_chunk():
+    short, long = Demand(64), Demand(2048)
+    assert activation_bytes(SHAPE_7B, short, "cuda") < activation_bytes(SHAPE_7B, long, "cuda") / 20
+
+
+def test_the_parts_of_7b_add_up():
+    variant = gptq_7b()[0]
+    (found,) = _prepared(variant).on_devices(Demand(4096))
+    assert found.weights == variant.weight_bytes
+    assert found.context == CUDA_CONTEXT_BYTES
+    assert found.workspace == 9 * 4096 * 11008  # the reference, on the largest layer
+    parts = (found.weights, found.kv_cache, found.activations, found.workspace, found.context)
+    assert found.total == sum(parts)
+
+
+def test_cpu_unpacks_gate_and_up_side_by_side():
+    (found,) = _prepared(gptq_7b()[0], "cpu").on_devices(Demand(4096))
+    assert found.workspace == 2 * 5 * 4096 * 11008
+    assert found.context == CPU_PROCESS_BYTES
+
+
+def test_two_devices_share_layers_and_keys_equally():
+    (variant,) = awq_70b()
+    weights = _prepared(variant)
+    (whole,) = weights.on_devices(Demand(4096))
+    first, last = weights.on_devices(Demand(4096), 2)
+    assert first.weights + last.weights == whole.weights
+    assert first.kv_cache == last.kv_cache == whole.kv_cache // 2
+    table = 32016 * 8192 * 2
+    assert last.weights == first.weights + 8192 * 2  # head for embedding, and the last norm
+    assert first.weights - table == 40 * (whole.weights - 2 * table - 8192 * 2) // 80
+    assert first.activations == last.activations - 3 * 4 * 32016  # logits come at the end
+
+
+def test_more_devices_than_layers_leave_some_without():
+    weights = _prepared(gptq_7b()[0])
+    shares = weights.on_devices(Demand(4096), 40)
+    assert len(shares) == 40
+    assert sum(share.weights for share in shares) == weights.num_bytes
+    assert sum(share.kv_cache for share in shares) <= kv_cache_bytes(SHAPE_7B, Demand(4096), "cuda")
+
+
+def test_a_known_cache_takes_the_place_of_the_predicted_one():
+    variant = gptq_7b()[0]
+    arguments = (variant.tensors, variant.config, variant.quantization, "cpu")
+    free = predicted_memory(*arguments, demand=Demand(4096))
+    known = predicted_memory(*arguments, demand=Demand(4096), kv_cache=123)
+    assert known == replace(free, kv_cache=123)
+
+
+def test_weights_alone_need_no_config():
+    variant = gptq_7b()[0]
+    needed = weight_bytes(variant.tensors, variant.quantization, "cuda", backend="auto")
+    assert needed == variant.weight_bytes
+
+
+def test_backends_are_named_most_layers_first():
+    assert _prepared(gptq_7b()[0], "cpu").backend == "int4pack"
+    assert _prepared(gptq_7b()[4], "cpu").backend == "int8pack"
+    assert _prepared(gptq_7b()[0]).backend == "reference"
+    assert _prepared(fp16_34b()[0]).backend == "dense"
+
+
+def test_what_a_token_reads_is_all_but_the_embedding():
+    (variant,) = awq_70b()
+    assert _prepared(variant).read_per_token == variant.weight_bytes - 32016 * 8192 * 2
+
+
+def test_a_config_without_sizes_is_refused():
+    config = {k: v for k, v in CODELLAMA_70B.config().items() if k != "hidden_size"}
+    with pytest.raises(CheckpointError, match="hidden_size"):
+        prepare({}, config, None, "cuda")

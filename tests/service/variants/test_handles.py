@@ -1,0 +1,83 @@
+"""What a host hears of an engine that fails at once: why it did, not only that it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from engine.errors import EngineStartError
+from engine.transport.sockets import ClientSockets
+from service.settings import WorkerSettings
+from service.variants.handles import EngineInThread, EngineProcess
+from service.worker_protocol.load_attempt import Attempt, Failure, StartFailure
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from engine.process.loop import BuiltEngine, TellProgress
+    from service.variants.handles import EngineHost
+
+pytestmark = pytest.mark.alone
+
+NO_ROOM = StartFailure(Failure.MEMORY)
+LATE_S = 0.3
+
+
+@pytest.fixture(autouse=True)
+def late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have what an engine says arrive after its end, as on a machine that is busy."""
+    receive, has_gone = ClientSockets.receive, ClientSockets.has_come_and_gone
+    until: dict[Path, float] = {}
+
+    def is_late(sockets: ClientSockets) -> bool:
+        return time.monotonic() < until.setdefault(sockets.folder, time.monotonic() + LATE_S)
+
+    monkeypatch.setattr(
+        ClientSockets,
+        "receive",
+        lambda self, limit: iter(()) if is_late(self) else receive(self, limit),
+    )
+    monkeypatch.setattr(
+        ClientSockets, "has_come_and_gone", lambda self: not is_late(self) and has_gone(self)
+    )
+
+
+def fail(tell: TellProgress) -> BuiltEngine:
+    tell("pretending")
+    raise EngineStartError("no room", about=NO_ROOM.encode())
+
+
+async def assert_reason_is_known(host: EngineHost) -> None:
+    assert await host.ended() == "no room"
+    death = host.client.death
+    assert isinstance(death, EngineStartError)
+    assert StartFailure.decode(death.about) == NO_ROOM
+    await host.stop()
+
+
+def test_the_reason_of_an_engine_in_a_thread_is_heard():
+    async def test() -> None:
+        await assert_reason_is_known(EngineInThread(WorkerSettings(), lambda _: None, fail))
+
+    asyncio.run(asyncio.wait_for(test(), 60))
+
+
+@pytest.mark.slow
+def test_the_reason_of_an_engine_in_a_process_is_heard(monkeypatch, tmp_path):
+    options = {"folder": str(tmp_path), "most_context": 1}
+    monkeypatch.setenv("FAKE_ENGINE", json.dumps(options))
+
+    async def test() -> None:
+        host = await EngineProcess.start(
+            WorkerSettings(),
+            Attempt(),
+            lambda _: None,
+            command=("-m", "tests.service.fake_worker"),
+        )
+        await assert_reason_is_known(host)
+
+    asyncio.run(asyncio.wait_for(test(), 60))

@@ -1,0 +1,263 @@
+"""Several variants together: which one a request means, readiness, swaps. A few fakes."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import ExitStack
+
+import pytest
+
+from service.errors import ModelNotFoundError, UnavailableError, VariantStateError
+from service.server.lifecycle import Phase
+from service.variants import variant as variant_module
+from service.variants.supervisor import Supervisor
+from service.variants.variant import Variant, VariantRules, VariantState
+from tests.service.variants.test_variant import FakeSource, run, until, until_it_is
+
+pytestmark = pytest.mark.alone
+
+
+@pytest.fixture(autouse=True)
+def _short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(variant_module, "FIRST_DELAY_S", 0.01)
+
+
+def make(name: str, **rules: object) -> Variant:
+    return Variant(name, FakeSource(), VariantRules(**rules))
+
+
+def supervise(*variants: Variant, load_wait_s: float = 2) -> Supervisor:
+    return Supervisor(variants, drain_limit_s=1, load_wait_s=load_wait_s)
+
+
+def source_of(variant: Variant) -> FakeSource:
+    return variant._source
+
+
+def test_requests_go_to_the_variant_they_name():
+    async def test() -> None:
+        one, other = make("one"), make("other")
+        supervisor = supervise(one, other)
+        supervisor.start()
+        await until(lambda: supervisor.phase is Phase.SERVING)
+        with ExitStack() as stack:
+            served = await supervisor.acquire("other", stack)
+            assert served.engine is source_of(other).hosts[0].engine
+            assert (one.status.num_requests, other.status.num_requests) == (0, 1)
+            with pytest.raises(ModelNotFoundError, match="serves 'one', 'other'"):
+                await supervisor.acquire("third", stack)
+        assert other.status.num_requests == 0
+        await supervisor.close()
+        assert {status.state for status in supervisor.statuses} == {VariantState.UNLOADED}
+
+    run(test())
+
+
+def test_ready_only_while_every_required_variant_serves():
+    async def test() -> None:
+        one, other = make("one"), make("other", is_required=False)
+        supervisor = supervise(one, other, make("third", is_on_demand=True))
+        assert supervisor.phase is Phase.UNLOADED
+        source_of(one).may_serve.clear()
+        supervisor.start()
+        assert supervisor.phase is Phase.LOADING
+        source_of(one).may_serve.set()
+        await until(lambda: supervisor.phase is Phase.SERVING)
+        source_of(other).hosts[0].die("SIGKILL")
+        assert supervisor.phase is Phase.SERVING
+        await until_it_is(other, VariantState.SERVING)
+        source_of(one).hosts[0].die("SIGKILL")
+        assert supervisor.phase is Phase.RESTARTING
+        await until(lambda: supervisor.phase is Phase.SERVING)
+        one.drain()
+        assert supervisor.phase is Phase.DRAINING
+        one.load()
+        assert supervisor.phase is Phase.SERVING
+        await one.unload(drain_limit_s=1, for_good=True)
+        assert supervisor.phase is Phase.UNLOADED
+        await supervisor.close()
+
+    run(test())
+
+
+def test_failed_variant_leaves_hope_while_another_can_answer():
+    async def test() -> None:
+        one, other = make("one"), make("other")
+        source_of(one).failures = [ZeroDivisionError("x")]
+        supervisor = supervise(one, other)
+        supervisor.start()
+        await until_it_is(one, VariantState.FAILED)
+        await until_it_is(other, VariantState.SERVING)
+        assert supervisor.phase is Phase.FAILED
+        assert not supervisor.is_hopeless
+        with ExitStack() as stack:
+            assert await supervisor.acquire("other", stack)
+            with pytest.raises(UnavailableError, match="one has failed"):
+                await supervisor.acquire("one", stack)
+        await supervisor.close()
+
+    run(test())
+
+
+def test_nothing_but_failures_is_hopeless():
+    async def test() -> None:
+        one = make("one")
+        source_of(one).failures = [ZeroDivisionError("x")]
+        supervisor = supervise(one)
+        supervisor.start()
+        await until(lambda: supervisor.is_hopeless)
+        assert supervisor.phase is Phase.FAILED
+        await supervisor.close()
+
+    run(test())
+
+
+def test_variant_on_demand_comes_with_the_first_request():
+    async def test() -> None:
+        one = make("one", is_on_demand=True, idle_unload_s=0.1)
+        supervisor = supervise(one)
+        supervisor.start()
+        assert one.state is VariantState.UNLOADED
+        for number in (1, 2):
+            with ExitStack() as stack:
+                assert await supervisor.acquire("one", stack)
+                await asyncio.sleep(0.15)
+                assert one.state is VariantState.SERVING  # in use
+            assert len(source_of(one).hosts) == number
+            await until_it_is(one, VariantState.UNLOADED)
+        await supervisor.close()
+
+    run(test())
+
+
+def test_request_does_not_wait_for_ever_for_a_variant_on_demand():
+    async def test() -> None:
+        one = make("one", is_on_demand=True)
+        source_of(one).may_serve.clear()
+        supervisor = supervise(one, load_wait_s=0.1)
+        supervisor.start()
+        with ExitStack() as stack, pytest.raises(UnavailableError, match="one is loading"):
+            await supervisor.acquire("one", stack)
+        await supervisor.close()
+
+    run(test())
+
+
+def test_variant_that_was_unloaded_by_hand_stays_so():
+    async def test() -> None:
+        one = make("one", is_on_demand=True)
+        supervisor = supervise(one)
+        supervisor.start()
+        with ExitStack() as stack:
+            await supervisor.acquire("one", stack)
+        supervisor.unload("one")
+        await until_it_is(one, VariantState.UNLOADED)
+        with ExitStack() as stack, pytest.raises(UnavailableError, match="one is unloaded"):
+            await supervisor.acquire("one", stack)
+        one.load()
+        with ExitStack() as stack:
+            assert await supervisor.acquire("one", stack)
+        await supervisor.close()
+
+    run(test())
+
+
+def test_swap_loses_no_request():
+    async def test() -> None:
+        old, new = make("one"), make("one")
+        source_of(new).may_serve.clear()
+        supervisor = supervise(old)
+        supervisor.start()
+        await until_it_is(old, VariantState.SERVING)
+        with ExitStack() as stack:
+            before = await supervisor.acquire("one", stack)
+            supervisor.swap(new)
+            with pytest.raises(VariantStateError, match="being swapped already"):
+                supervisor.swap(make("one"))
+            assert [(status.state, role) for status, role in supervisor.roles()] == [
+                (VariantState.SERVING, "routed"),
+                (VariantState.LOADING, "incoming"),
+            ]
+            assert await supervisor.acquire("one", ExitStack()) is before
+            source_of(new).may_serve.set()
+            await until(lambda: old.state is VariantState.UNLOADING)
+            after = await supervisor.acquire("one", ExitStack())
+            assert after.engine is source_of(new).hosts[0].engine
+            assert not source_of(old).hosts[0].is_stopped.is_set()
+            assert [role for _, role in supervisor.roles()] == ["routed", "outgoing"]
+        await until(lambda: len(supervisor.variants) == 1)
+        await supervisor.close()
+
+    run(test())
+
+
+def test_swap_that_fails_leaves_the_old_one():
+    async def test() -> None:
+        old, new = make("one"), make("one")
+        source_of(new).failures = [ZeroDivisionError("x")]
+        supervisor = supervise(old)
+        supervisor.start()
+        await until_it_is(old, VariantState.SERVING)
+        supervisor.swap(new)
+        with pytest.raises(VariantStateError, match="one is loaded"):
+            supervisor.remove("one")
+        await until(lambda: len(supervisor.variants) == 1)
+        assert "ZeroDivisionError" in supervisor.failed_swap("one")
+        assert (await supervisor.acquire("one", ExitStack())).engine.is_alive
+        assert supervisor.phase is Phase.SERVING
+        with pytest.raises(ModelNotFoundError):
+            supervisor.swap(make("other"))
+        await supervisor.close()
+
+    run(test())
+
+
+def test_variants_come_and_go():
+    async def test() -> None:
+        supervisor = supervise(make("one"))
+        supervisor.start()
+        supervisor.add(two := make("two"))
+        with pytest.raises(VariantStateError, match="two is served already"):
+            supervisor.add(make("two"))
+        await until_it_is(two, VariantState.SERVING)
+        with pytest.raises(VariantStateError, match="two is loaded; unload it first"):
+            supervisor.remove("two")
+        supervisor.unload("two")
+        await until_it_is(two, VariantState.UNLOADED)
+        supervisor.remove("two")
+        with pytest.raises(ModelNotFoundError):
+            supervisor.require("two")
+        await supervisor.close()
+
+    run(test())
+
+
+def test_engine_that_a_swap_has_left_is_ended_with_the_server():
+    async def test() -> None:
+        old, new = make("one"), make("one")
+        supervisor = Supervisor([old], drain_limit_s=60, load_wait_s=1)
+        supervisor.start()
+        await until_it_is(old, VariantState.SERVING)
+        with ExitStack() as stack:
+            await supervisor.acquire("one", stack)
+            supervisor.swap(new)
+            await until_it_is(old, VariantState.UNLOADING)
+        await supervisor.close()
+        assert source_of(old).hosts[0].is_stopped.is_set()
+        assert old.state is new.state is VariantState.UNLOADED
+
+    run(test())
+
+
+def test_request_does_not_lift_an_administrators_drain():
+    async def test() -> None:
+        one = make("one", is_on_demand=True)
+        supervisor = supervise(one)
+        one.drain()
+        with pytest.raises(UnavailableError):
+            await supervisor.acquire("one", ExitStack())
+        one.load()
+        assert await supervisor.acquire("one", ExitStack())
+        await supervisor.close()
+
+    run(test())
