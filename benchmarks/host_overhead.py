@@ -224,11 +224,11 @@ def use(sockets: ClientSockets, engine: Any, requests: list[SequenceRequest]) ->
     num_open = len(requests)
     while num_open and engine.is_alive():
         select.select([sockets.fileno], [], [], 1.0)
-        for tidings in sockets.receive(limit=1000):
-            if isinstance(tidings, Ready):
+        for event in sockets.receive(limit=1000):
+            if isinstance(event, Ready):
                 sockets.send(Work(1, requests, []))
-            elif isinstance(tidings, StepReport):
-                num_open -= sum(output.finish_reason is not None for output in tidings.tokens)
+            elif isinstance(event, StepReport):
+                num_open -= sum(output.finish_reason is not None for output in event.tokens)
     sockets.send(Shutdown())
 
 

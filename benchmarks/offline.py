@@ -130,7 +130,7 @@ def main() -> None:
     use_threads(arguments.threads)
 
     cache_dir = default_cache_dir()
-    demo = build_demo(cache_dir, progress=print)
+    demo = build_demo(cache_dir, on_progress=print)
     specs = arguments.specs or [
         f"{demo.gptq_repo}:{branch}"
         for branch in ("main", "gptq-8bit--1g-actorder_True", "gptq-8bit-64g-actorder_True")

@@ -62,7 +62,7 @@ def main() -> None:
     use_threads(arguments.threads)
 
     cache_dir = default_cache_dir()
-    demo = build_demo(cache_dir, progress=print)
+    demo = build_demo(cache_dir, on_progress=print)
     row = measure(arguments.spec or f"{demo.gptq_repo}:main", cache_dir, arguments.prompts)
     table = Table(*row, title=f"first token after {PROMPT_TOKENS} tokens (goal: {GOAL} ×)")
     table.add_row(*map(str, row.values()))

@@ -88,7 +88,7 @@ def pretending(max_num_seqs: int, step_s: float) -> Iterator[Server]:
 
     step_s: what a step takes. Its tokens are among the commonest of the vocabulary, as in a text.
     """
-    demo = build_demo(default_cache_dir(), progress=print)
+    demo = build_demo(default_cache_dir(), on_progress=print)
     snapshot = open_snapshot(
         parse_spec(demo.default_spec), cache_dir=demo.cache_dir, local_files_only=True
     )

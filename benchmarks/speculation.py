@@ -131,7 +131,7 @@ def main() -> None:
     use_threads(arguments.threads)
 
     cache_dir = default_cache_dir()
-    demo = build_demo(cache_dir, progress=print)
+    demo = build_demo(cache_dir, on_progress=print)
     spec = arguments.spec or f"{demo.gptq_repo}:main"
     rows = compare(spec, cache_dir, arguments.drafts, arguments.rounds)
     show(rows)

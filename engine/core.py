@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from engine.errors import InvalidConstraintError, OutOfMemoryError
 from engine.execution.model_runner import ModelRunner
-from engine.limits import RequestLimits
+from engine.limits import SequenceLimits
 from engine.scheduling.drafting import NgramDrafter
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Sequence
@@ -75,7 +75,7 @@ class Engine:
     ) -> None:
         """Take a loaded model over: its layers are replaced or redirected, so use it no other way.
 
-        Raises `UnsupportedModelError`.
+        Raises `UnsupportedArchitectureError`.
         """
         self._begin(ModelRunner(model, config), config, constraints, time.monotonic)
 
@@ -100,7 +100,7 @@ class Engine:
         constraints: ConstraintFactory | None,
         clock: Callable[[], float],
     ) -> None:
-        self.limits = RequestLimits(runner.vocab_size, config.max_model_len)
+        self.limits = SequenceLimits(runner.vocab_size, config.max_model_len)
         self.scheduler = Scheduler(config, clock=clock)
         self._config = config
         self._runner = runner

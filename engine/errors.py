@@ -8,9 +8,9 @@ EngineError
 │   └── PromptTooLongError       the prompt leaves no room for an answer
 ├── QueueFullError               too much waits already; says when to come again
 ├── DeadlineExceededError        the sequence's time was over before it had ended
-├── UnsupportedModelError        the model needs something that the engine would get wrong
+├── UnsupportedArchitectureError        the model needs something that the engine would get wrong
 ├── NotEnoughBlocksError         the KV cache cannot hold even one sequence of the allowed length
-├── NothingToPickError       settings and constraint together left no token to one sequence
+├── NoCandidatesError       settings and constraint together left no token to one sequence
 ├── NonFiniteLogitsError         the model gave one sequence NaN or Inf; its mates go on
 ├── OutOfMemoryError             a step did not fit the device's memory, nor did its second try
 ├── BlockAccountingError         blocks leaked or are owned twice: a bug of ours
@@ -58,7 +58,7 @@ class DeadlineExceededError(EngineError):
     """The sequence's time was over before it had ended."""
 
 
-class UnsupportedModelError(EngineError):
+class UnsupportedArchitectureError(EngineError):
     """The model needs something that the engine would get wrong."""
 
 
@@ -66,7 +66,7 @@ class NotEnoughBlocksError(EngineError):
     """The KV cache is too small."""
 
 
-class NothingToPickError(EngineError):
+class NoCandidatesError(EngineError):
     """A sequence's settings left it no token to pick."""
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class RequestLimits:
+class SequenceLimits:
     """Bounds that follow from the model and the engine's sizes."""
 
     vocab_size: int

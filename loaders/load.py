@@ -22,13 +22,13 @@ from loaders.checkpoint.generation_defaults import GenerationDefaults, read_gene
 from loaders.checkpoint.tokenizer import load_tokenizer
 from loaders.errors import BackendError, CheckpointError, TensorError
 from loaders.memory.device import weight_bytes
-from loaders.memory.free import check_fits, free_bytes
+from loaders.memory.free import check_fits, free_device_bytes
 from loaders.memory.release import MappedFiles, large_blocks_returned, return_freed_memory
 from loaders.model.dtypes import settle_on_cpu, settle_on_cuda
 from loaders.model.kernels.protocol import LayerShape
 from loaders.model.kernels.resolve import resolve_backend
 from loaders.model.offload import choose_offloaded, move_others, wrap_offloaded
-from loaders.model.opened import open_source
+from loaders.model.opened import open_checkpoint
 from loaders.model.packed_linear import packed_layers
 from loaders.model.quantizer import PackedConfig
 from loaders.model.self_test.reference_weights import stored_weights
@@ -48,13 +48,13 @@ if TYPE_CHECKING:
 
     from loaders.checkpoint.files import TensorInfo
     from loaders.model.kernels.protocol import Backend
-    from loaders.model.opened import Source
+    from loaders.model.opened import OpenedCheckpoint
     from loaders.model.self_test.report import SelfTestReport
     from loaders.quantization.settings import Quantization
 
     # Is told each phase of loading, and how much of it is done, in percent, where that is known;
     # not always in the thread that loads, but then while that one waits.
-    TellProgress: TypeAlias = Callable[[str, float | None], None]
+    OnProgress: TypeAlias = Callable[[str, float | None], None]
 
 log = structlog.get_logger(__name__)
 
@@ -124,7 +124,7 @@ def load(
     token: str | None = None,
     local_files_only: bool = False,
     cpu_offload: bool = False,
-    progress: TellProgress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> LoadedModel:
     """Load a variant onto its devices.
 
@@ -138,25 +138,25 @@ def load(
     started = time.monotonic()
     if isinstance(spec, str):
         spec = parse_spec(spec)
-    tell = progress or _tell_nobody
-    tell("finding the files", None)
+    on_progress = on_progress or _ignore_progress
+    on_progress("finding the files", None)
     snapshot = open_snapshot(
         spec,
         cache_dir=cache_dir,
         token=token,
         local_files_only=local_files_only,
-        on_percent=partial(tell, "downloading"),
+        on_progress=partial(on_progress, "downloading"),
     )
-    tell("checking the files", None)
+    on_progress("checking the files", None)
     spec = _with_file(spec, snapshot.file)
-    source = open_source(snapshot.folder, spec.file, cache_dir, for_stock=backend == STOCK)
+    source = open_checkpoint(snapshot.folder, spec.file, cache_dir, for_stock=backend == STOCK)
     placement = _resolve_placement(
         source, device=device, dtype=dtype, backend=backend, cpu_offload=cpu_offload
     )
     tokenizer = load_tokenizer(source.folder)
     return_freed_memory()  # reading a tokenizer takes three times what it keeps
     _check_room(source, placement)
-    placed = _place(source, placement, excluded_backends, tell)
+    placed = _place(source, placement, excluded_backends, on_progress)
     provenance = Provenance(
         repo=spec.repo,
         revision=spec.revision,
@@ -170,7 +170,7 @@ def load(
     )
     report = None
     if self_test:  # outside of `_place`, where blocks that go back at once make it take 5 x as long
-        tell("self-test", None)
+        on_progress("self-test", None)
         report = _test(placed.model, tokenizer, source, provenance, Records(cache_dir))
     log.info(
         "loaded",
@@ -228,7 +228,7 @@ class Placed:
 
 
 def _resolve_placement(
-    source: Source, *, device: str, dtype: str, backend: str, cpu_offload: bool
+    source: OpenedCheckpoint, *, device: str, dtype: str, backend: str, cpu_offload: bool
 ) -> Placement:
     device_map = resolve_device_map(device)
     return Placement(
@@ -239,7 +239,7 @@ def _resolve_placement(
     )
 
 
-def _check_room(source: Source, placement: Placement) -> None:
+def _check_room(source: OpenedCheckpoint, placement: Placement) -> None:
     """Raise NotEnoughMemoryError before a byte of the weights is read."""
     if placement.device is None or placement.is_spread:
         return
@@ -254,10 +254,13 @@ def _check_room(source: Source, placement: Placement) -> None:
 
 @large_blocks_returned()
 def _place(
-    source: Source, placement: Placement, excluded: frozenset[str], tell: TellProgress
+    source: OpenedCheckpoint,
+    placement: Placement,
+    excluded: frozenset[str],
+    on_progress: OnProgress,
 ) -> Placed:
     """Read the weights, bring them where they belong, and prepare the kernels."""
-    tell("reading the weights", None)
+    on_progress("reading the weights", None)
     device_map = _CPU_MAP if placement.is_spread else placement.device_map
     model = _build_model(source, device_map, is_stock=placement.is_stock)
     mapped = MappedFiles.find(source.files)
@@ -274,7 +277,7 @@ def _place(
     choose = partial(resolve_backend, excluded=excluded)
     asked = placement.backend
     backends = _prepare_layers(
-        model, mapped, choose=choose, asked=asked, offloaded=offloaded, tell=tell
+        model, mapped, choose=choose, asked=asked, offloaded=offloaded, on_progress=on_progress
     )
     wrap_offloaded(model, offloaded)
     return_freed_memory()
@@ -284,7 +287,7 @@ def _place(
 def _test(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
-    source: Source,
+    source: OpenedCheckpoint,
     provenance: Provenance,
     records: Records,
 ) -> SelfTestReport:
@@ -368,14 +371,14 @@ def resolve_is_spread(
 
 def _spread(model: PreTrainedModel, device: torch.device, mapped: MappedFiles) -> frozenset[str]:
     """Move what fits from the CPU to the device; return the linear layers that stay."""
-    free, cpu_free = free_bytes(device), free_bytes(torch.device("cpu"))
+    free, cpu_free = free_device_bytes(device), free_device_bytes(torch.device("cpu"))
     offloaded = choose_offloaded(model, device, free=free, cpu_free=cpu_free)
     move_others(model, device, offloaded, mapped)
     return offloaded
 
 
 def _build_model(
-    source: Source, device_map: dict[str, torch.device] | str, *, is_stock: bool
+    source: OpenedCheckpoint, device_map: dict[str, torch.device] | str, *, is_stock: bool
 ) -> PreTrainedModel:
     """Let Transformers build the model and fill it; check that every tensor found its place."""
     # A server's log takes lines, not bars.
@@ -428,7 +431,7 @@ def _check_report(report: Mapping[str, Any]) -> None:
         log.warning("tensors_unused", count=len(unexpected), first=unexpected[:6])
 
 
-def _tell_nobody(phase: str, percent: float | None) -> None:
+def _ignore_progress(phase: str, percent: float | None) -> None:
     pass
 
 
@@ -439,7 +442,7 @@ def _prepare_layers(
     choose: Callable[[str, LayerShape], tuple[Backend, str]],
     asked: str,
     offloaded: Set[str],
-    tell: TellProgress,
+    on_progress: OnProgress,
 ) -> list[str]:
     """Prepare every packed layer's kernel; return the backends used, most layers first.
 
@@ -456,7 +459,7 @@ def _prepare_layers(
         layer.prepare(chosen, mapped)
         if number % _LAYERS_PER_TRIM == 0:
             return_freed_memory()
-            tell("preparing kernels", 100 * number / len(waiting))
+            on_progress("preparing kernels", 100 * number / len(waiting))
         counts[chosen.name] = counts.get(chosen.name, 0) + 1
         reasons.setdefault(chosen.name, reason)
     for name, count in counts.items():

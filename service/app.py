@@ -35,19 +35,19 @@ from service.settings import (
     read_key,
     unknown_variables,
 )
-from service.team.keys import KeyRing
-from service.variants.fallback import Ladder
+from service.team.keys import ApiKeys
+from service.variants.fallback import FallbackPolicy
 from service.variants.handles import EngineInThread, EngineProcess
 from service.variants.loaded import LoadedVariant
 from service.variants.supervisor import Supervisor
-from service.variants.variant import Variant, VariantRules
+from service.variants.variant import ServedVariant, VariantRules
 from service.worker.process import build
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from service.variants.handles import OnProgress
-    from service.worker_protocol.load_attempt import Attempt
+    from service.worker_protocol.load_attempt import LoadRequest
 
 log = structlog.get_logger(__name__)
 
@@ -71,7 +71,7 @@ def serve(settings: Settings) -> NoReturn:
     lifecycle = Lifecycle(supervisor)
     app = create_app(
         api_context(settings, lifecycle, supervisor),
-        KeyRing(key) if key else None,
+        ApiKeys(key) if key else None,
         administration(settings, admin_key, supervisor) if admin_key else None,
     )
     Server(app, lifecycle, supervisor, drain_limit_s=settings.drain_limit_s).run(listener)
@@ -100,7 +100,7 @@ def api_context(settings: Settings, lifecycle: Lifecycle, supervisor: Supervisor
 def administration(settings: Settings, key: str, supervisor: Supervisor) -> Administration:
     """Return what the routes under /admin/ work with."""
 
-    def make(entry: Mapping[str, object]) -> Variant:
+    def make(entry: Mapping[str, object]) -> ServedVariant:
         fields: dict[str, Any] = dict(entry)
         try:
             own = WorkerSettings(**settings.inherited(VariantEntry(**fields)))
@@ -108,10 +108,10 @@ def administration(settings: Settings, key: str, supervisor: Supervisor) -> Admi
             raise SettingsError(describe_errors(error)) from None
         return make_variant(own, in_process=settings.in_process)
 
-    return Administration(KeyRing(key), supervisor, make)
+    return Administration(ApiKeys(key), supervisor, make)
 
 
-def make_variants(settings: Settings) -> list[Variant]:
+def make_variants(settings: Settings) -> list[ServedVariant]:
     """Make every variant that the settings name; refuse at once what cannot be right.
 
     Raises SettingsError.
@@ -124,7 +124,7 @@ def make_variants(settings: Settings) -> list[Variant]:
     return variants
 
 
-def make_variant(settings: WorkerSettings, *, in_process: bool) -> Variant:
+def make_variant(settings: WorkerSettings, *, in_process: bool) -> ServedVariant:
     """Make one variant, without starting anything. Raises SettingsError."""
     name = resolve_served_name(settings)
     start = partial(start_thread if in_process else EngineProcess.start, settings)
@@ -134,15 +134,15 @@ def make_variant(settings: WorkerSettings, *, in_process: bool) -> Variant:
         idle_unload_s=settings.idle_unload_s,
         max_restarts=settings.max_restarts,
     )
-    source = LoadedVariant(name, settings.variant or DEMO_NAME, Ladder(settings), start)
-    return Variant(name, source, rules)
+    source = LoadedVariant(name, settings.variant or DEMO_NAME, FallbackPolicy(settings), start)
+    return ServedVariant(name, source, rules)
 
 
 async def start_thread(
-    settings: WorkerSettings, attempt: Attempt, on_progress: OnProgress
+    settings: WorkerSettings, load_request: LoadRequest, on_progress: OnProgress
 ) -> EngineInThread:
     """Start an engine in a thread of this process."""
-    return EngineInThread(settings, on_progress, partial(build, settings, attempt))
+    return EngineInThread(settings, on_progress, partial(build, settings, load_request))
 
 
 def resolve_served_name(settings: VariantSettings) -> str:

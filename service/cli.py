@@ -157,7 +157,7 @@ def demo(
 
     with Console(stderr=True).status("looking for the demo") as status:
         try:
-            built = build_demo(cache_dir or default_cache_dir(), progress=status.update)
+            built = build_demo(cache_dir or default_cache_dir(), on_progress=status.update)
         except LoadError as error:
             sys.exit(f"tetrad: {error}")
     typer.echo(f"The demo is in {built.cache_dir}. Serve one of its branches by name:")

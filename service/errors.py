@@ -17,7 +17,7 @@ ServiceError
 │   ├── BodyTooLargeError       more bytes than allowed
 │   └── UnsupportedBodyError    not plain JSON: another media type, or compressed
 ├── UnavailableError            this process, or this variant, does not answer now
-├── StepDownError               a variant could not be loaded as it was; another way is left
+├── FallbackError               a variant could not be loaded as it was; another way is left
 ├── VariantStateError           the administrator asked for what the variant's state does not allow
 ├── ClientGoneError             the client left; nobody is there to be told
 └── StalledReaderError          the client stopped reading its stream
@@ -102,5 +102,5 @@ class StalledReaderError(ServiceError):
     """The client keeps its stream open without reading it."""
 
 
-class StepDownError(ServiceError):
+class FallbackError(ServiceError):
     """A variant could not be loaded as it was tried; the next engine tries another way."""

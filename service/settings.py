@@ -248,7 +248,7 @@ class WorkerSettings(VariantSettings):
             max_queue_wait_s=self.max_queue_wait_s if tokens == "auto" else None,
         )
 
-    def told(self) -> dict[str, Any]:
+    def for_worker(self) -> dict[str, Any]:
         """Return the settings as JSON can carry them, the token readable: for the engine only."""
         token = self.hub_token
         return {

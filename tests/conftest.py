@@ -9,7 +9,7 @@ import torch
 
 from loaders.cache import default_cache_dir
 from loaders.demo import DemoRepositories, build_demo
-from loaders.repository.download import Patience
+from loaders.repository.download import RetryPolicy
 from tests import models
 
 if TYPE_CHECKING:
@@ -37,16 +37,18 @@ def pytest_runtest_call() -> None:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a catalogue wait milliseconds only before it asks a hub again."""
-    patience = Patience(max_tries=5, first_wait_s=0.001, longest_wait_s=0.002, told_from_s=5.0)
-    monkeypatch.setattr("loaders.repository.hub.repository.PATIENCE", patience)
+    retry_policy = RetryPolicy(
+        max_tries=5, first_wait_s=0.001, longest_wait_s=0.002, logged_from_s=5.0
+    )
+    monkeypatch.setattr("loaders.repository.hub.repository.RETRY_POLICY", retry_policy)
 
 
 @pytest.fixture(scope="session")
 def demo() -> DemoRepositories:
     """The demo's repositories, built in the user's cache unless they lie there already."""
-    return build_demo(default_cache_dir(), progress=print)
+    return build_demo(default_cache_dir(), on_progress=print)
 
 
 @pytest.fixture(scope="session")

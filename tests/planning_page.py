@@ -20,7 +20,7 @@ from loaders.memory.device import (
     Demand,
     prepare,
 )
-from loaders.planning.accelerators import CARDS, parse_gpus
+from loaders.planning.accelerators import GPU_MODELS, parse_gpus
 from loaders.planning.other_engines import sources
 from loaders.planning.plan import DEFAULT_CONTEXT, GPU_SHARE, SHOWN_USERS, choose, plan_variants
 from loaders.planning.quality import expected_quality
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from loaders.catalogue.variants import Variant
-    from loaders.planning.plan import Choice, PlannedVariants
+    from loaders.planning.plan import PlannedVariants, VariantChoice
 
 PAGE = Path(__file__).parent.parent / "docs" / "planning.md"
 CONTEXT = 4096
@@ -198,7 +198,7 @@ def _choices(variants: Sequence[Variant], devices: Sequence[str]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def _choice_row(device: str, users: int, planned: PlannedVariants, choice: Choice) -> str:
+def _choice_row(device: str, users: int, planned: PlannedVariants, choice: VariantChoice) -> str:
     lost = _best_lost(choice)
     if choice.plan is None:
         return f"| {device} | {users} | nothing | – | | | | | | | | {lost} |"
@@ -218,7 +218,7 @@ def _choice_row(device: str, users: int, planned: PlannedVariants, choice: Choic
     return f"| {device} | {users} | `{name}` | {context} | {cells} | {longest} | {lost} |"
 
 
-def _best_lost(choice: Choice) -> str:
+def _best_lost(choice: VariantChoice) -> str:
     """Name the best variant that does not fit, or the next best that does."""
     if not choice.losers:
         return ""
@@ -239,9 +239,15 @@ def _cards() -> str:
         "| name | sold with, GiB | driver reports, MiB | compute capability | GB/s |",
         "|---|--:|--:|---|--:|",
     ]
-    for card in sorted(CARDS, key=lambda card: card.name):
-        capability = ".".join(map(str, card.compute_capability))
-        cells = (card.name, card.sold_gib, card.memory_mib, capability, card.bandwidth)
+    for model_card in sorted(GPU_MODELS, key=lambda model_card: model_card.name):
+        capability = ".".join(map(str, model_card.compute_capability))
+        cells = (
+            model_card.name,
+            model_card.sold_gib,
+            model_card.memory_mib,
+            capability,
+            model_card.bandwidth,
+        )
         rows.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(rows) + "\n"
 

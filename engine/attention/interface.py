@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from engine.errors import UnsupportedModelError
+from engine.errors import UnsupportedArchitectureError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -93,12 +93,12 @@ def _paged_attention(
     if dropout:
         refused.add("dropout")
     if refused:
-        raise UnsupportedModelError(
+        raise UnsupportedArchitectureError(
             f"{type(module).__name__} asks attention for {', '.join(sorted(refused))}, which paged"
             " attention does not know"
         )
     if value.shape != key.shape:
-        raise UnsupportedModelError(
+        raise UnsupportedArchitectureError(
             f"{type(module).__name__} has keys of shape {tuple(key.shape)} and values of shape"
             f" {tuple(value.shape)}; paged attention needs them alike"
         )

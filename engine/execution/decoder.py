@@ -16,7 +16,7 @@ from torch import nn
 from engine.attention import interface as attention
 from engine.attention.interface import ModelInput
 from engine.attention.kv_cache import head_dim, num_kv_heads, num_layers
-from engine.errors import UnsupportedModelError
+from engine.errors import UnsupportedArchitectureError
 from engine.execution.rope import fix_rope, longest_with_fixed_rope, rope_types
 from engine.layers import fuse_layers
 from engine.layers.weights import InvariantLinear, LinearWeight
@@ -40,7 +40,7 @@ class Decoder(Protocol):
 def make_decoder(
     model: PreTrainedModel, max_model_len: int, *, is_batch_invariant: bool = False
 ) -> Decoder:
-    """Take a model over; raises `UnsupportedModelError` where it would not be run rightly."""
+    """Take a model over; `UnsupportedArchitectureError` where it would not be run rightly."""
     _check_placement(model)
     _check_config(model.config, max_model_len)
     fix_rope(model)
@@ -91,12 +91,12 @@ class TransformersDecoder:
             with torch.inference_mode():
                 logits = self.logits(ModelInput(zero, zero, zero, probe))
         except TypeError as error:
-            raise UnsupportedModelError(
+            raise UnsupportedArchitectureError(
                 f"{name} does not take the arguments of a causal language model: {error}"
             ) from error
         probe.check_complete()
         if logits.shape[0] != 1:
-            raise UnsupportedModelError(
+            raise UnsupportedArchitectureError(
                 f"{name} gave logits of shape {tuple(logits.shape)} for one token"
             )
 
@@ -146,14 +146,14 @@ class _AttentionProbe:
                 self._refuse(f"{kind} in layer {layer} with window {self._windows[layer]}")
 
     def _refuse(self, what: str) -> None:
-        raise UnsupportedModelError(f"{self._name} uses {what}; the engine cannot run it")
+        raise UnsupportedArchitectureError(f"{self._name} uses {what}; the engine cannot run it")
 
 
 def _make_linears_invariant(model: PreTrainedModel) -> None:
     """Put every linear layer behind one that multiplies each row as if it were alone."""
     others = {type(module).__name__ for module in model.modules()} & {"Conv1D"}
     if others:
-        raise UnsupportedModelError(
+        raise UnsupportedArchitectureError(
             f"{type(model).__name__} has layers of type {', '.join(others)}, which batch_invariant"
             " does not cover; serve it without"
         )
@@ -170,7 +170,7 @@ def _is_linear_weight(module: nn.Module) -> bool:
 def _check_placement(model: PreTrainedModel) -> None:
     devices = {str(tensor.device) for tensor in (*model.parameters(), *model.buffers())}
     if len(devices) > 1 or devices == {"meta"}:
-        raise UnsupportedModelError(
+        raise UnsupportedArchitectureError(
             f"{type(model).__name__} lies on {', '.join(sorted(devices))}; the engine runs a model"
             " on one device: load it onto one"
         )
@@ -179,29 +179,29 @@ def _check_placement(model: PreTrainedModel) -> None:
 def _check_config(config: PretrainedConfig, max_model_len: int) -> None:
     text = config.get_text_config(decoder=True)
     if config.is_encoder_decoder:
-        raise UnsupportedModelError(
+        raise UnsupportedArchitectureError(
             f"{config.model_type} is an encoder-decoder model; the engine runs decoders only"
         )
     longest = longest_with_fixed_rope(config)
     if longest is not None and longest < max_model_len:
-        raise UnsupportedModelError(
+        raise UnsupportedArchitectureError(
             f"the model's rope type is {', '.join(sorted(rope_types(text)))}, whose angles beyond"
             f" {longest} tokens depend on the longest sequence of a batch; max_model_len is"
             f" {max_model_len}: lower it to {longest}"
         )
     if getattr(text, "attn_logit_softcapping", None) is not None:
-        raise UnsupportedModelError(
+        raise UnsupportedArchitectureError(
             f"the model caps attention scores at {text.attn_logit_softcapping}; paged attention"
             " cannot"
         )
     unknown = set(getattr(text, "layer_types", None) or ()) - _KNOWN_LAYER_TYPES
     if unknown:
-        raise UnsupportedModelError(
+        raise UnsupportedArchitectureError(
             f"the model has layers of type {', '.join(sorted(unknown))}; the engine knows"
             f" {', '.join(sorted(_KNOWN_LAYER_TYPES))}"
         )
     most = getattr(text, "max_position_embeddings", None)
     if not rope_types(text) and most is not None and most < max_model_len:
-        raise UnsupportedModelError(
+        raise UnsupportedArchitectureError(
             f"the model has {most} learned positions, max_model_len is {max_model_len}; lower it"
         )

@@ -21,7 +21,7 @@ from engine.attention.kv_cache import (
     num_layers,
     resolve_kv_dtype,
 )
-from engine.errors import OutOfMemoryError, UnsupportedModelError
+from engine.errors import OutOfMemoryError, UnsupportedArchitectureError
 from engine.execution.decoder import make_decoder
 from engine.execution.host_memory import keep_freed_memory
 from engine.execution.model_input import build_model_input, model_order, num_logits
@@ -114,9 +114,9 @@ def _read_logprobs(
 ) -> dict[int, tuple[TokenLogprobs, ...]]:
     if step.rows is None or step.rows.logprobs is None:
         return {}
-    told = to_token_logprobs(step.rows.logprobs, step.num_logprobs)
+    reported = to_token_logprobs(step.rows.logprobs, step.num_logprobs)
     found = {
-        sequence_id: tuple(row for row in told[start:stop] if row is not None)
+        sequence_id: tuple(row for row in reported[start:stop] if row is not None)
         for sequence_id, (start, stop) in rows_of.items()
     }
     return {sequence_id: rows for sequence_id, rows in found.items() if rows}
@@ -126,7 +126,7 @@ class ModelRunner:
     """Owns the model, the KV cache and what is resident by slot."""
 
     def __init__(self, model: PreTrainedModel, config: EngineConfig) -> None:
-        """Take the model over; raises `UnsupportedModelError`."""
+        """Take the model over; raises `UnsupportedArchitectureError`."""
         embedding: Any = model.get_input_embeddings()
         self.vocab_size: int = embedding.weight.shape[0]
         self._is_batch_invariant = config.is_batch_invariant
@@ -183,12 +183,12 @@ class ModelRunner:
         )
         logits = self._decoder.logits(model_input)
         if logits.shape[-1] > self.vocab_size:
-            raise UnsupportedModelError(
+            raise UnsupportedArchitectureError(
                 f"the model's head gives {logits.shape[-1]} logits, its embedding has"
                 f" {self.vocab_size} rows; a sampled id could lie outside it"
             )
-        told = self._prompt_logprobs(batch, logits)
-        return self._sample(batch, _sampled_logits(batch, logits), told)
+        reported = self._prompt_logprobs(batch, logits)
+        return self._sample(batch, _sampled_logits(batch, logits), reported)
 
     def _resolve_is_static(self, config: EngineConfig) -> bool:
         """Whether decode steps run in shapes made beforehand."""
@@ -230,7 +230,7 @@ class ModelRunner:
         self,
         batch: ScheduledBatch,
         logits: Tensor,
-        told: dict[int, tuple[TokenLogprobs, ...]],
+        reported: dict[int, tuple[TokenLogprobs, ...]],
     ) -> StepResult:
         slots = list(batch.decodes.slots)
         positions = [position + 1 for position in batch.decodes.positions]
@@ -242,11 +242,11 @@ class ModelRunner:
                 slots.append(chunk.slot)
                 positions.append(chunk.stop - chunk.num_samples + index + 1)
         if not slots:
-            return StepResult(None, (), told)
+            return StepResult(None, (), reported)
         plan = make_plan(self._sampling, slots, positions, extras)
         rows = sample(logits, plan, self._sampling)
         self._keep_last_tokens(batch, rows.tokens)
-        return StepResult(rows, tuple(map(self._sampling.num_logprobs, slots)), told)
+        return StepResult(rows, tuple(map(self._sampling.num_logprobs, slots)), reported)
 
     def _keep_last_tokens(self, batch: ScheduledBatch, tokens: Tensor) -> None:
         """Note in each slot the last token it got, and count what was generated."""
@@ -279,7 +279,7 @@ class ModelRunner:
     def _prompt_logprobs(
         self, batch: ScheduledBatch, logits: Tensor
     ) -> dict[int, tuple[TokenLogprobs, ...]]:
-        told: dict[int, tuple[TokenLogprobs, ...]] = {}
+        reported: dict[int, tuple[TokenLogprobs, ...]] = {}
         row = len(batch.decodes)
         for chunk in batch.chunks:
             if chunk.prompt_targets is not None:
@@ -289,9 +289,9 @@ class ModelRunner:
                     targets,
                     self._num_prompt_logprobs[chunk.slot],
                 )
-                told[chunk.sequence_id] = tuple(found)
+                reported[chunk.sequence_id] = tuple(found)
             row += num_logits(chunk)
-        return told
+        return reported
 
 
 def _sampled_logits(batch: ScheduledBatch, logits: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from engine.errors import UnsupportedModelError
+from engine.errors import UnsupportedArchitectureError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,7 +88,7 @@ def as_linear_weight(linear: nn.Module) -> LinearWeight:
     if isinstance(linear, nn.Linear):
         bias: Any = linear.bias
         return DenseWeight(linear.weight.detach(), None if bias is None else bias.detach())
-    raise UnsupportedModelError(
+    raise UnsupportedArchitectureError(
         f"a {type(linear).__name__} stands where a linear layer was expected; it needs"
         " `input_permutation`, `matmul` and `fuse_with`"
     )

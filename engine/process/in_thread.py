@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from engine.process.loop import BuiltEngine, TellProgress
+    from engine.process.loop import BuiltEngine, ReportProgress
 
 
 class EngineThread:
     """Builds an engine and runs it, from the moment it is made; make it in the client's loop."""
 
-    def __init__(self, folder: Path, build: Callable[[TellProgress], BuiltEngine]) -> None:
+    def __init__(self, folder: Path, build: Callable[[ReportProgress], BuiltEngine]) -> None:
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
         self._thread = threading.Thread(
@@ -43,7 +43,7 @@ class EngineThread:
         """Wait for the thread's end."""
         await self._ended.wait()
 
-    def _run(self, folder: Path, build: Callable[[TellProgress], BuiltEngine]) -> None:
+    def _run(self, folder: Path, build: Callable[[ReportProgress], BuiltEngine]) -> None:
         try:
             serve(folder, build)
         finally:
@@ -52,7 +52,7 @@ class EngineThread:
 
 @asynccontextmanager
 async def running_engine(
-    build: Callable[[TellProgress], BuiltEngine], limits: QueueLimits | None = None
+    build: Callable[[ReportProgress], BuiltEngine], limits: QueueLimits | None = None
 ) -> AsyncIterator[EngineClient]:
     """Run an engine in a thread; give its client once it takes work."""
     sockets = ClientSockets()
@@ -64,5 +64,5 @@ async def running_engine(
     finally:
         if client.shut_down() or client.death is not None:  # it is ending in either case
             await thread.ended()
-            await client.hear_last_words()
+            await client.drain_messages()
         client.end(EngineDeadError("the engine was stopped"))

@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Protocol
 from engine.errors import BlockAccountingError, EngineError, EngineStartError
 from engine.outputs import PromptLogprobs, TokenOutput
 from engine.process.grammar_reader import GrammarReader
-from engine.transport.sockets import EngineSockets, TidingsSocket
+from engine.transport.sockets import EngineSockets, EventSocket
 from engine.transport.wire import (
-    CannotStart,
     CheckIntegrity,
-    Dying,
-    Failure,
+    EngineFailed,
     Heartbeat,
     IntegrityReport,
     Progress,
     Ready,
+    SequenceFailed,
     Shutdown,
+    StartFailed,
     StepReport,
     Work,
 )
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine.constraint import Constraint
-    from engine.limits import RequestLimits
+    from engine.limits import SequenceLimits
     from engine.outputs import StepOutput
     from engine.request import SequenceRequest
     from engine.statistics import EngineStatistics
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 HEARTBEAT_S = 0.5
 
 
-class Books(Protocol):
+class Accounting(Protocol):
     """What an engine counts, and can check."""
 
     def check(self) -> None:
@@ -57,11 +57,11 @@ class SteppedEngine(Protocol):
     """What the loop needs of an engine; `engine.core.Engine` is one."""
 
     @property
-    def limits(self) -> RequestLimits:
+    def limits(self) -> SequenceLimits:
         """What requests must respect."""
 
     @property
-    def scheduler(self) -> Books:
+    def scheduler(self) -> Accounting:
         """What counts sequences and blocks."""
 
     @property
@@ -87,41 +87,41 @@ class SteppedEngine(Protocol):
 class Ending(enum.Enum):
     """How an engine came to its end; the client has been told, and the log."""
 
-    AS_TOLD = "as told"
+    STOPPED = "as told"
     NOT_STARTED = "not started"  # for a reason that another try would meet again
     DIED = "died"
 
 
-def serve(folder: Path, build: Callable[[TellProgress], BuiltEngine]) -> Ending:
+def serve(folder: Path, build: Callable[[ReportProgress], BuiltEngine]) -> Ending:
     """Build an engine and run it for the client that listens in `folder`, until told to end.
 
     build: raises EngineStartError for what the client shall read.
     """
     sockets = EngineSockets(folder)
-    heart = Heart(folder)
-    heart.start()
+    heartbeat = HeartbeatThread(folder)
+    heartbeat.start()
     try:
         built = build(
             lambda phase, percent=None, about=b"": sockets.send(Progress(phase, percent, about))
         )
         limits = built.engine.limits
         sockets.send(Ready(limits.vocab_size, limits.max_model_len, built.about))
-        EngineLoop(built.engine, sockets, heart).run()
+        EngineLoop(built.engine, sockets, heartbeat).run()
     except EngineStartError as error:
-        sockets.send(CannotStart(str(error), error.about))
+        sockets.send(StartFailed(str(error), error.about))
         return Ending.NOT_STARTED
     except Exception as error:
         log.exception("the engine died")
         # Not its message: clients will read this, and it may hold paths and addresses.
-        sockets.send(Dying(f"the engine died of {type(error).__name__}"))
+        sockets.send(EngineFailed(f"the engine died of {type(error).__name__}"))
         return Ending.DIED
     finally:
-        heart.stop()
+        heartbeat.stop()
         sockets.close()
-    return Ending.AS_TOLD
+    return Ending.STOPPED
 
 
-class TellProgress(Protocol):
+class ReportProgress(Protocol):
     """Tells the client how far loading has come."""
 
     def __call__(self, phase: str, percent: float | None = None, about: bytes = b"") -> None:
@@ -136,14 +136,14 @@ class BuiltEngine:
     about: bytes
 
 
-class Heart:
+class HeartbeatThread:
     """Tells the client, from its own thread, that the process lives and since when it steps.
 
     Counted in beats, not by the clock: one that was frozen, as containers can be, has not stepped.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._socket = TidingsSocket(folder)
+        self._socket = EventSocket(folder)
         self._num_steps = 0
         self._step: int | None = None  # the number of the one under way
         self._is_stopping = threading.Event()
@@ -169,12 +169,12 @@ class Heart:
 
     def _run(self) -> None:
         last: int | None = None
-        num_beats = 0  # in one and the same step
+        num_heartbeats = 0  # in one and the same step
         while True:
             step = self._step
-            num_beats = num_beats + 1 if step is not None and step == last else 0
+            num_heartbeats = num_heartbeats + 1 if step is not None and step == last else 0
             last = step
-            self._socket.send(Heartbeat(HEARTBEAT_S * num_beats))
+            self._socket.send(Heartbeat(HEARTBEAT_S * num_heartbeats))
             if self._is_stopping.wait(HEARTBEAT_S):
                 break
         self._socket.close()
@@ -183,10 +183,12 @@ class Heart:
 class EngineLoop:
     """An engine at work for one client."""
 
-    def __init__(self, engine: SteppedEngine, sockets: EngineSockets, heart: Heart) -> None:
+    def __init__(
+        self, engine: SteppedEngine, sockets: EngineSockets, heartbeat: HeartbeatThread
+    ) -> None:
         self._engine = engine
         self._sockets = sockets
-        self._heart = heart
+        self._heartbeat = heartbeat
         self._grammars = GrammarReader(engine.compile, sockets.wake)
         self._work_number = 0
         self._is_stopping = False
@@ -194,22 +196,22 @@ class EngineLoop:
     def run(self) -> None:
         """Step while there is work, sleep while there is none, return when told to."""
         self._report([], [])
-        while self._take_orders():
+        while self._take_commands():
             self._step()
         self._grammars.close()
 
-    def _take_orders(self) -> bool:
+    def _take_commands(self) -> bool:
         """Follow the orders that have come, waiting for one where nothing else is to be done.
 
         Returns False once the loop is to end.
         """
-        failures: list[Failure] = []
-        for order in self._sockets.receive(wait=not self._engine.has_work):
-            if isinstance(order, Work):
-                failures += self._take_in(order)
-            elif isinstance(order, CheckIntegrity):
+        failures: list[SequenceFailed] = []
+        for command in self._sockets.receive(wait=not self._engine.has_work):
+            if isinstance(command, Work):
+                failures += self._take_in(command)
+            elif isinstance(command, CheckIntegrity):
                 self._sockets.send(self._check_integrity())
-            elif isinstance(order, Shutdown):
+            elif isinstance(command, Shutdown):
                 self._is_stopping = True
         for request, read in self._grammars.take_read():
             failures += self._add(request, read)
@@ -217,10 +219,10 @@ class EngineLoop:
             self._report([], failures)
         return not self._is_stopping
 
-    def _take_in(self, work: Work) -> list[Failure]:
+    def _take_in(self, work: Work) -> list[SequenceFailed]:
         """Tell the engine what to do; return what it refuses."""
         self._work_number = work.number
-        failures: list[Failure] = []
+        failures: list[SequenceFailed] = []
         for request in work.requests:
             if request.grammar is not None:
                 self._grammars.begin(request, request.grammar)
@@ -233,25 +235,25 @@ class EngineLoop:
 
     def _add(
         self, request: SequenceRequest, constraint: Constraint | EngineError | None
-    ) -> list[Failure]:
+    ) -> list[SequenceFailed]:
         """Hand a sequence to the engine; return why it may not run, if so."""
         try:
             if isinstance(constraint, EngineError):
                 raise constraint
             self._engine.add(request, constraint=constraint)
         except EngineError as error:
-            return [Failure.of(request.sequence_id, error)]
+            return [SequenceFailed.of(request.sequence_id, error)]
         return []
 
     def _step(self) -> None:
         if not self._engine.has_work:
             return
-        self._heart.step_begins()
+        self._heartbeat.step_begins()
         outputs = self._engine.step()
-        self._heart.step_ends()
+        self._heartbeat.step_ends()
         self._report(outputs, [])
 
-    def _report(self, outputs: list[StepOutput], failures: list[Failure]) -> None:
+    def _report(self, outputs: list[StepOutput], failures: list[SequenceFailed]) -> None:
         tokens: list[TokenOutput] = []
         prompt_logprobs: list[PromptLogprobs] = []
         for output in outputs:
@@ -260,7 +262,7 @@ class EngineLoop:
             elif isinstance(output, PromptLogprobs):
                 prompt_logprobs.append(output)
             else:
-                failures.append(Failure.of(output.sequence_id, output.error))
+                failures.append(SequenceFailed.of(output.sequence_id, output.error))
         self._sockets.send(
             StepReport(
                 tokens, prompt_logprobs, failures, self._work_number, self._engine.statistics()

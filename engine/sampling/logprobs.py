@@ -53,9 +53,9 @@ def row_logprobs(
     total = weights.sum(dim=-1, keepdim=True).clamp_(min=1)
     top_ids = _leading(logits, num_top, token_ids)
     ids = torch.cat((tokens.unsqueeze(1), top_ids), dim=1)
-    told = logits.gather(1, ids) - most - total.double().log_().sub_(math.log(SCALE))
-    told = told.float()
-    return RowLogprobs(told[:, 0], top_ids, told[:, 1:])
+    logprobs = logits.gather(1, ids) - most - total.double().log_().sub_(math.log(SCALE))
+    logprobs = logprobs.float()
+    return RowLogprobs(logprobs[:, 0], top_ids, logprobs[:, 1:])
 
 
 def to_token_logprobs(rows: RowLogprobs, asked: Sequence[int | None]) -> list[TokenLogprobs | None]:
@@ -77,12 +77,12 @@ def prompt_logprobs(logits: Tensor, targets: Tensor, num_top: int) -> list[Token
 
     logits: [rows, vocab] float32. targets: [rows] int64, the token that followed each row.
     """
-    told: list[TokenLogprobs | None] = []
+    logprobs: list[TokenLogprobs | None] = []
     for start in range(0, len(targets), _BLOCK_ROWS):
         block = slice(start, start + _BLOCK_ROWS)
         rows = row_logprobs(logits[block], targets[block], num_top)
-        told += to_token_logprobs(rows, [num_top] * len(targets[block]))
-    return [token for token in told if token is not None]
+        logprobs += to_token_logprobs(rows, [num_top] * len(targets[block]))
+    return [token for token in logprobs if token is not None]
 
 
 def _leading(logits: Tensor, num_top: int, token_ids: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from engine.sampling.state import SamplingState
     from engine.scheduling.batch import RowExtras
 
-_DRAWING = (Need.LEADING, Need.MIN_P, Need.TYPICAL_P)
+_SAMPLING = (Need.LEADING, Need.MIN_P, Need.TYPICAL_P)
 _CHANGING = (Need.ADDENDS, Need.MIN_TOKENS, Need.PENALTIES)
 
 
@@ -125,9 +125,9 @@ def _subsets(needs: Sequence[Need]) -> dict[Need, list[int]]:
     """Find the rows that have each need, where some have it and some don't."""
     if len(set(needs)) == 1:
         return {}
-    drawn = [row_needs for row_needs in needs if row_needs & Need.DRAW]
+    drawn = [row_needs for row_needs in needs if row_needs & Need.SAMPLE]
     subsets = {}
-    for among, kinds in ((needs, (Need.DRAW, *_CHANGING)), (drawn, _DRAWING)):
+    for among, kinds in ((needs, (Need.SAMPLE, *_CHANGING)), (drawn, _SAMPLING)):
         for need in kinds:
             rows = [i for i, row_needs in enumerate(among) if row_needs & need]
             if 0 < len(rows) < len(among):

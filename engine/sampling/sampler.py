@@ -126,9 +126,9 @@ def _pick(logits: Tensor, plan: SamplingPlan, state: SamplingState) -> Tensor:
         return logits.argmax(dim=-1)
     rows = _Rows(plan.slots, plan.positions, state.settings.index_select(0, plan.slots))
     _change(logits, rows, plan, state)
-    if not needs & Need.DRAW:
+    if not needs & Need.SAMPLE:
         return logits.argmax(dim=-1)
-    drawing = plan.rows.get(Need.DRAW)
+    drawing = plan.rows.get(Need.SAMPLE)
     if drawing is not None:
         drawn = _draw(logits.index_select(0, drawing), rows.select(drawing), plan, state)
         return logits.argmax(dim=-1).index_copy_(0, drawing, drawn)
@@ -158,7 +158,7 @@ def _draw(logits: Tensor, rows: _Rows, plan: SamplingPlan, state: SamplingState)
 def _change(logits: Tensor, rows: _Rows, plan: SamplingPlan, state: SamplingState) -> None:
     """Change logits in place: bias and bans first, then penalties."""
     changes: tuple[tuple[Need, Callable[[Tensor, _Rows, SamplingState], None]], ...] = (
-        (Need.ADDENDS, _add_addends),
+        (Need.ADDENDS, _add_logit_offsets),
         (Need.MIN_TOKENS, _ban_ends),
         (Need.PENALTIES, partial(_penalise, plan=plan)),
     )
@@ -179,8 +179,8 @@ def _change(logits: Tensor, rows: _Rows, plan: SamplingPlan, state: SamplingStat
         logits.view(-1).index_fill_(0, plan.bans, float("-inf"))
 
 
-def _add_addends(logits: Tensor, rows: _Rows, state: SamplingState) -> None:
-    logits.add_(_table(state.addends, rows))
+def _add_logit_offsets(logits: Tensor, rows: _Rows, state: SamplingState) -> None:
+    logits.add_(_table(state.logit_offsets, rows))
 
 
 def _ban_ends(logits: Tensor, rows: _Rows, state: SamplingState) -> None:
@@ -232,11 +232,11 @@ def _logprobs(
     num_top, rows = plan.key.num_top or 0, plan.logprob_rows
     if rows is None:
         return row_logprobs(untouched, tokens, num_top, state.token_ids)
-    told = row_logprobs(untouched, tokens.index_select(0, rows), num_top, state.token_ids)
+    logprobs = row_logprobs(untouched, tokens.index_select(0, rows), num_top, state.token_ids)
     return RowLogprobs(
         *(
             part.new_zeros(len(tokens), *part.shape[1:]).index_copy_(0, rows, part)
-            for part in (told.picked, told.top_ids, told.top)
+            for part in (logprobs.picked, logprobs.top_ids, logprobs.top)
         )
     )
 

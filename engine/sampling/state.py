@@ -31,7 +31,7 @@ class Need(enum.IntFlag):
     A row that does not need something is left as it is, to the bit, where its mates do.
     """
 
-    DRAW = enum.auto()  # a random token; all below without it means a greedy row
+    SAMPLE = enum.auto()  # a random token; all below without it means a greedy row
     TOP_K = enum.auto()
     TOP_P = enum.auto()
     MIN_P = enum.auto()
@@ -83,7 +83,7 @@ class SamplingState:
         self.token_ids = torch.arange(vocab_size, device=device)
         self.bit_places = torch.arange(32, dtype=torch.int32, device=device)
         # [slots, vocab] each, made by `reserve`
-        self.addends: Tensor | None = None  # float32: bias, and -Inf for what is never picked
+        self.logit_offsets: Tensor | None = None  # float32: bias, and -Inf for what is never picked
         self.is_end: Tensor | None = None  # bool: end ids of slots that have min_tokens
         self.counts: Tensor | None = None  # int32: how often each token was generated
         self.is_in_prompt: Tensor | None = None  # bool
@@ -107,7 +107,7 @@ class SamplingState:
         self._min_positions[slot] = int(row[Setting.MIN_POSITION])
         self._num_logprobs[slot] = params.logprobs
         self.reserve(needs)
-        self._write_addends(slot, params)
+        self._write_logit_offsets(slot, params)
         self._write_is_end(slot, params)
         self._write_counts(slot, start.output_token_ids)
         if self.is_in_prompt is not None:
@@ -117,8 +117,8 @@ class SamplingState:
     def reserve(self, needs: Need) -> None:
         """Make the tables that these needs read, once for all: a graph holds on to them."""
         shape = (self.settings.shape[0], self.vocab_size)
-        if needs & Need.ADDENDS and self.addends is None:
-            self.addends = torch.zeros(shape, device=self.device)
+        if needs & Need.ADDENDS and self.logit_offsets is None:
+            self.logit_offsets = torch.zeros(shape, device=self.device)
         if needs & Need.MIN_TOKENS and self.is_end is None:
             self.is_end = torch.zeros(shape, dtype=torch.bool, device=self.device)
         if needs & Need.PENALTIES and self.counts is None:
@@ -145,10 +145,10 @@ class SamplingState:
         ones = torch.ones_like(tokens, dtype=torch.int32) if kept is None else kept.int()
         self.counts.view(-1).index_add_(0, slots * self.vocab_size + tokens, ones)
 
-    def _write_addends(self, slot: int, params: SamplingParams) -> None:
-        if self.addends is None:
+    def _write_logit_offsets(self, slot: int, params: SamplingParams) -> None:
+        if self.logit_offsets is None:
             return
-        row = self.addends[slot].zero_()
+        row = self.logit_offsets[slot].zero_()
         if params.logit_bias:
             bias = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32)
             row.index_copy_(0, self._ids(params.logit_bias), to_device(bias, self.device))
@@ -189,7 +189,7 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
 def needs_of(params: SamplingParams, vocab_size: int) -> Need:
     """Tell what these settings take; at a greedy row nothing narrows the choice."""
     narrowing = {
-        Need.DRAW: True,
+        Need.SAMPLE: True,
         Need.TOP_K: params.top_k is not None and params.top_k < vocab_size,
         Need.TOP_P: params.top_p < 1,
         Need.MIN_P: params.min_p > 0,

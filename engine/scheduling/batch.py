@@ -130,6 +130,6 @@ class SampledTokens:
     # Absent where nothing was sampled or sampling failed.
     token_ids: Mapping[int, tuple[int, ...]]
     failed: frozenset[int] = frozenset()  # sequence ids whose logits held NaN or Inf
-    stuck: frozenset[int] = frozenset()  # those for which no token was left to pick
+    no_candidates: frozenset[int] = frozenset()  # those for which no token was left to pick
     logprobs: Mapping[int, tuple[TokenLogprobs, ...]] = field(default_factory=dict)
     prompt_logprobs: Mapping[int, tuple[TokenLogprobs, ...]] = field(default_factory=dict)

@@ -27,8 +27,8 @@ from engine.errors import (
     BlockAccountingError,
     DeadlineExceededError,
     EngineError,
+    NoCandidatesError,
     NonFiniteLogitsError,
-    NothingToPickError,
     OutOfMemoryError,
 )
 from engine.outputs import (
@@ -247,7 +247,7 @@ class Scheduler:
         outputs: list[StepOutput] = []
         self._num_in_flight -= 1
         self._token_limit = min(2 * self._token_limit, self._config.max_num_batched_tokens)
-        bad = sampled.failed | sampled.stuck
+        bad = sampled.failed | sampled.no_candidates
         token_ids, logprobs = sampled.token_ids, sampled.logprobs
         for sequence_id in batch.decodes.sequence_ids:
             sequence = self._sequences[sequence_id]
@@ -258,8 +258,8 @@ class Scheduler:
             elif sequence_id in bad:
                 outputs.append(self._fail(sequence, _reason(sequence, sampled)))
             else:
-                told = logprobs.get(sequence_id) if logprobs else None
-                self._append(sequence, token_ids[sequence_id], told, outputs)
+                reported = logprobs.get(sequence_id) if logprobs else None
+                self._append(sequence, token_ids[sequence_id], reported, outputs)
         for chunk in batch.chunks:
             self._update_chunk(chunk, sampled, outputs)
         return outputs
@@ -647,11 +647,11 @@ class Scheduler:
         if sequence.state is SequenceState.ENDED:
             self._release_if_idle(sequence)
             return
-        if sequence_id in sampled.failed or sequence_id in sampled.stuck:
+        if sequence_id in sampled.failed or sequence_id in sampled.no_candidates:
             outputs.append(self._fail(sequence, _reason(sequence, sampled)))
             return
         if chunk.prompt_targets is not None:
-            self._tell_prompt_logprobs(sequence, chunk, sampled, outputs)
+            self._report_prompt_logprobs(sequence, chunk, sampled, outputs)
         if not chunk.num_samples:
             return
         token_ids = sampled.token_ids[sequence_id]
@@ -668,7 +668,7 @@ class Scheduler:
         if sequence.drafter is not None:
             sequence.drafter.judge(chunk.num_drafts, num_accepted)
 
-    def _tell_prompt_logprobs(
+    def _report_prompt_logprobs(
         self,
         sequence: Sequence,
         chunk: ScheduledChunk,
@@ -676,10 +676,10 @@ class Scheduler:
         outputs: list[StepOutput],
     ) -> None:
         """Tell of prompt tokens, but not again where a preempted sequence reads its prompt anew."""
-        told = sampled.prompt_logprobs[chunk.sequence_id]
-        fresh = told[max(0, sequence.num_told_prompt_logprobs - chunk.start) :]
+        reported = sampled.prompt_logprobs[chunk.sequence_id]
+        fresh = reported[max(0, sequence.num_reported_prompt_logprobs - chunk.start) :]
         if fresh:
-            sequence.num_told_prompt_logprobs += len(fresh)
+            sequence.num_reported_prompt_logprobs += len(fresh)
             outputs.append(PromptLogprobs(sequence.sequence_id, fresh))
 
     def _append(
@@ -803,7 +803,7 @@ def _finish_reason(sequence: Sequence, token_id: int) -> FinishReason | None:
 def _reason(sequence: Sequence, sampled: SampledTokens) -> EngineError:
     """Say why a sequence has no next token."""
     if sequence.sequence_id not in sampled.failed:
-        return NothingToPickError(
+        return NoCandidatesError(
             f"no token was left to pick after {len(sequence.output_token_ids)} generated ones:"
             " what is allowed, banned and asked for by the grammar excludes every one"
         )

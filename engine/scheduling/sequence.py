@@ -56,7 +56,7 @@ class Sequence:
     has_started: bool = False  # left the queue at least once
     is_suspect: bool = False  # its blocks may hold NaN, or nothing at all
     num_retractions: int = 0  # steps with it that ran out of memory
-    num_told_prompt_logprobs: int = 0
+    num_reported_prompt_logprobs: int = 0
     slot: int | None = None  # its row in the runner's resident state
     block_digests: list[bytes] = field(default_factory=list)  # of its first full blocks
     num_registered_blocks: int = 0  # of them that were offered to the prefix cache

@@ -46,15 +46,15 @@ class Backlog:
             max_wait_s=limits.max_queue_wait_s,
         )
         # As the engine last told.
-        self._num_told_seqs = 0
-        self._num_told_tokens = 0
+        self._num_reported_seqs = 0
+        self._num_reported_tokens = 0
         self._num_free_slots = 0
-        self._untold: deque[_Sent] = deque()  # the engine has said nothing of these yet
+        self._unreported: deque[_Sent] = deque()  # the engine has said nothing of these yet
 
     @property
     def num_seqs(self) -> int:
         """Count the sequences that wait: those that no free slot is left for."""
-        sent = self._num_told_seqs + sum(message.num_seqs for message in self._untold)
+        sent = self._num_reported_seqs + sum(message.num_seqs for message in self._unreported)
         return max(0, sent - self._num_free_slots)
 
     def enter(self, number: int, nums_tokens: Sequence[int]) -> None:
@@ -65,21 +65,21 @@ class Backlog:
         """
         num_tokens = sum(nums_tokens)
         self._admission.num_seqs = self.num_seqs
-        self._admission.num_tokens = self._num_told_tokens + sum(
-            message.num_tokens for message in self._untold
+        self._admission.num_tokens = self._num_reported_tokens + sum(
+            message.num_tokens for message in self._unreported
         )
         self._admission.check(num_tokens)
-        if self._untold and self._untold[-1].number == number:
-            self._untold[-1].num_seqs += len(nums_tokens)
-            self._untold[-1].num_tokens += num_tokens
+        if self._unreported and self._unreported[-1].number == number:
+            self._unreported[-1].num_seqs += len(nums_tokens)
+            self._unreported[-1].num_tokens += num_tokens
         else:
-            self._untold.append(_Sent(number, len(nums_tokens), num_tokens))
+            self._unreported.append(_Sent(number, len(nums_tokens), num_tokens))
 
     def update(self, number: int, statistics: EngineStatistics) -> None:
         """Take over what the engine says; number: of the last message it had taken in."""
-        while self._untold and self._untold[0].number <= number:
-            self._untold.popleft()
-        self._num_told_seqs = statistics.num_queued_seqs
-        self._num_told_tokens = statistics.num_queued_tokens
+        while self._unreported and self._unreported[0].number <= number:
+            self._unreported.popleft()
+        self._num_reported_seqs = statistics.num_queued_seqs
+        self._num_reported_tokens = statistics.num_queued_tokens
         self._num_free_slots = statistics.num_free_slots
         self._admission.prefill_tokens_per_s = statistics.prefill_tokens_per_s

@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from engine.errors import EngineDeadError, EngineError, EngineStartError
-from engine.limits import RequestLimits
+from engine.limits import SequenceLimits
 from engine.request import SequenceRequest, Terms
 from engine.transport.backlog import Backlog, QueueLimits
 from engine.transport.wire import (
-    CannotStart,
     CheckIntegrity,
-    Dying,
+    EngineFailed,
     Heartbeat,
     IntegrityReport,
     Progress,
     Ready,
     Shutdown,
+    StartFailed,
     StepReport,
     Work,
 )
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from engine.sampling_params import SamplingParams
     from engine.statistics import EngineStatistics
     from engine.transport.sockets import ClientSockets
-    from engine.transport.wire import Tidings
+    from engine.transport.wire import EngineEvent
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +51,9 @@ log = logging.getLogger(__name__)
 _MESSAGES_PER_TURN = 64
 NO_TERMS = Terms()
 # More than an engine can have said between its last report that was read and its end.
-_LAST_MESSAGES = 65_536
-_LAST_WORDS_S = 1.0  # for what an engine said last to arrive; on a busy machine it takes a while
-_LOOK_S = 0.002
+_MAX_DRAINED_MESSAGES = 65_536
+_DRAIN_S = 1.0  # for what an engine said last to arrive; on a busy machine it takes a while
+_DRAIN_POLL_S = 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +163,7 @@ class EngineClient:
         self._on_progress = on_progress
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[Ready] = self._loop.create_future()
-        self._limits: RequestLimits | None = None  # known once it is ready
+        self._limits: SequenceLimits | None = None  # known once it is ready
         self._death: EngineDeadError | None = None
         self._is_closed = False
         self._sequence_ids = itertools.count()
@@ -235,7 +235,7 @@ class EngineClient:
         stream = self._streams.pop(sequence_id, None)
         if stream is None:  # ended already
             return
-        self._tell_aborted(sequence_id)
+        self._notify_aborted(sequence_id)
         stream.end()
 
     async def check_integrity(self) -> IntegrityReport:
@@ -250,16 +250,16 @@ class EngineClient:
         """Tell the engine to end after its step; False where it cannot be told."""
         return not self._is_closed and self._sockets.send(Shutdown())
 
-    async def hear_last_words(self) -> None:
+    async def drain_messages(self) -> None:
         """Wait, for a moment, until all has come that an engine said before it ended.
 
         What it died of is in its last words, and an end is noticed sooner than they arrive.
         """
-        deadline = time.monotonic() + _LAST_WORDS_S
-        while not (self._is_closed or self._sockets.has_come_and_gone()):
+        deadline = time.monotonic() + _DRAIN_S
+        while not (self._is_closed or self._sockets.peer_disconnected()):
             if time.monotonic() > deadline:
                 return
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_DRAIN_POLL_S)
 
     def end(self, error: EngineDeadError) -> None:
         """Take no more work and tell every open stream; what the engine said before comes first."""
@@ -268,18 +268,18 @@ class EngineClient:
         self._is_closed = True
         self._loop.remove_reader(self._sockets.fileno)
         try:
-            self._take_in_all(_LAST_MESSAGES)
+            self._take_in_all(_MAX_DRAINED_MESSAGES)
         finally:
             if self._death is None:
                 self._die(error)
             self._sockets.close()
 
-    def _known_limits(self) -> RequestLimits:
+    def _known_limits(self) -> SequenceLimits:
         if self._limits is None:
             raise EngineDeadError("the engine has not been loaded yet")
         return self._limits
 
-    def _limits_alive(self) -> RequestLimits:
+    def _limits_alive(self) -> SequenceLimits:
         if self._death is not None:
             raise _again(self._death)
         return self._known_limits()
@@ -315,7 +315,7 @@ class EngineClient:
         if not self._sockets.send(work) and self._death is None:
             self._die(EngineDeadError("the engine cannot be reached"))
 
-    def _tell_aborted(self, sequence_id: int) -> None:
+    def _notify_aborted(self, sequence_id: int) -> None:
         self._send_soon()
         self._work.aborted.append(sequence_id)
 
@@ -330,34 +330,34 @@ class EngineClient:
         """Take in what has come, at most so many messages; return how many they were."""
         num_messages = 0
         try:
-            for tidings in self._sockets.receive(limit=limit):
+            for event in self._sockets.receive(limit=limit):
                 num_messages += 1
-                self._take_in(tidings)
+                self._take_in(event)
         except msgspec.MsgspecError:  # a fault of ours, and what was lost is not known
             log.exception("an engine's message cannot be read")
             if self._death is None:
                 self._die(EngineDeadError("the engine cannot be understood"))
         return num_messages
 
-    def _take_in(self, tidings: Tidings) -> None:
+    def _take_in(self, event: EngineEvent) -> None:
         self.last_heard = time.monotonic()
-        match tidings:
+        match event:
             case StepReport():
-                self._deliver(tidings)
+                self._deliver(event)
             case Heartbeat():
-                self.step_s = tidings.step_s
+                self.step_s = event.step_s
             case Progress():
                 self.last_progress = self.last_heard
                 if self._on_progress is not None:
-                    self._on_progress(tidings)
+                    self._on_progress(event)
             case Ready():
-                self._begin(tidings)
-            case CannotStart():
-                self._die(EngineStartError(tidings.reason, about=tidings.about))
+                self._begin(event)
+            case StartFailed():
+                self._die(EngineStartError(event.reason, about=event.about))
             case IntegrityReport():
-                self._answer_check(tidings)
-            case Dying():
-                self._die(EngineDeadError(tidings.reason))
+                self._answer_check(event)
+            case EngineFailed():
+                self._die(EngineDeadError(event.reason))
 
     def _answer_check(self, report: IntegrityReport) -> None:
         asked = self._checks.pop(0)
@@ -365,8 +365,8 @@ class EngineClient:
             asked.set_result(report)
 
     def _begin(self, ready: Ready) -> None:
-        self._sockets.remove_names()
-        self._limits = RequestLimits(ready.vocab_size, ready.max_model_len)
+        self._sockets.unlink_sockets()
+        self._limits = SequenceLimits(ready.vocab_size, ready.max_model_len)
         if not self._ready.done():
             self._ready.set_result(ready)
 
@@ -381,7 +381,7 @@ class EngineClient:
             stream = streams.get(output.sequence_id)
             if stream is None:
                 if output.finish_reason is None:
-                    self._tell_aborted(output.sequence_id)
+                    self._notify_aborted(output.sequence_id)
                 continue
             stream.push(output)
             if output.finish_reason is not None:

@@ -1,7 +1,7 @@
 """The two ends of the local socket between a client and its engine.
 
 One pair of sockets for each life of an engine, with a random name that nobody else can open, so
-that nothing said to one engine can reach the next. Orders go one way, tidings the other; neither
+that nothing said to one engine can reach the next. Commands go one way, events the other; neither
 end ever waits for the other to read.
 """
 
@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from engine.transport.wire import LookAround, decode_order, decode_tidings, encode
+from engine.transport.wire import Wakeup, decode_command, decode_event, encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from engine.transport.wire import Order, Tidings
+    from engine.transport.wire import EngineCommand, EngineEvent
 
-_ORDERS, _TIDINGS = "orders", "tidings"
+_COMMANDS, _EVENTS = "commands", "events"
 # Of a folder for temporary files: two names of ours come behind it, and a socket's path has 107.
 MAX_FOLDER_BYTES = 75
-_COMINGS, _GOINGS = zmq.EVENT_ACCEPTED, zmq.EVENT_DISCONNECTED
-_LAST_WORDS_MS = 1000  # how long a closing engine waits until what it said last has been written
+_CONNECTED, _DISCONNECTED = zmq.EVENT_ACCEPTED, zmq.EVENT_DISCONNECTED
+_LINGER_MS = 1000  # how long a closing engine waits until what it said last has been written
 
 
 class ClientSockets:
@@ -43,58 +43,58 @@ class ClientSockets:
             opened.append(_socket(zmq.PUSH))
             opened.append(_socket(zmq.PULL))
             # From before the first one comes, so that none is missed.
-            opened.append(opened[-1].get_monitor_socket(_COMINGS | _GOINGS))
-            for socket, name in zip(opened, (_ORDERS, _TIDINGS), strict=False):
+            opened.append(opened[-1].get_monitor_socket(_CONNECTED | _DISCONNECTED))
+            for socket, name in zip(opened, (_COMMANDS, _EVENTS), strict=False):
                 _listen(socket, self.folder / name)
         except zmq.ZMQError as error:
             for socket in opened:
                 socket.close(linger=0)
-            self.remove_names()
+            self.unlink_sockets()
             raise OSError(error.errno, str(error)) from error
-        self._orders, self._tidings, self._movements = opened
-        self._num_come = self._num_gone = 0  # connections that bring tidings
+        self._commands, self._events, self._monitor = opened
+        self._num_connected = self._num_disconnected = 0  # connections that bring events
         # Readable whenever something may have come; `receive` until it gives nothing any more.
-        self.fileno = int(self._tidings.getsockopt(zmq.FD))
+        self.fileno = int(self._events.getsockopt(zmq.FD))
 
-    def send(self, order: Order) -> bool:
-        """Send an order; False where no engine has come yet."""
+    def send(self, command: EngineCommand) -> bool:
+        """Send a command; False where no engine has come yet."""
         try:
-            self._orders.send(encode(order), zmq.NOBLOCK)
+            self._commands.send(encode(command), zmq.NOBLOCK)
         except zmq.Again:
             return False
         return True
 
-    def receive(self, limit: int) -> Iterator[Tidings]:
+    def receive(self, limit: int) -> Iterator[EngineEvent]:
         """Give what has come, at most so much."""
         for _ in range(limit):
             try:
-                message = self._tidings.recv(zmq.NOBLOCK)
+                message = self._events.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            yield decode_tidings(message)
+            yield decode_event(message)
 
-    def has_come_and_gone(self) -> bool:
+    def peer_disconnected(self) -> bool:
         """Tell whether an engine was there and is gone: `receive` then gives all it ever sent.
 
         Its own end says less: what it sent may still be on its way between two sockets.
         """
-        while self._movements.poll(0):
-            event = recv_monitor_message(self._movements)["event"]
-            self._num_come += event == _COMINGS
-            self._num_gone += event == _GOINGS
-        return 0 < self._num_come == self._num_gone
+        while self._monitor.poll(0):
+            event = recv_monitor_message(self._monitor)["event"]
+            self._num_connected += event == _CONNECTED
+            self._num_disconnected += event == _DISCONNECTED
+        return 0 < self._num_connected == self._num_disconnected
 
-    def remove_names(self) -> None:
+    def unlink_sockets(self) -> None:
         """Take the names out of the file system, now that nobody else is to come."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def close(self) -> None:
         """Close; what was not sent yet is dropped."""
-        self._orders.close(linger=0)
-        self._tidings.disable_monitor()
-        self._movements.close(linger=0)
-        self._tidings.close(linger=0)
-        self.remove_names()
+        self._commands.close(linger=0)
+        self._events.disable_monitor()
+        self._monitor.close(linger=0)
+        self._events.close(linger=0)
+        self.unlink_sockets()
 
 
 class EngineSockets:
@@ -102,54 +102,54 @@ class EngineSockets:
 
     def __init__(self, folder: Path) -> None:
         # In this order, so that whoever is heard of can be told things, too.
-        self._orders = _connect(zmq.PULL, folder / _ORDERS)
-        self._tidings = _connect(zmq.PUSH, folder / _TIDINGS)
+        self._commands = _connect(zmq.PULL, folder / _COMMANDS)
+        self._events = _connect(zmq.PUSH, folder / _EVENTS)
         self._lock = threading.Lock()
         self._own_address = f"inproc://{folder.name}"
-        self._orders.bind(self._own_address)
+        self._commands.bind(self._own_address)
 
-    def send(self, tidings: Tidings) -> None:
+    def send(self, event: EngineEvent) -> None:
         """Tell the client something; from any thread, as downloads have several."""
         with self._lock:  # sockets may change hands, but not be shared
-            self._tidings.send(encode(tidings))
+            self._events.send(encode(event))
 
     def wake(self) -> None:
         """Have `receive` return; from any thread."""
         socket = _socket(zmq.PUSH)
         socket.connect(self._own_address)
-        socket.send(encode(LookAround()))
+        socket.send(encode(Wakeup()))
         socket.close()
 
-    def receive(self, *, wait: bool) -> Iterator[Order]:
-        """Give the orders that have come; wait: until there is at least one."""
+    def receive(self, *, wait: bool) -> Iterator[EngineCommand]:
+        """Give the commands that have come; wait: until there is at least one."""
         flags = 0 if wait else zmq.NOBLOCK
         while True:
             try:
-                message = self._orders.recv(flags)
+                message = self._commands.recv(flags)
             except zmq.Again:
                 return
-            yield decode_order(message)
+            yield decode_command(message)
             flags = zmq.NOBLOCK
 
     def close(self) -> None:
-        """Close, once the last tidings are on their way."""
-        self._orders.close(linger=0)
-        self._tidings.close(linger=_LAST_WORDS_MS)
+        """Close, once the last events are on their way."""
+        self._commands.close(linger=0)
+        self._events.close(linger=_LINGER_MS)
 
 
-class TidingsSocket:
+class EventSocket:
     """One more way to tell the client something, for another thread of the engine's process."""
 
     def __init__(self, folder: Path) -> None:
-        self._tidings = _connect(zmq.PUSH, folder / _TIDINGS)
+        self._events = _connect(zmq.PUSH, folder / _EVENTS)
 
-    def send(self, tidings: Tidings) -> None:
+    def send(self, event: EngineEvent) -> None:
         """Tell the client something."""
-        self._tidings.send(encode(tidings))
+        self._events.send(encode(event))
 
     def close(self) -> None:
         """Close; what was not sent yet is dropped."""
-        self._tidings.close(linger=0)
+        self._events.close(linger=0)
 
 
 def prepare() -> None:

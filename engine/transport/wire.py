@@ -1,7 +1,7 @@
 """What crosses the border between the API's process and an engine's, and how it is written.
 
 Plain values as MessagePack, decoded into the very types that both sides work with; nothing that
-could name code. Orders go to the engine, tidings come from it; `sockets` carries both.
+could name code. Commands go to the engine, events come from it; `sockets` carries both.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from engine.outputs import PromptLogprobs, TokenOutput
 from engine.request import SequenceRequest
 from engine.statistics import EngineStatistics
 
-# ── orders ──────────────────────────────────────────────────────────────────────────────────────
+# ── commands ────────────────────────────────────────────────────────────────────────────────────
 
 
 class Work(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -28,20 +28,20 @@ class Work(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class CheckIntegrity(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Ask whether the engine's books are right."""
+    """Ask whether the engine's accounting is right."""
 
 
 class Shutdown(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """End after the step under way."""
 
 
-class LookAround(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class Wakeup(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Wake up: another thread of the engine's process is done with something."""
 
 
-Order: TypeAlias = Work | CheckIntegrity | Shutdown | LookAround
+EngineCommand: TypeAlias = Work | CheckIntegrity | Shutdown | Wakeup
 
-# ── tidings ─────────────────────────────────────────────────────────────────────────────────────
+# ── events ──────────────────────────────────────────────────────────────────────────────────────
 
 
 class Progress(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -60,14 +60,14 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
     about: bytes  # what the composition roots of both sides tell each other of the model
 
 
-class CannotStart(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class StartFailed(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Loading failed for a reason that another try would meet again."""
 
     reason: str
     about: bytes = b""  # as in Ready, where there is more to tell
 
 
-class Failure(msgspec.Struct, frozen=True, array_like=True):
+class SequenceFailed(msgspec.Struct, frozen=True, array_like=True):
     """One sequence ended without an answer; `engine.outputs.SequenceFailure` in plain values."""
 
     sequence_id: int
@@ -76,7 +76,7 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
     retry_after_s: float | None = None  # of a QueueFullError
 
     @classmethod
-    def of(cls, sequence_id: int, error: EngineError) -> Failure:
+    def of(cls, sequence_id: int, error: EngineError) -> SequenceFailed:
         """Describe an error."""
         retry_after_s = error.retry_after_s if isinstance(error, QueueFullError) else None
         return cls(sequence_id, type(error).__name__, str(error), retry_after_s)
@@ -94,7 +94,7 @@ class StepReport(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
     tokens: list[TokenOutput]
     prompt_logprobs: list[PromptLogprobs]  # come before their sequence's first token
-    failures: list[Failure]
+    failures: list[SequenceFailed]
     work_number: int  # of the last `Work` taken in
     statistics: EngineStatistics
 
@@ -106,20 +106,20 @@ class Heartbeat(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class IntegrityReport(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Whether the engine's books are right."""
+    """Whether the engine's accounting is right."""
 
     is_idle: bool  # only then all that was handed out must be back
     problem: str | None  # None where all is well
 
 
-class Dying(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class EngineFailed(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """The engine met an error that it does not survive; nothing follows."""
 
     reason: str
 
 
-Tidings: TypeAlias = (
-    Progress | Ready | CannotStart | StepReport | Heartbeat | IntegrityReport | Dying
+EngineEvent: TypeAlias = (
+    Progress | Ready | StartFailed | StepReport | Heartbeat | IntegrityReport | EngineFailed
 )
 
 _ERRORS: dict[str, type[EngineError]] = {
@@ -129,5 +129,5 @@ _ERRORS: dict[str, type[EngineError]] = {
 }
 
 encode = msgspec.msgpack.Encoder().encode
-decode_order = msgspec.msgpack.Decoder(Order).decode
-decode_tidings = msgspec.msgpack.Decoder(Tidings).decode
+decode_command = msgspec.msgpack.Decoder(EngineCommand).decode
+decode_event = msgspec.msgpack.Decoder(EngineEvent).decode

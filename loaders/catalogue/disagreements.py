@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from loaders.catalogue.card_table import CardRow
+    from loaders.catalogue.model_card_table import CardRow
     from loaders.quantization.settings import Quantization
 
 SIZE_TOLERANCE = 0.03  # cards count small files too
@@ -44,47 +44,55 @@ def disagreements_with_name(branch: str | None, quantization: Quantization | Non
 
 
 def disagreements_with_card(
-    card: CardRow, quantization: Quantization | None, damp: float | None
+    model_card: CardRow, quantization: Quantization | None, damp: float | None
 ) -> Iterator[str]:
     """Compare a row of the card's table with the settings."""
     if quantization is None:
         return
     base = quantization.base
-    if card.bits not in (None, base.bits):
-        yield _sentence("the card", f"{card.bits} bits", quantization, f"{base.bits}")
-    if card.group_size not in (None, base.group_size):
+    if model_card.bits not in (None, base.bits):
+        yield _sentence("the card", f"{model_card.bits} bits", quantization, f"{base.bits}")
+    if model_card.group_size not in (None, base.group_size):
         yield _sentence(
-            "the card", _group(card.group_size or 0), quantization, _group(base.group_size)
+            "the card", _group(model_card.group_size or 0), quantization, _group(base.group_size)
         )
     # Tensors alone don't tell act order, so only settings can contradict.
-    if quantization.source != "tensors" and card.desc_act not in (None, quantization.desc_act):
+    if quantization.source != "tensors" and model_card.desc_act not in (
+        None,
+        quantization.desc_act,
+    ):
         yield _sentence(
-            "the card", f"act order {card.desc_act}", quantization, f"{quantization.desc_act}"
+            "the card", f"act order {model_card.desc_act}", quantization, f"{quantization.desc_act}"
         )
-    if card.damp is not None and damp is not None and abs(card.damp - damp) > 1e-9:
-        yield _sentence("the card", f"damp {card.damp:g}", quantization, f"{damp:g}")
+    if model_card.damp is not None and damp is not None and abs(model_card.damp - damp) > 1e-9:
+        yield _sentence("the card", f"damp {model_card.damp:g}", quantization, f"{damp:g}")
 
 
-def disagreement_in_size(card: CardRow, weight_bytes: int) -> Iterator[str]:
+def disagreement_in_size(model_card: CardRow, weight_bytes: int) -> Iterator[str]:
     """Compare the card's size with that of the tensors."""
-    if card.num_bytes and weight_bytes:
-        apart = weight_bytes - card.num_bytes
-        if abs(apart) > SIZE_TOLERANCE * card.num_bytes + _ROUNDING_BYTES:
+    if model_card.num_bytes and weight_bytes:
+        apart = weight_bytes - model_card.num_bytes
+        if abs(apart) > SIZE_TOLERANCE * model_card.num_bytes + _ROUNDING_BYTES:
             yield (
-                f"the card says {card.num_bytes / 1e9:.2f} GB, the files hold"
-                f" {weight_bytes / 1e9:.2f} GB of tensors ({apart / card.num_bytes:+.0%})"
+                f"the card says {model_card.num_bytes / 1e9:.2f} GB, the files hold"
+                f" {weight_bytes / 1e9:.2f} GB of tensors ({apart / model_card.num_bytes:+.0%})"
             )
 
 
 def disagreements_in_gguf_type(
-    card: CardRow | None, in_name: str | None, in_header: str | None
+    model_card: CardRow | None, in_name: str | None, in_header: str | None
 ) -> Iterator[str]:
     """Compare what the card, a GGUF file's name and its header call its types."""
     if in_name and in_header and in_name != in_header:
         yield f"the file's name says {in_name}, its header says {in_header}"
-    told = in_header or in_name
-    if card is not None and card.quant_method and told and card.quant_method.upper() != told:
-        yield f"the card says {card.quant_method}, the file is {told}"
+    found = in_header or in_name
+    if (
+        model_card is not None
+        and model_card.quant_method
+        and found
+        and model_card.quant_method.upper() != found
+    ):
+        yield f"the card says {model_card.quant_method}, the file is {found}"
 
 
 def _sentence(who: str, says: str, quantization: Quantization, found: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from loaders.catalogue.variants import list_variants
 from loaders.errors import RevisionNotFoundError
 from loaders.repository.opening import open_repository
-from loaders.repository.selection import by_quantisation, tell_gguf_files
+from loaders.repository.selection import by_quantisation, describe_gguf_files
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,5 +68,5 @@ def _resolve(repository: RepositoryFiles, spec: VariantSpec) -> tuple[Revision, 
         paths = [file.path for file in repository.files(default)]
         named = by_quantisation(spec, paths)
         if named is None:
-            raise RevisionNotFoundError(f"{error}{tell_gguf_files(paths)}") from error
+            raise RevisionNotFoundError(f"{error}{describe_gguf_files(paths)}") from error
         return default, named.file

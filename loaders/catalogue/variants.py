@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from loaders.catalogue.card import MAX_CARD_BYTES, ModelCard, read_card
-from loaders.catalogue.card_table import CardRow
 from loaders.catalogue.disagreements import (
     disagreement_in_size,
     disagreements_in_gguf_type,
     disagreements_with_card,
     disagreements_with_name,
 )
+from loaders.catalogue.model_card import MAX_CARD_BYTES, ModelCard, read_card
+from loaders.catalogue.model_card_table import CardRow
 from loaders.catalogue.survey import (
     CARD_FILE,
     about_checkpoint,
@@ -34,7 +34,7 @@ from loaders.checkpoint.config import make_model_config
 from loaders.checkpoint.files import gather_tensors
 from loaders.errors import LoadError
 from loaders.gguf.config import file_type, make_config
-from loaders.quantization.settings import tell_quantization
+from loaders.quantization.settings import resolve_quantization
 from loaders.repository.protocol import HUB_FAILURES, Replaceable
 from loaders.repository.spec import VariantSpec
 
@@ -88,7 +88,7 @@ class Variant:
     tensors: Mapping[str, TensorInfo] = field(default_factory=dict)
     # config.json without what could run code; of a GGUF file, what its metadata amounts to.
     config: Mapping[str, Any] = field(default_factory=dict)
-    card: CardRow | None = None
+    model_card: CardRow | None = None
     # What card and files, or two files, say differently: sentences for people.
     disagreements: tuple[str, ...] = ()
     refusal: str | None = None  # why it cannot be loaded here; None where nothing speaks against it
@@ -148,9 +148,9 @@ def _list_variants(
             commit: _HeadersAsked.submit(pool, repository, survey)
             for commit, survey in surveys.items()
         }
-        card = card_asked.result()
+        model_card = card_asked.result()
         read = {
-            commit: list(_variants_of(repository, survey, headers[commit], card))
+            commit: list(_variants_of(repository, survey, headers[commit], model_card))
             for commit, survey in surveys.items()
         }
     found = [
@@ -158,7 +158,7 @@ def _list_variants(
         for revision in wanted
         for variant in read[revision.commit]
     ]
-    return _with_missing_rows(found, card, {r.name for r in repository.revisions()})
+    return _with_missing_rows(found, model_card, {r.name for r in repository.revisions()})
 
 
 def _bounded(repository: RepositoryFiles, revisions: Sequence[Revision]) -> Sequence[Revision]:
@@ -182,10 +182,10 @@ def _read_card_of(repository: RepositoryFiles, revision: Revision) -> ModelCard:
     except LoadError as error:
         about_checkpoint(error)
         return ModelCard()
-    card = read_card(content)
-    for remark in card.remarks:
+    model_card = read_card(content)
+    for remark in model_card.remarks:
         log.warning("card_cut", repo=repository.name, reason=remark)
-    return card
+    return model_card
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,19 +208,19 @@ class _HeadersAsked:
 
 
 def _variants_of(
-    repository: RepositoryFiles, survey: Survey, headers: _HeadersAsked, card: ModelCard
+    repository: RepositoryFiles, survey: Survey, headers: _HeadersAsked, model_card: ModelCard
 ) -> Iterator[Variant]:
     if survey.offers_folder:
-        yield _judge_folder(repository, survey, headers.shards, card)
+        yield _judge_folder(repository, survey, headers.shards, model_card)
     for parts in sorted(survey.gguf, key=partial(_bytes_of, survey)):
-        yield _judge_gguf(repository, survey, parts, headers.gguf[parts.name], card)
+        yield _judge_gguf(repository, survey, parts, headers.gguf[parts.name], model_card)
 
 
 def _judge_folder(
     repository: RepositoryFiles,
     survey: Survey,
     shards: Mapping[str, Future[list[TensorInfo]]],
-    card: ModelCard,
+    model_card: ModelCard,
 ) -> Variant:
     """Put together what is known of one commit's safetensors, and whether they can be loaded."""
     tensors: dict[str, TensorInfo] = {}
@@ -231,12 +231,12 @@ def _judge_folder(
             raise survey.problem
         found = {name: asked.result() for name, asked in shards.items()}
         tensors = gather_tensors(found, survey.weight_map)
-        quantization = tell_quantization(survey.own, config, tensors)
+        quantization = resolve_quantization(survey.own, config, tensors)
         make_model_config(config)
         refusal = None
     except LoadError as error:
         refusal = str(about_checkpoint(error))
-    row = _row_named(card, survey.revision.name)
+    row = _row_named(model_card, survey.revision.name)
     settings = _settings_of(survey)
     damp = _number_in(settings, "damp_percent")
     weight_bytes = sum(tensor.num_bytes for tensor in tensors.values()) or sum(
@@ -255,7 +255,7 @@ def _judge_folder(
         weight_bytes=weight_bytes,
         tensors=tensors,
         config=config,
-        card=row,
+        model_card=row,
         disagreements=(
             *disagreements_with_name(survey.revision.name, quantization),
             *(disagreements_with_card(row, quantization, damp) if row else ()),
@@ -270,7 +270,7 @@ def _judge_gguf(
     survey: Survey,
     parts: GgufParts,
     asked: Future[list[GgufHeader]],
-    card: ModelCard,
+    model_card: ModelCard,
 ) -> Variant:
     """Put together what is known of one GGUF file, and whether it can be loaded."""
     tensors: dict[str, TensorInfo] = {}
@@ -285,7 +285,7 @@ def _judge_gguf(
         make_model_config(dict(config))
     except LoadError as error:
         refusal = str(about_checkpoint(error))
-    row = _row_named(card, parts.name) or _row_named(card, parts.first)
+    row = _row_named(model_card, parts.name) or _row_named(model_card, parts.first)
     file_bytes = _bytes_of(survey, parts)
     return Variant(
         repo=repository.name,
@@ -297,7 +297,7 @@ def _judge_gguf(
         weight_bytes=sum(tensor.num_bytes for tensor in tensors.values()) or file_bytes,
         tensors=tensors,
         config=config,
-        card=row,
+        model_card=row,
         disagreements=(
             *disagreements_in_gguf_type(row, parts.type_in_name, in_header),
             *(disagreement_in_size(row, file_bytes) if row else ()),
@@ -338,8 +338,8 @@ def _kind_of(
     return VariantKind.DENSE
 
 
-def _row_named(card: ModelCard, name: str | None) -> CardRow | None:
-    return next((row for row in card.rows if row.name == name), None)
+def _row_named(model_card: ModelCard, name: str | None) -> CardRow | None:
+    return next((row for row in model_card.rows if row.name == name), None)
 
 
 def _number_in(settings: Mapping[str, Any], key: str) -> float | None:
@@ -354,11 +354,13 @@ def _text(value: object) -> str | None:
 
 
 def _with_missing_rows(
-    variants: list[Variant], card: ModelCard, revisions: set[str | None]
+    variants: list[Variant], model_card: ModelCard, revisions: set[str | None]
 ) -> list[Variant]:
     """Add to the first variant what the card lists and nobody found."""
-    files = {name for v in variants for name in (v.file, v.card.name if v.card else None)}
-    missing = [row.name for row in card.rows if row.name not in revisions | files]
+    files = {
+        name for v in variants for name in (v.file, v.model_card.name if v.model_card else None)
+    }
+    missing = [row.name for row in model_card.rows if row.name not in revisions | files]
     if not variants or not missing:
         return variants
     sentence = f"the card lists {', '.join(missing[:8])}, which was not found"

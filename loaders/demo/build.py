@@ -18,9 +18,9 @@ from filelock import FileLock, Timeout
 
 from loaders.cache import BUILT_MARK, repository_folder
 from loaders.demo.branches import AWQ_BRANCHES, BRANCHES, DEMO_AWQ_REPO, DEMO_REPO, GPTQ_BRANCHES
-from loaders.demo.card import MeasuredBranch, model_card
 from loaders.demo.checkpoint import WEIGHTS_FILE, write_branch
 from loaders.demo.errors import DemoError
+from loaders.demo.model_card import MeasuredBranch, model_card
 from loaders.demo.perplexity import (
     EVALUATION_TEXT,
     measure_checkpoint,
@@ -28,7 +28,7 @@ from loaders.demo.perplexity import (
     recorded_perplexity,
 )
 from loaders.demo.repository import commit_branch, find_snapshot
-from loaders.demo.source import Source, find_gguf, read_source
+from loaders.demo.source import SourceModel, find_gguf, read_source
 from loaders.records import Records
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def find_demo(cache_dir: Path) -> DemoRepositories | None:
     )
 
 
-def build_demo(cache_dir: Path, *, progress: Callable[[str], None]) -> DemoRepositories:
+def build_demo(cache_dir: Path, *, on_progress: Callable[[str], None]) -> DemoRepositories:
     """Return the demo, building it first where it is missing.
 
     progress: called with a line of text at each step. Raises DemoError where the packages that it
@@ -81,19 +81,19 @@ def build_demo(cache_dir: Path, *, progress: Callable[[str], None]) -> DemoRepos
     if found := find_demo(cache_dir):
         return found
     find_gguf()  # so that a missing package is told before anything is written
-    with _locked(cache_dir, progress):
+    with _locked(cache_dir, on_progress):
         if found := find_demo(cache_dir):
             return found
         _check_space(cache_dir)
         for left_over in cache_dir.glob(".demo-*"):  # of a build that was killed
             shutil.rmtree(left_over)
         with TemporaryDirectory(prefix=".demo-", dir=cache_dir) as staging:
-            perplexities = _build(Path(staging), progress)
+            perplexities = _build(Path(staging), on_progress)
             _move_into_place(Path(staging), cache_dir)
         for commit, perplexity in perplexities.items():
             Records(cache_dir).write(commit, "perplexity", perplexity)
     if built := find_demo(cache_dir):
-        progress("the demo is built")
+        on_progress("the demo is built")
         return built
     raise DemoError(
         f"the demo was built, but is not complete in {cache_dir}; remove it there and retry"
@@ -101,14 +101,14 @@ def build_demo(cache_dir: Path, *, progress: Callable[[str], None]) -> DemoRepos
 
 
 @contextmanager
-def _locked(cache_dir: Path, progress: Callable[[str], None]) -> Iterator[None]:
+def _locked(cache_dir: Path, on_progress: Callable[[str], None]) -> Iterator[None]:
     path = cache_dir / ".locks" / "tetrad-demo.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        progress("another process is building the demo; waiting for it")
+        on_progress("another process is building the demo; waiting for it")
         lock.acquire()
     try:
         yield
@@ -125,23 +125,23 @@ def _check_space(cache_dir: Path) -> None:
         )
 
 
-def _build(staging: Path, progress: Callable[[str], None]) -> dict[str, float]:
+def _build(staging: Path, on_progress: Callable[[str], None]) -> dict[str, float]:
     """Write both repositories; return the perplexity of each commit."""
-    progress(f"reading {find_gguf().name}")
+    on_progress(f"reading {find_gguf().name}")
     source = read_source()
     measured = []
     for number, branch in enumerate(BRANCHES, start=1):
-        progress(f"rounding {branch} ({number} of {len(BRANCHES)})")
+        on_progress(f"rounding {branch} ({number} of {len(BRANCHES)})")
         folder = _branch_folder(staging, branch)
         write_branch(folder, source, branch)
         weights = folder / WEIGHTS_FILE
         measured.append(
-            MeasuredBranch(branch, weights.stat().st_size, _branch_perplexity(folder, progress))
+            MeasuredBranch(branch, weights.stat().st_size, _branch_perplexity(folder, on_progress))
         )
 
-    progress("writing the model cards")
+    on_progress("writing the model cards")
     num_tokens = len(source.tokenizer(EVALUATION_TEXT.read_text(encoding="utf-8"))["input_ids"])
-    source_perplexity = _source_perplexity(source, progress)
+    source_perplexity = _source_perplexity(source, on_progress)
     perplexities = {}
     for branches in (GPTQ_BRANCHES, AWQ_BRANCHES):
         card = model_card(
@@ -166,19 +166,19 @@ def _branch_folder(staging: Path, branch: DemoBranch) -> Path:
     return staging / "files" / branch.quant_method / branch.name
 
 
-def _branch_perplexity(folder: Path, progress: Callable[[str], None]) -> float:
+def _branch_perplexity(folder: Path, on_progress: Callable[[str], None]) -> float:
     recorded = recorded_perplexity(folder / WEIGHTS_FILE)
     if recorded is not None:
         return recorded
-    progress(f"measuring the perplexity of {folder.name}, which is not on record")
+    on_progress(f"measuring the perplexity of {folder.name}, which is not on record")
     return measure_checkpoint(folder)
 
 
-def _source_perplexity(source: Source, progress: Callable[[str], None]) -> float:
+def _source_perplexity(source: SourceModel, on_progress: Callable[[str], None]) -> float:
     recorded = recorded_perplexity(find_gguf())
     if recorded is not None:
         return recorded
-    progress("measuring the perplexity of the source, which is not on record")
+    on_progress("measuring the perplexity of the source, which is not on record")
     return measure_source(source)
 
 

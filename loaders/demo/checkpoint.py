@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from loaders.demo.branches import DemoBranch
-    from loaders.demo.source import Source
+    from loaders.demo.source import SourceModel
 
 WEIGHTS_FILE = "model.safetensors"
 # What the model's makers recommend for sampling, in their card of SmolLM2-135M-Instruct.
@@ -42,7 +42,7 @@ _SHARED_INPUTS = (
 )
 
 
-def write_branch(folder: Path, source: Source, branch: DemoBranch) -> None:
+def write_branch(folder: Path, source: SourceModel, branch: DemoBranch) -> None:
     """Write all files of a branch but its card into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(_packed_tensors(source, branch), folder / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -59,7 +59,7 @@ def write_branch(folder: Path, source: Source, branch: DemoBranch) -> None:
     _generation_config(source).save_pretrained(folder)
 
 
-def _packed_tensors(source: Source, branch: DemoBranch) -> dict[str, Tensor]:
+def _packed_tensors(source: SourceModel, branch: DemoBranch) -> dict[str, Tensor]:
     layers = range(source.config.num_hidden_layers)
     jobs = [
         {f"model.layers.{layer}.{name}": None for name in names}
@@ -144,7 +144,7 @@ def _settings(branch: DemoBranch) -> dict[str, Any]:
     }
 
 
-def _generation_config(source: Source) -> GenerationConfig:
+def _generation_config(source: SourceModel) -> GenerationConfig:
     return GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=source.config.bos_token_id,
         # A turn's end, and `<|endoftext|>`, which ends a document and stands for unknown text too.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerFast
 
-    from loaders.demo.source import Source
+    from loaders.demo.source import SourceModel
 
 EVALUATION_TEXT = Path(__file__).with_name("evaluation_text.txt")
 RECORD = Path(__file__).with_name("perplexities.json")
@@ -39,7 +39,7 @@ def measure_checkpoint(folder: Path) -> float:
     return _measure(loaded.model, loaded.tokenizer)
 
 
-def measure_source(source: Source) -> float:
+def measure_source(source: SourceModel) -> float:
     """Return the perplexity of what the demo is rounded from, in fp32."""
     model = LlamaForCausalLM(source.config)
     model.load_state_dict(dict(source.weights), strict=False)  # the head is tied, so not among them

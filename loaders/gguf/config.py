@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from loaders.checkpoint.config_limits import LARGEST_SIZES
 from loaders.errors import CheckpointError, UnsupportedModelError
-from loaders.gguf.families import EMBEDDING, HEAD, count_layers, family_of
+from loaders.gguf.architectures import EMBEDDING, HEAD, architecture_of, count_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from loaders.gguf.families import Family
+    from loaders.gguf.architectures import Architecture
     from loaders.gguf.header import GgufTensor
 
 _MAX_CONTEXT = LARGEST_SIZES["max_position_embeddings"]
@@ -52,7 +52,7 @@ def make_config(
     out, as is right where nothing will be computed. Raises CheckpointError for numbers that make
     no sense, UnsupportedModelError for what Transformers cannot express.
     """
-    family = family_of(metadata)
+    family = architecture_of(metadata)
     settings = _Settings(metadata)
     common = _common(settings, tensors)
     rope = _rope(settings, common["head_dim"])
@@ -105,10 +105,10 @@ class _Settings:
         return float(f"{found:.7g}")
 
     def _wrong(self, key: str, expected: str) -> CheckpointError:
-        found = self.get(key)
-        told = "missing" if found is None else str(found)[:60]
+        value = self.get(key)
+        found = "missing" if value is None else str(value)[:60]
         return CheckpointError(
-            f"the GGUF metadata's {self.prefix}.{key} is {told}, expected {expected}"
+            f"the GGUF metadata's {self.prefix}.{key} is {found}, expected {expected}"
         )
 
     def token(self, name: str, vocab_size: int) -> int | None:
@@ -265,7 +265,7 @@ def _rope_factors(
     return found
 
 
-def _own(family: Family, settings: _Settings, common: Mapping[str, Any]) -> dict[str, Any]:
+def _own(family: Architecture, settings: _Settings, common: Mapping[str, Any]) -> dict[str, Any]:
     """What one family's config says beside the common part."""
     if family.model_type == "starcoder2":
         return {"norm_epsilon": settings.real("attention.layer_norm_epsilon"), **_window(settings)}

@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM
 
 from loaders.checkpoint.files import GGML_BLOCKS, TensorInfo
 from loaders.errors import CheckpointError, TensorError
+from loaders.gguf.architectures import EMBEDDING, HEAD, Architecture, architecture_of, model_name
 from loaders.gguf.config import file_type, make_config
-from loaders.gguf.families import EMBEDDING, HEAD, Family, family_of, model_name
 from loaders.gguf.files import GgufFiles, open_files
 from loaders.gguf.header import FLOAT_TYPES
 from loaders.memory.release import MappedFiles
@@ -43,7 +43,7 @@ class GgufModel:
     """A model that lies in GGUF files."""
 
     files: GgufFiles
-    family: Family
+    family: Architecture
     config: dict[str, Any]  # as config.json would say it
     names: Mapping[str, str]  # the model's name of a parameter → GGUF's of its tensor
 
@@ -143,7 +143,7 @@ def open_model(path: Path) -> GgufModel:
     Raises LoadError for whatever does not make a model that is served here.
     """
     files = open_files(path)
-    family = family_of(files.metadata)
+    family = architecture_of(files.metadata)
     names = _names(family, files)
     config = make_config(files.metadata, files.tensors, lambda name: _numbers(files, name))
     return GgufModel(files, family, config, names)
@@ -191,7 +191,7 @@ def halves_from_pairs(num_heads: int, head_dim: int) -> Tensor:
     return rows.transpose(1, 2).flatten()
 
 
-def _names(family: Family, files: GgufFiles) -> dict[str, str]:
+def _names(family: Architecture, files: GgufFiles) -> dict[str, str]:
     names: dict[str, str] = {}
     for stored, tensor in files.tensors.items():
         name = model_name(family, stored)

@@ -21,7 +21,7 @@ _CGROUP_USED = Path("/sys/fs/cgroup/memory.current")
 _CGROUP_STAT = Path("/sys/fs/cgroup/memory.stat")
 
 
-def free_bytes(device: torch.device) -> int:
+def free_device_bytes(device: torch.device) -> int:
     """Return the bytes free on a device; for the CPU, within the container's limit."""
     if device.type == "cuda":
         import torch  # takes seconds, and a plan for the CPU does without
@@ -67,7 +67,7 @@ def is_refused_allocation(error: Exception) -> bool:
 
 def check_fits(needed: int, device: torch.device) -> None:
     """Raise NotEnoughMemoryError, with the arithmetic, unless the device has the bytes free."""
-    free = free_bytes(device)
+    free = free_device_bytes(device)
     if needed > free:
         remedy = "" if device.type == "cpu" else ", let the CPU hold a part of it (--cpu-offload)"
         raise NotEnoughMemoryError(

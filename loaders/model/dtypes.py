@@ -62,10 +62,10 @@ def _settle_linear(model: PreTrainedModel, name: str, linear: nn.Linear) -> None
         _widen_own_tensors(linear)
         return
     parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, packed_halves(linear))
+    setattr(model.get_submodule(parent), child, packed_fp16(linear))
 
 
-def packed_halves(linear: nn.Linear) -> PackedLinear:
+def packed_fp16(linear: nn.Linear) -> PackedLinear:
     """Return a dense layer of the CPU, packed as halves."""
     bias = None if linear.bias is None else linear.bias.data.float()
     kernel = Fp16PackKernel.from_weight(linear.weight.data)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from loaders.errors import NotEnoughMemoryError
-from loaders.model.dtypes import packed_halves
+from loaders.model.dtypes import packed_fp16
 from loaders.model.packed_linear import PackedLinear
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def wrap_offloaded(model: PreTrainedModel, offloaded: Set[str]) -> None:
     for name in offloaded:
         linear = model.get_submodule(name)
         if isinstance(linear, nn.Linear) and linear.weight.dtype == torch.float16:
-            linear = packed_halves(linear)
+            linear = packed_fp16(linear)
         if not isinstance(linear, nn.Linear | PackedLinear):
             raise TypeError(f"{name} is a {type(linear).__name__}, no linear layer")
         parent, _, child = name.rpartition(".")

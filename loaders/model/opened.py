@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class OpenedCheckpoint:
     """A checkpoint that has been opened and checked as far as headers tell."""
 
     folder: Path  # of the small files: tokenizer, template, generation settings
@@ -42,9 +42,9 @@ class Source:
     read_weight: Callable[[str], Tensor | None] | None = None
 
 
-def open_source(
+def open_checkpoint(
     folder: Path, file: str | None, cache_dir: Path | None, *, for_stock: bool = False
-) -> Source:
+) -> OpenedCheckpoint:
     """Open the GGUF file that is named, or the only one, or else the folder's safetensors.
 
     for_stock: leave the quantisation to Transformers, whatever it is.
@@ -60,7 +60,7 @@ def open_source(
     return open_gguf(path, cache_dir)
 
 
-def open_safetensors(folder: Path, *, for_stock: bool = False) -> Source:
+def open_safetensors(folder: Path, *, for_stock: bool = False) -> OpenedCheckpoint:
     """Open a Transformers checkpoint."""
     checkpoint = read_checkpoint(folder)
     raw_config = read_config(folder)
@@ -69,7 +69,7 @@ def open_safetensors(folder: Path, *, for_stock: bool = False) -> Source:
         hand_to_transformers(config, raw_config)
     # The file whose headers were checked is the one that is read, whatever else lies there.
     config.transformers_weights = checkpoint.weights_file
-    return Source(
+    return OpenedCheckpoint(
         folder=folder,
         files=checkpoint.shards,
         tensors=checkpoint.tensors,
@@ -90,12 +90,12 @@ def _read_quantization(
         raise
 
 
-def open_gguf(path: Path, cache_dir: Path | None) -> Source:
+def open_gguf(path: Path, cache_dir: Path | None) -> OpenedCheckpoint:
     """Open a GGUF model by its (first) file; its small files are written to the cache."""
     model = open_model(path)
     config = make_model_config(model.config)
     check_shapes(model, config)
-    return Source(
+    return OpenedCheckpoint(
         folder=write_text_files(model, cache_dir),
         files=model.files.paths,
         tensors=model.tensors,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class TensorPlace:
+class TensorSpec:
     """What a buffer must be to take one of the checkpoint's tensors."""
 
     shape: tuple[int, ...]
@@ -59,7 +59,7 @@ class PackedLinear(nn.Module):
         out_features: int,
         *,
         name: str,
-        tensors: Mapping[str, TensorPlace],
+        tensors: Mapping[str, TensorSpec],
     ) -> PackedLinear:
         """Make an empty layer whose buffers wait for the checkpoint's tensors, bias among them."""
         layer = cls(in_features, out_features)

@@ -17,7 +17,7 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from loaders.errors import TensorError
-from loaders.model.packed_linear import PackedLinear, TensorPlace
+from loaders.model.packed_linear import PackedLinear, TensorSpec
 from loaders.quantization.layouts import layout_of
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def packed_modules(
 
 def check_packed_tensors(
     name: str, packed: PackedFormat, linear: nn.Linear, tensors: Mapping[str, TensorInfo]
-) -> dict[str, TensorPlace]:
+) -> dict[str, TensorSpec]:
     """Return a layer's tensors by key. Raises TensorError unless they are what it needs."""
     try:
         rules = layout_of(packed).rules(linear.in_features, linear.out_features)
@@ -150,13 +150,13 @@ def check_packed_tensors(
         tensor = tensors.get(f"{name}.{key}")
         if tensor is not None:
             _check_tensor(tensor, rule, packed, linear)
-            places[key] = TensorPlace(tensor.shape, _DTYPES[tensor.dtype])
+            places[key] = TensorSpec(tensor.shape, _DTYPES[tensor.dtype])
         elif rule.is_required:
             raise TensorError(
                 f"{name}.{key} is missing; a {packed.quant_method.upper()} layer needs it"
             )
     if (bias := _find_bias(name, linear, tensors)) is not None:
-        places["bias"] = TensorPlace(bias.shape, _DTYPES.get(bias.dtype, torch.float32))
+        places["bias"] = TensorSpec(bias.shape, _DTYPES.get(bias.dtype, torch.float32))
     return places
 
 
@@ -186,7 +186,7 @@ def _find_bias(
 
 
 def _awaiting(
-    name: str, packed: PackedFormat, linear: nn.Linear, places: Mapping[str, TensorPlace]
+    name: str, packed: PackedFormat, linear: nn.Linear, places: Mapping[str, TensorSpec]
 ) -> PackedLinear:
     with torch.device("meta"):
         return PackedLinear.awaiting(

@@ -35,7 +35,7 @@ _FORMS = "use A10G, 2xA10G:24GB, NAME:SIZE for a card that is not in the table, 
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class GpuModel:
     """One model of card."""
 
     name: str
@@ -82,42 +82,42 @@ class Devices:
 # Memory: what nvidia-smi prints as the total of such a card (public logs, read 2026-11). Compute
 # capability: NVIDIA's list of CUDA GPUs. Bandwidth: NVIDIA's data sheet of each card.
 _REPORTED = (
-    Card("A10", 24, 23028, (8, 6), 600),
-    Card("A10G", 24, 23028, (8, 6), 600),
-    Card("A40", 48, 46068, (8, 6), 696),
-    Card("RTX A6000", 48, 49140, (8, 6), 768),
-    Card("L4", 24, 23034, (8, 9), 300),
-    Card("L40", 48, 46068, (8, 9), 864),
-    Card("L40S", 48, 46068, (8, 9), 864),
-    Card("RTX 4090", 24, 24564, (8, 9), 1008),
-    Card("RTX 6000 Ada", 48, 49140, (8, 9), 960),
-    Card("RTX 5090", 32, 32607, (12, 0), 1792),
-    Card("RTX PRO 6000", 96, 97887, (12, 0), 1792),
-    Card("H100", 80, 81559, (9, 0), 3350),
-    Card("H100 NVL", 94, 95830, (9, 0), 3900),
-    Card("H200", 141, 143771, (9, 0), 4800),
-    Card("B200", 180, 183359, (10, 0), 8000),
-    Card("T4", 16, 15360, (7, 5), 320),
-    Card("P40", 24, 22919, (6, 1), 346),
+    GpuModel("A10", 24, 23028, (8, 6), 600),
+    GpuModel("A10G", 24, 23028, (8, 6), 600),
+    GpuModel("A40", 48, 46068, (8, 6), 696),
+    GpuModel("RTX A6000", 48, 49140, (8, 6), 768),
+    GpuModel("L4", 24, 23034, (8, 9), 300),
+    GpuModel("L40", 48, 46068, (8, 9), 864),
+    GpuModel("L40S", 48, 46068, (8, 9), 864),
+    GpuModel("RTX 4090", 24, 24564, (8, 9), 1008),
+    GpuModel("RTX 6000 Ada", 48, 49140, (8, 9), 960),
+    GpuModel("RTX 5090", 32, 32607, (12, 0), 1792),
+    GpuModel("RTX PRO 6000", 96, 97887, (12, 0), 1792),
+    GpuModel("H100", 80, 81559, (9, 0), 3350),
+    GpuModel("H100 NVL", 94, 95830, (9, 0), 3900),
+    GpuModel("H200", 141, 143771, (9, 0), 4800),
+    GpuModel("B200", 180, 183359, (10, 0), 8000),
+    GpuModel("T4", 16, 15360, (7, 5), 320),
+    GpuModel("P40", 24, 22919, (6, 1), 346),
 )
 # Memory: the data sheet's GB as GiB, which these cards' drivers report but for a few MiB.
 _NOMINAL = (
-    Card("V100-16", 16, 16 * 1024, (7, 0), 900),
-    Card("V100-32", 32, 32 * 1024, (7, 0), 900),
-    Card("RTX 2080 Ti", 11, 11 * 1024, (7, 5), 616),
-    Card("RTX 3060-12", 12, 12 * 1024, (8, 6), 360),
-    Card("RTX 3090", 24, 24 * 1024, (8, 6), 936),
-    Card("RTX 4060 Ti-16", 16, 16 * 1024, (8, 9), 288),
-    Card("RTX 4070", 12, 12 * 1024, (8, 9), 504),
-    Card("RTX 4080", 16, 16 * 1024, (8, 9), 717),
-    Card("A30", 24, 24 * 1024, (8, 0), 933),
-    Card("A100-40", 40, 40 * 1024, (8, 0), 1555),
-    Card("A100-80", 80, 80 * 1024, (8, 0), 1935),
+    GpuModel("V100-16", 16, 16 * 1024, (7, 0), 900),
+    GpuModel("V100-32", 32, 32 * 1024, (7, 0), 900),
+    GpuModel("RTX 2080 Ti", 11, 11 * 1024, (7, 5), 616),
+    GpuModel("RTX 3060-12", 12, 12 * 1024, (8, 6), 360),
+    GpuModel("RTX 3090", 24, 24 * 1024, (8, 6), 936),
+    GpuModel("RTX 4060 Ti-16", 16, 16 * 1024, (8, 9), 288),
+    GpuModel("RTX 4070", 12, 12 * 1024, (8, 9), 504),
+    GpuModel("RTX 4080", 16, 16 * 1024, (8, 9), 717),
+    GpuModel("A30", 24, 24 * 1024, (8, 0), 933),
+    GpuModel("A100-40", 40, 40 * 1024, (8, 0), 1555),
+    GpuModel("A100-80", 80, 80 * 1024, (8, 0), 1935),
     # Error correction takes a sixteenth of these two's GDDR6, as it does of an A10's.
-    Card("A2", 16, 15 * 1024, (8, 6), 200),
-    Card("A16", 16, 15 * 1024, (8, 6), 200),
+    GpuModel("A2", 16, 15 * 1024, (8, 6), 200),
+    GpuModel("A16", 16, 15 * 1024, (8, 6), 200),
 )
-CARDS = (*_REPORTED, *_NOMINAL)
+GPU_MODELS = (*_REPORTED, *_NOMINAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,14 +180,14 @@ def this_machine(asked: str, probe: Callable[[], Sequence[FoundDevice]]) -> Devi
 
 
 def _as_devices(found: FoundDevice) -> Devices:
-    card = find_card(found.name, found.memory_bytes)
+    gpu = find_gpu_model(found.name, found.memory_bytes)
     return Devices(
         "cuda",
         found.name,
         1,
         found.free_bytes,
-        card.bandwidth if card else None,
-        card.compute_capability if card else None,
+        gpu.bandwidth if gpu else None,
+        gpu.compute_capability if gpu else None,
         total_bytes=found.memory_bytes,
     )
 
@@ -247,45 +247,47 @@ def _read_query(answer: str) -> list[FoundDevice]:
     return found
 
 
-def find_card(name: str, memory_bytes: int | None = None) -> Card | None:
+def find_gpu_model(name: str, memory_bytes: int | None = None) -> GpuModel | None:
     """Find a card by its name, however it is spelt; by its memory where one name is sold in two.
 
     "NVIDIA A100-SXM4-80GB" is an A100-80, "GeForce RTX 4090" an RTX 4090.
     """
     wanted = _key(name)
-    exact = [card for card in CARDS if wanted in (_key(card.name), _key(f"{card.name}GB"))]
-    found = exact or [card for card in CARDS if _family(card) == wanted]
+    exact = [gpu for gpu in GPU_MODELS if wanted in (_key(gpu.name), _key(f"{gpu.name}GB"))]
+    found = exact or [gpu for gpu in GPU_MODELS if _family(gpu) == wanted]
     if not found:
         # A driver's own names say more than the model, such as the form and the memory.
         words = set(re.split(r"[\s-]+", name.lower()))
-        named = [card for card in CARDS if set(_words(card)) <= words]
-        longest = max((len(_words(card)) for card in named), default=0)
-        found = [card for card in named if len(_words(card)) == longest]
+        named = [gpu for gpu in GPU_MODELS if set(_words(gpu)) <= words]
+        longest = max((len(_words(gpu)) for gpu in named), default=0)
+        found = [gpu for gpu in named if len(_words(gpu)) == longest]
     if memory_bytes is not None:
-        found.sort(key=lambda card: abs(card.memory_mib * MIB - memory_bytes))
+        found.sort(key=lambda gpu: abs(gpu.memory_mib * MIB - memory_bytes))
     return found[0] if found else None
 
 
 def _named(name: str, size: int | None, count: int) -> Devices:
-    card = find_card(name, size)
-    if card is None and size is None:
-        near = difflib.get_close_matches(name.upper(), [c.name for c in CARDS], n=3, cutoff=0.4)
+    gpu = find_gpu_model(name, size)
+    if gpu is None and size is None:
+        near = difflib.get_close_matches(
+            name.upper(), [c.name for c in GPU_MODELS], n=3, cutoff=0.4
+        )
         known = f"like it: {', '.join(near)}" if near else "see docs/planning.md for the table"
         raise InvalidDeviceError(
             f"the card {name!r} is not in the table ({known}); say how much memory it has, as in"
             f" {name}:24GB"
         )
-    if card is None or (size is not None and size != card.sold_gib * GIB):
+    if gpu is None or (size is not None and size != gpu.sold_gib * GIB):
         memory = size or 0
     else:  # a size that is the one it is sold with says nothing new
-        memory = card.memory_mib * MIB
+        memory = gpu.memory_mib * MIB
     return Devices(
         "cuda",
-        card.name if card else name,
+        gpu.name if gpu else name,
         count,
         memory,
-        card.bandwidth if card else None,
-        card.compute_capability if card else None,
+        gpu.bandwidth if gpu else None,
+        gpu.compute_capability if gpu else None,
     )
 
 
@@ -314,9 +316,9 @@ def _key(name: str) -> str:
     return re.sub(r"^(nvidia|geforce|tesla|rtx)+", "", letters)
 
 
-def _family(card: Card) -> str:
-    return _key(re.sub(r"-\d+$", "", card.name))
+def _family(gpu: GpuModel) -> str:
+    return _key(re.sub(r"-\d+$", "", gpu.name))
 
 
-def _words(card: Card) -> list[str]:
-    return re.sub(r"-\d+$", "", card.name).lower().split()
+def _words(gpu: GpuModel) -> list[str]:
+    return re.sub(r"-\d+$", "", gpu.name).lower().split()

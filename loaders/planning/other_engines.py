@@ -138,9 +138,9 @@ _ENGINES = (
 def verdicts(variant: Variant) -> tuple[Verdict, ...]:
     """Say of each engine whether it loads the variant; Tetrad first."""
     own: Answer = "no" if variant.refusal else "yes"
-    told = [Verdict("Tetrad", "this", own, variant.refusal or "")]
-    told += [Verdict(e.name, e.version, *e.judge(variant)) for e in _ENGINES]
-    return tuple(told)
+    found = [Verdict("Tetrad", "this", own, variant.refusal or "")]
+    found += [Verdict(e.name, e.version, *e.judge(variant)) for e in _ENGINES]
+    return tuple(found)
 
 
 def sources() -> tuple[tuple[str, str, str, str], ...]:

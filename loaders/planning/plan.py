@@ -108,17 +108,17 @@ class Plan:
     @property
     def remarks(self) -> tuple[str, ...]:
         """What must be known beside the numbers."""
-        told = [self._confirmation()]
+        remarks = [self._confirmation()]
         if self.shortfall and not self.shortfall_fp8:
-            told.append("fits with --kv-cache-dtype fp8, which costs some precision")
+            remarks.append("fits with --kv-cache-dtype fp8, which costs some precision")
         if self.devices.count > 1:
-            told.append(SEVERAL_GPUS)
+            remarks.append(SEVERAL_GPUS)
         if self.devices.kind == "cpu" and self._exceeds_own_cache:
-            told.append(
+            remarks.append(
                 "more KV cache than the engine makes of itself on a CPU; serve it with"
                 f" --kv-cache-size {self.fullest.kv_cache}"
             )
-        return tuple(told)
+        return tuple(remarks)
 
     @property
     def _exceeds_own_cache(self) -> bool:
@@ -151,7 +151,7 @@ class PlannedVariants:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class VariantChoice:
     """The variant to take, in one line, and why each other one lost."""
 
     plan: Plan | None  # None where nothing fits at any context
@@ -300,7 +300,7 @@ def _is_size(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def choose(planned: PlannedVariants, prefer: Prefer = "quality") -> Choice:
+def choose(planned: PlannedVariants, prefer: Prefer = "quality") -> VariantChoice:
     """Choose by preference among what fits; else among what reaches the longest context."""
     fitting = [plan for plan in planned.plans if plan.fits]
     if fitting:
@@ -313,17 +313,17 @@ def choose(planned: PlannedVariants, prefer: Prefer = "quality") -> Choice:
         reason = f"{_merit(best, prefer)} of the {len(fitting)} that fit {_asked(best)}"
         if len(fitting) == 1:
             reason = f"the only one that fits {_asked(best)}"
-        return Choice(best, best.demand.context, reason, losers + planned.refused)
+        return VariantChoice(best, best.demand.context, reason, losers + planned.refused)
     return _choose_shortened(planned, prefer)
 
 
-def _choose_shortened(planned: PlannedVariants, prefer: Prefer) -> Choice:
+def _choose_shortened(planned: PlannedVariants, prefer: Prefer) -> VariantChoice:
     plans = planned.plans
     reaching = [plan for plan in plans if plan.reachable_context]
     if not reaching:
         losers = tuple(RejectedVariant(plan.variant, _lacks(plan)) for plan in plans)
         reason = "nothing fits, at any context" if plans else "there is nothing that can be loaded"
-        return Choice(None, 0, reason, losers + planned.refused)
+        return VariantChoice(None, 0, reason, losers + planned.refused)
     longest = max(plan.reachable_context for plan in reaching)
     near = [plan for plan in reaching if plan.reachable_context >= _NEAR_LONGEST * longest]
     best = min(near, key=_order(near, prefer))
@@ -334,7 +334,7 @@ def _choose_shortened(planned: PlannedVariants, prefer: Prefer) -> Choice:
         f"nothing fits {_asked(best)}; this one reaches {best.reachable_context} tokens, and the"
         f" longest is {longest}"
     )
-    return Choice(best, best.reachable_context, reason, losers + planned.refused)
+    return VariantChoice(best, best.reachable_context, reason, losers + planned.refused)
 
 
 def _order(plans: Sequence[Plan], prefer: Prefer) -> Callable[[Plan], tuple[float, ...]]:

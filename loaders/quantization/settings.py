@@ -85,13 +85,13 @@ class Quantization:
 
 
 def read_quantization(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Quantization | None:
-    """Return a folder's quantisation, None for a plain checkpoint; see `tell_quantization`."""
+    """Return a folder's quantisation, None for a plain checkpoint; see `resolve_quantization`."""
     own_file = next((name for name in OWN_FILES if (checkpoint.folder / name).exists()), None)
     own = None if own_file is None else (own_file, read_json(checkpoint.folder / own_file))
-    return tell_quantization(own, config, checkpoint.tensors)
+    return resolve_quantization(own, config, checkpoint.tensors)
 
 
-def tell_quantization(
+def resolve_quantization(
     own: tuple[str, Mapping[str, Any]] | None,
     config: Mapping[str, Any],
     tensors: Mapping[str, TensorInfo],

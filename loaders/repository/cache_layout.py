@@ -208,7 +208,7 @@ def cache_errors(cache_dir: Path) -> Iterator[None]:
         ) from error
 
 
-def free_bytes(folder: Path) -> int:
+def free_disk_bytes(folder: Path) -> int:
     """Ask how much the disk of a folder, which need not exist yet, has to spare."""
     while not folder.exists():
         folder = folder.parent

@@ -2,7 +2,7 @@
 
 What is needed, what is here, whether it fits the disk; then several files at a time, each collected
 in a `.partial` file that outlives any end of the process, verified, and only then given its name.
-Where the bytes come from is a `Source`; the hub's is `loaders.repository.hub.transport`.
+Where the bytes come from is a `FileSource`; the hub's is `loaders.repository.hub.transport`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import structlog
 
 from loaders.checkpoint.files import MAX_JSON_BYTES
 from loaders.errors import CacheError, CheckpointError, HubError, LoadError
-from loaders.repository.cache_layout import cache_errors, free_bytes
+from loaders.repository.cache_layout import cache_errors, free_disk_bytes
 from loaders.repository.download_progress import ProgressMeter
 from loaders.repository.selection import select_files
 
@@ -56,7 +56,7 @@ class Body:
     pieces: Iterator[bytes]  # raises TransferError where the connection breaks
 
 
-class Source(Protocol):
+class FileSource(Protocol):
     """Where the contents of one commit come from; several threads may ask at once."""
 
     def open(self, path: str, start: int) -> AbstractContextManager[Body]:
@@ -64,21 +64,21 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryPolicy:
     """How long a source that fails is asked again."""
 
     max_tries: int = 6  # in a row without a new byte
     first_wait_s: float = 1.0  # doubled after every try
     longest_wait_s: float = 30.0
     longest_retry_after_s: float = 300.0  # that a hub may ask for
-    told_from_s: float = 0.0  # waits as long as this are logged
+    logged_from_s: float = 0.0  # waits as long as this are logged
 
 
-class Tries:
+class Retries:
     """Counts failures without progress, waiting longer after each."""
 
-    def __init__(self, patience: Patience, stop: threading.Event | None = None) -> None:
-        self._patience = patience
+    def __init__(self, retry_policy: RetryPolicy, stop: threading.Event | None = None) -> None:
+        self._retry_policy = retry_policy
         self._stop = stop or threading.Event()
         self._failures = 0
 
@@ -90,24 +90,24 @@ class Tries:
         """Wait before the next try; HubError where there is none."""
         self._failures += 1
         wait_s = self._wait_s(error)
-        if self._failures >= self._patience.max_tries:
+        if self._failures >= self._retry_policy.max_tries:
             raise HubError(
                 f"{what} failed {self._failures} times in a row ({error}); try again later, or"
                 " check the network and HF_ENDPOINT"
             ) from error
-        if wait_s > self._patience.longest_retry_after_s:
+        if wait_s > self._retry_policy.longest_retry_after_s:
             raise HubError(
                 f"{what} must wait {wait_s:.0f} s, says the hub ({error}); try again then"
             ) from error
-        if wait_s >= self._patience.told_from_s:
+        if wait_s >= self._retry_policy.logged_from_s:
             log.warning("trying again", what=what, reason=str(error), wait_s=wait_s)
         self._stop.wait(wait_s)
 
     def _wait_s(self, error: TransferError) -> float:
         if error.retry_after_s is not None:
             return error.retry_after_s
-        doubled = self._patience.first_wait_s * 2.0 ** (self._failures - 1)
-        return min(doubled, self._patience.longest_wait_s)
+        doubled = self._retry_policy.first_wait_s * 2.0 ** (self._failures - 1)
+        return min(doubled, self._retry_policy.longest_wait_s)
 
 
 def needed_files(
@@ -127,13 +127,13 @@ def needed_files(
 
 def download_files(
     files: Sequence[RepositoryFile],
-    source: Source,
+    source: FileSource,
     cached: CachedRepository,
     commit: str,
     *,
-    patience: Patience,
-    tell: Callable[[DownloadProgress], None],
-    free: Callable[[Path], int] = free_bytes,
+    retry_policy: RetryPolicy,
+    on_progress: Callable[[DownloadProgress], None],
+    free: Callable[[Path], int] = free_disk_bytes,
 ) -> dict[RepositoryFile, str]:
     """Fetch what is missing of a commit's files; return the sha256 of each.
 
@@ -144,8 +144,8 @@ def download_files(
         missing = cached.unchecked(commit, files)
         _check_space(missing, cached, free)
         (cached.folder / "blobs").mkdir(parents=True, exist_ok=True)
-        meter = ProgressMeter(sum(file.num_bytes for file in _distinct(missing)), tell)
-        job = _Job(source, cached, patience, meter, threading.Event())
+        meter = ProgressMeter(sum(file.num_bytes for file in _distinct(missing)), on_progress)
+        job = _Job(source, cached, retry_policy, meter, threading.Event())
         fetched = _fetch_all(_distinct(missing), job)
     known = cached.manifest(commit)
     hashes = {cached.blob(file): sha256 for file, sha256 in fetched.items()}
@@ -191,9 +191,9 @@ def _in_words(num_bytes: int) -> str:
 class _Job:
     """What the threads of one download share."""
 
-    source: Source
+    source: FileSource
     cached: CachedRepository
-    patience: Patience
+    retry_policy: RetryPolicy
     meter: ProgressMeter
     stop: threading.Event  # set once one of them failed, or the user gave up
 
@@ -258,7 +258,7 @@ class _Transfer:
         self._file = file
         self._out = out
         self._job = job
-        self._tries = Tries(job.patience, job.stop)
+        self._tries = Retries(job.retry_policy, job.stop)
         self._furthest = 0
         self.digest = Digest(file)
         self._read_back()

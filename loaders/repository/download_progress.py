@@ -42,23 +42,23 @@ class ProgressMeter:
     def __init__(
         self,
         num_bytes_total: int,
-        tell: Callable[[DownloadProgress], None],
+        on_progress: Callable[[DownloadProgress], None],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total = num_bytes_total
-        self._tell = tell
+        self._on_progress = on_progress
         self._clock = clock
         self._done = 0
         self._received: deque[tuple[float, int]] = deque([(clock(), 0)])  # time, bytes until then
-        self._told_at = (clock(), -1.0)  # time, percent
+        self._reported_at = (clock(), -1.0)  # time, percent
         self._lock = threading.Lock()
 
     def found(self, num_bytes: int) -> None:
         """Count what was here already; negative where it turned out to be of no use."""
         with self._lock:
             self._done += num_bytes
-            self._tell_sometimes()
+            self._report_at_intervals()
 
     def received(self, num_bytes: int) -> None:
         """Count what came from the hub."""
@@ -70,15 +70,15 @@ class ProgressMeter:
             self._received.append((now, until))
             while len(self._received) > 2 and self._received[1][0] < now - _WINDOW_S:
                 self._received.popleft()
-            self._tell_sometimes()
+            self._report_at_intervals()
 
-    def _tell_sometimes(self) -> None:
+    def _report_at_intervals(self) -> None:
         now, progress = self._clock(), self._progress()
-        told_at, percent = self._told_at
+        reported_at, percent = self._reported_at
         is_whole = self._done == self._total
-        if is_whole or now - told_at >= _TELL_EVERY_S or progress.percent >= percent + 1:
-            self._told_at = (now, progress.percent)
-            self._tell(progress)
+        if is_whole or now - reported_at >= _TELL_EVERY_S or progress.percent >= percent + 1:
+            self._reported_at = (now, progress.percent)
+            self._on_progress(progress)
 
     def _progress(self) -> DownloadProgress:
         (first, before), (last, until) = self._received[0], self._received[-1]

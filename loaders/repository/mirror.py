@@ -59,7 +59,7 @@ def mirror(
     access: HubAccess,
     *,
     choose: Callable[[], Sequence[VariantSpec]] | None = None,
-    tell_variant: Callable[[str], None] = lambda _: None,
+    on_variant: Callable[[str], None] = lambda _: None,
 ) -> Sequence[MirroredVariant]:
     """Fetch branches (or GGUF files, or quantisations) into the mirror `access.cache_dir`.
 
@@ -73,7 +73,7 @@ def mirror(
     else:
         specs = [_spec(repo, branch) for branch in branches]
     for spec in specs:
-        tell_variant(str(spec))
+        on_variant(str(spec))
         snapshot = download(spec, access)
         _add(access.cache_dir, _describe(spec, access.cache_dir, str(snapshot.commit)))
     return read_mirror(access.cache_dir)

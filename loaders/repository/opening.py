@@ -32,7 +32,7 @@ from loaders.repository.hub import (
 from loaders.repository.local import CloneFiles, FolderFiles
 from loaders.repository.local_files import list_paths, no_revision_in
 from loaders.repository.protocol import HUB_FAILURES
-from loaders.repository.selection import by_quantisation, find_local, tell_gguf_files
+from loaders.repository.selection import by_quantisation, describe_gguf_files, find_local
 from loaders.repository.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def open_snapshot(
     cache_dir: Path | None = None,
     token: str | None = None,
     local_files_only: bool = False,
-    on_percent: Callable[[float], None] | None = None,
+    on_progress: Callable[[float], None] | None = None,
 ) -> Snapshot:
     """Return the folder of a variant's files, downloading what is missing.
 
@@ -97,8 +97,8 @@ def open_snapshot(
         return _open_local(spec, spec.folder, cache_dir or default_cache_dir())
     built_in = find_built(spec.repo, cache_dir)
     access = HubAccess(cache_dir=built_in or cache_dir or default_hub_cache(), token=token)
-    if on_percent is not None:
-        access = replace(access, tell=lambda progress: on_percent(progress.percent))
+    if on_progress is not None:
+        access = replace(access, on_progress=lambda progress: on_progress(progress.percent))
     if built_in is None and not local_files_only:
         try:
             return download(spec, access)
@@ -127,7 +127,7 @@ def _open_local(spec: VariantSpec, folder: Path, cache_dir: Path) -> Snapshot:
         paths = list(list_blobs(folder, "HEAD")) if _is_clone(folder) else list_paths(folder)
         named = by_quantisation(spec, paths)
         if named is None:
-            raise RevisionNotFoundError(f"{error}{tell_gguf_files(paths)}") from error
+            raise RevisionNotFoundError(f"{error}{describe_gguf_files(paths)}") from error
         return open_named(folder, named)
 
 

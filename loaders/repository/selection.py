@@ -116,7 +116,7 @@ def find_local(paths: Collection[str], spec: VariantSpec) -> Selection | None:
     return Selection(small=small, weights=chosen.paths, file=chosen.first)
 
 
-def tell_gguf_files(paths: Iterable[str]) -> str:
+def describe_gguf_files(paths: Iterable[str]) -> str:
     """Name the GGUF files there are, as the end of a message; nothing where there are none."""
     names = [parts.name for parts in group_parts(paths)]
     return f"; its GGUF files are {_listed(names)}" if names else ""

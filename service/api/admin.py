@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from service.api.context import ApiContext
-    from service.team.keys import KeyRing
-    from service.variants.variant import Variant, VariantStatus
+    from service.team.keys import ApiKeys
+    from service.variants.variant import ServedVariant, VariantStatus
 
 log = structlog.get_logger(__name__)
 
 ACCEPTED = 202
 
 
-class VariantsInCharge(Protocol):
+class VariantRegistry(Protocol):
     """What can be done about the variants; `service.variants.supervisor.Supervisor` does it."""
 
     def roles(self) -> list[tuple[VariantStatus, str]]:
@@ -42,13 +42,13 @@ class VariantsInCharge(Protocol):
     def failed_swap(self, name: str) -> str | None:
         """Why the last swap by this name failed."""
 
-    def require(self, name: str) -> Variant:
+    def require(self, name: str) -> ServedVariant:
         """Return a variant, or raise ModelNotFoundError."""
 
-    def add(self, variant: Variant) -> None:
+    def add(self, variant: ServedVariant) -> None:
         """Serve one more."""
 
-    def swap(self, variant: Variant) -> None:
+    def swap(self, variant: ServedVariant) -> None:
         """Load one beside the one of the same name, and let it take over."""
 
     def unload(self, name: str) -> None:
@@ -62,10 +62,10 @@ class VariantsInCharge(Protocol):
 class Administration:
     """What the routes work with."""
 
-    keys: KeyRing
-    variants: VariantsInCharge
+    keys: ApiKeys
+    variants: VariantRegistry
     # Makes a variant of settings as in the file's `also`; raises SettingsError.
-    make_variant: Callable[[Mapping[str, object]], Variant]
+    make_variant: Callable[[Mapping[str, object]], ServedVariant]
 
 
 class NamedModel(StrictModel):
@@ -177,7 +177,7 @@ def admin_router(administration: Administration, context: ApiContext) -> APIRout
         report = await variants.require(name).require_served().engine.check_integrity()
         return JsonResponse({"is_idle": report.is_idle, "problem": report.problem})
 
-    def make(request: NewModel) -> Variant:
+    def make(request: NewModel) -> ServedVariant:
         if request.variant is None:
             raise InvalidFieldError("variant: required, and missing", param="variant")
         own = {"variant": request.variant, "served_model_name": request.model}

@@ -14,7 +14,7 @@ from service.api.chat import chat_router
 from service.api.completions import completions_router
 from service.api.error_responses import http_error_response
 from service.api.health import health_router
-from service.api.middleware import ErrorBoundary, KeyGate, OpenRequests, RequestId
+from service.api.middleware import AuthMiddleware, ErrorBoundary, OpenRequests, RequestId
 from service.api.models import models_router
 from service.api.openapi import describe
 from service.api.requests import ChatRequest, CompletionRequest
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
     from service.api.admin import Administration
     from service.api.context import ApiContext
-    from service.team.keys import KeyRing
+    from service.team.keys import ApiKeys
 
 
 def create_app(
-    context: ApiContext, keys: KeyRing | None, administration: Administration | None = None
+    context: ApiContext, keys: ApiKeys | None, administration: Administration | None = None
 ) -> FastAPI:
     """Return the application.
 
@@ -48,7 +48,7 @@ def create_app(
         middleware=[
             Middleware(RequestId),
             Middleware(ErrorBoundary),
-            Middleware(KeyGate, keys=keys, admin_keys=admin_keys),
+            Middleware(AuthMiddleware, keys=keys, admin_keys=admin_keys),
             Middleware(OpenRequests, lifecycle=context.lifecycle),
         ],
         exception_handlers={HTTPException: _refused_by_router},

@@ -8,12 +8,12 @@ from fastapi import APIRouter
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads the annotation
 from starlette.responses import Response
 
-from service.api.answering import acquire, answer
-from service.api.answers import COMPLETION
+from service.api.choices import plan_completion
 from service.api.openapi import json_body
-from service.api.planning import plan_completion
 from service.api.request_bodies import read_request
 from service.api.requests import CompletionRequest
+from service.api.respond import acquire, answer
+from service.api.response_body import COMPLETION
 
 if TYPE_CHECKING:
     from service.api.context import ApiContext

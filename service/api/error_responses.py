@@ -16,13 +16,13 @@ from engine.errors import (
     DeadlineExceededError,
     EngineDeadError,
     InvalidRequestError,
+    NoCandidatesError,
     NonFiniteLogitsError,
-    NothingToPickError,
     OutOfMemoryError,
     PromptTooLongError,
     QueueFullError,
 )
-from service.api.answers import encode_json
+from service.api.response_body import encode_json
 from service.errors import (
     BodyTooLargeError,
     ContextLengthError,
@@ -76,7 +76,7 @@ STATUS: dict[type[Exception], ErrorForm] = {
     QueueFullError: ErrorForm(429, "rate_limit_error", "queue_full"),
     DeadlineExceededError: ErrorForm(408, INVALID, "deadline_exceeded"),
     OutOfMemoryError: ErrorForm(500, "server_error", "out_of_memory"),
-    NothingToPickError: ErrorForm(400, INVALID, "nothing_to_pick"),
+    NoCandidatesError: ErrorForm(400, INVALID, "nothing_to_pick"),
     VariantStateError: ErrorForm(409, INVALID, "wrong_state"),
 }
 UNEXPECTED = ErrorForm(500, "server_error", "internal_error")

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from starlette.responses import Response
 
-from service.api.answers import KEEP_ALIVE
 from service.api.connection import while_connected
+from service.api.response_body import KEEP_ALIVE
 from service.api.scope import EVENT_STREAM, straight_send
 from service.errors import StalledReaderError
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
-    from service.api.answers import Frames
+    from service.api.response_body import Frames
     from service.server.lifecycle import Lifecycle
     from service.serving.generation import Generation, TextDelta
 

@@ -43,12 +43,12 @@ def health_router(context: ApiContext) -> APIRouter:
 
 def _describe(status: VariantStatus) -> dict[str, object]:
     """Say how a variant stands; not its name, nor why it failed: nobody was asked for a key."""
-    told: dict[str, object] = {"state": status.state.value}
+    found: dict[str, object] = {"state": status.state.value}
     if status.degraded is not None:
-        told["degraded"] = True
+        found["degraded"] = True
     if status.phase is not None:
         percent = None if status.percent is None else round(status.percent)
-        told |= {"step": status.phase, "percent": percent}
+        found |= {"step": status.phase, "percent": percent}
     if (report := status.self_test) is not None:
-        told["self_test"] = {"passed": report.passed, "finished": report.finished}
-    return told
+        found["self_test"] = {"passed": report.passed, "finished": report.finished}
+    return found

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import structlog
 from starlette.requests import ClientDisconnect
 
-from service.api.answers import error_frames
 from service.api.error_responses import UNEXPECTED, error_body, error_form, error_response
+from service.api.response_body import error_frames
 from service.api.scope import EVENT_STREAM, keep_send, keep_until_answered
 from service.errors import ClientGoneError, StalledReaderError
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from service.server.lifecycle import Lifecycle
-    from service.team.keys import KeyRing
+    from service.team.keys import ApiKeys
 
 log = structlog.get_logger(__name__)
 
@@ -109,10 +109,10 @@ def _is_event_stream(start: Message) -> bool:
     )
 
 
-class KeyGate:
+class AuthMiddleware:
     """Lets a request pass if it has the key of where it goes, or asks for health."""
 
-    def __init__(self, app: ASGIApp, keys: KeyRing | None, admin_keys: KeyRing | None) -> None:
+    def __init__(self, app: ASGIApp, keys: ApiKeys | None, admin_keys: ApiKeys | None) -> None:
         self._app = app
         self._keys = keys
         self._admin_keys = admin_keys

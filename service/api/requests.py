@@ -2,7 +2,7 @@
 
 A field that is not listed here is refused by name, whatever its value: one that would have no
 effect is not swallowed. Types are strict (5.0 is no integer, "5" no number). What depends on the
-served model is checked in `service.api.planning`.
+served model is checked in `service.api.choices`.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.commands.fetching import foreseen_ends, hub_access, progress_display, say
-from service.commands.looking import TokenOption  # noqa: TC001 - typer reads annotations
+from service.commands.download_options import exit_on_errors, hub_access, progress_display, say
+from service.commands.repository_options import TokenOption  # noqa: TC001 - typer reads annotations
 
 if TYPE_CHECKING:
     from loaders.repository.hub import HubAccess
@@ -35,7 +35,7 @@ def download(
     ] = False,
 ) -> None:
     """Fetch the files that a variant needs, going on where an earlier run stopped."""
-    with foreseen_ends(), progress_display() as shown:
+    with exit_on_errors(), progress_display() as shown:
         access = hub_access(cache_dir, token, shown)
         spec = _on_the_hub(variant, access)
         shown.begin(str(spec))

@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.commands.fetching import (
+from service.commands.download_options import (
     FAILED,
-    foreseen_ends,
+    exit_on_errors,
     hub_access,
     progress_display,
     say,
 )
-from service.commands.looking import TokenOption  # noqa: TC001 - typer reads annotations
-from service.commands.planning import (
+from service.commands.plan_request import (
     NEEDS_SEVERAL,
     ContextOption,
     GpuOption,
+    PlanRequest,
     PreferOption,
-    Question,
     UsersOption,
     answer,
     read_context,
 )
+from service.commands.repository_options import TokenOption  # noqa: TC001 - typer reads annotations
 from service.errors import SettingsError
 from service.settings import config_file_from_environment, load_settings
 
@@ -68,7 +68,7 @@ def mirror(
     if check is not None and repo is None:
         _check(check)
     elif check is None and repo is not None and folder is not None:
-        question = Question(gpu, read_context(context), users, prefer)
+        question = PlanRequest(gpu, read_context(context), users, prefer)
         _mirror(repo, _names(branches), folder, token, question)
     else:
         raise SettingsError("use `tetrad mirror REPO FOLDER`, or `tetrad mirror --check FOLDER`")
@@ -88,21 +88,21 @@ def _names(branches: str) -> list[str] | None:
 
 
 def _mirror(
-    repo: str, branches: list[str] | None, folder: Path, token: str | None, question: Question
+    repo: str, branches: list[str] | None, folder: Path, token: str | None, question: PlanRequest
 ) -> None:
     from loaders.repository.mirror import mirror as fetch_all
 
-    with foreseen_ends(), progress_display() as shown:
+    with exit_on_errors(), progress_display() as shown:
         access = hub_access(folder, token, shown)
         choose = partial(_choose, repo, question, access)
-        held = fetch_all(repo, branches, access, choose=choose, tell_variant=shown.begin)
+        held = fetch_all(repo, branches, access, choose=choose, on_variant=shown.begin)
     for variant in held:
         serve = shlex.join(["tetrad", "serve", str(variant.spec), "--cache-dir", str(folder)])
         typer.echo(f"{variant.spec} is at commit {variant.commit}; to serve it:")
         typer.echo(f"  {serve} --local-files-only")
 
 
-def _choose(repo: str, question: Question, access: HubAccess) -> list[VariantSpec]:
+def _choose(repo: str, question: PlanRequest, access: HubAccess) -> list[VariantSpec]:
     """Choose the variant to mirror, and say why."""
     from loaders.catalogue.find import find_variants
     from loaders.errors import NotEnoughMemoryError
@@ -128,7 +128,7 @@ def _choose(repo: str, question: Question, access: HubAccess) -> list[VariantSpe
 def _check(folder: Path) -> None:
     from loaders.repository.mirror import check_mirror, read_mirror
 
-    with foreseen_ends():
+    with exit_on_errors():
         damage = check_mirror(folder)
         for entry in damage:
             say(f"damaged: {entry}")

@@ -14,16 +14,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.commands.looking import CacheOption, OfflineOption, TokenOption, look, look_settings
-from service.commands.planning import (
-    Answer,
+from service.commands.plan_request import (
     ContextOption,
     GpuOption,
+    PlanRequest,
+    PlanResult,
     PreferOption,
-    Question,
     UsersOption,
     answer,
     read_context,
+)
+from service.commands.repository_options import (
+    CacheOption,
+    OfflineOption,
+    TokenOption,
+    find_named_variants,
+    read_settings,
 )
 from service.commands.text import printable
 
@@ -53,10 +59,10 @@ def plan(
     """Say which variant to take for a device, what each one needs there, and why."""
     from loaders.errors import LoadError
 
-    settings = look_settings(token=token, cache_dir=cache_dir, offline=offline)
+    settings = read_settings(token=token, cache_dir=cache_dir, offline=offline)
     try:
         output, code = _run(
-            repo, Question(gpu, read_context(context), users, prefer), settings, as_json=as_json
+            repo, PlanRequest(gpu, read_context(context), users, prefer), settings, as_json=as_json
         )
     except LoadError as error:
         sys.stderr.write(f"tetrad: {printable(str(error))}\n")
@@ -65,19 +71,19 @@ def plan(
     raise typer.Exit(code)
 
 
-def exit_code(answered: Answer) -> int:
+def exit_code(answered: PlanResult) -> int:
     """Return what the process ends with: what `tetrad serve` could do on such a device."""
     if answered.choice.plan is None or answered.needs_several_gpus:
         return FITS_NOT
     return FITS_SHORTENED if answered.choice.is_shortened else FITS
 
 
-def _run(repo: str, question: Question, settings: Settings, *, as_json: bool) -> tuple[str, int]:
+def _run(repo: str, question: PlanRequest, settings: Settings, *, as_json: bool) -> tuple[str, int]:
     from loaders.repository.spec import parse_spec
     from service.commands.plan_view import as_document, as_table
 
     spec = parse_spec(repo)
-    answered = answer(question, settings, partial(look, spec, settings))
+    answered = answer(question, settings, partial(find_named_variants, spec, settings))
     code = exit_code(answered)
     if not as_json:
         return as_table(answered), code

@@ -33,7 +33,7 @@ from rich.text import Text
 
 from loaders.planning.plan import SHOWN_USERS
 from service.commands.engines_view import engine_lines
-from service.commands.planning import NEEDS_SEVERAL
+from service.commands.plan_request import NEEDS_SEVERAL
 from service.commands.text import printable
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from loaders.catalogue.variants import Variant
     from loaders.memory.device import MemoryBreakdown
     from loaders.planning.accelerators import Devices
-    from loaders.planning.plan import Choice, Plan, PlannedVariants
-    from service.commands.planning import Answer
+    from loaders.planning.plan import Plan, PlannedVariants, VariantChoice
+    from service.commands.plan_request import PlanResult
 
 _WIDTH_OF_FILES = 140  # where no terminal says how wide it is
 _WIDE = 120  # below it the table leaves out what the lines below it say anyway
@@ -56,7 +56,7 @@ _PARTS = (
 )
 
 
-def as_table(answer: Answer) -> str:
+def as_table(answer: PlanResult) -> str:
     """Render what people read: the table, the choice, why the others lost, what is unverified."""
     planned = answer.planned
     is_terminal = sys.stdout.isatty()
@@ -69,7 +69,7 @@ def as_table(answer: Answer) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
 
-def _table(planned: PlannedVariants, choice: Choice, *, is_wide: bool) -> Table:
+def _table(planned: PlannedVariants, choice: VariantChoice, *, is_wide: bool) -> Table:
     demand = planned.plans[0].demand
     kept = f"; keys and values in {demand.kv_dtype}" if demand.kv_dtype else ""
     title = f"{demand.context} tokens x {_users(demand.users)}{kept}; memory in GB of 10^9 bytes"
@@ -132,7 +132,7 @@ def _users(count: int) -> str:
     return "1 user" if count == 1 else f"{count} users"
 
 
-def _lines(answer: Answer) -> Iterator[str]:
+def _lines(answer: PlanResult) -> Iterator[str]:
     planned, choice = answer.planned, answer.choice
     yield "x1, x4, x16: the longest context in tokens that fits for so many users at once."
     yield from _unverified(planned)
@@ -205,7 +205,7 @@ def _gb(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:.2f}"
 
 
-def as_document(repo: str, answer: Answer) -> dict[str, Any]:
+def as_document(repo: str, answer: PlanResult) -> dict[str, Any]:
     """Build the document that the module describes, all but its exit code."""
     planned, choice, devices = answer.planned, answer.choice, answer.devices
     why = {id(loser.variant): loser.reason for loser in choice.losers}

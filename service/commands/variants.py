@@ -17,7 +17,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from service.commands.looking import CacheOption, OfflineOption, TokenOption, look, look_settings
+from service.commands.repository_options import (
+    CacheOption,
+    OfflineOption,
+    TokenOption,
+    find_named_variants,
+    read_settings,
+)
 from service.commands.text import printable
 
 if TYPE_CHECKING:
@@ -48,11 +54,11 @@ def variants(
     from loaders.errors import LoadError
     from loaders.repository.spec import parse_spec
 
-    settings = look_settings(token=token, cache_dir=cache_dir, offline=offline)
+    settings = read_settings(token=token, cache_dir=cache_dir, offline=offline)
     try:
         with Console(stderr=True).status("looking at the repository"):
             spec = parse_spec(repo)
-            name, found = spec.repo, look(spec, settings)
+            name, found = spec.repo, find_named_variants(spec, settings)
     except LoadError as error:
         sys.stderr.write(f"tetrad: {printable(str(error))}\n")
         raise typer.Exit(WRONG_QUESTION) from None
@@ -156,7 +162,7 @@ def _table_of_files(found: Sequence[Variant]) -> Table:
                 variant.file,
                 variant.gguf_type,
                 _gigabytes(variant),
-                variant.card and variant.card.description,
+                variant.model_card and variant.model_card.description,
                 variant.revision,
                 variant.commit and variant.commit[:7],
             )

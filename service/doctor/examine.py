@@ -18,7 +18,7 @@ from loaders.model.kernels.protocol import LayerShape
 from loaders.model.kernels.resolve import resolve_backend
 from loaders.model.stock import STOCK, absent_packages
 from loaders.quantization.packed_format import PackedFormat
-from loaders.repository.hub import HubAnswer, default_hub_cache, probe_hub
+from loaders.repository.hub import HubProbe, default_hub_cache, probe_hub
 from service.doctor import gpus, hub, machine, places, software
 from service.doctor.finding import Finding, fix, ok, warning
 from service.doctor.needs import (
@@ -48,7 +48,7 @@ class Facts:
         self._settings = settings
 
     @cached_property
-    def cards(self) -> list[gpus.Gpu]:
+    def gpus_found(self) -> list[gpus.Gpu]:
         """The cards that the driver knows."""
         return gpus.read_gpus()
 
@@ -63,7 +63,7 @@ class Facts:
         )
 
     @cached_property
-    def hub_answer(self) -> HubAnswer | None:
+    def hub_answer(self) -> HubProbe | None:
         """The hub's answer; None where downloads are off."""
         return None if self._settings.local_files_only else probe_hub(self.token)
 
@@ -120,14 +120,14 @@ def _software_checks(facts: Facts, settings: Settings) -> Iterator[tuple[str, Ch
     yield "python", lambda: software.check_python(python, software.wanted_python())
     installed = software.installed_version
     yield "packages", lambda: software.check_packages(software.requirements(), installed)
-    yield "gpu", lambda: gpus.check_driver(facts.cards, facts.build)
+    yield "gpu", lambda: gpus.check_driver(facts.gpus_found, facts.build)
     # Each variant may have a device and a backend of its own.
     for device, backend in dict.fromkeys((v.device, v.backend) for v in settings.variants()):
         yield "kernels", partial(_kernels, facts, device, backend)
     yield (
         "compilers",
         lambda: software.check_compilers(
-            has_gpu=bool(facts.cards),
+            has_gpu=bool(facts.gpus_found),
             has_cuda_compiler=software.has_cuda_compiler(),
             has_c_compiler=software.has_c_compiler(),
         ),
@@ -142,7 +142,7 @@ def _kernels(facts: Facts, device: str, backend: str) -> Finding:
     packed = PackedFormat("gptq", "gptq", bits=4, group_size=128)
     shape = LayerShape(packed, 4096, 4096, place)
     found = resolve_backend(backend, shape)[0].name
-    return gpus.check_kernels(facts.cards, facts.build, found)
+    return gpus.check_kernels(facts.gpus_found, facts.build, found)
 
 
 def _variant_checks(facts: Facts, settings: Settings) -> Iterator[tuple[str, Check]]:
@@ -178,7 +178,7 @@ def _machine_checks(facts: Facts, settings: Settings) -> Iterator[tuple[str, Che
     memory, processors = machine.read_memory_limit, machine.read_cpu_limit
     yield "container", lambda: machine.check_container(memory(), processors())
     shared = machine.read_shared_memory
-    yield "shared memory", lambda: machine.check_shared_memory(shared(), len(facts.cards))
+    yield "shared memory", lambda: machine.check_shared_memory(shared(), len(facts.gpus_found))
     yield "sockets", lambda: places.check_sockets(places.open_sockets)
     yield "port", lambda: places.check_port(host, port, places.bind_for_a_moment)
     yield "descriptors", lambda: machine.check_descriptors(machine.read_descriptor_limit())

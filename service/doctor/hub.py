@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from service.doctor.finding import Finding, fix, ok, warning
 
 if TYPE_CHECKING:
-    from loaders.repository.hub import HubAnswer
+    from loaders.repository.hub import HubProbe
 
 NOT_ASKED = "not asked: local_files_only is set"
 
 
-def check_hub(answer: HubAnswer | None) -> Finding:
+def check_hub(answer: HubProbe | None) -> Finding:
     """answer: None where downloads are off."""
     if answer is None:
         return ok("hub", NOT_ASKED)
@@ -22,7 +22,7 @@ def check_hub(answer: HubAnswer | None) -> Finding:
     return ok("hub", f"{answer.endpoint} answers")
 
 
-def check_token(answer: HubAnswer | None) -> Finding:
+def check_token(answer: HubProbe | None) -> Finding:
     """Look at what the hub said of the token."""
     if answer is None or answer.problem is not None:
         return ok("token", NOT_ASKED if answer is None else "not asked: the hub does not answer")

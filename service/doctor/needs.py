@@ -9,7 +9,7 @@ import torch
 
 from loaders.catalogue.find import find_variants
 from loaders.errors import LoadError
-from loaders.memory.free import free_bytes
+from loaders.memory.free import free_device_bytes
 from loaders.repository.opening import open_snapshot
 from loaders.repository.spec import parse_spec
 from service.doctor import machine
@@ -113,4 +113,4 @@ def check_memory_of(device: str, named: Sequence[NamedVariant]) -> Finding:
     needed = sum(known) if known else None
     if known and device == "auto" and torch.cuda.device_count() > 1:
         needed = max(known)  # each engine takes the GPU that has most free when it starts
-    return machine.check_memory(free_bytes(place), needed, str(place), len(known))
+    return machine.check_memory(free_device_bytes(place), needed, str(place), len(known))

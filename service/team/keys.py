@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _HOW = "send the server's key as 'Authorization: Bearer <key>'"
 
 
-class KeyRing:
+class ApiKeys:
     """The keys that open this server."""
 
     def __init__(self, key: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from loaders.catalogue.card import ModelCard, parse_card
+from loaders.catalogue.model_card import ModelCard, parse_card
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +35,7 @@ class VariantFacts:
     vocab_size: int | None = None
     num_hidden_layers: int | None = None
     pieces: frozenset[str] = frozenset()  # what the tokenizer has beside its ordinary vocabulary
-    card: ModelCard | None = None  # None without a README.md
+    model_card: ModelCard | None = None  # None without a README.md
 
 
 def read_facts(
@@ -48,7 +48,7 @@ def read_facts(
         vocab_size=_number(config, "vocab_size"),
         num_hidden_layers=_number(config, "num_hidden_layers"),
         pieces=frozenset(tokenizer.added_tokens_encoder),
-        card=_read_card(folder / "README.md"),
+        model_card=_read_card(folder / "README.md"),
     )
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class TemplateFamily:
     """A way of writing dialogs."""
 
     name: str
@@ -46,7 +46,7 @@ _ALTERNATING_TURNS = r"""
 {%- endif -%}
 """
 
-LLAMA_2 = Family(
+LLAMA_2 = TemplateFamily(
     "Llama 2",
     _ALTERNATING_TURNS
     + r"""
@@ -65,7 +65,7 @@ LLAMA_2 = Family(
 )
 
 # A dialog without a system turn gets one with no content: the model has seen no other beginning.
-CODELLAMA_70B = Family(
+CODELLAMA_70B = TemplateFamily(
     "CodeLlama 70B Instruct",
     _ALTERNATING_TURNS
     + r"""
@@ -78,7 +78,7 @@ CODELLAMA_70B = Family(
     frozenset({"<step>"}),
 )
 
-CHATML = Family(
+CHATML = TemplateFamily(
     "ChatML",
     r"""
 {%- for message in messages -%}
@@ -90,7 +90,7 @@ CHATML = Family(
 )
 
 # The family has no system turn; a system text stands before the first user's.
-MISTRAL = Family(
+MISTRAL = TemplateFamily(
     "Mistral",
     _ALTERNATING_TURNS
     + r"""
@@ -111,7 +111,7 @@ MISTRAL = Family(
 
 # The publisher's default system text, which has the model refuse whatever isn't computer science,
 # is left out: who wants it sends it.
-DEEPSEEK_CODER = Family(
+DEEPSEEK_CODER = TemplateFamily(
     "DeepSeek-Coder",
     r"""
 {{- bos_token -}}
@@ -129,7 +129,7 @@ DEEPSEEK_CODER = Family(
     frozenset({"<|EOT|>"}),
 )
 
-ALPACA = Family(
+ALPACA = TemplateFamily(
     "Alpaca",
     r"""
 {%- if messages[0].role != 'system' -%}
@@ -165,8 +165,8 @@ class _NameRule:
     label: str
     start: str  # regular expression for the beginning of the name
     chat_word: str  # the one further word in the name of the model that chats
-    family: Family
-    large_family: Family | None = None  # of its 70B model, where that is another
+    family: TemplateFamily
+    large_family: TemplateFamily | None = None  # of its 70B model, where that is another
     base_words: tuple[str, ...] = ("base",)
 
 
@@ -179,7 +179,7 @@ _NAME_RULES = (
 )
 
 
-def decide_family(facts: VariantFacts) -> Family:
+def decide_family(facts: VariantFacts) -> TemplateFamily:
     """Choose the family whose template the variant was trained on.
 
     The first rule that applies decides:
@@ -211,7 +211,7 @@ def decide_family(facts: VariantFacts) -> Family:
     return family
 
 
-def _family_by_name(facts: VariantFacts) -> Family | None:
+def _family_by_name(facts: VariantFacts) -> TemplateFamily | None:
     for name in _names(facts):
         for rule in _NAME_RULES:
             start = re.match(f"(?:{rule.start})(?:-|$)", name)
@@ -220,7 +220,7 @@ def _family_by_name(facts: VariantFacts) -> Family | None:
     return None
 
 
-def _apply(rule: _NameRule, words: list[str], facts: VariantFacts) -> Family | None:
+def _apply(rule: _NameRule, words: list[str], facts: VariantFacts) -> TemplateFamily | None:
     """Judge by the words after the family's; None for a derived model, which may be anything."""
     telling = [word for word in words if word and not _NEUTRAL_WORD.fullmatch(word)]
     if telling == [rule.chat_word]:
@@ -233,42 +233,42 @@ def _apply(rule: _NameRule, words: list[str], facts: VariantFacts) -> Family | N
 
 
 def _base_model_message(label: str, facts: VariantFacts) -> str:
-    shown = facts.card is not None and facts.card.template_text is not None
-    card = " Its card shows an instruction block, but this model was not trained on one." * shown
+    shown = facts.model_card is not None and facts.model_card.template_text is not None
+    warning = " Its card shows an instruction block, but this model was not trained on one." * shown
     return (
         f"{facts.repo} is a base model ({label}) without a chat template: it continues text and "
-        f"was not trained to answer messages.{card} Use /v1/completions, or serve a variant made "
-        "for chat."
+        f"was not trained to answer messages.{warning} Use /v1/completions, or serve a variant "
+        "made for chat."
     )
 
 
-def _family_by_shape(facts: VariantFacts) -> Family | None:
+def _family_by_shape(facts: VariantFacts) -> TemplateFamily | None:
     is_70b = facts.model_type == "llama" and facts.num_hidden_layers == 80
     return CODELLAMA_70B if is_70b and "<step>" in facts.pieces else None
 
 
-def _family_by_pieces(facts: VariantFacts) -> Family | None:
+def _family_by_pieces(facts: VariantFacts) -> TemplateFamily | None:
     words = {word for name in _names(facts) for word in name.split("-")}
     chats = bool(words & _CHAT_WORDS) or _card_template_name(facts) == "chatml"
     return CHATML if chats and facts.pieces >= CHATML.needed_pieces else None
 
 
-def _family_by_card(facts: VariantFacts) -> Family | None:
-    text = (facts.card and facts.card.template_text) or ""
+def _family_by_card(facts: VariantFacts) -> TemplateFamily | None:
+    text = (facts.model_card and facts.model_card.template_text) or ""
     if "### Instruction:" in text and "### Response:" in text:
         return ALPACA
     return _CARD_NAMES.get(_card_template_name(facts))
 
 
 def _card_template_name(facts: VariantFacts) -> str:
-    return _plain((facts.card and facts.card.template_name) or "")
+    return _plain((facts.model_card and facts.model_card.template_name) or "")
 
 
 def _names(facts: VariantFacts) -> list[str]:
     """Give the variant's names without owners, as lower-case words joined by "-"."""
     names = [facts.repo]
-    if facts.card is not None:
-        names += [facts.card.model_name or "", facts.card.base_model or ""]
+    if facts.model_card is not None:
+        names += [facts.model_card.model_name or "", facts.model_card.base_model or ""]
     return [_plain(name.rstrip("/").rsplit("/", maxsplit=1)[-1]) for name in names if name]
 
 

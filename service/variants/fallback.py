@@ -14,33 +14,33 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from engine.errors import EngineDeadError, EngineKilledError, EngineStartError
-from service.worker_protocol.load_attempt import Attempt, Failure, StartFailure, Trial
+from service.worker_protocol.load_attempt import FailureKind, LoadAttempt, LoadRequest, StartFailure
 
 if TYPE_CHECKING:
     from service.settings import WorkerSettings
 
 SHORTEST_CONTEXT = 1024  # tokens; below it a variant is of no use to anybody
-_WHY = {Failure.MEMORY: "out of memory", Failure.SELF_TEST: "failed its self-test"}
+_WHY = {FailureKind.MEMORY: "out of memory", FailureKind.SELF_TEST: "failed its self-test"}
 # One that was killed once may have met somebody who tidied up; one that was killed twice is too
 # large.
-KILLS_FOR_WANT_OF_MEMORY = 2
+KILLS_THAT_MEAN_OUT_OF_MEMORY = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Fallback:
     """The next attempt, and what it gives up."""
 
-    attempt: Attempt
+    load_request: LoadRequest
     reason: str
 
 
-class Ladder:
+class FallbackPolicy:
     """The attempts at one variant, from the first to the one that serves."""
 
     def __init__(self, settings: WorkerSettings) -> None:
-        self.attempt = Attempt()
+        self.load_request = LoadRequest()
         self._settings = settings
-        self._trial: Trial | None = None  # the last one told
+        self._attempt: LoadAttempt | None = None  # the last one told
         self._is_ours = False  # whether the settings leave the branch to us
         self._left: list[str] = []  # branches, and why
         self._given_up: list[str] = []  # with the branch that is tried now
@@ -52,96 +52,99 @@ class Ladder:
         return "; ".join((*self._left, *self._given_up)) or None
 
     @property
-    def trial(self) -> Trial | None:
+    def attempt(self) -> LoadAttempt | None:
         """What the last engine told that it tries."""
-        return self._trial
+        return self._attempt
 
-    def note(self, trial: Trial) -> None:
+    def note(self, attempt: LoadAttempt) -> None:
         """Take in what an engine tries; later engines of this variant stay with the choice."""
-        if self.attempt.variant is None:
-            self._is_ours = trial.reason is not None
-            self.attempt = msgspec.structs.replace(self.attempt, variant=trial.variant)
-        self._trial = trial
+        if self.load_request.variant is None:
+            self._is_ours = attempt.reason is not None
+            self.load_request = msgspec.structs.replace(self.load_request, variant=attempt.variant)
+        self._attempt = attempt
 
-    def begin(self) -> None:
+    def reset(self) -> None:
         """Begin anew, as after somebody unloaded the variant: what was short may be free again.
 
         A branch that was chosen is kept, if it was not a second choice.
         """
-        kept = None if self._left else self.attempt.variant
-        self.attempt = Attempt(variant=kept)
-        self._trial = None
+        kept = None if self._left else self.load_request.variant
+        self.load_request = LoadRequest(variant=kept)
+        self._attempt = None
         self._left, self._given_up, self._num_kills = [], [], 0
 
     def note_success(self) -> None:
         """Forget what did not end in failure after all."""
         self._num_kills = 0
 
-    def step_down(self, error: EngineDeadError) -> str | None:
+    def next_attempt(self, error: EngineDeadError) -> str | None:
         """Take the next rung after an engine that never served; return what it gives up, if any.
 
         None where nothing else is left to try, or nothing else would help: neither does it after an
         engine that did not get as far as telling what it tries.
         """
         failure = self._failure(error)
-        if failure is None or self._settings.strict or self._trial is None:
+        if failure is None or self._settings.strict or self._attempt is None:
             return None
-        step = self._next(failure, self._trial)
-        if step is None:
+        fallback = self._next(failure, self._attempt)
+        if fallback is None:
             return None
         self._num_kills = 0
-        if step.attempt.variant is None:
-            self._left.append(step.reason)
+        if fallback.load_request.variant is None:
+            self._left.append(fallback.reason)
             self._given_up = []
         else:
-            self._given_up.append(step.reason)
-        self.attempt = step.attempt
-        self._trial = None  # the next engine tells its own
-        return step.reason
+            self._given_up.append(fallback.reason)
+        self.load_request = fallback.load_request
+        self._attempt = None  # the next engine tells its own
+        return fallback.reason
 
     def _failure(self, error: EngineDeadError) -> StartFailure | None:
         if isinstance(error, EngineStartError):
             return StartFailure.decode(error.about)
         if isinstance(error, EngineKilledError):
             self._num_kills += 1
-            if self._num_kills >= KILLS_FOR_WANT_OF_MEMORY:
-                return StartFailure(Failure.MEMORY)
+            if self._num_kills >= KILLS_THAT_MEAN_OUT_OF_MEMORY:
+                return StartFailure(FailureKind.MEMORY)
         return None
 
-    def _next(self, failure: StartFailure, trial: Trial) -> Step | None:
-        steps = [self._next_backend(failure)]
-        if failure.kind is Failure.MEMORY:
-            steps.append(self._shorter_context(trial))
-        steps.append(self._next_branch(failure, trial))
-        return next((step for step in steps if step is not None), None)
+    def _next(self, failure: StartFailure, attempt: LoadAttempt) -> Fallback | None:
+        fallbacks = [self._next_backend(failure)]
+        if failure.kind is FailureKind.MEMORY:
+            fallbacks.append(self._shorter_context(attempt))
+        fallbacks.append(self._next_branch(failure, attempt))
+        return next((fallback for fallback in fallbacks if fallback is not None), None)
 
-    def _next_backend(self, failure: StartFailure) -> Step | None:
-        left_out = [name for name in failure.backends if name not in self.attempt.excluded_backends]
+    def _next_backend(self, failure: StartFailure) -> Fallback | None:
+        left_out = [
+            name for name in failure.backends if name not in self.load_request.excluded_backends
+        ]
         if not left_out or self._settings.backend != "auto":
             return None
-        excluded = (*self.attempt.excluded_backends, *left_out)
-        return Step(
-            msgspec.structs.replace(self.attempt, excluded_backends=excluded),
+        excluded = (*self.load_request.excluded_backends, *left_out)
+        return Fallback(
+            msgspec.structs.replace(self.load_request, excluded_backends=excluded),
             f"without kernel {'+'.join(left_out)}: {_WHY[failure.kind]}",
         )
 
-    def _shorter_context(self, trial: Trial) -> Step | None:
+    def _shorter_context(self, attempt: LoadAttempt) -> Fallback | None:
         asked = self._settings.max_model_len, self._settings.kv_cache_size
-        if trial.max_model_len is None or asked != ("auto", "auto"):
+        if attempt.max_model_len is None or asked != ("auto", "auto"):
             return None  # a cache of a size that was asked for is no smaller for shorter contexts
-        shorter = trial.max_model_len // 2
+        shorter = attempt.max_model_len // 2
         if shorter < SHORTEST_CONTEXT:
             return None
-        return Step(
-            msgspec.structs.replace(self.attempt, max_model_len=shorter),
-            f"context {shorter} instead of {trial.max_model_len} tokens: {_WHY[Failure.MEMORY]}",
+        return Fallback(
+            msgspec.structs.replace(self.load_request, max_model_len=shorter),
+            f"context {shorter} instead of {attempt.max_model_len} tokens:"
+            f" {_WHY[FailureKind.MEMORY]}",
         )
 
-    def _next_branch(self, failure: StartFailure, trial: Trial) -> Step | None:
+    def _next_branch(self, failure: StartFailure, attempt: LoadAttempt) -> Fallback | None:
         if not self._is_ours:
             return None
-        excluded = (*self.attempt.excluded_variants, trial.variant)
-        return Step(
-            Attempt(excluded_variants=excluded),
-            f"another branch than {trial.variant}: {_WHY[failure.kind]}",
+        excluded = (*self.load_request.excluded_variants, attempt.variant)
+        return Fallback(
+            LoadRequest(excluded_variants=excluded),
+            f"another branch than {attempt.variant}: {_WHY[failure.kind]}",
         )

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import TypeAlias
 
-    from engine.process.loop import BuiltEngine, TellProgress
+    from engine.process.loop import BuiltEngine, ReportProgress
     from engine.transport.wire import Progress
     from service.settings import WorkerSettings
-    from service.worker_protocol.load_attempt import Attempt
+    from service.worker_protocol.load_attempt import LoadRequest
 
     OnProgress: TypeAlias = Callable[[Progress], None]
 
@@ -45,7 +45,7 @@ WORKER_COMMAND = ("-m", "service.worker.process")
 UNLOADED = "the model was unloaded"
 
 
-class EngineHost(Protocol):
+class EngineHandle(Protocol):
     """One engine, from its start to its end."""
 
     client: EngineClient
@@ -85,7 +85,7 @@ class EngineProcess:
     async def start(
         cls,
         settings: WorkerSettings,
-        attempt: Attempt,
+        load_request: LoadRequest,
         on_progress: OnProgress,
         *,
         command: Sequence[str] = WORKER_COMMAND,
@@ -104,13 +104,13 @@ class EngineProcess:
         except BaseException:  # cancelled, too: nobody else knows of the client yet
             client.end(EngineDeadError("the engine's process could not be started"))
             raise
-        told = {
+        for_worker = {
             "folder": str(client.folder),
             "parent": os.getpid(),
-            "settings": settings.told(),
-            "attempt": msgspec.to_builtins(attempt),
+            "settings": settings.for_worker(),
+            "load_request": msgspec.to_builtins(load_request),
         }
-        _stdin_of(process).write(json.dumps(told).encode() + b"\n")  # and stays open
+        _stdin_of(process).write(json.dumps(for_worker).encode() + b"\n")  # and stays open
         return cls(process, client, settings)
 
     @property
@@ -129,7 +129,7 @@ class EngineProcess:
                 await self._end_by_force(exited)
             error = _how_it_ended(await exited, hung.result() if hung.done() else None)
             if not self._is_stopping:
-                await self.client.hear_last_words()
+                await self.client.drain_messages()
         finally:
             hung.cancel()
             _stdin_of(self._process).close()
@@ -164,7 +164,7 @@ class EngineInThread:
         self,
         settings: WorkerSettings,
         on_progress: OnProgress,
-        build: Callable[[TellProgress], BuiltEngine],
+        build: Callable[[ReportProgress], BuiltEngine],
     ) -> None:
         self.client = EngineClient(ClientSockets(), settings.queue_limits, on_progress=on_progress)
         self._thread = EngineThread(self.client.folder, build)
@@ -192,7 +192,7 @@ class EngineInThread:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             how = hung.result() if hung.done() else "the engine ended"
             if ended.done() and not self._is_stopping:
-                await self.client.hear_last_words()
+                await self.client.drain_messages()
         finally:
             for wait in waits:
                 wait.cancel()

@@ -14,20 +14,20 @@ import structlog
 from msgspec import structs
 
 from engine.errors import EngineDeadError
-from service.errors import StepDownError
+from service.errors import FallbackError
 from service.server import garbage
 from service.serving.served_model import ServedModel
 from service.variants.text import ModelText, read_model_text
-from service.worker_protocol.load_attempt import Trial
+from service.worker_protocol.load_attempt import LoadAttempt
 from service.worker_protocol.model_description import ModelDescription
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from engine.transport.wire import Progress
-    from service.variants.fallback import Ladder
-    from service.variants.handles import EngineHost, OnProgress
-    from service.worker_protocol.load_attempt import Attempt
+    from service.variants.fallback import FallbackPolicy
+    from service.variants.handles import EngineHandle, OnProgress
+    from service.worker_protocol.load_attempt import LoadRequest
 
 log = structlog.get_logger(__name__)
 
@@ -39,44 +39,44 @@ class LoadedVariant:
         self,
         name: str,
         variant: str,
-        ladder: Ladder,
-        start: Callable[[Attempt, OnProgress], Awaitable[EngineHost]],
+        fallback: FallbackPolicy,
+        start: Callable[[LoadRequest, OnProgress], Awaitable[EngineHandle]],
     ) -> None:
         self._asked = variant
-        self._ladder = ladder
+        self._fallback = fallback
         self._name = name
         self._start = start
         self._description: ModelDescription | None = None  # of what `_text` was read for
         self._text: ModelText | None = None
         self._shortened: str | None = None  # by the engine itself, in words
 
-    def begin(self) -> None:
+    def reset(self) -> None:
         """Forget what earlier lives gave up."""
-        self._ladder.begin()
+        self._fallback.reset()
         self._shortened = None
 
-    async def start(self, on_progress: OnProgress) -> EngineHost:
+    async def start(self, on_progress: OnProgress) -> EngineHandle:
         """Start an engine."""
 
         def note(progress: Progress) -> None:
             if progress.about:
-                self._note_trial(Trial.decode(progress.about))
+                self._note_attempt(LoadAttempt.decode(progress.about))
             on_progress(progress)
 
-        return await self._start(self._ladder.attempt, note)
+        return await self._start(self._fallback.load_request, note)
 
-    async def served(self, host: EngineHost) -> ServedModel:
+    async def wait_ready(self, handle: EngineHandle) -> ServedModel:
         """Wait until an engine takes work; return it with its text.
 
-        Raises StepDownError where another way to load the variant is left.
+        Raises FallbackError where another way to load the variant is left.
         """
         try:
-            ready = await host.client.ready()
+            ready = await handle.client.ready()
         except EngineDeadError as error:
-            if (given_up := self._ladder.step_down(error)) is None:
+            if (given_up := self._fallback.next_attempt(error)) is None:
                 raise
-            raise StepDownError(f"{error}; trying {given_up}") from error
-        self._ladder.note_success()
+            raise FallbackError(f"{error}; trying {given_up}") from error
+        self._fallback.note_success()
         description = ModelDescription.decode(ready.about)
         self._shortened = description.shortened
         text = await self._read_text(description)
@@ -85,7 +85,7 @@ class LoadedVariant:
         return ServedModel(
             name=self._name,
             created=int(time.time()),
-            engine=host.client,
+            engine=handle.client,
             tokenizer=text.tokenizer,
             chat_template=template,
             chat_refusal=text.chat_refusal,
@@ -99,18 +99,20 @@ class LoadedVariant:
     @property
     def variant(self) -> str:
         """What is served: as the settings name it, or the branch that was chosen."""
-        return self._ladder.attempt.variant or self._asked
+        return self._fallback.load_request.variant or self._asked
 
     @property
     def degraded(self) -> str | None:
         """What was given up so that it could be loaded."""
-        told = [reason for reason in (self._ladder.degraded, self._shortened) if reason]
-        return "; ".join(told) or None
+        reasons = [reason for reason in (self._fallback.degraded, self._shortened) if reason]
+        return "; ".join(reasons) or None
 
-    def _note_trial(self, trial: Trial) -> None:
-        if trial.reason is not None and self._ladder.attempt.variant is None:
-            log.info("variant chosen", model=self._name, variant=trial.variant, reason=trial.reason)
-        self._ladder.note(trial)
+    def _note_attempt(self, attempt: LoadAttempt) -> None:
+        if attempt.reason is not None and self._fallback.load_request.variant is None:
+            log.info(
+                "variant chosen", model=self._name, variant=attempt.variant, reason=attempt.reason
+            )
+        self._fallback.note(attempt)
 
     async def close(self) -> None:
         """End what runs for the text."""

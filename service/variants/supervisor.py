@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from service.serving.served_model import ServedModel
-    from service.variants.variant import Variant, VariantStatus
+    from service.variants.variant import ServedVariant, VariantStatus
 
 log = structlog.get_logger(__name__)
 
@@ -33,11 +33,11 @@ class Supervisor:
     """Every variant that is served here, by the name that clients send as `model`."""
 
     def __init__(
-        self, variants: Iterable[Variant], *, drain_limit_s: float, load_wait_s: float
+        self, variants: Iterable[ServedVariant], *, drain_limit_s: float, load_wait_s: float
     ) -> None:
         self._variants = {variant.name: variant for variant in variants}
-        self._incoming: list[Variant] = []  # load beside those whose places they will take
-        self._outgoing: list[Variant] = []  # are drained, their places taken
+        self._incoming: list[ServedVariant] = []  # load beside those whose places they will take
+        self._outgoing: list[ServedVariant] = []  # are drained, their places taken
         self._failed_swaps: dict[str, str] = {}  # why the last one by a name failed
         self._drain_limit_s = drain_limit_s
         self._load_wait_s = load_wait_s
@@ -46,7 +46,7 @@ class Supervisor:
     # ── how things stand ────────────────────────────────────────────────────────────────────────
 
     @property
-    def variants(self) -> list[Variant]:
+    def variants(self) -> list[ServedVariant]:
         """Every variant: first those that requests go to, then what a swap brings or leaves."""
         return [*self._variants.values(), *self._incoming, *self._outgoing]
 
@@ -92,7 +92,7 @@ class Supervisor:
         variant = self.require(name)
         return variant.status, variant.served
 
-    def require(self, name: str) -> Variant:
+    def require(self, name: str) -> ServedVariant:
         """Return a variant by name, or raise ModelNotFoundError."""
         variant = self._variants.get(name)
         if variant is None:
@@ -116,7 +116,7 @@ class Supervisor:
         until_answered.enter_context(variant.in_use())
         return served
 
-    async def _until_loaded(self, variant: Variant) -> None:
+    async def _until_loaded(self, variant: ServedVariant) -> None:
         """Have a variant loaded, and wait for it, for a while."""
         deadline = time.monotonic() + self._load_wait_s
         while time.monotonic() < deadline:
@@ -145,7 +145,7 @@ class Supervisor:
         ]
         await asyncio.gather(*endings, *self._changes, return_exceptions=True)
 
-    def add(self, variant: Variant) -> None:
+    def add(self, variant: ServedVariant) -> None:
         """Serve one more variant. Raises VariantStateError where its name is taken."""
         if any(variant.name == other.name for other in self.variants):
             raise VariantStateError(
@@ -154,7 +154,7 @@ class Supervisor:
         self._variants[variant.name] = variant
         variant.load()
 
-    def swap(self, variant: Variant) -> None:
+    def swap(self, variant: ServedVariant) -> None:
         """Load a variant beside the one of the same name; let it take over, then drain that one.
 
         The old one stays where the new one cannot be loaded. Raises ModelNotFoundError, or
@@ -181,7 +181,7 @@ class Supervisor:
         del self._variants[name]
         self._failed_swaps.pop(name, None)
 
-    async def _take_over(self, old: Variant, new: Variant) -> None:
+    async def _take_over(self, old: ServedVariant, new: ServedVariant) -> None:
         try:
             while new.state in ON_ITS_WAY:
                 await asyncio.sleep(CHECK_INTERVAL_S)
@@ -205,7 +205,7 @@ class Supervisor:
         task.add_done_callback(self._changes.discard)
 
 
-def _is_waited_for(variant: Variant) -> bool:
+def _is_waited_for(variant: ServedVariant) -> bool:
     """Whether the server is not ready for want of this variant."""
     if not variant.rules.is_required or variant.rules.is_on_demand:
         return False

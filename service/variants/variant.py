@@ -22,7 +22,7 @@ import structlog
 
 from engine.errors import EngineDeadError, EngineStartError
 from loaders.errors import LoadError
-from service.errors import StepDownError, UnavailableError, VariantStateError
+from service.errors import FallbackError, UnavailableError, VariantStateError
 from service.server.lifecycle import RETRY_AFTER_S
 from service.text.errors import TextError
 from service.worker_protocol.load_attempt import StartFailure
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from engine.transport.wire import Progress
     from loaders.model.self_test.report import SelfTestReport
     from service.serving.served_model import ServedModel
-    from service.variants.handles import EngineHost
+    from service.variants.handles import EngineHandle
 
 log = structlog.get_logger(__name__)
 
@@ -74,17 +74,17 @@ class VariantSource(Protocol):
     def degraded(self) -> str | None:
         """What was given up so that it could be loaded; None where nothing was."""
 
-    def begin(self) -> None:
+    def reset(self) -> None:
         """Begin a new life of the variant: what earlier ones gave up is tried again."""
 
-    async def start(self, on_progress: Callable[[Progress], None]) -> EngineHost:
+    async def start(self, on_progress: Callable[[Progress], None]) -> EngineHandle:
         """Start an engine."""
 
-    async def served(self, host: EngineHost) -> ServedModel:
+    async def wait_ready(self, handle: EngineHandle) -> ServedModel:
         """Wait until a started engine serves.
 
         Raises EngineDeadError, EngineStartError where another try would end the same way; LoadError
-        or TextError for files that cannot be read; StepDownError where the next engine will try
+        or TextError for files that cannot be read; FallbackError where the next engine will try
         another way.
         """
 
@@ -121,7 +121,7 @@ class VariantStatus:
     self_test: SelfTestReport | None = None  # the last one that was made
 
 
-class Variant:
+class ServedVariant:
     """A variant's state, and the task that keeps it there."""
 
     def __init__(self, name: str, source: VariantSource, rules: VariantRules) -> None:
@@ -133,7 +133,7 @@ class Variant:
         self._is_on_demand = rules.is_on_demand  # until somebody unloads it by hand
         self._is_drained = False
         self._source = source
-        self._host: EngineHost | None = None
+        self._handle: EngineHandle | None = None
         self._served: ServedModel | None = None
         self._progress: Progress | None = None
         self._logged: Progress | None = None  # the last one that the log told of
@@ -171,7 +171,7 @@ class Variant:
             degraded=self._source.degraded,
             num_restarts=self._num_restarts,
             num_requests=self._num_requests,
-            pid=None if self._host is None else self._host.pid,
+            pid=None if self._handle is None else self._handle.pid,
             statistics=None if self._served is None else self._served.engine.statistics,
             self_test=self._self_test,
         )
@@ -277,12 +277,12 @@ class Variant:
 
     async def _run_engines(self) -> None:
         """Start engines, one after the other, until there is no hope."""
-        self._source.begin()
+        self._source.reset()
         deaths, delay_s = 0, 0.0
         while True:
             try:
                 served_s = await self._run_engine(is_first=deaths == 0)
-            except StepDownError as error:
+            except FallbackError as error:
                 self._reason = str(error)
                 log.warning("degraded", model=self.name, reason=self._reason)
                 continue
@@ -308,19 +308,19 @@ class Variant:
         is_first: since the variant was told to load, so that it has never got that far.
         """
         try:
-            host = await self._source.start(self._note_progress)
+            handle = await self._source.start(self._note_progress)
         except OSError as error:  # no memory, no descriptors, no room for another process
             self._reason = f"the engine's process could not be started: {error.strerror}"
             return 0.0
-        self._host = host
+        self._handle = handle
         began: float | None = None
-        ended = asyncio.create_task(host.ended())
+        ended = asyncio.create_task(handle.ended())
         try:
-            self._served = await self._source.served(host)
+            self._served = await self._source.wait_ready(handle)
             self._self_test = self._served.self_test
             began = time.monotonic()
             self._enter(VariantState.DRAINING if self._is_drained else VariantState.SERVING)
-            log.info("ready", model=self.name, pid=host.pid)
+            log.info("ready", model=self.name, pid=handle.pid)
             await self._until_ended_or_idle(ended)
         except EngineDeadError as error:
             self._reason = str(error)
@@ -334,14 +334,14 @@ class Variant:
             return None
         finally:
             self._served = None
-            await host.stop()
+            await handle.stop()
             how = await ended
-            self._host = None
+            self._handle = None
         if began is None:
             return 0.0
         self._reason = how
         log.error("the engine ended", model=self.name, reason=how)
-        return time.monotonic() - began if host.can_be_replaced else None
+        return time.monotonic() - began if handle.can_be_replaced else None
 
     async def _until_ended_or_idle(self, ended: asyncio.Task[str]) -> None:
         """Wait for the engine's end; have the variant unloaded if nobody wants it any more."""

@@ -14,22 +14,22 @@ import torch
 from loaders.catalogue.find import find_variants
 from loaders.errors import NotEnoughMemoryError
 from loaders.load import resolve_device_map
-from loaders.memory.free import free_bytes
-from loaders.planning.accelerators import Devices, find_card
+from loaders.memory.free import free_device_bytes
+from loaders.planning.accelerators import Devices, find_gpu_model
 from loaders.planning.plan import choose, plan_variants
 from loaders.records import Records
 from service.settings import unless_auto
-from service.worker_protocol.load_attempt import Trial
+from service.worker_protocol.load_attempt import LoadAttempt
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from loaders.catalogue.variants import Variant
-    from loaders.planning.plan import Choice, PlannedVariants
+    from loaders.planning.plan import PlannedVariants, VariantChoice
     from loaders.repository.spec import VariantSpec
     from service.settings import WorkerSettings
-    from service.worker_protocol.load_attempt import Attempt
+    from service.worker_protocol.load_attempt import LoadRequest
 
 _MAX_LOSERS = 8  # that an error message explains
 
@@ -37,19 +37,19 @@ _MAX_LOSERS = 8  # that an error message explains
 def choose_variant(
     spec: VariantSpec,
     settings: WorkerSettings,
-    attempt: Attempt,
+    load_request: LoadRequest,
     *,
     cache_dir: Path | None,
     local_files_only: bool,
     device: str,
-) -> Trial:
+) -> LoadAttempt:
     """Say what to load for a name.
 
     device: the one that it will run on. Raises LoadError; NotEnoughMemoryError, with the arithmetic
     of each variant, where nothing fits.
     """
     if spec.revision is not None or spec.file is not None:
-        return Trial(variant=str(spec))
+        return LoadAttempt(variant=str(spec))
     token = settings.hub_token
     variants = find_variants(
         spec,
@@ -58,17 +58,17 @@ def choose_variant(
         local_files_only=local_files_only,
     )
     if not variants:
-        return Trial(variant=str(spec))  # loading says best what is wrong with it
+        return LoadAttempt(variant=str(spec))  # loading says best what is wrong with it
     if len(variants) == 1:
-        return Trial(variant=name_of(spec, variants[0]))
-    left = _untried(spec, variants, attempt.excluded_variants)
+        return LoadAttempt(variant=name_of(spec, variants[0]))
+    left = _untried(spec, variants, load_request.excluded_variants)
     choice = plan_here(left, settings, device)
     if choice.plan is not None and not (choice.is_shortened and settings.strict):
-        return Trial(variant=name_of(spec, choice.plan.variant), reason=choice.reason)
+        return LoadAttempt(variant=name_of(spec, choice.plan.variant), reason=choice.reason)
     smallest = _smallest(left, settings, device) if settings.cpu_offload else None
     if smallest is not None:
         reason = "nothing fits whole; of the smallest one a part stays on the CPU"
-        return Trial(variant=name_of(spec, smallest), reason=reason)
+        return LoadAttempt(variant=name_of(spec, smallest), reason=reason)
     raise NotEnoughMemoryError(f"{spec}: {choice.reason}; {_explain(choice)}")
 
 
@@ -98,7 +98,7 @@ def name_of(spec: VariantSpec, variant: Variant) -> str:
     return str(replace(spec, revision=variant.revision, file=variant.file))
 
 
-def plan_here(variants: Sequence[Variant], settings: WorkerSettings, device: str) -> Choice:
+def plan_here(variants: Sequence[Variant], settings: WorkerSettings, device: str) -> VariantChoice:
     """Plan variants for a device of this machine, and choose one."""
     return choose(_plans(variants, settings, device), settings.prefer)
 
@@ -116,7 +116,7 @@ def _plans(variants: Sequence[Variant], settings: WorkerSettings, device: str) -
     )
 
 
-def _explain(choice: Choice) -> str:
+def _explain(choice: VariantChoice) -> str:
     lost = [f"{one.variant.file or one.variant.revision}: {one.reason}" for one in choice.losers]
     return "; ".join(lost[:_MAX_LOSERS]) or "it holds no variants"
 
@@ -124,17 +124,17 @@ def _explain(choice: Choice) -> str:
 def devices_of(device: str) -> Devices:
     """Describe where an engine will run, with what is free there now. Raises BackendError."""
     place = one_device(device)
-    free = free_bytes(place)
+    free = free_device_bytes(place)
     if place.type == "cpu":
         return Devices("cpu", "cpu", 1, free)
     properties = torch.cuda.get_device_properties(place)
-    card = find_card(properties.name, properties.total_memory)
+    gpu = find_gpu_model(properties.name, properties.total_memory)
     return Devices(
         "cuda",
         properties.name,
         1,
         free,
-        card.bandwidth if card else None,
+        gpu.bandwidth if gpu else None,
         (properties.major, properties.minor),
         total_bytes=properties.total_memory,
     )
@@ -149,4 +149,4 @@ def one_device(asked: str) -> torch.device:
     if not isinstance(places, str):
         return places[""]
     every = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-    return max(every, key=free_bytes)
+    return max(every, key=free_device_bytes)

@@ -36,15 +36,15 @@ from service.errors import ServiceError, SettingsError
 from service.worker.branch_choice import choose_variant, one_device
 from service.worker.memory_report import MemoryMeter, compare, record
 from service.worker.sizing import resolve_engine_config, why_shortened
-from service.worker_protocol.load_attempt import Failure, StartFailure, Trial
+from service.worker_protocol.load_attempt import FailureKind, LoadAttempt, StartFailure
 from service.worker_protocol.model_description import MemoryReport, ModelDescription
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from engine.process.loop import TellProgress
+    from engine.process.loop import ReportProgress
     from service.settings import WorkerSettings
-    from service.worker_protocol.load_attempt import Attempt
+    from service.worker_protocol.load_attempt import LoadRequest
 
 log = structlog.get_logger(__name__)
 
@@ -54,52 +54,54 @@ CGROUP_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 FORESEEN = (LoadError, EngineError, ServiceError)
 
 
-def build_engine(settings: WorkerSettings, attempt: Attempt, tell: TellProgress) -> BuiltEngine:
+def build_engine(
+    settings: WorkerSettings, load_request: LoadRequest, report_progress: ReportProgress
+) -> BuiltEngine:
     """Load a variant and build its engine.
 
     Raises EngineStartError for what was foreseen; its `about` says what another attempt may mend.
     """
     try:
-        asked = prepare(settings, attempt, tell)
+        asked = prepare(settings, load_request, report_progress)
         return_freed_memory()  # what building the demo left
         meter = MemoryMeter(torch.device(asked.device))
-        loaded = load_variant(asked, settings, attempt, tell)
-        config = resolve_engine_config(settings, loaded, longest=attempt.max_model_len)
-        trial = Trial(variant=str(loaded.spec), max_model_len=config.max_model_len)
-        tell("building the engine", about=trial.encode())
+        loaded = load_variant(asked, settings, load_request, report_progress)
+        config = resolve_engine_config(settings, loaded, longest=load_request.max_model_len)
+        attempt = LoadAttempt(variant=str(loaded.spec), max_model_len=config.max_model_len)
+        report_progress("building the engine", about=attempt.encode())
         engine = Engine(loaded.model, config)
         return_freed_memory()  # what the engine's own layers replaced
-        tell("self-test")
+        report_progress("self-test")
         test_engine(engine, loaded.provenance.backend)
     except (*FORESEEN, MemoryError, OSError, RuntimeError) as error:
-        failure = failure_of(error, attempt)
+        failure = failure_of(error, load_request)
         if failure is None and not isinstance(error, FORESEEN):
             raise
         told = b"" if failure is None else failure.encode()
         raise EngineStartError(reason_of(error), about=told) from error
     memory = compare(meter, loaded, config, backend=settings.backend)
-    if memory is not None and not attempt.excluded_backends:
+    if memory is not None and not load_request.excluded_backends:
         record(memory, loaded, Records(settings.cache_dir))
     about = describe(loaded, memory, is_batch_invariant=settings.batch_invariant)
     shortened = why_shortened(
-        loaded.model, config.max_model_len, settings, longest=attempt.max_model_len
+        loaded.model, config.max_model_len, settings, longest=load_request.max_model_len
     )
     return BuiltEngine(engine, msgspec.structs.replace(about, shortened=shortened).encode())
 
 
-def failure_of(error: Exception, attempt: Attempt) -> StartFailure | None:
+def failure_of(error: Exception, load_request: LoadRequest) -> StartFailure | None:
     """Say what an attempt lacked, where another way to load the variant may do without."""
     if isinstance(error, SelfTestError):
         suspects = error.report.suspects & set(backend_names())
-        return StartFailure(Failure.SELF_TEST, tuple(sorted(suspects)), error.report)
-    if isinstance(error, BackendError) and attempt.excluded_backends:
-        return StartFailure(Failure.SELF_TEST)  # none is left that had not failed
+        return StartFailure(FailureKind.SELF_TEST, tuple(sorted(suspects)), error.report)
+    if isinstance(error, BackendError) and load_request.excluded_backends:
+        return StartFailure(FailureKind.SELF_TEST)  # none is left that had not failed
     if isinstance(error, EngineStartError):
         return StartFailure.decode(error.about)
-    return StartFailure(Failure.MEMORY) if is_want_of_memory(error) else None
+    return StartFailure(FailureKind.MEMORY) if is_out_of_memory(error) else None
 
 
-def is_want_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Whether less would have fitted."""
     if isinstance(error, (NotEnoughMemoryError, NotEnoughBlocksError, OutOfMemoryError)):
         return True
@@ -127,9 +129,9 @@ def test_engine(engine: Engine, backend: str) -> None:
     try:
         self_test(engine)
     except (EngineStartError, RuntimeError) as error:
-        if is_want_of_memory(error):
+        if is_out_of_memory(error):
             raise
-        about = StartFailure(Failure.SELF_TEST, suspects).encode()
+        about = StartFailure(FailureKind.SELF_TEST, suspects).encode()
         raise EngineStartError(str(error), about=about) from error
 
 
@@ -159,7 +161,7 @@ def self_test(engine: Engine) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ResolvedRequest:
     """What an attempt is to load, where it is looked for, and where it will run."""
 
     name: str
@@ -168,7 +170,9 @@ class Asked:
     device: str
 
 
-def prepare(settings: WorkerSettings, attempt: Attempt, tell: TellProgress) -> Asked:
+def prepare(
+    settings: WorkerSettings, load_request: LoadRequest, report_progress: ReportProgress
+) -> ResolvedRequest:
     """Check the settings, set how many threads compute, and say what is to be loaded.
 
     The demo, built where it is missing, if the settings name nothing. Raises SettingsError or
@@ -179,39 +183,44 @@ def prepare(settings: WorkerSettings, attempt: Attempt, tell: TellProgress) -> A
     device = resolve_device(settings.device)
     torch.set_num_threads(resolve_num_threads(settings))
     if settings.variant is not None:
-        name = attempt.variant or settings.variant
-        return Asked(name, settings.cache_dir, settings.local_files_only, device)
-    demo = build_demo(settings.cache_dir or default_cache_dir(), progress=tell)
-    return Asked(attempt.variant or demo.gptq_repo, demo.cache_dir, is_local=True, device=device)
+        name = load_request.variant or settings.variant
+        return ResolvedRequest(name, settings.cache_dir, settings.local_files_only, device)
+    demo = build_demo(settings.cache_dir or default_cache_dir(), on_progress=report_progress)
+    return ResolvedRequest(
+        load_request.variant or demo.gptq_repo, demo.cache_dir, is_local=True, device=device
+    )
 
 
 def load_variant(
-    asked: Asked, settings: WorkerSettings, attempt: Attempt, tell: TellProgress
+    asked: ResolvedRequest,
+    settings: WorkerSettings,
+    load_request: LoadRequest,
+    report_progress: ReportProgress,
 ) -> LoadedModel:
     """Load what was asked for; where its name leaves that open, the variant that fits best."""
-    tell("choosing the variant")
-    trial = choose_variant(
+    report_progress("choosing the variant")
+    attempt = choose_variant(
         parse_spec(asked.name),
         settings,
-        attempt,
+        load_request,
         cache_dir=asked.cache_dir,
         local_files_only=asked.is_local,
         device=asked.device,
     )
-    tell("finding the files", about=trial.encode())
+    report_progress("finding the files", about=attempt.encode())
     token = settings.hub_token
     return load(
-        parse_spec(trial.variant),
+        parse_spec(attempt.variant),
         device=asked.device,
         dtype=settings.dtype,
         backend=settings.backend,
-        excluded_backends=frozenset(attempt.excluded_backends),
+        excluded_backends=frozenset(load_request.excluded_backends),
         self_test=True,
         cache_dir=asked.cache_dir,
         token=None if token is None else token.get_secret_value(),
         local_files_only=asked.is_local,
         cpu_offload=settings.cpu_offload,
-        progress=tell,
+        on_progress=report_progress,
     )
 
 

@@ -25,18 +25,18 @@ from engine.process.loop import BuiltEngine, Ending, serve
 from service.logs import set_up_logs
 from service.settings import DEMO_NAME, WorkerSettings
 from service.worker_protocol.exit_codes import CANNOT_START, ENGINE_DIED
-from service.worker_protocol.load_attempt import Attempt
+from service.worker_protocol.load_attempt import LoadRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from engine.process.loop import TellProgress
+    from engine.process.loop import ReportProgress
 
-EXIT_CODES = {Ending.AS_TOLD: 0, Ending.NOT_STARTED: CANNOT_START, Ending.DIED: ENGINE_DIED}
+EXIT_CODES = {Ending.STOPPED: 0, Ending.NOT_STARTED: CANNOT_START, Ending.DIED: ENGINE_DIED}
 _PR_SET_PDEATHSIG = 1
 
 
-def main(build: Callable[[WorkerSettings, Attempt, TellProgress], BuiltEngine]) -> NoReturn:
+def main(build: Callable[[WorkerSettings, LoadRequest, ReportProgress], BuiltEngine]) -> NoReturn:
     """Take the orders' address and the settings from standard input; serve until told to end.
 
     Does not return: threads of a device's library must not keep a process that has no engine.
@@ -48,9 +48,9 @@ def main(build: Callable[[WorkerSettings, Attempt, TellProgress], BuiltEngine]) 
     told = json.loads(sys.stdin.buffer.readline())
     end_with_parent(told["parent"], sys.stdin.buffer)
     settings = WorkerSettings(**told["settings"])
-    attempt = msgspec.convert(told["attempt"], Attempt)
+    load_request = msgspec.convert(told["load_request"], LoadRequest)
     set_up_logs(settings, engine=settings.served_model_name or settings.variant or DEMO_NAME)
-    ending = serve(Path(told["folder"]), partial(build, settings, attempt))
+    ending = serve(Path(told["folder"]), partial(build, settings, load_request))
     zmq.Context.instance().term()  # returns once the last words are out
     sys.stderr.flush()
     os._exit(EXIT_CODES[ending])
@@ -74,12 +74,14 @@ def _end_after(stdin: BinaryIO) -> None:
     os._exit(ENGINE_DIED)
 
 
-def build(settings: WorkerSettings, attempt: Attempt, tell: TellProgress) -> BuiltEngine:
+def build(
+    settings: WorkerSettings, load_request: LoadRequest, report_progress: ReportProgress
+) -> BuiltEngine:
     """Build the engine that the settings ask for."""
-    tell("starting")
-    from service.worker.build import build_engine
+    report_progress("starting")
+    from service.worker.build import build_engine  # takes seconds to import
 
-    return build_engine(settings, attempt, tell)
+    return build_engine(settings, load_request, report_progress)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from engine.attention.kv_cache import kv_block_bytes, resolve_kv_dtype, resolve_
 from engine.config import EngineConfig, KVDtype
 from engine.errors import NotEnoughBlocksError
 from engine.execution.rope import longest_with_fixed_rope
-from loaders.memory.free import free_bytes
+from loaders.memory.free import free_device_bytes
 from service.errors import SettingsError
 from service.settings import unless_auto
 
@@ -113,7 +113,7 @@ def resolve_kv_cache_bytes(
     """
     if settings.kv_cache_size != "auto":
         return int(settings.kv_cache_size)
-    free = free_bytes(device)
+    free = free_device_bytes(device)
     if device.type != "cuda":
         return min(int(free * CPU_KV_SHARE), max(CPU_KV_BYTES, sequence_bytes))
     total = torch.cuda.get_device_properties(device).total_memory

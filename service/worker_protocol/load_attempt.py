@@ -13,7 +13,7 @@ import msgspec
 from loaders.model.self_test.report import SelfTestReport
 
 
-class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One way to load a variant; the first attempt leaves everything to the settings."""
 
     variant: str | None = None  # chosen by an earlier engine of the same variant
@@ -22,7 +22,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int | None = None  # no longer than this, whatever "auto" would be; tokens
 
 
-class Trial(msgspec.Struct, frozen=True, kw_only=True):
+class LoadAttempt(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine tries, told as soon as it is known."""
 
     variant: str  # what is loaded, as `tetrad serve` takes it
@@ -34,12 +34,12 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.msgpack.encode(self)
 
     @classmethod
-    def decode(cls, encoded: bytes) -> Trial:
+    def decode(cls, encoded: bytes) -> LoadAttempt:
         """Read it again."""
         return msgspec.msgpack.decode(encoded, type=cls)
 
 
-class Failure(enum.StrEnum):
+class FailureKind(enum.StrEnum):
     """Why an attempt failed, where another one may not."""
 
     MEMORY = "memory"
@@ -49,7 +49,7 @@ class Failure(enum.StrEnum):
 class StartFailure(msgspec.Struct, frozen=True):
     """What an engine that could not be started tells for the next attempt."""
 
-    kind: Failure
+    kind: FailureKind
     backends: tuple[str, ...] = ()  # to be left out next time
     self_test: SelfTestReport | None = None  # where it was made
 

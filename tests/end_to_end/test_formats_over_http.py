@@ -89,7 +89,7 @@ def make_folders(folder: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, 
     dense = models.write_plain_checkpoint(folder / "dense", rope, tokenizer=tokenizer)
     old = {"quant_method": "gptq", "checkpoint_format": "gptq", "group_size": 128}
     auto_round = gptq("auto-round", sym=False)
-    tell_auto_round(auto_round.path)
+    resolve_auto_round(auto_round.path)
     return {
         "act-order": gptq("act-order", desc_act=True, group_size=32),
         "no-settings": gptq("no-settings", old, settings_in=[]),
@@ -102,7 +102,7 @@ def make_folders(folder: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, 
     }
 
 
-def tell_auto_round(folder: Path) -> None:
+def resolve_auto_round(folder: Path) -> None:
     """Have a GPTQ checkpoint say that auto-round wrote it."""
     (folder / "quantize_config.json").unlink()
     path = folder / "config.json"

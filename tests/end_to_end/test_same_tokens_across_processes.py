@@ -17,7 +17,7 @@ from engine.transport.client import Submission
 from service.settings import WorkerSettings
 from service.variants.handles import EngineProcess
 from service.worker.build import build_engine
-from service.worker_protocol.load_attempt import Attempt
+from service.worker_protocol.load_attempt import LoadRequest
 
 if TYPE_CHECKING:
     from engine.core import Engine
@@ -78,14 +78,14 @@ async def answers_in_company(
 ) -> tuple[list[Answer], EngineStatistics]:
     """Ask at random times, while others leave half-way."""
     choose = random.Random(5)
-    host = await EngineProcess.start(settings, Attempt(), lambda progress: None)
-    ended = asyncio.create_task(host.ended())
-    await host.client.ready()
+    handle = await EngineProcess.start(settings, LoadRequest(), lambda progress: None)
+    ended = asyncio.create_task(handle.ended())
+    await handle.client.ready()
 
     async def read(number: int, delay_s: float, most: int) -> Answer:
         await asyncio.sleep(delay_s)
         terms = Terms(caller=f"caller {number % 3}")
-        (stream,) = host.client.submit([submissions[number]], terms=terms)
+        (stream,) = handle.client.submit([submissions[number]], terms=terms)
         answer: Answer = []
         async for output in stream:
             answer.append((output.token_id, output.logprobs))
@@ -101,12 +101,12 @@ async def answers_in_company(
         for _ in range(NUM_LEAVING)
     ]
     answers = (await asyncio.gather(*reading, *leaving))[: len(submissions)]
-    report = await host.client.check_integrity()
-    statistics = host.client.statistics
+    report = await handle.client.check_integrity()
+    statistics = handle.client.statistics
     assert report.is_idle
     assert report.problem is None
     assert statistics is not None
-    await host.stop()
+    await handle.stop()
     await ended
     return answers, statistics
 
@@ -118,7 +118,7 @@ def compare(settings: dict[str, Any], *, vocab_size: int, token_bytes: int, coun
     alone = WorkerSettings(
         **base, **settings, max_num_seqs=1, max_model_len=MAX_LEN, prefix_cache=False
     )
-    engine = build_engine(alone, Attempt(), lambda phase, percent=None, about=b"": None).engine
+    engine = build_engine(alone, LoadRequest(), lambda phase, percent=None, about=b"": None).engine
     wanted = answers_alone(engine, submissions)  # type: ignore[arg-type]
     crowded = WorkerSettings(
         **base,

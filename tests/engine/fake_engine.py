@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from engine.errors import BlockAccountingError, InvalidConstraintError
-from engine.limits import RequestLimits
+from engine.limits import SequenceLimits
 from engine.outputs import FinishReason, PromptLogprobs, SequenceFailure, TokenLogprobs, TokenOutput
 from engine.scheduling.admission import Admission
 from engine.statistics import EngineStatistics
@@ -68,7 +68,7 @@ class FakeEngine:
         before_step: Callable[[], None] = lambda: None,
         fails: Callable[[SequenceRequest, int], EngineError | None] = lambda request, token: None,
     ) -> None:
-        self.limits = RequestLimits(vocab_size, max_model_len)
+        self.limits = SequenceLimits(vocab_size, max_model_len)
         self.scheduler = self
         self.waiting: dict[int, SequenceRequest] = {}
         self.running: dict[int, Running] = {}

@@ -18,7 +18,7 @@ from loaders.quantization.settings import read_quantization
 from service.settings import WorkerSettings
 from service.worker import build as worker
 from service.worker import sizing
-from service.worker_protocol.load_attempt import Attempt
+from service.worker_protocol.load_attempt import LoadRequest
 from tests.models import tiny_llama, tiny_tokenizer, write_gptq_checkpoint, write_plain_checkpoint
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ _small_groups = partial(_gptq, bits=8, group_size=16)
 _wide_groups = partial(_gptq, bits=4, group_size=128)
 
 
-def tell_nobody(phase: str, percent: float | None = None, *, about: bytes = b"") -> None:
+def ignore_progress(phase: str, percent: float | None = None, *, about: bytes = b"") -> None:
     pass
 
 
@@ -80,8 +80,8 @@ def test_the_prediction_is_near_what_the_driver_counts(write, tmp_path):
     torch.cuda.empty_cache()
     before, _ = torch.cuda.mem_get_info()
 
-    asked = worker.prepare(settings, Attempt(), tell_nobody)
-    loaded = worker.load_variant(asked, settings, Attempt(), tell_nobody)
+    asked = worker.prepare(settings, LoadRequest(), ignore_progress)
+    loaded = worker.load_variant(asked, settings, LoadRequest(), ignore_progress)
     config = sizing.resolve_engine_config(settings, loaded)
     engine = Engine(loaded.model, config)
     prompt = tuple(5 + i % 500 for i in range(config.max_model_len - 8))

@@ -259,7 +259,7 @@ def test_settings_without_packed_weights_are_refused(tmp_path, llama, tokenizer)
 
 
 def test_weights_that_do_not_fit_tell_needed_and_free(checkpoint, monkeypatch):
-    monkeypatch.setattr("loaders.memory.free.free_bytes", lambda device: 1_000_000)
+    monkeypatch.setattr("loaders.memory.free.free_device_bytes", lambda device: 1_000_000)
     with pytest.raises(NotEnoughMemoryError, match=r"need 0\.00 GB on cpu, 0\.00 GB are free"):
         load(str(checkpoint), device="cpu")
 

@@ -18,12 +18,12 @@ from service.server.lifecycle import Lifecycle
 from service.server.uvicorn_server import Server, listen, url_of
 from service.settings import Settings
 from service.variants.supervisor import Supervisor
-from service.variants.variant import Variant, VariantRules
+from service.variants.variant import ServedVariant, VariantRules
 from tests.service.fakes import (
     MODEL,
     ByteTokenizer,
     FakeEngine,
-    FakeHost,
+    FakeHandle,
     api_context,
     says,
     served_model,
@@ -48,13 +48,13 @@ class FakeSource:
             delay_s=options.get("delay_s", 0),
         )
 
-    def begin(self) -> None:
+    def reset(self) -> None:
         """There is nothing to forget."""
 
-    async def start(self, on_progress: object) -> FakeHost:
-        return FakeHost(self._engine, lives_s=self._options.get("engine_dies_after_s"))
+    async def start(self, on_progress: object) -> FakeHandle:
+        return FakeHandle(self._engine, lives_s=self._options.get("engine_dies_after_s"))
 
-    async def served(self, host: FakeHost) -> ServedModel:
+    async def wait_ready(self, handle: FakeHandle) -> ServedModel:
         await asyncio.sleep(self._options.get("load_s", 0))
         if reason := self._options.get("load_fails"):
             raise LoadError(reason)
@@ -69,7 +69,7 @@ class FakeSource:
 def main() -> None:
     options = json.loads(sys.argv[1])
     set_up_logs(Settings(log_format="json"))
-    variant = Variant(MODEL, FakeSource(options), VariantRules(max_restarts=0))
+    variant = ServedVariant(MODEL, FakeSource(options), VariantRules(max_restarts=0))
     drain_limit_s = options.get("drain_limit_s", 90)
     supervisor = Supervisor([variant], drain_limit_s=drain_limit_s, load_wait_s=1)
     lifecycle = Lifecycle(supervisor)

@@ -18,15 +18,15 @@ from engine.errors import EngineStartError
 from engine.process.loop import BuiltEngine
 from loaders.checkpoint.generation_defaults import GenerationDefaults
 from service.worker.process import main
-from service.worker_protocol.load_attempt import Failure, StartFailure, Trial
+from service.worker_protocol.load_attempt import Failure, LoadAttempt, StartFailure
 from service.worker_protocol.model_description import ModelDescription
 from tests.engine.fake_engine import FakeEngine
 
 if TYPE_CHECKING:
-    from engine.process.loop import TellProgress
+    from engine.process.loop import ReportProgress
     from engine.request import SequenceRequest
     from service.settings import WorkerSettings
-    from service.worker_protocol.load_attempt import Attempt
+    from service.worker_protocol.load_attempt import LoadRequest
 
 MODEL = "fake/model"
 MAX_MODEL_LEN = 100_000
@@ -46,14 +46,18 @@ def fall_ill(request: SequenceRequest, token: int) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def build(settings: WorkerSettings, attempt: Attempt, tell: TellProgress) -> BuiltEngine:
+def build(
+    settings: WorkerSettings, load_request: LoadRequest, report_progress: ReportProgress
+) -> BuiltEngine:
     options = json.loads(os.environ["FAKE_ENGINE"])
-    tell("pretending", 50)
+    report_progress("pretending", 50)
     time.sleep(options.get("load_s", 0))
     if reason := options.get("load_fails"):
         raise EngineStartError(reason)
-    max_model_len = attempt.max_model_len or MAX_MODEL_LEN
-    tell("pretending", about=Trial(variant=MODEL, max_model_len=max_model_len).encode())
+    max_model_len = load_request.max_model_len or MAX_MODEL_LEN
+    report_progress(
+        "pretending", about=LoadAttempt(variant=MODEL, max_model_len=max_model_len).encode()
+    )
     if max_model_len > options.get("most_context", MAX_MODEL_LEN):
         raise EngineStartError("no room", about=StartFailure(Failure.MEMORY).encode())
     if max_model_len > options.get("killed_above", MAX_MODEL_LEN):

@@ -30,7 +30,7 @@ from service.api.requests import RequestLimits
 from service.errors import ModelNotFoundError, UnavailableError
 from service.server.lifecycle import Lifecycle, Phase
 from service.serving.served_model import Identity, ServedModel
-from service.team.keys import KeyRing
+from service.team.keys import ApiKeys
 from service.variants.variant import VariantState, VariantStatus
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def served_model(
     )
 
 
-class FakeHost:
+class FakeHandle:
     """Where a fake engine runs; lives_s: then it dies."""
 
     pid = 1
@@ -369,7 +369,7 @@ def running_server(
         stall_limit_s=stall_limit_s,
         max_body_bytes=max_body_bytes,
     )
-    app = create_app(context, None if key is None else KeyRing(key))
+    app = create_app(context, None if key is None else ApiKeys(key))
     config = uvicorn.Config(
         app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False
     )

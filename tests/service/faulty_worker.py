@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from engine.process.loop import BuiltEngine, TellProgress
+    from engine.process.loop import BuiltEngine, ReportProgress
     from loaders.model.kernels.protocol import Backend, Kernel, LayerShape
     from loaders.quantization.packed_tensors import PackedTensors
     from service.settings import WorkerSettings
-    from service.worker_protocol.load_attempt import Attempt
+    from service.worker_protocol.load_attempt import LoadRequest
 
 NUM_FORGOTTEN = 32  # inputs
 
@@ -67,7 +67,9 @@ class FaultyBackend:
         return FaultyKernel(kernel) if packed.format.bits in self._bits else kernel
 
 
-def build(settings: WorkerSettings, attempt: Attempt, tell: TellProgress) -> BuiltEngine:
+def build(
+    settings: WorkerSettings, load_request: LoadRequest, report_progress: ReportProgress
+) -> BuiltEngine:
     faults = json.loads(os.environ["FAULTS"])
     kernels = faults.get("kernels", {})
     resolve.BACKENDS = tuple(
@@ -80,7 +82,7 @@ def build(settings: WorkerSettings, attempt: Attempt, tell: TellProgress) -> Bui
 
         limit = psutil.Process().memory_info().vms + room
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    return build_real(settings, attempt, tell)
+    return build_real(settings, load_request, report_progress)
 
 
 if __name__ == "__main__":

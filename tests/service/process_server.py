@@ -17,7 +17,7 @@ from service.variants.handles import EngineProcess
 if TYPE_CHECKING:
     from service.settings import WorkerSettings
     from service.variants.handles import OnProgress
-    from service.worker_protocol.load_attempt import Attempt
+    from service.worker_protocol.load_attempt import LoadRequest
 
 
 class FakeEngineProcess:
@@ -25,18 +25,18 @@ class FakeEngineProcess:
 
     @staticmethod
     async def start(
-        settings: WorkerSettings, attempt: Attempt, on_progress: OnProgress
+        settings: WorkerSettings, load_request: LoadRequest, on_progress: OnProgress
     ) -> EngineProcess:
         command = ("-m", "tests.service.fake_worker")
-        return await EngineProcess.start(settings, attempt, on_progress, command=command)
+        return await EngineProcess.start(settings, load_request, on_progress, command=command)
 
 
 async def start_thread(
-    settings: WorkerSettings, attempt: Attempt, on_progress: OnProgress
+    settings: WorkerSettings, load_request: LoadRequest, on_progress: OnProgress
 ) -> app.EngineInThread:
     from tests.service.fake_worker import build
 
-    return app.EngineInThread(settings, on_progress, partial(build, settings, attempt))
+    return app.EngineInThread(settings, on_progress, partial(build, settings, load_request))
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from service.settings import WorkerSettings
     from service.variants.handles import OnProgress
-    from service.worker_protocol.load_attempt import Attempt
+    from service.worker_protocol.load_attempt import LoadRequest
 
 ROOT = Path(__file__).parents[2]
 LOAD_LIMIT_S = 240  # of several engines on a busy machine
@@ -137,10 +137,10 @@ class OtherEngineProcess:
 
     @staticmethod
     async def start(
-        settings: WorkerSettings, attempt: Attempt, on_progress: OnProgress
+        settings: WorkerSettings, load_request: LoadRequest, on_progress: OnProgress
     ) -> EngineProcess:
         command = ("-m", os.environ["WORKER"]) if "WORKER" in os.environ else WORKER_COMMAND
-        return await EngineProcess.start(settings, attempt, on_progress, command=command)
+        return await EngineProcess.start(settings, load_request, on_progress, command=command)
 
 
 if __name__ == "__main__":

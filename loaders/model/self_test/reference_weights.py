@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from loaders.checkpoint.files import TensorInfo
-    from loaders.model.opened import Source
+    from loaders.model.opened import OpenedCheckpoint
     from loaders.model.packed_linear import PackedLinear
     from loaders.quantization.packed_format import PackedFormat
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     ReferenceWeight: TypeAlias = Callable[[str], Tensor | None]
 
 
-def stored_weights(source: Source, model: nn.Module) -> ReferenceWeight:
+def stored_weights(source: OpenedCheckpoint, model: nn.Module) -> ReferenceWeight:
     """Return what reads a checkpoint's weights, for the model that was loaded from it."""
     layers, read, quantization = packed_layers(model), _reader(source), source.quantization
 
@@ -47,7 +47,7 @@ def stored_weights(source: Source, model: nn.Module) -> ReferenceWeight:
     return weight_of
 
 
-def _reader(source: Source) -> Callable[[str], Tensor | None]:
+def _reader(source: OpenedCheckpoint) -> Callable[[str], Tensor | None]:
     """Return what reads one tensor by name, None where there is none."""
     return source.read_weight or partial(_read, source.tensors)
 

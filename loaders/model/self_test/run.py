@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from loaders.model.self_test.reference_weights import ReferenceWeight
-    from loaders.model.self_test.tokens import Answer
+    from loaders.model.self_test.tokens import GreedyContinuation
     from loaders.records import Records
 
 log = structlog.get_logger(__name__)
@@ -82,7 +82,7 @@ def _passed(checks: Iterable[Check]) -> bool:
 
 def _look(
     model: PreTrainedModel, prompt_ids: Sequence[int], reference_weight: ReferenceWeight
-) -> tuple[Answer, list[Check]]:
+) -> tuple[GreedyContinuation, list[Check]]:
     """Run the model; compare layers, then look at what it said."""
     layers = choose_layers(model)
     with SeenInputs(layers) as inputs:

@@ -42,7 +42,7 @@ _PROMPT = (
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class GreedyContinuation:
     """A greedy continuation."""
 
     token_ids: tuple[int, ...]
@@ -61,7 +61,7 @@ def prompt_for(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> li
 
 
 @torch.inference_mode()
-def answer(model: PreTrainedModel, prompt_ids: Sequence[int]) -> tuple[Answer, Tensor]:
+def answer(model: PreTrainedModel, prompt_ids: Sequence[int]) -> tuple[GreedyContinuation, Tensor]:
     """Continue the prompt; return that, and the logits [tokens, vocab] float32 it was picked by."""
     # Called as it is, not through `generate`, which would apply the model's own settings.
     run: Any = model
@@ -73,7 +73,7 @@ def answer(model: PreTrainedModel, prompt_ids: Sequence[int]) -> tuple[Answer, T
         rows.append(output.logits[0, -1].float().cpu())
         step = rows[-1].argmax().to(model.device).view(1, 1)
     logits = torch.stack(rows)
-    return Answer(tuple(logits.argmax(dim=-1).tolist()), tuple(_leads(logits))), logits
+    return GreedyContinuation(tuple(logits.argmax(dim=-1).tolist()), tuple(_leads(logits))), logits
 
 
 def _leads(logits: Tensor) -> list[float]:
@@ -97,7 +97,7 @@ def check_logits(logits: Tensor) -> Check:
 def check_repetition(
     model: PreTrainedModel,
     prompt_ids: Sequence[int],
-    found: Answer,
+    found: GreedyContinuation,
     reference_weight: ReferenceWeight,
 ) -> Check:
     """Whether the model says one token again and again though its weights do not mean that.
@@ -172,7 +172,9 @@ def tokens_key(prompt_ids: Sequence[int], backend: str, dtype: str, device: torc
     return f"first_tokens:{backend}:{dtype}:{kind}:{versions}:{prompt}"
 
 
-def check_known_tokens(found: Answer, records: Records, commit: str | None, key: str) -> Check:
+def check_known_tokens(
+    found: GreedyContinuation, records: Records, commit: str | None, key: str
+) -> Check:
     """Whether the answer is the one that was recorded; record it where there is none.
 
     Where they part at a near tie nothing can be said, and nothing is.
@@ -198,11 +200,13 @@ def check_known_tokens(found: Answer, records: Records, commit: str | None, key:
     return Check(name, passed=True, detail="the same as the last time")
 
 
-def _read_answer(record: Any) -> Answer | None:
+def _read_answer(record: Any) -> GreedyContinuation | None:
     """Read a record; one that makes no sense counts as absent."""
     try:
         token_ids = tuple(int(token_id) for token_id in record["token_ids"])
         gaps = tuple(float(gap) for gap in record["gaps"])
     except (TypeError, ValueError, KeyError, IndexError, OverflowError):
         return None
-    return Answer(token_ids, gaps) if len(token_ids) == len(gaps) == NUM_TOKENS else None
+    return (
+        GreedyContinuation(token_ids, gaps) if len(token_ids) == len(gaps) == NUM_TOKENS else None
+    )

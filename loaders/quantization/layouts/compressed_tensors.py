@@ -59,10 +59,10 @@ class PackQuantizedLayout:
         """Unpack weight_packed. Raises TensorError where weight_shape speaks of another matrix."""
         codes = unpack_stream(stored["weight_packed"].t(), self._packed.bits)
         if "weight_shape" in stored:
-            told = stored["weight_shape"].tolist()
-            if told != [codes.shape[1], codes.shape[0]]:
+            found = stored["weight_shape"].tolist()
+            if found != [codes.shape[1], codes.shape[0]]:
                 raise TensorError(
-                    f"a layer's weight_shape says {told}, its weight_packed holds"
+                    f"a layer's weight_shape says {found}, its weight_packed holds"
                     f" {[codes.shape[1], codes.shape[0]]}; the file is damaged"
                 )
         return codes

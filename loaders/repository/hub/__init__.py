@@ -15,7 +15,7 @@ from loaders.repository.hub.fetching import (
     default_hub_cache,
     download,
 )
-from loaders.repository.hub.probe import HubAnswer, probe_hub
+from loaders.repository.hub.probe import HubProbe, probe_hub
 from loaders.repository.hub.repository import HubFiles
 from loaders.repository.hub.snapshots import DEFAULT_REVISION, discard, find_cached, verify
 
@@ -24,8 +24,8 @@ __all__ = [
     "CachedFiles",
     "CachedHubFiles",
     "HubAccess",
-    "HubAnswer",
     "HubFiles",
+    "HubProbe",
     "cached_revisions",
     "default_hub_cache",
     "discard",

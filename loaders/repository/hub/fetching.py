@@ -17,16 +17,16 @@ from huggingface_hub import constants
 
 from loaders.checkpoint.files import INDEX_FILE
 from loaders.errors import RevisionNotFoundError
-from loaders.repository.cache_layout import CachedRepository, cache_errors, free_bytes
-from loaders.repository.download import Digest, Patience, damaged, download_files, needed_files
+from loaders.repository.cache_layout import CachedRepository, cache_errors, free_disk_bytes
+from loaders.repository.download import Digest, RetryPolicy, damaged, download_files, needed_files
 from loaders.repository.hub.repository import HubFiles
 from loaders.repository.hub.snapshots import (
     DEFAULT_REVISION,
     shards_here,
     shards_in,
 )
-from loaders.repository.hub.transport import HubSource
-from loaders.repository.selection import by_quantisation, tell_gguf_files
+from loaders.repository.hub.transport import HubFileSource
+from loaders.repository.selection import by_quantisation, describe_gguf_files
 from loaders.repository.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -45,10 +45,10 @@ class HubAccess:
 
     cache_dir: Path
     token: str | None = None  # None: the one that the hub's client is logged in with
-    patience: Patience = field(default_factory=Patience)
-    tell: Callable[[DownloadProgress], None] = lambda _: None
-    tell_waiting: Callable[[], None] = lambda: None  # another process is at it
-    free: Callable[[Path], int] = free_bytes
+    retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
+    on_progress: Callable[[DownloadProgress], None] = lambda _: None
+    on_wait: Callable[[], None] = lambda: None  # another process is at it
+    free: Callable[[Path], int] = free_disk_bytes
 
 
 def default_hub_cache() -> Path:
@@ -76,7 +76,7 @@ def download(spec: VariantSpec, access: HubAccess) -> Snapshot:
     selection, files = needed_files(listing, spec, shards)
     with cache_errors(access.cache_dir):
         if not cached.is_whole(commit, [file.path for file in files]):
-            with cached.lock(partial(_tell_waiting, spec, access)):
+            with cached.lock(partial(_note_wait, spec, access)):
                 log.info("downloading", repo=spec.repo, revision=spec.revision, commit=commit)
                 checked = _download(files, cached, commit, access)
                 cached.publish(commit, listing, checked, constants.ENDPOINT)
@@ -92,11 +92,11 @@ def _download(
             log.warning("file that the hub may refuse", path=file.path, reason="above 50 GB")
     return download_files(
         files,
-        HubSource(cached.repo, commit, access.token),
+        HubFileSource(cached.repo, commit, access.token),
         cached,
         commit,
-        patience=access.patience,
-        tell=access.tell,
+        retry_policy=access.retry_policy,
+        on_progress=access.on_progress,
         free=access.free,
     )
 
@@ -118,7 +118,7 @@ def _look_up(
         listing = hub.files(revision)
         by_file = by_quantisation(spec, [file.path for file in listing])
         if by_file is None:
-            hint = tell_gguf_files(file.path for file in listing)
+            hint = describe_gguf_files(file.path for file in listing)
             raise RevisionNotFoundError(f"{error}{hint}") from error
         return by_file, revision, listing
 
@@ -136,6 +136,6 @@ def _read_index(hub: HubFiles, revision: Revision, listing: Sequence[RepositoryF
     raise damaged(file, digest, hub.name)
 
 
-def _tell_waiting(spec: VariantSpec, access: HubAccess) -> None:
+def _note_wait(spec: VariantSpec, access: HubAccess) -> None:
     log.info("waiting for another process that downloads", repo=spec.repo)
-    access.tell_waiting()
+    access.on_wait()

@@ -18,7 +18,7 @@ TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class HubAnswer:
+class HubProbe:
     """How the hub answered."""
 
     endpoint: str
@@ -27,7 +27,7 @@ class HubAnswer:
     clock_lead_s: float | None = None  # of this machine's clock over the hub's
 
 
-def probe_hub(token: str | None) -> HubAnswer:
+def probe_hub(token: str | None) -> HubProbe:
     """Ask who we are: shows whether the hub answers, knows the token, and what time it has.
 
     token: None for the one of the hub's client, if there is one (HF_TOKEN, or its login).
@@ -40,13 +40,13 @@ def probe_hub(token: str | None) -> HubAnswer:
             timeout=TIMEOUT_S,
         )
     except (HTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
-        return HubAnswer(endpoint, problem=type(error).__name__)
+        return HubProbe(endpoint, problem=type(error).__name__)
     if response.status_code >= 500:
-        return HubAnswer(endpoint, problem=f"it answers {response.status_code}")
+        return HubProbe(endpoint, problem=f"it answers {response.status_code}")
     state: Literal["absent", "valid", "refused"] = "absent"
     if token is not None:
         state = "valid" if response.status_code == 200 else "refused"
-    return HubAnswer(endpoint, token=state, clock_lead_s=_clock_lead_s(response.headers))
+    return HubProbe(endpoint, token=state, clock_lead_s=_clock_lead_s(response.headers))
 
 
 def _clock_lead_s(headers: Mapping[str, str]) -> float | None:

@@ -19,7 +19,7 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 
 from loaders.checkpoint.files import MAX_JSON_BYTES
 from loaders.errors import CheckpointError, HubError
-from loaders.repository.download import Patience, TransferError, Tries
+from loaders.repository.download import Retries, RetryPolicy, TransferError
 from loaders.repository.hub.access import no_revision, translated_errors
 from loaders.repository.hub.transport import passing_failure
 from loaders.repository.protocol import (
@@ -40,7 +40,7 @@ log = structlog.get_logger(__name__)
 DEFAULT_BRANCH = "main"
 _TIMEOUT_S = 20.0
 # Of one question. A hub that asks for more than five minutes is not waited for.
-PATIENCE = Patience(max_tries=5, first_wait_s=0.5, longest_wait_s=8.0, told_from_s=5.0)
+RETRY_POLICY = RetryPolicy(max_tries=5, first_wait_s=0.5, longest_wait_s=8.0, logged_from_s=5.0)
 # A server that knows no ranges sends the whole file; this much of it is read past.
 _MAX_SKIPPED_BYTES = 64_000_000
 _CHECK = "try again later, or check HF_ENDPOINT"
@@ -64,10 +64,10 @@ class HubFiles:
         *,
         token: str | None = None,
         endpoint: str | None = None,
-        patience: Patience | None = None,
+        retry_policy: RetryPolicy | None = None,
     ) -> None:
         self._repo = repo
-        self._patience = patience or PATIENCE
+        self._retry_policy = retry_policy or RETRY_POLICY
         self._endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
         self._api = HfApi(endpoint=self._endpoint, token=token)
         # Ranges count the file's own bytes, not those of a compressed answer.
@@ -171,7 +171,7 @@ class HubFiles:
         query: Mapping[str, Any] | None = None,
     ) -> tuple[bytes, Mapping[str, Any] | None]:
         """Read an answer up to a limit, again where it fails for a while or breaks off."""
-        tries = Tries(self._patience)
+        tries = Retries(self._retry_policy)
         while True:
             try:
                 return self._fetch_once(

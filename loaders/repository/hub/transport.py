@@ -35,7 +35,7 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 _RATE_LIMIT = re.compile(r"\bt\s*=\s*(\d+)")
 
 
-class HubSource:
+class HubFileSource:
     """The files of one commit on the hub."""
 
     def __init__(self, repo: str, commit: str, token: str | None) -> None:

@@ -16,7 +16,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from engine.errors import UnsupportedModelError
+from engine.errors import UnsupportedArchitectureError
 from engine.execution.decoder import make_decoder
 from tests.engine.tiny_models import CAPPED, FUSED, UNFUSED, make_model
 
@@ -32,7 +32,7 @@ SMALL: dict[str, Any] = NO_IDS | {
 
 def refuse(config: PretrainedConfig, reason: str) -> None:
     model = AutoModelForCausalLM.from_config(config)
-    with pytest.raises(UnsupportedModelError, match=reason):
+    with pytest.raises(UnsupportedArchitectureError, match=reason):
         make_decoder(model, max_model_len=64)
 
 
@@ -87,7 +87,7 @@ def test_values_narrower_than_keys_are_refused():
 
 
 def test_more_positions_than_were_learned_are_refused():
-    with pytest.raises(UnsupportedModelError, match="256 learned positions"):
+    with pytest.raises(UnsupportedArchitectureError, match="256 learned positions"):
         make_decoder(make_model(UNFUSED["gpt2"]), max_model_len=257)
 
 
@@ -95,22 +95,22 @@ def test_an_encoder_decoder_model_is_refused():
     config = T5Config(
         vocab_size=64, d_model=32, d_ff=32, d_kv=16, num_layers=1, num_heads=2, **NO_IDS
     )
-    with pytest.raises(UnsupportedModelError, match="encoder-decoder"):
+    with pytest.raises(UnsupportedArchitectureError, match="encoder-decoder"):
         make_decoder(T5ForConditionalGeneration(config), max_model_len=64)
 
 
 def test_half_precision_activations_on_cpu_are_refused():
-    with pytest.raises(UnsupportedModelError, match="load it with dtype float32"):
+    with pytest.raises(UnsupportedArchitectureError, match="load it with dtype float32"):
         make_decoder(make_model(UNFUSED["phi"]).to(torch.bfloat16), max_model_len=64)
 
 
 def test_a_model_without_memory_behind_it_is_refused():
-    with pytest.raises(UnsupportedModelError, match="lies on meta"):
+    with pytest.raises(UnsupportedArchitectureError, match="lies on meta"):
         make_decoder(make_model(FUSED["llama"]).to("meta"), max_model_len=64)
 
 
 def test_a_known_family_with_a_foreign_linear_layer_is_refused():
     model = make_model(FUSED["llama"])
     model.model.layers[0].mlp.up_proj = nn.Identity()
-    with pytest.raises(UnsupportedModelError, match="Identity stands where a linear layer"):
+    with pytest.raises(UnsupportedArchitectureError, match="Identity stands where a linear layer"):
         make_decoder(model, max_model_len=64)

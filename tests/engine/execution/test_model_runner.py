@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from engine.config import EngineConfig
-from engine.errors import OutOfMemoryError, UnsupportedModelError
+from engine.errors import OutOfMemoryError, UnsupportedArchitectureError
 from engine.execution.model_runner import ModelRunner
 from engine.process.in_thread import running_engine
 from engine.process.loop import BuiltEngine
@@ -77,7 +77,9 @@ def test_a_head_wider_than_the_embedding_is_refused():
     model.lm_head = nn.Linear(64, 400, bias=False)
     chunk = ScheduledChunk(0, 0, 0, (1,), 1)
     step = make_runner(model).launch(ScheduledBatch(Decodes(), (chunk,), (start(0, 0, [1], (0,)),)))
-    with pytest.raises(UnsupportedModelError, match="400 logits, its embedding has 311 rows"):
+    with pytest.raises(
+        UnsupportedArchitectureError, match="400 logits, its embedding has 311 rows"
+    ):
         step.result()
 
 

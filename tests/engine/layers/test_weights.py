@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.errors import UnsupportedModelError
+from engine.errors import UnsupportedArchitectureError
 from engine.layers.weights import DenseWeight, InvariantLinear, JoinedLinears, as_linear_weight
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def test_siblings_with_orders_of_their_own_each_get_theirs():
 
 def test_a_plain_linear_layer_is_wrapped_and_anything_else_refused():
     assert isinstance(as_linear_weight(nn.Linear(2, 2)), DenseWeight)
-    with pytest.raises(UnsupportedModelError, match="Conv1d stands where a linear layer"):
+    with pytest.raises(UnsupportedArchitectureError, match="Conv1d stands where a linear layer"):
         as_linear_weight(nn.Conv1d(2, 2, 1))
 
 

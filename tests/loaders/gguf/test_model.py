@@ -181,7 +181,7 @@ _SMALL = {
     "eos_token_id": 1,
     "pad_token_id": None,
 }
-FAMILIES = {
+ARCHITECTURES = {
     "mistral with a window": lambda: MistralForCausalLM(MistralConfig(**_SMALL, sliding_window=16)),
     "qwen2 with biases": lambda: models.tiny_qwen2(
         hidden_size=256, intermediate_size=512, num_attention_heads=4
@@ -209,9 +209,9 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ARCHITECTURES)
 def test_every_family_gives_the_logits_of_its_own_transformers_class(tmp_path, tokenizer, family):
-    made = FAMILIES[family]()
+    made = ARCHITECTURES[family]()
     model = models._filled(made, 0, torch.float32)
     for name, parameter in model.named_parameters():
         if name.endswith("norm.bias"):

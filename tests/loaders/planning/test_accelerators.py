@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from loaders.errors import InvalidDeviceError
 from loaders.planning import accelerators
 from loaders.planning.accelerators import (
-    CARDS,
     GIB,
+    GPU_MODELS,
     MIB,
     FoundDevice,
     _read_query,
-    find_card,
+    find_gpu_model,
     found_by_driver,
     parse_gpus,
     this_machine,
@@ -103,14 +103,14 @@ def test_any_text_is_a_device_or_refused(text):
     ],
 )
 def test_a_drivers_own_names_are_known(told, mib, name):
-    known = find_card(told, mib * MIB)
+    known = find_gpu_model(told, mib * MIB)
     assert known is not None
     assert known.name == name
 
 
 def test_every_card_of_the_table_is_found_by_its_own_name():
-    for known in CARDS:
-        assert find_card(known.name) == known
+    for known in GPU_MODELS:
+        assert find_gpu_model(known.name) == known
         assert known.memory_mib <= known.sold_gib * 1024 + 1024
 
 

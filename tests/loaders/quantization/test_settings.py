@@ -10,7 +10,11 @@ from loaders.errors import (
     QuantizationNotFoundError,
     UnsupportedQuantizationError,
 )
-from loaders.quantization.settings import infer_quantization, read_quantization, tell_quantization
+from loaders.quantization.settings import (
+    infer_quantization,
+    read_quantization,
+    resolve_quantization,
+)
 
 GPTQ = {"bits": 4, "group_size": 128, "desc_act": True, "sym": True}
 
@@ -185,5 +189,5 @@ def test_a_checkpoints_own_patterns_cannot_take_exponential_time(settings):
     name = f"model.layers.{'a' * 300}!"
     ending = "weight_packed" if "config_groups" in settings else "qweight"
     info = TensorInfo(f"{name}.{ending}", "I32", (8, 8), Path("x"))
-    found = tell_quantization(None, {"quantization_config": settings}, {info.name: info})
+    found = resolve_quantization(None, {"quantization_config": settings}, {info.name: info})
     assert found.format_of(name) == (None if "config_groups" in settings else found.base)

@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 
 from loaders.errors import CacheError, CheckpointError, HubError, UnsafeCheckpointError
 from loaders.repository.cache_layout import CachedRepository
-from loaders.repository.download import Body, Patience, TransferError, download_files, needed_files
+from loaders.repository.download import (
+    Body,
+    RetryPolicy,
+    TransferError,
+    download_files,
+    needed_files,
+)
 from loaders.repository.download_progress import DownloadProgress, ProgressMeter
 from loaders.repository.manifest import find_damage
 from loaders.repository.protocol import RepositoryFile
@@ -26,7 +32,7 @@ if TYPE_CHECKING:
 COMMIT = "c" * 40
 WEIGHTS = bytes(range(256)) * 40
 FILES = {"config.json": b"{}", "model.safetensors": WEIGHTS, "empty.json": b""}
-QUICK = Patience(max_tries=3, first_wait_s=0.001, longest_wait_s=0.002)
+QUICK = RetryPolicy(max_tries=3, first_wait_s=0.001, longest_wait_s=0.002)
 
 
 def listed(path: str, content: bytes) -> RepositoryFile:
@@ -80,7 +86,7 @@ def cached(tmp_path) -> CachedRepository:
 def run(source, cached, files=FILES, **options):
     listing = [listed(path, content) for path, content in files.items()]
     told: list[DownloadProgress] = []
-    options = {"patience": QUICK, "tell": told.append, **options}
+    options = {"retry_policy": QUICK, "on_progress": told.append, **options}
     checked = download_files(listing, source, cached, COMMIT, **options)
     cached.publish(COMMIT, listing, checked, "http://hub")
     run.told = told
@@ -253,7 +259,12 @@ def test_a_file_without_a_hash_is_refused(cached):
         listing = [RepositoryFile("config.json", 2, None, hostile)]
         with pytest.raises(UnsafeCheckpointError, match="no hash"):
             download_files(
-                listing, FakeSource(FILES), cached, COMMIT, patience=QUICK, tell=lambda _: None
+                listing,
+                FakeSource(FILES),
+                cached,
+                COMMIT,
+                retry_policy=QUICK,
+                on_progress=lambda _: None,
             )
 
 

@@ -24,7 +24,7 @@ try:
         spec,
         cache_dir=cache_dir,
         local_files_only=len(sys.argv) > 3,
-        on_percent=lambda percent: print("percent", percent),
+        on_progress=lambda percent: print("percent", percent),
     )
     print(snapshot.commit, *sorted(p.name for p in snapshot.folder.iterdir()))
 except LoadError as error:

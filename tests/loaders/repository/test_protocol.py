@@ -14,7 +14,7 @@ from loaders.errors import (
     RevisionNotFoundError,
     UnsafeCheckpointError,
 )
-from loaders.repository.download import Patience
+from loaders.repository.download import RetryPolicy
 from loaders.repository.hub import CachedFiles, HubFiles
 from loaders.repository.local import CloneFiles, FolderFiles
 from loaders.repository.opening import open_repository
@@ -207,14 +207,14 @@ def test_a_piece_of_a_huge_file_costs_that_piece(hub):
     ],
     ids=str,
 )
-def test_what_fails_for_a_while_is_asked_again(hub, fault, impatient):
+def test_what_fails_for_a_while_is_asked_again(hub, fault, quick_retries):
     hub.faults = [fault]
     assert len(on_hub(hub).revisions()) == 3
     assert fault.times == 0
 
 
 def test_a_retry_waits_as_long_as_the_hub_asks(hub, monkeypatch):
-    monkeypatch.setattr("loaders.repository.hub.repository.PATIENCE", Patience())
+    monkeypatch.setattr("loaders.repository.hub.repository.RETRY_POLICY", RetryPolicy())
     hub.faults = [Fault("refs", status=429, retry_after_s=1)]
     with structlog.testing.capture_logs() as logs:
         on_hub(hub).revisions()
@@ -228,7 +228,7 @@ def test_a_hub_that_asks_for_a_wait_of_hours_is_not_waited_for(hub):
         on_hub(hub).revisions()
 
 
-def test_a_hub_that_stays_in_trouble_is_named_with_what_to_do(hub, impatient):
+def test_a_hub_that_stays_in_trouble_is_named_with_what_to_do(hub, quick_retries):
     hub.faults = [Fault("refs", times=99, status=503)]
     with pytest.raises(HubError, match=r"status 503.*try again later"):
         on_hub(hub).revisions()
@@ -278,7 +278,7 @@ def test_a_refusal_says_what_the_token_lacks(hub, status):
         repository.read(repository.find_revision("main"), "config.json")
 
 
-def test_an_address_that_is_no_hub_says_so(impatient):
+def test_an_address_that_is_no_hub_says_so(quick_retries):
     with pytest.raises(HubError, match="HF_ENDPOINT"):
         HubFiles(REPO, endpoint="http://127.0.0.1:9").revisions()
 
@@ -367,7 +367,7 @@ def test_a_clone_is_left_as_it_was(clone):
 
 
 def test_an_unreachable_hub_is_replaced_by_its_cache_with_a_warning(
-    tmp_path, monkeypatch, impatient
+    tmp_path, monkeypatch, quick_retries
 ):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(HubError, match="HF_ENDPOINT"):

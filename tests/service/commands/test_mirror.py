@@ -19,7 +19,7 @@ REPO = "someone/model"
 @pytest.fixture
 def chosen(monkeypatch, tmp_path):
     """Run the command with variants to choose from; return the specs that would be fetched."""
-    monkeypatch.setattr("service.commands.fetching.set_up_logs", lambda _: None)
+    monkeypatch.setattr("service.commands.download_options.set_up_logs", lambda _: None)
     monkeypatch.setenv("TETRAD_CACHE_DIR", str(tmp_path / "own"))
 
     def run(variants, *arguments):

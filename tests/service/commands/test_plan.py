@@ -12,15 +12,15 @@ import pytest
 from typer.testing import CliRunner
 
 from loaders.catalogue import find as named_variants
-from loaders.catalogue.card import MAX_CARD_BYTES
+from loaders.catalogue.model_card import MAX_CARD_BYTES
 from loaders.errors import RevisionNotFoundError
 from loaders.planning import accelerators
 from loaders.planning.accelerators import GIB, FoundDevice
 from loaders.planning.plan import MeasuredMemory, PlannedVariants
 from service.cli import app
 from service.commands.plan import exit_code
+from service.commands.plan_request import PlanRequest, answer
 from service.commands.plan_view import as_document, as_table
-from service.commands.planning import Question, answer
 from service.settings import Settings
 from tests import published
 from tests.hub_server import HubRepository
@@ -40,7 +40,7 @@ def cache(tmp_path_factory):
 @pytest.fixture
 def run(cache, monkeypatch):
     """Run `tetrad plan` with arguments; the hub is off."""
-    monkeypatch.setattr("service.commands.looking.set_up_logs", lambda _: None)
+    monkeypatch.setattr("service.commands.repository_options.set_up_logs", lambda _: None)
 
     def run_plan(*arguments):
         options = ("--offline", "--cache-dir", str(cache))
@@ -140,7 +140,7 @@ def test_json_says_all_of_it(run):
 
 
 def answered(variants, gpu="CARD:24GB", context=None, **settings):
-    question = Question(gpu, context=context, users=None, prefer=None)
+    question = PlanRequest(gpu, context=context, users=None, prefer=None)
     return answer(question, Settings(**settings), lambda: variants)
 
 
@@ -228,9 +228,9 @@ def test_auto_asks_no_pytorch_what_this_machine_has():
     script = """
 import sys
 sys.modules["torch"] = None
-from service.commands.planning import Question, answer
+from service.commands.plan_request import PlanRequest, answer
 from service.settings import Settings
-answer(Question("auto", None, None, None), Settings(), list)
+answer(PlanRequest("auto", None, None, None), Settings(), list)
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 

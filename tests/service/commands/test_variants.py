@@ -72,7 +72,7 @@ def process(hub: Hub, tmp_path: Path) -> Any:
 def tetrad(hub: Hub, tmp_path: Path, monkeypatch: Any, capsys: Any) -> Any:
     """Run the command in this process, which spares the seconds that an import takes."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-    monkeypatch.setattr("service.commands.looking.set_up_logs", lambda _: None)
+    monkeypatch.setattr("service.commands.repository_options.set_up_logs", lambda _: None)
     monkeypatch.setenv("TETRAD_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
 
@@ -203,7 +203,7 @@ def test_offline_and_unreachable_mean_the_cache(tetrad, process, tmp_path):
 
 
 @pytest.mark.parametrize("endpoint", ["nonsense", "http://127.0.0.1:9"])
-def test_a_wrong_endpoint_is_one_line_and_exit_code_2(tetrad, endpoint, monkeypatch, impatient):
+def test_a_wrong_endpoint_is_one_line_and_exit_code_2(tetrad, endpoint, monkeypatch, quick_retries):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
     done = tetrad("someone/model")
     assert (done.returncode, done.stdout) == (2, "")
@@ -213,12 +213,12 @@ def test_a_wrong_endpoint_is_one_line_and_exit_code_2(tetrad, endpoint, monkeypa
 
 def test_what_a_hub_says_never_reaches_the_terminal_raw(tetrad, hub):
     files = dict(published.gptq_repository().branches["main"])
-    card = published.gptq_card().replace("Evol Instruct Code", f"Evol{ESCAPE}").encode()
+    model_card = published.gptq_card().replace("Evol Instruct Code", f"Evol{ESCAPE}").encode()
     config = json.loads(files["config.json"])
     config["quantization_config"]["quant_method"] = f"odd{ESCAPE}"
     hub.repositories["someone/odd"] = HubRepository(
         {
-            "main": {**files, "README.md": card},
+            "main": {**files, "README.md": model_card},
             "bad": {**files, "config.json": json.dumps(config).encode()},
             "worse": {**files, f"a{ESCAPE}.json": b"{}"},
         }

@@ -13,7 +13,7 @@ import pytest
 
 from loaders.demo.repository import find_snapshot
 from loaders.errors import HubError, LoadError
-from loaders.repository.hub import HubAnswer
+from loaders.repository.hub import HubProbe
 from service.doctor import gpus, hub, machine, places, software
 from service.doctor.examine import Facts, check_settings, checks, examine
 from service.doctor.finding import Level, ok
@@ -72,7 +72,7 @@ def test_compilers(facts, level):
 
 
 @pytest.mark.parametrize(
-    ("cards", "build", "level", "told"),
+    ("gpus_found", "build", "level", "told"),
     [
         ([CARD], BUILD, "ok", "driver 580.65.06, CUDA 13.0"),
         ([], BUILD, "warning", "the CPU is used"),
@@ -81,12 +81,12 @@ def test_compilers(facts, level):
         ([CARD], changed(BUILD, sees_gpu=False), "fix", "finds no GPU"),
     ],
 )
-def test_driver(cards, build, level, told):
-    assert_is(gpus.check_driver(cards, build), level, told)
+def test_driver(gpus_found, build, level, told):
+    assert_is(gpus.check_driver(gpus_found, build), level, told)
 
 
 @pytest.mark.parametrize(
-    ("cards", "backend", "level"),
+    ("gpus_found", "backend", "level"),
     [
         ([], "int4pack", "ok"),
         ([CARD], "fast", "ok"),
@@ -95,8 +95,8 @@ def test_driver(cards, build, level, told):
         ([changed(CARD, capability=(12, 0))], "fast", "ok"),  # from intermediate code
     ],
 )
-def test_kernels(cards, backend, level):
-    assert_is(gpus.check_kernels(cards, BUILD, backend), level)
+def test_kernels(gpus_found, backend, level):
+    assert_is(gpus.check_kernels(gpus_found, BUILD, backend), level)
 
 
 def test_cards_are_read_from_the_drivers_tool():
@@ -238,7 +238,7 @@ def test_a_port_that_is_taken_is_found():
         assert str(port + 1) in finding.command
 
 
-ANSWER = HubAnswer("https://hub")
+ANSWER = HubProbe("https://hub")
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from service.errors import InvalidKeyError
-from service.team.keys import KeyRing
+from service.team.keys import ApiKeys
 
 
 @pytest.fixture
-def keys() -> KeyRing:
-    return KeyRing("sk-1")
+def keys() -> ApiKeys:
+    return ApiKeys("sk-1")
 
 
 @pytest.mark.parametrize("value", [b"Bearer sk-1", b"bearer sk-1", b"BEARER   sk-1 "])

@@ -24,7 +24,7 @@ from service.text.templates import ChatTemplate
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from service.text.families import Family
+    from service.text.families import TemplateFamily
 
 SHARED = Path(__file__).parents[3].parent / "shared"
 
@@ -104,11 +104,13 @@ def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
 
 
 @pytest.fixture
-def chat_template() -> Iterator[Callable[[PreTrainedTokenizerBase, Family | str], ChatTemplate]]:
+def chat_template() -> Iterator[
+    Callable[[PreTrainedTokenizerBase, TemplateFamily | str], ChatTemplate]
+]:
     """Make templates that are closed after the test."""
     made: list[ChatTemplate] = []
 
-    def make(tokenizer: PreTrainedTokenizerBase, family: Family | str) -> ChatTemplate:
+    def make(tokenizer: PreTrainedTokenizerBase, family: TemplateFamily | str) -> ChatTemplate:
         source = family if isinstance(family, str) else family.template
         made.append(ChatTemplate(tokenizer, name="test", source=source))
         return made[-1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from loaders.catalogue.card import ModelCard
+from loaders.catalogue.model_card import ModelCard
 from service.text.facts import MAX_CARD_BYTES, VariantFacts, read_facts
 
 
@@ -17,17 +17,17 @@ def test_facts_are_read_from_what_there_is(tmp_path, small):
         vocab_size=32016,
         num_hidden_layers=32,
         pieces=frozenset({"<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|EOT|>", "<think>"}),
-        card=ModelCard(model_name="CodeLlama 7B"),
+        model_card=ModelCard(model_name="CodeLlama 7B"),
     )
 
 
 def test_missing_numbers_and_cards_are_none(tmp_path, small):
     facts = read_facts(tmp_path, "name", SimpleNamespace(model_type="x"), small)
-    assert (facts.vocab_size, facts.num_hidden_layers, facts.card) == (None, None, None)
+    assert (facts.vocab_size, facts.num_hidden_layers, facts.model_card) == (None, None, None)
 
 
 def test_a_huge_or_broken_card_is_read_in_part(tmp_path, small):
     beginning = b"---\nmodel_name: A\n---\n\xff\xfe"
     (tmp_path / "README.md").write_bytes(beginning + b"x" * 2 * MAX_CARD_BYTES)
     facts = read_facts(tmp_path, "name", SimpleNamespace(model_type="x"), small)
-    assert facts.card == ModelCard(model_name="A")
+    assert facts.model_card == ModelCard(model_name="A")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from loaders.catalogue.card import ModelCard
+from loaders.catalogue.model_card import ModelCard
 from service.text.errors import ChatNotSupportedError
 from service.text.facts import VariantFacts
 from service.text.families import (
@@ -22,13 +22,15 @@ INST_BLOCK = "[INST] Write code to solve the following coding problem\n{prompt}\
 ALPACA_BLOCK = "### Instruction:\n{prompt}\n\n### Response:\n"
 
 
-def facts(repo="model", *, model_type="llama", pieces=(), layers=None, **card) -> VariantFacts:
+def facts(
+    repo="model", *, model_type="llama", pieces=(), layers=None, **model_card
+) -> VariantFacts:
     return VariantFacts(
         repo=repo,
         model_type=model_type,
         num_hidden_layers=layers,
         pieces=frozenset(pieces),
-        card=ModelCard(**card) if card else None,
+        model_card=ModelCard(**model_card) if model_card else None,
     )
 
 
@@ -119,17 +121,17 @@ def test_the_shape_of_codellama_70b_instruct_tells_it():
 
 
 @pytest.mark.parametrize(
-    ("repo", "card"),
+    ("repo", "model_card"),
     [
         ("Qwen/Qwen1.5-7B-Chat-GPTQ-Int4", {}),
         ("TheBloke/OpenHermes-2.5-Mistral-7B-GPTQ", {"template_name": "ChatML"}),
         ("someone/SmolLM2-135M-Instruct", {}),
     ],
 )
-def test_chatml_needs_its_pieces_and_a_word_that_the_model_chats(repo, card):
-    assert decide_family(facts(repo, pieces=CHATML_PIECES, **card)) is CHATML
+def test_chatml_needs_its_pieces_and_a_word_that_the_model_chats(repo, model_card):
+    assert decide_family(facts(repo, pieces=CHATML_PIECES, **model_card)) is CHATML
     with pytest.raises(ChatNotSupportedError):
-        decide_family(facts(repo, **card))
+        decide_family(facts(repo, **model_card))
 
 
 def test_a_base_model_with_chatml_pieces_does_not_chat():
@@ -138,7 +140,7 @@ def test_a_base_model_with_chatml_pieces_does_not_chat():
 
 
 @pytest.mark.parametrize(
-    ("card", "family"),
+    ("model_card", "family"),
     [
         ({"template_name": "Alpaca"}, ALPACA),
         ({"template_text": ALPACA_BLOCK}, ALPACA),
@@ -146,8 +148,8 @@ def test_a_base_model_with_chatml_pieces_does_not_chat():
         ({"template_name": "Mistral"}, MISTRAL),
     ],
 )
-def test_the_cards_template_counts_where_nothing_else_tells(card, family):
-    assert decide_family(facts("TheBloke/WizardCoder-Python-13B-V1.0-GPTQ", **card)) is family
+def test_the_cards_template_counts_where_nothing_else_tells(model_card, family):
+    assert decide_family(facts("TheBloke/WizardCoder-Python-13B-V1.0-GPTQ", **model_card)) is family
 
 
 def test_a_family_whose_pieces_the_tokenizer_lacks_is_refused():

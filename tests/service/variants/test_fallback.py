@@ -4,8 +4,8 @@ import pytest
 
 from engine.errors import EngineDeadError, EngineKilledError, EngineStartError
 from service.settings import WorkerSettings
-from service.variants.fallback import Ladder
-from service.worker_protocol.load_attempt import Attempt, Failure, StartFailure, Trial
+from service.variants.fallback import FallbackPolicy
+from service.worker_protocol.load_attempt import FailureKind, LoadAttempt, LoadRequest, StartFailure
 
 MAIN, SMALL = "owner/name:main", "owner/name:small"
 
@@ -14,152 +14,156 @@ def failed(kind, *backends):
     return EngineStartError("failed", about=StartFailure(kind, backends).encode())
 
 
-OUT_OF_MEMORY = failed(Failure.MEMORY)
-WRONG = failed(Failure.SELF_TEST, "int4pack")
+OUT_OF_MEMORY = failed(FailureKind.MEMORY)
+WRONG = failed(FailureKind.SELF_TEST, "int4pack")
 
 
 def ladder_of(**settings):
-    return Ladder(WorkerSettings(variant="owner/name", **settings))
+    return FallbackPolicy(WorkerSettings(variant="owner/name", **settings))
 
 
 def test_the_first_attempt_leaves_everything_to_the_settings():
-    ladder = ladder_of()
-    assert ladder.attempt == Attempt()
-    assert ladder.degraded is None
+    fallback = ladder_of()
+    assert fallback.load_request == LoadRequest()
+    assert fallback.degraded is None
 
 
 def test_later_engines_stay_with_the_branch_that_was_chosen():
-    ladder = ladder_of()
-    ladder.note(Trial(variant=MAIN, reason="it fits"))
-    ladder.note(Trial(variant=MAIN, max_model_len=4096))
-    assert ladder.attempt == Attempt(variant=MAIN)
+    fallback = ladder_of()
+    fallback.note(LoadAttempt(variant=MAIN, reason="it fits"))
+    fallback.note(LoadAttempt(variant=MAIN, max_model_len=4096))
+    assert fallback.load_request == LoadRequest(variant=MAIN)
 
 
 def test_a_kernel_that_fails_its_self_test_is_replaced():
-    ladder = ladder_of()
-    ladder.note(Trial(variant=MAIN))
-    assert ladder.step_down(WRONG) == "without kernel int4pack: failed its self-test"
-    assert ladder.attempt == Attempt(variant=MAIN, excluded_backends=("int4pack",))
+    fallback = ladder_of()
+    fallback.note(LoadAttempt(variant=MAIN))
+    assert fallback.next_attempt(WRONG) == "without kernel int4pack: failed its self-test"
+    assert fallback.load_request == LoadRequest(variant=MAIN, excluded_backends=("int4pack",))
 
 
 def test_out_of_memory_tries_kernel_then_context_then_branch():
-    ladder = ladder_of()
-    ladder.note(Trial(variant=MAIN, reason="best"))
+    fallback = ladder_of()
+    fallback.note(LoadAttempt(variant=MAIN, reason="best"))
     assert (
-        ladder.step_down(failed(Failure.MEMORY, "fp16pack"))
+        fallback.next_attempt(failed(FailureKind.MEMORY, "fp16pack"))
         == "without kernel fp16pack: out of memory"
     )
     lengths = []
     for _ in range(2):
-        tried = 4096 if ladder.attempt.max_model_len is None else ladder.attempt.max_model_len
-        ladder.note(Trial(variant=MAIN, max_model_len=tried))
-        ladder.step_down(OUT_OF_MEMORY)
-        lengths.append(ladder.attempt.max_model_len)
+        tried = (
+            4096
+            if fallback.load_request.max_model_len is None
+            else fallback.load_request.max_model_len
+        )
+        fallback.note(LoadAttempt(variant=MAIN, max_model_len=tried))
+        fallback.next_attempt(OUT_OF_MEMORY)
+        lengths.append(fallback.load_request.max_model_len)
     assert lengths == [2048, 1024]
-    ladder.note(Trial(variant=MAIN, max_model_len=1024))
-    ladder.step_down(OUT_OF_MEMORY)
-    assert ladder.attempt == Attempt(excluded_variants=(MAIN,))
-    ladder.note(Trial(variant=SMALL, reason="next"))
-    assert ladder.attempt == Attempt(variant=SMALL, excluded_variants=(MAIN,))
-    assert ladder.degraded == f"another branch than {MAIN}: out of memory"
+    fallback.note(LoadAttempt(variant=MAIN, max_model_len=1024))
+    fallback.next_attempt(OUT_OF_MEMORY)
+    assert fallback.load_request == LoadRequest(excluded_variants=(MAIN,))
+    fallback.note(LoadAttempt(variant=SMALL, reason="next"))
+    assert fallback.load_request == LoadRequest(variant=SMALL, excluded_variants=(MAIN,))
+    assert fallback.degraded == f"another branch than {MAIN}: out of memory"
 
 
 def test_everything_that_was_given_up_for_a_branch_is_named():
-    ladder = ladder_of()
-    ladder.note(Trial(variant=MAIN))
-    ladder.step_down(WRONG)
-    ladder.note(Trial(variant=MAIN, max_model_len=4096))
-    ladder.step_down(OUT_OF_MEMORY)
-    assert ladder.degraded == (
+    fallback = ladder_of()
+    fallback.note(LoadAttempt(variant=MAIN))
+    fallback.next_attempt(WRONG)
+    fallback.note(LoadAttempt(variant=MAIN, max_model_len=4096))
+    fallback.next_attempt(OUT_OF_MEMORY)
+    assert fallback.degraded == (
         "without kernel int4pack: failed its self-test;"
         " context 2048 instead of 4096 tokens: out of memory"
     )
 
 
 def test_a_branch_that_was_asked_for_is_never_exchanged():
-    ladder = ladder_of()
-    ladder.note(Trial(variant=MAIN))
-    assert ladder.step_down(OUT_OF_MEMORY) is None
-    assert ladder.step_down(failed(Failure.SELF_TEST)) is None
-    assert ladder.degraded is None
+    fallback = ladder_of()
+    fallback.note(LoadAttempt(variant=MAIN))
+    assert fallback.next_attempt(OUT_OF_MEMORY) is None
+    assert fallback.next_attempt(failed(FailureKind.SELF_TEST)) is None
+    assert fallback.degraded is None
 
 
 def test_kernels_that_all_failed_leave_the_next_branch():
-    ladder = ladder_of()
-    ladder.note(Trial(variant=MAIN, reason="best"))
-    ladder.step_down(WRONG)
-    ladder.note(Trial(variant=MAIN))
-    ladder.step_down(WRONG)
-    assert ladder.attempt == Attempt(excluded_variants=(MAIN,))
+    fallback = ladder_of()
+    fallback.note(LoadAttempt(variant=MAIN, reason="best"))
+    fallback.next_attempt(WRONG)
+    fallback.note(LoadAttempt(variant=MAIN))
+    fallback.next_attempt(WRONG)
+    assert fallback.load_request == LoadRequest(excluded_variants=(MAIN,))
 
 
 def test_branches_come_to_an_end():
     """Where none is left, an engine fails before it tells what it tries."""
-    ladder = ladder_of()
-    ladder.note(Trial(variant=MAIN, reason="best"))
-    ladder.step_down(OUT_OF_MEMORY)
-    ladder.note(Trial(variant=SMALL, reason="next"))
-    assert ladder.step_down(OUT_OF_MEMORY) is not None
-    assert ladder.attempt == Attempt(excluded_variants=(MAIN, SMALL))
-    assert ladder.step_down(OUT_OF_MEMORY) is None
-    assert ladder.step_down(OUT_OF_MEMORY) is None
+    fallback = ladder_of()
+    fallback.note(LoadAttempt(variant=MAIN, reason="best"))
+    fallback.next_attempt(OUT_OF_MEMORY)
+    fallback.note(LoadAttempt(variant=SMALL, reason="next"))
+    assert fallback.next_attempt(OUT_OF_MEMORY) is not None
+    assert fallback.load_request == LoadRequest(excluded_variants=(MAIN, SMALL))
+    assert fallback.next_attempt(OUT_OF_MEMORY) is None
+    assert fallback.next_attempt(OUT_OF_MEMORY) is None
 
 
 def test_a_new_life_tries_everything_again():
-    ladder = ladder_of()
-    ladder.note(Trial(variant=MAIN, reason="best", max_model_len=4096))
-    ladder.step_down(OUT_OF_MEMORY)
-    ladder.begin()
-    assert (ladder.attempt, ladder.degraded) == (Attempt(variant=MAIN), None)
-    ladder.note(Trial(variant=MAIN))
-    ladder.step_down(OUT_OF_MEMORY)
-    ladder.begin()
-    assert (ladder.attempt, ladder.degraded) == (Attempt(), None)
+    fallback = ladder_of()
+    fallback.note(LoadAttempt(variant=MAIN, reason="best", max_model_len=4096))
+    fallback.next_attempt(OUT_OF_MEMORY)
+    fallback.reset()
+    assert (fallback.load_request, fallback.degraded) == (LoadRequest(variant=MAIN), None)
+    fallback.note(LoadAttempt(variant=MAIN))
+    fallback.next_attempt(OUT_OF_MEMORY)
+    fallback.reset()
+    assert (fallback.load_request, fallback.degraded) == (LoadRequest(), None)
 
 
 def test_numbers_and_kernels_that_were_asked_for_are_kept():
-    ladder = ladder_of(max_model_len=4096, backend="int4pack")
-    ladder.note(Trial(variant=MAIN, max_model_len=4096))
-    assert ladder.step_down(OUT_OF_MEMORY) is None
-    assert ladder.step_down(WRONG) is None
+    fallback = ladder_of(max_model_len=4096, backend="int4pack")
+    fallback.note(LoadAttempt(variant=MAIN, max_model_len=4096))
+    assert fallback.next_attempt(OUT_OF_MEMORY) is None
+    assert fallback.next_attempt(WRONG) is None
 
 
 def test_a_cache_of_a_size_that_was_asked_for_is_no_smaller_for_a_shorter_context():
-    ladder = ladder_of(kv_cache_size="8GiB")
-    ladder.note(Trial(variant=MAIN, reason="best", max_model_len=4096))
-    ladder.step_down(OUT_OF_MEMORY)
-    assert ladder.attempt == Attempt(excluded_variants=(MAIN,))
+    fallback = ladder_of(kv_cache_size="8GiB")
+    fallback.note(LoadAttempt(variant=MAIN, reason="best", max_model_len=4096))
+    fallback.next_attempt(OUT_OF_MEMORY)
+    assert fallback.load_request == LoadRequest(excluded_variants=(MAIN,))
 
 
 def test_a_shorter_context_mends_no_kernel():
-    ladder = ladder_of()
-    ladder.note(Trial(variant=MAIN, max_model_len=4096))
-    assert ladder.step_down(failed(Failure.SELF_TEST)) is None
+    fallback = ladder_of()
+    fallback.note(LoadAttempt(variant=MAIN, max_model_len=4096))
+    assert fallback.next_attempt(failed(FailureKind.SELF_TEST)) is None
 
 
 def test_strict_gives_nothing_up():
-    ladder = ladder_of(strict=True)
-    ladder.note(Trial(variant=MAIN, reason="best", max_model_len=4096))
-    assert ladder.step_down(OUT_OF_MEMORY) is None
+    fallback = ladder_of(strict=True)
+    fallback.note(LoadAttempt(variant=MAIN, reason="best", max_model_len=4096))
+    assert fallback.next_attempt(OUT_OF_MEMORY) is None
 
 
 @pytest.mark.parametrize("error", [EngineStartError("no such file"), EngineDeadError("died")])
 def test_what_no_other_attempt_would_mend_ends_it(error):
-    ladder = ladder_of()
-    ladder.note(Trial(variant=MAIN, reason="best", max_model_len=4096))
-    assert ladder.step_down(error) is None
+    fallback = ladder_of()
+    fallback.note(LoadAttempt(variant=MAIN, reason="best", max_model_len=4096))
+    assert fallback.next_attempt(error) is None
 
 
 def test_only_the_second_kill_in_a_row_counts_as_want_of_memory():
-    ladder = ladder_of()
+    fallback = ladder_of()
     killed = EngineKilledError("SIGKILL")
-    ladder.note(Trial(variant=MAIN, max_model_len=4096))
-    assert ladder.step_down(killed) is None
-    ladder.note_success()
-    assert ladder.step_down(killed) is None
-    assert ladder.step_down(killed) == "context 2048 instead of 4096 tokens: out of memory"
+    fallback.note(LoadAttempt(variant=MAIN, max_model_len=4096))
+    assert fallback.next_attempt(killed) is None
+    fallback.note_success()
+    assert fallback.next_attempt(killed) is None
+    assert fallback.next_attempt(killed) == "context 2048 instead of 4096 tokens: out of memory"
 
 
 def test_a_kill_before_anything_was_told_changes_nothing():
-    ladder = ladder_of()
-    assert [ladder.step_down(EngineKilledError("SIGKILL")) for _ in range(3)] == [None] * 3
+    fallback = ladder_of()
+    assert [fallback.next_attempt(EngineKilledError("SIGKILL")) for _ in range(3)] == [None] * 3

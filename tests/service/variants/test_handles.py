@@ -13,24 +13,24 @@ from engine.errors import EngineStartError
 from engine.transport.sockets import ClientSockets
 from service.settings import WorkerSettings
 from service.variants.handles import EngineInThread, EngineProcess
-from service.worker_protocol.load_attempt import Attempt, Failure, StartFailure
+from service.worker_protocol.load_attempt import FailureKind, LoadRequest, StartFailure
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from engine.process.loop import BuiltEngine, TellProgress
-    from service.variants.handles import EngineHost
+    from engine.process.loop import BuiltEngine, ReportProgress
+    from service.variants.handles import EngineHandle
 
 pytestmark = pytest.mark.alone
 
-NO_ROOM = StartFailure(Failure.MEMORY)
+NO_ROOM = StartFailure(FailureKind.MEMORY)
 LATE_S = 0.3
 
 
 @pytest.fixture(autouse=True)
 def late(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have what an engine says arrive after its end, as on a machine that is busy."""
-    receive, has_gone = ClientSockets.receive, ClientSockets.has_come_and_gone
+    receive, has_gone = ClientSockets.receive, ClientSockets.peer_disconnected
     until: dict[Path, float] = {}
 
     def is_late(sockets: ClientSockets) -> bool:
@@ -46,17 +46,17 @@ def late(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def fail(tell: TellProgress) -> BuiltEngine:
-    tell("pretending")
+def fail(report_progress: ReportProgress) -> BuiltEngine:
+    report_progress("pretending")
     raise EngineStartError("no room", about=NO_ROOM.encode())
 
 
-async def assert_reason_is_known(host: EngineHost) -> None:
-    assert await host.ended() == "no room"
-    death = host.client.death
+async def assert_reason_is_known(handle: EngineHandle) -> None:
+    assert await handle.ended() == "no room"
+    death = handle.client.death
     assert isinstance(death, EngineStartError)
     assert StartFailure.decode(death.about) == NO_ROOM
-    await host.stop()
+    await handle.stop()
 
 
 def test_the_reason_of_an_engine_in_a_thread_is_heard():
@@ -72,12 +72,12 @@ def test_the_reason_of_an_engine_in_a_process_is_heard(monkeypatch, tmp_path):
     monkeypatch.setenv("FAKE_ENGINE", json.dumps(options))
 
     async def test() -> None:
-        host = await EngineProcess.start(
+        handle = await EngineProcess.start(
             WorkerSettings(),
-            Attempt(),
+            LoadRequest(),
             lambda _: None,
             command=("-m", "tests.service.fake_worker"),
         )
-        await assert_reason_is_known(host)
+        await assert_reason_is_known(handle)
 
     asyncio.run(asyncio.wait_for(test(), 60))

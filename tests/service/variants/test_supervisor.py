@@ -11,7 +11,7 @@ from service.errors import ModelNotFoundError, UnavailableError, VariantStateErr
 from service.server.lifecycle import Phase
 from service.variants import variant as variant_module
 from service.variants.supervisor import Supervisor
-from service.variants.variant import Variant, VariantRules, VariantState
+from service.variants.variant import ServedVariant, VariantRules, VariantState
 from tests.service.variants.test_variant import FakeSource, run, until, until_it_is
 
 pytestmark = pytest.mark.alone
@@ -22,15 +22,15 @@ def _short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(variant_module, "FIRST_DELAY_S", 0.01)
 
 
-def make(name: str, **rules: object) -> Variant:
-    return Variant(name, FakeSource(), VariantRules(**rules))
+def make(name: str, **rules: object) -> ServedVariant:
+    return ServedVariant(name, FakeSource(), VariantRules(**rules))
 
 
-def supervise(*variants: Variant, load_wait_s: float = 2) -> Supervisor:
+def supervise(*variants: ServedVariant, load_wait_s: float = 2) -> Supervisor:
     return Supervisor(variants, drain_limit_s=1, load_wait_s=load_wait_s)
 
 
-def source_of(variant: Variant) -> FakeSource:
+def source_of(variant: ServedVariant) -> FakeSource:
     return variant._source
 
 
@@ -42,7 +42,7 @@ def test_requests_go_to_the_variant_they_name():
         await until(lambda: supervisor.phase is Phase.SERVING)
         with ExitStack() as stack:
             served = await supervisor.acquire("other", stack)
-            assert served.engine is source_of(other).hosts[0].engine
+            assert served.engine is source_of(other).handles[0].engine
             assert (one.status.num_requests, other.status.num_requests) == (0, 1)
             with pytest.raises(ModelNotFoundError, match="serves 'one', 'other'"):
                 await supervisor.acquire("third", stack)
@@ -63,10 +63,10 @@ def test_ready_only_while_every_required_variant_serves():
         assert supervisor.phase is Phase.LOADING
         source_of(one).may_serve.set()
         await until(lambda: supervisor.phase is Phase.SERVING)
-        source_of(other).hosts[0].die("SIGKILL")
+        source_of(other).handles[0].die("SIGKILL")
         assert supervisor.phase is Phase.SERVING
         await until_it_is(other, VariantState.SERVING)
-        source_of(one).hosts[0].die("SIGKILL")
+        source_of(one).handles[0].die("SIGKILL")
         assert supervisor.phase is Phase.RESTARTING
         await until(lambda: supervisor.phase is Phase.SERVING)
         one.drain()
@@ -123,7 +123,7 @@ def test_variant_on_demand_comes_with_the_first_request():
                 assert await supervisor.acquire("one", stack)
                 await asyncio.sleep(0.15)
                 assert one.state is VariantState.SERVING  # in use
-            assert len(source_of(one).hosts) == number
+            assert len(source_of(one).handles) == number
             await until_it_is(one, VariantState.UNLOADED)
         await supervisor.close()
 
@@ -182,8 +182,8 @@ def test_swap_loses_no_request():
             source_of(new).may_serve.set()
             await until(lambda: old.state is VariantState.UNLOADING)
             after = await supervisor.acquire("one", ExitStack())
-            assert after.engine is source_of(new).hosts[0].engine
-            assert not source_of(old).hosts[0].is_stopped.is_set()
+            assert after.engine is source_of(new).handles[0].engine
+            assert not source_of(old).handles[0].is_stopped.is_set()
             assert [role for _, role in supervisor.roles()] == ["routed", "outgoing"]
         await until(lambda: len(supervisor.variants) == 1)
         await supervisor.close()
@@ -243,7 +243,7 @@ def test_engine_that_a_swap_has_left_is_ended_with_the_server():
             supervisor.swap(new)
             await until_it_is(old, VariantState.UNLOADING)
         await supervisor.close()
-        assert source_of(old).hosts[0].is_stopped.is_set()
+        assert source_of(old).handles[0].is_stopped.is_set()
         assert old.state is new.state is VariantState.UNLOADED
 
     run(test())

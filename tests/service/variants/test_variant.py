@@ -14,9 +14,9 @@ from loaders.errors import CheckpointError
 from loaders.model.self_test.report import Check, SelfTestReport
 from service.errors import UnavailableError, VariantStateError
 from service.variants import variant as variant_module
-from service.variants.variant import Variant, VariantRules, VariantState
-from service.worker_protocol.load_attempt import Failure, StartFailure
-from tests.service.fakes import ByteTokenizer, FakeEngine, FakeHost, says, served_model
+from service.variants.variant import ServedVariant, VariantRules, VariantState
+from service.worker_protocol.load_attempt import FailureKind, StartFailure
+from tests.service.fakes import ByteTokenizer, FakeEngine, FakeHandle, says, served_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -40,7 +40,7 @@ class FakeSource:
 
     def __init__(self, *failures: Exception) -> None:
         self.failures = list(failures)
-        self.hosts: list[FakeHost] = []
+        self.handles: list[FakeHandle] = []
         self.may_serve = asyncio.Event()
         self.may_serve.set()
         self.is_closed = False
@@ -48,19 +48,19 @@ class FakeSource:
         self.degraded = None
         self.num_lives = 0
 
-    def begin(self) -> None:
+    def reset(self) -> None:
         self.num_lives += 1
 
-    async def start(self, on_progress: Callable[[Progress], None]) -> FakeHost:
+    async def start(self, on_progress: Callable[[Progress], None]) -> FakeHandle:
         on_progress(Progress("pretending", 7.0))
-        self.hosts.append(FakeHost(FakeEngine(says(TOKENIZER, "yes"))))
-        return self.hosts[-1]
+        self.handles.append(FakeHandle(FakeEngine(says(TOKENIZER, "yes"))))
+        return self.handles[-1]
 
-    async def served(self, host: FakeHost) -> ServedModel:
+    async def wait_ready(self, handle: FakeHandle) -> ServedModel:
         await self.may_serve.wait()
         if self.failures:
             raise self.failures.pop(0)
-        return served_model(host.engine, TOKENIZER)
+        return served_model(handle.engine, TOKENIZER)
 
     async def close(self) -> None:
         self.is_closed = True
@@ -73,7 +73,7 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.002)
 
 
-async def until_it_is(variant: Variant, state: VariantState) -> None:
+async def until_it_is(variant: ServedVariant, state: VariantState) -> None:
     await until(lambda: variant.state is state)
 
 
@@ -84,7 +84,7 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 def test_loads_and_serves_and_is_unloaded():
     async def test() -> None:
         source = FakeSource()
-        variant = Variant("m", source, VariantRules())
+        variant = ServedVariant("m", source, VariantRules())
         with pytest.raises(UnavailableError, match="m is unloaded"):
             variant.require_served()
         source.may_serve.clear()
@@ -99,11 +99,11 @@ def test_loads_and_serves_and_is_unloaded():
         assert variant.status.phase is None
         await variant.unload(drain_limit_s=1, for_good=True)
         assert variant.state is VariantState.UNLOADED
-        assert source.hosts[0].is_stopped.is_set()
+        assert source.handles[0].is_stopped.is_set()
         assert source.is_closed
         variant.load()
         await until_it_is(variant, VariantState.SERVING)
-        assert len(source.hosts) == 2
+        assert len(source.handles) == 2
         await variant.unload(drain_limit_s=0, for_good=True)
 
     run(test())
@@ -112,13 +112,13 @@ def test_loads_and_serves_and_is_unloaded():
 def test_dead_engine_is_replaced():
     async def test() -> None:
         source = FakeSource()
-        variant = Variant("m", source, VariantRules())
+        variant = ServedVariant("m", source, VariantRules())
         variant.load()
         await until_it_is(variant, VariantState.SERVING)
-        source.hosts[0].die("SIGKILL")
+        source.handles[0].die("SIGKILL")
         assert variant.state is VariantState.RESTARTING
         await until_it_is(variant, VariantState.SERVING)
-        assert variant.require_served().engine is source.hosts[1].engine
+        assert variant.require_served().engine is source.handles[1].engine
         assert variant.status.num_restarts == 1
         assert variant.status.reason == "SIGKILL"
         await variant.unload(drain_limit_s=0, for_good=True)
@@ -129,10 +129,10 @@ def test_dead_engine_is_replaced():
 def test_engine_is_given_up_after_so_many_restarts():
     async def test() -> None:
         source = FakeSource(*(EngineDeadError(f"death {n}") for n in range(9)))
-        variant = Variant("m", source, VariantRules(max_restarts=2))
+        variant = ServedVariant("m", source, VariantRules(max_restarts=2))
         variant.load()
         await until_it_is(variant, VariantState.FAILED)
-        assert len(source.hosts) == 3
+        assert len(source.handles) == 3
         assert variant.status.reason == "death 2; given up after 2 restarts"
         assert source.is_closed
         with pytest.raises(UnavailableError, match="m has failed"):
@@ -144,15 +144,15 @@ def test_engine_is_given_up_after_so_many_restarts():
 def test_time_of_health_makes_up_for_deaths_before(monkeypatch):
     async def test() -> None:
         source = FakeSource()
-        variant = Variant("m", source, VariantRules(max_restarts=1))
+        variant = ServedVariant("m", source, VariantRules(max_restarts=1))
         variant.load()
         for number in range(4):
-            await until(lambda: len(source.hosts) == number + 1)  # noqa: B023
+            await until(lambda: len(source.handles) == number + 1)  # noqa: B023
             await until_it_is(variant, VariantState.SERVING)
-            source.hosts[-1].die("SIGKILL")
+            source.handles[-1].die("SIGKILL")
         await until_it_is(variant, VariantState.SERVING)
         monkeypatch.setattr(variant_module, "HEALTHY_S", 60.0)
-        source.hosts[-1].die("SIGKILL")
+        source.handles[-1].die("SIGKILL")
         await until_it_is(variant, VariantState.FAILED)
 
     monkeypatch.setattr(variant_module, "HEALTHY_S", 0.0)
@@ -165,11 +165,11 @@ def test_time_of_health_makes_up_for_deaths_before(monkeypatch):
 def test_what_another_try_would_not_mend_fails_at_once(error):
     async def test() -> None:
         source = FakeSource(error)
-        variant = Variant("m", source, VariantRules())
+        variant = ServedVariant("m", source, VariantRules())
         variant.load()
         await until_it_is(variant, VariantState.FAILED)
         assert variant.status.reason == str(error)
-        assert len(source.hosts) == 1
+        assert len(source.handles) == 1
 
     run(test())
 
@@ -179,9 +179,9 @@ def test_a_failed_self_test_stays_to_be_read_until_the_variant_is_unloaded():
 
     async def test() -> None:
         error = EngineStartError(
-            str(report), about=StartFailure(Failure.SELF_TEST, self_test=report).encode()
+            str(report), about=StartFailure(FailureKind.SELF_TEST, self_test=report).encode()
         )
-        variant = Variant("m", FakeSource(error), VariantRules())
+        variant = ServedVariant("m", FakeSource(error), VariantRules())
         variant.load()
         await until_it_is(variant, VariantState.FAILED)
         assert variant.status.self_test == report
@@ -199,12 +199,12 @@ def test_failed_restart_is_tried_again():
 
     async def test() -> None:
         source = FakeSource()
-        variant = Variant("m", source, VariantRules())
+        variant = ServedVariant("m", source, VariantRules())
         variant.load()
         await until_it_is(variant, VariantState.SERVING)
         source.failures = [EngineStartError("out of memory")]
-        source.hosts[0].die("SIGKILL")
-        await until(lambda: len(source.hosts) == 3)
+        source.handles[0].die("SIGKILL")
+        await until(lambda: len(source.handles) == 3)
         await until_it_is(variant, VariantState.SERVING)
         await variant.unload(drain_limit_s=0, for_good=True)
 
@@ -214,7 +214,7 @@ def test_failed_restart_is_tried_again():
 def test_fault_of_our_own_fails_the_variant():
     async def test() -> None:
         source = FakeSource(ZeroDivisionError("x"))
-        variant = Variant("m", source, VariantRules())
+        variant = ServedVariant("m", source, VariantRules())
         variant.load()
         await until_it_is(variant, VariantState.FAILED)
         assert source.is_closed
@@ -226,7 +226,7 @@ def test_fault_of_our_own_fails_the_variant():
 def test_unloading_waits_for_open_requests_but_not_for_ever():
     async def test() -> None:
         source = FakeSource()
-        variant = Variant("m", source, VariantRules())
+        variant = ServedVariant("m", source, VariantRules())
         variant.load()
         await until_it_is(variant, VariantState.SERVING)
         with variant.in_use():
@@ -234,7 +234,7 @@ def test_unloading_waits_for_open_requests_but_not_for_ever():
             assert variant.unload(drain_limit_s=5, for_good=True) is unloading
             await asyncio.sleep(0.05)
             assert variant.state is VariantState.UNLOADING
-            assert not source.hosts[0].is_stopped.is_set()
+            assert not source.handles[0].is_stopped.is_set()
             with pytest.raises(UnavailableError, match="unloading"):
                 variant.require_served()
         await unloading
@@ -251,14 +251,14 @@ def test_unloading_waits_for_open_requests_but_not_for_ever():
 def test_drained_variant_stays_loaded_and_takes_work_again():
     async def test() -> None:
         source = FakeSource()
-        variant = Variant("m", source, VariantRules())
+        variant = ServedVariant("m", source, VariantRules())
         variant.load()
         await until_it_is(variant, VariantState.SERVING)
         variant.drain()
         with pytest.raises(UnavailableError, match="draining"):
             variant.require_served()
-        source.hosts[0].die("SIGKILL")
-        await until(lambda: len(source.hosts) == 2)
+        source.handles[0].die("SIGKILL")
+        await until(lambda: len(source.handles) == 2)
         await until_it_is(variant, VariantState.DRAINING)
         variant.load()
         assert variant.require_served()
@@ -270,7 +270,7 @@ def test_drained_variant_stays_loaded_and_takes_work_again():
 def test_idle_variant_is_unloaded_and_one_in_use_is_not():
     async def test() -> None:
         source = FakeSource()
-        variant = Variant("m", source, VariantRules(idle_unload_s=0.1, is_on_demand=True))
+        variant = ServedVariant("m", source, VariantRules(idle_unload_s=0.1, is_on_demand=True))
         variant.load()
         await until_it_is(variant, VariantState.SERVING)
         with variant.in_use():
@@ -290,12 +290,12 @@ def test_variant_that_still_loads_can_be_unloaded():
     async def test() -> None:
         source = FakeSource()
         source.may_serve.clear()
-        variant = Variant("m", source, VariantRules())
+        variant = ServedVariant("m", source, VariantRules())
         variant.load()
-        await until(lambda: len(source.hosts) == 1)
+        await until(lambda: len(source.handles) == 1)
         await variant.unload(drain_limit_s=5, for_good=True)
         assert variant.state is VariantState.UNLOADED
-        assert source.hosts[0].is_stopped.is_set()
+        assert source.handles[0].is_stopped.is_set()
 
     run(test())
 
@@ -304,7 +304,7 @@ def test_variant_on_demand_that_failed_is_tried_again_after_a_while(monkeypatch)
     async def test() -> None:
         monkeypatch.setattr(variant_module, "FAILED_REST_S", 0.1)
         source = FakeSource(CheckpointError("no memory is left"))
-        variant = Variant("m", source, VariantRules(is_on_demand=True))
+        variant = ServedVariant("m", source, VariantRules(is_on_demand=True))
         assert variant.waits_for_demand
         variant.load()
         await until_it_is(variant, VariantState.FAILED)
@@ -322,7 +322,7 @@ def test_variant_on_demand_that_failed_is_tried_again_after_a_while(monkeypatch)
 
 def test_variant_is_not_loaded_while_it_is_being_unloaded():
     async def test() -> None:
-        variant = Variant("m", FakeSource(), VariantRules())
+        variant = ServedVariant("m", FakeSource(), VariantRules())
         variant.load()
         await until_it_is(variant, VariantState.SERVING)
         with variant.in_use():
@@ -340,11 +340,11 @@ def test_variant_is_not_loaded_while_it_is_being_unloaded():
 def test_each_load_begins_anew_but_a_restart_does_not():
     async def test() -> None:
         source = FakeSource()
-        variant = Variant("m", source, VariantRules())
+        variant = ServedVariant("m", source, VariantRules())
         variant.load()
         await until_it_is(variant, VariantState.SERVING)
-        source.hosts[0].die("it died")
-        await until(lambda: len(source.hosts) == 2)
+        source.handles[0].die("it died")
+        await until(lambda: len(source.handles) == 2)
         assert source.num_lives == 1
         await variant.unload(drain_limit_s=0, for_good=True)
         variant.load()
@@ -359,7 +359,7 @@ def test_long_phases_are_logged_by_tenths(monkeypatch):
     monkeypatch.setattr(variant_module, "LOGGED_INTERVAL_S", 0.0)
     told: list[dict[str, object]] = []
     monkeypatch.setattr(variant_module.log, "info", lambda event, **fields: told.append(fields))
-    variant = Variant("m", FakeSource(), VariantRules())
+    variant = ServedVariant("m", FakeSource(), VariantRules())
     for percent in (0.0, 4.0, 9.9, 10.0, 15.0, 31.0):
         variant._note_progress(Progress("downloading", percent))
     variant._note_progress(Progress("reading the weights"))

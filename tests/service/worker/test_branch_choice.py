@@ -18,7 +18,7 @@ from loaders.repository.spec import parse_spec
 from service.settings import WorkerSettings
 from service.worker import branch_choice as choice
 from service.worker.branch_choice import choose_variant, devices_of, one_device
-from service.worker_protocol.load_attempt import Attempt, Trial
+from service.worker_protocol.load_attempt import LoadAttempt, LoadRequest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from tests.models import TinyRepositories
 
 
-def chosen(repo: TinyRepositories, name: str, *excluded: str, **settings: object) -> Trial:
+def chosen(repo: TinyRepositories, name: str, *excluded: str, **settings: object) -> LoadAttempt:
     return choose_variant(
         parse_spec(name),
         WorkerSettings(**{"cache_dir": repo.cache_dir, **settings}),
-        Attempt(excluded_variants=excluded),
+        LoadRequest(excluded_variants=excluded),
         cache_dir=repo.cache_dir,
         local_files_only=True,
         device="cpu",
@@ -39,11 +39,13 @@ def chosen(repo: TinyRepositories, name: str, *excluded: str, **settings: object
 
 def test_a_branch_that_is_named_is_obeyed(tiny_repo: TinyRepositories):
     name = f"{tiny_repo.gptq_repo}:gptq-4bit-64g-actorder_True"
-    assert chosen(tiny_repo, name) == Trial(variant=name)
+    assert chosen(tiny_repo, name) == LoadAttempt(variant=name)
 
 
 def test_a_repository_with_one_branch_leaves_nothing_to_choose(tiny_repo: TinyRepositories):
-    assert chosen(tiny_repo, tiny_repo.awq_repo) == Trial(variant=f"{tiny_repo.awq_repo}:main")
+    assert chosen(tiny_repo, tiny_repo.awq_repo) == LoadAttempt(
+        variant=f"{tiny_repo.awq_repo}:main"
+    )
 
 
 def test_the_only_branch_in_a_cache_is_taken_whatever_its_name(tiny_repo, tmp_path):
@@ -57,16 +59,16 @@ def test_the_only_branch_in_a_cache_is_taken_whatever_its_name(tiny_repo, tmp_pa
 
 
 def test_an_open_branch_is_planned_and_the_reason_told_in_one_line(tiny_repo: TinyRepositories):
-    trial = chosen(tiny_repo, tiny_repo.gptq_repo)
-    assert trial.variant == f"{tiny_repo.gptq_repo}:gptq-8bit-128g-actorder_True"
-    assert "best expected quality" in trial.reason
-    assert "\n" not in trial.reason
+    attempt = chosen(tiny_repo, tiny_repo.gptq_repo)
+    assert attempt.variant == f"{tiny_repo.gptq_repo}:gptq-8bit-128g-actorder_True"
+    assert "best expected quality" in attempt.reason
+    assert "\n" not in attempt.reason
 
 
 def test_what_counts_most_is_a_setting(tiny_repo: TinyRepositories):
-    trial = chosen(tiny_repo, tiny_repo.gptq_repo, prefer="memory")
-    assert trial.variant != chosen(tiny_repo, tiny_repo.gptq_repo).variant
-    assert "least memory" in trial.reason
+    attempt = chosen(tiny_repo, tiny_repo.gptq_repo, prefer="memory")
+    assert attempt.variant != chosen(tiny_repo, tiny_repo.gptq_repo).variant
+    assert "least memory" in attempt.reason
 
 
 def test_what_failed_before_is_not_chosen_again(tiny_repo: TinyRepositories):
@@ -81,7 +83,7 @@ def test_where_every_branch_failed_that_is_said(tiny_repo: TinyRepositories):
 
 
 def test_where_nothing_fits_the_arithmetic_of_each_is_told(tiny_repo, monkeypatch):
-    monkeypatch.setattr(choice, "free_bytes", lambda place: 100_000_000)
+    monkeypatch.setattr(choice, "free_device_bytes", lambda place: 100_000_000)
     with pytest.raises(NotEnoughMemoryError, match=r"nothing fits.*main: lacks \d\.\d\d GB"):
         chosen(tiny_repo, tiny_repo.gptq_repo)
 
@@ -98,9 +100,9 @@ def test_perplexity_that_was_measured_decides(tiny_repo: TinyRepositories, tmp_p
     for variant in variants:
         value = 9.0 if variant.revision == "main" else 10.0
         Records(tmp_path).write(variant.commit, "perplexity", value)
-    trial = chosen(tiny_repo, tiny_repo.gptq_repo, cache_dir=tmp_path)
-    assert trial.variant == f"{tiny_repo.gptq_repo}:main"
-    assert "perplexity 9.00" in trial.reason
+    attempt = chosen(tiny_repo, tiny_repo.gptq_repo, cache_dir=tmp_path)
+    assert attempt.variant == f"{tiny_repo.gptq_repo}:main"
+    assert "perplexity 9.00" in attempt.reason
 
 
 def test_two_names_of_one_commit_fail_together(tiny_repo, tmp_path):
@@ -116,7 +118,7 @@ def test_two_names_of_one_commit_fail_together(tiny_repo, tmp_path):
 
 
 def test_strict_takes_no_shorter_context(tiny_repo, monkeypatch):
-    monkeypatch.setattr(choice, "free_bytes", lambda place: 470_000_000)
+    monkeypatch.setattr(choice, "free_device_bytes", lambda place: 470_000_000)
     settings = {"users": 64}
     assert "this one reaches" in chosen(tiny_repo, tiny_repo.gptq_repo, **settings).reason
     with pytest.raises(NotEnoughMemoryError, match="nothing fits"):
@@ -124,7 +126,7 @@ def test_strict_takes_no_shorter_context(tiny_repo, monkeypatch):
 
 
 def test_smaller_keys_and_values_make_room(tiny_repo, monkeypatch):
-    monkeypatch.setattr(choice, "free_bytes", lambda place: 600_000_000)
+    monkeypatch.setattr(choice, "free_device_bytes", lambda place: 600_000_000)
     wide = chosen(tiny_repo, tiny_repo.gptq_repo, users=64)
     narrow = chosen(tiny_repo, tiny_repo.gptq_repo, users=64, kv_cache_dtype="fp8")
     assert "nothing fits" in wide.reason
@@ -132,9 +134,9 @@ def test_smaller_keys_and_values_make_room(tiny_repo, monkeypatch):
 
 
 def test_what_fits_nowhere_whole_is_shared_with_the_cpu_if_asked(tiny_repo, monkeypatch):
-    monkeypatch.setattr(choice, "free_bytes", lambda place: 100_000_000)
-    trial = chosen(tiny_repo, tiny_repo.gptq_repo, cpu_offload=True)
-    assert "a part stays on the CPU" in trial.reason
+    monkeypatch.setattr(choice, "free_device_bytes", lambda place: 100_000_000)
+    attempt = chosen(tiny_repo, tiny_repo.gptq_repo, cpu_offload=True)
+    assert "a part stays on the CPU" in attempt.reason
 
 
 def test_the_cpu_counts_what_is_free_of_it():
@@ -146,7 +148,7 @@ def test_the_cpu_counts_what_is_free_of_it():
 def test_of_several_gpus_the_one_with_the_most_free_memory_is_taken(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     free = {0: 5, 1: 9, 2: 7}
-    monkeypatch.setattr(choice, "free_bytes", lambda place: free[place.index])
+    monkeypatch.setattr(choice, "free_device_bytes", lambda place: free[place.index])
     assert str(one_device("auto")) == "cuda:1"
     assert str(one_device("cuda:2")) == "cuda:2"
 

@@ -29,7 +29,7 @@ from service.worker import build as worker
 from service.worker import sizing
 from service.worker.build import build_engine, failure_of, reason_of, resolve_num_threads, self_test
 from service.worker.sizing import BLOCK_SIZE, resolve_engine_config, resolve_kv_cache_bytes
-from service.worker_protocol.load_attempt import Attempt, Failure, StartFailure
+from service.worker_protocol.load_attempt import FailureKind, LoadRequest, StartFailure
 from service.worker_protocol.model_description import ModelDescription
 from tests.models import tiny_llama
 
@@ -76,7 +76,7 @@ def test_threads_are_as_asked_or_the_physical_cores(monkeypatch, tmp_path):
 
 def test_kv_cache_is_as_asked_or_a_share_of_what_is_free(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
-    monkeypatch.setattr(sizing, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(sizing, "free_device_bytes", lambda device: 1000)
     monkeypatch.setattr(sizing, "CPU_KV_BYTES", 300)
     assert resolve_kv_cache_bytes(WorkerSettings(kv_cache_size=7), cpu, sequence_bytes=10) == 7
     assert resolve_kv_cache_bytes(WorkerSettings(), cpu, sequence_bytes=10) == 300
@@ -174,7 +174,7 @@ def test_built_engine_is_whole_and_described(tiny_repo: TinyRepositories):
     told: list[tuple[str, float | None]] = []
     built = build_engine(
         settings_of(tiny_repo),
-        Attempt(),
+        LoadRequest(),
         lambda phase, percent=None, about=b"": told.append((phase, percent)),
     )
     assert built.engine.limits.vocab_size == 512
@@ -201,22 +201,24 @@ def test_a_failed_self_test_ends_the_start_with_its_report(tiny_repo, monkeypatc
 
     monkeypatch.setattr(resolve, "BACKENDS", (Doubling(),))
     with pytest.raises(EngineStartError, match="self-test of int4pack failed") as caught:
-        build_engine(settings_of(tiny_repo), Attempt(), silent)
+        build_engine(settings_of(tiny_repo), LoadRequest(), silent)
     failure = StartFailure.decode(caught.value.about)
-    assert (failure.kind, failure.backends) == (Failure.SELF_TEST, ("int4pack",))
+    assert (failure.kind, failure.backends) == (FailureKind.SELF_TEST, ("int4pack",))
     assert not failure.self_test.passed
 
 
 def test_attempt_without_a_backend_runs_on_the_next(tiny_repo):
-    built = build_engine(settings_of(tiny_repo), Attempt(excluded_backends=("int4pack",)), silent)
+    built = build_engine(
+        settings_of(tiny_repo), LoadRequest(excluded_backends=("int4pack",)), silent
+    )
     assert ModelDescription.decode(built.about).backend == "fp16pack"
 
 
 def test_attempt_without_any_backend_says_that_none_is_left(tiny_repo):
-    nothing = Attempt(excluded_backends=tuple(resolve.backend_names()))
+    nothing = LoadRequest(excluded_backends=tuple(resolve.backend_names()))
     with pytest.raises(EngineStartError, match="no backend") as caught:
         build_engine(settings_of(tiny_repo), nothing, silent)
-    assert StartFailure.decode(caught.value.about).kind is Failure.SELF_TEST
+    assert StartFailure.decode(caught.value.about).kind is FailureKind.SELF_TEST
 
 
 @pytest.mark.parametrize(
@@ -234,7 +236,7 @@ def test_what_cannot_be_loaded_is_told_as_a_reason(tiny_repo, settings, reason):
     with pytest.raises(EngineStartError, match=reason):
         build_engine(
             settings_of(tiny_repo, **settings),
-            Attempt(),
+            LoadRequest(),
             silent,
         )
 
@@ -253,7 +255,7 @@ def test_weights_that_give_no_numbers_are_found_before_anybody_asks(loaded):
 def test_memory_that_the_cpu_cannot_give_is_known_for_what_it_is():
     with pytest.raises(RuntimeError) as refused:
         torch.empty(2**60, dtype=torch.uint8)
-    assert failure_of(refused.value, Attempt()).kind is Failure.MEMORY
+    assert failure_of(refused.value, LoadRequest()).kind is FailureKind.MEMORY
 
 
 @pytest.mark.parametrize(
@@ -267,19 +269,19 @@ def test_memory_that_the_cpu_cannot_give_is_known_for_what_it_is():
     ],
 )
 def test_want_of_memory_is_told_apart_from_other_reasons(error):
-    assert failure_of(error, Attempt()).kind is Failure.MEMORY
-    assert failure_of(RuntimeError("shapes differ"), Attempt()) is None
+    assert failure_of(error, LoadRequest()).kind is FailureKind.MEMORY
+    assert failure_of(RuntimeError("shapes differ"), LoadRequest()) is None
 
 
 def test_attempt_with_a_shorter_context_gets_it(tiny_repo):
-    whole = build_engine(settings_of(tiny_repo), Attempt(), silent).engine.limits.max_model_len
-    cut = build_engine(settings_of(tiny_repo), Attempt(max_model_len=whole // 2), silent)
+    whole = build_engine(settings_of(tiny_repo), LoadRequest(), silent).engine.limits.max_model_len
+    cut = build_engine(settings_of(tiny_repo), LoadRequest(max_model_len=whole // 2), silent)
     assert cut.engine.limits.max_model_len == whole // 2
 
 
 def test_the_cache_shrinks_as_the_context_does(loaded, monkeypatch):
     """Where it was too large, one as large for a shorter context would be so, too."""
-    monkeypatch.setattr(sizing, "free_bytes", lambda device: 16 * 2**20)
+    monkeypatch.setattr(sizing, "free_device_bytes", lambda device: 16 * 2**20)
     settings = WorkerSettings(max_num_seqs=512)
     whole = resolve_engine_config(settings, loaded)
     halved = resolve_engine_config(settings, loaded, longest=whole.max_model_len // 2)
@@ -306,12 +308,12 @@ def test_what_a_library_says_of_memory_is_told_with_what_to_do(error, told):
 
 def test_attempt_at_a_chosen_branch_loads_that_one(tiny_repo):
     first, second, *_ = tiny_repo.specs()
-    built = build_engine(settings_of(tiny_repo, variant=first), Attempt(variant=second), silent)
+    built = build_engine(settings_of(tiny_repo, variant=first), LoadRequest(variant=second), silent)
     assert second.endswith(f":{ModelDescription.decode(built.about).revision}")
 
 
 def test_predicted_memory_is_told_beside_what_was_measured_and_kept_by_commit(tiny_repo, tmp_path):
-    built = build_engine(settings_of(tiny_repo, kv_cache_size=50_000_000), Attempt(), silent)
+    built = build_engine(settings_of(tiny_repo, kv_cache_size=50_000_000), LoadRequest(), silent)
     description = ModelDescription.decode(built.about)
     memory = description.memory
     assert memory.device == "cpu"
@@ -328,14 +330,14 @@ def test_what_building_the_demo_leaves_behind_is_not_counted_as_the_variants(
 ):
     left: list[torch.Tensor] = []
 
-    def build(cache_dir, *, progress):
+    def build(cache_dir, *, on_progress):
         left.append(torch.ones(LEFT_BYTES, dtype=torch.uint8))
         spec = parse_spec(tiny_repo.specs()[0])
         return DemoRepositories(tiny_repo.cache_dir, str(spec), spec.repo, str(spec))
 
     monkeypatch.setattr(worker, "build_demo", build)
-    named = build_engine(settings_of(tiny_repo), Attempt(), silent)
-    demo = build_engine(settings_of(tiny_repo, variant=None), Attempt(), silent)
+    named = build_engine(settings_of(tiny_repo), LoadRequest(), silent)
+    demo = build_engine(settings_of(tiny_repo, variant=None), LoadRequest(), silent)
     counted = [ModelDescription.decode(one.about).memory.measured for one in (named, demo)]
     assert left
     assert counted[1] - counted[0] < LEFT_BYTES / 2

@@ -27,11 +27,11 @@ from engine.core import Engine
 from engine.request import SequenceRequest
 from engine.sampling_params import SamplingParams
 from service.worker import build, sizing
-from service.worker_protocol.load_attempt import Attempt
+from service.worker_protocol.load_attempt import LoadRequest
 from service.settings import WorkerSettings
 import transformers.models.llama.modeling_llama
 
-def tell_nobody(*_, **__):
+def ignore_progress(*_, **__):
     pass
 
 def resident():
@@ -42,8 +42,8 @@ settings = WorkerSettings(
     variant=sys.argv[1], cache_dir=sys.argv[2], local_files_only=True, device="cpu",
     kv_cache_size=int(sys.argv[3]), max_num_seqs=4, num_threads=1, log_level="error",
 )
-asked = build.prepare(settings, Attempt(), tell_nobody)
-loaded = build.load_variant(asked, settings, Attempt(), tell_nobody)
+asked = build.prepare(settings, LoadRequest(), ignore_progress)
+loaded = build.load_variant(asked, settings, LoadRequest(), ignore_progress)
 config = sizing.resolve_engine_config(settings, loaded)
 engine = Engine(loaded.model, config)
 build.self_test(engine)

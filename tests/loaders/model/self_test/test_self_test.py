@@ -16,14 +16,14 @@ from loaders.load import load
 from loaders.model.kernels import resolve
 from loaders.model.kernels.int4pack import Int4PackBackend
 from loaders.model.kernels.int4planes import Int4PlanesBackend
-from loaders.model.opened import open_source
+from loaders.model.opened import open_checkpoint
 from loaders.model.packed_linear import packed_layers
 from loaders.model.self_test.layers import Bounds, choose_layers
 from loaders.model.self_test.reference_weights import stored_weights
 from loaders.model.self_test.report import Check, SelfTestReport
 from loaders.model.self_test.tokens import (
     NUM_PROMPT_TOKENS,
-    Answer,
+    GreedyContinuation,
     check_known_tokens,
     check_logits,
     check_repetition,
@@ -318,7 +318,7 @@ def test_weights_are_read_again_from_the_files(tmp_path, awq):
             tokenizer=tiny_tokenizer(),
             max_shard_bytes=2**20,
         )
-    read = stored_weights(open_source(tmp_path, None, None), load(str(tmp_path)).model)
+    read = stored_weights(open_checkpoint(tmp_path, None, None), load(str(tmp_path)).model)
     expected = dequantized_model(tmp_path)
     for name in ("model.layers.0.self_attn.k_proj", "model.layers.1.mlp.down_proj", "lm_head"):
         torch.testing.assert_close(read(name), expected.get_submodule(name).weight.float())
@@ -386,7 +386,7 @@ def test_an_answer_of_several_tokens_needs_no_second_run():
     def never(name):
         raise AssertionError
 
-    assert check_repetition(None, [1], Answer((1, 2) * 4, (1.0,) * 8), never).passed
+    assert check_repetition(None, [1], GreedyContinuation((1, 2) * 4, (1.0,) * 8), never).passed
 
 
 def test_kernels_are_back_after_the_reference_ran(tmp_path):
@@ -401,7 +401,7 @@ def test_kernels_are_back_after_the_reference_ran(tmp_path):
 def test_first_tokens_are_kept_and_compared(tmp_path):
     records, cpu = Records(tmp_path), torch.device("cpu")
     key = tokens_key([1, 2], "int4pack", "float32", cpu)
-    first = Answer(tuple(range(8)), (1.0,) * 8)
+    first = GreedyContinuation(tuple(range(8)), (1.0,) * 8)
     assert "kept" in check_known_tokens(first, records, COMMIT, key).detail
     assert "the same" in check_known_tokens(first, records, COMMIT, key).detail
     other = dataclasses.replace(first, token_ids=(0, 1, 9, 9, 9, 9, 9, 9))
@@ -415,8 +415,10 @@ def test_first_tokens_are_kept_and_compared(tmp_path):
 
 def test_tokens_that_part_at_a_near_tie_are_no_failure(tmp_path):
     records = Records(tmp_path)
-    check_known_tokens(Answer(tuple(range(8)), (1.0, 0.01) + (1.0,) * 6), records, COMMIT, "k")
-    parted = Answer((0, 9, 9, 9, 9, 9, 9, 9), (1.0, 0.3) + (1.0,) * 6)
+    check_known_tokens(
+        GreedyContinuation(tuple(range(8)), (1.0, 0.01) + (1.0,) * 6), records, COMMIT, "k"
+    )
+    parted = GreedyContinuation((0, 9, 9, 9, 9, 9, 9, 9), (1.0, 0.3) + (1.0,) * 6)
     assert check_known_tokens(parted, records, COMMIT, "k").passed
     earlier = dataclasses.replace(parted, token_ids=(5, 9, 9, 9, 9, 9, 9, 9))
     assert check_known_tokens(earlier, records, COMMIT, "k").passed is False
@@ -428,13 +430,15 @@ def test_tokens_that_part_at_a_near_tie_are_no_failure(tmp_path):
 def test_a_record_that_makes_no_sense_is_written_anew(tmp_path, record):
     records = Records(tmp_path)
     records.write(COMMIT, "k", record)
-    found = Answer(tuple(range(8)), (1.0,) * 8)
+    found = GreedyContinuation(tuple(range(8)), (1.0,) * 8)
     assert check_known_tokens(found, records, COMMIT, "k").passed
     assert "the same" in check_known_tokens(found, records, COMMIT, "k").detail
 
 
 def test_a_plain_folder_keeps_no_tokens(tmp_path):
-    check = check_known_tokens(Answer((1,) * 8, (1.0,) * 8), Records(tmp_path), None, "k")
+    check = check_known_tokens(
+        GreedyContinuation((1,) * 8, (1.0,) * 8), Records(tmp_path), None, "k"
+    )
     assert check.passed is None
     assert "plain folder" in check.detail
 

@@ -37,8 +37,8 @@ import json, sys
 from pathlib import Path
 from loaders.repository import hub
 from loaders.repository.opening import open_snapshot
-from loaders.repository.cache_layout import free_bytes
-from loaders.repository.download import Patience
+from loaders.repository.cache_layout import free_disk_bytes
+from loaders.repository.download import RetryPolicy
 from loaders.errors import LoadError
 from loaders.repository.mirror import check_mirror, mirror
 from loaders.repository.spec import parse_spec
@@ -48,10 +48,10 @@ def answer(call):
     access = hub.HubAccess(
         cache_dir=cache_dir,
         token=call.get("token"),
-        patience=Patience(max_tries=3, first_wait_s=0.01, longest_wait_s=0.02),
-        tell=lambda progress: told.append(progress.num_bytes_done),
-        tell_waiting=lambda: waited.append(True),
-        free=lambda folder: call.get("free") or free_bytes(folder),
+        retry_policy=RetryPolicy(max_tries=3, first_wait_s=0.01, longest_wait_s=0.02),
+        on_progress=lambda progress: told.append(progress.num_bytes_done),
+        on_wait=lambda: waited.append(True),
+        free=lambda folder: call.get("free") or free_disk_bytes(folder),
     )
     try:
         if call["do"] == "mirror":

@@ -29,7 +29,7 @@ KEEP_ALIVE = b": keep-alive\n\n"
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerForm:
+class ResponseShape:
     """How an endpoint words its answers."""
 
     id_prefix: str
@@ -42,7 +42,7 @@ class AnswerForm:
     end: bytes  # what a choice's last chunk says beside the reason
 
 
-CHAT = AnswerForm(
+CHAT = ResponseShape(
     id_prefix="chatcmpl",
     object_name="chat.completion",
     chunk_object_name="chat.completion.chunk",
@@ -53,7 +53,7 @@ CHAT = AnswerForm(
     end=b'"delta":{}',
 )
 
-COMPLETION = AnswerForm(
+COMPLETION = ResponseShape(
     id_prefix="cmpl",
     object_name="text_completion",
     chunk_object_name="text_completion",
@@ -65,10 +65,10 @@ COMPLETION = AnswerForm(
 )
 
 
-class Answer:
+class ResponseBuilder:
     """One request's answer: one id and one time for the whole, or for every chunk of it."""
 
-    def __init__(self, form: AnswerForm, model: ServedModel) -> None:
+    def __init__(self, form: ResponseShape, model: ServedModel) -> None:
         self.form = form
         self._id = f"{form.id_prefix}-{uuid.uuid4().hex}"
         self._created = int(time.time())
@@ -117,7 +117,7 @@ class Frames:
     """Makes the server-sent events of one answer."""
 
     def __init__(
-        self, form: AnswerForm, envelope: Mapping[str, object], *, include_usage: bool
+        self, form: ResponseShape, envelope: Mapping[str, object], *, include_usage: bool
     ) -> None:
         self._form = form
         self._include_usage = include_usage

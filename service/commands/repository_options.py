@@ -42,7 +42,7 @@ OfflineOption = Annotated[
 ]
 
 
-def look_settings(*, token: str | None, cache_dir: Path | None, offline: bool) -> Settings:
+def read_settings(*, token: str | None, cache_dir: Path | None, offline: bool) -> Settings:
     """Read the settings, flags first, and send logs to standard error: the answer is on the other.
 
     Raises SettingsError.
@@ -55,7 +55,7 @@ def look_settings(*, token: str | None, cache_dir: Path | None, offline: bool) -
     return settings
 
 
-def look(spec: VariantSpec, settings: Settings) -> Sequence[Variant]:
+def find_named_variants(spec: VariantSpec, settings: Settings) -> Sequence[Variant]:
     """List the variants that a name means. Raises LoadError."""
     from loaders.catalogue.find import find_variants
 

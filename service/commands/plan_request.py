@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from loaders.catalogue.variants import Variant
     from loaders.planning.accelerators import Devices
-    from loaders.planning.plan import Choice, PlannedVariants, Prefer
+    from loaders.planning.plan import PlannedVariants, Prefer, VariantChoice
     from service.settings import Auto, Settings
 
 NEEDS_SEVERAL = "It needs more than one GPU; `tetrad serve` runs on one today and cannot do this."
@@ -72,7 +72,7 @@ def read_context(text: str | None) -> int | Auto | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class PlanRequest:
     """What is asked of a plan; None where the settings decide."""
 
     gpu: str
@@ -82,17 +82,19 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class PlanResult:
     """Every variant's plan, and which one to take."""
 
     devices: Devices
     prefer: Prefer
     planned: PlannedVariants
-    choice: Choice
+    choice: VariantChoice
     needs_several_gpus: bool  # the chosen one; an engine runs on one
 
 
-def answer(question: Question, settings: Settings, find: Callable[[], Sequence[Variant]]) -> Answer:
+def answer(
+    question: PlanRequest, settings: Settings, find: Callable[[], Sequence[Variant]]
+) -> PlanResult:
     """Plan variants and choose one; `find` lists them, once the question is known to make sense.
 
     Raises LoadError.
@@ -115,10 +117,10 @@ def answer(question: Question, settings: Settings, find: Callable[[], Sequence[V
     )
     choice = choose(planned, prefer)
     needs_several = devices.count > 1 and not _fits_one(choice, settings)
-    return Answer(devices, prefer, planned, choice, needs_several)
+    return PlanResult(devices, prefer, planned, choice, needs_several)
 
 
-def _fits_one(choice: Choice, settings: Settings) -> bool:
+def _fits_one(choice: VariantChoice, settings: Settings) -> bool:
     """Whether one of the devices holds the chosen variant, with the context that it gets."""
     from loaders.planning.plan import plan_variant
     from loaders.records import Records

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.request import Terms
-from service.api.answers import Answer, AnswerForm, Choice
 from service.api.connection import while_connected
 from service.api.error_responses import JsonResponse
 from service.api.event_stream import EventStream
+from service.api.response_body import Choice, ResponseBuilder, ResponseShape
 from service.api.scope import until_answered
 from service.serving.generation import Generation, PlannedChoice, TextDelta, submit
 
@@ -38,12 +38,12 @@ async def answer(
     request: GenerationRequest,
     choices: Sequence[PlannedChoice],
     *,
-    form: AnswerForm,
+    form: ResponseShape,
     model: ServedModel,
     context: ApiContext,
 ) -> Response:
     """Generate the choices for as long as the client is there for them."""
-    answer = Answer(form, model)
+    answer = ResponseBuilder(form, model)
     generation = submit(model, choices, request.stop, terms=Terms(caller=request.user or ""))
     headers = model.identity.headers
     if request.stream:

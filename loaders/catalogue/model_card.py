@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import yaml
 
-from loaders.catalogue.card_table import CardRow, find_rows
+from loaders.catalogue.model_card_table import CardRow, find_rows
 
 MAX_CARD_BYTES = 2_000_000  # the longest of the cards we know has 31 KB
 MAX_FRONT_MATTER_CHARS = 64 * 1024
@@ -43,11 +43,11 @@ class ModelCard:
 def read_card(content: bytes) -> ModelCard:
     """Read a README.md as it lies in a repository: any bytes, any length."""
     text = content[:MAX_CARD_BYTES].decode(errors="replace")
-    card = parse_card(text)
+    model_card = parse_card(text)
     if len(content) <= MAX_CARD_BYTES:
-        return card
+        return model_card
     remark = f"the card is longer than {MAX_CARD_BYTES} bytes; the rest of it was not read"
-    return replace(card, remarks=(*card.remarks, remark))
+    return replace(model_card, remarks=(*model_card.remarks, remark))
 
 
 def parse_card(text: str) -> ModelCard:

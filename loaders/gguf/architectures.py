@@ -40,7 +40,7 @@ _GATED = {
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class Architecture:
     """One architecture of GGUF's."""
 
     model_type: str  # Transformers' name of it
@@ -51,10 +51,10 @@ class Family:
     norm_offset: float = 0.0  # what GGUF adds to norms' weights, for the model adds it itself
 
 
-FAMILIES = {
-    "llama": Family("llama", rotates_neighbours=True),
-    "qwen2": Family("qwen2"),
-    "qwen3": Family(
+ARCHITECTURES = {
+    "llama": Architecture("llama", rotates_neighbours=True),
+    "qwen2": Architecture("qwen2"),
+    "qwen3": Architecture(
         "qwen3",
         {
             **_ATTENTION,
@@ -63,10 +63,10 @@ FAMILIES = {
             "attn_k_norm": "self_attn.k_norm",
         },
     ),
-    "starcoder2": Family(
+    "starcoder2": Architecture(
         "starcoder2", {**_ATTENTION, "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}
     ),
-    "phi3": Family(
+    "phi3": Architecture(
         "phi3",
         {
             "attn_norm": "input_layernorm",
@@ -77,8 +77,8 @@ FAMILIES = {
             "ffn_down": "mlp.down_proj",
         },
     ),
-    "gemma": Family("gemma", norm_offset=1.0),
-    "gemma2": Family(
+    "gemma": Architecture("gemma", norm_offset=1.0),
+    "gemma2": Architecture(
         "gemma2",
         {
             **_ATTENTION,
@@ -92,7 +92,7 @@ FAMILIES = {
 }
 
 
-def family_of(metadata: Mapping[str, Any]) -> Family:
+def architecture_of(metadata: Mapping[str, Any]) -> Architecture:
     """Return the family that a file's metadata names. Raises UnsupportedModelError for others."""
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str):
@@ -102,15 +102,15 @@ def family_of(metadata: Mapping[str, Any]) -> Family:
             f"the GGUF file is a mixture of experts ({architecture} with"
             f" {str(metadata[f'{architecture}.expert_count'])[:20]} of them), which is not served"
         )
-    if architecture not in FAMILIES:
+    if architecture not in ARCHITECTURES:
         raise UnsupportedModelError(
             f"the GGUF file is of the architecture {architecture[:80]!r}; read are"
-            f" {', '.join(FAMILIES)}"
+            f" {', '.join(ARCHITECTURES)}"
         )
-    return FAMILIES[architecture]
+    return ARCHITECTURES[architecture]
 
 
-def model_name(family: Family, name: str) -> str | None:
+def model_name(family: Architecture, name: str) -> str | None:
     """Translate a tensor's name; None for what belongs to the settings.
 
     Raises CheckpointError for tensors that such a model has no place for.

@@ -54,13 +54,13 @@ def hub_access(cache_dir: Path | None, token: str | None, shown: ProgressDisplay
     return HubAccess(
         cache_dir=settings.cache_dir or default_hub_cache(),
         token=None if secret is None else secret.get_secret_value(),
-        tell=shown.tell,
-        tell_waiting=shown.tell_waiting,
+        on_progress=shown.on_progress,
+        on_wait=shown.on_wait,
     )
 
 
 @contextmanager
-def foreseen_ends() -> Iterator[None]:
+def exit_on_errors() -> Iterator[None]:
     """End the command with one line where it fails, or where the user stops it."""
     from loaders.errors import LoadError
 
@@ -86,16 +86,16 @@ class ProgressDisplay:
     _bars: Progress | None
     _bar: TaskID | None = None
     _title: str = ""
-    _told_at: float = 0.0
+    _reported_at: float = 0.0
 
     def begin(self, title: str) -> None:
         """Start with the next download; nothing is shown until something is fetched."""
-        self._title, self._bar, self._told_at = title, None, 0.0
+        self._title, self._bar, self._reported_at = title, None, 0.0
 
-    def tell(self, progress: DownloadProgress) -> None:
+    def on_progress(self, progress: DownloadProgress) -> None:
         """Show how far it has come."""
         if self._bars is None:
-            self._tell_in_a_line(progress)
+            self._print_line(progress)
             return
         if self._bar is None:
             # What an earlier run left is no part of this one's rate.
@@ -104,16 +104,16 @@ class ProgressDisplay:
             self._bar, completed=progress.num_bytes_done, total=progress.num_bytes_total
         )
 
-    def tell_waiting(self) -> None:
+    def on_wait(self) -> None:
         """Say that another process fetches the same repository."""
         say(f"another process is downloading {self._title}; waiting for it")
 
-    def _tell_in_a_line(self, progress: DownloadProgress) -> None:
+    def _print_line(self, progress: DownloadProgress) -> None:
         now = time.monotonic()
         is_last = progress.num_bytes_done == progress.num_bytes_total
-        if now - self._told_at < _LINE_EVERY_S and not is_last:
+        if now - self._reported_at < _LINE_EVERY_S and not is_last:
             return
-        self._told_at = now
+        self._reported_at = now
         eta = "" if progress.eta_s is None or is_last else f", {progress.eta_s:.0f} s left"
         done, total = progress.num_bytes_done / 1e6, progress.num_bytes_total / 1e6
         rate = progress.bytes_per_s / 1e6

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loaders.catalogue.card import ModelCard, parse_card, read_card
-from loaders.catalogue.card_table import CardRow
+from loaders.catalogue.model_card import ModelCard, parse_card, read_card
+from loaders.catalogue.model_card_table import CardRow
 from tests.published import GGUF_FILES, GPTQ_BRANCHES
 
-CARDS = Path(__file__).parents[3].parent / "shared" / "cards"
+GPU_MODELS = Path(__file__).parents[3].parent / "shared" / "cards"
 
 CARD = """---
 base_model: codellama/CodeLlama-70b-Instruct-hf
@@ -41,8 +41,8 @@ Source: system
 """
 
 
-def card(number: str) -> ModelCard:
-    found = list(CARDS.glob(f"{number}_*.txt"))
+def model_card(number: str) -> ModelCard:
+    found = list(GPU_MODELS.glob(f"{number}_*.txt"))
     if not found:
         pytest.skip("no cards in the folder beside the checkout")
     return parse_card(found[0].read_text())
@@ -117,20 +117,20 @@ def test_time_is_bounded_for_cards_made_to_take_long(text):
 
 
 def test_the_card_of_codellama_7b_instruct():
-    found = card("000")
+    found = model_card("000")
     assert (found.model_name, found.template_name) == ("CodeLlama 7B Instruct", "CodeLlama")
     assert (found.template_text or "").endswith("using ```:\n{prompt}\n[/INST]")
 
 
 def test_the_card_of_codellama_13b_python_without_newlines():
-    found = card("001")
+    found = model_card("001")
     assert (found.model_name, found.template_name) == ("CodeLlama 13B Python", "CodeLlama")
     assert "[/INST]" in (found.template_text or "")
 
 
 @pytest.mark.parametrize("number", ["002", "003"])
 def test_the_cards_of_codellama_70b_instruct_with_and_without_bars(number):
-    found = card(number)
+    found = model_card(number)
     assert found.model_name == "Codellama 70B Instruct"
     assert found.base_model == "codellama/CodeLlama-70b-Instruct-hf"
     assert found.template_name == "CodeLlama-70B-Instruct"
@@ -138,7 +138,7 @@ def test_the_cards_of_codellama_70b_instruct_with_and_without_bars(number):
 
 
 def test_the_card_of_codellama_34b_fp16():
-    assert card("004") == ModelCard()
+    assert model_card("004") == ModelCard()
 
 
 GPTQ_TABLE = """
@@ -235,18 +235,18 @@ def test_a_cell_that_makes_no_sense_says_nothing(cell):
 )
 def test_time_is_bounded_for_tables_made_to_take_long(text):
     start = time.process_time()
-    card = parse_card(text)
+    model_card = parse_card(text)
     assert time.process_time() - start < 3
-    assert len(card.rows) <= 1000
+    assert len(model_card.rows) <= 1000
 
 
 def test_a_card_of_ten_megabytes_is_cut_and_says_so():
     long = (CARD + GPTQ_TABLE).encode() + b"words \xff\xfe\n" * 1_100_000
     start = time.process_time()
-    card = read_card(long)
+    model_card = read_card(long)
     assert time.process_time() - start < 3
-    assert card.rows == GPTQ_ROWS
-    assert "the rest of it was not read" in card.remarks[0]
+    assert model_card.rows == GPTQ_ROWS
+    assert "the rest of it was not read" in model_card.remarks[0]
     assert read_card(CARD.encode()).remarks == ()
 
 
@@ -264,7 +264,7 @@ def test_any_bytes_are_read_without_complaint(content):
 
 
 def test_the_table_of_the_7b_gptq_card_is_as_published():
-    rows = {row.name: row for row in card("000").rows}
+    rows = {row.name: row for row in model_card("000").rows}
     assert list(rows) == [branch.name for branch in GPTQ_BRANCHES]
     for branch in GPTQ_BRANCHES:
         row = rows[branch.name]
@@ -278,18 +278,18 @@ def test_the_table_of_the_7b_gptq_card_is_as_published():
 
 
 def test_the_table_of_the_13b_gguf_card_is_read_without_newlines():
-    found = {row.quant_method: row.num_bytes for row in card("001").rows}
+    found = {row.quant_method: row.num_bytes for row in model_card("001").rows}
     assert found == {kind: round(float(size) * 1e9) for kind, size in GGUF_FILES.items()}
 
 
 def test_the_tables_of_the_70b_cards_are_read_with_and_without_bars():
-    files = {row.quant_method: row for row in card("002").rows}
+    files = {row.quant_method: row for row in model_card("002").rows}
     assert len(files) == 12
     assert files["Q6_K"].name == "codellama-70b-instruct.Q6_K.gguf"
     assert (files["Q8_0"].num_bytes, files["Q8_0"].max_ram_bytes) == (
         73_290_000_000,
         75_790_000_000,
     )
-    (awq,) = card("003").rows
+    (awq,) = model_card("003").rows
     assert (awq.name, awq.bits, awq.group_size, awq.seq_len) == ("main", 4, 128, 4096)
     assert awq.num_bytes == 36_610_000_000
