@@ -7,10 +7,11 @@ ended leaves it. Scheduling is `scheduler`'s, tensors are `model_runner`'s. Not 
 
 from __future__ import annotations
 
-import logging
 import secrets
 import time
 from typing import TYPE_CHECKING, Protocol
+
+import structlog
 
 from engine.errors import InvalidConstraintError, OutOfMemoryError
 from engine.execution.model_runner import ModelRunner
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from engine.scheduling.batch import SampledTokens, ScheduledBatch
     from engine.statistics import EngineStatistics
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 # So many steps without memory within so many seconds: what is wrong does not go away by itself.
 MAX_MEMORY_FAILURES = 3
@@ -207,7 +208,7 @@ class Engine:
     def _retract(self, error: OutOfMemoryError) -> list[StepOutput]:
         """Have the launched steps computed again in smaller ones; give up when that is in vain."""
         now = self._clock()
-        log.warning("a step ran out of memory: %s", error)
+        log.warning("step_out_of_memory", reason=str(error))
         recent = [at for at in self._memory_failures if now - at < MEMORY_FAILURE_WINDOW_S]
         self._memory_failures = [*recent, now]
         if len(self._memory_failures) >= MAX_MEMORY_FAILURES:

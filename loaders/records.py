@@ -51,7 +51,7 @@ class Records:
             with FileLock(self._folder / f".{commit}.lock"):
                 self._replace(commit, {**self._entries(commit), self._scoped(key): value})
         except OSError as error:
-            log.warning("record not written", commit=commit, key=key, reason=str(error))
+            log.warning("record_not_written", commit=commit, key=key, reason=str(error))
 
     def _scoped(self, key: str) -> str:
         return key if self._file is None else f"{key} of {self._file}"

@@ -61,7 +61,7 @@ def serve(settings: Settings) -> NoReturn:
     key, admin_key = read_key(settings), read_admin_key(settings)
     variants = make_variants(settings)
     for name in unknown_variables():
-        log.warning("unknown variable", name=name)
+        log.warning("unknown_variable", name=name)
     sockets.prepare()
     listener = listen(settings.host, settings.port, stall_limit_s=settings.stall_limit_s)
     log.info("listening", url=url_of(listener), key="asked for" if key else "none: loopback only")

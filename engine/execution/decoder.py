@@ -7,9 +7,9 @@ looking at the configuration and partly by running one token and looking at what
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
+import structlog
 import torch
 from torch import nn
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 _KNOWN_LAYER_TYPES = {"full_attention", "sliding_attention"}
 
@@ -49,12 +49,12 @@ def make_decoder(
         model, max_model_len, is_batch_invariant=is_batch_invariant
     )
     if decoder is not None:
-        log.info("%s runs with fused layers", type(model).__name__)
+        log.info("decoder_chosen", model=type(model).__name__, layers="fused")
         return decoder
     if is_batch_invariant:
         _make_linears_invariant(model)
     decoder = TransformersDecoder(model)
-    log.info("%s runs with Transformers' own layers", type(model).__name__)
+    log.info("decoder_chosen", model=type(model).__name__, layers="Transformers' own")
     return decoder
 
 

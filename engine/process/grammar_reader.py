@@ -6,10 +6,11 @@ reading itself belongs to the loop's thread.
 
 from __future__ import annotations
 
-import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import structlog
 
 from engine.errors import EngineError, InvalidConstraintError
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from engine.constraint import Constraint
     from engine.request import SequenceRequest
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,5 +69,5 @@ def _outcome(constraint: Future[Constraint]) -> Constraint | EngineError:
         return error
     except Exception as error:
         # A fault of whatever reads grammars is that sequence's end, not the engine's.
-        log.exception("a grammar could not be read")
+        log.exception("grammar_failed")
         return InvalidConstraintError(f"the grammar could not be read: {type(error).__name__}")

@@ -8,10 +8,11 @@ gone.
 from __future__ import annotations
 
 import enum
-import logging
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+import structlog
 
 from engine.errors import BlockAccountingError, EngineError, EngineStartError
 from engine.outputs import PromptLogprobs, TokenOutput
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from engine.request import SequenceRequest
     from engine.statistics import EngineStatistics
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 HEARTBEAT_S = 0.5
 
@@ -111,7 +112,7 @@ def serve(folder: Path, build: Callable[[ReportProgress], BuiltEngine]) -> Endin
         sockets.send(StartFailed(str(error), error.about))
         return Ending.NOT_STARTED
     except Exception as error:
-        log.exception("the engine died")
+        log.exception("engine_failed")
         # Not its message: clients will read this, and it may hold paths and addresses.
         sockets.send(EngineFailed(f"the engine died of {type(error).__name__}"))
         return Ending.DIED
@@ -274,6 +275,6 @@ class EngineLoop:
         try:
             self._engine.scheduler.check()
         except BlockAccountingError as error:
-            log.error("the engine's books are wrong: %s", error)
+            log.error("accounting_wrong", problem=str(error))
             problem = str(error)
         return IntegrityReport(not self._engine.has_work, problem)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import time
 import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
+import structlog
 
 from engine.errors import EngineDeadError, EngineError, EngineStartError
 from engine.limits import SequenceLimits
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from engine.transport.sockets import ClientSockets
     from engine.transport.wire import EngineEvent
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 # Messages read in one turn of the event loop; then others have theirs.
 _MESSAGES_PER_TURN = 64
@@ -334,7 +334,7 @@ class EngineClient:
                 num_messages += 1
                 self._take_in(event)
         except msgspec.MsgspecError:  # a fault of ours, and what was lost is not known
-            log.exception("an engine's message cannot be read")
+            log.exception("engine_message_unreadable")
             if self._death is None:
                 self._die(EngineDeadError("the engine cannot be understood"))
         return num_messages

@@ -100,7 +100,7 @@ class Retries:
                 f"{what} must wait {wait_s:.0f} s, says the hub ({error}); try again then"
             ) from error
         if wait_s >= self._retry_policy.logged_from_s:
-            log.warning("trying again", what=what, reason=str(error), wait_s=wait_s)
+            log.warning("retrying", what=what, reason=str(error), wait_s=wait_s)
         self._stop.wait(wait_s)
 
     def _wait_s(self, error: TransferError) -> float:
@@ -121,7 +121,7 @@ def needed_files(
     selection = select_files(by_path, spec, shards)
     large = {p for p in selection.small if by_path[p].num_bytes > MAX_JSON_BYTES}
     if large:
-        log.warning("files left out", reason=f"above {MAX_JSON_BYTES} bytes", files=sorted(large))
+        log.warning("files_skipped", reason=f"above {MAX_JSON_BYTES} bytes", files=sorted(large))
     return selection, tuple(by_path[path] for path in selection.paths if path not in large)
 
 
@@ -217,11 +217,11 @@ def _fetch(file: RepositoryFile, job: _Job) -> str:
         if (digest := _digest_of(blob, file)).fits:
             job.meter.found(file.num_bytes)
             return digest.sha256
-        log.warning("damaged file in the cache", path=file.path, found=digest.found)
+        log.warning("cached_file_damaged", path=file.path, found=digest.found)
         blob.unlink()
     digest = _receive(file, partial, job)
     if not digest.fits:
-        log.warning("file came damaged", path=file.path, found=digest.found, again=True)
+        log.warning("downloaded_file_damaged", path=file.path, found=digest.found, again=True)
         partial.unlink()
         job.meter.found(-file.num_bytes)
         digest = _receive(file, partial, job)

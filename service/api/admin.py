@@ -109,7 +109,7 @@ def admin_router(administration: Administration, context: ApiContext) -> APIRout
         )
 
     def begun(name: str, action: str) -> Response:
-        log.info("asked by an administrator", action=action, model=name)
+        log.info("admin_request", action=action, model=name)
         return JsonResponse(describe_status(variants.require(name).status), ACCEPTED)
 
     @router.get("", response_class=Response)
@@ -167,7 +167,7 @@ def admin_router(administration: Administration, context: ApiContext) -> APIRout
         """Forget a variant that is not loaded."""
         name = await read_name(http_request)
         variants.remove(name)
-        log.info("asked by an administrator", action="remove", model=name)
+        log.info("admin_request", action="remove", model=name)
         return JsonResponse({"removed": name})
 
     @router.post("/check", response_class=Response, openapi_extra=json_body(NamedModel))

@@ -84,10 +84,10 @@ async def _answer_error(
     error: Exception, begun: list[Message], scope: Scope, receive: Receive, send: Send
 ) -> None:
     if isinstance(error, ClientGoneError | ClientDisconnect | StalledReaderError):
-        log.debug("client gone", reason=str(error), request_id=scope.get("request_id"))
+        log.debug("client_gone", reason=str(error), request_id=scope.get("request_id"))
         return
     if error_form(error) is UNEXPECTED:
-        log.error("request failed", request_id=scope.get("request_id"), exc_info=error)
+        log.error("request_failed", request_id=scope.get("request_id"), exc_info=error)
     if not begun:
         await error_response(error)(scope, receive, send)
     elif _is_event_stream(begun[0]):

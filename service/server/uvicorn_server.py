@@ -111,13 +111,14 @@ class Server:
     def _on_signal(self, number: int) -> None:
         name = signal.Signals(number).name
         if self._is_stopping:
-            log.warning("stopping at once", signal=name)
+            log.warning("stopping_at_once", signal=name)
             os._exit(128 + number)
         log.info(
-            "stopping; a second signal stops at once",
+            "stopping",
             signal=name,
             open_requests=self._lifecycle.num_open_requests,
             drain_limit_s=self._drain_limit_s,
+            hint="a second signal stops at once",
         )
         self._is_stopping = True
         self._lifecycle.begin_draining()
@@ -129,7 +130,7 @@ class Server:
         if self._is_stopping:
             await self._drain(self._drain_limit_s)
         else:
-            log.error("no model can answer in this process any more; it ends")
+            log.error("no_model_can_answer", outcome="this process ends")
             self._exit_code = FAILED
             await self._drain(LAST_WORDS_S)
         self._uvicorn.should_exit = True
@@ -139,7 +140,7 @@ class Server:
         if await self._all_ended(limit_s):
             return
         num_cut = self._lifecycle.cut_off()
-        log.warning("requests cut off", requests=num_cut, limit_s=limit_s)
+        log.warning("requests_cut_off", requests=num_cut, limit_s=limit_s)
         await self._all_ended(LAST_WORDS_S)
 
     async def _all_ended(self, limit_s: float) -> bool:

@@ -110,7 +110,7 @@ class LoadedVariant:
     def _note_attempt(self, attempt: LoadAttempt) -> None:
         if attempt.reason is not None and self._fallback.load_request.variant is None:
             log.info(
-                "variant chosen", model=self._name, variant=attempt.variant, reason=attempt.reason
+                "variant_chosen", model=self._name, variant=attempt.variant, reason=attempt.reason
             )
         self._fallback.note(attempt)
 

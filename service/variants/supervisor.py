@@ -192,7 +192,7 @@ class Supervisor:
             self._incoming.remove(new)
         if old not in self._outgoing:
             self._failed_swaps[new.name] = new.status.reason or "it was ended"
-            log.error("not swapped: the old model stays", model=new.name, reason=new.status.reason)
+            log.error("swap_failed", model=new.name, reason=new.status.reason, kept="the old model")
             return
         log.info("swapped", model=new.name)
         # Shielded: this is cancelled at the server's end, where unloading must go on.

@@ -48,10 +48,10 @@ def read_model_text(description: ModelDescription) -> ModelText:
     template, refusal = None, None
     try:
         template = resolve_chat_template(tokenizer, facts)
-        log.info("chat template", name=template.name)
+        log.info("chat_template", name=template.name)
     except ChatNotSupportedError as error:
         refusal = str(error)
-        log.info("no chat", reason=refusal)
+        log.info("chat_unavailable", reason=refusal)
     return ModelText(tokenizer, template, refusal, identity_of(description, template))
 
 

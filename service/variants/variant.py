@@ -270,7 +270,7 @@ class ServedVariant:
         """Keep the variant running; end its engine if cancelled, and keep nothing in any case."""
         try:
             await self._run_engines()
-            log.error("cannot serve", model=self.name, reason=self._reason)
+            log.error("variant_failed", model=self.name, reason=self._reason)
         finally:
             await self._source.close()
         self._enter(VariantState.FAILED)
@@ -295,9 +295,7 @@ class ServedVariant:
             if deaths > self.rules.max_restarts:
                 self._reason = f"{self._reason}; given up after {deaths - 1} restarts"
                 return
-            log.warning(
-                "starting the engine again", model=self.name, reason=self._reason, in_s=delay_s
-            )
+            log.warning("engine_restarting", model=self.name, reason=self._reason, in_s=delay_s)
             self._num_restarts += 1
             self._enter(VariantState.RESTARTING)
             await asyncio.sleep(delay_s)
@@ -340,7 +338,7 @@ class ServedVariant:
         if began is None:
             return 0.0
         self._reason = how
-        log.error("the engine ended", model=self.name, reason=how)
+        log.error("engine_ended", model=self.name, reason=how)
         return time.monotonic() - began if handle.can_be_replaced else None
 
     async def _until_ended_or_idle(self, ended: asyncio.Task[str]) -> None:
@@ -352,7 +350,7 @@ class ServedVariant:
             if limit_s is not None:
                 idle_s = 0.0 if self._num_requests else time.monotonic() - self._last_used
                 if idle_s >= limit_s:
-                    log.info("unloading an idle model", model=self.name)
+                    log.info("idle_unload", model=self.name)
                     self.unload(drain_limit_s=limit_s, for_good=False)
                     limit_s = None
                     continue
@@ -375,7 +373,7 @@ class ServedVariant:
     def _note_end(self, task: asyncio.Task[None]) -> None:
         """Give the variant up where its task failed for a reason that nobody foresaw."""
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("cannot serve", model=self.name, exc_info=error)
+            log.error("variant_failed", model=self.name, exc_info=error)
             self._reason = f"a fault of the server's own: {type(error).__name__}"
             self._enter(VariantState.FAILED)
 

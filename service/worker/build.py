@@ -266,9 +266,7 @@ def resolve_device(asked: str) -> str:
     """Where to load: of several GPUs "auto" takes the emptiest, as the engine runs on one."""
     chosen = str(one_device(asked))
     if (num_gpus := torch.cuda.device_count()) > 1 and asked == "auto":
-        log.info(
-            "one GPU is used", device=chosen, of=num_gpus, reason="it has the most memory free"
-        )
+        log.info("one_gpu_used", device=chosen, of=num_gpus, reason="it has the most memory free")
     return chosen
 
 

@@ -73,7 +73,7 @@ def compare(
             kv_cache=kv_cache,
         )
     except LoadError as error:
-        log.warning("memory not predicted", reason=str(error))
+        log.warning("memory_not_predicted", reason=str(error))
         return None
     # CUDA's context is there before anything is loaded, as the libraries are.
     unseen = predicted.context if device == "cuda" else CPU_LIBRARY_BYTES
@@ -85,7 +85,7 @@ def compare(
         breakdown=asdict(predicted),
     )
     log.info(
-        "memory",
+        "memory_measured",
         predicted_gb=round(report.predicted / 1e9, 2),
         measured_gb=round(report.measured / 1e9, 2),
         off_by=f"{report.error:+.0%}",

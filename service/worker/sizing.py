@@ -65,7 +65,7 @@ def resolve_engine_config(
         block_size=BLOCK_SIZE,
     )
     log.info(
-        "engine sized",
+        "engine_sized",
         max_model_len=max_model_len,
         kv_cache_tokens=num_blocks * BLOCK_SIZE,
         kv_cache_bytes=num_blocks * block_bytes,
@@ -129,9 +129,10 @@ def _asked_max_model_len(
         fixed = longest_with_fixed_rope(model.config) or made_for
         if fixed < made_for:
             log.warning(
-                "context shortened to where positions keep their angles",
+                "context_shortened",
                 made_for=made_for,
                 now=fixed,
+                reason="longer positions would change their angles with the batch",
             )
         return min(made_for, fixed, longest or made_for)
     if settings.max_model_len > made_for:
@@ -157,7 +158,12 @@ def _resolve_max_model_len(
             f"{asked_len} tokens do not fit the memory for keys and values, {fitting_len} do; set"
             " max_model_len, or leave out --strict"
         )
-    log.warning("context shortened to fit the KV cache", made_for=asked_len, now=fitting_len)
+    log.warning(
+        "context_shortened",
+        made_for=asked_len,
+        now=fitting_len,
+        reason="the KV cache holds no more",
+    )
     return fitting_len
 
 

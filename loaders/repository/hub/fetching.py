@@ -89,7 +89,7 @@ def _download(
 ) -> dict[RepositoryFile, str]:
     for file in files:
         if file.num_bytes > constants.MAX_HTTP_DOWNLOAD_SIZE:
-            log.warning("file that the hub may refuse", path=file.path, reason="above 50 GB")
+            log.warning("large_file", path=file.path, reason="above 50 GB")
     return download_files(
         files,
         HubFileSource(cached.repo, commit, access.token),
@@ -137,5 +137,5 @@ def _read_index(hub: HubFiles, revision: Revision, listing: Sequence[RepositoryF
 
 
 def _note_wait(spec: VariantSpec, access: HubAccess) -> None:
-    log.info("waiting for another process that downloads", repo=spec.repo)
+    log.info("waiting_for_other_download", repo=spec.repo)
     access.on_wait()

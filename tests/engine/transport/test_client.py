@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import zmq
+from structlog.testing import capture_logs
 
 from engine.errors import (
     EngineDeadError,
@@ -403,7 +404,7 @@ def test_a_failed_sequence_raises_in_its_own_stream_only():
     run(test())
 
 
-def test_a_dead_engine_fails_every_stream_and_takes_no_more(caplog: pytest.LogCaptureFixture):
+def test_a_dead_engine_fails_every_stream_and_takes_no_more():
     def die_at_third_step() -> None:
         if engine.num_steps == 2:
             raise ZeroDivisionError("/a/path that is nobody's business")
@@ -422,8 +423,9 @@ def test_a_dead_engine_fails_every_stream_and_takes_no_more(caplog: pytest.LogCa
                 await client.check_integrity()
 
     engine = FakeEngine(before_step=die_at_third_step)
-    run(test())
-    assert "the engine died" in caplog.text
+    with capture_logs() as logs:
+        run(test())
+    assert [entry["event"] for entry in logs] == ["engine_failed"]
 
 
 def test_stopping_fails_open_streams_after_what_came_before():

@@ -196,7 +196,7 @@ def test_fault_of_our_own_tells_nothing_of_itself(tiny_tokenizer, stream):
         running_server(engine, tiny_tokenizer) as server,
     ):
         response = httpx.post(f"{server.url}/v1/completions", json={**BODY, "stream": stream})
-    (line,) = [line for line in logged if line["event"] == "request failed"]
+    (line,) = [line for line in logged if line["event"] == "request_failed"]
     assert line["request_id"] == response.headers["x-request-id"]
     assert response.status_code == (200 if stream else 500)
     assert '"server_error"' in response.text

@@ -80,7 +80,7 @@ def test_a_broken_kernel_is_caught_and_the_next_one_serves(
         assert step["reason"].endswith("trying without kernel int4pack: failed its self-test")
         tests = [(line["backend"], line["passed"]) for line in server.lines("self_test")]
         assert tests == [("int4pack", False), (model["provenance"]["kernel"], True)]
-        assert server.lines("starting the engine again") == []
+        assert server.lines("engine_restarting") == []
         check_answer(server, variant, folder_of(variant, cache_dir))
 
 
@@ -91,7 +91,7 @@ def test_strict_gives_up_and_says_what_was_wrong_by_how_much(
     own = {"cache_dir": str(tiny_repo.cache_dir), "flags": ("--strict",), **SMALL}
     with serving_with(tmp_path, variant, {"kernels": {"int4pack": [4]}}, **own) as server:
         assert server.popen.wait(10) == FAILED
-    (end,) = server.lines("cannot serve")
+    (end,) = server.lines("variant_failed")
     assert "model.layers.0.self_attn.q_proj: int4pack: all outputs are off by 1." in end["reason"]
     assert "e-03 allowed)" in end["reason"]
     assert server.lines("degraded") == []
@@ -115,7 +115,7 @@ def test_where_no_kernel_computes_the_chosen_branch_the_next_branch_serves(tmp_p
         assert model["state"] == "serving", server.log()
         assert model["provenance"]["revision"] == "main"
         assert model["degraded"] == f"another branch than {name}:8bit: failed its self-test"
-        chosen = [line["variant"] for line in server.lines("variant chosen")]
+        chosen = [line["variant"] for line in server.lines("variant_chosen")]
         assert chosen == [f"{name}:8bit", f"{name}:main"]
         given_up = [line["reason"].rsplit("; trying ")[-1] for line in server.lines("degraded")]
         assert given_up == [
@@ -161,7 +161,7 @@ def test_and_with_a_context_that_was_asked_for_it_says_what_is_missing(
     own = {"max_model_len": 16_384, **CROWD}
     with serving_with(tmp_path, str(long_model), {"room": ROOM}, **own) as server:
         assert server.popen.wait(10) == FAILED
-    (end,) = server.lines("cannot serve")
+    (end,) = server.lines("variant_failed")
     assert end["reason"].startswith("there is not enough memory: DefaultCPUAllocator: can't alloc")
     assert "lower kv_cache_size or max_model_len" in end["reason"]
     assert "Traceback" not in server.log()
@@ -171,6 +171,6 @@ def test_weights_that_do_not_fit_are_no_kernels_fault(tmp_path: Path, long_model
     """The self-test is what first lacks memory: nobody is told that a kernel is wrong."""
     with serving_with(tmp_path, str(long_model), {"room": 40 * 2**20}, **SMALL) as server:
         assert server.popen.wait(10) == FAILED
-    (end,) = server.lines("cannot serve")
+    (end,) = server.lines("variant_failed")
     assert end["reason"].startswith("there is not enough memory: ")
     assert "kernel" not in "".join(line["reason"] for line in server.lines("degraded"))

@@ -133,7 +133,7 @@ def test_sick_engine_is_ended_told_of_and_replaced(tmp_path: Path, ailment, told
         assert server.complete().status_code == 200
         (well,) = server.workers()
         assert well.pid != sick
-        (ended,) = [line for line in server.lines() if line["event"] == "the engine ended"]
+        (ended,) = [line for line in server.lines() if line["event"] == "engine_ended"]
         assert told in ended["reason"]
 
 
@@ -166,7 +166,7 @@ def test_what_another_try_would_not_mend_is_not_tried_again(tmp_path: Path):
     with serving(tmp_path, {"load_fails": "no such branch"}, ready=False) as server:
         assert server.popen.wait(10) == 1
     assert "no such branch" in server.log()
-    assert "starting the engine again" not in server.log()
+    assert "engine_restarting" not in server.log()
 
 
 @pytest.mark.parametrize("in_process", [False, True])

@@ -86,7 +86,7 @@ def test_swap_under_load_loses_no_request(tmp_path: Path):
             assert len(seen.result()) == 2  # the old one's, and the new one's
 
         server.admin("swap", model=MODEL, variant="fake/broken")
-        wait_until(lambda: "not swapped: the old model stays" in server.log(), limit_s=10)
+        wait_until(lambda: "swap_failed" in server.log(), limit_s=10)
         assert server.complete().status_code == 200
 
 

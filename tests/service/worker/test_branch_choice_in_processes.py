@@ -36,7 +36,7 @@ def revision(server: RealServer, name: str) -> str:
 def choices(server: RealServer) -> dict[str, list[dict[str, str]]]:
     """The lines that tell what was chosen, by the name that clients use."""
     found: dict[str, list[dict[str, str]]] = {}
-    for line in server.lines("variant chosen"):
+    for line in server.lines("variant_chosen"):
         found.setdefault(line["model"], []).append(line)
     return found
 
