@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
     from benchmarks.stopwatch import Lap
     from engine.attention.interface import ModelInput
-    from engine.process.loop import TellProgress
+    from engine.process.loop import ReportProgress
 
 GOAL_US = 300  # a step, all of the host's parts together
 NUM_SEQS = 32
@@ -166,7 +166,7 @@ def run_engine(folder: Path, setup: Setup, results: Connection) -> None:
     results.send(watch.laps)
 
 
-def build(setup: Setup, _tell: TellProgress) -> BuiltEngine:
+def build(setup: Setup, _tell: ReportProgress) -> BuiltEngine:
     """Make an engine around a tiny model."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(

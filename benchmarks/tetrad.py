@@ -17,7 +17,7 @@ from loaders.load import load
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from engine.process.loop import TellProgress
+    from engine.process.loop import ReportProgress
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Tetrad:
             num_speculative_tokens=num_speculative_tokens,
         )
 
-        def build(_tell: TellProgress) -> BuiltEngine:
+        def build(_tell: ReportProgress) -> BuiltEngine:
             # In the thread that steps, so that it is the only one with OpenMP workers
             # (docs/decisions.md).
             loaded = load(spec, device="cpu", cache_dir=cache_dir)

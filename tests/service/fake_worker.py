@@ -18,7 +18,7 @@ from engine.errors import EngineStartError
 from engine.process.loop import BuiltEngine
 from loaders.checkpoint.generation_defaults import GenerationDefaults
 from service.worker.process import main
-from service.worker_protocol.load_attempt import Failure, LoadAttempt, StartFailure
+from service.worker_protocol.load_attempt import FailureKind, LoadAttempt, StartFailure
 from service.worker_protocol.model_description import ModelDescription
 from tests.engine.fake_engine import FakeEngine
 
@@ -59,7 +59,7 @@ def build(
         "pretending", about=LoadAttempt(variant=MODEL, max_model_len=max_model_len).encode()
     )
     if max_model_len > options.get("most_context", MAX_MODEL_LEN):
-        raise EngineStartError("no room", about=StartFailure(Failure.MEMORY).encode())
+        raise EngineStartError("no room", about=StartFailure(FailureKind.MEMORY).encode())
     if max_model_len > options.get("killed_above", MAX_MODEL_LEN):
         time.sleep(0.3)  # until what was told is on its way, as while weights are read
         os.kill(os.getpid(), signal.SIGKILL)
