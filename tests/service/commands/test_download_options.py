@@ -54,8 +54,8 @@ def tetrad(hub, tmp_path):
 
     def run(*arguments):
         process = start(*arguments)
-        run.out, run.for_worker = process.communicate(timeout=60)
-        assert "Traceback" not in run.for_worker
+        run.out, run.told = process.communicate(timeout=60)
+        assert "Traceback" not in run.told
         return process.returncode
 
     run.start = start
@@ -64,14 +64,14 @@ def tetrad(hub, tmp_path):
 
 def test_a_download_tells_in_lines_where_there_is_no_terminal(tetrad, tmp_path):
     assert tetrad("download", REPO) == 0
-    assert "\r" not in tetrad.for_worker
+    assert "\r" not in tetrad.told
     assert re.search(
-        rf"^tetrad: {REPO}: 3\.0 of 3\.0 MB, [\d.]+ MB/s$", tetrad.for_worker, re.MULTILINE
+        rf"^tetrad: {REPO}: 3\.0 of 3\.0 MB, [\d.]+ MB/s$", tetrad.told, re.MULTILINE
     )
     assert f"{REPO} is at commit " in tetrad.out
     assert str(tmp_path / "cache" / "models--someone--model") in tetrad.out
     assert tetrad("download", REPO) == 0
-    assert tetrad.for_worker == ""
+    assert tetrad.told == ""
 
 
 def test_a_terminal_gets_a_bar_with_total_rate_and_time(hub, tetrad):
@@ -102,10 +102,10 @@ def test_what_goes_wrong_is_one_line_and_2(hub, tetrad, tmp_path):
         (("mirror", REPO, str(tmp_path), "--branches", "auto"), "name what to mirror"),
         (("mirror", "--check", str(tmp_path)), "is no mirror"),
     ):
-        assert tetrad(*arguments) == 2, tetrad.for_worker
-        assert tetrad.for_worker.startswith("tetrad: ")
-        assert tetrad.for_worker.count("\n") == 1
-        assert told in tetrad.for_worker
+        assert tetrad(*arguments) == 2, tetrad.told
+        assert tetrad.told.startswith("tetrad: ")
+        assert tetrad.told.count("\n") == 1
+        assert told in tetrad.told
 
 
 def test_ctrl_c_ends_with_130_and_the_next_run_goes_on(hub, tetrad, tmp_path):
@@ -132,18 +132,18 @@ def test_verify_fetches_anew_what_is_damaged(hub, tetrad, tmp_path):
     (link,) = tmp_path.rglob("model.safetensors")
     link.resolve().write_bytes(b"\1" * 3_000_000)
     assert tetrad("download", REPO, "--verify") == 0
-    assert "damaged: model.safetensors: expected 3000000 bytes" in tetrad.for_worker
+    assert "damaged: model.safetensors: expected 3000000 bytes" in tetrad.told
     assert link.read_bytes() == FILES["model.safetensors"]
     assert tetrad("download", REPO, "--verify") == 0
-    assert "damaged" not in tetrad.for_worker
+    assert "damaged" not in tetrad.told
 
 
 def test_a_private_repository_takes_a_token_that_nobody_is_shown(hub, tetrad):
     hub.repositories[REPO] = HubRepository({"main": FILES}, token="hf_secret")
     assert tetrad("download", REPO) == 2
-    assert "give a token" in tetrad.for_worker
+    assert "give a token" in tetrad.told
     assert tetrad("download", REPO, "--token", "hf_secret") == 0
-    assert "hf_secret" not in tetrad.for_worker + tetrad.out
+    assert "hf_secret" not in tetrad.told + tetrad.out
 
 
 def test_a_mirror_is_made_and_checked(hub, tetrad, tmp_path):
@@ -156,7 +156,7 @@ def test_a_mirror_is_made_and_checked(hub, tetrad, tmp_path):
     assert tetrad.out.count("is whole") == 2
     next((tmp_path / "m").rglob("model.safetensors")).resolve().write_bytes(b"")
     assert tetrad("mirror", "--check", str(tmp_path / "m")) == 2
-    assert "model.safetensors: expected 3000000 bytes" in tetrad.for_worker
+    assert "model.safetensors: expected 3000000 bytes" in tetrad.told
 
 
 def test_a_mirror_may_leave_the_choice_to_a_plan(hub, tetrad, tiny_repo, tmp_path):
@@ -172,8 +172,8 @@ def test_a_mirror_may_leave_the_choice_to_a_plan(hub, tetrad, tiny_repo, tmp_pat
         }
     )
     arguments = ("mirror", tiny_repo.gptq_repo, str(tmp_path / "mirror"), "--branches", "auto")
-    assert tetrad(*arguments, "--gpu", "A10G") == 0, tetrad.for_worker
+    assert tetrad(*arguments, "--gpu", "A10G") == 0, tetrad.told
     chosen = f"{tiny_repo.gptq_repo}:gptq-8bit-128g-actorder_True"
-    assert f"tetrad: {chosen}: best expected quality" in tetrad.for_worker
+    assert f"tetrad: {chosen}: best expected quality" in tetrad.told
     assert f"{chosen} is at commit" in tetrad.out
     assert tetrad("mirror", "--check", str(tmp_path / "mirror")) == 0
