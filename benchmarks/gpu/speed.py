@@ -1,0 +1,162 @@
+"""Part "speed": a 4-bit model of CodeLlama 7B's shape, loaded as any other, on the engine.
+
+Tokens a second of decoding, by batch, and of reading a prompt. What share of the device's limit
+they are is `report`'s to say, who knows what "ceilings" found.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from benchmarks.gpu.checkpoint import write_checkpoint
+from benchmarks.gpu.limit import CODELLAMA_7B, ModelShape
+from benchmarks.gpu.streams import Bound, measure_decode, measure_prefill
+from engine.config import EngineConfig
+from engine.core import Engine
+from loaders.load import load
+
+if TYPE_CHECKING:
+    from benchmarks.gpu.context import Context
+    from loaders.load import LoadedModel
+
+BLOCK_SIZE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is measured."""
+
+    shape: ModelShape
+    batches: tuple[int, ...]
+    context: int  # about so many tokens are before each that is decoded
+    prompt: int  # tokens of a prompt that is read alone
+    decode: Bound  # in steps; half of them come before `context` is reached
+    prefill: Bound  # in prompts
+
+    @property
+    def engine_config(self) -> EngineConfig:
+        """Size the engine for it."""
+        most = max(self.batches)
+        longest = max(self.prompt, self.context + 2 * self.decode.repetitions) + most + BLOCK_SIZE
+        each = self.context + self.decode.repetitions + most + 2 * BLOCK_SIZE
+        return EngineConfig(
+            max_num_seqs=most,
+            max_num_batched_tokens=max(self.prompt, most),
+            max_model_len=longest,
+            num_blocks=max(most * each, longest) // BLOCK_SIZE + 1,
+            block_size=BLOCK_SIZE,
+            has_prefix_cache=False,
+        )
+
+
+PLAN = Plan(CODELLAMA_7B, (1, 8, 32), 512, 2048, Bound(128, 12.0), Bound(5, 8.0))
+_TINY = ModelShape(
+    num_layers=2,
+    hidden_size=256,
+    num_heads=4,
+    num_kv_heads=4,
+    intermediate_size=512,
+    vocab_size=1024,
+    bits=4,
+    group_size=128,
+)
+DRY_PLAN = Plan(_TINY, (1, 4), 48, 128, Bound(16, 1.0), Bound(2, 1.0))
+
+
+def run(context: Context) -> None:
+    """Write the model, load it, and measure; whatever is known already is kept."""
+    plan = DRY_PLAN if context.is_dry else PLAN
+    loaded = _load(context, plan)
+    began = time.perf_counter()
+    engine = Engine(loaded.model, plan.engine_config)
+    context.save(engine_s=round(time.perf_counter() - began, 2))
+    rows: list[dict[str, Any]] = []
+    for batch in plan.batches:
+        context.tell(f"decode, {batch} together")
+        rows.append(_decode(engine, plan, batch))
+        context.save(rows=rows)
+    context.tell(f"prefill, {plan.prompt} tokens")
+    rate = measure_prefill(engine, lambda: _prompt(plan, plan.prompt), plan.prefill)
+    rows.append({"what": "prefill", "tokens": plan.prompt, "tokens_per_s": round(rate, 1)})
+    context.save(rows=rows)
+    if not context.is_dry:
+        context.save(peak_gb=round(torch.cuda.max_memory_allocated() / 1e9, 2))
+
+
+def _load(context: Context, plan: Plan) -> LoadedModel:
+    with tempfile.TemporaryDirectory(prefix="gpu-speed-") as name:
+        folder = Path(name, "model")
+        context.tell("writing the checkpoint")
+        began = time.perf_counter()
+        num_bytes = write_checkpoint(
+            folder, plan.shape, max_context=plan.engine_config.max_model_len
+        )
+        written = time.perf_counter()
+        context.save(
+            shape=asdict(plan.shape),
+            checkpoint_bytes=num_bytes,
+            write_s=round(written - began, 2),
+        )
+        phases = _Phases(context)
+        loaded = load(
+            str(folder), device=context.device, cache_dir=Path(name), on_progress=phases.enter
+        )
+        phases.end()
+        seconds = time.perf_counter() - written
+    backend = loaded.provenance.backend
+    context.save(
+        load_s=round(seconds, 2),
+        load_phases_s=phases.seconds,
+        backend=backend,
+        dtype=loaded.provenance.dtype,
+        summary=f"{num_bytes / 1e9:.2f} GB loaded in {seconds:.1f} s, backend {backend}",
+    )
+    return loaded
+
+
+class _Phases:
+    """Seconds of each phase of loading."""
+
+    def __init__(self, context: Context) -> None:
+        self.seconds: dict[str, float] = {}
+        self._context = context
+        self._phase: str | None = None
+        self._began = 0.0
+
+    def enter(self, phase: str, _percent: float | None) -> None:
+        """Note that a phase goes on, or that another begins."""
+        if phase == self._phase:
+            return
+        self.end()
+        self._context.tell(phase)
+        self._phase, self._began = phase, time.perf_counter()
+
+    def end(self) -> None:
+        """Note that the last phase is over."""
+        if self._phase is not None:
+            self.seconds[self._phase] = round(time.perf_counter() - self._began, 2)
+
+
+def _decode(engine: Engine, plan: Plan, batch: int) -> dict[str, Any]:
+    length = plan.context - plan.decode.repetitions // 2
+    prompts = [_prompt(plan, length) for _ in range(batch)]
+    rate = measure_decode(engine, prompts, plan.decode)
+    return {
+        "what": "decode",
+        "batch": batch,
+        "context": round(rate.context),
+        "tokens_per_s": round(rate.tokens_per_s, 1),
+        "ms_a_step": round(1000 * batch / rate.tokens_per_s, 3),
+        "steps": rate.num_steps,
+    }
+
+
+def _prompt(plan: Plan, length: int) -> list[int]:
+    return random.choices(range(plan.shape.vocab_size), k=length)
