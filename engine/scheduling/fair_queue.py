@@ -10,8 +10,10 @@ first, whoever calls.
 from __future__ import annotations
 
 from bisect import insort
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from engine.scheduling.caller import Caller
+from engine.scheduling.sequence import turn_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,26 +23,13 @@ if TYPE_CHECKING:
 _MAX_RESTING_CALLERS = 1024  # whose clocks are kept, so that leaving and coming back gains nothing
 
 
-@dataclass(slots=True, eq=False)
-class Caller:
-    """One of those who share the engine."""
-
-    name: str
-    weight: float
-    clock: float  # tokens served / weight
-    num_sequences: int = 0  # waiting, paused or running
-    waiting: list[Sequence] = field(default_factory=list)  # in the order in which they will run
-
-
-def _order(sequence: Sequence) -> tuple[int, int]:
-    return sequence.priority, sequence.arrival
-
-
 class FairQueue:
     """Sequences that wait for a slot, and the callers they wait for."""
 
     def __init__(self) -> None:
         self._callers: dict[str, Caller] = {}
+        # Of those who wait: in the order in which their sequences will run, none of them empty.
+        self._waiting: dict[Caller, list[Sequence]] = {}
         self._num_waiting = 0
         self._num_busy = 0
         self._time = 0.0  # of the busy caller who is furthest behind; never goes back
@@ -51,8 +40,8 @@ class FairQueue:
 
     def __iter__(self) -> Iterator[Sequence]:
         """Iterate over them, in no particular order."""
-        for caller in self._callers.values():
-            yield from caller.waiting
+        for waiting in self._waiting.values():
+            yield from waiting
 
     @property
     def num_busy_callers(self) -> int:
@@ -80,19 +69,22 @@ class FairQueue:
 
     def put_back(self, sequence: Sequence) -> None:
         """Queue a sequence that ran before, by its arrival."""
-        insort(sequence.caller.waiting, sequence, key=_order)
+        insort(self._waiting.setdefault(sequence.caller, []), sequence, key=turn_of)
         self._num_waiting += 1
 
     def peek(self) -> Sequence | None:
         """Return who is next."""
         if not self._num_waiting:
             return None
-        heads = (caller.waiting[0] for caller in self._callers.values() if caller.waiting)
+        heads = (waiting[0] for waiting in self._waiting.values())
         return min(heads, key=lambda head: (head.priority, head.caller.clock, head.arrival))
 
     def take(self, sequence: Sequence) -> None:
         """Let a sequence out of the queue, to run or to end."""
-        sequence.caller.waiting.remove(sequence)
+        waiting = self._waiting[sequence.caller]
+        waiting.remove(sequence)
+        if not waiting:
+            del self._waiting[sequence.caller]
         self._num_waiting -= 1
 
     def leave(self, sequence: Sequence) -> None:
@@ -103,11 +95,6 @@ class FairQueue:
             self._num_busy -= 1
         if not self._num_busy:  # nobody went short: what was served until now is forgotten
             self._time = max(self._time, *(each.clock for each in self._callers.values()))
-
-    def charge(self, sequence: Sequence, num_tokens: int) -> None:
-        """Move the caller's clock for tokens that it was served."""
-        caller = sequence.caller
-        caller.clock += num_tokens / caller.weight
 
     def _advance_time(self) -> None:
         busy = [caller.clock for caller in self._callers.values() if caller.num_sequences]

@@ -9,11 +9,15 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from engine.errors import BlockAccountingError
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from engine.constraint import Constraint
     from engine.sampling_params import SamplingParams
+    from engine.scheduling.caller import Caller
     from engine.scheduling.drafting import NgramDrafter
-    from engine.scheduling.fair_queue import Caller
 
 
 class SequenceState(enum.Enum):
@@ -97,3 +101,20 @@ class Sequence:
             return self.prompt_token_ids[start:stop]
         outputs = self.output_token_ids[max(0, start - num_prompt) : stop - num_prompt]
         return (*self.prompt_token_ids[start:], *outputs)
+
+
+def turn_of(sequence: Sequence) -> tuple[int, int]:
+    """Return what sequences are sorted by: the higher in priority first, then the older."""
+    return sequence.priority, sequence.arrival
+
+
+def last_in_turn(sequences: Iterable[Sequence]) -> Sequence:
+    """Return who gives way first: the lowest in priority, then the youngest."""
+    return max(sequences, key=turn_of)
+
+
+def slot_of(sequence: Sequence) -> int:
+    """Return the slot of a sequence that runs."""
+    if sequence.slot is None:
+        raise BlockAccountingError(f"sequence {sequence.sequence_id} runs without a slot")
+    return sequence.slot

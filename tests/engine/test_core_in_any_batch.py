@@ -22,7 +22,7 @@ from engine.config import KVDtype
 from engine.outputs import PromptLogprobs, TokenOutput
 from engine.request import SequenceRequest
 from engine.sampling_params import SamplingParams
-from engine.scheduling import scheduler
+from engine.scheduling import residency
 from tests.engine.fake_runner import is_chunked, shares_a_step
 from tests.engine.tiny_models import FUSED, UNFUSED, VOCAB_SIZE, make_engine, make_model
 
@@ -49,8 +49,8 @@ KINDS = {
 @pytest.fixture(autouse=True)
 def impatient_callers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sequences this short would end before anybody was paused for another caller."""
-    monkeypatch.setattr(scheduler, "FAIR_QUANTUM", 6)
-    monkeypatch.setattr(scheduler, "COSTLY_FAIR_QUANTUM", 12)
+    monkeypatch.setattr(residency, "FAIR_QUANTUM", 6)
+    monkeypatch.setattr(residency, "COSTLY_FAIR_QUANTUM", 12)
 
 
 @dataclass

@@ -18,7 +18,7 @@ from engine.errors import (
 from engine.outputs import FinishReason, PromptLogprobs, SequenceFailure, TokenOutput
 from engine.sampling_params import SamplingParams
 from engine.scheduling.batch import SampledTokens, ScheduledBatch
-from engine.scheduling.scheduler import MAX_PROMPT_LOGPROB_ROWS
+from engine.scheduling.step_planner import MAX_PROMPT_LOGPROB_ROWS
 from tests.engine.fake_runner import FakeRunner, Model, config, request
 
 if TYPE_CHECKING:

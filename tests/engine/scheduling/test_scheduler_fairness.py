@@ -150,7 +150,9 @@ def test_one_request_is_not_held_up_by_a_thousand_of_somebody_else():
     while one not in service.gaps:
         service.engine.step()
     assert service.now - submitted < 0.5
-    while any(each.sequence_id == one for each in service.engine.scheduler._sequences.values()):
+    while any(
+        each.sequence_id == one for each in service.engine.scheduler._residency.sequences.values()
+    ):
         service.engine.step()
     # Alone it would take 50 steps of at least 4.8 ms.
     assert service.now - submitted < 1.5

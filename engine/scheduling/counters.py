@@ -1,0 +1,19 @@
+"""What the scheduler counts from the start on; what is there now is counted where it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals; each is explained in `engine.statistics.EngineStatistics`."""
+
+    num_prompt_tokens: int = 0
+    num_generated_tokens: int = 0
+    num_preemptions: int = 0
+    num_pauses: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+    num_drafted_tokens: int = 0
+    num_accepted_tokens: int = 0
