@@ -20,12 +20,9 @@ from loaders.errors import RevisionNotFoundError
 from loaders.repository.cache_layout import CachedRepository, cache_errors, free_disk_bytes
 from loaders.repository.download import Digest, RetryPolicy, damaged, download_files, needed_files
 from loaders.repository.hub.repository import HubFiles
-from loaders.repository.hub.snapshots import (
-    DEFAULT_REVISION,
-    shards_here,
-    shards_in,
-)
+from loaders.repository.hub.snapshots import shards_here, shards_in
 from loaders.repository.hub.transport import HubFileSource
+from loaders.repository.protocol import DEFAULT_BRANCH
 from loaders.repository.selection import by_quantisation, describe_gguf_files
 from loaders.repository.snapshot import Snapshot
 
@@ -56,11 +53,6 @@ def default_hub_cache() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def cached_revisions(repo: str, cache_dir: Path) -> list[str]:
-    """List the branches and tags of a repository that a cache knows."""
-    return CachedRepository(cache_dir, repo).revisions()
-
-
 def download(spec: VariantSpec, access: HubAccess) -> Snapshot:
     """Fetch what a variant's commit on the hub lacks here; raises as `fetch` does.
 
@@ -80,7 +72,7 @@ def download(spec: VariantSpec, access: HubAccess) -> Snapshot:
                 log.info("downloading", repo=spec.repo, revision=spec.revision, commit=commit)
                 checked = _download(files, cached, commit, access)
                 cached.publish(commit, listing, checked, constants.ENDPOINT)
-        cached.point(revision.name or DEFAULT_REVISION, commit)
+        cached.point(revision.name or DEFAULT_BRANCH, commit)
     return Snapshot(folder=cached.snapshot(commit), commit=commit, file=selection.file)
 
 
