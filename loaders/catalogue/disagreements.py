@@ -57,7 +57,7 @@ def disagreements_with_card(
             "the card", _group(model_card.group_size or 0), quantization, _group(base.group_size)
         )
     # Tensors alone don't tell act order, so only settings can contradict.
-    if quantization.source != "tensors" and model_card.desc_act not in (
+    if not quantization.is_inferred and model_card.desc_act not in (
         None,
         quantization.desc_act,
     ):
