@@ -1,6 +1,6 @@
 """Reads compressed-tensors' settings: groups of layers, and how the weights of each are stored.
 
-Which layers are packed is told by the tensors, so `ignore` needs no reading. Whatever is more than
+Which layers are packed follows from the tensors, so `ignore` needs no reading. Whatever is more than
 whole-number weights in the "pack-quantized" format is refused by name.
 """
 

@@ -1,7 +1,7 @@
 """GGUF's layout: rows of blocks, each with its codes, scales and minima in one run of bytes.
 
 A block holds 32 or 256 weights of one output. Every type read here is codes times a scale plus a
-minimum over groups of 16 or 32, so it is told exactly (to float32 rounding) by codes, scales and
+minimum over groups of 16 or 32, so it is described exactly (to float32 rounding) by codes, scales and
 float zero points. The bit patterns are ggml's own (its `ggml-common.h`).
 """
 

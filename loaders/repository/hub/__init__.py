@@ -9,20 +9,14 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 from loaders.repository.hub.access import no_revision
 from loaders.repository.hub.cached import CachedFiles
 from loaders.repository.hub.fallback import CachedHubFiles
-from loaders.repository.hub.fetching import (
-    HubAccess,
-    default_hub_cache,
-    download,
-)
+from loaders.repository.hub.fetching import HubAccess, default_hub_cache, download
 from loaders.repository.hub.probe import HubProbe, probe_hub
-from loaders.repository.hub.repository import HubFiles
 from loaders.repository.hub.snapshots import discard, find_cached, verify
 
 __all__ = [
     "CachedFiles",
     "CachedHubFiles",
     "HubAccess",
-    "HubFiles",
     "HubProbe",
     "default_hub_cache",
     "discard",

@@ -1,6 +1,6 @@
 """Brings one variant of a repository to this machine: one commit, one folder, one manifest.
 
-Everything after it reads that folder only. What to fetch is told by `loaders.repository.selection`,
+Everything after it reads that folder only. What to fetch is decided by `loaders.repository.selection`,
 how by `loaders.repository.download`; here the hub is asked what there is, and the cache used where
 it cannot be.
 """
@@ -38,7 +38,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubAccess:
-    """How the hub and its cache are reached, and who is told meanwhile."""
+    """How the hub and its cache are reached, and who hears of it meanwhile."""
 
     cache_dir: Path
     token: str | None = None  # None: the one that the hub's client is logged in with

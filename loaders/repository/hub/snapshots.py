@@ -1,6 +1,6 @@
 """Variants in the hub's cache on this machine: found without a hub, whole or not, and checked.
 
-Which files belong to one is told by the hub's listing, which is kept with every download
+Which files belong to one follows from the hub's listing, which is kept with every download
 (`loaders.repository.manifest`). What the hub's own client fetched has none, and is taken as that
 left it.
 """
