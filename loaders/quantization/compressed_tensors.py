@@ -1,7 +1,7 @@
 """Reads compressed-tensors' settings: groups of layers, and how the weights of each are stored.
 
-Which layers are packed follows from the tensors, so `ignore` needs no reading. Whatever is more than
-whole-number weights in the "pack-quantized" format is refused by name.
+Which layers are packed follows from the tensors, so `ignore` needs no reading. Whatever is more
+than whole-number weights in the "pack-quantized" format is refused by name.
 """
 
 from __future__ import annotations

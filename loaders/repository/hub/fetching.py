@@ -1,8 +1,8 @@
 """Brings one variant of a repository to this machine: one commit, one folder, one manifest.
 
-Everything after it reads that folder only. What to fetch is decided by `loaders.repository.selection`,
-how by `loaders.repository.download`; here the hub is asked what there is, and the cache used where
-it cannot be.
+Everything after it reads that folder only. `loaders.repository.selection` decides what to fetch,
+`loaders.repository.download` how; here the hub is asked what there is, and the cache used where it
+cannot be.
 """
 
 from __future__ import annotations
