@@ -74,7 +74,7 @@ class PackQuantizedLayout:
         return codes
 
     def scales(self, stored: StoredTensors) -> Tensor:
-        """Widen the scales, one for each group and output."""
+        """Convert the scales, one for each group and output, to float32."""
         scales = stored["weight_scale"].float()
         if self._has_one_scale:
             return scales.expand(1, stored["weight_packed"].shape[0]).contiguous()
