@@ -1,7 +1,7 @@
 """What a model card says: names, prompt template, and the table of provided files.
 
 A light reading that survives cards which lost their newlines or have a "|" after every line; it
-never fails, it only finds less. A card may be wrong for its model: who asks decides what to
+never fails, it only finds less. A model card may be wrong for its model: who asks decides what to
 believe.
 """
 
@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 import yaml
 
-from loaders.catalogue.model_card_table import CardRow, find_rows
+from loaders.catalogue.model_card_table import ModelCardRow, find_rows
 
-MAX_CARD_BYTES = 2_000_000  # the longest of the cards we know has 31 KB
+MAX_MODEL_CARD_BYTES = 2_000_000  # the longest of the model cards we know has 31 KB
 MAX_FRONT_MATTER_CHARS = 64 * 1024
 # Where all newlines were lost, only known keys tell where one value ends.
 FRONT_MATTER_KEY = re.compile(
@@ -29,28 +29,27 @@ UNDECIDED = {"", "tbc", "unknown", "none"}
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """The card's own words; None where it has none."""
+    """The model card's own words; None where it has none."""
 
     model_name: str | None = None
     base_model: str | None = None
     template_name: str | None = None  # from the heading "Prompt template: NAME"
     template_text: str | None = None  # the front matter's, else the block under that heading
-    model_creator: str | None = None
-    rows: tuple[CardRow, ...] = ()  # of the tables of provided files
-    remarks: tuple[str, ...] = ()  # what of the card was not read, and why; sentences
+    rows: tuple[ModelCardRow, ...] = ()  # of the tables of provided files
+    remarks: tuple[str, ...] = ()  # what of it was not read, and why; sentences
 
 
-def read_card(content: bytes) -> ModelCard:
+def read_model_card(content: bytes) -> ModelCard:
     """Read a README.md as it lies in a repository: any bytes, any length."""
-    text = content[:MAX_CARD_BYTES].decode(errors="replace")
-    model_card = parse_card(text)
-    if len(content) <= MAX_CARD_BYTES:
+    text = content[:MAX_MODEL_CARD_BYTES].decode(errors="replace")
+    model_card = parse_model_card(text)
+    if len(content) <= MAX_MODEL_CARD_BYTES:
         return model_card
-    remark = f"the card is longer than {MAX_CARD_BYTES} bytes; the rest of it was not read"
+    remark = f"the card is longer than {MAX_MODEL_CARD_BYTES} bytes; the rest of it was not read"
     return replace(model_card, remarks=(*model_card.remarks, remark))
 
 
-def parse_card(text: str) -> ModelCard:
+def parse_model_card(text: str) -> ModelCard:
     """Read a README.md."""
     text = _without_line_bars(text.replace("\r\n", "\n").lstrip("\ufeff"))
     front = _front_matter(text)
@@ -60,13 +59,12 @@ def parse_card(text: str) -> ModelCard:
         base_model=front.get("base_model"),
         template_name=name,
         template_text=front.get("prompt_template") or block,
-        model_creator=front.get("model_creator"),
         rows=find_rows(text),
     )
 
 
 def _without_line_bars(text: str) -> str:
-    """Mend a card that was pasted as a one-column table: "line |", then a line of "|" alone."""
+    """Mend what was pasted as a one-column table: "line |", then a line of "|" alone."""
     lines = text.split("\n")
     with_bar = sum(line.rstrip().endswith("|") for line in lines)
     if with_bar < 0.9 * len(lines):

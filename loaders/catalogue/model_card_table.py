@@ -1,7 +1,7 @@
 """A model card's table of provided files: one row for each branch or GGUF file.
 
-Reads tables of several publishers, by their columns' names, also where the card lost its newlines.
-What cannot be read is left out. Every line is looked at once, so the time is linear.
+Reads tables of several publishers, by their columns' names, also where newlines were lost; what
+cannot be read is left out. Every line is looked at once, so the time is linear.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _RULE = re.compile(r"\s{0,9}:?-{2,}:?\s{0,9}")
 
 
 @dataclass(frozen=True, slots=True)
-class CardRow:
-    """One row of a model card's table of provided files; None where the card says nothing."""
+class ModelCardRow:
+    """One row of a model card's table of provided files; None where that says nothing."""
 
     name: str  # the branch, or the GGUF file
     bits: int | None = None
@@ -34,15 +34,14 @@ class CardRow:
     damp: float | None = None  # damp_percent, as a share: 0.1
     dataset: str | None = None
     seq_len: int | None = None  # tokens
-    num_bytes: int | None = None  # the card's GB are 10^9 bytes, rounded to two places
+    num_bytes: int | None = None  # the model card's GB are 10^9 bytes, rounded to two places
     quant_method: str | None = None  # of a GGUF file: Q4_K_M
-    max_ram_bytes: int | None = None
     description: str | None = None
 
 
-def find_rows(text: str) -> tuple[CardRow, ...]:
-    """Read every table of provided files in a card; the first row of a name counts."""
-    rows: dict[str, CardRow] = {}
+def find_rows(text: str) -> tuple[ModelCardRow, ...]:
+    """Read every table of provided files in a model card; the first row of a name counts."""
+    rows: dict[str, ModelCardRow] = {}
     for row in _all_rows(text):
         rows.setdefault(row.name, row)
         if len(rows) == MAX_ROWS:
@@ -50,7 +49,7 @@ def find_rows(text: str) -> tuple[CardRow, ...]:
     return tuple(rows.values())
 
 
-def _all_rows(text: str) -> Iterator[CardRow]:
+def _all_rows(text: str) -> Iterator[ModelCardRow]:
     columns: list[str | None] | None = None
     for line in text.splitlines():
         if "|" not in line:
@@ -84,7 +83,7 @@ def _find_header(cells: Sequence[str]) -> tuple[int, list[str | None] | None]:
     return 0, None
 
 
-def _rows_in_line(cells: Sequence[str], columns: Sequence[str | None]) -> Iterator[CardRow]:
+def _rows_in_line(cells: Sequence[str], columns: Sequence[str | None]) -> Iterator[ModelCardRow]:
     """Read the rows that follow a header in its own line, where the newlines were lost.
 
     Between two rows stands an empty cell; the first row is the rule below the header.
@@ -98,16 +97,16 @@ def _rows_in_line(cells: Sequence[str], columns: Sequence[str | None]) -> Iterat
             yield found
 
 
-def _read_row(cells: Sequence[str], columns: Sequence[str | None]) -> CardRow | None:
-    said: dict[str, Any] = {}
+def _read_row(cells: Sequence[str], columns: Sequence[str | None]) -> ModelCardRow | None:
+    values: dict[str, Any] = {}
     for meaning, cell in zip(columns, cells, strict=False):
         if _RULE.fullmatch(cell):
             return None
-        if meaning is not None and meaning not in said:
+        if meaning in _READERS and meaning not in values:
             value = _READERS[meaning](_plain(cell))
             if value is not None:
-                said[meaning] = value
-    return CardRow(**said) if len(said) > 1 and "name" in said else None
+                values[meaning] = value
+    return ModelCardRow(**values) if len(values) > 1 and "name" in values else None
 
 
 def _plain(cell: str) -> str:
@@ -157,7 +156,6 @@ _READERS: dict[str, Callable[[str], object]] = {
     "seq_len": _whole,
     "num_bytes": _bytes,
     "quant_method": _text,
-    "max_ram_bytes": _bytes,
     "description": _text,
 }
 _TITLES = {
@@ -170,7 +168,7 @@ _TITLES = {
     "seq_len": ("seq len", "sequence length"),
     "num_bytes": ("size", "file size"),
     "quant_method": ("quant method", "quant type", "type"),
-    "max_ram_bytes": ("max ram required",),
+    "max_ram": ("max ram required",),  # not read; one more title that makes a row a header
     "description": ("desc", "use case", "description", "notes"),
 }
 _MEANINGS = {title: meaning for meaning, titles in _TITLES.items() for title in titles}

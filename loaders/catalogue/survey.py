@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from loaders.repository.protocol import RepositoryFile, RepositoryFiles, Revision
 
 CONFIG_FILE = "config.json"
-CARD_FILE = "README.md"
+MODEL_CARD_FILE = "README.md"
 # Settings have kilobytes; an index of the largest models has some megabytes.
 _MAX_SETTINGS_BYTES = 4_000_000
 _MAX_INDEX_BYTES = 32_000_000

@@ -18,13 +18,13 @@ import structlog
 from loaders.catalogue.disagreements import (
     disagreement_in_size,
     disagreements_in_gguf_type,
-    disagreements_with_card,
+    disagreements_with_model_card,
     disagreements_with_name,
 )
-from loaders.catalogue.model_card import MAX_CARD_BYTES, ModelCard, read_card
-from loaders.catalogue.model_card_table import CardRow
+from loaders.catalogue.model_card import MAX_MODEL_CARD_BYTES, ModelCard, read_model_card
+from loaders.catalogue.model_card_table import ModelCardRow
 from loaders.catalogue.survey import (
-    CARD_FILE,
+    MODEL_CARD_FILE,
     about_checkpoint,
     read_gguf,
     read_shard,
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from loaders.quantization.settings import Quantization
     from loaders.repository.protocol import RepositoryFiles, Revision
 
-__all__ = ["CardRow", "Variant", "VariantKind", "list_variants"]
+__all__ = ["ModelCardRow", "Variant", "VariantKind", "list_variants"]
 
 log = structlog.get_logger(__name__)
 
@@ -88,8 +88,8 @@ class Variant:
     tensors: Mapping[str, TensorInfo] = field(default_factory=dict)
     # config.json without what could run code; of a GGUF file, what its metadata amounts to.
     config: Mapping[str, Any] = field(default_factory=dict)
-    model_card: CardRow | None = None
-    # What card and files, or two files, say differently: sentences for people.
+    model_card: ModelCardRow | None = None
+    # What model card and files, or two files, say differently: sentences for people.
     disagreements: tuple[str, ...] = ()
     refusal: str | None = None  # why it cannot be loaded here; None where nothing speaks against it
 
@@ -141,14 +141,14 @@ def _list_variants(
         return []
     firsts = {revision.commit: revision for revision in reversed(wanted)}  # one for each commit
     with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="catalogue") as pool:
-        card_asked = pool.submit(_read_card_of, repository, wanted[0])
+        model_card_asked = pool.submit(_read_model_card_of, repository, wanted[0])
         survey = partial(survey_commit, repository)
         surveys = {s.revision.commit: s for s in pool.map(survey, firsts.values())}
         headers = {
             commit: _HeadersAsked.submit(pool, repository, survey)
             for commit, survey in surveys.items()
         }
-        model_card = card_asked.result()
+        model_card = model_card_asked.result()
         read = {
             commit: list(_variants_of(repository, survey, headers[commit], model_card))
             for commit, survey in surveys.items()
@@ -173,16 +173,16 @@ def _bounded(repository: RepositoryFiles, revisions: Sequence[Revision]) -> Sequ
     return revisions[:MAX_REVISIONS]
 
 
-def _read_card_of(repository: RepositoryFiles, revision: Revision) -> ModelCard:
-    """Read the default branch's card; one that cannot be had says nothing."""
+def _read_model_card_of(repository: RepositoryFiles, revision: Revision) -> ModelCard:
+    """Read the default branch's model card; one that cannot be had says nothing."""
     try:
-        if not any(file.path == CARD_FILE for file in repository.files(revision)):
+        if not any(file.path == MODEL_CARD_FILE for file in repository.files(revision)):
             return ModelCard()
-        content = repository.read(revision, CARD_FILE, num_bytes=MAX_CARD_BYTES + 1)
+        content = repository.read(revision, MODEL_CARD_FILE, num_bytes=MAX_MODEL_CARD_BYTES + 1)
     except LoadError as error:
         about_checkpoint(error)
         return ModelCard()
-    model_card = read_card(content)
+    model_card = read_model_card(content)
     for remark in model_card.remarks:
         log.warning("card_cut", repo=repository.name, reason=remark)
     return model_card
@@ -258,7 +258,7 @@ def _judge_folder(
         model_card=row,
         disagreements=(
             *disagreements_with_name(survey.revision.name, quantization),
-            *(disagreements_with_card(row, quantization, damp) if row else ()),
+            *(disagreements_with_model_card(row, quantization, damp) if row else ()),
             *(disagreement_in_size(row, weight_bytes) if row else ()),
         ),
         refusal=refusal,
@@ -338,7 +338,7 @@ def _kind_of(
     return VariantKind.DENSE
 
 
-def _row_named(model_card: ModelCard, name: str | None) -> CardRow | None:
+def _row_named(model_card: ModelCard, name: str | None) -> ModelCardRow | None:
     return next((row for row in model_card.rows if row.name == name), None)
 
 
@@ -356,7 +356,7 @@ def _text(value: object) -> str | None:
 def _with_missing_rows(
     variants: list[Variant], model_card: ModelCard, revisions: set[str | None]
 ) -> list[Variant]:
-    """Add to the first variant what the card lists and nobody found."""
+    """Add to the first variant what the model card lists and nobody found."""
     files = {
         name for v in variants for name in (v.file, v.model_card.name if v.model_card else None)
     }

@@ -31,7 +31,6 @@ class ModelShape:
     intermediate_size: int
     vocab_size: int
     max_context: int  # tokens that the model was made for
-    ties_embeddings: bool  # whether the head is the embedding
 
     def kv_bytes_per_token(self, kv_dtype: str) -> int:
         """Memory of one token's keys and values, all layers together; fp8 with its scales."""
@@ -58,7 +57,6 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
         intermediate_size=_size(config, "intermediate_size", 4 * hidden),
         vocab_size=_size(config, "vocab_size"),
         max_context=_size(config, "max_position_embeddings"),
-        ties_embeddings=config.get("tie_word_embeddings") is True,
     )
 
 

@@ -80,7 +80,7 @@ def build_demo(cache_dir: Path, *, on_progress: Callable[[str], None]) -> DemoRe
     """
     if found := find_demo(cache_dir):
         return found
-    find_gguf()  # so that a missing package is told before anything is written
+    find_gguf()  # so that a missing package is reported before anything is written
     with _locked(cache_dir, on_progress):
         if found := find_demo(cache_dir):
             return found

@@ -1,7 +1,7 @@
 """Writes one branch of the demo: packed weights, settings and tokenizer, as published ones lie.
 
 How weights are rounded is `quantize`'s, how words are packed `loaders.quantization.packing`'s, and
-the model card `card`'s business.
+the model card `model_card`'s business.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from loaders.demo.source import SourceModel
 
 WEIGHTS_FILE = "model.safetensors"
-# What the model's makers recommend for sampling, in their card of SmolLM2-135M-Instruct.
+# What the model's makers recommend for sampling, in their model card of SmolLM2-135M-Instruct.
 RECOMMENDED_TEMPERATURE = 0.2
 RECOMMENDED_TOP_P = 0.9
 
@@ -43,7 +43,7 @@ _SHARED_INPUTS = (
 
 
 def write_branch(folder: Path, source: SourceModel, branch: DemoBranch) -> None:
-    """Write all files of a branch but its card into a folder."""
+    """Write all files of a branch but its model card into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(_packed_tensors(source, branch), folder / WEIGHTS_FILE, metadata={"format": "pt"})
     settings = _settings(branch)

@@ -1,6 +1,6 @@
-"""Writes the model card of a demo repository, in the form of the cards of published GPTQ ones.
+"""Writes the model card of a demo repository, in the form of those of published GPTQ ones.
 
-What the card says of the weights is what was done to them: rounded by search, not calibrated.
+What it says of the weights is what was done to them: rounded by search, not calibrated.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class MeasuredBranch:
 def model_card(
     measured: Sequence[MeasuredBranch], *, source_perplexity: float, num_tokens: int
 ) -> str:
-    """Return the card of the repository that all these branches belong to."""
+    """Return the model card of the repository that all these branches belong to."""
     method = measured[0].branch.quant_method
     parts = (
         _FRONT_MATTER.format(method=method),

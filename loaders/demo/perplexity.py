@@ -7,7 +7,6 @@ belong to. Weights or a text that no record knows are measured.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM
 
 from loaders.load import load
+from loaders.repository.manifest import sha256_of_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,22 +65,16 @@ def _measure(model: Any, tokenizer: PreTrainedTokenizerFast) -> float:
 def recorded_perplexity(weights: Path) -> float | None:
     """Return what was measured for exactly these weights and this text, None if nothing was."""
     record = json.loads(RECORD.read_text())
-    if record["text_sha256"] != sha256_of(EVALUATION_TEXT):
+    if record["text_sha256"] != sha256_of_file(EVALUATION_TEXT):
         return None
-    perplexity: float | None = record["perplexity_of_sha256"].get(sha256_of(weights))
+    perplexity: float | None = record["perplexity_of_sha256"].get(sha256_of_file(weights))
     return perplexity
 
 
 def write_record(perplexities: Mapping[str, float]) -> None:
     """Replace the record; perplexities: by the sha256 of the weights."""
     record = {
-        "text_sha256": sha256_of(EVALUATION_TEXT),
+        "text_sha256": sha256_of_file(EVALUATION_TEXT),
         "perplexity_of_sha256": {digest: round(value, 4) for digest, value in perplexities.items()},
     }
     RECORD.write_text(json.dumps(record, indent=2) + "\n")
-
-
-def sha256_of(path: Path) -> str:
-    """Hash a file's contents."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

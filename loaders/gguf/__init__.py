@@ -1,4 +1,4 @@
-"""GGUF files: read, checked, and told in the words of Transformers.
+"""GGUF files: read, checked, and translated into Transformers' terms.
 
 `header` reads what a file says of itself, `files` joins the parts it may come in, `config` and
 `names` translate settings and tensors, `tokenizer` and `text_files` give the text side its files,

@@ -93,24 +93,24 @@ ARCHITECTURES = {
 
 
 def architecture_of(metadata: Mapping[str, Any]) -> Architecture:
-    """Return the family that a file's metadata names. Raises UnsupportedModelError for others."""
-    architecture = metadata.get("general.architecture")
-    if not isinstance(architecture, str):
+    """Return the architecture that metadata names; UnsupportedModelError for one not read."""
+    name = metadata.get("general.architecture")
+    if not isinstance(name, str):
         raise CheckpointError("the GGUF file's metadata has no general.architecture")
-    if metadata.get(f"{architecture}.expert_count", 0):
+    if metadata.get(f"{name}.expert_count", 0):
         raise UnsupportedModelError(
-            f"the GGUF file is a mixture of experts ({architecture} with"
-            f" {str(metadata[f'{architecture}.expert_count'])[:20]} of them), which is not served"
+            f"the GGUF file is a mixture of experts ({name} with"
+            f" {str(metadata[f'{name}.expert_count'])[:20]} of them), which is not served"
         )
-    if architecture not in ARCHITECTURES:
+    if name not in ARCHITECTURES:
         raise UnsupportedModelError(
-            f"the GGUF file is of the architecture {architecture[:80]!r}; read are"
+            f"the GGUF file is of the architecture {name[:80]!r}; read are"
             f" {', '.join(ARCHITECTURES)}"
         )
-    return ARCHITECTURES[architecture]
+    return ARCHITECTURES[name]
 
 
-def model_name(family: Architecture, name: str) -> str | None:
+def model_name(architecture: Architecture, name: str) -> str | None:
     """Translate a tensor's name; None for what belongs to the settings.
 
     Raises CheckpointError for tensors that such a model has no place for.
@@ -123,11 +123,11 @@ def model_name(family: Architecture, name: str) -> str | None:
     match = _LAYER.fullmatch(name)
     if match is not None and match["part"] == "attn_rot_embd":
         return None  # rotation tables, which the model computes itself
-    if match is None or match["part"] not in family.parts:
+    if match is None or match["part"] not in architecture.parts:
         raise CheckpointError(
-            f"the GGUF file holds {name}, which a {family.model_type} model has no place for"
+            f"the GGUF file holds {name}, which a {architecture.model_type} model has no place for"
         )
-    return f"model.layers.{int(match['layer'])}.{family.parts[match['part']]}.{match['kind']}"
+    return f"model.layers.{int(match['layer'])}.{architecture.parts[match['part']]}.{match['kind']}"
 
 
 def count_layers(names: Mapping[str, Any]) -> int:

@@ -52,21 +52,21 @@ def make_config(
     out, as is right where nothing will be computed. Raises CheckpointError for numbers that make
     no sense, UnsupportedModelError for what Transformers cannot express.
     """
-    family = architecture_of(metadata)
+    architecture = architecture_of(metadata)
     settings = _Settings(metadata)
     common = _common(settings, tensors)
     rope = _rope(settings, common["head_dim"])
-    if "partial_rotary_factor" in rope and family.model_type != "phi3":
+    if "partial_rotary_factor" in rope and architecture.model_type != "phi3":
         raise UnsupportedModelError(
             f"the GGUF file rotates {settings.get('rope.dimension_count')} of a head's"
-            f" {common['head_dim']} values, which {family.model_type} models cannot"
+            f" {common['head_dim']} values, which {architecture.model_type} models cannot"
         )
     if read_numbers is not None:
         rope |= _rope_factors(settings, common, tensors, read_numbers)
     common["rope_parameters"] = rope
-    own = _own(family, settings, common)
+    own = _own(architecture, settings, common)
     config = {**common, **own}
-    config.setdefault("model_type", family.model_type)
+    config.setdefault("model_type", architecture.model_type)
     return {**config, "architectures": [_ARCHITECTURES[config["model_type"]]]}
 
 
@@ -205,7 +205,7 @@ def _rope(settings: _Settings, head_dim: int) -> dict[str, Any]:
     if settings.get("rope.scale_linear") is not None and kind is None:  # before October 2023
         factor = settings.real("rope.scale_linear")
         return rope if factor == 1 else {**rope, "rope_type": "linear", "factor": factor}
-    if kind in (None, "none", "longrope"):  # longrope is told by its tensors
+    if kind in (None, "none", "longrope"):  # longrope shows by its tensors
         return rope
     if kind not in ("linear", "yarn"):
         raise UnsupportedModelError(
@@ -265,12 +265,14 @@ def _rope_factors(
     return found
 
 
-def _own(family: Architecture, settings: _Settings, common: Mapping[str, Any]) -> dict[str, Any]:
-    """What one family's config says beside the common part."""
-    if family.model_type == "starcoder2":
+def _own(
+    architecture: Architecture, settings: _Settings, common: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What one architecture's config says beside the common part."""
+    if architecture.model_type == "starcoder2":
         return {"norm_epsilon": settings.real("attention.layer_norm_epsilon"), **_window(settings)}
     own: dict[str, Any] = {"rms_norm_eps": settings.real("attention.layer_norm_rms_epsilon")}
-    match family.model_type:
+    match architecture.model_type:
         case "llama" if settings.get("attention.sliding_window"):
             return {**own, "model_type": "mistral", **_window(settings)}
         case "phi3":

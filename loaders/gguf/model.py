@@ -43,7 +43,7 @@ class GgufModel:
     """A model that lies in GGUF files."""
 
     files: GgufFiles
-    family: Architecture
+    architecture: Architecture
     config: dict[str, Any]  # as config.json would say it
     names: Mapping[str, str]  # the model's name of a parameter → GGUF's of its tensor
 
@@ -112,8 +112,8 @@ class GgufModel:
 
     def _floats(self, name: str, stored: str, order: Tensor | None) -> Tensor:
         values = self.files.values(stored)
-        if self.family.norm_offset and name.endswith("norm.weight"):
-            return values.float() - self.family.norm_offset
+        if self.architecture.norm_offset and name.endswith("norm.weight"):
+            return values.float() - self.architecture.norm_offset
         if order is not None:
             return values[order]
         # Small ones outlive the loading, and the file with its pages need not.
@@ -124,7 +124,7 @@ class GgufModel:
 
     def _row_order(self, name: str) -> Tensor | None:
         """Say which row of the file each output is; None where they are in order."""
-        if not self.family.rotates_neighbours or ".self_attn." not in name:
+        if not self.architecture.rotates_neighbours or ".self_attn." not in name:
             return None
         heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
         projection = name.split(".")[-2]
@@ -143,10 +143,10 @@ def open_model(path: Path) -> GgufModel:
     Raises LoadError for whatever does not make a model that is served here.
     """
     files = open_files(path)
-    family = architecture_of(files.metadata)
-    names = _names(family, files)
+    architecture = architecture_of(files.metadata)
+    names = _names(architecture, files)
     config = make_config(files.metadata, files.tensors, lambda name: _numbers(files, name))
-    return GgufModel(files, family, config, names)
+    return GgufModel(files, architecture, config, names)
 
 
 def check_shapes(model: GgufModel, config: PreTrainedConfig) -> None:
@@ -191,10 +191,10 @@ def halves_from_pairs(num_heads: int, head_dim: int) -> Tensor:
     return rows.transpose(1, 2).flatten()
 
 
-def _names(family: Architecture, files: GgufFiles) -> dict[str, str]:
+def _names(architecture: Architecture, files: GgufFiles) -> dict[str, str]:
     names: dict[str, str] = {}
     for stored, tensor in files.tensors.items():
-        name = model_name(family, stored)
+        name = model_name(architecture, stored)
         if name is None:
             continue
         if len(tensor.shape) == 1 and tensor.dtype not in FLOAT_TYPES:

@@ -29,7 +29,7 @@ _TYPE = re.compile(
 class GgufParts:
     """The files of one variant."""
 
-    name: str  # of the whole: what a card lists
+    name: str  # of the whole: what a model card lists
     paths: tuple[str, ...]  # in order
     is_set: bool  # every file has a header of its own
 

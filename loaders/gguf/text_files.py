@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 # Raised whenever the same header should give other files.
 _VERSION = 1
-_CARD = "README.md"
-_MAX_CARD_BYTES = 1_048_576
+_MODEL_CARD_FILE = "README.md"
+_MAX_MODEL_CARD_BYTES = 1_048_576
 
 
 def write_text_files(model: GgufModel, cache_dir: Path | None = None) -> Path:
@@ -66,10 +66,10 @@ def _write_into(folder: Path, model: GgufModel, tokenizer: PreTrainedTokenizerFa
     tokenizer.save_pretrained(folder)
     _write_json(folder / "config.json", model.config)
     _write_json(folder / "generation_config.json", {"eos_token_id": _end_ids(model)})
-    card = model.files.path.with_name(_CARD)
-    if card.is_file():
-        with card.open("rb") as file:
-            (folder / _CARD).write_bytes(file.read(_MAX_CARD_BYTES))
+    model_card = model.files.path.with_name(_MODEL_CARD_FILE)
+    if model_card.is_file():
+        with model_card.open("rb") as file:
+            (folder / _MODEL_CARD_FILE).write_bytes(file.read(_MAX_MODEL_CARD_BYTES))
 
 
 def _end_ids(model: GgufModel) -> list[int]:
@@ -82,10 +82,10 @@ def _end_ids(model: GgufModel) -> list[int]:
 def _digest(model: GgufModel) -> str:
     """Hash all that the files are made from."""
     digest = hashlib.sha256(f"{_VERSION}\n".encode())
-    card = model.files.path.with_name(_CARD)
-    if card.is_file():
-        with card.open("rb") as file:
-            digest.update(file.read(_MAX_CARD_BYTES))
+    model_card = model.files.path.with_name(_MODEL_CARD_FILE)
+    if model_card.is_file():
+        with model_card.open("rb") as file:
+            digest.update(file.read(_MAX_MODEL_CARD_BYTES))
     settings = {key: model.files.metadata[key] for key in sorted(model.files.metadata)}
     digest.update(json.dumps([model.config, settings]).encode())
     return digest.hexdigest()[:16]

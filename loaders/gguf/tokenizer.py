@@ -65,7 +65,7 @@ _SAME_CUTS = {
     "phi-2": "gpt-2",
     "olmo": "gpt-2",
 }
-# Files made before May 2024 do not say how words are cut; these models tell it by themselves.
+# Files made before May 2024 do not say how words are cut; with these the architecture decides.
 _CUTS_OF_ARCHITECTURE = {"qwen2": "qwen2", "starcoder2": "starcoder"}
 # CodeLlama 70B's end of a turn takes the spaces around it, which GGUF cannot say.
 _STRIPS_SPACES = frozenset({"<step>"})
@@ -224,8 +224,8 @@ def _sentencepiece(vocabulary: _Vocabulary) -> Tokenizer:
 def _merges_by_score(vocabulary: _Vocabulary) -> list[tuple[str, str]]:
     """List every way to make a piece of two others, the best piece first.
 
-    SentencePiece joins whatever makes the piece of the highest score; told as merges that is their
-    order. Longer first halves come first, as in the tokenizer.json that Transformers writes.
+    SentencePiece joins whatever makes the piece of the highest score; expressed as merges, that is
+    their order. Longer first halves come first, as in the tokenizer.json that Transformers writes.
     """
     ordinary = {
         piece: score

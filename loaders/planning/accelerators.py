@@ -1,6 +1,6 @@
-"""What a variant may run on: a table of common cards, `--gpu` as people write it, and this machine.
+"""What a variant may run on: a table of common GPUs, `--gpu` as people write it, and this machine.
 
-A card's memory is what its driver reports, which is less than its name says where error correction
+A GPU's memory is what its driver reports, which is less than its name says where error correction
 takes a part: an A10G is sold with 24 GB and has 22.5 GiB. Makers' GB are 2^30 bytes here, as they
 are on the box. Nothing here needs a GPU, a driver or PyTorch.
 """
@@ -31,12 +31,12 @@ _DEVICES = re.compile(
     r"(?:(?P<count>\d{1,4})\s*[x×]\s*)?(?P<name>[^:]{1,80}?)(?::(?P<size>.{0,40}))?"
 )
 _ENGINE_DEVICE = re.compile(r"auto|cpu|cuda(:(?P<index>\d{1,4}))?")
-_FORMS = "use A10G, 2xA10G:24GB, NAME:SIZE for a card that is not in the table, cpu, cpu:16GB, auto"
+_FORMS = "use A10G, 2xA10G:24GB, NAME:SIZE for a GPU that is not in the table, cpu, cpu:16GB, auto"
 
 
 @dataclass(frozen=True, slots=True)
 class GpuModel:
-    """One model of card."""
+    """One model of GPU."""
 
     name: str
     sold_gib: int  # as it is sold
@@ -50,7 +50,7 @@ class Devices:
     """What a variant shall run on: one device, or several alike."""
 
     kind: DeviceKind
-    name: str  # of the card; "cpu"
+    name: str  # of the GPU; "cpu"
     count: int
     memory_bytes: int  # of each; of this machine's own what is free
     bandwidth: int | None = None  # 10^9 bytes a second; None where it is not known
@@ -65,7 +65,7 @@ class Devices:
     def lasting_share(self, gpu_memory_utilization: float) -> float:
         """Which share of `memory_bytes` weights and KV cache may take for good.
 
-        gpu_memory_utilization: what they may take of the whole card, what others hold included.
+        gpu_memory_utilization: what they may take of the whole GPU, what others hold included.
         """
         if self.kind == "cpu":
             return 1.0
@@ -79,8 +79,8 @@ class Devices:
         return f"{times}{self.name} with {self.memory_bytes / GIB:.1f} GiB"
 
 
-# Memory: what nvidia-smi prints as the total of such a card (public logs, read 2026-11). Compute
-# capability: NVIDIA's list of CUDA GPUs. Bandwidth: NVIDIA's data sheet of each card.
+# Memory: what nvidia-smi prints as the total of such a GPU (public logs, read 2026-11). Compute
+# capability: NVIDIA's list of CUDA GPUs. Bandwidth: NVIDIA's data sheet of each GPU.
 _REPORTED = (
     GpuModel("A10", 24, 23028, (8, 6), 600),
     GpuModel("A10G", 24, 23028, (8, 6), 600),
@@ -100,7 +100,7 @@ _REPORTED = (
     GpuModel("T4", 16, 15360, (7, 5), 320),
     GpuModel("P40", 24, 22919, (6, 1), 346),
 )
-# Memory: the data sheet's GB as GiB, which these cards' drivers report but for a few MiB.
+# Memory: the data sheet's GB as GiB, which these GPUs' drivers report but for a few MiB.
 _NOMINAL = (
     GpuModel("V100-16", 16, 16 * 1024, (7, 0), 900),
     GpuModel("V100-32", 32, 32 * 1024, (7, 0), 900),
@@ -197,7 +197,7 @@ def visible_gpus() -> list[FoundDevice]:
 
     nvidia-smi lists them all, so CUDA_VISIBLE_DEVICES is applied here: numbers (in nvidia-smi's
     order) or beginnings of UUIDs; what follows the first that does not exist is hidden, as CUDA
-    does it. Raises InvalidDeviceError for a slice of a card, whose size is not told.
+    does it. Raises InvalidDeviceError for a slice of a GPU, whose size is not known.
     """
     found = found_by_driver()
     wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -207,7 +207,7 @@ def visible_gpus() -> list[FoundDevice]:
     for name in (part.strip() for part in wanted.split(",")):
         if name.startswith("MIG-"):
             raise InvalidDeviceError(
-                "CUDA_VISIBLE_DEVICES names a slice of a card; say its size, as in --gpu MIG:10GB"
+                "CUDA_VISIBLE_DEVICES names a slice of a GPU; say its size, as in --gpu MIG:10GB"
             )
         device = _by_name(found, name)
         if device is None or device in visible:
@@ -248,7 +248,7 @@ def _read_query(answer: str) -> list[FoundDevice]:
 
 
 def find_gpu_model(name: str, memory_bytes: int | None = None) -> GpuModel | None:
-    """Find a card by its name, however it is spelt; by its memory where one name is sold in two.
+    """Find a GPU by its name, however it is spelt; by its memory where one name is sold in two.
 
     "NVIDIA A100-SXM4-80GB" is an A100-80, "GeForce RTX 4090" an RTX 4090.
     """
@@ -274,7 +274,7 @@ def _named(name: str, size: int | None, count: int) -> Devices:
         )
         known = f"like it: {', '.join(near)}" if near else "see docs/planning.md for the table"
         raise InvalidDeviceError(
-            f"the card {name!r} is not in the table ({known}); say how much memory it has, as in"
+            f"the GPU {name!r} is not in the table ({known}); say how much memory it has, as in"
             f" {name}:24GB"
         )
     if gpu is None or (size is not None and size != gpu.sold_gib * GIB):
@@ -307,7 +307,7 @@ def _size(text: str, whole: str) -> int:
         raise InvalidDeviceError(f"{text!r} in {whole!r} is no size; write it as 24GB or 8192MiB")
     size = int(float(match[1]) * unit)
     if not 0 < size <= MAX_MEMORY_BYTES:
-        raise InvalidDeviceError(f"{text!r} in {whole!r} is no card's memory; write it as 24GB")
+        raise InvalidDeviceError(f"{text!r} in {whole!r} is no GPU's memory; write it as 24GB")
     return size
 
 

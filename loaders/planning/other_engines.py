@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from loaders.catalogue.variants import Variant
 
-Answer = Literal["yes", "no", "unknown"]
+CanLoad = Literal["yes", "no", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Verdict:
 
     engine: str
     version: str
-    answer: Answer
+    can_load: CanLoad
     why: str  # empty where there is nothing to say
 
 
@@ -34,10 +34,10 @@ class _Engine:
     version: str  # or since when
     source: str  # where it was read
     read: str  # year and month
-    judge: Callable[[Variant], tuple[Answer, str]]
+    judge: Callable[[Variant], tuple[CanLoad, str]]
 
 
-def _vllm(variant: Variant) -> tuple[Answer, str]:
+def _vllm(variant: Variant) -> tuple[CanLoad, str]:
     if variant.kind == "gptq" and variant.quantization is not None:
         base = variant.quantization.base
         if base.bits not in (4, 8):
@@ -52,7 +52,7 @@ def _vllm(variant: Variant) -> tuple[Answer, str]:
     return "unknown", ""
 
 
-def _lmdeploy(variant: Variant) -> tuple[Answer, str]:
+def _lmdeploy(variant: Variant) -> tuple[CanLoad, str]:
     quantization = variant.quantization
     if variant.kind not in ("gptq", "awq") or quantization is None:
         return "unknown", ""
@@ -63,17 +63,17 @@ def _lmdeploy(variant: Variant) -> tuple[Answer, str]:
     return ("yes", "") if quantization.base.bits == 4 else ("unknown", "")
 
 
-def _without_gptq(variant: Variant) -> tuple[Answer, str]:
+def _without_gptq(variant: Variant) -> tuple[CanLoad, str]:
     if variant.kind == "gptq":
         return "no", "its GPTQ loader was dropped"
     return "unknown", ""
 
 
-def _llama_cpp(variant: Variant) -> tuple[Answer, str]:
+def _llama_cpp(variant: Variant) -> tuple[CanLoad, str]:
     return ("yes", "") if variant.kind == "gguf" else ("no", "reads GGUF only")
 
 
-def _transformers(variant: Variant) -> tuple[Answer, str]:
+def _transformers(variant: Variant) -> tuple[CanLoad, str]:
     if variant.kind == "gptq":
         return "yes", "with optimum and GPTQModel"
     if variant.kind == "awq":
@@ -83,17 +83,17 @@ def _transformers(variant: Variant) -> tuple[Answer, str]:
     return ("yes", "") if variant.kind == "dense" else ("unknown", "")
 
 
-def _auto_gptq(variant: Variant) -> tuple[Answer, str]:
+def _auto_gptq(variant: Variant) -> tuple[CanLoad, str]:
     if variant.kind == "gptq":
         return "no", "archived; does not import beside Transformers 5"
     return "no", "reads GPTQ only"
 
 
-def _unknown(variant: Variant) -> tuple[Answer, str]:  # noqa: ARG001
+def _unknown(variant: Variant) -> tuple[CanLoad, str]:  # noqa: ARG001
     return "unknown", ""
 
 
-def _maintenance(variant: Variant) -> tuple[Answer, str]:  # noqa: ARG001
+def _maintenance(variant: Variant) -> tuple[CanLoad, str]:  # noqa: ARG001
     return "unknown", "in maintenance mode"
 
 
@@ -137,7 +137,7 @@ _ENGINES = (
 
 def verdicts(variant: Variant) -> tuple[Verdict, ...]:
     """Say of each engine whether it loads the variant; Tetrad first."""
-    own: Answer = "no" if variant.refusal else "yes"
+    own: CanLoad = "no" if variant.refusal else "yes"
     found = [Verdict("Tetrad", "this", own, variant.refusal or "")]
     found += [Verdict(e.name, e.version, *e.judge(variant)) for e in _ENGINES]
     return tuple(found)

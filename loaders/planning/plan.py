@@ -1,4 +1,4 @@
-"""Answers "which branch do I take for my card?": what each variant needs, and which to choose.
+"""Answers "which branch do I take for my GPU?": what each variant needs, and which to choose.
 
 A plan is arithmetic over tensor headers and settings, so it works without a GPU, without weights
 and without PyTorch. It never says more than it knows: a number that no device has confirmed is
@@ -140,6 +140,7 @@ class RejectedVariant:
 
     variant: Variant
     reason: str
+    names_quality: bool = False  # whether the reason says how good it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,11 +306,7 @@ def choose(planned: PlannedVariants, prefer: Prefer = "quality") -> VariantChoic
     fitting = [plan for plan in planned.plans if plan.fits]
     if fitting:
         best = min(fitting, key=_order(fitting, prefer))
-        losers = tuple(
-            RejectedVariant(plan.variant, _why_lost(plan, best, prefer))
-            for plan in planned.plans
-            if plan is not best
-        )
+        losers = tuple(_rejected(plan, best, prefer) for plan in planned.plans if plan is not best)
         reason = f"{_merit(best, prefer)} of the {len(fitting)} that fit {_asked(best)}"
         if len(fitting) == 1:
             reason = f"the only one that fits {_asked(best)}"
@@ -371,26 +368,30 @@ def _merit(plan: Plan, prefer: Prefer) -> str:
     return f"least memory ({plan.fullest.total / 1e9:.2f} GB)"
 
 
-def _why_lost(plan: Plan, best: Plan, prefer: Prefer) -> str:
+def _rejected(plan: Plan, best: Plan, prefer: Prefer) -> RejectedVariant:
+    """Say why a plan lost to the best one, which fits."""
     if not plan.fits:
-        return _lacks(plan)
+        return RejectedVariant(plan.variant, _lacks(plan))
     if prefer == "quality":
-        own, other = plan.quality.perplexity, best.quality.perplexity
-        if own is not None and other is not None:
-            measured = f"fits; {plan.quality.words}, perplexity {own:.2f}"
-            is_as_good = own <= other * _EQUAL_QUALITY
-            return (
-                f"{measured}: as good, reads {_more(plan, best)} a token"
-                if is_as_good
-                else measured
-            )
-        if plan.quality.rank == best.quality.rank:
-            return f"fits; equal expected quality, reads {_more(plan, best)} a token"
-        return f"fits; lower expected quality ({plan.quality.words})"
+        return _rejected_by_quality(plan, best)
     if prefer == "speed":
-        return f"fits; reads {_more(plan, best)} a token"
+        return RejectedVariant(plan.variant, f"fits; reads {_more(plan, best)} a token")
     more = sum(s.total for s in plan.memory) - sum(s.total for s in best.memory)
-    return f"fits; takes {more / 1e9:.2f} GB more memory"
+    return RejectedVariant(plan.variant, f"fits; takes {more / 1e9:.2f} GB more memory")
+
+
+def _rejected_by_quality(plan: Plan, best: Plan) -> RejectedVariant:
+    own, other = plan.quality.perplexity, best.quality.perplexity
+    if own is not None and other is not None:
+        reason = f"fits; {plan.quality.words}, perplexity {own:.2f}"
+        if own <= other * _EQUAL_QUALITY:
+            reason += f": as good, reads {_more(plan, best)} a token"
+        return RejectedVariant(plan.variant, reason, names_quality=True)
+    if plan.quality.rank == best.quality.rank:
+        reason = f"fits; equal expected quality, reads {_more(plan, best)} a token"
+        return RejectedVariant(plan.variant, reason)
+    reason = f"fits; lower expected quality ({plan.quality.words})"
+    return RejectedVariant(plan.variant, reason, names_quality=True)
 
 
 def _more(plan: Plan, best: Plan) -> str:

@@ -20,7 +20,8 @@ _GROUP_BONUS = ((32, 0.4), (64, 0.3), (128, 0.2), (1024, 0.1))
 _ACT_ORDER_BONUS = 0.25
 _AWQ_BONUS = 0.2  # scales that protect what activations make important; near to act order
 _DENSE = 16.0
-# GGUF's types by falling quality, as the cards' "use case" column and llama.cpp's tool order them.
+# GGUF's types by falling quality, in the order of model cards' "use case" column and llama.cpp's
+# tool.
 _GGUF = {
     "F32": 16.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.4, "Q6_K": 6.4, "Q5_K_M": 5.6, "Q5_K_S": 5.5,
     "Q5_1": 5.4, "Q5_0": 5.3, "Q4_K_M": 4.6, "Q4_K_S": 4.5, "Q4_1": 4.3, "Q4_0": 4.2,

@@ -1,7 +1,7 @@
 """Reads compressed-tensors' settings: groups of layers, and how the weights of each are stored.
 
-Which layers are packed is told by the tensors, so `ignore` needs no reading. Whatever is more than
-whole-number weights in the "pack-quantized" format is refused by name.
+Which layers are packed follows from the tensors, so `ignore` needs no reading. Whatever is more
+than whole-number weights in the "pack-quantized" format is refused by name.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loaders.errors import CheckpointError, UnsupportedQuantizationError
+from loaders.quantization.layouts.compressed_tensors import PackQuantized
 from loaders.quantization.name_patterns import check_pattern
 
 if TYPE_CHECKING:
@@ -33,13 +34,11 @@ _OTHER_PARTS = {
 class LayerGroup:
     """How some layers are packed."""
 
-    pattern: (
-        str | None
-    )  # of their names (`loaders.quantization.name_patterns`); None: every linear layer
+    # Of their names (`loaders.quantization.name_patterns`); None: every linear layer.
+    pattern: str | None
     bits: int
     group_size: int  # -1 is the whole input dimension
-    layout: str  # `PackedFormat.checkpoint_format`
-    has_zero_points: bool
+    layout: PackQuantized
     has_act_order: bool
 
 
@@ -131,15 +130,19 @@ def _layer_group(
         raise UnsupportedQuantizationError(
             f"{where} with one zero point for a whole layer, which is not read"
         )
-    one_scale, zero_points = f"{FORMAT}, one scale", f"{FORMAT}, zero points"
     return LayerGroup(
         pattern=pattern,
         bits=bits,
         group_size=group_size if strategy == "group" and group_size is not None else -1,
-        layout=one_scale if strategy == "tensor" else zero_points if has_zero_points else FORMAT,
-        has_zero_points=has_zero_points,
+        layout=_layout(strategy, has_zero_points=has_zero_points),
         has_act_order=weights.get("actorder") in ("group", "dynamic"),
     )
+
+
+def _layout(strategy: str, *, has_zero_points: bool) -> PackQuantized:
+    if strategy == "tensor":
+        return PackQuantized.ONE_SCALE
+    return PackQuantized.ZERO_POINTS if has_zero_points else PackQuantized.SYMMETRIC
 
 
 def _usual_strategy(group_size: int | None) -> str:

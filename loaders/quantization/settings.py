@@ -21,6 +21,7 @@ from loaders.errors import (
 )
 from loaders.quantization import auto_round, compressed_tensors
 from loaders.quantization.layouts import PACKED_ENDINGS, layout_of
+from loaders.quantization.layouts.compressed_tensors import PackQuantized
 from loaders.quantization.name_patterns import NamePatterns, check_pattern
 from loaders.quantization.packed_format import PackedFormat, QuantMethod
 
@@ -33,6 +34,7 @@ log = structlog.get_logger(__name__)
 
 # AutoGPTQ's file, else AutoAWQ's of before it used Transformers' settings.
 OWN_FILES = ("quantize_config.json", "quant_config.json")
+FROM_TENSORS = "tensors"  # a quantisation's source where no settings tell it
 GPTQ_BITS = (2, 3, 4, 8)
 AWQ_BITS = (4,)
 READABLE_BITS: dict[QuantMethod, tuple[int, ...]] = {
@@ -51,7 +53,7 @@ class Quantization:
     base: PackedFormat  # what applies where no rule says otherwise
     desc_act: bool  # act order: columns were quantised by falling activation; g_idx tells the group
     sym: bool
-    source: str  # where this was read: a file's name, or "tensors"
+    source: str  # where this was read: a file's name, or `FROM_TENSORS`
     # Rules by module, pattern → overrides (bits, group_size, checkpoint_format); None leaves the
     # module unquantised. First match wins.
     rules: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
@@ -63,6 +65,11 @@ class Quantization:
     def __post_init__(self) -> None:
         """Read the rules' patterns; raises CheckpointError."""
         object.__setattr__(self, "_patterns", NamePatterns(self.rules))
+
+    @property
+    def is_inferred(self) -> bool:
+        """Whether no settings file tells it."""
+        return self.source == FROM_TENSORS
 
     def format_of(self, module: str) -> PackedFormat | None:
         """Return how the named module is packed by the rules; None if they leave it alone."""
@@ -219,7 +226,7 @@ def _parse_compressed_tensors(settings: Mapping[str, Any], source: str) -> Quant
     return Quantization(
         base=formats.get(None, next(iter(formats.values()))),
         desc_act=any(group.has_act_order for group in groups),
-        sym=not any(group.has_zero_points for group in groups),
+        sym=all(group.layout is not PackQuantized.ZERO_POINTS for group in groups),
         source=source,
         rules=rules,
     )
@@ -328,7 +335,7 @@ def infer_quantization(tensors: Mapping[str, TensorInfo]) -> Quantization:
         base=PackedFormat(method, "gptq" if method == "gptq" else "gemm", bits, group_size),
         desc_act=False,  # g_idx decides when the layers are prepared; no setting is needed
         sym=False,  # zero points are stored and always read
-        source="tensors",
+        source=FROM_TENSORS,
     )
     log.warning(
         "quantization_inferred",

@@ -1,13 +1,14 @@
-"""One repository in a cache of the hub's own layout, so that other programs find it as well.
+"""One repository in a cache of the hub's own layout, which other programs read and write as well.
 
     models--owner--name/
-        blobs/<sha256 or git's id>            contents, by what the hub names them
-        snapshots/<commit>/<file>             relative links to blobs refs/<branch>
-        the commit that a branch pointed to manifests/<commit>.json               ours: what was
-        checked, see `loaders.repository.manifest`
+    ├── blobs/<hash>                 contents: sha256 of large files, git's hash of small ones
+    ├── refs/<branch or tag>         the commit that it named when it was last asked for
+    ├── snapshots/<commit>/<file>    relative links to the blobs; only files that were fetched
+    └── manifests/<commit>.json      ours: what was checked, see `loaders.repository.manifest`
 
-Knows paths, links and locks; what is fetched, and how it is checked, is
-`loaders.repository.download`'s.
+All who read or write a cache do it through `CachedRepository`, which knows paths, links and locks.
+What is fetched, and how it is checked, is `loaders.repository.download`'s; what a variant needs of
+a snapshot is `loaders.repository.hub.snapshots`'.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from filelock import FileLock, Timeout
 
 from loaders.cache import repository_folder
 from loaders.errors import CacheError, InvalidSpecError, UnsafeCheckpointError
+from loaders.repository.local_files import list_paths
 from loaders.repository.manifest import (
     CheckedFile,
     Manifest,
@@ -31,16 +33,15 @@ from loaders.repository.manifest import (
     write_manifest,
     write_whole,
 )
-from loaders.repository.protocol import is_commit, is_revision_name
+from loaders.repository.protocol import RepositoryFile, is_commit, is_revision_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from loaders.repository.protocol import RepositoryFile
-
 _SHORT_COMMIT = re.compile(r"[0-9a-f]{7,64}")
-_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_BLOB_ID = re.compile(r"[0-9a-f]{40}")
 _MAX_REF_BYTES = 200
 _LOCK_POLL_S = 0.2
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -53,6 +54,17 @@ class CachedRepository:
         self.cache_dir = cache_dir
         self.repo = repo
         self.folder = repository_folder(cache_dir, repo)
+
+    @classmethod
+    def of_snapshot(cls, snapshot: Path) -> CachedRepository:
+        """Return the repository that a snapshot's folder belongs to."""
+        folder = snapshot.parent.parent
+        return cls(folder.parent, folder.name.removeprefix("models--").replace("--", "/"))
+
+    def is_cached(self) -> bool:
+        """Tell whether any commit of it is here."""
+        snapshots = self.folder / "snapshots"
+        return snapshots.is_dir() and any(snapshots.iterdir())
 
     def blob(self, file: RepositoryFile) -> Path:
         """Say where a file's content lies, once it is whole and checked."""
@@ -68,6 +80,12 @@ class CachedRepository:
             raise UnsafeCheckpointError(f"{self.repo}: {commit[:80]!r} is no commit's name")
         return self.folder / "snapshots" / commit
 
+    def ref(self, revision: str) -> Path:
+        """Say where it is kept what a branch or tag points to."""
+        if not is_revision_name(revision):
+            raise InvalidSpecError(f"{revision[:80]!r} cannot be a branch's name")
+        return self.folder / "refs" / revision
+
     def manifest_path(self, commit: str) -> Path:
         """Say where a commit's manifest is kept."""
         return self.folder / "manifests" / f"{self.snapshot(commit).name}.json"
@@ -76,14 +94,31 @@ class CachedRepository:
         """Return what is known of a commit; None where another program fetched it, or none."""
         return read_manifest(self.manifest_path(commit))
 
+    def has_snapshot(self, commit: str | None) -> bool:
+        """Tell whether any file of a commit is here; what is no commit's whole name has none."""
+        return commit is not None and is_commit(commit) and self.snapshot(commit).is_dir()
+
+    def commits(self) -> list[str]:
+        """List the commits of which any file is here."""
+        return sorted(path.name for path in self.folder.glob("snapshots/*") if is_commit(path.name))
+
+    def paths(self, commit: str) -> list[str]:
+        """List the files of a commit that are here."""
+        return list_paths(self.snapshot(commit))
+
+    def files(self, commit: str) -> list[RepositoryFile]:
+        """List the same with their sizes, and the hashes that their blobs are named by."""
+        return [self._file(self.snapshot(commit), path) for path in self.paths(commit)]
+
     def revisions(self) -> list[str]:
-        """List the branches and tags that the cache knows."""
+        """List the branches and tags that the cache knows; it does not tell the two apart."""
         refs = self.folder / "refs"
-        return sorted(str(path.relative_to(refs)) for path in refs.rglob("*") if path.is_file())
+        found = sorted(path for path in refs.rglob("*") if path.is_file())
+        return [path.relative_to(refs).as_posix() for path in found]
 
     def commit_of(self, revision: str) -> str | None:
         """Return the commit that a branch, a tag or a commit's name stands for here."""
-        ref = self._ref(revision)
+        ref = self.ref(revision)
         if ref.is_file() and ref.stat().st_size <= _MAX_REF_BYTES:
             commit = ref.read_text(encoding="utf-8", errors="replace").strip()
             return commit if is_commit(commit) else None
@@ -122,8 +157,7 @@ class CachedRepository:
 
         checked: file → its sha256.
         """
-        for file in checked:
-            self._link(self.snapshot(commit) / file.path, self.blob(file))
+        self.link(commit, checked)
         known = self.manifest(commit)
         entries = {f.path: CheckedFile(f.num_bytes, sha256) for f, sha256 in checked.items()}
         manifest = Manifest(
@@ -136,11 +170,16 @@ class CachedRepository:
         )
         write_manifest(self.manifest_path(commit), manifest)
 
+    def link(self, commit: str, files: Iterable[RepositoryFile]) -> None:
+        """Make files of a commit appear in its snapshot; their contents are here."""
+        for file in files:
+            self._link(self.snapshot(commit) / file.path, self.blob(file))
+
     def point(self, revision: str, commit: str) -> None:
         """Remember what a branch or tag points to; a commit's own name needs no memory."""
         if commit.startswith(revision) and _SHORT_COMMIT.fullmatch(revision):
             return
-        ref = self._ref(revision)
+        ref = self.ref(revision)
         if not ref.is_file() or ref.read_bytes() != commit.encode():
             ref.parent.mkdir(parents=True, exist_ok=True)
             write_whole(ref, commit.encode())
@@ -174,10 +213,14 @@ class CachedRepository:
         finally:
             lock.release()
 
-    def _ref(self, revision: str) -> Path:
-        if not is_revision_name(revision):
-            raise InvalidSpecError(f"{revision[:80]!r} cannot be a branch's name")
-        return self.folder / "refs" / revision
+    def _file(self, snapshot: Path, path: str) -> RepositoryFile:
+        blob = (snapshot / path).resolve()
+        return RepositoryFile(
+            path=path,
+            num_bytes=(snapshot / path).stat().st_size,
+            sha256=blob.name if _SHA256.fullmatch(blob.name) else None,
+            blob_id=blob.name if _BLOB_ID.fullmatch(blob.name) else None,
+        )
 
     def _link(self, link: Path, blob: Path) -> None:
         target = os.path.relpath(blob, link.parent)
@@ -217,7 +260,7 @@ def free_disk_bytes(folder: Path) -> int:
 
 def _content_name(file: RepositoryFile) -> str:
     name = file.sha256 or file.blob_id or ""
-    if not _HASH.fullmatch(name):
+    if not (_SHA256.fullmatch(name) or _BLOB_ID.fullmatch(name)):
         raise UnsafeCheckpointError(f"the hub names {file.path} by no hash it could be checked by")
     return name
 

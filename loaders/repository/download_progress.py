@@ -1,4 +1,4 @@
-"""How far a download has come: bytes, rate and what is left of it, told now and then.
+"""How far a download has come: bytes, rate and what is left of it, reported now and then.
 
 Several threads add to one meter; whoever listens is called by one of them at a time.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _WINDOW_S = 10.0  # over which the rate is taken
 _STEP_S = 0.1  # pieces that came together count as one
-_TELL_EVERY_S = 0.25  # or at every percent
+_REPORT_EVERY_S = 0.25  # or at every percent
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class ProgressMeter:
         now, progress = self._clock(), self._progress()
         reported_at, percent = self._reported_at
         is_whole = self._done == self._total
-        if is_whole or now - reported_at >= _TELL_EVERY_S or progress.percent >= percent + 1:
+        if is_whole or now - reported_at >= _REPORT_EVERY_S or progress.percent >= percent + 1:
             self._reported_at = (now, progress.percent)
             self._on_progress(progress)
 

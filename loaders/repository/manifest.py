@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _VERSION = 1
 _MAX_BYTES = 64_000_000
-_PIECE = 1 << 20
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -122,11 +121,8 @@ def find_damage(folder: Path, files: Mapping[str, CheckedFile]) -> Sequence[Dama
 
 def sha256_of_file(path: Path) -> str:
     """Hash a file of any size."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _difference(path: Path, expected: CheckedFile) -> str | None:

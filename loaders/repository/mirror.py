@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from loaders.errors import CheckpointError, InvalidSpecError, LoadError
 from loaders.repository.cache_layout import CachedRepository, cache_errors
-from loaders.repository.hub import DEFAULT_REVISION, download
+from loaders.repository.hub import download
 from loaders.repository.manifest import (
     CheckedFile,
     Damage,
@@ -27,6 +27,7 @@ from loaders.repository.manifest import (
     read_checked_file,
     write_whole,
 )
+from loaders.repository.protocol import DEFAULT_BRANCH
 from loaders.repository.spec import VariantSpec, parse_spec
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def mirror(
 ) -> Sequence[MirroredVariant]:
     """Fetch branches (or GGUF files, or quantisations) into the mirror `access.cache_dir`.
 
-    branches: None leaves them to `choose`. tell_variant: called with each variant's name before it
+    branches: None leaves them to `choose`. on_variant: called with each variant's name before it
     is fetched. What the mirror holds already stays. Raises LoadError.
     """
     if branches is None:
@@ -150,7 +151,7 @@ def _describe(spec: VariantSpec, folder: Path, commit: str) -> MirroredVariant:
     if manifest is None:
         raise CheckpointError(f"the manifest of {spec} at {commit} vanished while it was mirrored")
     # A quantisation is no revision, so the name that the cache has is taken.
-    asked = spec.revision or DEFAULT_REVISION
+    asked = spec.revision or DEFAULT_BRANCH
     names = [name for name in (asked, *cached.revisions()) if cached.commit_of(name) == commit]
     return MirroredVariant(
         spec=str(spec),

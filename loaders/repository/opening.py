@@ -19,11 +19,9 @@ from loaders.gguf.parts import is_gguf
 from loaders.repository.cache_layout import CachedRepository
 from loaders.repository.git_clone import list_blobs, open_clone
 from loaders.repository.hub import (
-    DEFAULT_REVISION,
     CachedFiles,
     CachedHubFiles,
     HubAccess,
-    cached_revisions,
     default_hub_cache,
     download,
     find_cached,
@@ -31,7 +29,7 @@ from loaders.repository.hub import (
 )
 from loaders.repository.local import CloneFiles, FolderFiles
 from loaders.repository.local_files import list_paths, no_revision_in
-from loaders.repository.protocol import HUB_FAILURES
+from loaders.repository.protocol import DEFAULT_BRANCH, HUB_FAILURES
 from loaders.repository.selection import by_quantisation, describe_gguf_files, find_local
 from loaders.repository.snapshot import Snapshot
 
@@ -91,27 +89,24 @@ def open_snapshot(
     RepositoryNotFoundError, RevisionNotFoundError (naming the revisions there are),
     UnsafeCheckpointError, CheckpointError, CacheError or HubError.
 
-    on_percent: told how much of a download is done; possibly by several threads.
+    on_progress: called with the percentage of a download that is done; possibly by several threads.
     """
     if spec.folder is not None:
         return _open_local(spec, spec.folder, cache_dir or default_cache_dir())
     built_in = find_built(spec.repo, cache_dir)
-    access = HubAccess(cache_dir=built_in or cache_dir or default_hub_cache(), token=token)
+    hub_cache = built_in or cache_dir or default_hub_cache()
+    if built_in is not None or local_files_only:
+        return _open_cached(spec, hub_cache, is_built=built_in is not None)
+    access = HubAccess(cache_dir=hub_cache, token=token)
     if on_progress is not None:
         access = replace(access, on_progress=lambda progress: on_progress(progress.percent))
-    if built_in is None and not local_files_only:
-        try:
-            return download(spec, access)
-        except (*HUB_FAILURES, RevisionNotFoundError) as error:
-            return _cached_instead(spec, access.cache_dir, error)
-    return _open_cached(spec, access.cache_dir, is_built=built_in is not None)
+    try:
+        return download(spec, access)
+    except (*HUB_FAILURES, RevisionNotFoundError) as error:
+        return _open_cached_after(error, spec, hub_cache)
 
 
 # A folder or clone on this machine
-
-
-def _is_clone(folder: Path) -> bool:
-    return (folder / ".git").exists()
 
 
 def _open_local(spec: VariantSpec, folder: Path, cache_dir: Path) -> Snapshot:
@@ -129,6 +124,10 @@ def _open_local(spec: VariantSpec, folder: Path, cache_dir: Path) -> Snapshot:
         if named is None:
             raise RevisionNotFoundError(f"{error}{describe_gguf_files(paths)}") from error
         return open_named(folder, named)
+
+
+def _is_clone(folder: Path) -> bool:
+    return (folder / ".git").exists()
 
 
 def _open_folder(folder: Path, spec: VariantSpec) -> Snapshot:
@@ -153,36 +152,36 @@ def _open_cached(spec: VariantSpec, cache_dir: Path, *, is_built: bool) -> Snaps
     """Use what is in a cache, where the hub is not to be asked."""
     if (found := find_cached(spec, cache_dir)) is not None:
         return found
-    _refuse_part(spec, cache_dir)
-    if known := cached_revisions(spec.repo, cache_dir):
+    cached = CachedRepository(cache_dir, spec.repo)
+    _refuse_part(spec, cached)
+    if known := sorted(cached.revisions()):
         verb = "built on this machine are" if is_built else "in the cache it has"
-        raise no_revision(spec.repo, spec.revision or DEFAULT_REVISION, known, verb)
+        raise no_revision(spec.repo, spec.revision or DEFAULT_BRANCH, known, verb)
     raise RepositoryNotFoundError(
         f"{spec.repo} is not in the cache ({cache_dir}) and downloads are off; check the"
         " name, or allow downloads"
     )
 
 
-def _cached_instead(spec: VariantSpec, cache_dir: Path, error: LoadError) -> Snapshot:
-    """Use what an earlier download left when the hub does not give it now."""
-    found = find_cached(spec, cache_dir)
-    if found is not None:
+def _open_cached_after(error: LoadError, spec: VariantSpec, cache_dir: Path) -> Snapshot:
+    """Use what an earlier download left, where the hub does not give it now."""
+    if (found := find_cached(spec, cache_dir)) is not None:
         log.warning("hub_unreachable", repo=spec.repo, reason=str(error), using=found.commit)
         return found
     if not isinstance(error, HubError):
         raise error  # a refusal, which says what to do
-    _refuse_part(spec, cache_dir, reason=f"{error}; ")
-    if known := cached_revisions(spec.repo, cache_dir):
-        revision = spec.revision or DEFAULT_REVISION
+    cached = CachedRepository(cache_dir, spec.repo)
+    _refuse_part(spec, cached, reason=f"{error}; ")
+    if known := sorted(cached.revisions()):
+        revision = spec.revision or DEFAULT_BRANCH
         raise no_revision(spec.repo, revision, known, f"{error}; cached are") from error
     raise HubError(f"{error}; it is not cached: name a local folder, or try again") from error
 
 
-def _refuse_part(spec: VariantSpec, cache_dir: Path, *, reason: str = "") -> None:
+def _refuse_part(spec: VariantSpec, cached: CachedRepository, *, reason: str = "") -> None:
     """Say so where the cache knows the revision, and holds only a part of what it needs."""
-    cached = CachedRepository(cache_dir, spec.repo)
-    if cached.commit_of(spec.revision or DEFAULT_REVISION) is not None:
+    if cached.commit_of(spec.revision or DEFAULT_BRANCH) is not None:
         raise CheckpointError(
-            f"{reason}{spec} is in the cache ({cache_dir}), but not with all files that it needs;"
-            f" allow downloads, or run `tetrad download {spec}`"
+            f"{reason}{spec} is in the cache ({cached.cache_dir}), but not with all files that it"
+            f" needs; allow downloads, or run `tetrad download {spec}`"
         )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # What says something of the hub, or of the right to read it, and nothing of a checkpoint.
 HUB_FAILURES = (HubError, RepositoryNotFoundError)
+DEFAULT_BRANCH = "main"
 MAX_FILES = 20_000  # of one revision; the largest model repositories have some hundreds
 _MAX_PATH_CHARACTERS = 512
 _MAX_PART_BYTES = 255  # what file systems take as one name

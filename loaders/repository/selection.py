@@ -1,4 +1,4 @@
-"""Which files of a repository a variant needs, told from their names alone.
+"""Which files of a repository a variant needs, by their names alone.
 
 The weights are the shards of the index, a single safetensors file, or one GGUF file with all its
 parts; with them go the small files that describe them. Names come from a hub, so none is trusted:
@@ -35,7 +35,7 @@ _MAX_NAMES = 40  # that an error message lists
 class Selection:
     """The files that one variant needs."""
 
-    small: tuple[str, ...]  # settings, tokenizer, card, licence
+    small: tuple[str, ...]  # settings, tokenizer, model card, licence
     weights: tuple[str, ...]
     file: str | None  # of a GGUF variant: its file, the first where it is split
 
@@ -111,8 +111,8 @@ def find_local(paths: Collection[str], spec: VariantSpec) -> Selection | None:
         chosen = variants[0] if len(variants) == 1 else None
     if chosen is None:
         return None
-    card = f"{chosen.first.rpartition('/')[0]}/README.md".removeprefix("/")
-    small = (card,) if card in paths else ()  # all else about it is in the file itself
+    model_card = f"{chosen.first.rpartition('/')[0]}/README.md".removeprefix("/")
+    small = (model_card,) if model_card in paths else ()  # all else about it is in the file itself
     return Selection(small=small, weights=chosen.paths, file=chosen.first)
 
 

@@ -48,7 +48,7 @@ def hub_access(cache_dir: Path | None, token: str | None, shown: ProgressDisplay
     if settings.local_files_only:
         raise SettingsError("local_files_only is set, so nothing is fetched; unset it")
     set_up_logs(settings.model_copy(update={"log_level": "warning"}))
-    # What is tried again is told by the loaders; the client would tell it once more.
+    # The loaders log what is tried again; the client would log it once more.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     secret = settings.hub_token
     return HubAccess(

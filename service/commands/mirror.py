@@ -24,7 +24,7 @@ from service.commands.plan_request import (
     PlanRequest,
     PreferOption,
     UsersOption,
-    answer,
+    make_plan,
     read_context,
 )
 from service.commands.repository_options import TokenOption  # noqa: TC001 - typer reads annotations
@@ -68,8 +68,8 @@ def mirror(
     if check is not None and repo is None:
         _check(check)
     elif check is None and repo is not None and folder is not None:
-        question = PlanRequest(gpu, read_context(context), users, prefer)
-        _mirror(repo, _names(branches), folder, token, question)
+        plan_request = PlanRequest(gpu, read_context(context), users, prefer)
+        _mirror(repo, _names(branches), folder, token, plan_request)
     else:
         raise SettingsError("use `tetrad mirror REPO FOLDER`, or `tetrad mirror --check FOLDER`")
 
@@ -88,13 +88,17 @@ def _names(branches: str) -> list[str] | None:
 
 
 def _mirror(
-    repo: str, branches: list[str] | None, folder: Path, token: str | None, question: PlanRequest
+    repo: str,
+    branches: list[str] | None,
+    folder: Path,
+    token: str | None,
+    plan_request: PlanRequest,
 ) -> None:
     from loaders.repository.mirror import mirror as fetch_all
 
     with exit_on_errors(), progress_display() as shown:
         access = hub_access(folder, token, shown)
-        choose = partial(_choose, repo, question, access)
+        choose = partial(_choose, repo, plan_request, access)
         held = fetch_all(repo, branches, access, choose=choose, on_variant=shown.begin)
     for variant in held:
         serve = shlex.join(["tetrad", "serve", str(variant.spec), "--cache-dir", str(folder)])
@@ -102,7 +106,7 @@ def _mirror(
         typer.echo(f"  {serve} --local-files-only")
 
 
-def _choose(repo: str, question: PlanRequest, access: HubAccess) -> list[VariantSpec]:
+def _choose(repo: str, plan_request: PlanRequest, access: HubAccess) -> list[VariantSpec]:
     """Choose the variant to mirror, and say why."""
     from loaders.catalogue.find import find_variants
     from loaders.errors import NotEnoughMemoryError
@@ -112,15 +116,15 @@ def _choose(repo: str, question: PlanRequest, access: HubAccess) -> list[Variant
     # Not with the mirror as its cache: what was measured is on record in the user's own.
     settings = load_settings({}, config_file_from_environment())
     find = partial(find_variants, spec, cache_dir=access.cache_dir, token=access.token)
-    answered = answer(question, settings, find)
-    choice = answered.choice
+    result = make_plan(plan_request, settings, find)
+    choice = result.choice
     if choice.plan is None:
         raise NotEnoughMemoryError(
-            f"{repo} on {answered.devices}: {choice.reason}; name what to mirror"
+            f"{repo} on {result.devices}: {choice.reason}; name what to mirror"
         )
     chosen = choice.plan.variant
     say(f"{chosen.spec}: {choice.reason}")
-    if answered.needs_several_gpus:
+    if result.needs_several_gpus:
         say(NEEDS_SEVERAL)
     return [replace(spec, revision=chosen.revision, file=chosen.file)]
 

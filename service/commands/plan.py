@@ -2,7 +2,7 @@
 
 Works without a GPU and downloads no weights. Exit codes: 0 it fits, 3 only with a shorter context,
 4 nothing fits, or only over several GPUs, which `tetrad serve` does not do yet, 2 something was
-wrong with the question.
+wrong with the request.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from service.commands.plan_request import (
     PlanResult,
     PreferOption,
     UsersOption,
-    answer,
+    make_plan,
     read_context,
 )
 from service.commands.repository_options import (
@@ -71,21 +71,23 @@ def plan(
     raise typer.Exit(code)
 
 
-def exit_code(answered: PlanResult) -> int:
+def exit_code(result: PlanResult) -> int:
     """Return what the process ends with: what `tetrad serve` could do on such a device."""
-    if answered.choice.plan is None or answered.needs_several_gpus:
+    if result.choice.plan is None or result.needs_several_gpus:
         return FITS_NOT
-    return FITS_SHORTENED if answered.choice.is_shortened else FITS
+    return FITS_SHORTENED if result.choice.is_shortened else FITS
 
 
-def _run(repo: str, question: PlanRequest, settings: Settings, *, as_json: bool) -> tuple[str, int]:
+def _run(
+    repo: str, plan_request: PlanRequest, settings: Settings, *, as_json: bool
+) -> tuple[str, int]:
     from loaders.repository.spec import parse_spec
     from service.commands.plan_view import as_document, as_table
 
     spec = parse_spec(repo)
-    answered = answer(question, settings, partial(find_named_variants, spec, settings))
-    code = exit_code(answered)
+    result = make_plan(plan_request, settings, partial(find_named_variants, spec, settings))
+    code = exit_code(result)
     if not as_json:
-        return as_table(answered), code
-    document = {**as_document(spec.repo, answered), "exit_code": code}
+        return as_table(result), code
+    document = {**as_document(spec.repo, result), "exit_code": code}
     return json.dumps(document, indent=2) + "\n", code

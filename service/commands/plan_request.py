@@ -1,4 +1,4 @@
-"""What commands that plan have in common: the question as options put it, and its answer.
+"""What commands that plan have in common: the request as options put it, and its result.
 
 What no option says is taken from the settings, so that a plan for this machine is what
 `tetrad serve` would make of it.
@@ -92,10 +92,10 @@ class PlanResult:
     needs_several_gpus: bool  # the chosen one; an engine runs on one
 
 
-def answer(
-    question: PlanRequest, settings: Settings, find: Callable[[], Sequence[Variant]]
+def make_plan(
+    plan_request: PlanRequest, settings: Settings, find: Callable[[], Sequence[Variant]]
 ) -> PlanResult:
-    """Plan variants and choose one; `find` lists them, once the question is known to make sense.
+    """Plan variants and choose one; `find` lists them, once the request is known to make sense.
 
     Raises LoadError.
     """
@@ -103,14 +103,14 @@ def answer(
     from loaders.planning.plan import choose, plan_variants
     from loaders.records import Records
 
-    prefer = _preference(question.prefer or settings.prefer)
-    devices = parse_gpus(question.gpu, engine_device=settings.device)
-    context = question.context or settings.max_model_len
+    prefer = _preference(plan_request.prefer or settings.prefer)
+    devices = parse_gpus(plan_request.gpu, engine_device=settings.device)
+    context = plan_request.context or settings.max_model_len
     planned = plan_variants(
         find(),
         devices,
         context=unless_auto(context),
-        users=question.users or settings.users,
+        users=plan_request.users or settings.users,
         kv_dtype=unless_auto(settings.kv_cache_dtype),
         records=Records(settings.cache_dir),
         gpu_share=devices.lasting_share(settings.gpu_memory_utilization),

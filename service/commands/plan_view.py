@@ -56,15 +56,15 @@ _PARTS = (
 )
 
 
-def as_table(answer: PlanResult) -> str:
+def as_table(result: PlanResult) -> str:
     """Render what people read: the table, the choice, why the others lost, what is unverified."""
-    planned = answer.planned
+    planned = result.planned
     is_terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if is_terminal else _WIDTH_OF_FILES
     console = Console(file=io.StringIO(), width=width, force_terminal=is_terminal, highlight=False)
     if planned.plans:
-        console.print(_table(planned, answer.choice, is_wide=width >= _WIDE))
-    for line in _lines(answer):
+        console.print(_table(planned, result.choice, is_wide=width >= _WIDE))
+    for line in _lines(result):
         console.print(Text(line), soft_wrap=True)
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
@@ -132,23 +132,23 @@ def _users(count: int) -> str:
     return "1 user" if count == 1 else f"{count} users"
 
 
-def _lines(answer: PlanResult) -> Iterator[str]:
-    planned, choice = answer.planned, answer.choice
+def _lines(result: PlanResult) -> Iterator[str]:
+    planned, choice = result.planned, result.choice
     yield "x1, x4, x16: the longest context in tokens that fits for so many users at once."
     yield from _unverified(planned)
     yield ""
     if choice.plan is None:
-        yield f"Nothing to take for {printable(str(answer.devices))}: {printable(choice.reason)}"
+        yield f"Nothing to take for {printable(str(result.devices))}: {printable(choice.reason)}"
     else:
         advice = "Nearest is" if choice.is_shortened else "Take"
         yield f"{advice} {name_of(choice.plan.variant)}: {printable(choice.reason)}"
-    if answer.needs_several_gpus:
+    if result.needs_several_gpus:
         yield NEEDS_SEVERAL
     qualities = {id(plan.variant): plan.quality.words for plan in planned.plans}
     for loser in choice.losers:
-        quality = qualities.get(id(loser.variant), "")
-        # One that does not fit is told by how much; narrow tables leave out how good it is.
-        more = f"; {quality}" if quality not in loser.reason else ""
+        quality = qualities.get(id(loser.variant))
+        # One that does not fit says by how much; narrow tables leave out how good it is.
+        more = f"; {quality}" if quality and not loser.names_quality else ""
         yield f"  not {name_of(loser.variant)}: {printable(loser.reason + more)}"
     if choice.plan is not None:
         yield from _details(choice.plan)
@@ -205,9 +205,9 @@ def _gb(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:.2f}"
 
 
-def as_document(repo: str, answer: PlanResult) -> dict[str, Any]:
+def as_document(repo: str, result: PlanResult) -> dict[str, Any]:
     """Build the document that the module describes, all but its exit code."""
-    planned, choice, devices = answer.planned, answer.choice, answer.devices
+    planned, choice, devices = result.planned, result.choice, result.devices
     why = {id(loser.variant): loser.reason for loser in choice.losers}
     demand = planned.plans[0].demand if planned.plans else None
     chosen = choice.plan
@@ -217,7 +217,7 @@ def as_document(repo: str, answer: PlanResult) -> dict[str, Any]:
             "context": demand and demand.context,
             "users": demand and demand.users,
             "kv_cache_dtype": demand and (demand.kv_dtype or "auto"),
-            "prefer": answer.prefer,
+            "prefer": result.prefer,
         },
         "devices": _devices(devices),
         "choice": chosen
@@ -225,7 +225,7 @@ def as_document(repo: str, answer: PlanResult) -> dict[str, Any]:
             "variant": chosen.variant.spec,
             "context": choice.context,
             "fits": chosen.fits,
-            "needs_several_gpus": answer.needs_several_gpus,
+            "needs_several_gpus": result.needs_several_gpus,
             "reason": choice.reason,
         },
         "reason": choice.reason,
@@ -274,7 +274,7 @@ def _entry(plan: Plan) -> dict[str, Any]:
         "verified": plan.measured is not None,
         "remarks": list(plan.remarks),
         "engines": [
-            {"engine": v.engine, "version": v.version, "loads": v.answer, "why": v.why}
+            {"engine": v.engine, "version": v.version, "loads": v.can_load, "why": v.why}
             for v in plan.engines
         ],
     }

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from loaders.catalogue.variants import Variant
 
 WRONG_QUESTION = 2
-# Where neither a terminal nor COLUMNS says how wide lines may be; the 7B card's table fits.
+# Where neither a terminal nor COLUMNS says how wide lines may be; the 7B model card's table fits.
 _WIDTH_OF_FILES = 100
 
 
@@ -186,7 +186,7 @@ def _yes(value: bool) -> str:
 
 
 def _gigabytes(variant: Variant) -> str:
-    """In 10^9 bytes, as cards count."""
+    """In 10^9 bytes, as model cards count."""
     return f"{variant.weight_bytes / 1e9:.2f}" if variant.weight_bytes else "-"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from loaders.catalogue.model_card import ModelCard, parse_card
+from loaders.catalogue.model_card import ModelCard, parse_model_card
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,4 +62,4 @@ def _read_card(path: Path) -> ModelCard | None:
     if not path.is_file():
         return None
     with path.open("rb") as file:
-        return parse_card(file.read(MAX_CARD_BYTES).decode(errors="replace"))
+        return parse_model_card(file.read(MAX_CARD_BYTES).decode(errors="replace"))

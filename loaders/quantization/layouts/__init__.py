@@ -6,12 +6,11 @@ ends up as codes, scales and zero points, so kernels know of none of them.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from loaders.errors import UnsupportedQuantizationError
 from loaders.quantization.layouts.awq import AwqLayout, GemvFastLayout, GemvLayout
-from loaders.quantization.layouts.compressed_tensors import PackQuantizedLayout
+from loaders.quantization.layouts.compressed_tensors import PackQuantized, PackQuantizedLayout
 from loaders.quantization.layouts.gguf import BLOCK_TYPES, GgufLayout
 from loaders.quantization.layouts.gptq import GptqLayout
 
@@ -28,11 +27,7 @@ LAYOUTS: dict[str, Callable[[PackedFormat], Layout]] = {
     "gemm": AwqLayout,
     "gemv": GemvLayout,
     "gemv_fast": GemvFastLayout,
-    "pack-quantized": partial(PackQuantizedLayout, has_zero_points=False),
-    "pack-quantized, zero points": partial(PackQuantizedLayout, has_zero_points=True),
-    "pack-quantized, one scale": partial(
-        PackQuantizedLayout, has_zero_points=False, has_one_scale=True
-    ),
+    **dict.fromkeys(PackQuantized, PackQuantizedLayout),
     **dict.fromkeys(BLOCK_TYPES, GgufLayout),
 }
 # How the names of the tensors end that every packed layer has.

@@ -28,7 +28,7 @@ class _AwqVersion:
         self._packed = packed
 
     def group_of_input(self, stored: StoredTensors) -> Tensor | None:  # noqa: ARG002
-        """In order."""
+        """Return None: AWQ keeps groups in order."""
         return None
 
 
@@ -53,7 +53,7 @@ class AwqLayout(_AwqVersion):
         return unpack_awq(stored["qweight"])
 
     def scales(self, stored: StoredTensors) -> Tensor:
-        """Widen the scales."""
+        """Convert the scales to float32."""
         return stored["scales"].float()
 
     def zeros(self, stored: StoredTensors) -> Tensor:
@@ -80,7 +80,7 @@ class GemvLayout(_AwqVersion):
         return unpack_gemv(stored["qweight"]).t().contiguous()
 
     def scales(self, stored: StoredTensors) -> Tensor:
-        """Widen the scales of the groups that there are."""
+        """Convert the scales of the groups that there are to float32."""
         num_groups = self._packed.num_groups(stored["qweight"].shape[1] * 8)
         return stored["scales"][:, :num_groups].t().float()
 
@@ -116,7 +116,7 @@ class GemvFastLayout(_AwqVersion):
         return unpack_gemv_fast(stored["qweight"]).t().contiguous()
 
     def scales(self, stored: StoredTensors) -> Tensor:
-        """Widen the scales of the groups that there are."""
+        """Convert the scales of the groups that there are to float32."""
         return self._by_group("scales", stored)
 
     def zeros(self, stored: StoredTensors) -> Tensor:

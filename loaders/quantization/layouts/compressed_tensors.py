@@ -6,6 +6,7 @@ middle code as its zero point. Zero points, where there are any, are packed alon
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,18 +22,23 @@ if TYPE_CHECKING:
     from loaders.quantization.packed_format import PackedFormat
 
 
+class PackQuantized(StrEnum):
+    """What is stored beside the codes; each value is what `tetrad variants --json` calls it."""
+
+    SYMMETRIC = "pack-quantized"  # a scale for each group
+    ZERO_POINTS = "pack-quantized, zero points"  # and a zero point
+    ONE_SCALE = "pack-quantized, one scale"  # for the whole layer: the strategy "tensor"
+
+
 class PackQuantizedLayout:
     """Dense streams of codes of 2 to 8 bits; scales by output, then by group."""
 
     marker = "weight_packed"
 
-    def __init__(
-        self, packed: PackedFormat, *, has_zero_points: bool, has_one_scale: bool = False
-    ) -> None:
-        """has_one_scale: the whole layer shares one (compressed-tensors' strategy "tensor")."""
+    def __init__(self, packed: PackedFormat) -> None:
         self._packed = packed
-        self._has_zero_points = has_zero_points
-        self._has_one_scale = has_one_scale
+        self._has_zero_points = packed.checkpoint_format == PackQuantized.ZERO_POINTS
+        self._has_one_scale = packed.checkpoint_format == PackQuantized.ONE_SCALE
 
     def rules(self, in_features: int, out_features: int) -> dict[str, TensorRule]:
         """Say what each tensor must be; weight_g_idx may be absent."""
@@ -68,7 +74,7 @@ class PackQuantizedLayout:
         return codes
 
     def scales(self, stored: StoredTensors) -> Tensor:
-        """Widen the scales, one for each group and output."""
+        """Convert the scales, one for each group and output, to float32."""
         scales = stored["weight_scale"].float()
         if self._has_one_scale:
             return scales.expand(1, stored["weight_packed"].shape[0]).contiguous()

@@ -1,8 +1,8 @@
 """GGUF's layout: rows of blocks, each with its codes, scales and minima in one run of bytes.
 
 A block holds 32 or 256 weights of one output. Every type read here is codes times a scale plus a
-minimum over groups of 16 or 32, so it is told exactly (to float32 rounding) by codes, scales and
-float zero points. The bit patterns are ggml's own (its `ggml-common.h`).
+minimum over groups of 16 or 32, so codes, scales and float zero points describe it exactly (to
+float32 rounding). The bit patterns are ggml's own (its `ggml-common.h`).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class GgufLayout:
         return codes.reshape(len(blocks), -1).t()
 
     def scales(self, stored: StoredTensors) -> Tensor:
-        """Multiply out the scales."""
+        """Multiply the groups' scales by their block's."""
         blocks = self._blocks(stored)
         scales = self._type.scales(blocks)
         if self._type.minima is not None:
@@ -101,7 +101,7 @@ class GgufLayout:
         return zeros.reshape(len(blocks), -1).t().contiguous()
 
     def group_of_input(self, stored: StoredTensors) -> Tensor | None:  # noqa: ARG002
-        """In order."""
+        """Return None: GGUF keeps groups in order."""
         return None
 
     def _blocks(self, stored: StoredTensors) -> Tensor:

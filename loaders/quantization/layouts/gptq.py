@@ -46,7 +46,7 @@ class GptqLayout:
         return unpack_gptq_codes(stored["qweight"], self._packed.bits)
 
     def scales(self, stored: StoredTensors) -> Tensor:
-        """Widen the scales."""
+        """Convert the scales to float32."""
         return stored["scales"].float()
 
     def zeros(self, stored: StoredTensors) -> Tensor:

@@ -1,4 +1,4 @@
-"""The only place that talks to the hub, or reads the hub's cache."""
+"""The only place that talks to the hub."""
 
 import os
 
@@ -7,31 +7,21 @@ import os
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 from loaders.repository.hub.access import no_revision
-from loaders.repository.hub.cached import CachedFiles, is_cached
+from loaders.repository.hub.cached import CachedFiles
 from loaders.repository.hub.fallback import CachedHubFiles
-from loaders.repository.hub.fetching import (
-    HubAccess,
-    cached_revisions,
-    default_hub_cache,
-    download,
-)
+from loaders.repository.hub.fetching import HubAccess, default_hub_cache, download
 from loaders.repository.hub.probe import HubProbe, probe_hub
-from loaders.repository.hub.repository import HubFiles
-from loaders.repository.hub.snapshots import DEFAULT_REVISION, discard, find_cached, verify
+from loaders.repository.hub.snapshots import discard, find_cached, verify
 
 __all__ = [
-    "DEFAULT_REVISION",
     "CachedFiles",
     "CachedHubFiles",
     "HubAccess",
-    "HubFiles",
     "HubProbe",
-    "cached_revisions",
     "default_hub_cache",
     "discard",
     "download",
     "find_cached",
-    "is_cached",
     "no_revision",
     "probe_hub",
     "verify",

@@ -25,6 +25,7 @@ from loaders.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from loaders.repository.protocol import DEFAULT_BRANCH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,7 +50,9 @@ def translated_errors(api: HfApi, repo: str, revision: str | None) -> Iterator[N
     except GatedRepoError as error:
         raise RepositoryNotFoundError(_gated(api, repo)) from error
     except HubRevisionNotFoundError as error:
-        raise no_revision(repo, revision or "main", _revisions(api, repo), "it has") from error
+        raise no_revision(
+            repo, revision or DEFAULT_BRANCH, _revisions(api, repo), "it has"
+        ) from error
     except HubRepositoryNotFoundError as error:
         raise RepositoryNotFoundError(_no_repository(api, repo)) from error
     except EntryNotFoundError as error:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from loaders.repository.hub.cached import CachedFiles, is_cached
+from loaders.repository.cache_layout import CachedRepository
+from loaders.repository.hub.cached import CachedFiles
 from loaders.repository.hub.repository import HubFiles
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class CachedHubFiles(HubFiles):
 
     def substitute(self, error: LoadError) -> CachedFiles | None:
         """Return what the cache holds, with a warning; None where it holds nothing."""
-        if not is_cached(self.name, self._cache_dir):
+        if not CachedRepository(self._cache_dir, self.name).is_cached():
             return None
         log.warning(
             "hub_unreachable", repo=self.name, reason=str(error), using=str(self._cache_dir)

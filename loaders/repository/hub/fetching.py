@@ -1,8 +1,8 @@
 """Brings one variant of a repository to this machine: one commit, one folder, one manifest.
 
-Everything after it reads that folder only. What to fetch is told by `loaders.repository.selection`,
-how by `loaders.repository.download`; here the hub is asked what there is, and the cache used where
-it cannot be.
+Everything after it reads that folder only. `loaders.repository.selection` decides what to fetch,
+`loaders.repository.download` how; here the hub is asked what there is, and the cache used where it
+cannot be.
 """
 
 from __future__ import annotations
@@ -20,12 +20,9 @@ from loaders.errors import RevisionNotFoundError
 from loaders.repository.cache_layout import CachedRepository, cache_errors, free_disk_bytes
 from loaders.repository.download import Digest, RetryPolicy, damaged, download_files, needed_files
 from loaders.repository.hub.repository import HubFiles
-from loaders.repository.hub.snapshots import (
-    DEFAULT_REVISION,
-    shards_here,
-    shards_in,
-)
+from loaders.repository.hub.snapshots import shards_here, shards_in
 from loaders.repository.hub.transport import HubFileSource
+from loaders.repository.protocol import DEFAULT_BRANCH
 from loaders.repository.selection import by_quantisation, describe_gguf_files
 from loaders.repository.snapshot import Snapshot
 
@@ -41,7 +38,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubAccess:
-    """How the hub and its cache are reached, and who is told meanwhile."""
+    """How the hub and its cache are reached, and who hears of it meanwhile."""
 
     cache_dir: Path
     token: str | None = None  # None: the one that the hub's client is logged in with
@@ -54,11 +51,6 @@ class HubAccess:
 def default_hub_cache() -> Path:
     """Return the hub client's own cache folder (HF_HOME, HF_HUB_CACHE)."""
     return Path(constants.HF_HUB_CACHE)
-
-
-def cached_revisions(repo: str, cache_dir: Path) -> list[str]:
-    """List the branches and tags of a repository that a cache knows."""
-    return CachedRepository(cache_dir, repo).revisions()
 
 
 def download(spec: VariantSpec, access: HubAccess) -> Snapshot:
@@ -80,7 +72,7 @@ def download(spec: VariantSpec, access: HubAccess) -> Snapshot:
                 log.info("downloading", repo=spec.repo, revision=spec.revision, commit=commit)
                 checked = _download(files, cached, commit, access)
                 cached.publish(commit, listing, checked, constants.ENDPOINT)
-        cached.point(revision.name or DEFAULT_REVISION, commit)
+        cached.point(revision.name or DEFAULT_BRANCH, commit)
     return Snapshot(folder=cached.snapshot(commit), commit=commit, file=selection.file)
 
 

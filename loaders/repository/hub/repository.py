@@ -23,6 +23,7 @@ from loaders.repository.download import Retries, RetryPolicy, TransferError
 from loaders.repository.hub.access import no_revision, translated_errors
 from loaders.repository.hub.transport import passing_failure
 from loaders.repository.protocol import (
+    DEFAULT_BRANCH,
     MAX_FILES,
     RepositoryFile,
     Revision,
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-DEFAULT_BRANCH = "main"
 _TIMEOUT_S = 20.0
 # Of one question. A hub that asks for more than five minutes is not waited for.
 RETRY_POLICY = RetryPolicy(max_tries=5, first_wait_s=0.5, longest_wait_s=8.0, logged_from_s=5.0)

@@ -1,6 +1,6 @@
 """Variants in the hub's cache on this machine: found without a hub, whole or not, and checked.
 
-Which files belong to one is told by the hub's listing, which is kept with every download
+Which files belong to one follows from the hub's listing, which is kept with every download
 (`loaders.repository.manifest`). What the hub's own client fetched has none, and is taken as that
 left it.
 """
@@ -18,6 +18,7 @@ from loaders.errors import CheckpointError
 from loaders.repository.cache_layout import CachedRepository, cache_errors
 from loaders.repository.download import needed_files
 from loaders.repository.manifest import Damage, find_damage
+from loaders.repository.protocol import DEFAULT_BRANCH
 from loaders.repository.selection import by_quantisation, has_index, select_files
 from loaders.repository.snapshot import Snapshot
 
@@ -28,18 +29,16 @@ if TYPE_CHECKING:
     from loaders.repository.protocol import RepositoryFile
     from loaders.repository.spec import VariantSpec
 
-DEFAULT_REVISION = "main"
-
 
 def find_cached(spec: VariantSpec, cache_dir: Path) -> Snapshot | None:
     """Return a variant as far as the cache knows it; None where it is not there, or not whole."""
     cached = CachedRepository(cache_dir, spec.repo)
-    commit = cached.commit_of(spec.revision or DEFAULT_REVISION)
+    commit = cached.commit_of(spec.revision or DEFAULT_BRANCH)
     if commit is None and spec.revision is not None and spec.file is None:
-        commit = cached.commit_of(DEFAULT_REVISION)
+        commit = cached.commit_of(DEFAULT_BRANCH)
         spec = by_quantisation(spec, _paths_here(cached, commit)) or spec
         commit = commit if spec.file is not None else None
-    if commit is None or not cached.snapshot(commit).is_dir():
+    if commit is None or not cached.has_snapshot(commit):
         return None
     manifest = cached.manifest(commit)
     if manifest is None:
@@ -58,9 +57,7 @@ def verify(snapshot: Snapshot) -> Sequence[Damage]:
 
     Raises CheckpointError where there is no manifest.
     """
-    repository = snapshot.folder.parent.parent
-    repo = repository.name.removeprefix("models--").replace("--", "/")
-    cached = CachedRepository(repository.parent, repo)
+    cached = CachedRepository.of_snapshot(snapshot.folder)
     manifest = cached.manifest(snapshot.commit) if snapshot.commit else None
     if manifest is None:
         raise CheckpointError(
@@ -105,8 +102,7 @@ def _paths_here(cached: CachedRepository, commit: str | None) -> list[str]:
         return []
     if (manifest := cached.manifest(commit)) is not None:
         return [file.path for file in manifest.listing]
-    folder = cached.snapshot(commit)
-    return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+    return cached.paths(commit)
 
 
 def _left_by_others(spec: VariantSpec, cached: CachedRepository, commit: str) -> Snapshot | None:

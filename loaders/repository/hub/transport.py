@@ -46,7 +46,7 @@ class HubFileSource:
 
     @contextmanager
     def open(self, path: str, start: int) -> Iterator[Body]:
-        """Read a file from a byte on; see `loaders.repository.download.Source`."""
+        """Read a file from a byte on; see `loaders.repository.download.FileSource`."""
         with ExitStack() as stack:
             response = self._begin(stack, path, start)
             if response.status_code == _RANGE_REFUSED:

@@ -10,10 +10,11 @@ import structlog
 
 from loaders.catalogue.disagreements import disagreement_in_size
 from loaders.catalogue.find import find_variants
-from loaders.catalogue.variants import CardRow, VariantKind, list_variants
+from loaders.catalogue.variants import ModelCardRow, VariantKind, list_variants
 from loaders.errors import HubError, RepositoryNotFoundError
 from loaders.gguf.parts import group_parts
-from loaders.repository.hub import CachedFiles, HubFiles
+from loaders.repository.hub import CachedFiles
+from loaders.repository.hub.repository import HubFiles
 from loaders.repository.local import CloneFiles, FolderFiles
 from loaders.repository.protocol import RepositoryFile, Revision
 from loaders.repository.spec import parse_spec
@@ -278,7 +279,7 @@ def test_what_card_and_files_say_differently_is_told(changed, sentence):
 
 @pytest.mark.parametrize(("size", "num_told"), [("0.11", 0), ("0.12", 0), ("0.10", 1), ("0.15", 1)])
 def test_a_size_may_be_off_by_three_percent_and_by_its_rounding(size, num_told):
-    row = CardRow("main", num_bytes=round(float(size) * 1e9))
+    row = ModelCardRow("main", num_bytes=round(float(size) * 1e9))
     assert len(list(disagreement_in_size(row, 114_900_000))) == num_told
 
 

@@ -65,8 +65,8 @@ def test_cpu_takes_a_size_or_what_is_free():
         ("65xA10", "65 devices"),
         ("A10:much", "no size"),
         ("A10:", "no size"),
-        ("A10:0GB", "no card's memory"),
-        ("A10:999999999TB", "no card's memory"),
+        ("A10:0GB", "no GPU's memory"),
+        ("A10:999999999TB", "no GPU's memory"),
         ("A10:24GB:1", "no size"),
         ("2xcpu", "one memory"),
         ("auto:24GB", "says more"),
@@ -114,12 +114,12 @@ def test_every_card_of_the_table_is_found_by_its_own_name():
         assert known.memory_mib <= known.sold_gib * 1024 + 1024
 
 
-def card(name="Tesla T4", uuid="GPU-a", total=15360, free=15360):
+def gpu(name="Tesla T4", uuid="GPU-a", total=15360, free=15360):
     return FoundDevice(name, uuid, total * MIB, free * MIB)
 
 
 def test_auto_is_the_gpu_with_the_most_memory_free_as_for_an_engine():
-    found = [card(free=9000), card(uuid="GPU-b", free=12000), card(uuid="GPU-c", free=100)]
+    found = [gpu(free=9000), gpu(uuid="GPU-b", free=12000), gpu(uuid="GPU-c", free=100)]
     chosen = parse_gpus("auto", probe=lambda: found)
     assert (chosen.kind, chosen.count, chosen.memory_bytes) == ("cuda", 1, 12000 * MIB)
     assert (chosen.total_bytes, chosen.bandwidth) == (15360 * MIB, 320)
@@ -127,7 +127,7 @@ def test_auto_is_the_gpu_with_the_most_memory_free_as_for_an_engine():
 
 
 def test_auto_follows_the_device_that_the_settings_name():
-    found = [card(free=9000), card(uuid="GPU-b", free=12000)]
+    found = [gpu(free=9000), gpu(uuid="GPU-b", free=12000)]
     assert this_machine("cuda:0", lambda: found).memory_bytes == 9000 * MIB
     assert this_machine("cuda", lambda: found).memory_bytes == 9000 * MIB
     assert this_machine("cpu", lambda: found).kind == "cpu"
@@ -136,14 +136,14 @@ def test_auto_follows_the_device_that_the_settings_name():
 @pytest.mark.parametrize(("asked", "said"), [("cuda:2", "tells of 1"), ("tpu", "not supported")])
 def test_a_device_that_is_not_there_is_refused(asked, said):
     with pytest.raises(InvalidDeviceError, match=said):
-        this_machine(asked, lambda: [card()])
+        this_machine(asked, lambda: [gpu()])
 
 
 def test_what_others_hold_of_a_card_counts_as_used():
-    half_free = this_machine("auto", lambda: [card(total=10_000, free=5_000)])
+    half_free = this_machine("auto", lambda: [gpu(total=10_000, free=5_000)])
     assert half_free.lasting_share(0.9) == pytest.approx(0.8)  # 4 000 of 5 000
     assert half_free.lasting_share(0.4) == 0.0
-    assert this_machine("auto", lambda: [card(free=0)]).lasting_share(0.9) == 0.0
+    assert this_machine("auto", lambda: [gpu(free=0)]).lasting_share(0.9) == 0.0
     assert parse_gpus("A10G").lasting_share(0.7) == 0.7
     assert parse_gpus("cpu:4GB").lasting_share(0.7) == 1.0
 
@@ -162,7 +162,7 @@ def test_what_others_hold_of_a_card_counts_as_used():
     ],
 )
 def test_gpus_that_are_hidden_from_programs_do_not_count(monkeypatch, wanted, uuids):
-    found = [card(uuid=uuid) for uuid in ("GPU-a1", "GPU-a2", "GPU-b1")]
+    found = [gpu(uuid=uuid) for uuid in ("GPU-a1", "GPU-a2", "GPU-b1")]
     monkeypatch.setattr(accelerators, "found_by_driver", lambda: found)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if wanted is not None:
@@ -171,7 +171,7 @@ def test_gpus_that_are_hidden_from_programs_do_not_count(monkeypatch, wanted, uu
 
 
 def test_a_slice_of_a_card_must_be_given_with_its_size(monkeypatch):
-    monkeypatch.setattr(accelerators, "found_by_driver", lambda: [card()])
+    monkeypatch.setattr(accelerators, "found_by_driver", lambda: [gpu()])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1234")
     with pytest.raises(InvalidDeviceError, match="say its size"):
         parse_gpus("auto")
@@ -202,4 +202,4 @@ def test_a_driver_that_fails_counts_as_none(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     assert found_by_driver() == []
     program.write_text("#!/bin/sh\necho 'Tesla T4, GPU-a, 15360, 15360'\n")
-    assert found_by_driver() == [card()]
+    assert found_by_driver() == [gpu()]

@@ -12,7 +12,7 @@ from tests.planned import awq_70b, fp16_34b, gguf_13b, gptq_7b
 
 
 def _answers(variant):
-    return {verdict.engine: verdict.answer for verdict in verdicts(variant)}
+    return {verdict.engine: verdict.can_load for verdict in verdicts(variant)}
 
 
 def test_vllm_refuses_four_of_the_six_branches_for_their_act_order():
@@ -65,9 +65,9 @@ def test_what_nobody_tried_is_unknown():
 def test_our_own_refusal_is_told_first():
     variant = replace(gptq_7b()[0], refusal="a mixture of experts")
     own = verdicts(variant)[0]
-    assert (own.engine, own.answer, own.why) == ("Tetrad", "no", "a mixture of experts")
+    assert (own.engine, own.can_load, own.why) == ("Tetrad", "no", "a mixture of experts")
     own = verdicts(gptq_7b()[0])[0]
-    assert (own.engine, own.answer, own.why) == ("Tetrad", "yes", "")
+    assert (own.engine, own.can_load, own.why) == ("Tetrad", "yes", "")
 
 
 def test_every_line_has_a_version_a_source_and_a_date():

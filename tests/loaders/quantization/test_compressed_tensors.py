@@ -4,6 +4,7 @@ import pytest
 
 from loaders.errors import CheckpointError, UnsupportedQuantizationError
 from loaders.quantization.compressed_tensors import LayerGroup, read_groups
+from loaders.quantization.layouts.compressed_tensors import PackQuantized
 
 WEIGHTS = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 128}
 
@@ -23,8 +24,7 @@ def test_a_group_says_how_its_layers_are_packed():
         pattern=None,
         bits=4,
         group_size=128,
-        layout="pack-quantized",
-        has_zero_points=False,
+        layout=PackQuantized.SYMMETRIC,
         has_act_order=False,
     )
 
@@ -32,10 +32,10 @@ def test_a_group_says_how_its_layers_are_packed():
 @pytest.mark.parametrize(
     ("weights", "group_size", "layout"),
     [
-        ({"strategy": "channel", "group_size": None}, -1, "pack-quantized"),
-        ({"strategy": None, "group_size": -1}, -1, "pack-quantized"),
-        ({"strategy": None, "group_size": None}, -1, "pack-quantized, one scale"),
-        ({"symmetric": False}, 128, "pack-quantized, zero points"),
+        ({"strategy": "channel", "group_size": None}, -1, PackQuantized.SYMMETRIC),
+        ({"strategy": None, "group_size": -1}, -1, PackQuantized.SYMMETRIC),
+        ({"strategy": None, "group_size": None}, -1, PackQuantized.ONE_SCALE),
+        ({"symmetric": False}, 128, PackQuantized.ZERO_POINTS),
     ],
 )
 def test_strategy_and_symmetry_decide_the_layout(weights, group_size, layout):

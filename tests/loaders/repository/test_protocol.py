@@ -15,7 +15,8 @@ from loaders.errors import (
     UnsafeCheckpointError,
 )
 from loaders.repository.download import RetryPolicy
-from loaders.repository.hub import CachedFiles, HubFiles
+from loaders.repository.hub import CachedFiles
+from loaders.repository.hub.repository import HubFiles
 from loaders.repository.local import CloneFiles, FolderFiles
 from loaders.repository.opening import open_repository
 from loaders.repository.protocol import checked_path, is_revision_name

@@ -12,14 +12,14 @@ import pytest
 from typer.testing import CliRunner
 
 from loaders.catalogue import find as named_variants
-from loaders.catalogue.model_card import MAX_CARD_BYTES
+from loaders.catalogue.model_card import MAX_MODEL_CARD_BYTES
 from loaders.errors import RevisionNotFoundError
 from loaders.planning import accelerators
 from loaders.planning.accelerators import GIB, FoundDevice
 from loaders.planning.plan import MeasuredMemory, PlannedVariants
 from service.cli import app
 from service.commands.plan import exit_code
-from service.commands.plan_request import PlanRequest, answer
+from service.commands.plan_request import PlanRequest, make_plan
 from service.commands.plan_view import as_document, as_table
 from service.settings import Settings
 from tests import published
@@ -141,7 +141,7 @@ def test_json_says_all_of_it(run):
 
 def answered(variants, gpu="CARD:24GB", context=None, **settings):
     question = PlanRequest(gpu, context=context, users=None, prefer=None)
-    return answer(question, Settings(**settings), lambda: variants)
+    return make_plan(question, Settings(**settings), lambda: variants)
 
 
 def test_without_a_choice_the_document_says_why():
@@ -228,9 +228,9 @@ def test_auto_asks_no_pytorch_what_this_machine_has():
     script = """
 import sys
 sys.modules["torch"] = None
-from service.commands.plan_request import PlanRequest, answer
+from service.commands.plan_request import PlanRequest, make_plan
 from service.settings import Settings
-answer(PlanRequest("auto", None, None, None), Settings(), list)
+make_plan(PlanRequest("auto", None, None, None), Settings(), list)
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
@@ -291,7 +291,7 @@ def test_errors_of_the_hub_are_shown_as_text(run, monkeypatch):
 @pytest.mark.slow
 def test_json_stays_json_where_something_is_logged(tmp_path):
     files = published.gptq_files(published.CODELLAMA_7B, published.GPTQ_BRANCHES[0])
-    branch = {**files, "README.md": bytes(MAX_CARD_BYTES + 1)}
+    branch = {**files, "README.md": bytes(MAX_MODEL_CARD_BYTES + 1)}
     published.write_cache(tmp_path, published.GPTQ_7B, HubRepository({"main": branch}))
     arguments = (published.GPTQ_7B, "--gpu", "CARD:24GB", "--json", "--offline")
     done = subprocess.run(
