@@ -65,9 +65,7 @@ def tetrad(hub, tmp_path):
 def test_a_download_tells_in_lines_where_there_is_no_terminal(tetrad, tmp_path):
     assert tetrad("download", REPO) == 0
     assert "\r" not in tetrad.told
-    assert re.search(
-        rf"^tetrad: {REPO}: 3\.0 of 3\.0 MB, [\d.]+ MB/s$", tetrad.told, re.MULTILINE
-    )
+    assert re.search(rf"^tetrad: {REPO}: 3\.0 of 3\.0 MB, [\d.]+ MB/s$", tetrad.told, re.MULTILINE)
     assert f"{REPO} is at commit " in tetrad.out
     assert str(tmp_path / "cache" / "models--someone--model") in tetrad.out
     assert tetrad("download", REPO) == 0
