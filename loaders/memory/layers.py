@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from loaders.checkpoint.files import TensorInfo
+    from loaders.memory.engine_defaults import DeviceKind
     from loaders.quantization.settings import Quantization
 
-DeviceKind = Literal["cuda", "cpu"]
 Role = Literal["embedding", "head", "linear", "other"]
 
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|blk)\.(\d{1,5})\.")
