@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from loaders.model.opened import OpenedCheckpoint
     from loaders.model.placement import Placement
     from loaders.model.prepare import OnProgress
-    from loaders.model.self_test.report import SelfTestReport
     from loaders.quantization.settings import Quantization
+    from loaders.reports.self_test import SelfTestReport
     from loaders.repository.snapshot import Snapshot
 
 __all__ = ["DTYPES", "LoadedModel", "Provenance", "load"]
