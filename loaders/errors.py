@@ -25,7 +25,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from loaders.model.self_test.report import SelfTestReport
+    from loaders.reports.self_test import SelfTestReport
 
 
 class LoadError(Exception):

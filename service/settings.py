@@ -27,6 +27,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, SettingsConfigDict
 
 from engine.transport.backlog import QueueLimits
+from loaders.memory.engine_defaults import GPU_SHARE
 from service.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ class VariantSettings(BaseModel):
         "own type on a GPU. `fp8` halves a half type's memory and costs some precision.",
     )
     gpu_memory_utilization: float = Field(
-        0.9,
+        GPU_SHARE,
         gt=0,
         le=1,
         description="Share of a GPU's memory that weights and KV cache may take together.",

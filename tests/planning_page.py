@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 from loaders.memory.device import (
     CPU_PROCESS_BYTES,
     CUDA_CONTEXT_BYTES,
-    PREFILL_TOKENS,
     Demand,
     prepare,
 )
+from loaders.memory.engine_defaults import GPU_SHARE, MAX_NUM_BATCHED_TOKENS
 from loaders.planning.accelerators import GPU_MODELS, parse_gpus
 from loaders.planning.other_engines import sources
-from loaders.planning.plan import DEFAULT_CONTEXT, GPU_SHARE, SHOWN_USERS, choose, plan_variants
+from loaders.planning.plan import DEFAULT_CONTEXT, SHOWN_USERS, choose, plan_variants
 from loaders.planning.quality import expected_quality
 from service.generated_page import run
 from tests import published
@@ -74,8 +74,8 @@ Sizes here are GB of 10^9 bytes; cards and `--gpu NAME:SIZE` count in GB of 2^30
 | process | on a CPU the interpreter with its libraries, tokenizer and modules; on a GPU the CUDA context | `loaders/memory/device.py` |
 
 A number has 2 bytes on CUDA and 4 on a CPU, or what `kv_cache_dtype` says; in an fp8 cache it has 1,
-and each head of 2 float16 bytes besides. `tokens` is the largest prefill of a step: {PREFILL_TOKENS["cuda"]} on CUDA, \
-{PREFILL_TOKENS["cpu"]} on a CPU, or context × users
+and each head of 2 float16 bytes besides. `tokens` is the largest prefill of a step: {MAX_NUM_BATCHED_TOKENS["cuda"]} on CUDA, \
+{MAX_NUM_BATCHED_TOKENS["cpu"]} on a CPU, or context × users
 where that is less. On CUDA the reference multiplies in float32, which takes 4 bytes × tokens ×
 (hidden + intermediate) more.
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loaders.checkpoint.shape import read_shape
+from loaders.memory.engine_defaults import BLOCK_SIZE, KV_DTYPE, MAX_NUM_BATCHED_TOKENS
 from loaders.memory.layers import parts_of
 
 if TYPE_CHECKING:
@@ -20,12 +21,10 @@ if TYPE_CHECKING:
 
     from loaders.checkpoint.files import TensorInfo
     from loaders.checkpoint.shape import ModelShape
-    from loaders.memory.layers import DeviceKind, Part
+    from loaders.memory.engine_defaults import DeviceKind
+    from loaders.memory.layers import Part
     from loaders.quantization.settings import Quantization
 
-BLOCK_SIZE = 16  # tokens of a KV block, the engine's
-PREFILL_TOKENS: dict[DeviceKind, int] = {"cpu": 512, "cuda": 2048}  # the engine's, a step
-KV_DTYPE: dict[DeviceKind, str] = {"cpu": "float32", "cuda": "float16"}  # the engine's `auto`
 # An engine's process without weights, KV cache or activations: Python, PyTorch and Transformers
 # 368 MB, tokenizer, modules and what allocators keep 65 ± 4 (SmolLM2-135M at four widths, PyTorch
 # 2.13, resident set on Linux, 2026-11).
@@ -211,7 +210,7 @@ def activation_bytes(
     attention; the table of rotations; logits.
     """
     number = 4 if device == "cpu" else 2
-    tokens = min(PREFILL_TOKENS[device], demand.context * demand.users)
+    tokens = min(MAX_NUM_BATCHED_TOKENS[device], demand.context * demand.users)
     attention = 3 * (shape.num_heads + shape.num_kv_heads) * shape.head_dim
     step = tokens * (2 * shape.hidden_size + max(attention, 5 * shape.intermediate_size))
     gathered = 2 * demand.context * 2 * shape.num_kv_heads * shape.head_dim

@@ -6,19 +6,15 @@ What a checkpoint will take is `loaders.memory.device`'s to say.
 from __future__ import annotations
 
 import errno
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 
 from loaders.errors import NotEnoughMemoryError
+from loaders.memory.cgroup import read_free_memory
 
 if TYPE_CHECKING:
     import torch
-
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-_CGROUP_USED = Path("/sys/fs/cgroup/memory.current")
-_CGROUP_STAT = Path("/sys/fs/cgroup/memory.stat")
 
 
 def free_device_bytes(device: torch.device) -> int:
@@ -33,21 +29,8 @@ def free_device_bytes(device: torch.device) -> int:
 def cpu_free_bytes() -> int:
     """Return the bytes of main memory that are free, within the container's limit."""
     available = int(psutil.virtual_memory().available)
-    container = _container_free_bytes()
+    container = read_free_memory()
     return available if container is None else min(available, container)
-
-
-def _container_free_bytes() -> int | None:
-    """Return what the control group leaves, page cache included; None without a limit."""
-    try:
-        limit = _CGROUP_LIMIT.read_text().strip()
-        used = int(_CGROUP_USED.read_text())
-        stat = dict(line.split() for line in _CGROUP_STAT.read_text().splitlines())
-    except (OSError, ValueError):
-        return None
-    if limit == "max":
-        return None
-    return int(limit) - used + int(stat.get("inactive_file", 0))
 
 
 # What the CPU's allocator refuses, or a file's mapping, has no type of its own in PyTorch.

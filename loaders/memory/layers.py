@@ -1,7 +1,8 @@
 """What each piece of a checkpoint takes on a device once it is prepared, and which kernel runs it.
 
-Read from tensor headers. The rules repeat, without PyTorch, what `loaders.model.kernels` decides
-and keeps; tests hold both to the same answers. Sums are made in `loaders.memory.device`.
+Read from tensor headers. Which kernel takes a layer is said in `loaders.quantization.kernel_rules`;
+what each keeps is repeated here, without PyTorch, and tests hold it to the kernels. Sums are made
+in `loaders.memory.device`.
 """
 
 from __future__ import annotations
@@ -12,14 +13,25 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from loaders.checkpoint.files import GGML_BLOCKS
+from loaders.quantization.kernel_rules import (
+    CPU_KERNELS,
+    FP16_INPUT_MULTIPLE,
+    INT4_GROUP_SIZES,
+    INT4_OUTPUT_MULTIPLE,
+    PackedSize,
+    fastest_kernel,
+    int4_group_size,
+    int4_misfit,
+)
+from loaders.quantization.packed_format import GGUF_GROUPS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from loaders.checkpoint.files import TensorInfo
+    from loaders.memory.engine_defaults import DeviceKind
     from loaders.quantization.settings import Quantization
 
-DeviceKind = Literal["cuda", "cpu"]
 Role = Literal["embedding", "head", "linear", "other"]
 
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|blk)\.(\d{1,5})\.")
@@ -33,23 +45,19 @@ _PACKED_PARTS = {
         "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx",
     ),
 }  # fmt: skip
-# Bits and group of GGUF's block types.
-GGUF_GROUPS = {
-    "Q4_0": (4, 32), "Q4_1": (4, 32), "Q5_0": (5, 32), "Q5_1": (5, 32), "Q8_0": (8, 32),
-    "Q2_K": (2, 16), "Q3_K": (3, 16), "Q4_K": (4, 32), "Q5_K": (5, 32), "Q6_K": (6, 16),
-}  # fmt: skip
-# What `int4_blocks`, `fp16pack` and `int8pack` pad and cut to.
-_INT4_GROUPS = (256, 128, 64, 32)
-_INT4_OUTPUTS = 64
-_FP16_INPUTS = 512
-_INT8_INPUTS = 32
-_CPU_KERNELS = ("int4pack", "int8pack", "int4planes", "fp16pack")
 # A weight that is unpacked for many rows: its level (1 byte), the packed bytes by input (1/2 or
 # 1), both halves side by side (1), and bfloat16 (2).
 _INT4_SCRATCH, _INT8_SCRATCH = 5, 2
 # The reference's largest moment: levels and looked up zero points in float32, and change. Measured
 # on CPU for 8192 x 8192, 2026-11: 8.2 with act order, 5.1 to 5.8 for GGUF's types.
 _REFERENCE_SCRATCH = 9
+# Why a kernel is the fastest for a layer.
+_REASONS = {
+    "int4pack": "PyTorch's int4 kernel takes up to 4 bits in groups of 32 to 256",
+    "int8pack": "PyTorch's int8 kernel takes 8 bits with one scale an output",
+    "int4planes": "{bits} bits run as two planes of PyTorch's int4 kernel",
+    "reference": "dequantises at every call: no faster kernel runs on CUDA yet",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,43 +73,19 @@ class Part:
     kernel_reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class PackedSize:
-    """What the choice of a kernel and its memory follow from."""
-
-    bits: int
-    group_size: int  # -1 is the whole input dimension
-    in_features: int
-    out_features: int
-    has_order: bool = False  # whether inputs are sorted by group, which takes a permutation
-
-    @property
-    def num_weights(self) -> int:
-        """Number of weights."""
-        return self.in_features * self.out_features
-
-
 def kernel_of(size: PackedSize, device: DeviceKind) -> tuple[str, str]:
     """Return the backend that `--backend auto` takes for such a layer, and why."""
-    if device == "cuda":
-        return "reference", "dequantises at every call: no faster kernel runs on CUDA yet"
-    blocks_refuse = _refused_by_int4_blocks(size)
-    is_one_group = size.group_size == -1 or size.group_size >= size.in_features
-    if size.bits <= 4 and not blocks_refuse:
-        return "int4pack", "PyTorch's int4 kernel takes up to 4 bits in groups of 32 to 256"
-    if size.bits == 8 and is_one_group and size.in_features % _INT8_INPUTS == 0:
-        return "int8pack", "PyTorch's int8 kernel takes 8 bits with one scale an output"
-    if not blocks_refuse:
-        return "int4planes", f"{size.bits} bits run as two planes of PyTorch's int4 kernel"
-    return "fp16pack", blocks_refuse
+    kernel = fastest_kernel(size, device)
+    if kernel == "fp16pack":
+        return kernel, _why_no_integer_kernel(size)
+    return kernel, _REASONS[kernel].format(bits=size.bits)
 
 
-def _refused_by_int4_blocks(size: PackedSize) -> str | None:
-    if size.in_features % _INT4_GROUPS[-1]:
-        return f"no integer kernel takes {size.in_features} inputs: not a multiple of 32"
-    if 0 < size.group_size < size.in_features and size.group_size % _INT4_GROUPS[-1]:
-        return f"no integer kernel takes groups of {size.group_size}: not a multiple of 32"
-    return None
+def _why_no_integer_kernel(size: PackedSize) -> str:
+    smallest = INT4_GROUP_SIZES[-1]
+    if int4_misfit(size) == "inputs":
+        return f"no integer kernel takes {size.in_features} inputs: not a multiple of {smallest}"
+    return f"no integer kernel takes groups of {size.group_size}: not a multiple of {smallest}"
 
 
 def parts_of(
@@ -165,7 +149,7 @@ def _part(
 ) -> Part:
     """Describe a packed layer; what is no kernel of the CPU's keeps it about as it is stored."""
     chosen, reason = (kernel, "asked for") if kernel else kernel_of(size, device)
-    kept = kernel_bytes(size, chosen) if chosen in _CPU_KERNELS else stored
+    kept = kernel_bytes(size, chosen) if chosen in CPU_KERNELS else stored
     return Part(name, _block(name), role, kept, scratch_bytes(size, chosen), chosen, reason)
 
 
@@ -207,7 +191,7 @@ def _num_outputs(module: str, marker: str, layout: str, tensors: Mapping[str, Te
 def kernel_bytes(size: PackedSize, kernel: str) -> int:
     """What a CPU kernel keeps of a layer."""
     inputs, outputs = size.in_features, size.out_features
-    padded = -(-outputs // _INT4_OUTPUTS) * _INT4_OUTPUTS
+    padded = -(-outputs // INT4_OUTPUT_MULTIPLE) * INT4_OUTPUT_MULTIPLE
     groups = inputs // _int4_group(size)
     order = 8 * inputs if size.has_order else 0
     if kernel == "int4pack":  # codes; scale and minimum in bfloat16
@@ -222,13 +206,12 @@ def kernel_bytes(size: PackedSize, kernel: str) -> int:
 def _int4_group(size: PackedSize) -> int:
     """The largest group the int4 kernel takes that divides the layer's own."""
     own = size.in_features if size.group_size == -1 else size.group_size
-    common = math.gcd(own, size.in_features)
-    return next((group for group in _INT4_GROUPS if common % group == 0), _INT4_GROUPS[-1])
+    return int4_group_size(math.gcd(own, size.in_features)) or INT4_GROUP_SIZES[-1]
 
 
 def fp16pack_bytes(in_features: int, out_features: int) -> int:
     """Two bytes a weight, inputs padded to what FBGEMM cuts."""
-    return 2 * out_features * (-(-in_features // _FP16_INPUTS) * _FP16_INPUTS)
+    return 2 * out_features * (-(-in_features // FP16_INPUT_MULTIPLE) * FP16_INPUT_MULTIPLE)
 
 
 def scratch_bytes(size: PackedSize, kernel: str) -> int:

@@ -21,7 +21,7 @@ from loaders.memory.free import cpu_free_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from loaders.memory.layers import DeviceKind
+    from loaders.memory.engine_defaults import DeviceKind
 
 MIB, GIB = 1024**2, 1024**3
 MAX_DEVICES = 64

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 from loaders.checkpoint.shape import read_shape
 from loaders.errors import LoadError
-from loaders.memory.device import BLOCK_SIZE, KV_DTYPE, Demand, PreparedWeights, prepare
+from loaders.memory.device import Demand, PreparedWeights, prepare
+from loaders.memory.engine_defaults import BLOCK_SIZE, CPU_KV_BYTES, GPU_SHARE, KV_DTYPE
 from loaders.memory.layers import kernel_reason
-from loaders.planning.accelerators import GIB
 from loaders.planning.other_engines import Verdict, verdicts
 from loaders.planning.quality import Quality, expected_quality
 
@@ -32,12 +32,9 @@ PREFERENCES: tuple[Prefer, ...] = ("quality", "speed", "memory")
 # made for less gets what it was made for.
 DEFAULT_CONTEXT = 4096
 DEFAULT_USERS = 1
-# What the engine takes of a GPU for weights and KV cache (`gpu_memory_utilization`'s default).
-GPU_SHARE = 0.9
 # Where nothing fits as asked, a variant that reaches nearly the longest context may still be the
 # better one: a 13B model's Q2_K reaches 2 704 tokens where its Q3_K_S reaches 2 640.
 _NEAR_LONGEST = 0.9
-CPU_KV_BYTES = 2 * GIB  # what the engine makes of itself there, or one sequence if that is more
 SHOWN_USERS = (1, 4, 16)
 # A perplexity up to this times the best counts as the same: the text that they were measured on is
 # short, and another one would order them otherwise.

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 QuantMethod = Literal["gptq", "awq", "compressed-tensors", "gguf"]
+# GGUF's block types: bits of a code, weights that share a scale.
+GGUF_GROUPS = {
+    "Q4_0": (4, 32), "Q4_1": (4, 32), "Q5_0": (5, 32), "Q5_1": (5, 32), "Q8_0": (8, 32),
+    "Q2_K": (2, 16), "Q3_K": (3, 16), "Q4_K": (4, 32), "Q5_K": (5, 32), "Q6_K": (6, 16),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import torch
 
 from loaders.cache import default_cache_dir
 from loaders.errors import LoadError
+from loaders.memory import cgroup
 from loaders.model.kernels.protocol import LayerShape
 from loaders.model.kernels.resolve import resolve_backend
 from loaders.model.stock import STOCK, absent_packages
@@ -175,8 +176,10 @@ def _memory(facts: Facts, device: str) -> Finding:
 
 def _machine_checks(facts: Facts, settings: Settings) -> Iterator[tuple[str, Check]]:
     host, port = settings.host, settings.port
-    memory, processors = machine.read_memory_limit, machine.read_cpu_limit
-    yield "container", lambda: machine.check_container(memory(), processors())
+    yield (
+        "container",
+        lambda: machine.check_container(cgroup.read_memory_limit(), cgroup.read_cpu_limit()),
+    )
     shared = machine.read_shared_memory
     yield "shared memory", lambda: machine.check_shared_memory(shared(), len(facts.gpus_found))
     yield "sockets", lambda: places.check_sockets(places.open_sockets)

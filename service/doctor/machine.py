@@ -7,9 +7,12 @@ import os
 import resource
 import shutil
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from service.doctor.finding import Finding, fix, ok, warning
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SMALLER_VARIANT = "tetrad serve with a smaller variant, or more memory"
 MAX_SKEW_S = 300.0
@@ -50,24 +53,6 @@ def check_container(memory_limit: int | None, cpus: float | None) -> Finding:
     if cpus is not None and cpus < 1:
         return warning("container", f"{found}: less than one", "docker run --cpus 2 …")
     return ok("container", found)
-
-
-def read_memory_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Return the control group's limit in bytes; None without one."""
-    try:
-        limit = (cgroup / "memory.max").read_text().strip()
-    except OSError:
-        return None
-    return int(limit) if limit.isdigit() else None
-
-
-def read_cpu_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Return how many processors' time the control group may use; None without a limit."""
-    try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):
-        return None
 
 
 def check_shared_memory(num_bytes: int | None, num_gpus: int) -> Finding:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from engine.transport.client import Submission
     from engine.transport.wire import IntegrityReport
     from loaders.checkpoint.generation_defaults import GenerationDefaults
-    from loaders.model.self_test.report import SelfTestReport
+    from loaders.reports.self_test import SelfTestReport
     from service.text.templates import ChatTemplate
     from service.worker_protocol.model_description import MemoryReport
 

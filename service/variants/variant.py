@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from engine.statistics import EngineStatistics
     from engine.transport.wire import Progress
-    from loaders.model.self_test.report import SelfTestReport
+    from loaders.reports.self_test import SelfTestReport
     from service.serving.served_model import ServedModel
     from service.variants.handles import EngineHandle
 

@@ -13,8 +13,8 @@ import torch
 
 from loaders.catalogue.find import find_variants
 from loaders.errors import NotEnoughMemoryError
-from loaders.load import resolve_device_map
 from loaders.memory.free import free_device_bytes
+from loaders.model.placement import resolve_device_map
 from loaders.planning.accelerators import Devices, find_gpu_model
 from loaders.planning.plan import choose, plan_variants
 from loaders.records import Records

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -27,6 +26,7 @@ from loaders.cache import default_cache_dir
 from loaders.demo import build_demo
 from loaders.errors import BackendError, LoadError, NotEnoughMemoryError, SelfTestError
 from loaders.load import DTYPES, LoadedModel, load
+from loaders.memory.cgroup import read_cpu_limit
 from loaders.memory.free import is_refused_allocation
 from loaders.memory.release import return_freed_memory
 from loaders.model.kernels.resolve import backend_names
@@ -41,6 +41,7 @@ from service.worker_protocol.model_description import MemoryReport, ModelDescrip
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from engine.process.loop import ReportProgress
     from service.settings import WorkerSettings
@@ -50,7 +51,6 @@ log = structlog.get_logger(__name__)
 
 SELF_TEST_PROMPT = 64  # tokens
 SELF_TEST_TOKENS = 4
-CGROUP_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 FORESEEN = (LoadError, EngineError, ServiceError)
 
 
@@ -276,14 +276,5 @@ def resolve_num_threads(settings: WorkerSettings) -> int:
         return settings.num_threads
     # Two threads of one core share its arithmetic units, which matrix products keep busy.
     cores = min(psutil.cpu_count(logical=False) or 1, len(os.sched_getaffinity(0)))
-    allowed = _container_cpus()
-    return cores if allowed is None else max(1, min(cores, allowed))
-
-
-def _container_cpus() -> int | None:
-    """Return how many processors' time the control group may use; None without a limit."""
-    try:
-        quota, period = CGROUP_CPU_LIMIT.read_text().split()
-    except (OSError, ValueError):
-        return None
-    return None if quota == "max" else int(quota) // int(period)
+    allowed = read_cpu_limit()
+    return cores if allowed is None else max(1, min(cores, int(allowed)))

@@ -14,6 +14,7 @@ from engine.attention.kv_cache import kv_block_bytes, resolve_kv_dtype, resolve_
 from engine.config import EngineConfig, KVDtype
 from engine.errors import NotEnoughBlocksError
 from engine.execution.rope import longest_with_fixed_rope
+from loaders.memory.engine_defaults import BLOCK_SIZE, CPU_KV_BYTES, MAX_NUM_BATCHED_TOKENS
 from loaders.memory.free import free_device_bytes
 from service.errors import SettingsError
 from service.settings import unless_auto
@@ -26,14 +27,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-BLOCK_SIZE = 16
-# On a CPU other programs live in the same memory, and the cache is filled with zeros at the start
-# (2 GiB take about a second): no more than this, unless one sequence of full length needs it.
-CPU_KV_BYTES = 2 * 1024**3
-CPU_KV_SHARE = 0.5  # of what is free, in any case
-# Half a second's reading on two cores, some tens of milliseconds on a GPU.
-CPU_BATCHED_TOKENS = 512
-CUDA_BATCHED_TOKENS = 2048
+CPU_KV_SHARE = 0.5  # of what is free, however much `CPU_KV_BYTES` allows
 
 
 def resolve_engine_config(
@@ -88,7 +82,7 @@ def resolve_engine_config(
 def resolve_max_num_batched_tokens(settings: WorkerSettings, device: torch.device) -> int:
     """How many tokens a step may compute: what others wait for while a long prompt is read."""
     if settings.max_num_batched_tokens == "auto":
-        chosen = CPU_BATCHED_TOKENS if device.type == "cpu" else CUDA_BATCHED_TOKENS
+        chosen = MAX_NUM_BATCHED_TOKENS["cpu" if device.type == "cpu" else "cuda"]
         return max(chosen, settings.max_num_seqs)
     if settings.max_num_batched_tokens < settings.max_num_seqs:
         raise SettingsError(

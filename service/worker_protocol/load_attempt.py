@@ -10,7 +10,7 @@ import enum
 
 import msgspec
 
-from loaders.model.self_test.report import SelfTestReport
+from loaders.reports.self_test import SelfTestReport
 
 
 class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from loaders.checkpoint.generation_defaults import GenerationDefaults
-from loaders.model.self_test.report import SelfTestReport
+from loaders.reports.self_test import SelfTestReport
 
 
 class MemoryReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from loaders import load as load_module
 from loaders.load import load
+from loaders.model import assembly
 from loaders.model.offload import OffloadedLinear
 from tests.models import tiny_llama, tiny_tokenizer, write_gptq_checkpoint
 
@@ -19,12 +19,12 @@ def test_a_model_spread_over_cpu_and_gpu_computes_the_same(tmp_path, monkeypatch
     prompt = torch.arange(20, device="cuda")[None]
     with torch.inference_mode():
         expected = load(str(folder), device="cuda:0").model(prompt).logits.float()
-    real = load_module.choose_offloaded
+    real = assembly.choose_offloaded
 
     def choose(model, device, *, free, cpu_free):
         return real(model, device, free=4_000_000, cpu_free=cpu_free)
 
-    monkeypatch.setattr(load_module, "choose_offloaded", choose)
+    monkeypatch.setattr(assembly, "choose_offloaded", choose)
     spread = load(str(folder), device="cuda:0", cpu_offload=True)
     assert any(isinstance(module, OffloadedLinear) for module in spread.model.modules())
     with torch.inference_mode():

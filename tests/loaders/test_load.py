@@ -12,7 +12,6 @@ import torch
 from loaders.checkpoint.generation_defaults import read_generation_defaults
 from loaders.checkpoint.tokenizer import load_tokenizer
 from loaders.errors import (
-    BackendError,
     CheckpointError,
     NotEnoughMemoryError,
     QuantizationNotFoundError,
@@ -20,7 +19,7 @@ from loaders.errors import (
     TensorError,
     UnsafeCheckpointError,
 )
-from loaders.load import load, resolve_device_map, resolve_dtype
+from loaders.load import load
 from loaders.model.packed_linear import packed_layers
 from tests.dequantize import dequantized_model
 from tests.models import (
@@ -283,24 +282,6 @@ def test_code_in_a_checkpoint_is_never_run(checkpoint, tmp_path):
     edit_json(checkpoint / "tokenizer_config.json", auto_map=auto_map)
     load(str(checkpoint), device="cpu")
     assert not marker.exists()
-
-
-def test_devices_are_checked_against_what_the_machine_has():
-    assert resolve_device_map("cpu") == {"": torch.device("cpu")}
-    with pytest.raises(BackendError, match="cuda:99"):
-        resolve_device_map("cuda:99")
-    with pytest.raises(BackendError, match="no device"):
-        resolve_device_map("gpu-one")
-
-
-def test_dtypes_are_resolved_once(llama):
-    on_cpu, on_cuda = {"": torch.device("cpu")}, {"": torch.device("cuda", 0)}
-    assert resolve_dtype("auto", llama.config, on_cpu) == torch.float32
-    llama.config.dtype = torch.bfloat16
-    assert resolve_dtype("auto", llama.config, on_cuda) == torch.bfloat16
-    assert resolve_dtype("float16", llama.config, on_cuda) == torch.float16
-    with pytest.raises(BackendError, match="float32"):
-        resolve_dtype("float16", llama.config, on_cpu)
 
 
 def test_a_copy_of_a_folder_loads_the_same(checkpoint, tmp_path):

@@ -22,7 +22,7 @@ from engine.errors import EngineDeadError, InvalidTokenError
 from engine.outputs import FinishReason, TokenOutput
 from engine.sampling_params import SamplingParams
 from engine.transport.wire import IntegrityReport
-from loaders.model.self_test.report import Check, SelfTestReport
+from loaders.reports.self_test import Check, SelfTestReport
 from service.api.application import create_app
 from service.api.context import ApiContext, Models
 from service.api.event_stream import StreamTiming

@@ -1,5 +1,5 @@
 """Kernels that multiply by a packed weight, and the choice between them.
 
 A backend turns a layer's tensors into a kernel once, at load. Which backend a layer gets is
-decided in `resolve`; each backend says itself what it cannot do.
+decided in `resolve`; what each cannot do stands in `loaders.quantization.kernel_rules`.
 """

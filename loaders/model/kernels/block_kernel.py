@@ -9,6 +9,7 @@ import torch
 
 from loaders.model.kernels import int4_blocks
 from loaders.model.kernels.protocol import BFLOAT16_ROUNDOFF, same_permutation
+from loaders.quantization.kernel_rules import INT4_OUTPUT_MULTIPLE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,7 +102,7 @@ class BlockKernel(ABC):
             if not same_permutation(self.input_permutation, other.input_permutation):
                 return None
             kernels.append(other)
-        if any(kernel._out_features % int4_blocks.OUTPUT_MULTIPLE for kernel in kernels[:-1]):
+        if any(kernel._out_features % INT4_OUTPUT_MULTIPLE for kernel in kernels[:-1]):
             return None
         return type(self)(
             packed=torch.cat([kernel._packed for kernel in kernels]),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from loaders.model.kernels.protocol import FLOAT16_ROUNDOFF, same_permutation
+from loaders.quantization import kernel_rules
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,10 +30,7 @@ _ROWS_AT_ONCE = 2048  # dequantised at a time, which takes several copies
 
 
 class Fp16PackKernel:
-    """One weight packed as half precision, in pieces of at most `MAX_PIECE_ROWS` outputs.
-
-    FBGEMM pads the inputs to a multiple of 512, so 576 of them take the memory of 1024.
-    """
+    """One weight packed as half precision, in pieces of at most `MAX_PIECE_ROWS` outputs."""
 
     unit_roundoff = FLOAT16_ROUNDOFF
     num_invariant_rows = None  # FBGEMM sums each row over the inputs in their order
@@ -82,7 +80,7 @@ class Fp16PackBackend:
 
     def refusal(self, shape: LayerShape) -> str | None:
         """Refuse devices other than the CPU."""
-        return None if shape.device.type == "cpu" else "runs on CPU only"
+        return kernel_rules.refusal(self.name, shape.size, shape.device.type)
 
     def prepare(self, packed: PackedTensors) -> Kernel:
         """Dequantise once, a few outputs at a time, and pack as half precision."""

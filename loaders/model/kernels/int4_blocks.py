@@ -15,40 +15,26 @@ import torch
 
 from loaders.errors import BackendError
 from loaders.model.kernels.fp16pack import Fp16PackKernel
+from loaders.quantization.kernel_rules import INT4_OUTPUT_MULTIPLE, int4_group_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-    from loaders.model.kernels.protocol import Kernel, LayerShape
+    from loaders.model.kernels.protocol import Kernel
     from loaders.quantization.packed_tensors import GroupedWeight, PackedTensors
 
 log = structlog.get_logger(__name__)
 
-GROUP_SIZES = (256, 128, 64, 32)
 MIDDLE_CODE = 8
-# Outputs are padded to whole blocks of the widest packing, so that no block has a layout of its
-# own.
-OUTPUT_MULTIPLE = 64
 _VALUES_AT_ONCE = 2**21  # unpacked at a time, 20 bytes each
-
-
-def refusal(shape: LayerShape) -> str | None:
-    """Say why these blocks cannot hold such a layer, whatever its bits; None if they can."""
-    if shape.device.type != "cpu":
-        return "runs on CPU only"
-    if shape.in_features % GROUP_SIZES[-1]:
-        return f"needs inputs in multiples of 32, the layer has {shape.in_features}"
-    if 0 < shape.format.group_size < shape.in_features and shape.format.group_size % 32:
-        return f"needs groups in multiples of 32, the layer has {shape.format.group_size}"
-    return None
 
 
 def prepare(packed: PackedTensors, pack_weight: Callable[[GroupedWeight], Kernel]) -> Kernel:
     """Cut the groups to a size that the kernel takes, and pack, a few outputs at a time."""
-    blocks_at_once = _VALUES_AT_ONCE // (packed.in_features * OUTPUT_MULTIPLE)
-    max_outputs = max(blocks_at_once, 1) * OUTPUT_MULTIPLE
+    blocks_at_once = _VALUES_AT_ONCE // (packed.in_features * INT4_OUTPUT_MULTIPLE)
+    max_outputs = max(blocks_at_once, 1) * INT4_OUTPUT_MULTIPLE
     first, *others = [_prepare(piece, pack_weight) for piece in packed.pieces(max_outputs)]
     kernel = first.fuse(others) if others else first
     if kernel is None:  # pieces are whole blocks of the same groups, in order
@@ -58,9 +44,9 @@ def prepare(packed: PackedTensors, pack_weight: Callable[[GroupedWeight], Kernel
 
 def _prepare(packed: PackedTensors, pack_weight: Callable[[GroupedWeight], Kernel]) -> Kernel:
     weight = packed.to_grouped()
-    fitting = [size for size in GROUP_SIZES if weight.common_group_size % size == 0]
-    if fitting:
-        return pack_weight(weight.regrouped(fitting[0]))
+    fitting = int4_group_size(weight.common_group_size)
+    if fitting is not None:
+        return pack_weight(weight.regrouped(fitting))
     log.warning(
         "kernel_replaced",
         module=packed.name,

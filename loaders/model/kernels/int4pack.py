@@ -13,7 +13,9 @@ from torch.nn.functional import pad
 
 from loaders.model.kernels import int4_blocks
 from loaders.model.kernels.block_kernel import BlockKernel
-from loaders.model.kernels.int4_blocks import MIDDLE_CODE, OUTPUT_MULTIPLE
+from loaders.model.kernels.int4_blocks import MIDDLE_CODE
+from loaders.quantization import kernel_rules
+from loaders.quantization.kernel_rules import INT4_OUTPUT_MULTIPLE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,9 +54,7 @@ class Int4PackBackend:
 
     def refusal(self, shape: LayerShape) -> str | None:
         """Refuse other devices, 8 bits, and inputs that no group of the kernel divides."""
-        if shape.format.bits > 4:
-            return f"holds at most 4 bits, the layer has {shape.format.bits}"
-        return int4_blocks.refusal(shape)
+        return kernel_rules.refusal(self.name, shape.size, shape.device.type)
 
     def prepare(self, packed: PackedTensors) -> Kernel:
         """Sort, re-group and pack one layer."""
@@ -62,7 +62,7 @@ class Int4PackBackend:
 
 
 def _pack_weight(weight: GroupedWeight) -> Int4PackKernel:
-    extra = -weight.out_features % OUTPUT_MULTIPLE
+    extra = -weight.out_features % INT4_OUTPUT_MULTIPLE
     codes, zeros = int4_blocks.centred(weight, MIDDLE_CODE, highest=15)
     scales = pad(weight.scales, (0, extra)).to(torch.bfloat16)
     # From the rounded scale, so that a code equal to its zero point stays as near to zero as it

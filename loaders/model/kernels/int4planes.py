@@ -14,7 +14,9 @@ from torch.nn.functional import pad
 
 from loaders.model.kernels import int4_blocks
 from loaders.model.kernels.block_kernel import BlockKernel
-from loaders.model.kernels.int4_blocks import MIDDLE_CODE, OUTPUT_MULTIPLE
+from loaders.model.kernels.int4_blocks import MIDDLE_CODE
+from loaders.quantization import kernel_rules
+from loaders.quantization.kernel_rules import INT4_OUTPUT_MULTIPLE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,9 +63,7 @@ class Int4PlanesBackend:
 
     def refusal(self, shape: LayerShape) -> str | None:
         """Refuse other devices, fewer bits, and inputs that no group of the kernel divides."""
-        if not 5 <= shape.format.bits <= 8:
-            return f"holds codes of 5 to 8 bits, the layer has {shape.format.bits}"
-        return int4_blocks.refusal(shape)
+        return kernel_rules.refusal(self.name, shape.size, shape.device.type)
 
     def prepare(self, packed: PackedTensors) -> Kernel:
         """Sort, re-group and pack one layer."""
@@ -71,7 +71,7 @@ class Int4PlanesBackend:
 
 
 def _pack_weight(weight: GroupedWeight) -> Int4PlanesKernel:
-    extra = -weight.out_features % OUTPUT_MULTIPLE
+    extra = -weight.out_features % INT4_OUTPUT_MULTIPLE
     codes, zeros = int4_blocks.centred(weight, _KERNEL_OFFSET, highest=255)
     codes = pad(codes, (0, 0, 0, extra))
     halves = torch.cat((codes >> 4, codes & 15), dim=1).to(torch.int32)

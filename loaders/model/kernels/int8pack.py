@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from loaders.model.kernels.protocol import BFLOAT16_ROUNDOFF, same_permutation
+from loaders.quantization import kernel_rules
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from loaders.model.kernels.protocol import Kernel, LayerShape
     from loaders.quantization.packed_tensors import PackedTensors
 
-# PyTorch's kernel reads past the end of rows whose length is no multiple of 16: NaN, or a crash
-# (2.13, 2026-11). Twice that, to be sure of wider registers.
-INPUT_MULTIPLE = 32
 _MIDDLE_CODE = 128  # codes 0…255 are held as -128…127
 # From this many rows on, one dense bfloat16 product is quicker. Measured for 960x576, two cores of
 # an AVX-512 (bf16) server CPU, 2026-11: 16 rows 150 against 125 µs, 64 rows 320 against 476 µs, 256
@@ -101,17 +99,7 @@ class Int8PackBackend:
 
     def refusal(self, shape: LayerShape) -> str | None:
         """Refuse other devices, other widths, and more than one group."""
-        if shape.device.type != "cpu":
-            return "runs on CPU only"
-        if shape.format.bits != 8:
-            return f"holds 8-bit codes, the layer has {shape.format.bits}"
-        if shape.format.num_groups(shape.in_features) != 1:
-            return f"takes one scale an output, the layer has groups of {shape.format.group_size}"
-        if shape.in_features % INPUT_MULTIPLE:
-            return (
-                f"needs inputs in multiples of {INPUT_MULTIPLE}, the layer has {shape.in_features}"
-            )
-        return None
+        return kernel_rules.refusal(self.name, shape.size, shape.device.type)
 
     def prepare(self, packed: PackedTensors) -> Kernel:
         """Re-centre the codes; one group makes act order meaningless."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from loaders.quantization.kernel_rules import PackedSize
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -23,6 +25,13 @@ class LayerShape:
     in_features: int
     out_features: int
     device: torch.device
+
+    @property
+    def size(self) -> PackedSize:
+        """What the rule of kernels follows from, beside the device."""
+        return PackedSize(
+            self.format.bits, self.format.group_size, self.in_features, self.out_features
+        )
 
 
 class Kernel(Protocol):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from torch.nn.functional import linear
 
 from loaders.model.kernels.protocol import FLOAT32_ROUNDOFF
+from loaders.quantization import kernel_rules
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,9 +51,9 @@ class ReferenceBackend:
 
     name = "reference"
 
-    def refusal(self, shape: LayerShape) -> str | None:  # noqa: ARG002
+    def refusal(self, shape: LayerShape) -> str | None:
         """Accept every layer."""
-        return None
+        return kernel_rules.refusal(self.name, shape.size, shape.device.type)
 
     def prepare(self, packed: PackedTensors) -> Kernel:
         """Keep the tensors as they are."""

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     ReferenceWeight: TypeAlias = Callable[[str], Tensor | None]
 
 
-def stored_weights(source: OpenedCheckpoint, model: nn.Module) -> ReferenceWeight:
+def stored_weights(opened: OpenedCheckpoint, model: nn.Module) -> ReferenceWeight:
     """Return what reads a checkpoint's weights, for the model that was loaded from it."""
-    layers, read, quantization = packed_layers(model), _reader(source), source.quantization
+    layers, read, quantization = packed_layers(model), _reader(opened), opened.quantization
 
     def weight_of(name: str) -> Tensor | None:
         packed = None if quantization is None else quantization.format_of(name)
@@ -47,9 +47,9 @@ def stored_weights(source: OpenedCheckpoint, model: nn.Module) -> ReferenceWeigh
     return weight_of
 
 
-def _reader(source: OpenedCheckpoint) -> Callable[[str], Tensor | None]:
+def _reader(opened: OpenedCheckpoint) -> Callable[[str], Tensor | None]:
     """Return what reads one tensor by name, None where there is none."""
-    return source.read_weight or partial(_read, source.tensors)
+    return opened.read_weight or partial(_read, opened.tensors)
 
 
 def _packed(

@@ -14,7 +14,6 @@ import torch
 from loaders.errors import SelfTestError
 from loaders.memory.free import is_refused_allocation
 from loaders.model.self_test.layers import SeenInputs, check_layer, choose_layers
-from loaders.model.self_test.report import Check, SelfTestReport
 from loaders.model.self_test.tokens import (
     answer,
     check_known_tokens,
@@ -23,6 +22,7 @@ from loaders.model.self_test.tokens import (
     prompt_for,
     tokens_key,
 )
+from loaders.reports.self_test import Check, SelfTestReport
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

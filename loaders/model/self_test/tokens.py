@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loaders.model.packed_linear import PackedLinear
-from loaders.model.self_test.report import Check
+from loaders.reports.self_test import Check
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -14,6 +14,7 @@ import torch
 
 from loaders.checkpoint.files import GGML_BLOCKS
 from loaders.quantization.layouts.protocol import INT_DTYPES, TensorRule
+from loaders.quantization.packed_format import GGUF_GROUPS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,12 +34,20 @@ class BlockType:
     """What one type's blocks mean; weight = code * scale + minimum, or (code - zero) * scale."""
 
     name: str
-    bits: int
-    group_size: int
     codes: Reading  # uint8, one a weight
     scales: Reading  # float32, one a group
     minima: Reading | None  # the same; None where every group has the same zero point
     zero: int = 0  # that zero point
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
+        return GGUF_GROUPS[self.name][0]
+
+    @property
+    def group_size(self) -> int:
+        """Weights that share a scale."""
+        return GGUF_GROUPS[self.name][1]
 
     @property
     def weights(self) -> int:
@@ -167,7 +176,7 @@ def _q3_scales(blocks: Tensor) -> Tensor:
 
 def _q2_k() -> BlockType:
     return BlockType(
-        "Q2_K", 2, 16,
+        "Q2_K",
         codes=lambda b: _fields(b[..., 16:80], 2, 32),
         scales=lambda b: _half(b, 80) * (b[..., :16] & 15),
         minima=lambda b: -_half(b, 82) * (b[..., :16] >> 4),
@@ -176,7 +185,7 @@ def _q2_k() -> BlockType:
 
 def _q3_k() -> BlockType:
     return BlockType(
-        "Q3_K", 3, 16,
+        "Q3_K",
         codes=lambda b: _fields(b[..., 32:96], 2, 32) | _fields(b[..., :32], 1, 32) << 2,
         scales=lambda b: _half(b, 108) * _q3_scales(b),
         minima=None, zero=4,
@@ -185,7 +194,7 @@ def _q3_k() -> BlockType:
 
 def _q4_k() -> BlockType:
     return BlockType(
-        "Q4_K", 4, 32,
+        "Q4_K",
         codes=lambda b: _fields(b[..., 16:], 4, 32),
         scales=lambda b: _half(b, 0) * _six_bit_scales(b),
         minima=lambda b: -_half(b, 2) * _six_bit_minima(b),
@@ -194,7 +203,7 @@ def _q4_k() -> BlockType:
 
 def _q5_k() -> BlockType:
     return BlockType(
-        "Q5_K", 5, 32,
+        "Q5_K",
         codes=lambda b: _fields(b[..., 48:], 4, 32) | _fields(b[..., 16:48], 1, 32) << 4,
         scales=lambda b: _half(b, 0) * _six_bit_scales(b),
         minima=lambda b: -_half(b, 2) * _six_bit_minima(b),
@@ -203,14 +212,14 @@ def _q5_k() -> BlockType:
 
 def _q6_k() -> BlockType:
     return BlockType(
-        "Q6_K", 6, 16,
+        "Q6_K",
         codes=lambda b: _fields(b[..., :128], 4, 64) | _fields(b[..., 128:192], 2, 32) << 4,
         scales=lambda b: _half(b, 208) * b[..., 192:208].view(torch.int8),
         minima=None, zero=32,
     )  # fmt: skip
 
 
-def _simple(name: str, bits: int, codes_at: int, *, high_at: int | None, zero: int) -> BlockType:
+def _simple(name: str, *, codes_at: int, high_at: int | None, zero: int) -> BlockType:
     """One of the older types: 32 weights with one scale, and a minimum where there is no zero."""
 
     def codes(blocks: Tensor) -> Tensor:
@@ -220,7 +229,7 @@ def _simple(name: str, bits: int, codes_at: int, *, high_at: int | None, zero: i
         return low | _bits_in_order(blocks[..., high_at : high_at + 4]) << 4
 
     minima = None if zero else lambda blocks: _half(blocks, 2)
-    return BlockType(name, bits, 32, codes, lambda blocks: _half(blocks, 0), minima, zero)
+    return BlockType(name, codes, lambda blocks: _half(blocks, 0), minima, zero)
 
 
 BLOCK_TYPES = {
@@ -231,14 +240,12 @@ BLOCK_TYPES = {
         _q4_k(),
         _q5_k(),
         _q6_k(),
-        _simple("Q4_0", 4, 2, high_at=None, zero=8),
-        _simple("Q4_1", 4, 4, high_at=None, zero=0),
-        _simple("Q5_0", 5, 6, high_at=2, zero=16),
-        _simple("Q5_1", 5, 8, high_at=4, zero=0),
+        _simple("Q4_0", codes_at=2, high_at=None, zero=8),
+        _simple("Q4_1", codes_at=4, high_at=None, zero=0),
+        _simple("Q5_0", codes_at=6, high_at=2, zero=16),
+        _simple("Q5_1", codes_at=8, high_at=4, zero=0),
         BlockType(
             "Q8_0",
-            8,
-            32,
             codes=lambda blocks: blocks[..., 2:] ^ 128,  # signed there
             scales=lambda blocks: _half(blocks, 0),
             minima=None,

@@ -6,16 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from engine.attention.kv_cache import kv_block_bytes
+from engine.attention.kv_cache import kv_block_bytes, resolve_kv_dtype
 from engine.config import KVDtype
 from loaders.checkpoint.shape import KV_TYPES, read_shape
 from loaders.errors import CheckpointError
 from loaders.memory.device import (
-    BLOCK_SIZE,
     CPU_PROCESS_BYTES,
     CUDA_CONTEXT_BYTES,
-    KV_DTYPE,
-    PREFILL_TOKENS,
     Demand,
     activation_bytes,
     kv_cache_bytes,
@@ -23,8 +20,7 @@ from loaders.memory.device import (
     prepare,
     weight_bytes,
 )
-from loaders.planning import plan
-from service.worker import sizing
+from loaders.memory.engine_defaults import BLOCK_SIZE
 from tests.models import tiny_llama
 from tests.planned import awq_70b, fp16_34b, gptq_7b
 from tests.published import CODELLAMA_7B, CODELLAMA_70B
@@ -36,11 +32,7 @@ def _prepared(variant, device="cuda", **more):
     return prepare(variant.tensors, variant.config, variant.quantization, device, **more)
 
 
-def test_the_engine_and_the_plan_count_in_the_same_units():
-    assert BLOCK_SIZE == sizing.BLOCK_SIZE
-    expected = {"cpu": sizing.CPU_BATCHED_TOKENS, "cuda": sizing.CUDA_BATCHED_TOKENS}
-    assert expected == PREFILL_TOKENS
-    assert plan.CPU_KV_BYTES == sizing.CPU_KV_BYTES
+def test_every_type_of_the_engines_cache_can_be_counted():
     assert set(KV_TYPES) == {kind.value for kind in KVDtype}
 
 
@@ -66,9 +58,11 @@ def test_the_cache_of_7b_in_whole_blocks(context, users, kv_dtype, expected):
 
 
 def test_the_cpu_keeps_keys_and_values_in_float32():
-    assert KV_DTYPE["cpu"] == "float32"
     on_cpu = kv_cache_bytes(SHAPE_7B, Demand(4096), "cpu")
     assert on_cpu == 2 * kv_cache_bytes(SHAPE_7B, Demand(4096), "cuda")
+    model = tiny_llama().half()
+    made = kv_block_bytes(model.config, BLOCK_SIZE, resolve_kv_dtype(model, None))
+    assert kv_cache_bytes(read_shape(model.config.to_dict()), Demand(100), "cpu") == 8 * made
 
 
 def test_activations_of_7b_at_4096_tokens():

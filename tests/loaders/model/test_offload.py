@@ -10,9 +10,9 @@ from torch import nn
 from engine.config import EngineConfig
 from engine.execution.decoder import make_decoder
 from engine.execution.model_runner import ModelRunner
-from loaders import load as load_module
-from loaders.errors import BackendError, NotEnoughMemoryError
-from loaders.load import load, resolve_is_spread
+from loaders.errors import NotEnoughMemoryError
+from loaders.load import load
+from loaders.model import assembly, placement
 from loaders.model.offload import WEIGHT_SHARE, OffloadedLinear, choose_offloaded
 from tests.models import (
     tiny_llama,
@@ -22,7 +22,6 @@ from tests.models import (
     write_plain_checkpoint,
 )
 
-CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
 SHAPE = {"hidden_size": 256, "intermediate_size": 384}
 PROMPT = torch.randint(0, 500, (1, 20), generator=torch.Generator().manual_seed(0))
@@ -44,15 +43,15 @@ def offloaded_layers(model):
 @pytest.fixture
 def small_device(monkeypatch):
     """Have `load` take the CPU for a device without room for half of the layers' weights."""
-    monkeypatch.setattr(load_module, "resolve_is_spread", lambda asked, *_, **__: asked)
-    real = load_module.choose_offloaded
+    monkeypatch.setattr(placement, "resolve_is_spread", lambda asked, *_, **__: asked)
+    real = assembly.choose_offloaded
 
     def choose(model, device, *, free, cpu_free):
         in_layers = sum(num_bytes(layer) for layer in model.model.layers)
         free = free_for(num_bytes(model) - in_layers // 2)
         return real(model, device, free=free, cpu_free=cpu_free)
 
-    monkeypatch.setattr(load_module, "choose_offloaded", choose)
+    monkeypatch.setattr(assembly, "choose_offloaded", choose)
 
 
 def test_nothing_is_left_behind_where_everything_fits():
@@ -84,16 +83,6 @@ def test_a_cpu_that_cannot_hold_the_rest_is_told_with_the_numbers():
     model = tiny_llama(**SHAPE)
     with pytest.raises(NotEnoughMemoryError, match=r"do not fit on cuda:0, and 0\.00 GB are free"):
         choose_offloaded(model, CUDA, free=free_for(num_bytes(model) // 2), cpu_free=1000)
-
-
-def test_offloading_is_for_one_device_beside_the_cpu():
-    assert not resolve_is_spread(False, {"": CUDA})
-    assert resolve_is_spread(True, {"": CUDA})
-    assert not resolve_is_spread(True, {"": CPU})
-    with pytest.raises(BackendError, match="one CUDA device"):
-        resolve_is_spread(True, "auto")
-    with pytest.raises(BackendError, match="stock"):
-        resolve_is_spread(True, {"": CUDA}, is_stock=True)
 
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_qwen2])

@@ -14,10 +14,9 @@ import torch
 from torch import nn
 
 from engine.execution.decoder import make_decoder
-from loaders import load as load_module
 from loaders.errors import BackendError, UnsupportedQuantizationError
 from loaders.load import load
-from loaders.model import stock
+from loaders.model import build, stock
 from loaders.model.kernels.resolve import BACKENDS, backend_names
 from loaders.model.stock import StockLinear
 from tests.dequantize import dequantized_model
@@ -67,7 +66,7 @@ def transformers_with_packages(monkeypatch, checkpoint):
         return model, {"missing_keys": set(), "mismatched_keys": set(), "unexpected_keys": set()}
 
     classes = defaultdict(lambda: SimpleNamespace(from_pretrained=from_pretrained))
-    monkeypatch.setattr(load_module, "MODEL_FOR_CAUSAL_LM_MAPPING", classes)
+    monkeypatch.setattr(build, "MODEL_FOR_CAUSAL_LM_MAPPING", classes)
     monkeypatch.setattr(stock, "find_spec", lambda name: object())
     return asked
 

@@ -12,7 +12,6 @@ from loaders.catalogue.variants import VariantKind, list_variants
 from loaders.planning.accelerators import GIB, Devices, parse_gpus
 from loaders.planning.plan import (
     DEFAULT_CONTEXT,
-    GPU_SHARE,
     SEVERAL_GPUS,
     choose,
     plan_variant,
@@ -21,7 +20,6 @@ from loaders.planning.plan import (
 from loaders.records import Records
 from loaders.repository.opening import open_repository
 from loaders.repository.spec import parse_spec
-from service.settings import Settings
 from tests import published
 from tests.planned import awq_70b, fp16_34b, gguf_13b, gptq_7b
 
@@ -32,10 +30,6 @@ BEST_8BIT = "gptq-8bit-128g-actorder_True"
 def _choose(variants, gpu, users=1, prefer="quality", context=4096):
     planned = plan_variants(variants, parse_gpus(gpu), context=context, users=users)
     return choose(planned, prefer)
-
-
-def test_the_engine_takes_the_share_that_the_plan_counts_on():
-    assert Settings.model_fields["gpu_memory_utilization"].default == GPU_SHARE
 
 
 @pytest.mark.parametrize(

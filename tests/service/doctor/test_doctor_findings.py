@@ -127,19 +127,6 @@ def test_container(memory, cpus, level):
     assert_is(machine.check_container(memory, cpus), level)
 
 
-def test_limits_of_the_control_group(tmp_path):
-    assert machine.read_memory_limit(tmp_path) is None
-    assert machine.read_cpu_limit(tmp_path) is None
-    for memory, cpu, limits in (
-        ("max", "max 100000", (None, None)),
-        ("1000", "150000 100000", (1000, 1.5)),
-        ("x", "x", (None, None)),
-    ):
-        (tmp_path / "memory.max").write_text(memory + "\n")
-        (tmp_path / "cpu.max").write_text(cpu + "\n")
-        assert (machine.read_memory_limit(tmp_path), machine.read_cpu_limit(tmp_path)) == limits
-
-
 @pytest.mark.parametrize(
     ("size", "num_gpus", "level"),
     [

@@ -11,7 +11,7 @@ import pytest
 from engine.errors import EngineDeadError, EngineStartError
 from engine.transport.wire import Progress
 from loaders.errors import CheckpointError
-from loaders.model.self_test.report import Check, SelfTestReport
+from loaders.reports.self_test import Check, SelfTestReport
 from service.errors import UnavailableError, VariantStateError
 from service.variants import variant as variant_module
 from service.variants.variant import ServedVariant, VariantRules, VariantState

@@ -62,7 +62,7 @@ def loaded(tmp_path_factory, tiny_tokenizer) -> LoadedModel:
 
 
 def test_threads_are_as_asked_or_the_physical_cores(monkeypatch, tmp_path):
-    monkeypatch.setattr(worker, "CGROUP_CPU_LIMIT", tmp_path / "cpu.max")
+    monkeypatch.setattr("loaders.memory.cgroup.CGROUP", tmp_path)
     assert resolve_num_threads(WorkerSettings(num_threads=3)) == 3
     monkeypatch.setattr(worker.psutil, "cpu_count", lambda logical: 4)
     monkeypatch.setattr(worker.os, "sched_getaffinity", lambda pid: set(range(8)))

@@ -13,7 +13,9 @@ from loaders.model.kernels.int4planes import Int4PlanesBackend
 from loaders.model.kernels.int8pack import MIN_ROWS_FOR_DENSE, Int8PackBackend
 from loaders.model.kernels.protocol import LayerShape
 from loaders.model.kernels.reference import ReferenceBackend
-from loaders.model.kernels.resolve import resolve_backend
+from loaders.model.kernels.resolve import BACKENDS, resolve_backend
+from loaders.quantization import kernel_rules
+from loaders.quantization.kernel_rules import PackedSize
 from loaders.quantization.packed_format import PackedFormat
 from loaders.quantization.packed_tensors import PackedTensors
 from loaders.quantization.packing import pack_gptq_codes, pack_gptq_zeros
@@ -249,6 +251,25 @@ def test_each_layer_gets_the_fastest_backend_that_takes_it(layer, expected):
     backend, reason = resolve_backend("auto", layer)
     assert backend.name == expected
     assert reason
+
+
+ACCEPTED_CASES = [
+    pytest.param(backend, bits, group, inputs, id=f"{backend.name}-{bits}-{group}-{inputs}")
+    for backend in BACKENDS
+    for bits in (2, 3, 4, 8)
+    for group in (-1, 16, 32, 96, 128, 1024)
+    for inputs in (64, 96, 344, 576)
+    if inputs * bits % 32 == 0  # what GPTQ can pack at all
+    and kernel_rules.refusal(backend.name, PackedSize(bits, group, inputs, 192), "cpu") is None
+]
+
+
+@pytest.mark.parametrize(("backend", "bits", "group_size", "in_features"), ACCEPTED_CASES)
+def test_a_kernel_runs_what_the_rule_says_it_takes(backend, bits, group_size, in_features):
+    tensors = packed(bits, group_size, in_features=in_features, act_order=True)
+    kernel, x = backend.prepare(tensors), rows(3, in_features)
+    wanted = x @ tensors.dequantize().t()
+    assert relative_error(product(kernel, x), wanted) < 2 * MAX_RELATIVE_ERROR
 
 
 def test_a_backend_asked_for_by_name_that_refuses_says_why():

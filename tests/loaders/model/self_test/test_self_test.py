@@ -20,7 +20,6 @@ from loaders.model.opened import open_checkpoint
 from loaders.model.packed_linear import packed_layers
 from loaders.model.self_test.layers import Bounds, choose_layers
 from loaders.model.self_test.reference_weights import stored_weights
-from loaders.model.self_test.report import Check, SelfTestReport
 from loaders.model.self_test.tokens import (
     NUM_PROMPT_TOKENS,
     GreedyContinuation,
@@ -32,6 +31,7 @@ from loaders.model.self_test.tokens import (
     using_reference,
 )
 from loaders.records import Records
+from loaders.reports.self_test import Check
 from tests.dequantize import dequantized_model
 from tests.models import (
     CARD_BRANCHES,
@@ -464,19 +464,3 @@ def test_a_variant_seen_before_must_say_the_same(tiny_repo, tmp_path):
         first_tokens()
     record.unlink()
     assert "kept" in first_tokens().detail
-
-
-# ── the report ──────────────────────────────────────────────────────────────────────────────────
-
-
-def test_report_says_what_failed_and_whom_to_suspect():
-    checks = (
-        Check("model.layers.0.q", False, "output 3 is off by 1", 9.0, "fast"),
-        Check("logits", True, "all finite"),
-    )
-    report = SelfTestReport(False, checks, "fast+slow", 0.1, 1)
-    assert str(report) == "self-test of fast+slow failed: model.layers.0.q: output 3 is off by 1"
-    assert report.suspects == {"fast"}
-    of_logits = dataclasses.replace(report, checks=(Check("logits", False, "NaN"),))
-    assert of_logits.suspects == {"fast", "slow"}
-    assert dataclasses.replace(report, checks=checks[1:], passed=True).suspects == frozenset()

@@ -1,0 +1,90 @@
+"""Makes a model of an opened checkpoint: built, on its devices, its kernels prepared.
+
+The order of the steps keeps the peak of memory low. Where the model goes was decided in
+`loaders.model.placement`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from loaders.memory.free import free_device_bytes
+from loaders.memory.release import MappedFiles, large_blocks_returned, return_freed_memory
+from loaders.model.build import build_model
+from loaders.model.dtypes import settle_on_cpu, settle_on_cuda
+from loaders.model.offload import choose_offloaded, move_others, wrap_offloaded
+from loaders.model.prepare import prepare_layers
+from loaders.model.stock import STOCK, wrap_stock_linears
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from loaders.model.opened import OpenedCheckpoint
+    from loaders.model.placement import Placement
+    from loaders.model.prepare import OnProgress
+
+_CPU_MAP = {"": torch.device("cpu")}
+
+
+@dataclass(frozen=True, slots=True)
+class AssembledModel:
+    """A model on its devices, kernels prepared."""
+
+    model: PreTrainedModel
+    backends: list[str]  # in use, most layers first
+    num_offloaded: int  # linear layers whose weights stay on the CPU
+
+
+@large_blocks_returned()
+def assemble(
+    opened: OpenedCheckpoint,
+    placement: Placement,
+    *,
+    excluded: frozenset[str],
+    on_progress: OnProgress,
+) -> AssembledModel:
+    """Read the weights, bring them where they belong, and prepare the kernels.
+
+    excluded: backends that failed before. Raises LoadError.
+    """
+    on_progress("reading the weights", None)
+    device_map = _CPU_MAP if placement.is_spread else placement.device_map
+    model = build_model(opened, device_map, is_stock=placement.is_stock)
+    mapped = MappedFiles.find(opened.files)
+    if placement.is_stock:
+        wrap_stock_linears(model)
+    offloaded = _spread(model, placement, mapped)
+    # The head before the layers: packing it takes the most memory besides what it keeps.
+    _settle_dtypes(model, placement, mapped)
+    backends = prepare_layers(
+        model,
+        mapped,
+        asked=placement.backend,
+        excluded=excluded,
+        offloaded=offloaded,
+        on_progress=on_progress,
+    )
+    wrap_offloaded(model, offloaded)
+    return_freed_memory()
+    return AssembledModel(model, [STOCK] if placement.is_stock else backends, len(offloaded))
+
+
+def _spread(model: PreTrainedModel, placement: Placement, mapped: MappedFiles) -> frozenset[str]:
+    """Move what fits from the CPU to the device; return the linear layers that stay."""
+    device = placement.device
+    if not placement.is_spread or device is None:
+        return frozenset()
+    free, cpu_free = free_device_bytes(device), free_device_bytes(torch.device("cpu"))
+    offloaded = choose_offloaded(model, device, free=free, cpu_free=cpu_free)
+    move_others(model, device, offloaded, mapped)
+    return offloaded
+
+
+def _settle_dtypes(model: PreTrainedModel, placement: Placement, mapped: MappedFiles) -> None:
+    if placement.device is not None and placement.device.type == "cpu":
+        settle_on_cpu(model, mapped)
+    else:
+        settle_on_cuda(model, placement.dtype)

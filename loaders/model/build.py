@@ -1,0 +1,106 @@
+"""Has Transformers build a model and fill it, and checks that every tensor found its place.
+
+Packed layers come in through `loaders.model.quantizer`; they hold the checkpoint's own tensors
+until `loaders.model.prepare` makes kernels of them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from safetensors import SafetensorError
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import logging as transformers_logging
+
+from loaders.errors import CheckpointError, TensorError
+from loaders.model.quantizer import PackedConfig
+from loaders.model.stock import missing_packages
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from transformers import PreTrainedModel
+
+    from loaders.model.opened import OpenedCheckpoint
+    from loaders.model.placement import DeviceMap
+
+log = structlog.get_logger(__name__)
+
+# Names that a checkpoint may carry and a model no longer needs (tables that Transformers computes
+# itself).
+_HARMLESS_EXTRAS = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
+# What Transformers and safetensors raise on settings and files that make no sense.
+_BUILD_ERRORS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    OSError,
+    SafetensorError,
+)
+
+
+def build_model(
+    opened: OpenedCheckpoint, device_map: DeviceMap, *, is_stock: bool
+) -> PreTrainedModel:
+    """Build the model with its weights on their devices.
+
+    is_stock: leave the quantisation to Transformers. Raises CheckpointError, TensorError among
+    them, and BackendError where a package is missing.
+    """
+    # A server's log takes lines, not bars.
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(opened.config)]
+    try:
+        loaded = model_class.from_pretrained(
+            None if opened.read_weights is not None else opened.folder,
+            config=opened.config,
+            device_map=device_map,
+            dtype="auto",
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below with the tensor's name
+            **_own_reading(opened, is_stock=is_stock),
+        )
+    except ImportError as error:
+        raise missing_packages("this checkpoint", [f"a package ({error})"]) from error
+    except _BUILD_ERRORS as error:
+        raise CheckpointError(
+            f"Transformers cannot build this checkpoint: {type(error).__name__}: {error}"
+        ) from error
+    model: PreTrainedModel = loaded[0]
+    _check_report(loaded[1])
+    model.requires_grad_(requires_grad=False)
+    return model
+
+
+def _own_reading(opened: OpenedCheckpoint, *, is_stock: bool) -> dict[str, Any]:
+    """Say what is read here and not by Transformers: packed layers, and files not its own."""
+    arguments: dict[str, Any] = {}
+    packed_here = None if is_stock else opened.quantization
+    if packed_here is not None or opened.read_weights is not None:
+        arguments["quantization_config"] = PackedConfig(packed_here, opened.tensors)
+    if opened.read_weights is not None:
+        arguments["state_dict"] = opened.read_weights()
+    return arguments
+
+
+def _check_report(report: Mapping[str, Any]) -> None:
+    """Raise TensorError for what is missing or of another shape; log what is left over."""
+    if missing := sorted(report["missing_keys"]):
+        raise TensorError(
+            f"the checkpoint lacks {len(missing)} tensors that the model needs:"
+            f" {', '.join(missing[:6])};"
+            " download it again"
+        )
+    if mismatched := sorted(report["mismatched_keys"]):
+        name, found, expected = mismatched[0]
+        raise TensorError(f"{name} is {list(found)}, expected {list(expected)} by config.json")
+    unexpected = [k for k in sorted(report["unexpected_keys"]) if not k.endswith(_HARMLESS_EXTRAS)]
+    if unexpected:
+        log.warning("tensors_unused", count=len(unexpected), first=unexpected[:6])

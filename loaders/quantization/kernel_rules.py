@@ -1,0 +1,137 @@
+"""Which kernel takes which packed layer, and what it cuts and pads to: the one rule for all.
+
+The kernels (`loaders.model.kernels`) refuse by it and a plan (`loaders.memory.layers`) counts by
+it, so what is planned is what is loaded. Without PyTorch, since a plan does without.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+# They keep a layer packed in their own way; the reference keeps it as it is stored.
+CPU_KERNELS = ("int4pack", "int8pack", "int4planes", "fp16pack")
+# Fastest first, measured on CPU (docs/decisions.md); the reference runs wherever no other does.
+#
+# GGUF's types: Q4_0, Q4_1 and Q4_K go to int4pack; Q5_0, Q5_1, Q5_K and Q8_0 to int4planes; those
+# with groups of 16, Q2_K, Q3_K and Q6_K, to fp16pack. One core, µs for a 4096x4096 weight (eight
+# of them in turn, so that none stays in the cache) at 1 row, and at 64 rows without tiles, 2026-11:
+# int4pack g32 950 and 28 000, int4planes g32 1 870 and 51 000, fp16pack 1 630 and 27 000; for
+# 1536x512, 108, 172 and 107 at 1 row. int4planes costs 15 % more than fp16pack at one row and
+# takes 10 bits a weight, not 16. Groups of 16 on the int4 kernel, every second half of a block
+# meeting zeros, would take 1 900 and 60 000 for 10 bits a weight (20 for Q6_K, at 4 900).
+FASTEST_FIRST = (*CPU_KERNELS, "reference")
+
+INT4_GROUP_SIZES = (256, 128, 64, 32)  # that PyTorch's int4 kernel takes, largest first
+# Outputs are padded to whole blocks of the widest packing, so that no block has a layout of its
+# own.
+INT4_OUTPUT_MULTIPLE = 64
+# PyTorch's int8 kernel reads past the end of rows whose length is no multiple of 16: NaN, or a
+# crash (2.13, 2026-11). Twice that, to be sure of wider registers.
+INT8_INPUT_MULTIPLE = 32
+FP16_INPUT_MULTIPLE = 512  # FBGEMM pads inputs to it, so 576 of them take the memory of 1024
+
+
+@dataclass(frozen=True, slots=True)
+class PackedSize:
+    """What the choice of a kernel and its memory follow from."""
+
+    bits: int
+    group_size: int  # -1 is the whole input dimension
+    in_features: int
+    out_features: int
+    has_order: bool = False  # whether inputs are sorted by group, which takes a permutation
+
+    @property
+    def num_weights(self) -> int:
+        """Number of weights."""
+        return self.in_features * self.out_features
+
+    @property
+    def has_one_group(self) -> bool:
+        """Whether each output has one scale for all its inputs."""
+        return self.group_size == -1 or self.group_size >= self.in_features
+
+
+def fastest_kernel(size: PackedSize, device: str) -> str:
+    """Name the kernel that `--backend auto` takes for such a layer; device: "cpu" or "cuda"."""
+    return next(kernel for kernel in FASTEST_FIRST if refusal(kernel, size, device) is None)
+
+
+def refusal(kernel: str, size: PackedSize, device: str) -> str | None:
+    """Say why a kernel cannot run such a layer; None if it can. device: "cpu" or "cuda"."""
+    return _REFUSALS[kernel](size, device)
+
+
+def int4_misfit(size: PackedSize) -> Literal["inputs", "groups"] | None:
+    """Name what of a layer int4 blocks cannot hold, whatever its bits; None if they can."""
+    if size.in_features % INT4_GROUP_SIZES[-1]:
+        return "inputs"
+    if 0 < size.group_size < size.in_features and size.group_size % INT4_GROUP_SIZES[-1]:
+        return "groups"
+    return None
+
+
+def int4_group_size(common: int) -> int | None:
+    """Return the largest group of the int4 kernel that divides the layer's; None if none does.
+
+    common: the largest size that divides all groups of the layer.
+    """
+    return next((size for size in INT4_GROUP_SIZES if common % size == 0), None)
+
+
+def _refused_by_int4pack(size: PackedSize, device: str) -> str | None:
+    if size.bits > 4:
+        return f"holds at most 4 bits, the layer has {size.bits}"
+    return _refused_by_int4_blocks(size, device)
+
+
+def _refused_by_int4planes(size: PackedSize, device: str) -> str | None:
+    if not 5 <= size.bits <= 8:
+        return f"holds codes of 5 to 8 bits, the layer has {size.bits}"
+    return _refused_by_int4_blocks(size, device)
+
+
+def _refused_by_int4_blocks(size: PackedSize, device: str) -> str | None:
+    if device != "cpu":
+        return "runs on CPU only"
+    misfit, smallest = int4_misfit(size), INT4_GROUP_SIZES[-1]
+    if misfit == "inputs":
+        return f"needs inputs in multiples of {smallest}, the layer has {size.in_features}"
+    if misfit == "groups":
+        return f"needs groups in multiples of {smallest}, the layer has {size.group_size}"
+    return None
+
+
+def _refused_by_int8pack(size: PackedSize, device: str) -> str | None:
+    if device != "cpu":
+        return "runs on CPU only"
+    if size.bits != 8:
+        return f"holds 8-bit codes, the layer has {size.bits}"
+    if not size.has_one_group:
+        return f"takes one scale an output, the layer has groups of {size.group_size}"
+    if size.in_features % INT8_INPUT_MULTIPLE:
+        return (
+            f"needs inputs in multiples of {INT8_INPUT_MULTIPLE}, the layer has {size.in_features}"
+        )
+    return None
+
+
+def _refused_by_fp16pack(size: PackedSize, device: str) -> str | None:  # noqa: ARG001
+    return None if device == "cpu" else "runs on CPU only"
+
+
+def _refused_by_reference(size: PackedSize, device: str) -> str | None:  # noqa: ARG001
+    return None
+
+
+_REFUSALS: Mapping[str, Callable[[PackedSize, str], str | None]] = {
+    "int4pack": _refused_by_int4pack,
+    "int8pack": _refused_by_int8pack,
+    "int4planes": _refused_by_int4planes,
+    "fp16pack": _refused_by_fp16pack,
+    "reference": _refused_by_reference,
+}

@@ -1,0 +1,93 @@
+"""Which kernel takes which layer: the rule by which plans count and kernels refuse."""
+
+import subprocess
+import sys
+
+import pytest
+
+from loaders.quantization.kernel_rules import (
+    FASTEST_FIRST,
+    PackedSize,
+    fastest_kernel,
+    int4_group_size,
+    int4_misfit,
+    refusal,
+)
+
+
+def size(bits, group_size, in_features=4096):
+    return PackedSize(bits, group_size, in_features, 64)
+
+
+@pytest.mark.parametrize(
+    ("layer", "kernel"),
+    [
+        (size(4, 128), "int4pack"),
+        (size(2, -1), "int4pack"),
+        (size(3, 96, 576), "int4pack"),
+        (size(8, -1), "int8pack"),
+        (size(8, 4096), "int8pack"),
+        (size(8, 128), "int4planes"),
+        (size(5, 32), "int4planes"),
+        (size(6, 16), "fp16pack"),
+        (size(4, 16), "fp16pack"),
+        (size(8, -1, 344), "fp16pack"),
+        (size(4, -1, 40), "fp16pack"),
+    ],
+)
+def test_the_cpu_takes_the_fastest_kernel_that_fits_and_cuda_the_reference(layer, kernel):
+    assert fastest_kernel(layer, "cpu") == kernel
+    assert fastest_kernel(layer, "cuda") == "reference"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "layer", "device", "reason"),
+    [
+        ("int4pack", size(8, 128), "cpu", "holds at most 4 bits, the layer has 8"),
+        ("int4pack", size(4, 128), "cuda", "runs on CPU only"),
+        ("int4pack", size(4, -1, 40), "cpu", "needs inputs in multiples of 32, the layer has 40"),
+        ("int4pack", size(4, 16), "cpu", "needs groups in multiples of 32, the layer has 16"),
+        ("int4planes", size(4, 128), "cpu", "holds codes of 5 to 8 bits, the layer has 4"),
+        ("int4planes", size(8, 16), "cpu", "needs groups in multiples of 32, the layer has 16"),
+        ("int8pack", size(8, -1), "cuda", "runs on CPU only"),
+        ("int8pack", size(6, -1), "cpu", "holds 8-bit codes, the layer has 6"),
+        ("int8pack", size(8, 128), "cpu", "takes one scale an output, the layer has groups of 128"),
+        ("int8pack", size(8, -1, 40), "cpu", "needs inputs in multiples of 32, the layer has 40"),
+        ("fp16pack", size(4, 16), "cuda", "runs on CPU only"),
+    ],
+)
+def test_a_kernel_says_what_it_cannot_take(kernel, layer, device, reason):
+    assert refusal(kernel, layer, device) == reason
+
+
+def test_the_reference_takes_everything_everywhere():
+    for device in ("cpu", "cuda"):
+        assert refusal("reference", size(3, 7, 41), device) is None
+    assert FASTEST_FIRST[-1] == "reference"
+
+
+@pytest.mark.parametrize(
+    ("layer", "misfit"),
+    [
+        (size(4, 128), None),
+        (size(4, 16, 16 * 3), "inputs"),
+        (size(4, 16), "groups"),
+        (size(4, 4100), None),  # one group, whatever its size
+        (size(4, -1, 100), "inputs"),
+    ],
+)
+def test_what_int4_blocks_cannot_hold_is_named(layer, misfit):
+    assert int4_misfit(layer) == misfit
+
+
+@pytest.mark.parametrize(("common", "group"), [(4096, 256), (96, 32), (576, 64), (16, None)])
+def test_groups_are_cut_to_the_largest_that_the_int4_kernel_takes(common, group):
+    assert int4_group_size(common) == group
+
+
+def test_the_rule_is_read_without_pytorch():
+    code = (
+        "import loaders.quantization.kernel_rules, sys\n"
+        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
