@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from engine.outputs import StepOutput
     from engine.request import SequenceRequest
     from engine.statistics import EngineStatistics
+    from engine.transport.encoded import EncodedLoadAttempt, EncodedModelDescription
 
 log = structlog.get_logger(__name__)
 
@@ -103,13 +104,15 @@ def serve(folder: Path, build: Callable[[ReportProgress], BuiltEngine]) -> Endin
     heartbeat.start()
     try:
         built = build(
-            lambda phase, percent=None, about=b"": sockets.send(Progress(phase, percent, about))
+            lambda phase, percent=None, load_attempt=None: sockets.send(
+                Progress(phase, percent, load_attempt)
+            )
         )
         limits = built.engine.limits
-        sockets.send(Ready(limits.vocab_size, limits.max_model_len, built.about))
+        sockets.send(Ready(limits.vocab_size, limits.max_model_len, built.model_description))
         EngineLoop(built.engine, sockets, heartbeat).run()
     except EngineStartError as error:
-        sockets.send(StartFailed(str(error), error.about))
+        sockets.send(StartFailed(str(error), error.start_failure))
         return Ending.NOT_STARTED
     except Exception as error:
         log.exception("engine_failed")
@@ -125,8 +128,13 @@ def serve(folder: Path, build: Callable[[ReportProgress], BuiltEngine]) -> Endin
 class ReportProgress(Protocol):
     """Tells the client how far loading has come."""
 
-    def __call__(self, phase: str, percent: float | None = None, about: bytes = b"") -> None:
-        """Name the phase; percent: of the phase, where it can be told; about: as in `Ready`."""
+    def __call__(
+        self,
+        phase: str,
+        percent: float | None = None,
+        load_attempt: EncodedLoadAttempt | None = None,
+    ) -> None:
+        """Name the phase; see `Progress`, which carries it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +142,7 @@ class BuiltEngine:
     """An engine, and what the client's side shall know of its model."""
 
     engine: SteppedEngine
-    about: bytes
+    model_description: EncodedModelDescription
 
 
 class HeartbeatThread:

@@ -353,7 +353,7 @@ class EngineClient:
             case Ready():
                 self._begin(event)
             case StartFailed():
-                self._die(EngineStartError(event.reason, about=event.about))
+                self._die(EngineStartError(event.reason, start_failure=event.start_failure))
             case IntegrityReport():
                 self._answer_check(event)
             case EngineFailed():

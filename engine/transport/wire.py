@@ -15,6 +15,11 @@ from engine.errors import EngineError, QueueFullError
 from engine.outputs import PromptLogprobs, TokenOutput
 from engine.request import SequenceRequest
 from engine.statistics import EngineStatistics
+from engine.transport.encoded import (
+    EncodedLoadAttempt,
+    EncodedModelDescription,
+    EncodedStartFailure,
+)
 
 # ── commands ────────────────────────────────────────────────────────────────────────────────────
 
@@ -49,7 +54,7 @@ class Progress(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
     phase: str  # for people; an open list: "downloading", "preparing kernels", …
     percent: float | None = None  # of the phase, where it can be told
-    about: bytes = b""  # as in `Ready`: what is known of the model so far
+    load_attempt: EncodedLoadAttempt | None = None  # what is tried, each time more is known of it
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -57,14 +62,14 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
     vocab_size: int
     max_model_len: int
-    about: bytes  # what the composition roots of both sides tell each other of the model
+    model_description: EncodedModelDescription
 
 
 class StartFailed(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Loading failed for a reason that another try would meet again."""
 
     reason: str
-    about: bytes = b""  # as in Ready, where there is more to tell
+    start_failure: EncodedStartFailure | None = None  # where another attempt may do without it
 
 
 class SequenceFailed(msgspec.Struct, frozen=True, array_like=True):

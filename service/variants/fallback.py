@@ -78,7 +78,7 @@ class FallbackPolicy:
         self._num_kills = 0
 
     def next_attempt(self, error: EngineDeadError) -> str | None:
-        """Take the next rung after an engine that never served; return what it gives up, if any.
+        """Choose the next attempt after an engine that never served; return what it gives up.
 
         None where nothing else is left to try, or nothing else would help: neither does it after an
         engine that did not get as far as telling what it tries.
@@ -101,7 +101,7 @@ class FallbackPolicy:
 
     def _failure(self, error: EngineDeadError) -> StartFailure | None:
         if isinstance(error, EngineStartError):
-            return StartFailure.decode(error.about)
+            return StartFailure.of(error)
         if isinstance(error, EngineKilledError):
             self._num_kills += 1
             if self._num_kills >= KILLS_THAT_MEAN_OUT_OF_MEMORY:

@@ -323,7 +323,7 @@ class ServedVariant:
         except EngineDeadError as error:
             self._reason = str(error)
             if isinstance(error, EngineStartError):
-                failure = StartFailure.decode(error.about)
+                failure = StartFailure.of(error)
                 self._self_test = None if failure is None else failure.self_test
                 if is_first:
                     return None

@@ -472,7 +472,7 @@ def test_last_words_are_heard_though_the_end_is_noticed_first():
     """An engine that fails at once ends sooner than its words arrive."""
 
     def build(tell: ReportProgress) -> BuiltEngine:
-        raise EngineStartError("no room", about=b"for whoever tries next")
+        raise EngineStartError("no room", start_failure=b"for whoever tries next")
 
     async def test() -> None:
         for _ in range(100):
@@ -482,7 +482,7 @@ def test_last_words_are_heard_though_the_end_is_noticed_first():
             await client.drain_messages()
             client.end(EngineDeadError("it ended"))
             assert isinstance(client.death, EngineStartError)
-            assert client.death.about == b"for whoever tries next"
+            assert client.death.start_failure == b"for whoever tries next"
 
     run(test())
 
@@ -524,7 +524,7 @@ def test_names_are_gone_once_the_engine_has_come():
         sockets = ClientSockets()
         client = EngineClient(sockets, QueueLimits())
         thread = EngineThread(sockets.folder, lambda tell: BuiltEngine(FakeEngine(), b"x"))
-        assert (await client.ready()).about == b"x"
+        assert (await client.ready()).model_description == b"x"
         assert not sockets.folder.exists()
         assert len(await collect(client.generate([1], params(3)))) == 3
         client.shut_down()

@@ -11,7 +11,7 @@ MAIN, SMALL = "owner/name:main", "owner/name:small"
 
 
 def failed(kind, *backends):
-    return EngineStartError("failed", about=StartFailure(kind, backends).encode())
+    return EngineStartError("failed", start_failure=StartFailure(kind, backends).encode())
 
 
 OUT_OF_MEMORY = failed(FailureKind.MEMORY)

@@ -179,7 +179,8 @@ def test_a_failed_self_test_stays_to_be_read_until_the_variant_is_unloaded():
 
     async def test() -> None:
         error = EngineStartError(
-            str(report), about=StartFailure(FailureKind.SELF_TEST, self_test=report).encode()
+            str(report),
+            start_failure=StartFailure(FailureKind.SELF_TEST, self_test=report).encode(),
         )
         variant = ServedVariant("m", FakeSource(error), VariantRules())
         variant.load()
