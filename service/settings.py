@@ -216,7 +216,7 @@ def unless_auto(value: T | Auto) -> T | None:
 
 
 class WorkerSettings(VariantSettings):
-    """What an engine's process is told: its variant, and where files and log lines go."""
+    """What an engine's process gets: its variant, and where files and log lines go."""
 
     cache_dir: Path | None = Field(
         None,
@@ -239,6 +239,11 @@ class WorkerSettings(VariantSettings):
     )
 
     @property
+    def hub_token_value(self) -> str | None:
+        """The hub's token in plain text, for whoever sends it."""
+        return None if self.hub_token is None else self.hub_token.get_secret_value()
+
+    @property
     def queue_limits(self) -> QueueLimits:
         """How much may wait at the engine."""
         tokens = self.max_queued_tokens
@@ -250,10 +255,9 @@ class WorkerSettings(VariantSettings):
 
     def for_worker(self) -> dict[str, Any]:
         """Return the settings as JSON can carry them, the token readable: for the engine only."""
-        token = self.hub_token
         return {
             **self.model_dump(mode="json", include=set(WorkerSettings.model_fields)),
-            "hub_token": None if token is None else token.get_secret_value(),
+            "hub_token": self.hub_token_value,
         }
 
 
@@ -385,7 +389,7 @@ class Settings(WorkerSettings, BaseSettings):
         return self
 
     def variants(self) -> list[WorkerSettings]:
-        """Return what each served variant's engine is told, the first one first."""
+        """Return the settings of each served variant's engine, the first one first."""
         own = self.model_dump(include=set(WorkerSettings.model_fields))
         return [
             WorkerSettings(**own),

@@ -213,7 +213,6 @@ def load_variant(
         device=asked.device,
     )
     report_progress("finding the files", load_attempt=attempt.encode())
-    token = settings.hub_token
     return load(
         parse_spec(attempt.variant),
         device=asked.device,
@@ -222,7 +221,7 @@ def load_variant(
         excluded_backends=frozenset(load_request.excluded_backends),
         self_test=True,
         cache_dir=asked.cache_dir,
-        token=None if token is None else token.get_secret_value(),
+        token=settings.hub_token_value,
         local_files_only=asked.is_local,
         cpu_offload=settings.cpu_offload,
         on_progress=report_progress,
