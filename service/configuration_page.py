@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pydantic import ByteSize
 
 from service.generated_page import run
-from service.settings import CONFIG_VARIABLE, ENV_PREFIX, Settings, flag_of, unit_of
+from service.settings import CONFIG_VARIABLE, Settings, flag_of, unit_of, variable_of
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -52,7 +52,7 @@ def render_page() -> str:
 
 def _row(name: str, field: FieldInfo) -> str:
     flag = "`VARIANT`" if name == "variant" else f"`{flag_of(name)}`"
-    variable = f"`{ENV_PREFIX}{name.upper()}`"
+    variable = f"`{variable_of(name)}`"
     cells = (f"`{name}`", flag, variable, _default(field), unit_of(field) or "", field.description)
     return "| " + " | ".join(str(cell) for cell in cells) + " |"
 
