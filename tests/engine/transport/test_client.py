@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from engine.process.loop import ReportProgress
-    from engine.transport.client import TokenStream
+    from engine.transport.token_stream import TokenStream
 
 pytestmark = pytest.mark.alone
 
