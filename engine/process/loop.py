@@ -1,8 +1,8 @@
-"""Runs an engine for a client at the other end of a socket: orders in, one report a step out.
+"""Runs an engine for a client at the other end of a socket: commands in, one report a step out.
 
-The thread that runs the loop is the only one that touches the engine. A second one beats like a
-heart, so that a step that takes long is told from one that never ends, and from a process that is
-gone.
+The thread that runs the loop is the only one that touches the engine. A second one sends a
+heartbeat, so that the client can tell a step that takes long from one that never ends, and from a
+process that is gone.
 """
 
 from __future__ import annotations
@@ -87,15 +87,15 @@ class SteppedEngine(Protocol):
 
 
 class Ending(enum.Enum):
-    """How an engine came to its end; the client has been told, and the log."""
+    """How an engine came to its end; the client knows, and the log says so."""
 
-    STOPPED = "as told"
+    STOPPED = "stopped"
     NOT_STARTED = "not started"  # for a reason that another try would meet again
     DIED = "died"
 
 
 def serve(folder: Path, build: Callable[[ReportProgress], BuiltEngine]) -> Ending:
-    """Build an engine and run it for the client that listens in `folder`, until told to end.
+    """Build an engine and run it for the client that listens in `folder`, until it is to end.
 
     build: raises EngineStartError for what the client shall read.
     """
@@ -148,7 +148,8 @@ class BuiltEngine:
 class HeartbeatThread:
     """Tells the client, from its own thread, that the process lives and since when it steps.
 
-    Counted in beats, not by the clock: one that was frozen, as containers can be, has not stepped.
+    Counted in heartbeats, not by the clock: one that was frozen, as containers can be, has not
+    stepped.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -156,14 +157,14 @@ class HeartbeatThread:
         self._num_steps = 0
         self._step: int | None = None  # the number of the one under way
         self._is_stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Begin to beat."""
+        """Begin to send."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Beat no more."""
+        """Send no more."""
         self._is_stopping.set()
         self._thread.join()
 
@@ -203,14 +204,14 @@ class EngineLoop:
         self._is_stopping = False
 
     def run(self) -> None:
-        """Step while there is work, sleep while there is none, return when told to."""
+        """Step while there is work, sleep while there is none, return when it shall stop."""
         self._report([], [])
         while self._take_commands():
             self._step()
         self._grammars.close()
 
     def _take_commands(self) -> bool:
-        """Follow the orders that have come, waiting for one where nothing else is to be done.
+        """Carry out the commands that have come; wait for one where nothing else is to be done.
 
         Returns False once the loop is to end.
         """

@@ -302,7 +302,7 @@ class EngineClient:
         self._death = error
         if not self._ready.done():
             self._ready.set_exception(error)
-            self._ready.exception()  # whoever did not wait for it need not be told
+            self._ready.exception()  # whoever did not wait for it need not know
         for check in self._checks:
             if not check.done():
                 check.set_exception(error)

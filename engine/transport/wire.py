@@ -53,7 +53,7 @@ class Progress(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """How far loading has come."""
 
     phase: str  # for people; an open list: "downloading", "preparing kernels", …
-    percent: float | None = None  # of the phase, where it can be told
+    percent: float | None = None  # of the phase, where it is known
     load_attempt: EncodedLoadAttempt | None = None  # what is tried, each time more is known of it
 
 

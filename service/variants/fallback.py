@@ -40,7 +40,7 @@ class FallbackPolicy:
     def __init__(self, settings: WorkerSettings) -> None:
         self.load_request = LoadRequest()
         self._settings = settings
-        self._attempt: LoadAttempt | None = None  # the last one told
+        self._attempt: LoadAttempt | None = None  # the last one reported
         self._is_ours = False  # whether the settings leave the branch to us
         self._left: list[str] = []  # branches, and why
         self._given_up: list[str] = []  # with the branch that is tried now
@@ -53,7 +53,7 @@ class FallbackPolicy:
 
     @property
     def attempt(self) -> LoadAttempt | None:
-        """What the last engine told that it tries."""
+        """What the last engine reported that it tries."""
         return self._attempt
 
     def note(self, attempt: LoadAttempt) -> None:

@@ -156,7 +156,7 @@ def test_logprobs_of_prompt_and_answer_cross_the_border():
             outputs = [output async for output in stream]
             assert [o.logprobs.logprob for o in outputs] == [-0.5, -0.5]
             assert outputs[0].logprobs.top == ((outputs[0].token_id, -0.5),)
-            assert [told.logprob for told in stream.prompt_logprobs] == [-1.0, -1.0]
+            assert [one.logprob for one in stream.prompt_logprobs] == [-1.0, -1.0]
 
     run(test())
 
@@ -279,9 +279,9 @@ def test_nobody_waits_while_a_grammar_is_read():
 def test_grammar_that_cannot_be_read_fails_its_sequence_alone():
     async def test() -> None:
         async with running(FakeEngine()) as client:
-            for grammar, told in (("unreadable", "no grammar"), ("poison", "ZeroDivisionError")):
+            for grammar, message in (("unreadable", "no grammar"), ("poison", "ZeroDivisionError")):
                 (bound,) = client.submit([Submission([1], params(2), grammar=grammar)])
-                with pytest.raises(InvalidConstraintError, match=told):
+                with pytest.raises(InvalidConstraintError, match=message):
                     await collect(bound)
             assert len(await collect(client.generate([1], params(5)))) == 5
 
@@ -450,14 +450,14 @@ def test_loading_is_told_and_may_fail():
             tell("preparing kernels")
             raise EngineStartError("there is no such branch")
 
-        sockets, told = ClientSockets(), []
-        client = EngineClient(sockets, QueueLimits(), on_progress=told.append)
+        sockets, events = ClientSockets(), []
+        client = EngineClient(sockets, QueueLimits(), on_progress=events.append)
         with pytest.raises(EngineDeadError, match="has not been loaded yet"):
             client.generate([1], params(1))
         thread = EngineThread(sockets.folder, build)
         with pytest.raises(EngineStartError, match="no such branch"):
             await client.ready()
-        assert [(p.phase, p.percent) for p in told] == [
+        assert [(p.phase, p.percent) for p in events] == [
             ("downloading", 43.0),
             ("preparing kernels", None),
         ]

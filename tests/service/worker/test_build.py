@@ -171,11 +171,11 @@ def settings_of(tiny_repo: TinyRepositories, **settings: object) -> WorkerSettin
 
 
 def test_built_engine_is_whole_and_described(tiny_repo: TinyRepositories):
-    told: list[tuple[str, float | None]] = []
+    reported: list[tuple[str, float | None]] = []
     built = build_engine(
         settings_of(tiny_repo),
         LoadRequest(),
-        lambda phase, percent=None, load_attempt=None: told.append((phase, percent)),
+        lambda phase, percent=None, load_attempt=None: reported.append((phase, percent)),
     )
     assert built.engine.limits.vocab_size == 512
     description = ModelDescription.decode(built.model_description)
@@ -184,7 +184,7 @@ def test_built_engine_is_whole_and_described(tiny_repo: TinyRepositories):
     assert description.quantization.startswith("gptq 4-bit")
     assert description.defaults.stop_token_ids == {1, 3}
     assert description.model_type == "llama"
-    phases = [phase for phase, _ in told]
+    phases = [phase for phase, _ in reported]
     assert phases[:2] == ["choosing the variant", "finding the files"]
     assert "preparing kernels" in phases
     assert phases[-3:] == ["self-test", "building the engine", "self-test"]
@@ -296,14 +296,14 @@ def test_the_cache_shrinks_as_the_context_does(loaded, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (MemoryError(), "there is not enough memory: MemoryError; free memory"),
         (NotEnoughMemoryError("weights 4 GB, free 3 GB"), "weights 4 GB, free 3 GB"),
     ],
 )
-def test_what_a_library_says_of_memory_is_told_with_what_to_do(error, told):
-    assert reason_of(error).startswith(told)
+def test_what_a_library_says_of_memory_is_told_with_what_to_do(error, message):
+    assert reason_of(error).startswith(message)
 
 
 def test_attempt_at_a_chosen_branch_loads_that_one(tiny_repo):
