@@ -3,10 +3,12 @@
 Decides when an engine is started and when it is given up; how one is started is its source's to
 know. Touched from the event loop only.
 
-    UNLOADED ──load──▶ LOADING ──▶ SERVING ◀──▶ DRAINING          (no new work; nothing is ended)
-        ▲                 │           │ engine ends
-        │                 ▼           ▼
-    UNLOADING         FAILED ◀── RESTARTING ──▶ SERVING
+    UNLOADED ──load──▶ LOADING ──▶ SERVING ◀──load, drain──▶ DRAINING
+        ▲                 │           │ the engine's process ends, its step passes the deadline,
+        │ unload, or idle │           │ or it is not heard of for as long
+    UNLOADING             ▼           ▼
+        ▲               FAILED ◀── RESTARTING ──▶ SERVING       how soon: `service.variants.restarts`
+        └── from any        after too many, or where another try would end the same way
 """
 
 from __future__ import annotations
