@@ -7,7 +7,7 @@ know. Touched from the event loop only.
         ▲                 │           │ the engine's process ends, its step passes the deadline,
         │ unload, or idle │           │ or it is not heard of for as long
     UNLOADING             ▼           ▼
-        ▲               FAILED ◀── RESTARTING ──▶ SERVING       how soon: `service.variants.restarts`
+        ▲               FAILED ◀── RESTARTING ──▶ SERVING    how soon: `service.variants.restarts`
         └── from any        after too many, or where another try would end the same way
 """
 
