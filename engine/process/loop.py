@@ -79,11 +79,9 @@ class SteppedEngine(Protocol):
     def abort(self, sequence_id: int) -> None:
         """End a sequence without further output; unknown ones are left alone."""
 
-    def step(self) -> list[StepOutput]:
-        """Advance."""
+    def step(self) -> list[StepOutput]: ...
 
-    def statistics(self) -> EngineStatistics:
-        """Count."""
+    def statistics(self) -> EngineStatistics: ...
 
 
 class Ending(enum.Enum):
@@ -160,21 +158,17 @@ class HeartbeatThread:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Begin to send."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Send no more."""
         self._is_stopping.set()
         self._thread.join()
 
     def step_begins(self) -> None:
-        """Note that a step is under way."""
         self._num_steps += 1
         self._step = self._num_steps
 
     def step_ends(self) -> None:
-        """Note that none is."""
         self._step = None
 
     def _run(self) -> None:

@@ -121,7 +121,6 @@ class EngineClient:
 
     @property
     def num_open_sequences(self) -> int:
-        """Count the sequences that have not ended."""
         return len(self._streams)
 
     async def ready(self) -> Ready:

@@ -27,12 +27,10 @@ class Outbox:
         return self._work.number
 
     def submit(self, request: SequenceRequest) -> None:
-        """Have a sequence run."""
         self._flush_soon()
         self._work.requests.append(request)
 
     def abort(self, sequence_id: int) -> None:
-        """Have a sequence ended."""
         self._flush_soon()
         self._work.aborted.append(sequence_id)
 

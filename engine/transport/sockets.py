@@ -144,7 +144,6 @@ class EventSocket:
         self._events = _connect(zmq.PUSH, folder / _EVENTS)
 
     def send(self, event: EngineEvent) -> None:
-        """Tell the client something."""
         self._events.send(encode(event))
 
     def close(self) -> None:

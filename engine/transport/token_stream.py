@@ -60,7 +60,6 @@ class TokenStream:
             self._abort(self.sequence_id)
 
     def push(self, output: TokenOutput) -> None:
-        """Take a token."""
         self._outputs.append(output)
         if output.finish_reason is not None:
             self._is_over = True

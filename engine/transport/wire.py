@@ -82,13 +82,11 @@ class SequenceFailed(msgspec.Struct, frozen=True, array_like=True):
 
     @classmethod
     def of(cls, sequence_id: int, error: EngineError) -> SequenceFailed:
-        """Describe an error."""
         retry_after_s = error.retry_after_s if isinstance(error, QueueFullError) else None
         return cls(sequence_id, type(error).__name__, str(error), retry_after_s)
 
     @property
     def error(self) -> EngineError:
-        """Make the error again."""
         if self.retry_after_s is not None:
             return QueueFullError(self.message, retry_after_s=self.retry_after_s)
         return _ERRORS.get(self.kind, EngineError)(self.message)

@@ -50,11 +50,9 @@ class _Uvicorn(uvicorn.Server):
 class Engines(Protocol):
     """What is started and ended with the server: `service.variants.supervisor.Supervisor`."""
 
-    def start(self) -> None:
-        """Begin to load."""
+    def start(self) -> None: ...
 
-    async def close(self) -> None:
-        """End all that runs."""
+    async def close(self) -> None: ...
 
 
 class Server:

@@ -115,7 +115,6 @@ class EngineProcess:
 
     @property
     def pid(self) -> int:
-        """The engine's process."""
         return self._process.pid
 
     async def ended(self) -> str:
@@ -174,7 +173,6 @@ class EngineInThread:
 
     @property
     def pid(self) -> int:
-        """This process."""
         return os.getpid()
 
     @property

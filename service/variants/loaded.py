@@ -56,7 +56,6 @@ class LoadedVariant:
         self._shortened = None
 
     async def start(self, on_progress: OnProgress) -> EngineHandle:
-        """Start an engine."""
 
         def note(progress: Progress) -> None:
             if progress.load_attempt is not None:

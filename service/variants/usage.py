@@ -28,7 +28,6 @@ class Usage:
 
     @contextlib.contextmanager
     def request(self) -> Iterator[None]:
-        """Count a request as open."""
         self.num_requests += 1
         try:
             yield

@@ -77,8 +77,7 @@ class VariantSource(Protocol):
     def reset(self) -> None:
         """Begin a new life of the variant: what earlier ones gave up is tried again."""
 
-    async def start(self, on_progress: Callable[[Progress], None]) -> EngineHandle:
-        """Start an engine."""
+    async def start(self, on_progress: Callable[[Progress], None]) -> EngineHandle: ...
 
     async def wait_ready(self, handle: EngineHandle) -> ServedModel:
         """Wait until a started engine serves.
@@ -155,7 +154,6 @@ class ServedVariant:
 
     @property
     def status(self) -> VariantStatus:
-        """Describe how the variant stands."""
         progress = self._progress.current
         return VariantStatus(
             name=self.name,

@@ -35,12 +35,10 @@ class LoadAttempt(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int | None = None  # tokens; None before the cache is sized
 
     def encode(self) -> EncodedLoadAttempt:
-        """Write it down for the other process."""
         return EncodedLoadAttempt(msgspec.msgpack.encode(self))
 
     @classmethod
     def decode(cls, encoded: EncodedLoadAttempt) -> LoadAttempt:
-        """Read it again."""
         return msgspec.msgpack.decode(encoded, type=cls)
 
 
@@ -59,12 +57,10 @@ class StartFailure(msgspec.Struct, frozen=True):
     self_test: SelfTestReport | None = None  # where it was made
 
     def encode(self) -> EncodedStartFailure:
-        """Write it down for the other process."""
         return EncodedStartFailure(msgspec.msgpack.encode(self))
 
     @classmethod
     def decode(cls, encoded: EncodedStartFailure) -> StartFailure:
-        """Read it again."""
         return msgspec.msgpack.decode(encoded, type=cls)
 
     @classmethod

@@ -56,10 +56,8 @@ class ModelDescription(msgspec.Struct, frozen=True, kw_only=True):
     shortened: str | None = None  # why the context is shorter than the model's own; None: it is not
 
     def encode(self) -> EncodedModelDescription:
-        """Write it down for the other process."""
         return EncodedModelDescription(msgspec.msgpack.encode(self))
 
     @classmethod
     def decode(cls, encoded: EncodedModelDescription) -> ModelDescription:
-        """Read it again."""
         return msgspec.msgpack.decode(encoded, type=cls)
