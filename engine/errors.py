@@ -21,6 +21,11 @@ EngineError
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.encoded import EncodedStartFailure
+
 
 class EngineError(Exception):
     """Root of the engine's errors."""
@@ -89,9 +94,9 @@ class EngineDeadError(EngineError):
 class EngineStartError(EngineDeadError):
     """The engine could not be started; another try would end the same way."""
 
-    def __init__(self, message: str, *, about: bytes = b"") -> None:
+    def __init__(self, message: str, *, start_failure: EncodedStartFailure | None = None) -> None:
         super().__init__(message)
-        self.about = about  # what the composition roots of both sides tell each other of it
+        self.start_failure = start_failure  # what it lacked, where another attempt may do without
 
 
 class EngineKilledError(EngineDeadError):

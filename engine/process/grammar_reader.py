@@ -40,7 +40,6 @@ class GrammarReader:
         self._readings: dict[int, _Reading] = {}  # by sequence id
 
     def begin(self, request: SequenceRequest, grammar: str) -> None:
-        """Have a request's grammar read."""
         constraint = self._thread.submit(self._read, grammar)
         self._readings[request.sequence_id] = _Reading(request, constraint)
         constraint.add_done_callback(lambda _: self._wake())

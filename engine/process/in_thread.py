@@ -36,11 +36,9 @@ class EngineThread:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the engine is gone."""
         return self._ended.is_set()
 
     async def ended(self) -> None:
-        """Wait for the thread's end."""
         await self._ended.wait()
 
     def _run(self, folder: Path, build: Callable[[ReportProgress], BuiltEngine]) -> None:

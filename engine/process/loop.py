@@ -1,8 +1,8 @@
-"""Runs an engine for a client at the other end of a socket: orders in, one report a step out.
+"""Runs an engine for a client at the other end of a socket: commands in, one report a step out.
 
-The thread that runs the loop is the only one that touches the engine. A second one beats like a
-heart, so that a step that takes long is told from one that never ends, and from a process that is
-gone.
+The thread that runs the loop is the only one that touches the engine. A second one sends a
+heartbeat, so that the client can tell a step that takes long from one that never ends, and from a
+process that is gone.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine.constraint import Constraint
+    from engine.encoded import EncodedLoadAttempt, EncodedModelDescription
     from engine.limits import SequenceLimits
     from engine.outputs import StepOutput
     from engine.request import SequenceRequest
@@ -78,23 +79,21 @@ class SteppedEngine(Protocol):
     def abort(self, sequence_id: int) -> None:
         """End a sequence without further output; unknown ones are left alone."""
 
-    def step(self) -> list[StepOutput]:
-        """Advance."""
+    def step(self) -> list[StepOutput]: ...
 
-    def statistics(self) -> EngineStatistics:
-        """Count."""
+    def statistics(self) -> EngineStatistics: ...
 
 
 class Ending(enum.Enum):
-    """How an engine came to its end; the client has been told, and the log."""
+    """How an engine came to its end; the client knows, and the log says so."""
 
-    STOPPED = "as told"
+    STOPPED = "stopped"
     NOT_STARTED = "not started"  # for a reason that another try would meet again
     DIED = "died"
 
 
 def serve(folder: Path, build: Callable[[ReportProgress], BuiltEngine]) -> Ending:
-    """Build an engine and run it for the client that listens in `folder`, until told to end.
+    """Build an engine and run it for the client that listens in `folder`, until it is to end.
 
     build: raises EngineStartError for what the client shall read.
     """
@@ -103,13 +102,15 @@ def serve(folder: Path, build: Callable[[ReportProgress], BuiltEngine]) -> Endin
     heartbeat.start()
     try:
         built = build(
-            lambda phase, percent=None, about=b"": sockets.send(Progress(phase, percent, about))
+            lambda phase, percent=None, load_attempt=None: sockets.send(
+                Progress(phase, percent, load_attempt)
+            )
         )
         limits = built.engine.limits
-        sockets.send(Ready(limits.vocab_size, limits.max_model_len, built.about))
+        sockets.send(Ready(limits.vocab_size, limits.max_model_len, built.model_description))
         EngineLoop(built.engine, sockets, heartbeat).run()
     except EngineStartError as error:
-        sockets.send(StartFailed(str(error), error.about))
+        sockets.send(StartFailed(str(error), error.start_failure))
         return Ending.NOT_STARTED
     except Exception as error:
         log.exception("engine_failed")
@@ -125,8 +126,13 @@ def serve(folder: Path, build: Callable[[ReportProgress], BuiltEngine]) -> Endin
 class ReportProgress(Protocol):
     """Tells the client how far loading has come."""
 
-    def __call__(self, phase: str, percent: float | None = None, about: bytes = b"") -> None:
-        """Name the phase; percent: of the phase, where it can be told; about: as in `Ready`."""
+    def __call__(
+        self,
+        phase: str,
+        percent: float | None = None,
+        load_attempt: EncodedLoadAttempt | None = None,
+    ) -> None:
+        """Name the phase; see `Progress`, which carries it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +140,14 @@ class BuiltEngine:
     """An engine, and what the client's side shall know of its model."""
 
     engine: SteppedEngine
-    about: bytes
+    model_description: EncodedModelDescription
 
 
 class HeartbeatThread:
     """Tells the client, from its own thread, that the process lives and since when it steps.
 
-    Counted in beats, not by the clock: one that was frozen, as containers can be, has not stepped.
+    Counted in heartbeats, not by the clock: one that was frozen, as containers can be, has not
+    stepped.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -148,24 +155,20 @@ class HeartbeatThread:
         self._num_steps = 0
         self._step: int | None = None  # the number of the one under way
         self._is_stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Begin to beat."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Beat no more."""
         self._is_stopping.set()
         self._thread.join()
 
     def step_begins(self) -> None:
-        """Note that a step is under way."""
         self._num_steps += 1
         self._step = self._num_steps
 
     def step_ends(self) -> None:
-        """Note that none is."""
         self._step = None
 
     def _run(self) -> None:
@@ -195,14 +198,14 @@ class EngineLoop:
         self._is_stopping = False
 
     def run(self) -> None:
-        """Step while there is work, sleep while there is none, return when told to."""
+        """Step while there is work, sleep while there is none, return when it shall stop."""
         self._report([], [])
         while self._take_commands():
             self._step()
         self._grammars.close()
 
     def _take_commands(self) -> bool:
-        """Follow the orders that have come, waiting for one where nothing else is to be done.
+        """Carry out the commands that have come; wait for one where nothing else is to be done.
 
         Returns False once the loop is to end.
         """

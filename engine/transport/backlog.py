@@ -1,7 +1,7 @@
 """What waits at an engine, as its client knows it, so that overload is refused at once.
 
-The engine may be in the middle of a long step, so its client decides: by what the engine last told,
-and what was sent since. That is never less than the truth.
+The engine may be in the middle of a long step, so its client decides: by what the engine last
+reported, and what was sent since. That is never less than the truth.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Backlog:
             max_queued_tokens=limits.max_queued_tokens,
             max_wait_s=limits.max_queue_wait_s,
         )
-        # As the engine last told.
+        # As the engine last reported.
         self._num_reported_seqs = 0
         self._num_reported_tokens = 0
         self._num_free_slots = 0

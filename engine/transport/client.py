@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING
 import msgspec
 import structlog
 
-from engine.errors import EngineDeadError, EngineError, EngineStartError
+from engine.errors import EngineDeadError, EngineStartError
 from engine.limits import SequenceLimits
 from engine.request import SequenceRequest, Terms
 from engine.transport.backlog import Backlog, QueueLimits
+from engine.transport.outbox import Outbox
+from engine.transport.token_stream import TokenStream
 from engine.transport.wire import (
     CheckIntegrity,
     EngineFailed,
@@ -32,18 +34,16 @@ from engine.transport.wire import (
     Shutdown,
     StartFailed,
     StepReport,
-    Work,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from engine.outputs import TokenLogprobs, TokenOutput
     from engine.sampling_params import SamplingParams
     from engine.statistics import EngineStatistics
     from engine.transport.sockets import ClientSockets
-    from engine.transport.wire import EngineEvent
+    from engine.transport.wire import EngineEvent, Work
 
 log = structlog.get_logger(__name__)
 
@@ -64,86 +64,6 @@ class Submission:
     params: SamplingParams
     group: int | None = None  # of sequences with the same prompt
     grammar: str | None = None  # what the answer must follow
-
-
-class TokenStream:
-    """The tokens of one sequence, in order; the last one carries a finish_reason.
-
-    Raises `EngineDeadError` if the engine stops before the sequence has ended, another
-    `EngineError` if the sequence alone failed. Closing it, cancelling whoever waits for it, or
-    letting go of it aborts the sequence.
-    """
-
-    def __init__(self, client: EngineClient, sequence_id: int) -> None:
-        self.sequence_id = sequence_id
-        # What was asked for of the prompt, complete before the first token comes.
-        self.prompt_logprobs: list[TokenLogprobs] = []
-        self._client = client
-        self._outputs: list[TokenOutput] = []
-        self._error: EngineError | None = None  # comes after the outputs
-        self._is_over = False  # nothing more will come
-        self._waiter: asyncio.Future[None] | None = None
-
-    def __aiter__(self) -> TokenStream:
-        return self
-
-    async def __anext__(self) -> TokenOutput:
-        """Wait for the next token."""
-        if not self._outputs:
-            await self._wait()
-        if not self._outputs:
-            raise StopAsyncIteration
-        return self._outputs.pop(0)
-
-    async def take(self) -> list[TokenOutput]:
-        """Wait for tokens, and return all that have come; none once the sequence has ended."""
-        if not self._outputs:
-            await self._wait()
-        outputs = self._outputs
-        self._outputs = []
-        return outputs
-
-    async def aclose(self) -> None:
-        """Abort the sequence if it still runs; return at once."""
-        self._outputs.clear()
-        self._error = None
-        if not self._is_over:
-            self._client.abort(self.sequence_id)
-
-    def push(self, output: TokenOutput) -> None:
-        """Take a token."""
-        self._outputs.append(output)
-        if output.finish_reason is not None:
-            self._is_over = True
-        if self._waiter is not None:
-            self._wake()
-
-    def end(self, error: EngineError | None = None) -> None:
-        """Take note that nothing more will come."""
-        self._is_over = True
-        self._error = error
-        self._wake()
-
-    async def _wait(self) -> None:
-        """Wait until there is something to give, or nothing more will come."""
-        if self._waiter is not None:
-            raise RuntimeError(f"two tasks wait for the tokens of sequence {self.sequence_id}")
-        if not self._is_over:
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            except asyncio.CancelledError:
-                await self.aclose()
-                raise
-            finally:
-                self._waiter = None
-        if not self._outputs and self._error is not None:
-            error, self._error = self._error, None
-            raise error
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
 
 class EngineClient:
@@ -170,7 +90,7 @@ class EngineClient:
         # Weak: a stream that nobody holds any more is found missing, and its sequence aborted.
         self._streams: weakref.WeakValueDictionary[int, TokenStream] = weakref.WeakValueDictionary()
         self._backlog = Backlog(limits)
-        self._work = Work(1, [], [])  # for the next message
+        self._outbox = Outbox(self._send)
         self._checks: list[asyncio.Future[IntegrityReport]] = []
         self._loop.add_reader(sockets.fileno, self._read)
 
@@ -201,7 +121,6 @@ class EngineClient:
 
     @property
     def num_open_sequences(self) -> int:
-        """Count the sequences that have not ended."""
         return len(self._streams)
 
     async def ready(self) -> Ready:
@@ -226,8 +145,7 @@ class EngineClient:
         for submission in submissions:
             limits.check(submission.prompt_token_ids, submission.params)
         lengths = [len(submission.prompt_token_ids) for submission in submissions]
-        self._backlog.enter(self._work.number, lengths)
-        self._send_soon()
+        self._backlog.enter(self._outbox.number, lengths)
         return [self._open_stream(submission, terms) for submission in submissions]
 
     def abort(self, sequence_id: int) -> None:
@@ -235,11 +153,11 @@ class EngineClient:
         stream = self._streams.pop(sequence_id, None)
         if stream is None:  # ended already
             return
-        self._notify_aborted(sequence_id)
+        self._outbox.abort(sequence_id)
         stream.end()
 
     async def check_integrity(self) -> IntegrityReport:
-        """Ask the engine whether its books are right. Raises EngineDeadError."""
+        """Ask the engine whether its accounting is right. Raises EngineDeadError."""
         self._limits_alive()
         answer: asyncio.Future[IntegrityReport] = self._loop.create_future()
         self._checks.append(answer)
@@ -247,13 +165,13 @@ class EngineClient:
         return await answer
 
     def shut_down(self) -> bool:
-        """Tell the engine to end after its step; False where it cannot be told."""
+        """Tell the engine to end after its step; False where it cannot be reached."""
         return not self._is_closed and self._sockets.send(Shutdown())
 
     async def drain_messages(self) -> None:
         """Wait, for a moment, until all has come that an engine said before it ended.
 
-        What it died of is in its last words, and an end is noticed sooner than they arrive.
+        What it died of is in its last message, and an end is noticed sooner than that arrives.
         """
         deadline = time.monotonic() + _DRAIN_S
         while not (self._is_closed or self._sockets.peer_disconnected()):
@@ -297,27 +215,16 @@ class EngineClient:
             timeout_s=terms.timeout_s,
             grammar=submission.grammar,
         )
-        stream = TokenStream(self, request.sequence_id)
+        stream = TokenStream(request.sequence_id, self.abort)
         self._streams[request.sequence_id] = stream
-        self._work.requests.append(request)
+        self._outbox.submit(request)
         return stream
 
-    def _send_soon(self) -> None:
-        """Have what this turn of the event loop brings sent at its end."""
-        if not (self._work.requests or self._work.aborted):
-            self._loop.call_soon(self._send)
-
-    def _send(self) -> None:
-        work = self._work
-        self._work = Work(work.number + 1, [], [])
+    def _send(self, work: Work) -> None:
         if self._is_closed:
             return
         if not self._sockets.send(work) and self._death is None:
             self._die(EngineDeadError("the engine cannot be reached"))
-
-    def _notify_aborted(self, sequence_id: int) -> None:
-        self._send_soon()
-        self._work.aborted.append(sequence_id)
 
     def _read(self) -> None:
         """Take in what has come."""
@@ -353,7 +260,7 @@ class EngineClient:
             case Ready():
                 self._begin(event)
             case StartFailed():
-                self._die(EngineStartError(event.reason, about=event.about))
+                self._die(EngineStartError(event.reason, start_failure=event.start_failure))
             case IntegrityReport():
                 self._answer_check(event)
             case EngineFailed():
@@ -381,7 +288,7 @@ class EngineClient:
             stream = streams.get(output.sequence_id)
             if stream is None:
                 if output.finish_reason is None:
-                    self._notify_aborted(output.sequence_id)
+                    self._outbox.abort(output.sequence_id)
                 continue
             stream.push(output)
             if output.finish_reason is not None:
@@ -394,7 +301,7 @@ class EngineClient:
         self._death = error
         if not self._ready.done():
             self._ready.set_exception(error)
-            self._ready.exception()  # whoever did not wait for it need not be told
+            self._ready.exception()  # whoever did not wait for it need not know
         for check in self._checks:
             if not check.done():
                 check.set_exception(error)

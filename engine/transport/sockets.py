@@ -101,7 +101,7 @@ class EngineSockets:
     """The engine's end; belongs to one thread, but for `send` and `wake`."""
 
     def __init__(self, folder: Path) -> None:
-        # In this order, so that whoever is heard of can be told things, too.
+        # Commands first, so that whoever sends events can already receive them.
         self._commands = _connect(zmq.PULL, folder / _COMMANDS)
         self._events = _connect(zmq.PUSH, folder / _EVENTS)
         self._lock = threading.Lock()
@@ -144,7 +144,6 @@ class EventSocket:
         self._events = _connect(zmq.PUSH, folder / _EVENTS)
 
     def send(self, event: EngineEvent) -> None:
-        """Tell the client something."""
         self._events.send(encode(event))
 
     def close(self) -> None:

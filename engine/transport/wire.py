@@ -11,6 +11,11 @@ from typing import TypeAlias
 import msgspec
 
 from engine import errors
+from engine.encoded import (
+    EncodedLoadAttempt,
+    EncodedModelDescription,
+    EncodedStartFailure,
+)
 from engine.errors import EngineError, QueueFullError
 from engine.outputs import PromptLogprobs, TokenOutput
 from engine.request import SequenceRequest
@@ -48,8 +53,8 @@ class Progress(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """How far loading has come."""
 
     phase: str  # for people; an open list: "downloading", "preparing kernels", …
-    percent: float | None = None  # of the phase, where it can be told
-    about: bytes = b""  # as in `Ready`: what is known of the model so far
+    percent: float | None = None  # of the phase, where it is known
+    load_attempt: EncodedLoadAttempt | None = None  # what is tried, each time more is known of it
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -57,14 +62,14 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
     vocab_size: int
     max_model_len: int
-    about: bytes  # what the composition roots of both sides tell each other of the model
+    model_description: EncodedModelDescription
 
 
 class StartFailed(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Loading failed for a reason that another try would meet again."""
 
     reason: str
-    about: bytes = b""  # as in Ready, where there is more to tell
+    start_failure: EncodedStartFailure | None = None  # where another attempt may do without it
 
 
 class SequenceFailed(msgspec.Struct, frozen=True, array_like=True):
@@ -77,13 +82,11 @@ class SequenceFailed(msgspec.Struct, frozen=True, array_like=True):
 
     @classmethod
     def of(cls, sequence_id: int, error: EngineError) -> SequenceFailed:
-        """Describe an error."""
         retry_after_s = error.retry_after_s if isinstance(error, QueueFullError) else None
         return cls(sequence_id, type(error).__name__, str(error), retry_after_s)
 
     @property
     def error(self) -> EngineError:
-        """Make the error again."""
         if self.retry_after_s is not None:
             return QueueFullError(self.message, retry_after_s=self.retry_after_s)
         return _ERRORS.get(self.kind, EngineError)(self.message)

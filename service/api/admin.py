@@ -7,7 +7,7 @@ each route but `check` begins what it is asked for, answers 202, and the list te
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import structlog
 from fastapi import APIRouter
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 ACCEPTED = 202
+Body = TypeVar("Body", bound=StrictModel)
 
 
 class VariantRegistry(Protocol):
@@ -91,102 +92,109 @@ class NewModel(StrictModel):
 
 def admin_router(administration: Administration, context: ApiContext) -> APIRouter:
     """Return the routes."""
+    routes = AdminRoutes(administration, context)
     router = APIRouter(prefix="/admin/models")
-    variants = administration.variants
+    router.get("", response_class=Response)(routes.list_variants)
+    for path, endpoint, body in (
+        ("/load", routes.load, NewModel),
+        ("/swap", routes.swap, NewModel),
+        ("/drain", routes.drain, NamedModel),
+        ("/unload", routes.unload, NamedModel),
+        ("/remove", routes.remove, NamedModel),
+        ("/check", routes.check, NamedModel),
+    ):
+        router.post(path, response_class=Response, openapi_extra=json_body(body))(endpoint)
+    return router
 
-    async def read_name(http_request: Request) -> str:
-        request = await read_request(
-            http_request,
-            NamedModel,
-            limits=context.limits,
-            max_body_bytes=context.max_body_bytes,
-        )
-        return request.model
 
-    async def read_new(http_request: Request) -> NewModel:
-        return await read_request(
-            http_request, NewModel, limits=context.limits, max_body_bytes=context.max_body_bytes
-        )
+class AdminRoutes:
+    """One method a route; their docstrings are what /openapi.json says of them."""
 
-    def begun(name: str, action: str) -> Response:
-        log.info("admin_request", action=action, model=name)
-        return JsonResponse(describe_status(variants.require(name).status), ACCEPTED)
+    def __init__(self, administration: Administration, context: ApiContext) -> None:
+        self._variants = administration.variants
+        self._make_variant = administration.make_variant
+        self._context = context
 
-    @router.get("", response_class=Response)
-    async def list_variants() -> Response:
+    async def list_variants(self) -> Response:
         """List the variants: what each is doing, and why."""
         data = [
             {
                 **describe_status(status),
                 "role": role,
-                "failed_swap": variants.failed_swap(status.name),
+                "failed_swap": self._variants.failed_swap(status.name),
             }
-            for status, role in variants.roles()
+            for status, role in self._variants.roles()
         ]
         return JsonResponse({"data": data})
 
-    @router.post("/load", response_class=Response, openapi_extra=json_body(NewModel))
-    async def load(http_request: Request) -> Response:
+    async def load(self, http_request: Request) -> Response:
         """Load a variant: one more if `variant` is given, else one that is served already."""
-        request = await read_new(http_request)
-        if request.variant is None:
-            if request.settings:
-                raise InvalidFieldError(
-                    "settings: they are for a new variant, which `variant` names; swap one that"
-                    " is served",
-                    param="settings",
-                )
-            variants.require(request.model).load()
+        request = await self._read(http_request, NewModel)
+        if request.variant is not None:
+            self._variants.add(self._make(request))
+        elif request.settings:
+            raise InvalidFieldError(
+                "settings: they are for a new variant, which `variant` names; swap one that"
+                " is served",
+                param="settings",
+            )
         else:
-            variants.add(make(request))
-        return begun(request.model, "load")
+            self._variants.require(request.model).load()
+        return self._begun(request.model, "load")
 
-    @router.post("/swap", response_class=Response, openapi_extra=json_body(NewModel))
-    async def swap(http_request: Request) -> Response:
+    async def swap(self, http_request: Request) -> Response:
         """Load a variant beside the one of this name; it takes over once it serves."""
-        request = await read_new(http_request)
-        variants.swap(make(request))
-        return begun(request.model, "swap")
+        request = await self._read(http_request, NewModel)
+        self._variants.swap(self._make(request))
+        return self._begun(request.model, "swap")
 
-    @router.post("/drain", response_class=Response, openapi_extra=json_body(NamedModel))
-    async def drain(http_request: Request) -> Response:
+    async def drain(self, http_request: Request) -> Response:
         """Send a variant no new work; `load` lifts that."""
-        name = await read_name(http_request)
-        variants.require(name).drain()
-        return begun(name, "drain")
+        name = await self._read_name(http_request)
+        self._variants.require(name).drain()
+        return self._begun(name, "drain")
 
-    @router.post("/unload", response_class=Response, openapi_extra=json_body(NamedModel))
-    async def unload(http_request: Request) -> Response:
+    async def unload(self, http_request: Request) -> Response:
         """Drain a variant, then end its engine."""
-        name = await read_name(http_request)
-        variants.unload(name)
-        return begun(name, "unload")
+        name = await self._read_name(http_request)
+        self._variants.unload(name)
+        return self._begun(name, "unload")
 
-    @router.post("/remove", response_class=Response, openapi_extra=json_body(NamedModel))
-    async def remove(http_request: Request) -> Response:
+    async def remove(self, http_request: Request) -> Response:
         """Forget a variant that is not loaded."""
-        name = await read_name(http_request)
-        variants.remove(name)
+        name = await self._read_name(http_request)
+        self._variants.remove(name)
         log.info("admin_request", action="remove", model=name)
         return JsonResponse({"removed": name})
 
-    @router.post("/check", response_class=Response, openapi_extra=json_body(NamedModel))
-    async def check(http_request: Request) -> Response:
+    async def check(self, http_request: Request) -> Response:
         """Check the engine's books: all that was handed out must be back where it is idle."""
-        name = await read_name(http_request)
-        report = await variants.require(name).require_served().engine.check_integrity()
+        name = await self._read_name(http_request)
+        report = await self._variants.require(name).require_served().engine.check_integrity()
         return JsonResponse({"is_idle": report.is_idle, "problem": report.problem})
 
-    def make(request: NewModel) -> ServedVariant:
+    async def _read_name(self, http_request: Request) -> str:
+        return (await self._read(http_request, NamedModel)).model
+
+    async def _read(self, http_request: Request, kind: type[Body]) -> Body:
+        context = self._context
+        return await read_request(
+            http_request, kind, limits=context.limits, max_body_bytes=context.max_body_bytes
+        )
+
+    def _begun(self, name: str, action: str) -> Response:
+        """Answer that what was asked for has begun."""
+        log.info("admin_request", action=action, model=name)
+        return JsonResponse(describe_status(self._variants.require(name).status), ACCEPTED)
+
+    def _make(self, request: NewModel) -> ServedVariant:
         if request.variant is None:
             raise InvalidFieldError("variant: required, and missing", param="variant")
         own = {"variant": request.variant, "served_model_name": request.model}
         try:
-            return administration.make_variant({**request.settings, **own})
+            return self._make_variant({**request.settings, **own})
         except SettingsError as error:
             raise InvalidFieldError(str(error), param="settings") from error
-
-    return router
 
 
 def describe_status(status: VariantStatus) -> dict[str, object]:

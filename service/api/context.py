@@ -19,8 +19,7 @@ class Models(Protocol):
     """The served variants; `service.variants.supervisor.Supervisor` has them."""
 
     @property
-    def statuses(self) -> list[VariantStatus]:
-        """How each variant stands."""
+    def statuses(self) -> list[VariantStatus]: ...
 
     def find(self, name: str) -> tuple[VariantStatus, ServedModel | None]:
         """Return how a variant stands, and its model while it is loaded.

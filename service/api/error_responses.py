@@ -48,7 +48,7 @@ INVALID = "invalid_request_error"
 
 @dataclass(frozen=True, slots=True)
 class ErrorForm:
-    """How a kind of error is told."""
+    """How clients see a kind of error."""
 
     status: int
     type: str
@@ -83,7 +83,7 @@ UNEXPECTED = ErrorForm(500, "server_error", "internal_error")
 
 
 def error_form(error: Exception) -> ErrorForm:
-    """Find how an error is told: by its class, else the nearest one above."""
+    """Find how clients see an error: by its class, else the nearest one above."""
     return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), UNEXPECTED)
 
 

@@ -50,10 +50,9 @@ def hub_access(cache_dir: Path | None, token: str | None, shown: ProgressDisplay
     set_up_logs(settings.model_copy(update={"log_level": "warning"}))
     # The loaders log what is tried again; the client would log it once more.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    secret = settings.hub_token
     return HubAccess(
         cache_dir=settings.cache_dir or default_hub_cache(),
-        token=None if secret is None else secret.get_secret_value(),
+        token=settings.hub_token_value,
         on_progress=shown.on_progress,
         on_wait=shown.on_wait,
     )

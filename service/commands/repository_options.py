@@ -59,10 +59,9 @@ def find_named_variants(spec: VariantSpec, settings: Settings) -> Sequence[Varia
     """List the variants that a name means. Raises LoadError."""
     from loaders.catalogue.find import find_variants
 
-    token = settings.hub_token
     return find_variants(
         spec,
         cache_dir=settings.cache_dir,
-        token=None if token is None else token.get_secret_value(),
+        token=settings.hub_token_value,
         local_files_only=settings.local_files_only,
     )

@@ -71,8 +71,7 @@ class Facts:
     @property
     def token(self) -> str | None:
         """The hub's token that was set."""
-        token = self._settings.hub_token
-        return None if token is None else token.get_secret_value()
+        return self._settings.hub_token_value
 
     @property
     def cache_dir(self) -> Path:

@@ -61,11 +61,10 @@ def find_needs(settings: WorkerSettings) -> Needs:
     Raises LoadError.
     """
     spec = parse_spec(settings.variant or "")
-    token = settings.hub_token
     variants = find_variants(
         spec,
         cache_dir=settings.cache_dir,
-        token=None if token is None else token.get_secret_value(),
+        token=settings.hub_token_value,
         local_files_only=settings.local_files_only,
     )
     choice = plan_here(variants, settings, settings.device)

@@ -65,7 +65,6 @@ class Lifecycle:
 
     @property
     def uptime_s(self) -> float:
-        """Seconds since the process began."""
         return time.monotonic() - self._started
 
     @property

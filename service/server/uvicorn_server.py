@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 
 CHECK_INTERVAL_S = 0.05  # how often the end of a drain and a dead engine are looked for
 IDLE_LIMIT_S = 30  # a connection without a request is closed after this
-LAST_WORDS_S = 0.5  # for the error events of requests that were cut off
+ERROR_EVENTS_S = 0.5  # for the error events of requests that were cut off
 CLOSING_LIMIT_S = 1  # for uvicorn's own end; then whoever still stalls is dropped
 ENDING_LIMIT_S = 1  # for engines in the middle of a step, or of loading
 FAILED = 1  # exit code where no model can answer any more
@@ -50,11 +50,9 @@ class _Uvicorn(uvicorn.Server):
 class Engines(Protocol):
     """What is started and ended with the server: `service.variants.supervisor.Supervisor`."""
 
-    def start(self) -> None:
-        """Begin to load."""
+    def start(self) -> None: ...
 
-    async def close(self) -> None:
-        """End all that runs."""
+    async def close(self) -> None: ...
 
 
 class Server:
@@ -132,7 +130,7 @@ class Server:
         else:
             log.error("no_model_can_answer", outcome="this process ends")
             self._exit_code = FAILED
-            await self._drain(LAST_WORDS_S)
+            await self._drain(ERROR_EVENTS_S)
         self._uvicorn.should_exit = True
 
     async def _drain(self, limit_s: float) -> None:
@@ -141,7 +139,7 @@ class Server:
             return
         num_cut = self._lifecycle.cut_off()
         log.warning("requests_cut_off", requests=num_cut, limit_s=limit_s)
-        await self._all_ended(LAST_WORDS_S)
+        await self._all_ended(ERROR_EVENTS_S)
 
     async def _all_ended(self, limit_s: float) -> bool:
         """Wait until no request is open, at most so long; return whether none is."""

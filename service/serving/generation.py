@@ -105,7 +105,6 @@ class Generation:
 
     @property
     def num_choices(self) -> int:
-        """Count the answers asked for."""
         return len(self._streams)
 
     @property

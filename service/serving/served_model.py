@@ -49,18 +49,18 @@ class TokenEngine(Protocol):
 
     @property
     def statistics(self) -> EngineStatistics | None:
-        """What it last told of itself."""
+        """What it last reported of itself."""
 
     def submit(self, submissions: Sequence[Submission], *, terms: Terms) -> Sequence[TokenStream]:
         """Check and submit at once, all or none; raise EngineError if they cannot run."""
 
     async def check_integrity(self) -> IntegrityReport:
-        """Ask it whether its books are right."""
+        """Ask it whether its accounting is right."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What an answer came from, as clients are told."""
+    """What an answer came from, as clients see it."""
 
     revision: str  # the commit, else the branch, else what kind of thing it is
     quantization: str

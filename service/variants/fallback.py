@@ -40,7 +40,7 @@ class FallbackPolicy:
     def __init__(self, settings: WorkerSettings) -> None:
         self.load_request = LoadRequest()
         self._settings = settings
-        self._attempt: LoadAttempt | None = None  # the last one told
+        self._attempt: LoadAttempt | None = None  # the last one reported
         self._is_ours = False  # whether the settings leave the branch to us
         self._left: list[str] = []  # branches, and why
         self._given_up: list[str] = []  # with the branch that is tried now
@@ -53,7 +53,7 @@ class FallbackPolicy:
 
     @property
     def attempt(self) -> LoadAttempt | None:
-        """What the last engine told that it tries."""
+        """What the last engine reported that it tries."""
         return self._attempt
 
     def note(self, attempt: LoadAttempt) -> None:
@@ -78,7 +78,7 @@ class FallbackPolicy:
         self._num_kills = 0
 
     def next_attempt(self, error: EngineDeadError) -> str | None:
-        """Take the next rung after an engine that never served; return what it gives up, if any.
+        """Choose the next attempt after an engine that never served; return what it gives up.
 
         None where nothing else is left to try, or nothing else would help: neither does it after an
         engine that did not get as far as telling what it tries.
@@ -101,7 +101,7 @@ class FallbackPolicy:
 
     def _failure(self, error: EngineDeadError) -> StartFailure | None:
         if isinstance(error, EngineStartError):
-            return StartFailure.decode(error.about)
+            return StartFailure.of(error)
         if isinstance(error, EngineKilledError):
             self._num_kills += 1
             if self._num_kills >= KILLS_THAT_MEAN_OUT_OF_MEMORY:

@@ -1,7 +1,7 @@
 """Where an engine runs: in a process of its own, or in a thread of this one.
 
-A host starts one engine, notices when it ends or hangs, and ends it when told to. What to do about
-an end is `service.variants.variant`'s to decide.
+A handle starts one engine, notices when it ends or hangs, and ends it when asked to. What to do
+about an end is `service.variants.variant`'s to decide.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-STOP_LIMIT_S = 5.0  # from the order to end until the process is killed
+STOP_LIMIT_S = 5.0  # from the command to end until the process is killed
 TRACE_LIMIT_S = 1.0  # for a process that hangs to write down where
 CHECK_INTERVAL_S = 0.5  # how often a hang is looked for
 WORKER_COMMAND = ("-m", "service.worker.process")
@@ -61,7 +61,7 @@ class EngineHandle(Protocol):
     async def ended(self) -> str:
         """Wait for the engine's end, or bring it about where it hangs; return how it ended.
 
-        By then every stream that was open has been told.
+        By then every stream that was open has ended.
         """
 
     async def stop(self) -> None:
@@ -115,7 +115,6 @@ class EngineProcess:
 
     @property
     def pid(self) -> int:
-        """The engine's process."""
         return self._process.pid
 
     async def ended(self) -> str:
@@ -174,7 +173,6 @@ class EngineInThread:
 
     @property
     def pid(self) -> int:
-        """This process."""
         return os.getpid()
 
     @property
@@ -258,7 +256,7 @@ def _signal_name(number: int) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment without our own variables, which hold keys: the engine is told."""
+    """Return the environment without our own variables, which hold keys: the engine needs none."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
     return {**kept, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)}
 

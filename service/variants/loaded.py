@@ -56,11 +56,10 @@ class LoadedVariant:
         self._shortened = None
 
     async def start(self, on_progress: OnProgress) -> EngineHandle:
-        """Start an engine."""
 
         def note(progress: Progress) -> None:
-            if progress.about:
-                self._note_attempt(LoadAttempt.decode(progress.about))
+            if progress.load_attempt is not None:
+                self._note_attempt(LoadAttempt.decode(progress.load_attempt))
             on_progress(progress)
 
         return await self._start(self._fallback.load_request, note)
@@ -77,7 +76,7 @@ class LoadedVariant:
                 raise
             raise FallbackError(f"{error}; trying {given_up}") from error
         self._fallback.note_success()
-        description = ModelDescription.decode(ready.about)
+        description = ModelDescription.decode(ready.model_description)
         self._shortened = description.shortened
         text = await self._read_text(description)
         template = text.chat_template

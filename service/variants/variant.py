@@ -3,16 +3,17 @@
 Decides when an engine is started and when it is given up; how one is started is its source's to
 know. Touched from the event loop only.
 
-    UNLOADED ──load──▶ LOADING ──▶ SERVING ◀──▶ DRAINING          (no new work; nothing is ended)
-        ▲                 │           │ engine ends
-        │                 ▼           ▼
-    UNLOADING         FAILED ◀── RESTARTING ──▶ SERVING
+    UNLOADED ──load──▶ LOADING ──▶ SERVING ◀──load, drain──▶ DRAINING
+        ▲                 │           │ the engine's process ends, its step passes the deadline,
+        │ unload, or idle │           │ or it is not heard of for as long
+    UNLOADING             ▼           ▼
+        ▲               FAILED ◀── RESTARTING ──▶ SERVING    how soon: `service.variants.restarts`
+        └── from any        after too many, or where another try would end the same way
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import enum
 import time
 from dataclasses import dataclass
@@ -25,10 +26,14 @@ from loaders.errors import LoadError
 from service.errors import FallbackError, UnavailableError, VariantStateError
 from service.server.lifecycle import RETRY_AFTER_S
 from service.text.errors import TextError
+from service.variants.loading_progress import LoadingProgress
+from service.variants.restarts import RestartPolicy
+from service.variants.usage import Usage
 from service.worker_protocol.load_attempt import StartFailure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from engine.statistics import EngineStatistics
     from engine.transport.wire import Progress
@@ -38,17 +43,12 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-FIRST_DELAY_S = 0.5  # before an engine is started again; doubles while none comes to serve
-LONGEST_DELAY_S = 30.0
 FAILED_REST_S = 30.0  # until a request has one that failed tried again
-HEALTHY_S = 60.0  # an engine that served so long has made up for the deaths before it
-LOGGED_PERCENT = 10.0
-LOGGED_INTERVAL_S = 3.0
 CHECK_INTERVAL_S = 0.05  # how often the end of a drain or of a load is looked for
 
 
 class VariantState(enum.Enum):
-    """What a variant is doing; the values are what clients are told."""
+    """What a variant is doing; the values are what clients see."""
 
     UNLOADED = "unloaded"
     LOADING = "loading"
@@ -77,8 +77,7 @@ class VariantSource(Protocol):
     def reset(self) -> None:
         """Begin a new life of the variant: what earlier ones gave up is tried again."""
 
-    async def start(self, on_progress: Callable[[Progress], None]) -> EngineHandle:
-        """Start an engine."""
+    async def start(self, on_progress: Callable[[Progress], None]) -> EngineHandle: ...
 
     async def wait_ready(self, handle: EngineHandle) -> ServedModel:
         """Wait until a started engine serves.
@@ -135,14 +134,11 @@ class ServedVariant:
         self._source = source
         self._handle: EngineHandle | None = None
         self._served: ServedModel | None = None
-        self._progress: Progress | None = None
-        self._logged: Progress | None = None  # the last one that the log told of
-        self._logged_at = 0.0
+        self._progress = LoadingProgress(name)
         self._self_test: SelfTestReport | None = None
         self._reason: str | None = None
         self._num_restarts = 0
-        self._num_requests = 0
-        self._last_used = time.monotonic()
+        self._usage = Usage()
         self._task: asyncio.Task[None] | None = None
         self._unloading: asyncio.Task[None] | None = None
 
@@ -158,8 +154,7 @@ class ServedVariant:
 
     @property
     def status(self) -> VariantStatus:
-        """Describe how the variant stands."""
-        progress = self._progress
+        progress = self._progress.current
         return VariantStatus(
             name=self.name,
             variant=self._source.variant,
@@ -170,7 +165,7 @@ class ServedVariant:
             reason=self._reason,
             degraded=self._source.degraded,
             num_restarts=self._num_restarts,
-            num_requests=self._num_requests,
+            num_requests=self._usage.num_requests,
             pid=None if self._handle is None else self._handle.pid,
             statistics=None if self._served is None else self._served.engine.statistics,
             self_test=self._self_test,
@@ -203,27 +198,16 @@ class ServedVariant:
         """Return the model, or raise UnavailableError with what the variant does instead."""
         if self.state is VariantState.SERVING and self._served is not None:
             return self._served
-        if self.state is VariantState.FAILED:
-            raise UnavailableError(
-                f"{self.name} has failed; whoever runs this server finds the reason in its log",
-                retry_after_s=RETRY_AFTER_S,
-            )
-        doing = self.state.value
-        if self._progress is not None:
-            doing += f" ({self._progress.phase})"
-        raise UnavailableError(f"{self.name} is {doing}", retry_after_s=RETRY_AFTER_S)
+        raise UnavailableError(
+            _why_unavailable(self.name, self.state, self._progress.current),
+            retry_after_s=RETRY_AFTER_S,
+        )
 
-    @contextlib.contextmanager
-    def in_use(self) -> Iterator[None]:
+    def in_use(self) -> AbstractContextManager[None]:
         """Count a request as open; the variant is not unloaded meanwhile, as long as it may be."""
-        self._num_requests += 1
-        try:
-            yield
-        finally:
-            self._num_requests -= 1
-            self._last_used = time.monotonic()
+        return self._usage.request()
 
-    # ── what it is told ─────────────────────────────────────────────────────────────────────────
+    # ── what it shall do ────────────────────────────────────────────────────────────────────────
 
     def load(self) -> None:
         """Begin to load, or take work again after a drain; without effect on one that is on.
@@ -278,22 +262,20 @@ class ServedVariant:
     async def _run_engines(self) -> None:
         """Start engines, one after the other, until there is no hope."""
         self._source.reset()
-        deaths, delay_s = 0, 0.0
+        restarts = RestartPolicy(self.rules.max_restarts)
         while True:
             try:
-                served_s = await self._run_engine(is_first=deaths == 0)
+                served_s = await self._run_engine(is_first=restarts.is_first_engine)
             except FallbackError as error:
                 self._reason = str(error)
                 log.warning("degraded", model=self.name, reason=self._reason)
                 continue
             if served_s is None:
                 return
-            deaths = 1 if served_s >= HEALTHY_S else deaths + 1
-            # One that came to serve is worth waiting for; how often is bounded all the same.
-            is_worse = bool(delay_s) and not served_s
-            delay_s = min(2 * delay_s, LONGEST_DELAY_S) if is_worse else FIRST_DELAY_S
-            if deaths > self.rules.max_restarts:
-                self._reason = f"{self._reason}; given up after {deaths - 1} restarts"
+            delay_s = restarts.delay_after(served_s)
+            if delay_s is None:
+                given_up = f"given up after {self.rules.max_restarts} restarts"
+                self._reason = f"{self._reason}; {given_up}"
                 return
             log.warning("engine_restarting", model=self.name, reason=self._reason, in_s=delay_s)
             self._num_restarts += 1
@@ -303,10 +285,10 @@ class ServedVariant:
     async def _run_engine(self, *, is_first: bool) -> float | None:
         """Run one engine to its end; return how long it served, None if no other may follow.
 
-        is_first: since the variant was told to load, so that it has never got that far.
+        is_first: since the variant began to load, so that none has ever got that far.
         """
         try:
-            handle = await self._source.start(self._note_progress)
+            handle = await self._source.start(self._progress.note)
         except OSError as error:  # no memory, no descriptors, no room for another process
             self._reason = f"the engine's process could not be started: {error.strerror}"
             return 0.0
@@ -323,7 +305,7 @@ class ServedVariant:
         except EngineDeadError as error:
             self._reason = str(error)
             if isinstance(error, EngineStartError):
-                failure = StartFailure.decode(error.about)
+                failure = StartFailure.of(error)
                 self._self_test = None if failure is None else failure.self_test
                 if is_first:
                     return None
@@ -344,23 +326,21 @@ class ServedVariant:
     async def _until_ended_or_idle(self, ended: asyncio.Task[str]) -> None:
         """Wait for the engine's end; have the variant unloaded if nobody wants it any more."""
         limit_s = self.rules.idle_unload_s
-        self._last_used = time.monotonic()
-        while not ended.done():
-            wait_s = None
-            if limit_s is not None:
-                idle_s = 0.0 if self._num_requests else time.monotonic() - self._last_used
-                if idle_s >= limit_s:
-                    log.info("idle_unload", model=self.name)
-                    self.unload(drain_limit_s=limit_s, for_good=False)
-                    limit_s = None
-                    continue
-                wait_s = limit_s - idle_s
-            await asyncio.wait((ended,), timeout=wait_s)
+        self._usage.touch()
+        if limit_s is not None:
+            while not ended.done() and (idle_s := self._usage.idle_s) < limit_s:
+                await asyncio.wait((ended,), timeout=limit_s - idle_s)
+            if not ended.done():
+                log.info("idle_unload", model=self.name)
+                self.unload(drain_limit_s=limit_s, for_good=False)
+        await asyncio.wait((ended,))
 
     async def _unload(self, drain_limit_s: float) -> None:
         try:
             deadline = time.monotonic() + drain_limit_s
-            while self._num_requests and self._served is not None and time.monotonic() < deadline:
+            while self._served is not None and self._usage.num_requests:
+                if time.monotonic() >= deadline:
+                    break
                 await asyncio.sleep(CHECK_INTERVAL_S)
             if self._task is not None:
                 self._task.cancel()
@@ -377,26 +357,17 @@ class ServedVariant:
             self._reason = f"a fault of the server's own: {type(error).__name__}"
             self._enter(VariantState.FAILED)
 
-    def _note_progress(self, progress: Progress) -> None:
-        if self._is_news(progress):
-            known = {} if progress.percent is None else {"percent": round(progress.percent)}
-            log.info("loading", model=self.name, phase=progress.phase, **known)
-            self._logged, self._logged_at = progress, time.monotonic()
-        self._progress = progress
-
-    def _is_news(self, progress: Progress) -> bool:
-        """Whether the log shall tell it: each phase, and of a long one a tenth now and then."""
-        last = self._logged
-        if last is None or last.phase != progress.phase or self._progress is None:
-            return True
-        if time.monotonic() - self._logged_at < LOGGED_INTERVAL_S:
-            return False
-        return (progress.percent or 0.0) - (last.percent or 0.0) >= LOGGED_PERCENT
-
     def _enter(self, state: VariantState) -> None:
         if state is not self._state:
             log.info(state.value, model=self.name)
         self._state = state
         self._entered = time.monotonic()
         if state not in ON_ITS_WAY:
-            self._progress = None
+            self._progress.clear()
+
+
+def _why_unavailable(name: str, state: VariantState, progress: Progress | None) -> str:
+    if state is VariantState.FAILED:
+        return f"{name} has failed; whoever runs this server finds the reason in its log"
+    phase = "" if progress is None else f" ({progress.phase})"
+    return f"{name} is {state.value}{phase}"

@@ -50,11 +50,10 @@ def choose_variant(
     """
     if spec.revision is not None or spec.file is not None:
         return LoadAttempt(variant=str(spec))
-    token = settings.hub_token
     variants = find_variants(
         spec,
         cache_dir=cache_dir,
-        token=None if token is None else token.get_secret_value(),
+        token=settings.hub_token_value,
         local_files_only=local_files_only,
     )
     if not variants:

@@ -59,7 +59,7 @@ def build_engine(
 ) -> BuiltEngine:
     """Load a variant and build its engine.
 
-    Raises EngineStartError for what was foreseen; its `about` says what another attempt may mend.
+    Raises EngineStartError for what was foreseen, with what another attempt may do without.
     """
     try:
         asked = prepare(settings, load_request, report_progress)
@@ -68,7 +68,7 @@ def build_engine(
         loaded = load_variant(asked, settings, load_request, report_progress)
         config = resolve_engine_config(settings, loaded, longest=load_request.max_model_len)
         attempt = LoadAttempt(variant=str(loaded.spec), max_model_len=config.max_model_len)
-        report_progress("building the engine", about=attempt.encode())
+        report_progress("building the engine", load_attempt=attempt.encode())
         engine = Engine(loaded.model, config)
         return_freed_memory()  # what the engine's own layers replaced
         report_progress("self-test")
@@ -77,16 +77,21 @@ def build_engine(
         failure = failure_of(error, load_request)
         if failure is None and not isinstance(error, FORESEEN):
             raise
-        told = b"" if failure is None else failure.encode()
-        raise EngineStartError(reason_of(error), about=told) from error
+        raise start_error(reason_of(error), failure) from error
     memory = compare(meter, loaded, config, backend=settings.backend)
     if memory is not None and not load_request.excluded_backends:
         record(memory, loaded, Records(settings.cache_dir))
-    about = describe(loaded, memory, is_batch_invariant=settings.batch_invariant)
+    description = describe(loaded, memory, is_batch_invariant=settings.batch_invariant)
     shortened = why_shortened(
         loaded.model, config.max_model_len, settings, longest=load_request.max_model_len
     )
-    return BuiltEngine(engine, msgspec.structs.replace(about, shortened=shortened).encode())
+    return BuiltEngine(engine, msgspec.structs.replace(description, shortened=shortened).encode())
+
+
+def start_error(reason: str, failure: StartFailure | None) -> EngineStartError:
+    """Return the error that ends an attempt; failure: what another one may do without."""
+    encoded = None if failure is None else failure.encode()
+    return EngineStartError(reason, start_failure=encoded)
 
 
 def failure_of(error: Exception, load_request: LoadRequest) -> StartFailure | None:
@@ -97,7 +102,7 @@ def failure_of(error: Exception, load_request: LoadRequest) -> StartFailure | No
     if isinstance(error, BackendError) and load_request.excluded_backends:
         return StartFailure(FailureKind.SELF_TEST)  # none is left that had not failed
     if isinstance(error, EngineStartError):
-        return StartFailure.decode(error.about)
+        return StartFailure.of(error)
     return StartFailure(FailureKind.MEMORY) if is_out_of_memory(error) else None
 
 
@@ -131,8 +136,8 @@ def test_engine(engine: Engine, backend: str) -> None:
     except (EngineStartError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
-        about = StartFailure(FailureKind.SELF_TEST, suspects).encode()
-        raise EngineStartError(str(error), about=about) from error
+        failure = StartFailure(FailureKind.SELF_TEST, suspects)
+        raise start_error(str(error), failure) from error
 
 
 def self_test(engine: Engine) -> None:
@@ -207,8 +212,7 @@ def load_variant(
         local_files_only=asked.is_local,
         device=asked.device,
     )
-    report_progress("finding the files", about=attempt.encode())
-    token = settings.hub_token
+    report_progress("finding the files", load_attempt=attempt.encode())
     return load(
         parse_spec(attempt.variant),
         device=asked.device,
@@ -217,7 +221,7 @@ def load_variant(
         excluded_backends=frozenset(load_request.excluded_backends),
         self_test=True,
         cache_dir=asked.cache_dir,
-        token=None if token is None else token.get_secret_value(),
+        token=settings.hub_token_value,
         local_files_only=asked.is_local,
         cpu_offload=settings.cpu_offload,
         on_progress=report_progress,

@@ -1,4 +1,4 @@
-"""The life of an engine's process: told what to load, it runs an engine, and ends with its parent.
+"""The life of an engine's process: it loads what it is asked for, runs, and ends with its parent.
 
 `python -m service.worker.process`, started by `service.variants.handles` and by nobody else. What
 it loads is put together in `service.worker.build`, imported when the parent can already hear of it.
@@ -37,7 +37,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(build: Callable[[WorkerSettings, LoadRequest, ReportProgress], BuiltEngine]) -> NoReturn:
-    """Take the orders' address and the settings from standard input; serve until told to end.
+    """Read the sockets' folder and the settings from standard input; serve until it is to end.
 
     Does not return: threads of a device's library must not keep a process that has no engine.
     """
@@ -45,13 +45,13 @@ def main(build: Callable[[WorkerSettings, LoadRequest, ReportProgress], BuiltEng
         # Ctrl-C and a container's stop reach the whole group; when to end is the API's to say.
         signal.signal(number, signal.SIG_IGN)
     faulthandler.enable()  # a crash, and SIGABRT to one that hangs, leave a trace in the log
-    told = json.loads(sys.stdin.buffer.readline())
-    end_with_parent(told["parent"], sys.stdin.buffer)
-    settings = WorkerSettings(**told["settings"])
-    load_request = msgspec.convert(told["load_request"], LoadRequest)
+    start = json.loads(sys.stdin.buffer.readline())
+    end_with_parent(start["parent"], sys.stdin.buffer)
+    settings = WorkerSettings(**start["settings"])
+    load_request = msgspec.convert(start["load_request"], LoadRequest)
     set_up_logs(settings, engine=settings.served_model_name or settings.variant or DEMO_NAME)
-    ending = serve(Path(told["folder"]), partial(build, settings, load_request))
-    zmq.Context.instance().term()  # returns once the last words are out
+    ending = serve(Path(start["folder"]), partial(build, settings, load_request))
+    zmq.Context.instance().term()  # returns once the last event is out
     sys.stderr.flush()
     os._exit(EXIT_CODES[ending])
 

@@ -1,4 +1,4 @@
-"""What an engine's process is told to try, and what it tells of the attempt while it loads.
+"""What an engine's process is to try, and what it reports of the attempt while it loads.
 
 Plain values that cross the process border; what follows from a failure is
 `service.variants.fallback`'s to decide.
@@ -7,10 +7,15 @@ Plain values that cross the process border; what follows from a failure is
 from __future__ import annotations
 
 import enum
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from engine.encoded import EncodedLoadAttempt, EncodedStartFailure
 from loaders.reports.self_test import SelfTestReport
+
+if TYPE_CHECKING:
+    from engine.errors import EngineStartError
 
 
 class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,19 +28,17 @@ class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoadAttempt(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine tries, told as soon as it is known."""
+    """What an engine tries, reported as soon as it is known."""
 
     variant: str  # what is loaded, as `tetrad serve` takes it
     reason: str | None = None  # why it was chosen; None where the settings name it
     max_model_len: int | None = None  # tokens; None before the cache is sized
 
-    def encode(self) -> bytes:
-        """Write it down for the other process."""
-        return msgspec.msgpack.encode(self)
+    def encode(self) -> EncodedLoadAttempt:
+        return EncodedLoadAttempt(msgspec.msgpack.encode(self))
 
     @classmethod
-    def decode(cls, encoded: bytes) -> LoadAttempt:
-        """Read it again."""
+    def decode(cls, encoded: EncodedLoadAttempt) -> LoadAttempt:
         return msgspec.msgpack.decode(encoded, type=cls)
 
 
@@ -53,11 +56,14 @@ class StartFailure(msgspec.Struct, frozen=True):
     backends: tuple[str, ...] = ()  # to be left out next time
     self_test: SelfTestReport | None = None  # where it was made
 
-    def encode(self) -> bytes:
-        """Write it down for the other process."""
-        return msgspec.msgpack.encode(self)
+    def encode(self) -> EncodedStartFailure:
+        return EncodedStartFailure(msgspec.msgpack.encode(self))
 
     @classmethod
-    def decode(cls, encoded: bytes) -> StartFailure | None:
-        """Read it again; None where there was none."""
-        return msgspec.msgpack.decode(encoded, type=cls) if encoded else None
+    def decode(cls, encoded: EncodedStartFailure) -> StartFailure:
+        return msgspec.msgpack.decode(encoded, type=cls)
+
+    @classmethod
+    def of(cls, error: EngineStartError) -> StartFailure | None:
+        """Read what an engine's error carries; None where no other attempt would do better."""
+        return None if error.start_failure is None else cls.decode(error.start_failure)

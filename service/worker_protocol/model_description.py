@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from engine.encoded import EncodedModelDescription
 from loaders.checkpoint.generation_defaults import GenerationDefaults
 from loaders.reports.self_test import SelfTestReport
 
@@ -54,11 +55,9 @@ class ModelDescription(msgspec.Struct, frozen=True, kw_only=True):
     file: str | None = None  # of a GGUF variant: its file
     shortened: str | None = None  # why the context is shorter than the model's own; None: it is not
 
-    def encode(self) -> bytes:
-        """Write it down for the other process."""
-        return msgspec.msgpack.encode(self)
+    def encode(self) -> EncodedModelDescription:
+        return EncodedModelDescription(msgspec.msgpack.encode(self))
 
     @classmethod
-    def decode(cls, encoded: bytes) -> ModelDescription:
-        """Read it again."""
+    def decode(cls, encoded: EncodedModelDescription) -> ModelDescription:
         return msgspec.msgpack.decode(encoded, type=cls)

@@ -118,7 +118,9 @@ def compare(settings: dict[str, Any], *, vocab_size: int, token_bytes: int, coun
     alone = WorkerSettings(
         **base, **settings, max_num_seqs=1, max_model_len=MAX_LEN, prefix_cache=False
     )
-    engine = build_engine(alone, LoadRequest(), lambda phase, percent=None, about=b"": None).engine
+    engine = build_engine(
+        alone, LoadRequest(), lambda phase, percent=None, load_attempt=None: None
+    ).engine
     wanted = answers_alone(engine, submissions)  # type: ignore[arg-type]
     crowded = WorkerSettings(
         **base,

@@ -76,7 +76,7 @@ class FakeEngine:
         self.constraints: dict[int, FakeConstraint | None] = {}
         self.before_compile: Callable[[], None] = lambda: None
         self.num_steps = 0
-        self.leaks = False  # whether the books are wrong
+        self.leaks = False  # whether the accounting is wrong
         self.admission = Admission(max_queued_seqs=max_queued_seqs)
         self._max_num_seqs = max_num_seqs
         self._answer_ids_end = answer_ids_end
@@ -130,8 +130,8 @@ class FakeEngine:
             self.running[sequence_id] = Running(request)
             self._num_prompt_tokens += len(request.prompt_token_ids)
             if request.params.prompt_logprobs is not None:
-                told = tuple(TokenLogprobs(-1.0, ()) for _ in request.prompt_token_ids[1:])
-                outputs.append(PromptLogprobs(sequence_id, told))
+                logprobs = tuple(TokenLogprobs(-1.0, ()) for _ in request.prompt_token_ids[1:])
+                outputs.append(PromptLogprobs(sequence_id, logprobs))
         return outputs
 
     def _advance(self, running: Running) -> StepOutput:

@@ -60,7 +60,9 @@ _small_groups = partial(_gptq, bits=8, group_size=16)
 _wide_groups = partial(_gptq, bits=4, group_size=128)
 
 
-def ignore_progress(phase: str, percent: float | None = None, *, about: bytes = b"") -> None:
+def ignore_progress(
+    phase: str, percent: float | None = None, *, load_attempt: object = None
+) -> None:
     pass
 
 

@@ -56,10 +56,10 @@ def build(
         raise EngineStartError(reason)
     max_model_len = load_request.max_model_len or MAX_MODEL_LEN
     report_progress(
-        "pretending", about=LoadAttempt(variant=MODEL, max_model_len=max_model_len).encode()
+        "pretending", load_attempt=LoadAttempt(variant=MODEL, max_model_len=max_model_len).encode()
     )
     if max_model_len > options.get("most_context", MAX_MODEL_LEN):
-        raise EngineStartError("no room", about=StartFailure(FailureKind.MEMORY).encode())
+        raise EngineStartError("no room", start_failure=StartFailure(FailureKind.MEMORY).encode())
     if max_model_len > options.get("killed_above", MAX_MODEL_LEN):
         time.sleep(0.3)  # until what was told is on its way, as while weights are read
         os.kill(os.getpid(), signal.SIGKILL)

@@ -99,7 +99,7 @@ class ServerProcess:
         return self.statuses()[name]["state"]
 
     def num_running(self) -> int:
-        """How many sequences the engine runs, as far as it has told."""
+        """How many sequences the engine runs, as far as it has reported."""
         return (self.statuses()[MODEL]["statistics"] or {"num_running": 0})["num_running"]
 
     def _find_url(self) -> str:

@@ -66,7 +66,7 @@ class RealServer:
         """Wait until every variant serves, or one was given up."""
 
         def is_settled() -> bool:
-            states = {told["state"] for told in self.health()}
+            states = {health["state"] for health in self.health()}
             return self.popen.poll() is not None or "failed" in states or states == {"serving"}
 
         wait_until(is_settled, LOAD_LIMIT_S)
@@ -74,14 +74,14 @@ class RealServer:
     def health(self) -> list[dict[str, Any]]:
         """What `/health/ready` tells of the variants."""
         with contextlib.suppress(httpx.TransportError):
-            told: list[dict[str, Any]] = self.client.get("/health/ready").json()["variants"]
-            return told
+            variants: list[dict[str, Any]] = self.client.get("/health/ready").json()["variants"]
+            return variants
         return []
 
     def model(self, name: str) -> dict[str, Any]:
         """What `/v1/models/{id}` tells of a variant."""
-        told: dict[str, Any] = self.client.get(f"/v1/models/{name}").json()
-        return told
+        model: dict[str, Any] = self.client.get(f"/v1/models/{name}").json()
+        return model
 
     def complete(self, name: str, prompt: str, num_tokens: int) -> str:
         """Answer a prompt greedily."""

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize(
-    ("variant", "told"),
+    ("variant", "message"),
     [("./no-such-folder", "no folder"), ("x/y/z:main", "x/y/z"), (" ", "empty")],
 )
-def test_names_that_cannot_be_right_are_refused_before_loading(variant, told):
-    with pytest.raises(SettingsError, match=told):
+def test_names_that_cannot_be_right_are_refused_before_loading(variant, message):
+    with pytest.raises(SettingsError, match=message):
         make_variants(Settings(variant=variant))
-    with pytest.raises(SettingsError, match=told):
+    with pytest.raises(SettingsError, match=message):
         make_variants(Settings(variant="a/b", also=[{"variant": variant}]))
 
 

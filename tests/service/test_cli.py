@@ -72,11 +72,11 @@ def test_unknown_flag_ends_with_2():
     assert "--port" in done.stderr
 
 
-def assert_one_line(done: subprocess.CompletedProcess[str], code: int, told: str) -> None:
+def assert_one_line(done: subprocess.CompletedProcess[str], code: int, message: str) -> None:
     assert done.returncode == code, done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("tetrad: ")
-    assert told in done.stderr
+    assert message in done.stderr
 
 
 def test_wrong_setting_is_one_line_and_2():

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from engine.process.loop import ReportProgress
-    from engine.transport.client import TokenStream
+    from engine.transport.token_stream import TokenStream
 
 pytestmark = pytest.mark.alone
 
@@ -156,7 +156,7 @@ def test_logprobs_of_prompt_and_answer_cross_the_border():
             outputs = [output async for output in stream]
             assert [o.logprobs.logprob for o in outputs] == [-0.5, -0.5]
             assert outputs[0].logprobs.top == ((outputs[0].token_id, -0.5),)
-            assert [told.logprob for told in stream.prompt_logprobs] == [-1.0, -1.0]
+            assert [one.logprob for one in stream.prompt_logprobs] == [-1.0, -1.0]
 
     run(test())
 
@@ -279,9 +279,9 @@ def test_nobody_waits_while_a_grammar_is_read():
 def test_grammar_that_cannot_be_read_fails_its_sequence_alone():
     async def test() -> None:
         async with running(FakeEngine()) as client:
-            for grammar, told in (("unreadable", "no grammar"), ("poison", "ZeroDivisionError")):
+            for grammar, message in (("unreadable", "no grammar"), ("poison", "ZeroDivisionError")):
                 (bound,) = client.submit([Submission([1], params(2), grammar=grammar)])
-                with pytest.raises(InvalidConstraintError, match=told):
+                with pytest.raises(InvalidConstraintError, match=message):
                     await collect(bound)
             assert len(await collect(client.generate([1], params(5)))) == 5
 
@@ -450,14 +450,14 @@ def test_loading_is_told_and_may_fail():
             tell("preparing kernels")
             raise EngineStartError("there is no such branch")
 
-        sockets, told = ClientSockets(), []
-        client = EngineClient(sockets, QueueLimits(), on_progress=told.append)
+        sockets, events = ClientSockets(), []
+        client = EngineClient(sockets, QueueLimits(), on_progress=events.append)
         with pytest.raises(EngineDeadError, match="has not been loaded yet"):
             client.generate([1], params(1))
         thread = EngineThread(sockets.folder, build)
         with pytest.raises(EngineStartError, match="no such branch"):
             await client.ready()
-        assert [(p.phase, p.percent) for p in told] == [
+        assert [(p.phase, p.percent) for p in events] == [
             ("downloading", 43.0),
             ("preparing kernels", None),
         ]
@@ -472,7 +472,7 @@ def test_last_words_are_heard_though_the_end_is_noticed_first():
     """An engine that fails at once ends sooner than its words arrive."""
 
     def build(tell: ReportProgress) -> BuiltEngine:
-        raise EngineStartError("no room", about=b"for whoever tries next")
+        raise EngineStartError("no room", start_failure=b"for whoever tries next")
 
     async def test() -> None:
         for _ in range(100):
@@ -482,7 +482,7 @@ def test_last_words_are_heard_though_the_end_is_noticed_first():
             await client.drain_messages()
             client.end(EngineDeadError("it ended"))
             assert isinstance(client.death, EngineStartError)
-            assert client.death.about == b"for whoever tries next"
+            assert client.death.start_failure == b"for whoever tries next"
 
     run(test())
 
@@ -524,7 +524,7 @@ def test_names_are_gone_once_the_engine_has_come():
         sockets = ClientSockets()
         client = EngineClient(sockets, QueueLimits())
         thread = EngineThread(sockets.folder, lambda tell: BuiltEngine(FakeEngine(), b"x"))
-        assert (await client.ready()).about == b"x"
+        assert (await client.ready()).model_description == b"x"
         assert not sockets.folder.exists()
         assert len(await collect(client.generate([1], params(3)))) == 3
         client.shut_down()

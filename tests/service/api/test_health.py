@@ -31,14 +31,14 @@ def test_loading_server_is_alive_and_not_ready(tiny_tokenizer):
     assert response.status_code == 503
     assert response.json()["phase"] == "loading"
     assert response.json()["uptime_s"] >= 0
-    told = {"state": "loading", "step": "reading the weights", "percent": 43}
-    assert response.json()["variants"] == [told]
+    loading = {"state": "loading", "step": "reading the weights", "percent": 43}
+    assert response.json()["variants"] == [loading]
 
 
 def test_health_tells_the_self_tests_outcome_and_no_more(tiny_tokenizer):
     with running_server(FakeEngine(says(tiny_tokenizer, "yes")), tiny_tokenizer) as server:
-        (told,) = httpx.get(f"{server.url}/health/ready").json()["variants"]
-    assert told["self_test"] == {"passed": True, "finished": 1_700_000_000}
+        (variant,) = httpx.get(f"{server.url}/health/ready").json()["variants"]
+    assert variant["self_test"] == {"passed": True, "finished": 1_700_000_000}
 
 
 def test_health_needs_no_key_and_tells_nothing_of_the_model(tiny_tokenizer):

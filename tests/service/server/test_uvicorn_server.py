@@ -192,18 +192,18 @@ def test_server_may_be_stopped_while_it_loads():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"load_fails": "no such revision"}, "no such revision"),
         ({"load_breaks": True}, "ZeroDivisionError"),
         ({"engine_dies_after_s": 3.0, "load_s": 0.1}, "no model can answer"),
     ],
 )
-def test_server_without_a_model_ends_with_1(options, told):
+def test_server_without_a_model_ends_with_1(options, message):
     with running(ready=False, **options) as process:
         code, log = process.end()
     assert code == 1
-    assert told in log
+    assert message in log
 
 
 def test_taken_port_is_one_line():

@@ -19,7 +19,7 @@ def test_key_opens(keys, value):
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
         ([], "no key was given"),
         ([b"Bearer sk-1", b"Bearer sk-1"], "several"),
@@ -31,8 +31,8 @@ def test_key_opens(keys, value):
         ([b"Bearer sk-1 sk-1"], "not valid"),
     ],
 )
-def test_anything_else_does_not(keys, values, told):
-    with pytest.raises(InvalidKeyError, match=told) as caught:
+def test_anything_else_does_not(keys, values, message):
+    with pytest.raises(InvalidKeyError, match=message) as caught:
         keys.check(values)
     assert "sk-" not in str(caught.value)
 

@@ -11,39 +11,39 @@ MAIN, SMALL = "owner/name:main", "owner/name:small"
 
 
 def failed(kind, *backends):
-    return EngineStartError("failed", about=StartFailure(kind, backends).encode())
+    return EngineStartError("failed", start_failure=StartFailure(kind, backends).encode())
 
 
 OUT_OF_MEMORY = failed(FailureKind.MEMORY)
 WRONG = failed(FailureKind.SELF_TEST, "int4pack")
 
 
-def ladder_of(**settings):
+def policy_of(**settings):
     return FallbackPolicy(WorkerSettings(variant="owner/name", **settings))
 
 
 def test_the_first_attempt_leaves_everything_to_the_settings():
-    fallback = ladder_of()
+    fallback = policy_of()
     assert fallback.load_request == LoadRequest()
     assert fallback.degraded is None
 
 
 def test_later_engines_stay_with_the_branch_that_was_chosen():
-    fallback = ladder_of()
+    fallback = policy_of()
     fallback.note(LoadAttempt(variant=MAIN, reason="it fits"))
     fallback.note(LoadAttempt(variant=MAIN, max_model_len=4096))
     assert fallback.load_request == LoadRequest(variant=MAIN)
 
 
 def test_a_kernel_that_fails_its_self_test_is_replaced():
-    fallback = ladder_of()
+    fallback = policy_of()
     fallback.note(LoadAttempt(variant=MAIN))
     assert fallback.next_attempt(WRONG) == "without kernel int4pack: failed its self-test"
     assert fallback.load_request == LoadRequest(variant=MAIN, excluded_backends=("int4pack",))
 
 
 def test_out_of_memory_tries_kernel_then_context_then_branch():
-    fallback = ladder_of()
+    fallback = policy_of()
     fallback.note(LoadAttempt(variant=MAIN, reason="best"))
     assert (
         fallback.next_attempt(failed(FailureKind.MEMORY, "fp16pack"))
@@ -69,7 +69,7 @@ def test_out_of_memory_tries_kernel_then_context_then_branch():
 
 
 def test_everything_that_was_given_up_for_a_branch_is_named():
-    fallback = ladder_of()
+    fallback = policy_of()
     fallback.note(LoadAttempt(variant=MAIN))
     fallback.next_attempt(WRONG)
     fallback.note(LoadAttempt(variant=MAIN, max_model_len=4096))
@@ -81,7 +81,7 @@ def test_everything_that_was_given_up_for_a_branch_is_named():
 
 
 def test_a_branch_that_was_asked_for_is_never_exchanged():
-    fallback = ladder_of()
+    fallback = policy_of()
     fallback.note(LoadAttempt(variant=MAIN))
     assert fallback.next_attempt(OUT_OF_MEMORY) is None
     assert fallback.next_attempt(failed(FailureKind.SELF_TEST)) is None
@@ -89,7 +89,7 @@ def test_a_branch_that_was_asked_for_is_never_exchanged():
 
 
 def test_kernels_that_all_failed_leave_the_next_branch():
-    fallback = ladder_of()
+    fallback = policy_of()
     fallback.note(LoadAttempt(variant=MAIN, reason="best"))
     fallback.next_attempt(WRONG)
     fallback.note(LoadAttempt(variant=MAIN))
@@ -99,7 +99,7 @@ def test_kernels_that_all_failed_leave_the_next_branch():
 
 def test_branches_come_to_an_end():
     """Where none is left, an engine fails before it tells what it tries."""
-    fallback = ladder_of()
+    fallback = policy_of()
     fallback.note(LoadAttempt(variant=MAIN, reason="best"))
     fallback.next_attempt(OUT_OF_MEMORY)
     fallback.note(LoadAttempt(variant=SMALL, reason="next"))
@@ -110,7 +110,7 @@ def test_branches_come_to_an_end():
 
 
 def test_a_new_life_tries_everything_again():
-    fallback = ladder_of()
+    fallback = policy_of()
     fallback.note(LoadAttempt(variant=MAIN, reason="best", max_model_len=4096))
     fallback.next_attempt(OUT_OF_MEMORY)
     fallback.reset()
@@ -122,40 +122,40 @@ def test_a_new_life_tries_everything_again():
 
 
 def test_numbers_and_kernels_that_were_asked_for_are_kept():
-    fallback = ladder_of(max_model_len=4096, backend="int4pack")
+    fallback = policy_of(max_model_len=4096, backend="int4pack")
     fallback.note(LoadAttempt(variant=MAIN, max_model_len=4096))
     assert fallback.next_attempt(OUT_OF_MEMORY) is None
     assert fallback.next_attempt(WRONG) is None
 
 
 def test_a_cache_of_a_size_that_was_asked_for_is_no_smaller_for_a_shorter_context():
-    fallback = ladder_of(kv_cache_size="8GiB")
+    fallback = policy_of(kv_cache_size="8GiB")
     fallback.note(LoadAttempt(variant=MAIN, reason="best", max_model_len=4096))
     fallback.next_attempt(OUT_OF_MEMORY)
     assert fallback.load_request == LoadRequest(excluded_variants=(MAIN,))
 
 
 def test_a_shorter_context_mends_no_kernel():
-    fallback = ladder_of()
+    fallback = policy_of()
     fallback.note(LoadAttempt(variant=MAIN, max_model_len=4096))
     assert fallback.next_attempt(failed(FailureKind.SELF_TEST)) is None
 
 
 def test_strict_gives_nothing_up():
-    fallback = ladder_of(strict=True)
+    fallback = policy_of(strict=True)
     fallback.note(LoadAttempt(variant=MAIN, reason="best", max_model_len=4096))
     assert fallback.next_attempt(OUT_OF_MEMORY) is None
 
 
 @pytest.mark.parametrize("error", [EngineStartError("no such file"), EngineDeadError("died")])
 def test_what_no_other_attempt_would_mend_ends_it(error):
-    fallback = ladder_of()
+    fallback = policy_of()
     fallback.note(LoadAttempt(variant=MAIN, reason="best", max_model_len=4096))
     assert fallback.next_attempt(error) is None
 
 
 def test_only_the_second_kill_in_a_row_counts_as_want_of_memory():
-    fallback = ladder_of()
+    fallback = policy_of()
     killed = EngineKilledError("SIGKILL")
     fallback.note(LoadAttempt(variant=MAIN, max_model_len=4096))
     assert fallback.next_attempt(killed) is None
@@ -165,5 +165,5 @@ def test_only_the_second_kill_in_a_row_counts_as_want_of_memory():
 
 
 def test_a_kill_before_anything_was_told_changes_nothing():
-    fallback = ladder_of()
+    fallback = policy_of()
     assert [fallback.next_attempt(EngineKilledError("SIGKILL")) for _ in range(3)] == [None] * 3

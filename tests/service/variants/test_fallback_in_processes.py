@@ -1,4 +1,4 @@
-"""The load ladder with real engines: broken kernels, and memory that does not suffice."""
+"""The fallback policy with real engines: broken kernels, and memory that does not suffice."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def test_a_broken_kernel_is_caught_and_the_next_one_serves(
         assert model["degraded"] == "without kernel int4pack: failed its self-test"
         assert model["self_test"]["passed"]
         assert model["self_test"]["backend"] == model["provenance"]["kernel"] != "int4pack"
-        (told,) = server.health()
-        assert (told["degraded"], told["self_test"]["passed"]) == (True, True)
+        (health,) = server.health()
+        assert (health["degraded"], health["self_test"]["passed"]) == (True, True)
 
         caught = server.lines("self_test_failed")
         assert caught[0]["check"] == "model.layers.0.self_attn.q_proj"

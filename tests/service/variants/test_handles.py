@@ -1,4 +1,4 @@
-"""What a host hears of an engine that fails at once: why it did, not only that it ended."""
+"""What is known of an engine that fails at once: why it did, not only that it ended."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ def late(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda self, limit: iter(()) if is_late(self) else receive(self, limit),
     )
     monkeypatch.setattr(
-        ClientSockets, "has_come_and_gone", lambda self: not is_late(self) and has_gone(self)
+        ClientSockets, "peer_disconnected", lambda self: not is_late(self) and has_gone(self)
     )
 
 
 def fail(report_progress: ReportProgress) -> BuiltEngine:
     report_progress("pretending")
-    raise EngineStartError("no room", about=NO_ROOM.encode())
+    raise EngineStartError("no room", start_failure=NO_ROOM.encode())
 
 
 async def assert_reason_is_known(handle: EngineHandle) -> None:
     assert await handle.ended() == "no room"
     death = handle.client.death
     assert isinstance(death, EngineStartError)
-    assert StartFailure.decode(death.about) == NO_ROOM
+    assert StartFailure.of(death) == NO_ROOM
     await handle.stop()
 
 

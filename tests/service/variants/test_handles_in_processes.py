@@ -111,7 +111,7 @@ def test_killed_engine_is_told_to_every_client_and_replaced(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize(
-    ("ailment", "told"),
+    ("ailment", "message"),
     [
         ("hang", "its step took longer than 1 s"),
         ("stop", "it was not heard of for 1 s"),
@@ -119,7 +119,7 @@ def test_killed_engine_is_told_to_every_client_and_replaced(tmp_path: Path, monk
         ("exit", "ended with code 3"),
     ],
 )
-def test_sick_engine_is_ended_told_of_and_replaced(tmp_path: Path, ailment, told):
+def test_sick_engine_is_ended_told_of_and_replaced(tmp_path: Path, ailment, message):
     with serving(tmp_path, step_deadline_s=1) as server:
         sick = server.workers()[0].pid
         started = time.monotonic()
@@ -127,14 +127,14 @@ def test_sick_engine_is_ended_told_of_and_replaced(tmp_path: Path, ailment, told
         assert time.monotonic() - started < 5
         assert response.status_code == 503
         assert response.json()["error"]["code"] == "engine_dead"
-        assert told in response.json()["error"]["message"]
+        assert message in response.json()["error"]["message"]
         assert "retry-after" in response.headers
         server.wait_ready()
         assert server.complete().status_code == 200
         (well,) = server.workers()
         assert well.pid != sick
         (ended,) = [line for line in server.lines() if line["event"] == "engine_ended"]
-        assert told in ended["reason"]
+        assert message in ended["reason"]
 
 
 def test_long_but_healthy_step_is_no_hang(tmp_path: Path):

@@ -9,7 +9,7 @@ import pytest
 
 from service.errors import ModelNotFoundError, UnavailableError, VariantStateError
 from service.server.lifecycle import Phase
-from service.variants import variant as variant_module
+from service.variants import restarts
 from service.variants.supervisor import Supervisor
 from service.variants.variant import ServedVariant, VariantRules, VariantState
 from tests.service.variants.test_variant import FakeSource, run, until, until_it_is
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.alone
 
 @pytest.fixture(autouse=True)
 def _short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(variant_module, "FIRST_DELAY_S", 0.01)
+    monkeypatch.setattr(restarts, "FIRST_DELAY_S", 0.01)
 
 
 def make(name: str, **rules: object) -> ServedVariant:

@@ -13,6 +13,7 @@ from engine.transport.wire import Progress
 from loaders.errors import CheckpointError
 from loaders.reports.self_test import Check, SelfTestReport
 from service.errors import UnavailableError, VariantStateError
+from service.variants import restarts
 from service.variants import variant as variant_module
 from service.variants.variant import ServedVariant, VariantRules, VariantState
 from service.worker_protocol.load_attempt import FailureKind, StartFailure
@@ -31,7 +32,7 @@ TOKENIZER = ByteTokenizer()
 
 @pytest.fixture(autouse=True)
 def _short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(variant_module, "FIRST_DELAY_S", 0.01)
+    monkeypatch.setattr(restarts, "FIRST_DELAY_S", 0.01)
     monkeypatch.setattr(variant_module, "CHECK_INTERVAL_S", 0.005)
 
 
@@ -151,11 +152,11 @@ def test_time_of_health_makes_up_for_deaths_before(monkeypatch):
             await until_it_is(variant, VariantState.SERVING)
             source.handles[-1].die("SIGKILL")
         await until_it_is(variant, VariantState.SERVING)
-        monkeypatch.setattr(variant_module, "HEALTHY_S", 60.0)
+        monkeypatch.setattr(restarts, "HEALTHY_S", 60.0)
         source.handles[-1].die("SIGKILL")
         await until_it_is(variant, VariantState.FAILED)
 
-    monkeypatch.setattr(variant_module, "HEALTHY_S", 0.0)
+    monkeypatch.setattr(restarts, "HEALTHY_S", 0.0)
     run(test())
 
 
@@ -179,7 +180,8 @@ def test_a_failed_self_test_stays_to_be_read_until_the_variant_is_unloaded():
 
     async def test() -> None:
         error = EngineStartError(
-            str(report), about=StartFailure(FailureKind.SELF_TEST, self_test=report).encode()
+            str(report),
+            start_failure=StartFailure(FailureKind.SELF_TEST, self_test=report).encode(),
         )
         variant = ServedVariant("m", FakeSource(error), VariantRules())
         variant.load()
@@ -353,19 +355,3 @@ def test_each_load_begins_anew_but_a_restart_does_not():
         await variant.unload(drain_limit_s=0, for_good=True)
 
     run(test())
-
-
-def test_long_phases_are_logged_by_tenths(monkeypatch):
-    monkeypatch.setattr(variant_module, "LOGGED_INTERVAL_S", 0.0)
-    told: list[dict[str, object]] = []
-    monkeypatch.setattr(variant_module.log, "info", lambda event, **fields: told.append(fields))
-    variant = ServedVariant("m", FakeSource(), VariantRules())
-    for percent in (0.0, 4.0, 9.9, 10.0, 15.0, 31.0):
-        variant._note_progress(Progress("downloading", percent))
-    variant._note_progress(Progress("reading the weights"))
-    assert [(line["phase"], line.get("percent")) for line in told] == [
-        ("downloading", 0),
-        ("downloading", 10),
-        ("downloading", 31),
-        ("reading the weights", None),
-    ]

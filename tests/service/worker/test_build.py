@@ -152,7 +152,7 @@ def test_keys_and_values_are_kept_as_asked_and_take_less_memory(loaded):
     assert blocks["fp8"] > 120
 
 
-def silent(phase: str, percent: float | None = None, about: bytes = b"") -> None:
+def silent(phase: str, percent: float | None = None, load_attempt: object = None) -> None:
     pass
 
 
@@ -171,20 +171,20 @@ def settings_of(tiny_repo: TinyRepositories, **settings: object) -> WorkerSettin
 
 
 def test_built_engine_is_whole_and_described(tiny_repo: TinyRepositories):
-    told: list[tuple[str, float | None]] = []
+    reported: list[tuple[str, float | None]] = []
     built = build_engine(
         settings_of(tiny_repo),
         LoadRequest(),
-        lambda phase, percent=None, about=b"": told.append((phase, percent)),
+        lambda phase, percent=None, load_attempt=None: reported.append((phase, percent)),
     )
     assert built.engine.limits.vocab_size == 512
-    description = ModelDescription.decode(built.about)
+    description = ModelDescription.decode(built.model_description)
     assert description.repo == tiny_repo.gptq_repo
     assert description.commit in description.folder
     assert description.quantization.startswith("gptq 4-bit")
     assert description.defaults.stop_token_ids == {1, 3}
     assert description.model_type == "llama"
-    phases = [phase for phase, _ in told]
+    phases = [phase for phase, _ in reported]
     assert phases[:2] == ["choosing the variant", "finding the files"]
     assert "preparing kernels" in phases
     assert phases[-3:] == ["self-test", "building the engine", "self-test"]
@@ -202,7 +202,7 @@ def test_a_failed_self_test_ends_the_start_with_its_report(tiny_repo, monkeypatc
     monkeypatch.setattr(resolve, "BACKENDS", (Doubling(),))
     with pytest.raises(EngineStartError, match="self-test of int4pack failed") as caught:
         build_engine(settings_of(tiny_repo), LoadRequest(), silent)
-    failure = StartFailure.decode(caught.value.about)
+    failure = StartFailure.of(caught.value)
     assert (failure.kind, failure.backends) == (FailureKind.SELF_TEST, ("int4pack",))
     assert not failure.self_test.passed
 
@@ -211,14 +211,14 @@ def test_attempt_without_a_backend_runs_on_the_next(tiny_repo):
     built = build_engine(
         settings_of(tiny_repo), LoadRequest(excluded_backends=("int4pack",)), silent
     )
-    assert ModelDescription.decode(built.about).backend == "fp16pack"
+    assert ModelDescription.decode(built.model_description).backend == "fp16pack"
 
 
 def test_attempt_without_any_backend_says_that_none_is_left(tiny_repo):
     nothing = LoadRequest(excluded_backends=tuple(resolve.backend_names()))
     with pytest.raises(EngineStartError, match="no backend") as caught:
         build_engine(settings_of(tiny_repo), nothing, silent)
-    assert StartFailure.decode(caught.value.about).kind is FailureKind.SELF_TEST
+    assert StartFailure.of(caught.value).kind is FailureKind.SELF_TEST
 
 
 @pytest.mark.parametrize(
@@ -296,25 +296,25 @@ def test_the_cache_shrinks_as_the_context_does(loaded, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (MemoryError(), "there is not enough memory: MemoryError; free memory"),
         (NotEnoughMemoryError("weights 4 GB, free 3 GB"), "weights 4 GB, free 3 GB"),
     ],
 )
-def test_what_a_library_says_of_memory_is_told_with_what_to_do(error, told):
-    assert reason_of(error).startswith(told)
+def test_what_a_library_says_of_memory_is_told_with_what_to_do(error, message):
+    assert reason_of(error).startswith(message)
 
 
 def test_attempt_at_a_chosen_branch_loads_that_one(tiny_repo):
     first, second, *_ = tiny_repo.specs()
     built = build_engine(settings_of(tiny_repo, variant=first), LoadRequest(variant=second), silent)
-    assert second.endswith(f":{ModelDescription.decode(built.about).revision}")
+    assert second.endswith(f":{ModelDescription.decode(built.model_description).revision}")
 
 
 def test_predicted_memory_is_told_beside_what_was_measured_and_kept_by_commit(tiny_repo, tmp_path):
     built = build_engine(settings_of(tiny_repo, kv_cache_size=50_000_000), LoadRequest(), silent)
-    description = ModelDescription.decode(built.about)
+    description = ModelDescription.decode(built.model_description)
     memory = description.memory
     assert memory.device == "cpu"
     assert sum(memory.breakdown.values()) == memory.predicted
@@ -338,6 +338,8 @@ def test_what_building_the_demo_leaves_behind_is_not_counted_as_the_variants(
     monkeypatch.setattr(worker, "build_demo", build)
     named = build_engine(settings_of(tiny_repo), LoadRequest(), silent)
     demo = build_engine(settings_of(tiny_repo, variant=None), LoadRequest(), silent)
-    counted = [ModelDescription.decode(one.about).memory.measured for one in (named, demo)]
+    counted = [
+        ModelDescription.decode(one.model_description).memory.measured for one in (named, demo)
+    ]
     assert left
     assert counted[1] - counted[0] < LEFT_BYTES / 2

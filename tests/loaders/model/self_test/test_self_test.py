@@ -31,7 +31,6 @@ from loaders.model.self_test.tokens import (
     using_reference,
 )
 from loaders.records import Records
-from loaders.reports.self_test import Check
 from tests.dequantize import dequantized_model
 from tests.models import (
     CARD_BRANCHES,
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from loaders.load import LoadedModel
+    from loaders.reports.self_test import Check
 
 COMMIT = "0123456789abcdef"
 

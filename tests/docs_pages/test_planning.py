@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from tests import planning_page
-from tests.planning_page import CASES, PAGE, main, render_page
+from docs_pages import planning
+from docs_pages.planning import CASES, PAGE, main, render_page
 
 
 def test_page_is_up_to_date():
     assert PAGE.read_text(encoding="utf-8") == render_page(), (
-        "write it with: python -m tests.planning_page"
+        "write it with: python -m docs_pages.planning"
     )
 
 
@@ -22,7 +22,7 @@ def test_page_shows_every_repository_and_says_what_is_unverified():
 
 
 def test_check_tells_a_stale_page(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(planning_page, "PAGE", tmp_path / "planning.md")
+    monkeypatch.setattr(planning, "PAGE", tmp_path / "planning.md")
     assert main(["--check"]) == 1
     assert "not up to date" in capsys.readouterr().err
     assert main([]) == 0

@@ -7,13 +7,10 @@ decided where those are put together, in `service.worker.build` and `service.wor
 
 from __future__ import annotations
 
-import ipaddress
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -21,24 +18,17 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
-    ValidationError,
     model_validator,
 )
-from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from engine.transport.backlog import QueueLimits
 from loaders.memory.engine_defaults import GPU_SHARE
-from service.errors import SettingsError
+from service.settings.names import ENV_PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from pydantic.fields import FieldInfo
-    from pydantic_core import ErrorDetails
-    from pydantic_settings import PydanticBaseSettingsSource
 
-ENV_PREFIX = "TETRAD_"
-CONFIG_VARIABLE = "TETRAD_CONFIG"
 DEMO_NAME = "demo"  # of what is served where no variant is named
 
 Auto = Literal["auto"]
@@ -217,7 +207,7 @@ def unless_auto(value: T | Auto) -> T | None:
 
 
 class WorkerSettings(VariantSettings):
-    """What an engine's process is told: its variant, and where files and log lines go."""
+    """What an engine's process gets: its variant, and where files and log lines go."""
 
     cache_dir: Path | None = Field(
         None,
@@ -240,6 +230,11 @@ class WorkerSettings(VariantSettings):
     )
 
     @property
+    def hub_token_value(self) -> str | None:
+        """The hub's token in plain text, for whoever sends it."""
+        return None if self.hub_token is None else self.hub_token.get_secret_value()
+
+    @property
     def queue_limits(self) -> QueueLimits:
         """How much may wait at the engine."""
         tokens = self.max_queued_tokens
@@ -251,10 +246,9 @@ class WorkerSettings(VariantSettings):
 
     def for_worker(self) -> dict[str, Any]:
         """Return the settings as JSON can carry them, the token readable: for the engine only."""
-        token = self.hub_token
         return {
             **self.model_dump(mode="json", include=set(WorkerSettings.model_fields)),
-            "hub_token": None if token is None else token.get_secret_value(),
+            "hub_token": self.hub_token_value,
         }
 
 
@@ -386,7 +380,7 @@ class Settings(WorkerSettings, BaseSettings):
         return self
 
     def variants(self) -> list[WorkerSettings]:
-        """Return what each served variant's engine is told, the first one first."""
+        """Return the settings of each served variant's engine, the first one first."""
         own = self.model_dump(include=set(WorkerSettings.model_fields))
         return [
             WorkerSettings(**own),
@@ -400,174 +394,8 @@ class Settings(WorkerSettings, BaseSettings):
         return {**own, **named, **entry.model_dump(exclude_unset=True)}
 
 
-# Their values appear in no message and no log.
-SECRETS = frozenset({"admin_key", "api_key", "hub_token"})
-
-
-def load_settings(flags: Mapping[str, object], config_file: Path | None) -> Settings:
-    """Read the settings: flags win over variables, those over the file, that over the defaults.
-
-    flags: only those given. Raises SettingsError with everything wrong in one line.
-    """
-    file_values = _read_config_file(config_file) if config_file is not None else {}
-
-    class SettingsWithFile(Settings):
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            from_file = InitSettingsSource(settings_cls, init_kwargs=file_values)
-            return init_settings, env_settings, from_file
-
-    try:
-        return SettingsWithFile(**dict[str, Any](flags))
-    except ValidationError as error:
-        raise SettingsError(_describe(error, flags, config_file)) from None
-
-
-def config_file_from_environment() -> Path | None:
-    """Return the file that `TETRAD_CONFIG` names."""
-    named = os.environ.get(CONFIG_VARIABLE)
-    return Path(named) if named else None
-
-
-def unknown_variables() -> list[str]:
-    """List `TETRAD_…` variables that set nothing: most often a slip of the pen."""
-    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | {CONFIG_VARIABLE}
-    return sorted(
-        name
-        for name in os.environ
-        if name.upper().startswith(ENV_PREFIX) and name.upper() not in known
-    )
-
-
-def flag_of(name: str) -> str:
-    """Return a setting's flag: max_num_seqs gives --max-num-seqs."""
-    return "--" + name.replace("_", "-")
-
-
 def unit_of(field: FieldInfo) -> str | None:
     """Return the unit of a setting that has one."""
     extra = field.json_schema_extra
     unit = extra.get("unit") if isinstance(extra, dict) else None
     return str(unit) if unit is not None else None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address reaches this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def read_key(settings: Settings) -> str | None:
-    """Return the key that guards the server; None only where nobody else can reach it."""
-    key = _given_key(settings)
-    if key is None and not is_loopback(settings.host):
-        raise SettingsError(
-            f"host is {settings.host} and no key is set: others could use the server; "
-            "set TETRAD_API_KEY or TETRAD_API_KEY_FILE, or listen on 127.0.0.1"
-        )
-    return key
-
-
-def read_admin_key(settings: Settings) -> str | None:
-    """Return the key of the routes under /admin/; None leaves them out."""
-    key = _usable_key(settings.admin_key, settings.admin_key_file, "admin_key")
-    if key is not None and key == _given_key(settings):
-        raise SettingsError("admin_key and api_key are the same; give the admin one of its own")
-    return key
-
-
-def _given_key(settings: Settings) -> str | None:
-    return _usable_key(settings.api_key, settings.api_key_file, "api_key")
-
-
-def _usable_key(given: SecretStr | None, file: Path | None, name: str) -> str | None:
-    if given is not None:
-        key, source = given.get_secret_value(), name
-    elif file is not None:
-        source = f"{name}_file"
-        key = _read_key_file(file, source)
-    else:
-        return None
-    key = key.strip()
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise SettingsError(f"{source} holds no usable key; give printable ASCII without spaces")
-    return key
-
-
-def _read_key_file(path: Path, source: str) -> str:
-    try:
-        return path.read_text(encoding="ascii")
-    except OSError as error:
-        raise SettingsError(f"{source} {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise SettingsError(f"{source} {path} is not a text file of one ASCII key") from error
-
-
-def _read_config_file(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"config file {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        first_line = " ".join(str(error).split())
-        raise SettingsError(f"config file {path} is not YAML: {first_line}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise SettingsError(f"config file {path} is not a mapping of settings, as in `port: 8000`")
-    return values
-
-
-def describe_errors(error: ValidationError) -> str:
-    """Say in one line what is wrong with settings that came from elsewhere than the start."""
-    return "; ".join(
-        f"{'.'.join(map(str, detail['loc']))}: {_reason(detail)}"
-        for detail in error.errors(include_url=False)
-    )
-
-
-def _describe(error: ValidationError, flags: Mapping[str, object], file: Path | None) -> str:
-    """Say in one line which settings are wrong, where they were set, and what was expected."""
-    wrong: dict[str, list[str]] = {}
-    for detail in error.errors(include_url=False):
-        # A setting that may be a number or "auto" comes with one reason for each.
-        wrong.setdefault(_subject(detail, flags, file), []).append(_reason(detail))
-    return "; ".join(subject + ", or ".join(reasons) for subject, reasons in wrong.items())
-
-
-def _subject(detail: ErrorDetails, flags: Mapping[str, object], file: Path | None) -> str:
-    """Name a setting by where it was set, and say what was found there."""
-    if not detail["loc"]:
-        return ""
-    name = str(detail["loc"][0])
-    if detail["type"] == "extra_forbidden":
-        return f"{name} in {file} "
-    found = "" if name in SECRETS else f" is {str(detail['input'])[:60]!r}"
-    return f"{_place(name, flags, file)}{found}: "
-
-
-def _reason(detail: ErrorDetails) -> str:
-    if detail["type"] == "extra_forbidden":
-        return "is not a setting; see docs/configuration.md"
-    message = detail["msg"].removeprefix("Value error, ")
-    return message[:1].lower() + message[1:]
-
-
-def _place(name: str, flags: Mapping[str, object], file: Path | None) -> str:
-    if name in flags:
-        return "VARIANT" if name == "variant" else flag_of(name)
-    variable = ENV_PREFIX + name.upper()
-    if variable in {known.upper() for known in os.environ}:
-        return variable
-    return f"{name} in {file}"

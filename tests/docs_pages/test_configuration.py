@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from service import configuration_page
-from service.configuration_page import PAGE, main, render_page
+from docs_pages import configuration
+from docs_pages.configuration import PAGE, main, render_page
 from service.settings import Settings
 
 
 def test_page_is_up_to_date():
     assert PAGE.read_text(encoding="utf-8") == render_page(), (
-        "write it with: python -m service.configuration_page"
+        "write it with: python -m docs_pages.configuration"
     )
 
 
@@ -20,7 +20,7 @@ def test_page_has_every_setting():
 
 
 def test_check_tells_a_stale_page(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(configuration_page, "PAGE", tmp_path / "configuration.md")
+    monkeypatch.setattr(configuration, "PAGE", tmp_path / "configuration.md")
     assert main(["--check"]) == 1
     assert "not up to date" in capsys.readouterr().err
     assert main([]) == 0

@@ -11,23 +11,12 @@ from service.settings import (
     Settings,
     config_file_from_environment,
     flag_of,
-    is_loopback,
     load_settings,
-    read_key,
     unknown_variables,
 )
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-@pytest.fixture(autouse=True)
-def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
-    for name in os.environ:
-        if name.startswith("TETRAD_"):
-            monkeypatch.delenv(name)
 
 
 @pytest.fixture
@@ -60,7 +49,7 @@ def test_number_or_auto(name):
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         ({"port": "abc"}, "--port is 'abc': "),
         ({"port": "65536"}, "--port is '65536': "),
@@ -74,10 +63,10 @@ def test_number_or_auto(name):
         ({"variant": 3}, "VARIANT"),
     ],
 )
-def test_wrong_value_is_told_in_one_line(flags, told):
+def test_wrong_value_is_told_in_one_line(flags, message):
     with pytest.raises(SettingsError) as caught:
         load_settings(flags, None)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -128,46 +117,6 @@ def test_slips_of_the_pen_in_variables_are_found(monkeypatch):
     monkeypatch.setenv("TETRAD_PORT", "1")
     monkeypatch.setenv("TETRAD_MAX_MODEL_LENGTH", "1")
     assert unknown_variables() == ["TETRAD_MAX_MODEL_LENGTH"]
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
-def test_loopback_needs_no_key(host):
-    assert is_loopback(host)
-    assert read_key(Settings(host=host)) is None
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", "128.0.0.1"])
-def test_any_other_address_needs_a_key(host):
-    with pytest.raises(SettingsError, match="TETRAD_API_KEY"):
-        read_key(Settings(host=host))
-    assert read_key(Settings(host=host, api_key="sk-1")) == "sk-1"
-
-
-def test_key_may_come_from_a_file(tmp_path):
-    path = tmp_path / "key"
-    path.write_text("sk-from-file\n")
-    assert read_key(Settings(api_key_file=path, host="0.0.0.0")) == "sk-from-file"
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"\n \n", b"two words", b"two\nlines", b"sk-\xff", b"a\0b"]
-)
-def test_file_without_a_usable_key_is_an_error(tmp_path, content):
-    path = tmp_path / "key"
-    path.write_bytes(content)
-    with pytest.raises(SettingsError, match="api_key_file"):
-        read_key(Settings(api_key_file=path))
-
-
-def test_missing_key_file_is_an_error(tmp_path):
-    with pytest.raises(SettingsError, match="No such file"):
-        read_key(Settings(api_key_file=tmp_path / "none"))
-
-
-@pytest.mark.parametrize("key", ["", " ", "schlüssel", "a b"])
-def test_unusable_key_is_an_error(key):
-    with pytest.raises(SettingsError, match="no usable key"):
-        read_key(Settings(api_key=key))
 
 
 def test_every_setting_says_what_it_means():

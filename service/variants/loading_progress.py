@@ -1,0 +1,47 @@
+"""How far a variant's loading has come: for its status, and now and then for the log."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+if TYPE_CHECKING:
+    from engine.transport.wire import Progress
+
+log = structlog.get_logger(__name__)
+
+LOGGED_PERCENT = 10.0
+LOGGED_INTERVAL_S = 3.0
+
+
+class LoadingProgress:
+    """The last thing an engine that loads said of itself."""
+
+    def __init__(self, name: str) -> None:
+        self.current: Progress | None = None  # None while nothing loads
+        self._name = name
+        self._logged: Progress | None = None  # the last one in the log
+        self._logged_at = 0.0
+
+    def note(self, progress: Progress) -> None:
+        """Take in what an engine says; log what is news."""
+        if self._is_news(progress):
+            known = {} if progress.percent is None else {"percent": round(progress.percent)}
+            log.info("loading", model=self._name, phase=progress.phase, **known)
+            self._logged, self._logged_at = progress, time.monotonic()
+        self.current = progress
+
+    def clear(self) -> None:
+        """Note that loading has ended."""
+        self.current = None
+
+    def _is_news(self, progress: Progress) -> bool:
+        """Whether the log shall have it: each phase, and of a long one a tenth now and then."""
+        last = self._logged
+        if last is None or last.phase != progress.phase or self.current is None:
+            return True
+        if time.monotonic() - self._logged_at < LOGGED_INTERVAL_S:
+            return False
+        return (progress.percent or 0.0) - (last.percent or 0.0) >= LOGGED_PERCENT

@@ -1,0 +1,37 @@
+"""What the log says while a variant loads."""
+
+from __future__ import annotations
+
+from engine.transport.wire import Progress
+from service.variants import loading_progress
+from service.variants.loading_progress import LoadingProgress
+
+
+def test_long_phases_are_logged_by_tenths(monkeypatch):
+    monkeypatch.setattr(loading_progress, "LOGGED_INTERVAL_S", 0.0)
+    lines: list[dict[str, object]] = []
+    monkeypatch.setattr(loading_progress.log, "info", lambda event, **fields: lines.append(fields))
+    progress = LoadingProgress("m")
+    for percent in (0.0, 4.0, 9.9, 10.0, 15.0, 31.0):
+        progress.note(Progress("downloading", percent))
+    progress.note(Progress("reading the weights"))
+    assert [(line["phase"], line.get("percent")) for line in lines] == [
+        ("downloading", 0),
+        ("downloading", 10),
+        ("downloading", 31),
+        ("reading the weights", None),
+    ]
+
+
+def test_the_same_phase_of_another_load_is_logged_again(monkeypatch):
+    phases: list[str] = []
+    monkeypatch.setattr(
+        loading_progress.log, "info", lambda event, **fields: phases.append(fields["phase"])
+    )
+    progress = LoadingProgress("m")
+    for _ in range(2):
+        progress.note(Progress("starting"))
+        progress.note(Progress("starting"))
+        progress.clear()
+        assert progress.current is None
+    assert phases == ["starting", "starting"]
