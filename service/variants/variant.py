@@ -147,8 +147,8 @@ class ServedVariant:
     @property
     def state(self) -> VariantState:
         """What the variant is doing; one whose engine is dying does not serve any more."""
-        is_dying = self._served is not None and not self._served.engine.is_alive
-        if is_dying and self._state is VariantState.SERVING:
+        is_served = self._served is not None and self._served.engine.is_alive
+        if self._state is VariantState.SERVING and not is_served:
             return VariantState.RESTARTING
         return self._state
 

@@ -196,7 +196,7 @@ def test_server_may_be_stopped_while_it_loads():
     [
         ({"load_fails": "no such revision"}, "no such revision"),
         ({"load_breaks": True}, "ZeroDivisionError"),
-        ({"engine_dies_after_s": 3.0, "load_s": 0.1}, "no model can answer"),
+        ({"engine_dies_after_s": 3.0, "load_s": 0.1}, "no_model_can_answer"),
     ],
 )
 def test_server_without_a_model_ends_with_1(options, message):

@@ -213,6 +213,30 @@ def test_failed_restart_is_tried_again():
     run(test())
 
 
+def test_variant_does_not_serve_while_its_dead_engine_is_cleared_away():
+    async def test() -> None:
+        source = FakeSource()
+        variant = ServedVariant("m", source, VariantRules())
+        variant.load()
+        await until_it_is(variant, VariantState.SERVING)
+        (handle,) = source.handles
+        may_stop, stop = asyncio.Event(), handle.stop
+
+        async def stop_late() -> None:
+            await may_stop.wait()
+            await stop()
+
+        handle.stop = stop_late
+        handle.die("SIGKILL")
+        await until(lambda: variant.served is None)
+        assert variant.state is VariantState.RESTARTING
+        may_stop.set()
+        await until_it_is(variant, VariantState.SERVING)
+        await variant.unload(drain_limit_s=0, for_good=True)
+
+    run(test())
+
+
 def test_fault_of_our_own_fails_the_variant():
     async def test() -> None:
         source = FakeSource(ZeroDivisionError("x"))
