@@ -62,6 +62,7 @@ def connect(url: str, key: str = KEY) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
 
 
+@pytest.mark.smoke
 @pytest.mark.slow
 def test_variant_is_served_from_its_name_to_its_tokens(tmp_path, tiny_repo: TinyRepositories):
     variant = tiny_repo.specs()[1]

@@ -85,6 +85,7 @@ def test_wrong_setting_is_one_line_and_2():
     assert_one_line(tetrad("serve", "--config", "none.yaml"), 2, "none.yaml")
 
 
+@pytest.mark.smoke
 @pytest.mark.slow
 def test_taken_port_is_one_line_and_3(tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
