@@ -170,6 +170,7 @@ def test_every_format_answers_over_http_as_its_dequantised_weights(tmp_path, che
     assert answers_over_http(tmp_path, checkpoints, backend="reference") == expected
 
 
+@pytest.mark.smoke
 def test_and_so_it_does_with_the_fastest_kernels_in_threads_of_the_server(tmp_path, checkpoints):
     tokenizer = models.tiny_tokenizer()
     found = answers_over_http(tmp_path, checkpoints, in_process=True)

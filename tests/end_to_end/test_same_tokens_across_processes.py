@@ -138,6 +138,7 @@ def compare(settings: dict[str, Any], *, vocab_size: int, token_bytes: int, coun
     assert statistics.num_drafted_tokens
 
 
+@pytest.mark.smoke
 def test_answers_of_an_engines_process_are_exactly_those_of_an_engine_here(
     tiny_repo: TinyRepositories,
 ):

@@ -8,11 +8,20 @@ import pytest
 import torch
 
 from loaders.checkpoint.files import TensorInfo
-from loaders.memory.layers import fp16pack_bytes, kernel_bytes, kernel_of, parts_of
+from loaders.memory.layers import (
+    _PACKED_PARTS,
+    GGUF_GROUPS,
+    fp16pack_bytes,
+    kernel_bytes,
+    kernel_of,
+    parts_of,
+)
 from loaders.model.kernels.fp16pack import Fp16PackKernel
 from loaders.model.kernels.int4pack import _pack_weight as pack_int4
 from loaders.model.kernels.int4planes import _pack_weight as pack_planes
 from loaders.quantization.kernel_rules import PackedSize
+from loaders.quantization.layouts import LAYOUTS
+from loaders.quantization.layouts.gguf import BLOCK_TYPES
 from loaders.quantization.packed_format import PackedFormat
 from loaders.quantization.packed_tensors import GroupedWeight
 from loaders.quantization.settings import Quantization
@@ -227,3 +236,13 @@ def test_compressed_tensors_of_the_same_layout_count_as_gptq_does():
     )
     (part,) = parts_of(tensors, quantization, "cpu")
     assert part.num_bytes == kernel_bytes(PackedSize(4, 32, 64, 128), "int4pack")
+
+
+@pytest.mark.parametrize("checkpoint_format", LAYOUTS)
+def test_a_plan_knows_which_tensors_belong_to_a_layer_of_every_layout(checkpoint_format):
+    """Plans run without PyTorch, so they have a list of their own; a layer that it lacks would be
+    counted as dense tensors."""
+    bits, group_size = GGUF_GROUPS.get(checkpoint_format, (4, 128))
+    method = "gguf" if checkpoint_format in BLOCK_TYPES else "gptq"
+    layout = LAYOUTS[checkpoint_format](PackedFormat(method, checkpoint_format, bits, group_size))
+    assert set(layout.rules(512, 512)) <= set(_PACKED_PARTS[layout.marker])

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 import tokenizers
 import transformers
+from filelock import FileLock
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -131,13 +132,14 @@ def read_once(config: pytest.Config, file: Path) -> PreTrainedTokenizerBase:
     """Read a GGUF file's tokenizer, or what an earlier run with these versions made of it."""
     key = f"{file.stem}-{file.stat().st_size}-{transformers.__version__}-{tokenizers.__version__}"
     kept = config.cache.mkdir("vocabularies") / f"{key}.json"
-    if not kept.is_file():
-        read = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        settings = {**read.special_tokens_map, "chat_template": read.chat_template}
-        parts = {"backend": read.backend_tokenizer.to_str(), "settings": settings}
-        unfinished = kept.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(json.dumps(parts))
-        unfinished.rename(kept)
+    with FileLock(kept.with_suffix(".lock")):  # the processes of one run read it once
+        if not kept.is_file():
+            read = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            settings = {**read.special_tokens_map, "chat_template": read.chat_template}
+            parts = {"backend": read.backend_tokenizer.to_str(), "settings": settings}
+            unfinished = kept.with_suffix(f".{os.getpid()}")
+            unfinished.write_text(json.dumps(parts))
+            unfinished.rename(kept)
     parts = json.loads(kept.read_text())
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(parts["backend"]), **parts["settings"]

@@ -59,6 +59,7 @@ def folder_of(variant: str, cache_dir: Path) -> Path:
     return open_snapshot(parse_spec(variant), cache_dir=cache_dir, local_files_only=True).folder
 
 
+@pytest.mark.smoke
 def test_a_broken_kernel_is_caught_and_the_next_one_serves(
     tmp_path: Path, tiny_repo: TinyRepositories
 ):
