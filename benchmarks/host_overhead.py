@@ -67,7 +67,7 @@ EDGE_STEPS = 50
 
 # Each with the functions that it is made of; the time of one inside another is its own alone.
 HOST_PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
-    "take orders": ((EngineLoop, "_take_orders"),),
+    "take commands": ((EngineLoop, "_take_commands"),),
     "schedule": ((Scheduler, "expire"), (Scheduler, "schedule")),
     "lay out": (
         (model_runner, "model_order"),

@@ -189,8 +189,9 @@ class Residency:
             return self._allocate(sequence)
         held = len(self._blocks.block_table(sequence.sequence_id))
         missing = self._blocks.num_blocks_for(sequence.num_known_tokens) - held
-        if missing > 0 and not self._reclaim(missing, sequence):
-            return False
+        while missing > self._blocks.num_free_blocks:
+            if not self._reclaim(sequence):
+                return False
         for _ in range(missing):
             self._blocks.grow(sequence.sequence_id)
         return True
@@ -199,10 +200,11 @@ class Residency:
         """Give a waiting sequence blocks, cached ones where its beginning is known."""
         blocks, num_tokens = self._blocks, sequence.num_known_tokens
         prefix = self._prefixes.find(sequence)
-        # Those who run will want a block each before long.
-        needed = blocks.num_missing_blocks(num_tokens, prefix) + len(self.running)
-        if not self._reclaim(needed, sequence):
-            return False
+        reserve = len(self.running)  # those who run will want a block each before long
+        while blocks.num_missing_blocks(num_tokens, prefix) + reserve > blocks.num_free_blocks:
+            if not self._reclaim(sequence):
+                return False
+            prefix = self._prefixes.find(sequence)  # who gave way may have held some of it
         blocks.allocate(sequence.sequence_id, num_tokens, prefix)
         sequence.num_computed_tokens = len(prefix) * blocks.block_size
         sequence.num_registered_blocks = len(prefix)
@@ -211,18 +213,16 @@ class Residency:
         self._counters.prefix_cache_hits += sequence.num_computed_tokens
         return True
 
-    def _reclaim(self, num_blocks: int, sequence: Sequence) -> bool:
-        """See to it that so many blocks are free; those who are paused give theirs back."""
-        while num_blocks > self._blocks.num_free_blocks:
-            idle = [
-                paused
-                for paused in self.paused.values()
-                if not paused.num_steps_in_flight and paused is not sequence
-            ]
-            if not idle:
-                return False
+    def _reclaim(self, sequence: Sequence) -> bool:
+        """Have one who is paused give its blocks back to this one; whether there was any."""
+        idle = [
+            paused
+            for paused in self.paused.values()
+            if not paused.num_steps_in_flight and paused is not sequence
+        ]
+        if idle:
             self.preempt(last_in_turn(idle))
-        return True
+        return bool(idle)
 
     # Who has ended
 

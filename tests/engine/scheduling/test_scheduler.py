@@ -263,6 +263,23 @@ def test_when_blocks_run_out_the_youngest_gives_way_and_goes_on_where_it_stopped
     assert ends == [0, 1, 2]
 
 
+def test_who_gives_way_may_have_held_the_prefix_that_its_blocks_are_wanted_for():
+    """Blocks of the prefix count as free from then on: more of them have to be given back."""
+    bench = Bench(max_num_seqs=1, num_blocks=9, max_model_len=36)
+    prompt = list(range(32))
+    asked = [
+        request(1, prompt[:17], replace(GREEDY, max_tokens=8), priority=1),
+        request(2, 4),
+        request(3, prompt, replace(GREEDY, max_tokens=4), priority=-1),
+    ]
+    for each in asked:
+        bench.add(each)
+        bench.step(2)
+    assert bench.engine.statistics().num_pauses == 2
+    bench.drain()
+    assert all(map(bench.answers, asked))
+
+
 def test_a_waiting_sequence_is_aborted_at_once():
     bench = Bench(max_num_seqs=1)
     bench.add(request(1, 4), request(2, 4))
