@@ -1,6 +1,6 @@
 """How attention asks for what it needs, and how Transformers' own layers come to use it.
 
-The layers see `AttentionStep` only; what stands behind it is `paged_attention`.
+The layers see `AttentionStep` only; what stands behind it is `paged`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Turns a scheduled batch into the tensors of one forward pass.
 
-Rows are packed as `paged_attention` describes: decoding sequences first, longest first, then the
+Rows are packed as `attention.paged` describes: decoding sequences first, longest first, then the
 chunks. All indices are int64, so that no size of cache or vocabulary can wrap around.
 """
 

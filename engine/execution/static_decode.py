@@ -129,7 +129,7 @@ class StaticDecode:
     def run(self, key: PlanKey) -> SampledRows:
         """Run the step; what it samples is also left in the slots.
 
-        key: what sampling the rows takes, at least; see `sampling_plan.plan_key`.
+        key: what sampling the rows takes, at least; see `row_plan.plan_key`.
         """
         slots, positions = self._slots, self._positions
         size = self._cache.block_size

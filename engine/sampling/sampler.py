@@ -7,7 +7,7 @@ A row's token depends on its own logits, settings, seed and position only, to th
 shared generator, what adds up a row adds whole numbers (`token_filters`), and a part of sampling
 that a row does not need leaves it as it was. Nothing here waits for the device or makes tensors out
 of the host's numbers. With `SamplingState.is_graph_safe` every part is done to all rows, so that a
-step can be captured in a CUDA graph; without, to the rows that `sampling_plan` found to need it.
+step can be captured in a CUDA graph; without, to the rows that `row_plan` found to need it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A steady decode step brings no settings along: its rows name their slots. What is large (a number
 for every slot and token) is made when the first sequence asks for it. What a step's rows need of
-all this is put together in `sampling_plan`, used in `sampler`.
+all this is put together in `row_plan`, used in `sampler`.
 """
 
 from __future__ import annotations
