@@ -124,7 +124,7 @@ class Hub:
     pause_s: float = 0.0  # between pieces of 64 KiB
     faults: list[Fault] = field(default_factory=list)  # the first that fits befalls a request
     num_bytes_sent: int = 0  # of bodies
-    max_at_once: int = 0  # most requests that were being answered at one time
+    max_at_once: int = 0  # most requests that waited for their answers at one time
     _at_once: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -135,7 +135,11 @@ class Hub:
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """Count a request that is being answered."""
+        """Count a request that waits for its answer.
+
+        Until before the first byte of the answer: a client that has read it may send its next
+        request before this thread goes on, and the two would count as one too many.
+        """
         with self._lock:
             self._at_once += 1
             self.max_at_once = max(self.max_at_once, self._at_once)
@@ -200,13 +204,13 @@ def running_hub() -> Iterator[Hub]:
                 fault = hub.next_fault(unquote(request.path))
                 answer = _faulty(fault) if fault and fault.status else respond(hub, request)
                 answer = _damaged(fault, answer) if fault else answer
-                self.send_response(answer.status)
-                headers = {"Content-Length": str(len(answer.body)), **answer.headers}
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                if with_body:
-                    self._send(answer.body, fault.cut_after if fault else None)
+            self.send_response(answer.status)
+            headers = {"Content-Length": str(len(answer.body)), **answer.headers}
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if with_body:
+                self._send(answer.body, fault.cut_after if fault else None)
 
         def _send(self, body: Content, cut_after: int | None) -> None:
             end = len(body) if cut_after is None else min(cut_after, len(body))
