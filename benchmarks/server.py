@@ -48,7 +48,7 @@ class Server:
             time.sleep(0.1)
 
     def check(self, model: str) -> dict[str, Any]:
-        """Ask the engine whether its books are right."""
+        """Ask the engine whether its accounting is right."""
         return self._admin("POST", "/check", {"model": model})
 
     def statistics(self, model: str) -> dict[str, Any]:

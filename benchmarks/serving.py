@@ -97,7 +97,7 @@ def measure_crowd(num_clients: int) -> dict[str, Any]:
             "preemptions": counted["num_preemptions"],
             "API memory before, MB": memory.before_mb,
             "API memory at most, MB": memory.stop(),
-            "books": checked["problem"] or "right",
+            "accounting": checked["problem"] or "right",
             "engine idle afterwards": checked["is_idle"],
         }
 

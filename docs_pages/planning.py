@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 PAGE = Path(__file__).parent.parent / "docs" / "planning.md"
 CONTEXT = 4096
-# What the cards say, and the devices that each is shown for.
+# What model cards say, and the devices that each is shown for.
 CASES = (
     (published.GPTQ_7B, gptq_7b, ("CARD:24GB", "CARD:16GB", "CARD:12GB", "CARD:8GB", "CARD:6GB")),
     (published.AWQ_70B, awq_70b, ("CARD:48GB", "2xCARD:24GB", "2xA10G:24GB", "CARD:24GB")),
@@ -61,7 +61,7 @@ use here: the GPU with the most memory free, of those that `CUDA_VISIBLE_DEVICES
 that the setting `device` names; without a GPU the CPU. Only what is free counts, as nvidia-smi
 tells it.
 
-Sizes here are GB of 10^9 bytes; cards and `--gpu NAME:SIZE` count in GB of 2^30, as cards are sold.
+Sizes here are GB of 10^9 bytes; GPUs and `--gpu NAME:SIZE` count in GB of 2^30, as they are sold.
 
 ## What is counted
 
@@ -125,7 +125,7 @@ where all variants have one.
 | CUDA context | {CUDA_CONTEXT_BYTES / 2**20:.0f} MiB | **unverified**: such processes usually show 300 to 600 MB |
 | reference workspace | 9 bytes a weight | measured on CPU; **unverified** on a device |
 | activations | as above | on a CPU within 5 MB of the 32 MB measured; **unverified** on CUDA |
-| cards' memory and bandwidth | `loaders/planning/accelerators.py` | nvidia-smi's totals in public logs and NVIDIA's data sheets (2026-11) |
+| GPUs' memory and bandwidth | `loaders/planning/accelerators.py` | nvidia-smi's totals in public logs and NVIDIA's data sheets (2026-11) |
 
 Measured on a CPU against predicted, SmolLM2-135M with 268 MB of KV cache, a prompt of 4 000 tokens
 (two cores, RSS of the process, 2026-11):
@@ -148,7 +148,7 @@ def render_page() -> str:
     """Return the page's text."""
     parts = [INTRODUCTION, "## The published repositories\n"]
     parts += [_case(repo, make(), devices) for repo, make, devices in CASES]
-    parts += [_engines(), _cards()]
+    parts += [_engines(), _gpus()]
     return "\n".join(parts)
 
 
@@ -233,9 +233,9 @@ def _engines() -> str:
     return "\n".join(rows) + "\n\nWhat none of these says is `unknown` in a plan.\n"
 
 
-def _cards() -> str:
+def _gpus() -> str:
     rows = [
-        "## Cards\n",
+        "## GPUs\n",
         "| name | sold with, GiB | driver reports, MiB | compute capability | GB/s |",
         "|---|--:|--:|---|--:|",
     ]

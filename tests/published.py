@@ -97,7 +97,7 @@ class GptqBranch:
     bits: int
     group_size: int
     desc_act: bool
-    gigabytes: str  # as the card prints it
+    gigabytes: str  # as the model card prints it
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -298,7 +298,7 @@ def gguf_tensors(shape: LlamaShape, kind: str) -> list[Tensor]:
     """List the tensors of one file in the mix of types that its name stands for.
 
     Shapes are PyTorch's. The mixes are those of llama.cpp in August 2023, and give
-    the card's sizes within 0.3 %.
+    the model card's sizes within 0.3 %.
     """
     kv = shape.kv_heads * shape.head_dim
     tensors: list[Tensor] = [

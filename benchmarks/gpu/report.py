@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def new_file(folder: Path, *, is_dry: bool) -> Path:
-    """Name a file of today that does not exist yet: two cards may be measured in a day."""
+    """Name a file of today that does not exist yet: two GPUs may be measured in a day."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"gpu-{'dry-' if is_dry else ''}{dt.datetime.now(dt.UTC).date().isoformat()}"
     number, file = 1, folder / f"{stem}.json"

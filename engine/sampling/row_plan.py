@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from engine.scheduling.batch import RowExtras
 
 _SAMPLING = (Need.LEADING, Need.MIN_P, Need.TYPICAL_P)
-_CHANGING = (Need.ADDENDS, Need.MIN_TOKENS, Need.PENALTIES)
+_CHANGING = (Need.LOGIT_OFFSETS, Need.MIN_TOKENS, Need.PENALTIES)
 
 
 @dataclass(frozen=True, slots=True)

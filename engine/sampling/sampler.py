@@ -158,7 +158,7 @@ def _draw(logits: Tensor, rows: _Rows, plan: SamplingPlan, state: SamplingState)
 def _change(logits: Tensor, rows: _Rows, plan: SamplingPlan, state: SamplingState) -> None:
     """Change logits in place: bias and bans first, then penalties."""
     changes: tuple[tuple[Need, Callable[[Tensor, _Rows, SamplingState], None]], ...] = (
-        (Need.ADDENDS, _add_logit_offsets),
+        (Need.LOGIT_OFFSETS, _add_logit_offsets),
         (Need.MIN_TOKENS, _ban_ends),
         (Need.PENALTIES, partial(_penalise, plan=plan)),
     )

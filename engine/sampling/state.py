@@ -36,7 +36,7 @@ class Need(enum.IntFlag):
     TOP_P = enum.auto()
     MIN_P = enum.auto()
     TYPICAL_P = enum.auto()
-    ADDENDS = enum.auto()  # logit_bias, allowed and banned ids
+    LOGIT_OFFSETS = enum.auto()  # logit_bias, allowed and banned ids
     MIN_TOKENS = enum.auto()  # while there are fewer
     PENALTIES = enum.auto()  # presence, frequency or repetition
     REPETITION = enum.auto()  # penalties that count the prompt too
@@ -117,7 +117,7 @@ class SamplingState:
     def reserve(self, needs: Need) -> None:
         """Make the tables that these needs read, once for all: a graph holds on to them."""
         shape = (self.settings.shape[0], self.vocab_size)
-        if needs & Need.ADDENDS and self.logit_offsets is None:
+        if needs & Need.LOGIT_OFFSETS and self.logit_offsets is None:
             self.logit_offsets = torch.zeros(shape, device=self.device)
         if needs & Need.MIN_TOKENS and self.is_end is None:
             self.is_end = torch.zeros(shape, dtype=torch.bool, device=self.device)
@@ -197,7 +197,7 @@ def needs_of(params: SamplingParams, vocab_size: int) -> Need:
     }
     repeats = params.repetition_penalty != 1
     changing = {
-        Need.ADDENDS: params.logit_bias
+        Need.LOGIT_OFFSETS: params.logit_bias
         or params.banned_token_ids
         or params.allowed_token_ids is not None,
         Need.MIN_TOKENS: params.min_tokens and params.end_token_ids,

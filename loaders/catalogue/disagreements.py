@@ -51,10 +51,10 @@ def disagreements_with_model_card(
         return
     base = quantization.base
     if row.bits not in (None, base.bits):
-        yield _sentence("the card", f"{row.bits} bits", quantization, f"{base.bits}")
+        yield _sentence("the model card", f"{row.bits} bits", quantization, f"{base.bits}")
     if row.group_size not in (None, base.group_size):
         yield _sentence(
-            "the card", _group(row.group_size or 0), quantization, _group(base.group_size)
+            "the model card", _group(row.group_size or 0), quantization, _group(base.group_size)
         )
     # Tensors alone don't tell act order, so only settings can contradict.
     if not quantization.is_inferred and row.desc_act not in (
@@ -62,10 +62,10 @@ def disagreements_with_model_card(
         quantization.desc_act,
     ):
         yield _sentence(
-            "the card", f"act order {row.desc_act}", quantization, f"{quantization.desc_act}"
+            "the model card", f"act order {row.desc_act}", quantization, f"{quantization.desc_act}"
         )
     if row.damp is not None and damp is not None and abs(row.damp - damp) > 1e-9:
-        yield _sentence("the card", f"damp {row.damp:g}", quantization, f"{damp:g}")
+        yield _sentence("the model card", f"damp {row.damp:g}", quantization, f"{damp:g}")
 
 
 def disagreement_in_size(row: ModelCardRow, weight_bytes: int) -> Iterator[str]:
@@ -74,7 +74,7 @@ def disagreement_in_size(row: ModelCardRow, weight_bytes: int) -> Iterator[str]:
         apart = weight_bytes - row.num_bytes
         if abs(apart) > SIZE_TOLERANCE * row.num_bytes + _ROUNDING_BYTES:
             yield (
-                f"the card says {row.num_bytes / 1e9:.2f} GB, the files hold"
+                f"the model card says {row.num_bytes / 1e9:.2f} GB, the files hold"
                 f" {weight_bytes / 1e9:.2f} GB of tensors ({apart / row.num_bytes:+.0%})"
             )
 
@@ -87,7 +87,7 @@ def disagreements_in_gguf_type(
         yield f"the file's name says {in_name}, its header says {in_header}"
     found = in_header or in_name
     if row is not None and row.quant_method and found and row.quant_method.upper() != found:
-        yield f"the card says {row.quant_method}, the file is {found}"
+        yield f"the model card says {row.quant_method}, the file is {found}"
 
 
 def _sentence(who: str, says: str, quantization: Quantization, found: str) -> str:

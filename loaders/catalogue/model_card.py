@@ -1,8 +1,8 @@
 """What a model card says: names, prompt template, and the table of provided files.
 
-A light reading that survives cards which lost their newlines or have a "|" after every line; it
-never fails, it only finds less. A model card may be wrong for its model: who asks decides what to
-believe.
+A light reading that survives model cards which lost their newlines or have a "|" after every line;
+it never fails, it only finds less. A model card may be wrong for its model: who asks decides what
+to believe.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def read_model_card(content: bytes) -> ModelCard:
     model_card = parse_model_card(text)
     if len(content) <= MAX_MODEL_CARD_BYTES:
         return model_card
-    remark = f"the card is longer than {MAX_MODEL_CARD_BYTES} bytes; the rest of it was not read"
+    remark = (
+        f"the model card is longer than {MAX_MODEL_CARD_BYTES} bytes; the rest of it was not read"
+    )
     return replace(model_card, remarks=(*model_card.remarks, remark))
 
 

@@ -363,6 +363,6 @@ def _with_missing_rows(
     missing = [row.name for row in model_card.rows if row.name not in revisions | files]
     if not variants or not missing:
         return variants
-    sentence = f"the card lists {', '.join(missing[:8])}, which was not found"
+    sentence = f"the model card lists {', '.join(missing[:8])}, which was not found"
     first = replace(variants[0], disagreements=(*variants[0].disagreements, sentence))
     return [first, *variants[1:]]

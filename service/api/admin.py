@@ -168,7 +168,7 @@ class AdminRoutes:
         return JsonResponse({"removed": name})
 
     async def check(self, http_request: Request) -> Response:
-        """Check the engine's books: all that was handed out must be back where it is idle."""
+        """Check the engine's accounting: all that was handed out must be back where it is idle."""
         name = await self._read_name(http_request)
         report = await self._variants.require(name).require_served().engine.check_integrity()
         return JsonResponse({"is_idle": report.is_idle, "problem": report.problem})

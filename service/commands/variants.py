@@ -153,7 +153,7 @@ def _table_of_files(found: Sequence[Variant]) -> Table:
     table = _empty_table("file")
     table.add_column("type", no_wrap=True)
     table.add_column("GB", no_wrap=True, justify="right")
-    table.add_column("use, says the card", overflow="fold")
+    table.add_column("use, says the model card", overflow="fold")
     table.add_column("branch", overflow="fold")
     table.add_column("commit", no_wrap=True)
     for variant in found:

@@ -50,7 +50,7 @@ class Facts:
 
     @cached_property
     def gpus_found(self) -> list[gpus.Gpu]:
-        """The cards that the driver knows."""
+        """The GPUs that the driver knows."""
         return gpus.read_gpus()
 
     @cached_property

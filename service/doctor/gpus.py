@@ -28,7 +28,7 @@ INSTALL_STOCK = "pip install -c constraints-stock.txt '.[stock]', in an environm
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One card, as the driver tells."""
+    """One GPU, as the driver reports it."""
 
     name: str
     capability: tuple[int, int]
@@ -69,7 +69,7 @@ def read_gpus(run: Callable[[Sequence[str]], str | None] = run_query) -> list[Gp
 
 
 def check_driver(gpus: Sequence[Gpu], torch: TorchBuild) -> Finding:
-    """Whether PyTorch can use the cards that the driver knows."""
+    """Whether PyTorch can use the GPUs that the driver knows."""
     if not gpus:
         return warning("gpu", "none found (nvidia-smi lists none): the CPU is used")
     names = ", ".join(f"{gpu.name} ({gpu.memory_mib / 1024:.0f} GiB)" for gpu in gpus)
@@ -110,7 +110,7 @@ def check_stock(absent: Sequence[str]) -> Finding:
 
 
 def _is_built_for(architectures: Sequence[str], capability: tuple[int, int]) -> bool:
-    """Binaries run on cards of their major version; intermediate code on any that is newer."""
+    """Binaries run on GPUs of their major version; intermediate code on any that is newer."""
     for name in architectures:
         match = re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", name)
         if match is None:

@@ -1,6 +1,7 @@
-"""What is known of a variant when its chat template is chosen: names, numbers, pieces, its card.
+"""What is known of a variant when its chat template is chosen.
 
-Gathers and judges nothing; `families` draws the conclusions.
+Names, numbers, pieces and the model card. Gathers and judges nothing; `families` draws the
+conclusions.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 For checkpoints whose tokenizer has no template of its own: older quantised repositories, mostly.
 The texts are ours, written to the formats that the families were trained on. The rules look at
-names, at the tokenizer's pieces, and at the card last, which may show an instruction block for a
-base model.
+names, at the tokenizer's pieces, and at the model card last, which may show an instruction block
+for a base model.
 """
 
 from __future__ import annotations
@@ -183,10 +183,10 @@ def decide_family(facts: VariantFacts) -> TemplateFamily:
     """Choose the family whose template the variant was trained on.
 
     The first rule that applies decides:
-    1. A name in its publisher's own form (the repository's, else the card's two).
+    1. A name in its publisher's own form (the repository's, else the model card's two).
     2. The shape of CodeLlama 70B Instruct: a `<step>` piece on 80 Llama layers.
-    3. ChatML's pieces, if a name or the card says that the model chats: base models have them too.
-    4. The card's name for its template, or an Alpaca block in it.
+    3. ChatML's pieces, if a name or the model card says that it chats: base models have them too.
+    4. The model card's name for its template, or an Alpaca block in it.
 
     Raises ChatNotSupportedError for base models, and where nothing is known.
     """
@@ -234,7 +234,9 @@ def _apply(rule: _NameRule, words: list[str], facts: VariantFacts) -> TemplateFa
 
 def _base_model_message(label: str, facts: VariantFacts) -> str:
     shown = facts.model_card is not None and facts.model_card.template_text is not None
-    warning = " Its card shows an instruction block, but this model was not trained on one." * shown
+    warning = (
+        " Its model card shows an instruction block, but this model was not trained on one." * shown
+    )
     return (
         f"{facts.repo} is a base model ({label}) without a chat template: it continues text and "
         f"was not trained to answer messages.{warning} Use /v1/completions, or serve a variant "

@@ -43,7 +43,7 @@ def test_each_part_is_done_to_the_rows_that_need_it():
     rows = {
         need: ids.tolist() for need, ids in make_plan(state, [3, 2, 1, 0], [2] * 4).rows.items()
     }
-    assert rows == {Need.SAMPLE: [0, 1, 2], Need.LEADING: [1], Need.ADDENDS: [0]}
+    assert rows == {Need.SAMPLE: [0, 1, 2], Need.LEADING: [1], Need.LOGIT_OFFSETS: [0]}
     assert not make_plan(state, [2, 2], [2, 3]).rows  # all rows need the same
 
 

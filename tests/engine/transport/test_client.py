@@ -534,7 +534,7 @@ def test_names_are_gone_once_the_engine_has_come():
     run(test())
 
 
-def test_wrong_books_are_told():
+def test_wrong_accounting_is_reported():
     async def test() -> None:
         engine = FakeEngine()
         engine.leaks = True

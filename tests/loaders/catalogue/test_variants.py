@@ -262,11 +262,11 @@ CARD = """
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"bits": 8}, "the card says 8 bits, config.json says 4"),
-        ({"group": "None"}, "the card says no groups, config.json says group 32"),
-        ({"order": "No"}, "the card says act order False, config.json says True"),
-        ({"damp": 0.01}, "the card says damp 0.01, config.json says 0.1"),
-        ({"size": "3.90 GB"}, "the card says 3.90 GB, the files hold"),
+        ({"bits": 8}, "the model card says 8 bits, config.json says 4"),
+        ({"group": "None"}, "the model card says no groups, config.json says group 32"),
+        ({"order": "No"}, "the model card says act order False, config.json says True"),
+        ({"damp": 0.01}, "the model card says damp 0.01, config.json says 0.1"),
+        ({"size": "3.90 GB"}, "the model card says 3.90 GB, the files hold"),
     ],
 )
 def test_what_card_and_files_say_differently_is_told(changed, sentence):
@@ -298,7 +298,7 @@ def test_what_the_card_lists_and_nobody_has_is_told():
         CARD.format(bits=4, group=32, order="Yes", damp=0.1, size="") + "| lost | 4 | 32 | No |"
     )
     variant = only(small_files(**{"README.md": model_card.encode()}))
-    assert variant.disagreements == ("the card lists lost, which was not found",)
+    assert variant.disagreements == ("the model card lists lost, which was not found",)
 
 
 def test_one_branch_alone_is_not_told_of_the_others(hub):

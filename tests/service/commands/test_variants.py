@@ -243,9 +243,9 @@ def test_long_names_are_folded_and_not_cut(capsys, monkeypatch):
 
 
 def test_remarks_name_the_variant_and_stand_below_the_table(capsys):
-    show("a/b", [variant(disagreements=("the card says 8",), refusal="no weights\n\x1b[2J")])
+    show("a/b", [variant(disagreements=("the model card says 8",), refusal="no weights\n\x1b[2J")])
     assert capsys.readouterr().out.splitlines()[-2:] == [
-        "main: the card says 8",
+        "main: the model card says 8",
         "main cannot be loaded: no weights ?[2J",
     ]
 
