@@ -15,7 +15,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import openai
 import pytest
@@ -182,6 +182,11 @@ def test_every_branch_of_the_first_card_answers_over_http_as_transformers_does(
 # ── nearly, with the fast backends ──────────────────────────────────────────────────────────────
 
 
+class FastBranch(NamedTuple):
+    variant: str
+    loaded: LoadedModel
+
+
 @functools.cache
 def text_ids(tokenizer) -> torch.Tensor:
     ids = tokenizer(TEXT, return_tensors="pt").input_ids[:, :2000]
@@ -207,11 +212,16 @@ def check_agreement(found: torch.Tensor, expected: Stock) -> tuple[float, float]
     return float(agree.float().mean()), float(leads.max()) if len(leads) else 0.0
 
 
+@pytest.fixture(scope="module", params=DEMO_VARIANTS)
+def fast_branch(demo: DemoRepositories, request: pytest.FixtureRequest) -> FastBranch:
+    """Each demo branch with the kernels that `auto` chooses, loaded once for the tests below."""
+    return FastBranch(request.param, load_demo(demo, request.param))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("variant", DEMO_VARIANTS)
-def test_fast_backends_choose_as_the_reference_does(demo, stock, variant):
-    loaded = load_demo(demo, variant)
+def test_fast_backends_choose_as_the_reference_does(fast_branch, stock):
+    variant, loaded = fast_branch
     ids = text_ids(loaded.tokenizer)
     for rows in (2000, 40):
         found = logits_in_chunks(loaded.model, ids, rows)
@@ -222,14 +232,13 @@ def test_fast_backends_choose_as_the_reference_does(demo, stock, variant):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", DEMO_VARIANTS)
-def test_every_layer_multiplies_as_float32_does_with_the_same_scales(demo, variant):
+def test_every_layer_multiplies_as_float32_does_with_the_same_scales(fast_branch):
     worst = 0.0
-    for layer in packed_layers(load_demo(demo, variant).model).values():
+    for layer in packed_layers(fast_branch.loaded.model).values():
         x = torch.randn(3, layer.in_features, generator=torch.Generator().manual_seed(0))
         expected = x @ layer.kernel.dequantize().t()
         worst = max(worst, float((layer.kernel(x) - expected).norm() / expected.norm()))
-    print(f"{variant}: layer error {worst:.5f}")
+    print(f"{fast_branch.variant}: layer error {worst:.5f}")
     assert worst <= MAX_LAYER_ERROR
 
 
