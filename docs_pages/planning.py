@@ -38,10 +38,10 @@ PAGE = Path(__file__).parent.parent / "docs" / "planning.md"
 CONTEXT = 4096
 # What model cards say, and the devices that each is shown for.
 CASES = (
-    (published.GPTQ_7B, gptq_7b, ("CARD:24GB", "CARD:16GB", "CARD:12GB", "CARD:8GB", "CARD:6GB")),
-    (published.AWQ_70B, awq_70b, ("CARD:48GB", "2xCARD:24GB", "2xA10G:24GB", "CARD:24GB")),
-    (published.FP16_34B, fp16_34b, ("CARD:80GB",)),
-    (published.GGUF_13B, gguf_13b, ("CARD:16GB",)),
+    (published.GPTQ_7B, gptq_7b, ("GPU:24GB", "GPU:16GB", "GPU:12GB", "GPU:8GB", "GPU:6GB")),
+    (published.AWQ_70B, awq_70b, ("GPU:48GB", "2xGPU:24GB", "2xA10G:24GB", "GPU:24GB")),
+    (published.FP16_34B, fp16_34b, ("GPU:80GB",)),
+    (published.GGUF_13B, gguf_13b, ("GPU:16GB",)),
 )
 
 INTRODUCTION = f"""\

@@ -201,10 +201,11 @@ class Residency:
         blocks, num_tokens = self._blocks, sequence.num_known_tokens
         prefix = self._prefixes.find(sequence)
         reserve = len(self.running)  # those who run will want a block each before long
+        # Counted anew each time: blocks of the prefix that were given back keep their names, but
+        # are among the free ones that this sequence uses up.
         while blocks.num_missing_blocks(num_tokens, prefix) + reserve > blocks.num_free_blocks:
             if not self._reclaim(sequence):
                 return False
-            prefix = self._prefixes.find(sequence)  # who gave way may have held some of it
         blocks.allocate(sequence.sequence_id, num_tokens, prefix)
         sequence.num_computed_tokens = len(prefix) * blocks.block_size
         sequence.num_registered_blocks = len(prefix)

@@ -194,12 +194,12 @@ def decide_family(facts: VariantFacts) -> TemplateFamily:
         _family_by_name(facts)
         or _family_by_shape(facts)
         or _family_by_pieces(facts)
-        or _family_by_card(facts)
+        or _family_by_model_card(facts)
     )
     if family is None:
         raise ChatNotSupportedError(
             f"{facts.repo} has no chat template, and neither its name, its special pieces nor its "
-            "card tell of a known one. Use /v1/completions, or put a chat_template into its "
+            "model card tell of a known one. Use /v1/completions, or put a chat_template into its "
             "tokenizer_config.json."
         )
     missing = family.needed_pieces - facts.pieces
@@ -255,7 +255,7 @@ def _family_by_pieces(facts: VariantFacts) -> TemplateFamily | None:
     return CHATML if chats and facts.pieces >= CHATML.needed_pieces else None
 
 
-def _family_by_card(facts: VariantFacts) -> TemplateFamily | None:
+def _family_by_model_card(facts: VariantFacts) -> TemplateFamily | None:
     text = (facts.model_card and facts.model_card.template_text) or ""
     if "### Instruction:" in text and "### Response:" in text:
         return ALPACA
