@@ -42,7 +42,8 @@ def serving(
     )
 
     def lines() -> list[dict[str, object]]:
-        return [json.loads(line) for line in (folder / "log").read_text().splitlines()]
+        written = (folder / "log").read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in written if line.endswith("\n")]  # one may be begun
 
     def url() -> str:
         return next((str(line["url"]) for line in lines() if line["event"] == "listening"), "")

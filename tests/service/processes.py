@@ -53,8 +53,9 @@ class ServerProcess:
 
     def lines(self) -> list[dict[str, Any]]:
         """What has been logged."""
-        lines = self._log.read_text().splitlines()
-        return [json.loads(line) for line in lines if line.startswith("{")]
+        written = self._log.read_text().splitlines(keepends=True)
+        whole = [line for line in written if line.endswith("\n")]  # the last one may be begun
+        return [json.loads(line) for line in whole if line.startswith("{")]
 
     def log(self) -> str:
         return self._log.read_text()

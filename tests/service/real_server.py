@@ -59,7 +59,9 @@ class RealServer:
 
     def lines(self, event: str) -> list[dict[str, Any]]:
         """What has been logged of one kind."""
-        lines = [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
+        written = self.log().splitlines(keepends=True)
+        whole = [line for line in written if line.endswith("\n")]  # the last one may be begun
+        lines = [json.loads(line) for line in whole if line.startswith("{")]
         return [line for line in lines if line["event"] == event]
 
     def wait_settled(self) -> None:
@@ -129,7 +131,7 @@ def serving(
         server.openai.close()
         server.popen.kill()
         server.popen.wait()
-    wait_until(lambda: not any(engine.is_running() for engine in engines))
+    wait_until(lambda: not any(engine.is_running() for engine in engines), limit_s=30)
 
 
 class OtherEngineProcess:

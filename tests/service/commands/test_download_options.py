@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from loaders.demo.repository import find_snapshot
-from tests.hub_server import Fault, HubRepository, running_hub
+from tests.hub_server import Fault, HubRepository, partial_bytes, running_hub
 from tests.models import CARD_BRANCHES
 
 if TYPE_CHECKING:
@@ -110,15 +110,19 @@ def test_ctrl_c_ends_with_130_and_the_next_run_goes_on(hub, tetrad, tmp_path):
     hub.pause_s = 0.1
     process = tetrad.start("download", REPO)
     deadline = time.monotonic() + 30
-    while not any(p.stat().st_size > 200_000 for p in tmp_path.rglob("*.partial")):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=30)
+    try:
+        while partial_bytes(tmp_path) <= 200_000:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.communicate()
     assert process.returncode == 130
     assert told.splitlines()[-1].endswith("goes on from there")
     assert "Traceback" not in told
-    kept = sum(path.stat().st_size for path in tmp_path.rglob("*.partial"))
+    kept = partial_bytes(tmp_path)
     hub.pause_s = 0.0
     hub.asked.clear()
     assert tetrad("download", REPO) == 0

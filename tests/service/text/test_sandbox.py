@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from service.text.errors import InvalidMessagesError, TemplateFailedError
@@ -146,11 +147,10 @@ def test_the_process_ends_with_a_server_that_is_killed():
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=root, text=True
     ) as server:
-        worker = Path("/proc", server.stdout.readline().strip())
-        assert worker.exists()
+        worker = psutil.Process(int(server.stdout.readline()))
         server.kill()
     deadline = time.monotonic() + 10
-    while worker.exists() and "Z" not in (worker / "stat").read_text().split()[2]:
+    while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import pytest
 from loaders.checkpoint.files import INDEX_FILE
 from loaders.load import load
 from tests import models
-from tests.hub_server import Fault, HubRepository, running_hub, sha256_of
+from tests.hub_server import Fault, HubRepository, partial_bytes, running_hub, sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -138,8 +139,8 @@ def hub(server) -> Hub:
 @pytest.fixture(scope="module")
 def client(server, tmp_path_factory) -> Iterator[Client]:
     running = Client(server, tmp_path_factory.mktemp("home"))
-    yield running
-    running.close()
+    with contextlib.closing(running):
+        yield running
 
 
 @pytest.fixture
@@ -159,10 +160,6 @@ def wait_for(condition, timeout_s=20.0):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def partial_bytes(cache):
-    return sum(path.stat().st_size for path in cache.rglob("*.partial"))
 
 
 def test_only_the_needed_files_come(hub, client, cache):
@@ -205,11 +202,10 @@ def test_a_gguf_file_is_named_by_itself_or_by_its_quantisation(hub, client, cach
 
 def test_a_killed_download_goes_on_where_it_stopped(hub, client, cache, tmp_path):
     hub.pause_s = 0.05
-    killed = Client(hub, tmp_path)
-    killed.begin("download", cache, spec=REPO)
-    wait_for(lambda: partial_bytes(cache) >= 500_000)
-    killed.process.send_signal(signal.SIGKILL)
-    killed.close()
+    with contextlib.closing(Client(hub, tmp_path)) as killed:
+        killed.begin("download", cache, spec=REPO)
+        wait_for(lambda: partial_bytes(cache) >= 500_000)
+        killed.process.send_signal(signal.SIGKILL)
     assert not list(cache.rglob("snapshots/*"))
     kept = partial_bytes(cache)
     assert kept < len(WEIGHTS)
@@ -312,12 +308,11 @@ def test_a_missing_branch_names_the_one_that_was_meant(hub, client, cache):
 
 def test_two_processes_at_once_fetch_every_byte_once(hub, client, cache, tmp_path):
     hub.pause_s = 0.02
-    other = Client(hub, tmp_path)
-    other.begin("download", cache, spec=REPO)
-    wait_for(lambda: partial_bytes(cache) > 0)
-    second = client("download", cache, spec=REPO)
-    first = other.end()
-    other.close()
+    with contextlib.closing(Client(hub, tmp_path)) as other:
+        other.begin("download", cache, spec=REPO)
+        wait_for(lambda: partial_bytes(cache) > 0)
+        second = client("download", cache, spec=REPO)
+        first = other.end()
     assert second["waited"]
     assert not first["waited"]
     assert first["files"] == second["files"] == sorted(FILES)
