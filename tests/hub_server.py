@@ -12,7 +12,7 @@ import json
 import re
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,7 +21,6 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
 # What the hub keeps by its sha256 (git-lfs); everything else by git's own hash.
 LARGE_SUFFIXES = (".safetensors", ".gguf", ".bin", ".pt", ".model")
@@ -402,18 +401,6 @@ def _content(
         return Answer(416, {**headers, "Content-Range": f"bytes */{size}"})
     part = content[start:stop] if stop - start < size else content
     return Answer(206, {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{size}"}, part)
-
-
-def partial_bytes(folder: Path) -> int:
-    """Bytes of the unfinished files that a download left there, or is writing.
-
-    One that is finished between the listing and the look has another name by then.
-    """
-    total = 0
-    for path in folder.rglob("*.partial"):
-        with suppress(FileNotFoundError):
-            total += path.stat().st_size
-    return total
 
 
 def _json(value: object) -> Answer:

@@ -15,6 +15,7 @@ import openai
 import pytest
 
 from tests.service.fakes import wait_until
+from tests.watching import whole_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,8 +43,7 @@ def serving(
     )
 
     def lines() -> list[dict[str, object]]:
-        written = (folder / "log").read_text().splitlines(keepends=True)
-        return [json.loads(line) for line in written if line.endswith("\n")]  # one may be begun
+        return [json.loads(line) for line in whole_lines(folder / "log")]
 
     def url() -> str:
         return next((str(line["url"]) for line in lines() if line["event"] == "listening"), "")

@@ -385,7 +385,7 @@ def running_server(
         thread.join(10)
 
 
-def wait_until(is_so: Callable[[], bool], limit_s: float = 20) -> float:
+def wait_until(is_so: Callable[[], bool], limit_s: float = 5) -> float:
     """Wait for something; return how many seconds it took."""
     started = time.monotonic()
     while not is_so():

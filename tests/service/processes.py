@@ -15,6 +15,7 @@ import psutil
 
 from tests.engine.fake_engine import expected_tokens
 from tests.service.fakes import ByteTokenizer, wait_until
+from tests.watching import whole_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -53,9 +54,7 @@ class ServerProcess:
 
     def lines(self) -> list[dict[str, Any]]:
         """What has been logged."""
-        written = self._log.read_text().splitlines(keepends=True)
-        whole = [line for line in written if line.endswith("\n")]  # the last one may be begun
-        return [json.loads(line) for line in whole if line.startswith("{")]
+        return [json.loads(line) for line in whole_lines(self._log) if line.startswith("{")]
 
     def log(self) -> str:
         return self._log.read_text()

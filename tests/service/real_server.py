@@ -22,6 +22,7 @@ from service import app
 from service.cli import main
 from service.variants.handles import WORKER_COMMAND, EngineProcess
 from tests.service.fakes import wait_until
+from tests.watching import whole_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -59,9 +60,7 @@ class RealServer:
 
     def lines(self, event: str) -> list[dict[str, Any]]:
         """What has been logged of one kind."""
-        written = self.log().splitlines(keepends=True)
-        whole = [line for line in written if line.endswith("\n")]  # the last one may be begun
-        lines = [json.loads(line) for line in whole if line.startswith("{")]
+        lines = [json.loads(line) for line in whole_lines(self._log) if line.startswith("{")]
         return [line for line in lines if line["event"] == event]
 
     def wait_settled(self) -> None:
@@ -131,7 +130,7 @@ def serving(
         server.openai.close()
         server.popen.kill()
         server.popen.wait()
-    wait_until(lambda: not any(engine.is_running() for engine in engines), limit_s=30)
+    wait_until(lambda: not any(engine.is_running() for engine in engines))
 
 
 class OtherEngineProcess:

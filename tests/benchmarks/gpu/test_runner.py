@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.gpu.parts import Part
 from benchmarks.gpu.runner import Outcome, Status, run_parts
+from tests.watching import is_running
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,15 +88,6 @@ def test_what_a_part_started_ends_with_it():
             return
         time.sleep(0.05)
     pytest.fail("it runs still")
-
-
-def is_running(process_id: int) -> bool:
-    """Whether a process is there that is no zombie."""
-    try:
-        with open(f"/proc/{process_id}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def test_a_part_has_no_more_time_than_is_left_of_all():

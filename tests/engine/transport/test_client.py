@@ -234,7 +234,7 @@ def test_a_full_queue_is_told_at_once_even_while_a_step_takes_long():
             started = time.monotonic()
             with pytest.raises(QueueFullError, match="2 sequences wait, at most 2 may") as caught:
                 client.generate([1], params(2))
-            assert time.monotonic() - started < 1  # the step stands until the gate opens
+            assert time.monotonic() - started < 0.05
             assert caught.value.retry_after_s >= 1
             gate.open()
             for stream in (first, *waiting):

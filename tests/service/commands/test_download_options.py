@@ -8,15 +8,16 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from loaders.demo.repository import find_snapshot
-from tests.hub_server import Fault, HubRepository, partial_bytes, running_hub
+from tests.hub_server import Fault, HubRepository, running_hub
 from tests.models import CARD_BRANCHES
+from tests.service.fakes import wait_until
+from tests.watching import partial_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,17 +109,10 @@ def test_what_goes_wrong_is_one_line_and_2(hub, tetrad, tmp_path):
 
 def test_ctrl_c_ends_with_130_and_the_next_run_goes_on(hub, tetrad, tmp_path):
     hub.pause_s = 0.1
-    process = tetrad.start("download", REPO)
-    deadline = time.monotonic() + 30
-    try:
-        while partial_bytes(tmp_path) <= 200_000:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+    with tetrad.start("download", REPO) as process:
+        wait_until(lambda: partial_bytes(tmp_path) > 200_000, limit_s=30)
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=30)
-    finally:
-        process.kill()
-        process.communicate()
     assert process.returncode == 130
     assert told.splitlines()[-1].endswith("goes on from there")
     assert "Traceback" not in told

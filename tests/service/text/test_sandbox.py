@@ -10,11 +10,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
 import pytest
 
 from service.text.errors import InvalidMessagesError, TemplateFailedError
 from service.text.sandbox import EXTRA_CHARS, TemplateSandbox
+from tests.watching import is_running
 
 ENDLESS = [
     "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
@@ -147,10 +147,11 @@ def test_the_process_ends_with_a_server_that_is_killed():
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=root, text=True
     ) as server:
-        worker = psutil.Process(int(server.stdout.readline()))
+        worker = int(server.stdout.readline())
+        assert is_running(worker)
         server.kill()
     deadline = time.monotonic() + 10
-    while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
+    while is_running(worker):
         assert time.monotonic() < deadline
         time.sleep(0.01)
 

@@ -238,7 +238,7 @@ def test_signal_to_the_whole_group_lets_streams_finish(tmp_path: Path, number):
         text = stream.read().decode()
         assert '"finish_reason":"length"' in text
         assert text.endswith("data: [DONE]\n\n")
-        assert server.popen.wait(20) == 0, server.log()
+        assert server.popen.wait(5) == 0, server.log()
         assert not worker.is_running()
 
 
@@ -250,7 +250,7 @@ def test_streams_past_the_drain_limit_are_cut_off_and_the_engine_ends_too(tmp_pa
         server.popen.send_signal(signal.SIGTERM)
         text = stream.read().decode()
         assert '"error":{"message":"the server is stopping' in text
-        assert server.popen.wait(20) == 0
+        assert server.popen.wait(5) == 0
         assert time.monotonic() - sent < 0.5 + 2
         assert not worker.is_running()
 
@@ -318,7 +318,7 @@ def test_engine_may_run_in_the_servers_own_process(tmp_path: Path):
         assert answer["choices"][0]["text"] == server.expected_text("hi", 9)
         assert server.statuses()[MODEL]["pid"] == server.popen.pid
         server.popen.send_signal(signal.SIGTERM)
-        assert server.popen.wait(20) == 0
+        assert server.popen.wait(5) == 0
 
 
 def test_engine_that_died_in_the_servers_own_process_is_replaced(tmp_path: Path):

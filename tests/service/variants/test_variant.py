@@ -68,7 +68,7 @@ class FakeSource:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 5
     while not condition():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.002)

@@ -17,7 +17,8 @@ import pytest
 from loaders.checkpoint.files import INDEX_FILE
 from loaders.load import load
 from tests import models
-from tests.hub_server import Fault, HubRepository, partial_bytes, running_hub, sha256_of
+from tests.hub_server import Fault, HubRepository, running_hub, sha256_of
+from tests.watching import partial_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
