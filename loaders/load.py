@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from loaders.model.prepare import OnProgress
     from loaders.quantization.settings import Quantization
     from loaders.reports.self_test import SelfTestReport
+    from loaders.reports.suspicion import Suspicion
     from loaders.repository.snapshot import Snapshot
 
 __all__ = ["DTYPES", "LoadedModel", "Provenance", "load"]
@@ -80,6 +81,7 @@ class LoadedModel:
     tensors: Mapping[str, TensorInfo]  # of the checkpoint, from its headers
     provenance: Provenance
     self_test: SelfTestReport | None = None  # None where none was asked for
+    suspicions: tuple[Suspicion, ...] = ()  # reasons to doubt that the files were read right
 
 
 def load(
@@ -192,6 +194,7 @@ def _describe(
         spec=spec,
         tensors=opened.tensors,
         provenance=provenance,
+        suspicions=opened.suspicions,
     )
 
 

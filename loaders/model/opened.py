@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from loaders.checkpoint.files import Checkpoint, TensorInfo
+    from loaders.reports.suspicion import Suspicion
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class OpenedCheckpoint:
     read_weights: Callable[[], dict[str, Tensor]] | None = None
     # Gives one of them, None where there is none by that name; set together with `read_weights`.
     read_weight: Callable[[str], Tensor | None] | None = None
+    suspicions: tuple[Suspicion, ...] = ()  # what settings and headers gave reason to doubt
 
 
 def open_checkpoint(
