@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from loaders.errors import UnsupportedQuantizationError
+from loaders.quantization.stored_shapes import packed_modules
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Set
@@ -21,7 +22,7 @@ log = structlog.get_logger(__name__)
 
 _READ = frozenset(
     {
-        "bits", "w_bit", "group_size", "q_group_size", "desc_act", "sym", "zero_point", "dynamic",
+        "bits", "group_size", "desc_act", "sym", "zero_point", "dynamic",
         "quant_method", "method", "lm_head",
     }
 )  # fmt: skip
@@ -96,6 +97,44 @@ def report_head(
             found="a quantised lm_head" if is_packed else "a dense or tied lm_head",
             reason="the tensors decide",
         )
+
+
+def report_left_alone(
+    settings: Mapping[str, Any], source: str, tensors: Mapping[str, TensorInfo]
+) -> None:
+    """Log where settings leave modules unquantised that are packed; the tensors decide.
+
+    compressed-tensors' `ignore` counts by whole names only; its patterns are not read.
+    """
+    modules = packed_modules(tensors)
+    left = _strings(settings.get("modules_to_not_convert"))
+    ignored = set(_strings(settings.get("ignore")))
+    within = _strings(settings.get("modules_in_block_to_quantize"))
+    for key, wrong in {
+        "modules_to_not_convert": [m for m in modules if any(f".{n}." in f".{m}." for n in left)],
+        "ignore": [module for module in modules if module in ignored],
+        "modules_in_block_to_quantize": [
+            module
+            for module in modules
+            if within and "." in module and not any(f".{module}".endswith(f".{n}") for n in within)
+        ],
+    }.items():
+        if wrong:
+            log.warning(
+                "settings_contradict_tensors",
+                said=f"{key} in {source} leaves them as they were",
+                found="packed layers",
+                layers=len(wrong),
+                first=wrong[:3],
+                reason="the tensors decide",
+            )
+
+
+def _strings(value: object) -> list[str]:
+    """Flatten a setting's lists of names; what is no list of names says nothing."""
+    if isinstance(value, str):
+        return [value]
+    return [name for item in value for name in _strings(item)] if isinstance(value, list) else []
 
 
 def said_symmetry(settings: Mapping[str, Any], source: str, *, decisive: str) -> bool | None:

@@ -13,6 +13,8 @@ from loaders.errors import CheckpointError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+# Other words for the same settings; AutoAWQ's own file has them.
+_ALIASES = {"w_bit": "bits", "q_group_size": "group_size"}
 _NOTHING = ("", "none", "null")
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
 
@@ -20,13 +22,22 @@ _BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
 def read_values(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return the settings that say something, numbers and booleans of known names as such.
 
-    where: what holds them, for errors. Raises CheckpointError for values of another type.
+    Settings of two names get the usual one. where: what holds them, for errors. Raises
+    CheckpointError for values of another type, and for two names that differ.
     """
-    return {
-        key: _READERS[key](key, value, where) if key in _READERS else value
-        for key, value in settings.items()
-        if not _says_nothing(value)
-    }
+    found: dict[str, Any] = {}
+    for written, value in settings.items():
+        if _says_nothing(value):
+            continue
+        key = _ALIASES.get(written, written)
+        read = _READERS[key](written, value, where) if key in _READERS else value
+        if found.get(key, read) != read:
+            raise CheckpointError(
+                f"{where} says {key} twice, {_shown(found[key])} and {written}={_shown(value)};"
+                " leave the one that is the weights'"
+            )
+        found[key] = read
+    return found
 
 
 def _says_nothing(value: object) -> bool:
@@ -57,8 +68,17 @@ def _shown(value: object) -> str:
 
 
 _READERS: Mapping[str, Callable[[str, object, str], int]] = {
-    **dict.fromkeys(("bits", "w_bit", "num_bits", "group_size", "q_group_size"), whole_number),
+    **dict.fromkeys(("bits", "num_bits", "group_size"), whole_number),
     **dict.fromkeys(
-        ("desc_act", "sym", "symmetric", "zero_point", "is_marlin_format", "lm_head"), boolean
+        (
+            "desc_act",
+            "sym",
+            "symmetric",
+            "zero_point",
+            "is_marlin_format",
+            "lm_head",
+            "static_groups",
+        ),
+        boolean,
     ),
 }

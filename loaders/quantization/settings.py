@@ -27,7 +27,13 @@ from loaders.quantization.agreement import (
 )
 from loaders.quantization.embedded import embedded_settings
 from loaders.quantization.group_sizes import common_group_size
-from loaders.quantization.known_settings import check_known, log_unknown, report_head, said_symmetry
+from loaders.quantization.known_settings import (
+    check_known,
+    log_unknown,
+    report_head,
+    report_left_alone,
+    said_symmetry,
+)
 from loaders.quantization.layouts import PACKED_ENDINGS, layout_of
 from loaders.quantization.layouts.compressed_tensors import PackQuantized
 from loaders.quantization.name_patterns import NamePatterns, check_pattern
@@ -51,6 +57,11 @@ READABLE_BITS: dict[QuantMethod, tuple[int, ...]] = {
     "awq": AWQ_BITS,
     "compressed-tensors": tuple(range(2, 9)),
 }
+# What two settings files of one checkpoint must say alike.
+_MUST_AGREE = (
+    "bits", "group_size", "desc_act", "sym", "zero_point", "quant_method", "checkpoint_format",
+    "format", "version",
+)  # fmt: skip
 _GPTQ_FORMATS = ("gptq", "gptq_v2")
 # Names of kernels that read these methods' own tensors; some tools write them as the method.
 _KERNEL_NAMES = {"gptq_marlin": "gptq", "awq_marlin": "awq"}
@@ -164,17 +175,22 @@ def resolve_quantization(
             " the settings are from different revisions"
         )
     report_head(settings, source, tensors)
+    report_left_alone(settings, source, tensors)
     return hold_against_shapes(quantization, tensors, config)
 
 
 def _check_agreement(own: Mapping[str, Any], embedded: Mapping[str, Any], own_file: str) -> None:
-    for key in ("bits", "group_size", "desc_act", "sym", "quant_method", "checkpoint_format"):
-        if key in own and key in embedded and own[key] != embedded[key]:
+    for key in _MUST_AGREE:
+        if key in own and key in embedded and _plain(own[key]) != _plain(embedded[key]):
             raise CheckpointError(
                 f"{own_file} says {key}={own[key]}, config.json says"
                 f" {key}={embedded[key]};"
                 " one of the files is from another revision"
             )
+
+
+def _plain(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
 
 
 def _parse(
@@ -233,9 +249,8 @@ def _group_size(
     settings: Mapping[str, Any], layout: str, source: str, tensors: Mapping[str, TensorInfo]
 ) -> int:
     """Return the group size that settings say, or else that of the tensors."""
-    for name in ("group_size", "q_group_size"):
-        if name in settings:
-            return int(settings[name])
+    if "group_size" in settings:
+        return int(settings["group_size"])
     found = stored_group_size(tensors, layout)
     if found is None:
         raise CheckpointError(
@@ -259,7 +274,8 @@ def _parse_gptq(settings: Mapping[str, Any], source: str, remarks: tuple[str, ..
         sym=True if sym is None else sym,
         source=source,
         rules=_parse_dynamic(settings.get("dynamic"), base, source),
-        claims=Claims(sym=sym, desc_act=settings.get("desc_act")),
+        # With static groups columns are quantised in another order, and groups stay in theirs.
+        claims=Claims(sym, None if settings.get("static_groups") else settings.get("desc_act")),
         remarks=remarks,
     )
 
@@ -354,9 +370,8 @@ def _overrides(packed: PackedFormat) -> dict[str, Any]:
 
 
 def _bits(settings: Mapping[str, Any], source: str) -> int:
-    for name in ("bits", "w_bit"):
-        if name in settings:
-            return int(settings[name])
+    if "bits" in settings:
+        return int(settings["bits"])
     raise CheckpointError(f"{source} has no whole number for bits")
 
 

@@ -207,6 +207,7 @@ def test_settings_that_are_true_are_passed_without_a_word(edited, name):
         ("gptq", {"bits": "4", "group_size": 128.0}),
         ("gptq", {"group_size": "128", "sym": "True", "desc_act": "False"}),
         ("gptq", {"sym": 1, "desc_act": 0}),
+        ("gptq", {"desc_act": True, "static_groups": True}),
         ("gptq", {"quant_method": "GPTQ"}),
         ("gptq", {"quant_method": "gptq_marlin"}),
         ("gptq 8-bit, one group", {"group_size": None}),
@@ -324,6 +325,7 @@ def test_zero_points_of_awq_are_used_though_settings_deny_them(edited):
     ("settings", "event"),
     [
         ({"lm_head": True}, "settings_contradict_tensors"),
+        ({"modules_in_block_to_quantize": [["mlp.up_proj"]]}, "settings_contradict_tensors"),
         ({"zero_point": True}, "settings_contradict_each_other"),
         ({"version": "gemm"}, "settings_not_read"),
         ({"curvature": 3}, "settings_not_read"),

@@ -2,7 +2,7 @@ import pytest
 import structlog
 
 from loaders.errors import UnsupportedQuantizationError
-from loaders.quantization.known_settings import check_known, said_symmetry
+from loaders.quantization.known_settings import check_known, report_left_alone, said_symmetry
 
 
 def logged(settings, method="gptq"):
@@ -42,6 +42,27 @@ def test_a_setting_of_the_other_method_is_told(method, settings, is_told):
 def test_what_changes_the_decoding_is_refused_by_name(settings):
     with pytest.raises(UnsupportedQuantizationError, match=next(iter(settings))):
         check_known(settings, "x", "gptq")
+
+
+@pytest.mark.parametrize(
+    ("settings", "wrong"),
+    [
+        ({"modules_to_not_convert": ["mlp.down_proj"]}, ["model.layers.0.mlp.down_proj"]),
+        ({"modules_to_not_convert": ["mlp.down", "lm_head"]}, []),
+        ({"modules_to_not_convert": None}, []),
+        ({"ignore": ["model.layers.0.mlp.down_proj", "re:.*"]}, ["model.layers.0.mlp.down_proj"]),
+        (
+            {"modules_in_block_to_quantize": [["self_attn.q_proj"], ["mlp.up_proj"]]},
+            ["model.layers.0.mlp.down_proj"],
+        ),
+        ({"modules_in_block_to_quantize": [["self_attn.q_proj"], ["mlp.down_proj"]]}, []),
+    ],
+)
+def test_packed_modules_that_settings_leave_alone_are_told(settings, wrong):
+    names = ["model.layers.0.mlp.down_proj.qweight", "model.layers.0.self_attn.q_proj.qweight"]
+    with structlog.testing.capture_logs() as logs:
+        report_left_alone(settings, "x", dict.fromkeys(names))
+    assert [name for entry in logs for name in entry["first"]] == wrong
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,16 @@ def test_what_says_nothing_is_left_out(nothing):
     assert read_values({"group_size": nothing, "sym": "true"}, "x") == {"sym": True}
 
 
+def test_other_words_for_a_setting_get_its_usual_name():
+    assert read_values({"w_bit": "4", "q_group_size": 128}, "x") == {"bits": 4, "group_size": 128}
+
+
+def test_two_words_for_a_setting_must_agree():
+    assert read_values({"w_bit": 4, "bits": "4"}, "x") == {"bits": 4}
+    with pytest.raises(CheckpointError, match="x says bits twice, 8 and w_bit=4"):
+        read_values({"bits": 8, "w_bit": 4}, "x")
+
+
 def test_settings_of_other_names_are_left_as_they_are():
     assert read_values({"damp_percent": "0.1", "dataset": [1]}, "x") == {
         "damp_percent": "0.1",
