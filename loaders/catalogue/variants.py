@@ -32,8 +32,9 @@ from loaders.catalogue.survey import (
 )
 from loaders.checkpoint.config import make_model_config
 from loaders.checkpoint.files import gather_tensors
-from loaders.errors import LoadError
+from loaders.errors import CheckpointError, LoadError
 from loaders.gguf.config import file_type, make_config
+from loaders.quantization.embedded import embedded_settings
 from loaders.quantization.settings import resolve_quantization
 from loaders.repository.protocol import HUB_FAILURES, Replaceable
 from loaders.repository.spec import VariantSpec
@@ -257,6 +258,7 @@ def _judge_folder(
         config=config,
         model_card=row,
         disagreements=(
+            *(quantization.remarks if quantization else ()),
             *disagreements_with_name(survey.revision.name, quantization),
             *(disagreements_with_model_card(row, quantization, damp) if row else ()),
             *(disagreement_in_size(row, weight_bytes) if row else ()),
@@ -321,8 +323,11 @@ def _infos_of(headers: Sequence[GgufHeader], parts: GgufParts) -> dict[str, list
 def _settings_of(survey: Survey) -> dict[str, Any]:
     """Join what the two settings files say of the quantisation."""
     own = survey.own[1] if survey.own else {}
-    embedded = (survey.config or {}).get("quantization_config")
-    return {**own, **(embedded if isinstance(embedded, dict) else {})}
+    try:
+        embedded = embedded_settings(survey.config or {})
+    except CheckpointError:  # which the variant's refusal tells
+        embedded = None
+    return {**own, **(embedded or {})}
 
 
 def _kind_of(

@@ -43,6 +43,8 @@ UNSAFE_KEYS = frozenset(
 )
 _UNSAFE_PREFIXES = ("_attn_implementation", "_experts_implementation")
 MAX_CONFIG_DEPTH = 32
+# What Transformers and compressed-tensors (until October 2024) call the quantisation's settings.
+QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -93,7 +95,7 @@ def make_model_config(config: dict[str, Any]) -> PreTrainedConfig:
             f"config.json names the model type {model_type!r}, for which Transformers has no"
             " native causal language model; code from the checkpoint is never run"
         )
-    kept = {key: value for key, value in config.items() if key != "quantization_config"}
+    kept = {key: value for key, value in config.items() if key not in QUANTIZATION_KEYS}
     try:
         made = CONFIG_MAPPING[model_type].from_dict(kept)
     except Exception as error:  # its validators raise kinds that belong to other libraries

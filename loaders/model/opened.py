@@ -16,6 +16,7 @@ from loaders.gguf.model import check_shapes, open_model
 from loaders.gguf.text_files import write_text_files
 from loaders.model.stock import hand_to_transformers
 from loaders.quantization.settings import Quantization, read_quantization
+from loaders.quantization.stored_values import hold_against_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -85,11 +86,20 @@ def _read_quantization(
 ) -> Quantization | None:
     """Return how it is quantised; None for a plain one, and for what only stock reads."""
     try:
-        return read_quantization(checkpoint, raw_config)
+        quantization = read_quantization(checkpoint, raw_config)
     except (UnsupportedQuantizationError, QuantizationNotFoundError):
         if for_stock:
             return None
         raise
+    if quantization is None:
+        return None
+    quantization = hold_against_values(quantization, checkpoint.tensors)
+    if for_stock and quantization.remarks:
+        raise BackendError(
+            f"backend stock reads weights by their settings alone, and those are wrong:"
+            f" {'; '.join(quantization.remarks)}; use --backend auto"
+        )
+    return quantization
 
 
 def open_gguf(path: Path, cache_dir: Path | None) -> OpenedCheckpoint:

@@ -97,11 +97,11 @@ class PackedTensors:
 
     def check_values(self) -> None:
         """Raise TensorError where a group index or a scale would give rubbish."""
-        scales = self.scales()
-        for key, values, what in (
-            ("scales", scales, "values"),
-            ("zeros", self.zeros(), "zero points"),
-        ):
+        try:
+            scales, zeros = self.scales(), self.zeros()
+        except TensorError as error:
+            raise TensorError(f"{self.name}: {error}") from error
+        for key, values, what in (("scales", scales, "values"), ("zeros", zeros, "zero points")):
             if not bool(torch.isfinite(values).all()):
                 raise TensorError(
                     f"{self.name}.{key} holds NaN or infinite {what}; the file is damaged"
@@ -117,6 +117,21 @@ class PackedTensors:
                 f"{self.name}.g_idx holds groups {low} to {high}, there are {num_groups} (0 to"
                 f" {num_groups - 1})"
             )
+        self._check_group_sizes(groups, num_groups)
+
+    def _check_group_sizes(self, groups: Tensor, num_groups: int) -> None:
+        """Raise TensorError unless every group has its inputs; the last may have fewer."""
+        size = self.in_features if self.format.group_size == -1 else self.format.group_size
+        found = torch.bincount(groups, minlength=num_groups).tolist()
+        for group, count in enumerate(found):
+            expected = min(size, self.in_features - group * size)
+            if count != expected:
+                raise TensorError(
+                    f"{self.name}.g_idx puts {count} of {self.in_features} inputs into group"
+                    f" {group} of {num_groups}, expected {expected} for group size"
+                    f" {self.format.group_size}; the file is damaged, or the settings are another"
+                    " revision's"
+                )
 
     def codes(self) -> Tensor:
         """Unpack the codes: uint8 [in, out] in the checkpoint's input order."""

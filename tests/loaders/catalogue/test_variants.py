@@ -293,6 +293,29 @@ def test_a_branch_whose_name_promises_something_else_is_told():
     )
 
 
+@pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
+def test_settings_that_the_tensors_contradict_are_told_and_the_tensors_shown(key):
+    lie = {"quant_method": "gptq", "bits": 8, "group_size": 128, "desc_act": True, "sym": True}
+    config = json.loads(with_config(**{key: lie}))
+    if key != "quantization_config":
+        del config["quantization_config"]
+    files = {"config.json": json.dumps(config).encode(), "quantize_config.json": None}
+    (variant,) = list_variants(Files({"gptq-4bit-128g-actorder_True": small_files(**files)}))
+    assert variant.refusal is None
+    assert str(variant.quantization) == "gptq 4-bit group 32 act-order"
+    assert variant.disagreements == (
+        "config.json says gptq of 8 bits, group size 128, the tensors are gptq of 4 bits,"
+        " group size 32",
+        "the branch's name says group 128, the tensors say group 32",
+    )
+
+
+def test_settings_that_cannot_be_true_refuse_a_branch_as_loading_it_would():
+    lie = {"quant_method": "gptq", "bits": 4, "group_size": "128g"}
+    files = {"config.json": with_config(quantization_config=lie), "quantize_config.json": None}
+    assert "group_size='128g', expected a whole number" in only(small_files(**files)).refusal
+
+
 def test_what_the_card_lists_and_nobody_has_is_told():
     model_card = (
         CARD.format(bits=4, group=32, order="Yes", damp=0.1, size="") + "| lost | 4 | 32 | No |"
