@@ -10,22 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 from loaders.checkpoint.config import make_model_config, read_config
 from loaders.checkpoint.files import read_checkpoint
+from loaders.checkpoint.unused_layers import find_unused_layers
 from loaders.errors import BackendError, QuantizationNotFoundError, UnsupportedQuantizationError
 from loaders.gguf.files import find_file
 from loaders.gguf.model import check_shapes, open_model
 from loaders.gguf.text_files import write_text_files
 from loaders.model.stock import hand_to_transformers
 from loaders.quantization.settings import Quantization, read_quantization
+from loaders.reports.suspicion import Suspicion
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from torch import Tensor
     from transformers import PreTrainedConfig
 
     from loaders.checkpoint.files import Checkpoint, TensorInfo
-    from loaders.reports.suspicion import Suspicion
+    from loaders.checkpoint.unused_layers import UnusedLayers
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +36,14 @@ class OpenedCheckpoint:
 
     folder: Path  # of the small files: tokenizer, template, generation settings
     files: tuple[Path, ...]  # with weights
-    tensors: Mapping[str, TensorInfo]
+    tensors: Mapping[str, TensorInfo]  # without those of layers that the model does not have
     config: PreTrainedConfig
     quantization: Quantization | None  # None for a plain checkpoint
     # Gives the tensors by name; None where Transformers reads the folder's files itself.
     read_weights: Callable[[], dict[str, Tensor]] | None = None
     # Gives one of them, None where there is none by that name; set together with `read_weights`.
     read_weight: Callable[[str], Tensor | None] | None = None
+    unused_layers: frozenset[str] = frozenset()  # tensors of layers beyond the config's number
     suspicions: tuple[Suspicion, ...] = ()  # what settings and headers gave reason to doubt
 
 
@@ -66,7 +69,11 @@ def open_safetensors(folder: Path, *, for_stock: bool = False) -> OpenedCheckpoi
     """Open a Transformers checkpoint."""
     checkpoint = read_checkpoint(folder)
     raw_config = read_config(folder)
+    # What is packed in a foreign way is said first, as the catalogue says it.
+    quantization = _read_quantization(checkpoint, raw_config, for_stock=for_stock)
     config = make_model_config(raw_config)
+    num_layers = config.get_text_config().num_hidden_layers
+    unused = find_unused_layers(checkpoint.tensors, raw_config, num_layers)
     if for_stock:
         hand_to_transformers(config, raw_config)
     # The file whose headers were checked is the one that is read, whatever else lies there.
@@ -74,10 +81,23 @@ def open_safetensors(folder: Path, *, for_stock: bool = False) -> OpenedCheckpoi
     return OpenedCheckpoint(
         folder=folder,
         files=checkpoint.shards,
-        tensors=checkpoint.tensors,
+        tensors={n: t for n, t in checkpoint.tensors.items() if n not in unused.names},
         config=config,
-        quantization=_read_quantization(checkpoint, raw_config, for_stock=for_stock),
+        quantization=quantization,
+        unused_layers=unused.names,
+        suspicions=tuple(_doubts(unused, num_layers)),
     )
+
+
+def _doubts(unused: UnusedLayers, num_layers: int) -> Iterator[Suspicion]:
+    """Yield what the headers give reason to doubt."""
+    if unused.unexplained:
+        yield Suspicion(
+            "unused_layers",
+            f"the files hold layer {', '.join(map(str, unused.unexplained[:8]))}, config.json says"
+            f" num_hidden_layers {num_layers}, so they are not used; config.json may be another"
+            " model's",
+        )
 
 
 def _read_quantization(
