@@ -34,7 +34,7 @@ _CACHE_SCALE = re.compile(
     r"|\.(?:k|v|qkv)_proj\.(?:k|v|kv|output)_scale"
 )
 _MAX_SCALES = 65_536  # one for each head at most, so far fewer; weights are larger
-_PREDICTORS = re.compile(r"(?:^|\.)(?:mtp|nextn)\b")
+_PREDICTORS = re.compile(r"(?:model\.)?(?:mtp|nextn)\b")
 _OTHER_SENSES = re.compile(
     r"(?:model\.)?(?:visual|vision_tower|vision_model|vision_embed_tokens|embed_vision|mm_projector"
     r"|multi_modal_projector|image_newline|audio_tower|audio_model|embed_audio|talker|token2wav"

@@ -209,7 +209,8 @@ def _small_floats(tensors: Mapping[str, TensorInfo]) -> tuple[str, str] | None:
     found = [t for t in tensors.values() if t.dtype.startswith(("F8", "F6", "F4"))]
     if not found:
         return None
-    return f"FP{found[0].dtype[1]}", f"{len(found)} of {len(tensors)}, {_described(found[0])}"
+    first = f"{len(found)} of {len(tensors)} tensors, the first {_described(found[0])}"
+    return f"FP{found[0].dtype[1]}", first
 
 
 def _scales_without_codes(tensors: Mapping[str, TensorInfo]) -> tuple[str, str] | None:
