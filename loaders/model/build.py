@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from loaders.errors import CheckpointError, TensorError
-from loaders.model.accounting import account_for_tensors
+from loaders.model.coverage import check_coverage
 from loaders.model.quantizer import PackedConfig
 from loaders.model.stock import missing_packages
 
@@ -71,7 +71,7 @@ def build_model(
         ) from error
     model: PreTrainedModel = loaded[0]
     _check_report(loaded[1])
-    suspicions = account_for_tensors(model, opened, loaded[1], is_stock=is_stock)
+    suspicions = check_coverage(model, opened, loaded[1], is_stock=is_stock)
     model.requires_grad_(requires_grad=False)
     return model, suspicions
 

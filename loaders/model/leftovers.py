@@ -2,7 +2,7 @@
 
 Known ones are tables that Transformers computes itself, what quantizers write for nothing, and
 parts of a larger model that a language model does without. Which tensors are left over is found in
-`loaders.model.accounting`.
+`loaders.model.coverage`.
 """
 
 from __future__ import annotations
@@ -12,18 +12,21 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import structlog
 import torch
 
 from loaders.checkpoint.unused_layers import PREDICTOR_KEYS
 from loaders.errors import TensorError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
     from transformers import PreTrainedModel
 
     from loaders.checkpoint.files import TensorInfo
+
+log = structlog.get_logger(__name__)
 
 ROTARY_TABLE = "rotary_emb.inv_freq"
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -52,6 +55,11 @@ _SEEMINGLY = (
     (r"^(?:score|classifier|v_head|value_head)\b", "a head that scores"),
     (r"bias$", "a bias without a place"),
 )
+
+
+def log_left_over(kind: str, names: Sequence[str]) -> None:
+    """Say that tensors of one known kind are not used."""
+    log.info("tensors_left_over", kind=kind, count=len(names), first=names[0])
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import pytest
 import structlog
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaForCausalLM
 
 from loaders.errors import TensorError
 from loaders.load import load
@@ -186,8 +187,6 @@ def test_a_model_with_biases_uses_them(tmp_path, tokenizer):
 
 
 def test_what_a_class_drops_in_silence_is_accounted_for_as_well(plain, monkeypatch):
-    from transformers import LlamaForCausalLM
-
     monkeypatch.setattr(LlamaForCausalLM, "_keys_to_ignore_on_load_unexpected", [r"q_proj", "mtp"])
     edit_tensors(plain, {f"{Q}.bias": torch.ones(128)})
     with pytest.raises(TensorError, match=r"q_proj\.bias"):
@@ -197,12 +196,45 @@ def test_what_a_class_drops_in_silence_is_accounted_for_as_well(plain, monkeypat
 
 
 def test_what_a_class_lets_be_missing_in_silence_is_missed(plain, monkeypatch):
-    from transformers import LlamaForCausalLM
-
     monkeypatch.setattr(LlamaForCausalLM, "_keys_to_ignore_on_load_missing", [r"lm_head"])
     edit_tensors(plain, removed=["lm_head.weight"])
     with pytest.raises(TensorError, match=r"lacks 1 tensors .* lm_head\.weight"):
         load(str(plain), device="cpu")
+
+
+def neox():
+    config = GPTNeoXConfig(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    return GPTNeoXForCausalLM(config).half()
+
+
+def test_gpt_neox_masks_are_logged_and_a_bias_of_their_name_is_refused(tmp_path, tokenizer):
+    folder = write_plain_checkpoint(tmp_path, neox(), tokenizer=tokenizer)
+    attention = "gpt_neox.layers.0.attention"
+    tables = {
+        f"{attention}.bias": torch.ones(1, 1, 64, 64, dtype=torch.bool).tril(),
+        f"{attention}.masked_bias": torch.tensor(-1e9),
+        f"{attention}.rotary_emb.inv_freq": 10_000.0 ** -(torch.arange(0, 4, 2) / 4),
+    }
+    edit_tensors(folder, tables)
+    loaded, left = load_logged(folder)
+    assert left == {"causal masks": 2, "rotary tables": 1}
+    assert loaded.suspicions == ()
+    edit_tensors(folder, {f"{attention}.bias": torch.ones(64)})
+    with pytest.raises(TensorError, match=r"attention\.bias .* a bias without a place"):
+        load(str(folder), device="cpu")
+
+
+def test_zero_biases_of_packed_layers_are_logged(tmp_path, llama, tokenizer):
+    folder = write_gptq_checkpoint(tmp_path, llama, tokenizer=tokenizer, stray_bias=True)
+    assert load_logged(folder)[1] == {"all-zero biases": 14}
 
 
 def test_two_tensors_for_one_place_are_refused(plain):

@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import structlog
 import torch
 from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from loaders.errors import TensorError
-from loaders.model.leftovers import ROTARY_TABLE, LeftOver
+from loaders.model.leftovers import ROTARY_TABLE, LeftOver, log_left_over
 from loaders.model.stored_tensors import tensor_reader
 from loaders.reports.suspicion import Suspicion
 
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 
     from loaders.checkpoint.files import TensorInfo
     from loaders.model.opened import OpenedCheckpoint
-
-log = structlog.get_logger(__name__)
 
 _UNUSED_LAYERS = "layers beyond num_hidden_layers"
 _HEAD_COPIES = "copies of the embedding"
@@ -51,7 +48,7 @@ class _Places:
     left_over: dict[str, str] = field(default_factory=dict)  # name as Transformers reports it → own
 
 
-def account_for_tensors(
+def check_coverage(
     model: PreTrainedModel,
     opened: OpenedCheckpoint,
     report: Mapping[str, Any],
@@ -119,9 +116,12 @@ def _check_filled(model: PreTrainedModel, places: _Places) -> None:
                 f"{names[0]} and {names[1]} are both read as {place}; one of them does not belong"
                 " here"
             )
-    parameters = list(model.named_parameters(remove_duplicate=False))
     is_filled = places.filled.keys() | places.converted
-    filled = {id(parameter) for name, parameter in parameters if name in is_filled}  # tied ones too
+    for pair in model.all_tied_weights_keys.items():
+        if not is_filled.isdisjoint(pair):
+            is_filled |= set(pair)
+    parameters = list(model.named_parameters(remove_duplicate=False))
+    filled = {id(parameter) for name, parameter in parameters if name in is_filled}  # by any name
     if missing := [name for name, parameter in parameters if id(parameter) not in filled]:
         raise TensorError(
             f"the checkpoint lacks {len(missing)} tensors that the model needs:"
@@ -142,7 +142,7 @@ def _log_kinds(
     for info in left_over:
         kinds[LeftOver(info, model, partial(_values, read, info.name)).kind()].append(info.name)
     for kind, names in kinds.items():
-        log.info("tensors_left_over", kind=kind, count=len(names), first=names[0])
+        log_left_over(kind, names)
 
 
 def _values(read: Callable[[str], Tensor | None], name: str) -> Tensor:
@@ -195,7 +195,7 @@ def _head_doubts(model: PreTrainedModel, tensors: Mapping[str, TensorInfo]) -> I
     if not is_tied or not isinstance(head, nn.Linear) or f"{name}.weight" not in tensors:
         return
     if isinstance(table, nn.Embedding) and _is_copy(head.weight, table.weight):
-        log.info("tensors_left_over", kind=_HEAD_COPIES, count=1, first=f"{name}.weight")
+        log_left_over(_HEAD_COPIES, [f"{name}.weight"])
         return
     yield Suspicion(
         "untied_head",
