@@ -33,9 +33,11 @@ class UnusedLayers:
 
 
 def find_unused_layers(
-    names: Iterable[str], config: Mapping[str, Any], num_layers: int
+    names: Iterable[str], config: Mapping[str, Any], num_layers: int | None
 ) -> UnusedLayers:
-    """Find the tensors of layers `num_layers` and above."""
+    """Find the tensors of layers `num_layers` and above; none where that is None."""
+    if num_layers is None:
+        return UnusedLayers(frozenset(), (), ())
     beyond = {
         name: int(match[1])
         for name in names

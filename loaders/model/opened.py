@@ -72,7 +72,7 @@ def open_safetensors(folder: Path, *, for_stock: bool = False) -> OpenedCheckpoi
     # What is packed in a foreign way is said first, as the catalogue says it.
     quantization = _read_quantization(checkpoint, raw_config, for_stock=for_stock)
     config = make_model_config(raw_config)
-    num_layers = config.get_text_config().num_hidden_layers
+    num_layers = _num_layers(config)
     unused = find_unused_layers(checkpoint.tensors, raw_config, num_layers)
     if for_stock:
         hand_to_transformers(config, raw_config)
@@ -89,7 +89,14 @@ def open_safetensors(folder: Path, *, for_stock: bool = False) -> OpenedCheckpoi
     )
 
 
-def _doubts(unused: UnusedLayers, num_layers: int) -> Iterator[Suspicion]:
+def _num_layers(config: PreTrainedConfig) -> int | None:
+    """Count the decoder's layers; None where a configuration counts something else."""
+    text = config.get_text_config()
+    counts = (getattr(text, key, None) for key in ("decoder_layers", "num_hidden_layers"))
+    return next((count for count in counts if isinstance(count, int)), None)
+
+
+def _doubts(unused: UnusedLayers, num_layers: int | None) -> Iterator[Suspicion]:
     """Yield what the headers give reason to doubt."""
     if unused.unexplained:
         yield Suspicion(

@@ -81,7 +81,7 @@ _PACKINGS = (
     _Packing("AWQ as NVIDIA ModelOpt stores it", (".pre_quant_scale",)),
     _Packing("EETQ", (".weight", ".qweight"), _OCTETS, (".weight_scales",)),
     _Packing("Quanto", (".weight._data",)),
-    _Packing("torchao", (".weight:qdata", ".weight_qdata", ".weight:_data")),
+    _Packing("torchao", (".weight:qdata", "._weight_qdata", ".weight:_data")),
     _Packing("INT8", (".weight",), frozenset({"I8"}), (".weight_scale",)),
 )  # fmt: skip
 # Scales that belong to weights of 8 bits, whatever the weights beside them are.
@@ -106,6 +106,8 @@ _METHODS = {
     "marlin_24": "sparse Marlin (2:4)",
     "gptq_marlin_24": "sparse Marlin (2:4)",
     "mlx": "MLX",
+    "modelopt_fp4": "NVFP4",
+    "modelopt_fp8": "FP8",
     "mxfp4": "MXFP4",
     "mxfp8": "FP8",
     "nvfp4": "NVFP4",
@@ -121,6 +123,8 @@ _METHODS = {
     "squeezellm": "SqueezeLLM",
     "torchao": "torchao",
     "vptq": "VPTQ",
+    "w8a8_fp8": "FP8",
+    "w8a8_int8": "INT8",
 }
 _FORMAT_KEYS = ("quant_method", "checkpoint_format", "format")
 # Numbers that are no weights, by how their names end: parts of packings that are read here, masks

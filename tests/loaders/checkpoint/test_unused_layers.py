@@ -57,3 +57,7 @@ def test_layers_that_predict_more_tokens_are_explained_up_to_their_number(config
 def test_a_count_that_is_no_number_explains_nothing(strange):
     config = {"num_nextn_predict_layers": strange, "text_config": strange}
     assert find_unused_layers([*TWO, "model.layers.2.a"], config, 2).unexplained == (2,)
+
+
+def test_a_model_that_counts_no_layers_has_none_unused():
+    assert find_unused_layers(TWO, {}, None).names == frozenset()

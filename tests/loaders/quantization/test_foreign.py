@@ -14,6 +14,8 @@ from loaders.planning.accelerators import parse_gpus
 from loaders.planning.plan import plan_variants
 from loaders.quantization.settings import resolve_quantization
 from loaders.repository.local import FolderFiles
+from loaders.repository.selection import select_files
+from loaders.repository.spec import parse_spec
 
 CONFIG = {
     "model_type": "llama",
@@ -95,6 +97,7 @@ BY_TENSORS = {
     "EETQ": {f"{Q}.weight": ("I8", [64, 64]), f"{Q}.weight_scales": ("F16", [64])},
     "Quanto": {f"{Q}.weight._data": ("I8", [64, 64]), f"{Q}.weight._scale": ("F16", [64, 1])},
     "torchao": {f"{Q}.weight:qdata": ("I8", [64, 64]), f"{Q}.weight:scale": ("F16", [64])},
+    "torchao, flat": {f"{Q}._weight_qdata": ("F8_E4M3", [64, 64])},
     "INT8": {f"{Q}.weight": ("I8", [64, 64]), f"{Q}.weight_scale": ("F32", [64, 1])},
     "FP8, one scale": {f"{Q}.weight": ("F8_E4M3", [64, 64]), f"{Q}.weight_scale": ("F32", [])},
     "FP8, by blocks": {
@@ -252,6 +255,11 @@ def test_a_foreign_packing_is_named_before_the_model_type_is_looked_at(tmp_path)
     config = {"model_type": "gpt_oss", "num_local_experts": 32}
     words = refusal_of(write_checkpoint(tmp_path / "model", BY_TENSORS["MXFP4"], config=config))
     assert "MXFP4" in words
+
+
+def test_modelopts_own_file_is_downloaded_with_the_small_ones():
+    paths = ["config.json", "hf_quant_config.json", "model.safetensors"]
+    assert "hf_quant_config.json" in select_files(paths, parse_spec("a/b")).small
 
 
 def infos(tensors) -> dict[str, TensorInfo]:
