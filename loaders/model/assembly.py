@@ -14,8 +14,8 @@ import torch
 from loaders.memory.free import free_device_bytes
 from loaders.memory.release import MappedFiles, large_blocks_returned, return_freed_memory
 from loaders.model.build import build_model
-from loaders.model.constant_layers import doubt_constant_layers
 from loaders.model.dtypes import settle_on_cpu, settle_on_cuda
+from loaders.model.layer_doubts import doubt_layers
 from loaders.model.offload import choose_offloaded, move_others, wrap_offloaded
 from loaders.model.prepare import prepare_layers
 from loaders.model.stock import STOCK, wrap_stock_linears
@@ -70,7 +70,7 @@ def assemble(
         offloaded=offloaded,
         on_progress=on_progress,
     )
-    suspicions = (*suspicions, *doubt_constant_layers(model))
+    suspicions = (*suspicions, *doubt_layers(model))
     wrap_offloaded(model, offloaded)
     return_freed_memory()
     used = [STOCK] if placement.is_stock else backends

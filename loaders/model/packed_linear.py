@@ -50,6 +50,7 @@ class PackedLinear(nn.Module):
         self.out_features = out_features
         self.kernel: Kernel | None = None
         self.backend = ""  # what made the kernel
+        self.expects_bias = True  # whether the layer that it stands for has one
         self.is_constant = False  # whether all codes that were stored are one and the same
         self.register_buffer("bias", None)
 

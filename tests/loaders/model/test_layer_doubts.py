@@ -1,4 +1,4 @@
-"""A packed layer of one value throughout is suspect; where all are, the checkpoint is refused."""
+"""Packed layers of one value throughout, or with a bias that config.json knows nothing of."""
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from loaders.errors import TensorError
 from loaders.load import load
 from tests.models import (
     tiny_llama,
+    tiny_qwen2,
     tiny_tokenizer,
     write_awq_checkpoint,
     write_compressed_checkpoint,
@@ -91,4 +92,23 @@ def test_a_few_equal_codes_are_no_constant_layer(tmp_path, llama, tokenizer):
     first_rows.fill_(0)
     save_file(tensors, path, metadata={"format": "pt"})
     assert torch.unique(tensors[f"{NAME}.qweight"]).numel() > 1
+    assert load(str(folder), device="cpu").suspicions == ()
+
+
+def test_a_bias_that_the_model_does_not_have_is_added_and_suspect(tmp_path, llama, tokenizer):
+    folder = write_gptq_checkpoint(
+        tmp_path, llama, tokenizer=tokenizer, group_size=32, stray_bias=True
+    )
+    assert load(str(folder), device="cpu").suspicions == ()
+    fill(folder, ".bias", 0.5, only=NAME)
+    loaded = load(str(folder), device="cpu", backend="reference")
+    assert [suspicion.check for suspicion in loaded.suspicions] == ["unexpected_bias"]
+    assert f"{NAME}.bias (1 of 14 layers)" in loaded.suspicions[0].reason
+    layer = loaded.model.get_submodule(NAME)
+    assert torch.equal(layer(torch.zeros(1, 256)), torch.full((1, 128), 0.5))
+
+
+def test_a_models_own_biases_are_not_suspect(tmp_path, tokenizer):
+    qwen2 = tiny_qwen2(hidden_size=128, intermediate_size=256, num_attention_heads=4)
+    folder = write_gptq_checkpoint(tmp_path, qwen2, tokenizer=tokenizer, group_size=32)
     assert load(str(folder), device="cpu").suspicions == ()
