@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
 from loaders.checkpoint.config import make_model_config, read_config
 from loaders.checkpoint.files import read_checkpoint
 from loaders.checkpoint.unused_layers import find_unused_layers
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
     from loaders.checkpoint.files import Checkpoint, TensorInfo
     from loaders.checkpoint.unused_layers import UnusedLayers
+
+_LANGUAGE_MODELS = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,7 @@ def open_safetensors(folder: Path, *, for_stock: bool = False) -> OpenedCheckpoi
         config=config,
         quantization=quantization,
         unused_layers=unused.names,
-        suspicions=tuple(_doubts(unused, num_layers)),
+        suspicions=(*_doubt_layers(unused, num_layers), *_doubt_class(raw_config)),
     )
 
 
@@ -96,14 +100,30 @@ def _num_layers(config: PreTrainedConfig) -> int | None:
     return next((count for count in counts if isinstance(count, int)), None)
 
 
-def _doubts(unused: UnusedLayers, num_layers: int | None) -> Iterator[Suspicion]:
-    """Yield what the headers give reason to doubt."""
+def _doubt_layers(unused: UnusedLayers, num_layers: int | None) -> Iterator[Suspicion]:
+    """Yield a doubt where the files hold more layers than config.json counts."""
     if unused.unexplained:
         yield Suspicion(
             "unused_layers",
             f"the files hold layer {', '.join(map(str, unused.unexplained[:8]))}, config.json says"
             f" num_hidden_layers {num_layers}, so they are not used; config.json may be another"
             " model's",
+        )
+
+
+def _doubt_class(raw_config: Mapping[str, Any]) -> Iterator[Suspicion]:
+    """Yield a doubt where config.json names the class of another model type.
+
+    Classes that Transformers does not know say nothing: old files have names of their own.
+    """
+    named, model_type = raw_config.get("architectures"), raw_config["model_type"]
+    names = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+    own = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
+    if own not in names and not _LANGUAGE_MODELS.isdisjoint(names):
+        yield Suspicion(
+            "other_class",
+            f"config.json says model_type {model_type}, whose class is {own}, and architectures"
+            f" {', '.join(names)[:80]}; the model type is followed",
         )
 
 
