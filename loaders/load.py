@@ -194,7 +194,7 @@ def _describe(
         spec=spec,
         tensors=opened.tensors,
         provenance=provenance,
-        suspicions=opened.suspicions,
+        suspicions=(*opened.suspicions, *assembled.suspicions),
     )
 
 

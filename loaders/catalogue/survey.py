@@ -23,6 +23,7 @@ from loaders.checkpoint.files import (
 from loaders.errors import CheckpointError, LoadError, RevisionNotFoundError
 from loaders.gguf.header import read_header as read_gguf_header
 from loaders.gguf.parts import GgufParts, group_parts
+from loaders.quantization.foreign import MODELOPT_FILE
 from loaders.quantization.settings import OWN_FILES
 from loaders.repository.protocol import HUB_FAILURES
 
@@ -52,6 +53,7 @@ class Survey:
     files: Mapping[str, RepositoryFile] = field(default_factory=dict)
     config: dict[str, Any] | None = None  # scrubbed; None where there is no config.json
     own: tuple[str, dict[str, Any]] | None = None  # the quantizer's own file: name and content
+    modelopt: dict[str, Any] | None = None  # what ModelOpt's file holds; None where there is none
     index: dict[str, Any] | None = None
     shards: tuple[str, ...] = ()
     gguf: tuple[GgufParts, ...] = ()
@@ -112,6 +114,8 @@ def _read_settings(repository: RepositoryFiles, survey: Survey) -> None:
         if name in survey.files:
             survey.own = name, _read_json(repository, survey, name, _MAX_SETTINGS_BYTES)
             break
+    if MODELOPT_FILE in survey.files:
+        survey.modelopt = _read_json(repository, survey, MODELOPT_FILE, _MAX_SETTINGS_BYTES)
     if CONFIG_FILE not in survey.files:
         raise CheckpointError(
             f"{repository.name} holds no {CONFIG_FILE}, so it is no Transformers checkpoint"

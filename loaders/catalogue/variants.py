@@ -32,7 +32,7 @@ from loaders.catalogue.survey import (
 )
 from loaders.checkpoint.config import make_model_config
 from loaders.checkpoint.files import gather_tensors
-from loaders.errors import CheckpointError, LoadError
+from loaders.errors import CheckpointError, LoadError, UnsupportedQuantizationError
 from loaders.gguf.config import file_type, make_config
 from loaders.quantization.embedded import embedded_settings
 from loaders.quantization.settings import resolve_quantization
@@ -226,17 +226,19 @@ def _judge_folder(
     """Put together what is known of one commit's safetensors, and whether they can be loaded."""
     tensors: dict[str, TensorInfo] = {}
     quantization: Quantization | None = None
+    is_foreign = False
     config = survey.config or {}
     try:
         if survey.problem is not None:
             raise survey.problem
         found = {name: asked.result() for name, asked in shards.items()}
         tensors = gather_tensors(found, survey.weight_map)
-        quantization = resolve_quantization(survey.own, config, tensors)
+        quantization = resolve_quantization(survey.own, config, tensors, modelopt=survey.modelopt)
         make_model_config(config)
         refusal = None
     except LoadError as error:
         refusal = str(about_checkpoint(error))
+        is_foreign = isinstance(error, UnsupportedQuantizationError)
     row = _row_named(model_card, survey.revision.name)
     settings = _settings_of(survey)
     damp = _number_in(settings, "damp_percent")
@@ -248,7 +250,7 @@ def _judge_folder(
         repo=repository.name,
         revision=survey.revision.name,
         commit=survey.revision.commit,
-        kind=_kind_of(quantization, settings, tensors),
+        kind=VariantKind.OTHER if is_foreign else _kind_of(quantization, settings, tensors),
         quantization=quantization,
         damp=row.damp if damp is None and row else damp,
         dataset=row.dataset if row and row.dataset else _text(dataset),

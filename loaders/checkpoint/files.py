@@ -25,9 +25,11 @@ HEADER_START_BYTES = 8  # the length field before a safetensors header
 # exhaust memory.
 MAX_HEADER_BYTES = 100_000_000
 MAX_JSON_BYTES = 64_000_000
-_DTYPE_BYTES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2,
-    "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8,
+# All that safetensors knows; most are only known to be refused by their names.
+_DTYPE_BITS = {
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8,
+    "F8_E8M0": 8, "F8_E5M2FNUZ": 8, "F8_E4M3FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32, "F64": 64, "I64": 64, "U64": 64, "C64": 64,
 }  # fmt: skip
 # GGUF's block types: weights a block, bytes a block (ggml's own definitions of its blocks).
 GGML_BLOCKS = {
@@ -52,7 +54,7 @@ class TensorInfo:
         if self.dtype in GGML_BLOCKS:
             weights, size = GGML_BLOCKS[self.dtype]
             return math.prod(self.shape) // weights * size
-        return math.prod(self.shape) * _DTYPE_BYTES[self.dtype]
+        return math.prod(self.shape) * _DTYPE_BITS[self.dtype] // 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +256,7 @@ def _tensor_info(shard: Path, name: str, entry: dict[str, Any]) -> TensorInfo:
     shape = tuple(int(size) for size in entry["shape"])
     begin, end = entry["data_offsets"]
     dtype = str(entry["dtype"])
-    if dtype not in _DTYPE_BYTES:
+    if dtype not in _DTYPE_BITS:
         raise ValueError(f"{name} has the unknown dtype {dtype}")
     info = TensorInfo(name=name, dtype=dtype, shape=shape, shard=shard)
     if min(shape, default=0) < 0 or begin < 0 or end - begin != info.num_bytes:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from loaders.errors import CheckpointError
+from loaders.model.finite import check_finite
 from loaders.quantization.packed_tensors import PackedTensors
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class PackedLinear(nn.Module):
         self.out_features = out_features
         self.kernel: Kernel | None = None
         self.backend = ""  # what made the kernel
+        self.expects_bias = True  # whether the layer that it stands for has one
+        self.is_constant = False  # whether all codes that were stored are one and the same
         self.register_buffer("bias", None)
 
     @classmethod
@@ -114,9 +117,11 @@ class PackedLinear(nn.Module):
         """Check the tensors' values and turn them into the backend's kernel."""
         packed = self.take_tensors()
         packed.check_values()
+        self.is_constant = packed.is_constant()
         self.kernel, self.backend = backend.prepare(packed), backend.name
         mapped.release(packed.stored.values())
         if self.bias is not None:
+            check_finite(f"{self.name}.bias", self.bias)
             # AutoGPTQ stores a bias of zeros for layers that have none.
             self.bias = self.bias.float() if bool(self.bias.any()) else None
 

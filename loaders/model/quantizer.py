@@ -189,6 +189,8 @@ def _awaiting(
     name: str, packed: PackedFormat, linear: nn.Linear, places: Mapping[str, TensorSpec]
 ) -> PackedLinear:
     with torch.device("meta"):
-        return PackedLinear.awaiting(
+        layer = PackedLinear.awaiting(
             packed, linear.in_features, linear.out_features, name=name, tensors=places
         )
+    layer.expects_bias = linear.bias is not None
+    return layer

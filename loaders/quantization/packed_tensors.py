@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from loaders.quantization.layouts.protocol import Layout, StoredTensors
     from loaders.quantization.packed_format import PackedFormat
 
+_SAMPLE_WORDS = 4096  # enough to know that codes vary, without unpacking them
+
 
 @dataclass(frozen=True, slots=True)
 class GroupedWeight:
@@ -132,6 +134,15 @@ class PackedTensors:
                     f" {self.format.group_size}; the file is damaged, or the settings are another"
                     " revision's"
                 )
+
+    def is_constant(self) -> bool:
+        """Tell whether every code is one and the same, as where a file was never filled in."""
+        words = self.stored[self._layout.marker].flatten()[:_SAMPLE_WORDS]
+        # A repeated code of 3, 5, 6 or 7 bits fills as many different words as it has bits.
+        if len(torch.unique(words)) > self.format.bits:
+            return False
+        codes = self.codes()
+        return bool((codes == codes.flatten()[0]).all())
 
     def codes(self) -> Tensor:
         """Unpack the codes: uint8 [in, out] in the checkpoint's input order."""

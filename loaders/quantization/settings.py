@@ -26,6 +26,7 @@ from loaders.quantization.agreement import (
     stored_layout,
 )
 from loaders.quantization.embedded import embedded_settings
+from loaders.quantization.foreign import MODELOPT_FILE, check_foreign
 from loaders.quantization.group_sizes import common_group_size
 from loaders.quantization.known_settings import (
     check_known,
@@ -140,22 +141,28 @@ def read_quantization(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Quan
     """Return a folder's quantisation, None for a plain checkpoint; see `resolve_quantization`."""
     own_file = next((name for name in OWN_FILES if (checkpoint.folder / name).exists()), None)
     own = None if own_file is None else (own_file, read_json(checkpoint.folder / own_file))
-    return resolve_quantization(own, config, checkpoint.tensors)
+    modelopt = checkpoint.folder / MODELOPT_FILE
+    told = read_json(modelopt) if modelopt.exists() else None
+    return resolve_quantization(own, config, checkpoint.tensors, modelopt=told)
 
 
 def resolve_quantization(
     own: tuple[str, Mapping[str, Any]] | None,
     config: Mapping[str, Any],
     tensors: Mapping[str, TensorInfo],
+    *,
+    modelopt: Mapping[str, Any] | None = None,
 ) -> Quantization | None:
     """Return a checkpoint's quantisation, None for a plain one.
 
     own: name and content of the quantizer's own settings file, None where there is none. config:
-    the parsed config.json. tensors: all of them, from the headers.
+    the parsed config.json. tensors: all of them, from the headers. modelopt: what `MODELOPT_FILE`
+    holds, None where there is none.
     Raises UnsupportedQuantizationError for methods and widths that are not read here,
     CheckpointError where the two files contradict each other, QuantizationNotFoundError where
     nothing can be told.
     """
+    check_foreign(own, config, tensors, modelopt)
     embedded = embedded_settings(config)
     packed = any(name.endswith(PACKED_ENDINGS) for name in tensors)
     if own is None and embedded is None:

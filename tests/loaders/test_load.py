@@ -228,8 +228,11 @@ def test_a_dense_tensor_of_the_wrong_shape_is_refused(checkpoint):
 
 
 def test_packed_layers_that_the_model_lacks_are_named(checkpoint):
-    edit_json(checkpoint / "config.json", num_hidden_layers=1)
-    with pytest.raises(TensorError, match=r"layers\.1\."):
+    file = checkpoint / "model.safetensors"
+    own = {k: v for k, v in load_file(file).items() if "layers.1.mlp.up_proj" in k}
+    strange = {k.replace("mlp.up_proj", "mlp.side_proj"): v for k, v in own.items()}
+    save_file(load_file(file) | strange, file, metadata={"format": "pt"})
+    with pytest.raises(TensorError, match=r"layers\.1\.mlp\.side_proj"):
         load(str(checkpoint), device="cpu")
 
 
