@@ -49,6 +49,11 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "normalizer.strip_accents": (False,),
     "suppress_tokens": ((),),
 }
+# Far above any vocabulary there is (2026: 262 144 pieces, some two million characters in all), and
+# built in some seconds.
+MAX_PIECES = 1_000_000
+MAX_PIECE_CHARACTERS = 1_024
+MAX_CHARACTERS = 16_000_000
 _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
@@ -141,9 +146,21 @@ def _check_settings(metadata: Mapping[str, Any]) -> None:
 
 
 def _check_pieces(pieces: tuple[str, ...]) -> None:
-    """Raise CheckpointError for a piece that is there twice: one of its ids would say nothing."""
+    """Raise CheckpointError for a vocabulary without end, and for a piece that is there twice."""
+    longest = max(map(len, pieces))
+    if len(pieces) > MAX_PIECES or longest > MAX_PIECE_CHARACTERS:
+        raise CheckpointError(
+            f"the GGUF file's tokenizer has {len(pieces)} pieces of up to {longest} characters; at"
+            f" most {MAX_PIECES} of {MAX_PIECE_CHARACTERS} are read"
+        )
+    if (total := sum(map(len, pieces))) > MAX_CHARACTERS:
+        raise CheckpointError(
+            f"the GGUF file's tokenizer has pieces of {total} characters in all; at most"
+            f" {MAX_CHARACTERS} are read"
+        )
     (piece, count), *_ = Counter(piece for piece in pieces if piece).most_common(1) or [("", 1)]
     if count > 1:
+        # One of its ids would say nothing.
         raise CheckpointError(
             f"the GGUF file's tokenizer holds the piece {piece[:60]!r} {count} times; convert the"
             " model again"

@@ -163,3 +163,29 @@ def test_a_piece_that_is_there_twice_or_no_byte_is_refused():
         make_tokenizer(sentencepiece(extra=("▁a",)), CONFIG)
     with pytest.raises(CheckpointError, match="'0A' is a byte, expected one as <0x0A>"):
         make_tokenizer(sentencepiece(extra=("0A",), kind=6), CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "problem"),
+    [
+        (("a" * 1_025,), "1 pieces of up to 1025 characters; at most 1000000 of 1024"),
+        (tuple(f"{number:x}" for number in range(1_000_001)), "has 1000001 pieces of up to 5"),
+        (tuple(f"{number:01000d}" for number in range(16_001)), "16001000 characters in all"),
+    ],
+)
+def test_a_vocabulary_without_end_is_refused_before_anything_is_made_of_it(pieces, problem):
+    metadata = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": pieces}
+    with pytest.raises(CheckpointError, match=problem):
+        read_vocabulary(metadata)
+
+
+def test_more_user_defined_pieces_with_spaces_than_any_vocabulary_has_are_refused():
+    many = [f"{number}▁" for number in range(5_001)]
+    with pytest.raises(CheckpointError, match="has 5004 user-defined pieces with spaces; at most"):
+        make_tokenizer(sentencepiece(extra=many), CONFIG)
+
+
+def test_a_template_without_end_is_refused():
+    metadata = sentencepiece() | {"tokenizer.chat_template": "x" * 1_000_001}
+    with pytest.raises(CheckpointError, match="chat_template has 1000001 characters"):
+        make_tokenizer(metadata, CONFIG)
