@@ -81,7 +81,9 @@ def _own_reading(opened: OpenedCheckpoint, *, is_stock: bool) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     packed_here = None if is_stock else opened.quantization
     if packed_here is not None or opened.read_weights is not None:
-        arguments["quantization_config"] = PackedConfig(packed_here, opened.tensors)
+        arguments["quantization_config"] = PackedConfig(
+            packed_here, opened.tensors, adds_biases=opened.read_weights is not None
+        )
     if opened.read_weights is not None:
         arguments["state_dict"] = opened.read_weights()
     return arguments

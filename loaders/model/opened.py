@@ -162,4 +162,5 @@ def open_gguf(path: Path, cache_dir: Path | None) -> OpenedCheckpoint:
         quantization=model.quantization,
         read_weights=model.weights,
         read_weight=model.weight,
+        suspicions=model.suspicions,
     )

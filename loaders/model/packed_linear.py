@@ -181,10 +181,14 @@ class PackedLinear(nn.Module):
 
 
 def _joined_bias(layers: Sequence[PackedLinear]) -> Tensor | None:
-    if all(layer.bias is None for layer in layers):
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    if not biases:
         return None
     return torch.cat(
-        [torch.zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers]
+        [
+            biases[0].new_zeros(layer.out_features) if layer.bias is None else layer.bias
+            for layer in layers
+        ]
     )
 
 

@@ -49,11 +49,17 @@ class PackedConfig(QuantizationConfigMixin):
     """Carries a checkpoint's quantisation and tensor list through `from_pretrained`."""
 
     def __init__(
-        self, quantization: Quantization | None, tensors: Mapping[str, TensorInfo], **_: object
+        self,
+        quantization: Quantization | None,
+        tensors: Mapping[str, TensorInfo],
+        *,
+        adds_biases: bool = False,
+        **_: object,
     ) -> None:
         self.quant_method = QUANT_METHOD  # type: ignore[assignment]  # an enum of known names
         self.quantization = quantization  # None packs nothing, and still keeps every dtype
         self.tensors = tensors
+        self.adds_biases = adds_biases  # whether a tensor makes a bias that a class lacks
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedConfig:
         """Nothing here changes, and Transformers copies configs freely."""
@@ -88,6 +94,8 @@ class PackedQuantizer(HfQuantizer):
         config = self.quantization_config
         if config.quantization is not None:
             replace_linears(model, config.quantization, config.tensors)
+        if config.adds_biases:
+            add_biases(model, config.tensors)
 
     def is_serializable(self) -> bool:
         """Prepared kernels are not written back."""
@@ -127,6 +135,18 @@ def replace_linears(
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, _awaiting(name, packed, linear, places))
     log.info("layers_packed", packed=len(packed_names), dense=len(linears) - len(packed_names))
+
+
+def add_biases(model: nn.Module, tensors: Mapping[str, TensorInfo]) -> None:
+    """Give each linear layer that is not packed a place for a bias that the checkpoint holds.
+
+    GGUF's architectures allow biases that Transformers' class of the same name has not.
+    """
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear) or f"{name}.bias" not in tensors:
+            continue
+        bias = torch.empty(module.out_features, device=module.weight.device)
+        module.bias = nn.Parameter(bias)
 
 
 def packed_modules(
