@@ -39,10 +39,13 @@ def commit_branch(cache_dir: Path, repo: str, branch: str, folder: Path) -> Path
 
 
 def find_snapshot(cache_dir: Path, repo: str, branch: str) -> Path | None:
-    """Return the snapshot that a branch points at, None where there is none."""
+    """Return the snapshot that a branch points at, None where there is none, or a part of it."""
     cached = CachedRepository(cache_dir, repo)
     commit = cached.commit_of(branch)
     if commit is None or not cached.has_snapshot(commit):
+        return None
+    manifest = cached.manifest(commit)  # there is none of what older versions built
+    if manifest is not None and not cached.is_whole(commit, manifest.files.keys()):
         return None
     return cached.snapshot(commit)
 

@@ -110,7 +110,7 @@ def _mirrored(cached: CachedRepository, commit: str) -> dict[str, CheckedFile]:
 
 def _cache_remedy(spec: VariantSpec, cached: CachedRepository) -> str:
     if (cached.folder / BUILT_MARK).is_file():
-        return f"remove {cached.folder}, which was built on this machine and is then built again"
+        return f"remove {cached.folder}, and build it again (`tetrad demo` builds the demo)"
     name = cached.repo if spec.folder is not None else spec
     is_default = cached.cache_dir == default_hub_cache()
     where = "" if is_default else f" --cache-dir {cached.cache_dir}"
