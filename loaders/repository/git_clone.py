@@ -43,13 +43,13 @@ def open_clone(clone: Path, spec: VariantSpec, *, cache_dir: Path) -> Snapshot:
     is_here = wanted == head and not (found and _has_pointers(clone, found.paths))
     if is_here and (found or not spec.file or has_gguf(list_paths(clone), spec.file)):
         # What is not in the commit was laid there since, or the loader says best what is missing.
-        return Snapshot(folder=clone, commit=head, file=found.file if found else None)
+        return Snapshot(clone, head, file=found.file if found else None, clone=clone)
     if found is None:
         found = select_files(blobs, spec)  # says what is wrong
     target = cache_dir / "clones" / _folder_name(clone, wanted, spec.file)
     if not target.exists():
         _export(clone, {path: blobs[path] for path in found.paths}, target)
-    return Snapshot(folder=target, commit=wanted, file=found.file)
+    return Snapshot(target, wanted, file=found.file, clone=clone)
 
 
 def _folder_name(clone: Path, commit: str, file: str | None) -> str:

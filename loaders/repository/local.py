@@ -190,14 +190,14 @@ def _read_tree(clone: Path, commit: str) -> dict[str, _Entry]:
                 f"{clone} is a partial clone and lacks {path} of {commit}; fetch it with git"
             )
         sizes[blob.name] = blob.num_bytes
-    pointers = _read_pointers(clone, {n for n, size in sizes.items() if size <= MAX_POINTER_BYTES})
+    pointers = read_pointers(clone, {n for n, size in sizes.items() if size <= MAX_POINTER_BYTES})
     return {
         checked_path(path): _Entry(blob.name, sizes[blob.name], pointers.get(blob.name))
         for path, blob in blobs.items()
     }
 
 
-def _read_pointers(clone: Path, blobs: set[str]) -> dict[str, Pointer]:
+def read_pointers(clone: Path, blobs: set[str]) -> dict[str, Pointer]:
     """Read all small files in one run of git; return those that are git-lfs pointers."""
     names = sorted(blobs)
     answer = run_git(clone, "cat-file", "--batch", stdin="\n".join(names).encode() + b"\n")

@@ -153,6 +153,11 @@ def _open_cached(spec: VariantSpec, cache_dir: Path, *, is_built: bool) -> Snaps
     if (found := find_cached(spec, cache_dir)) is not None:
         return found
     cached = CachedRepository(cache_dir, spec.repo)
+    if is_built and cached.commit_of(spec.revision or DEFAULT_BRANCH) is not None:
+        raise CheckpointError(
+            f"{spec} was built on this machine ({cached.folder}), and files of it are missing or of"
+            " another size now; remove that folder and build it again (`tetrad demo`)"
+        )
     _refuse_part(spec, cached)
     if known := sorted(cached.revisions()):
         verb = "built on this machine are" if is_built else "in the cache it has"

@@ -56,7 +56,7 @@ def select_files(
     """
     for path in paths:
         checked_path(path)
-    small = tuple(sorted(path for path in paths if _is_small(path)))
+    small = tuple(sorted(path for path in paths if is_small(path)))
     top = sorted(p for p in paths if "/" not in p and p.endswith(".safetensors"))
     if spec.file is None and top:
         weights = _safetensors(top, paths, spec, shards)
@@ -102,7 +102,7 @@ def find_local(paths: Collection[str], spec: VariantSpec) -> Selection | None:
     top = [path for path in paths if "/" not in path]
     weights = [path for path in top if path.endswith(".safetensors")]
     if spec.file is None and weights:
-        small = tuple(path for path in top if _is_small(path))
+        small = tuple(path for path in top if is_small(path))
         return Selection(small=small, weights=tuple(weights), file=None)
     variants = group_parts(paths)
     if spec.file is not None:
@@ -133,7 +133,8 @@ def by_quantisation(spec: VariantSpec, paths: Iterable[str]) -> VariantSpec | No
     return None if file is None else replace(spec, revision=None, file=file)
 
 
-def _is_small(path: str) -> bool:
+def is_small(path: str) -> bool:
+    """Tell whether a path is one of the small files that loaders and tokenizers read."""
     return "/" not in path and any(fnmatchcase(path, pattern) for pattern in _SMALL_FILES)
 
 
