@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from loaders.checkpoint.claims import check_claims
 from loaders.checkpoint.config import make_model_config, read_config
 from loaders.checkpoint.files import read_checkpoint
 from loaders.errors import BackendError, QuantizationNotFoundError, UnsupportedQuantizationError
@@ -66,6 +67,7 @@ def open_safetensors(folder: Path, *, for_stock: bool = False) -> OpenedCheckpoi
     """Open a Transformers checkpoint."""
     checkpoint = read_checkpoint(folder)
     raw_config = read_config(folder)
+    check_claims(raw_config, checkpoint.tensors)
     config = make_model_config(raw_config)
     if for_stock:
         hand_to_transformers(config, raw_config)
