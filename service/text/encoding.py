@@ -71,7 +71,9 @@ class _Call(threading.Thread):
     def run(self) -> None:
         """Encode; what breaks is kept for who waits."""
         try:
-            self.ids = self._backend.encode(self._text, add_special_tokens=False).ids
+            # Of a batch, since `encode` keeps Python's lock (tokenizers 0.23).
+            (encoded,) = self._backend.encode_batch([self._text], add_special_tokens=False)
+            self.ids = encoded.ids
         except BaseException as error:  # nobody else hears of it
             self.error = _as_failure(error)
         with _lock:
