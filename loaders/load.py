@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 import structlog
 
 from loaders.checkpoint.generation_defaults import GenerationDefaults, read_generation_defaults
+from loaders.checkpoint.rust_panics import panics_as
 from loaders.checkpoint.tokenizer import load_tokenizer
+from loaders.errors import CheckpointError
 from loaders.memory.release import return_freed_memory
 from loaders.model.assembly import assemble
 from loaders.model.opened import open_checkpoint
@@ -87,6 +89,11 @@ class LoadedModel:
     verified: VerifiedFiles | None = None  # what was compared with hashes that are known
 
 
+def _broken_library(words: str) -> CheckpointError:
+    return CheckpointError(f"a library broke on the checkpoint's files: {words}")
+
+
+@panics_as(_broken_library)
 def load(
     spec: str | VariantSpec,
     *,

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from loaders.checkpoint.claims import check_lists, claimed_sizes
 from loaders.checkpoint.config_limits import check_config, check_sizes
 from loaders.checkpoint.files import read_json
 from loaders.errors import CheckpointError, UnsupportedModelError
@@ -45,6 +46,7 @@ _UNSAFE_PREFIXES = ("_attn_implementation", "_experts_implementation")
 MAX_CONFIG_DEPTH = 32
 # What Transformers and compressed-tensors (until October 2024) call the quantisation's settings.
 QUANTIZATION_KEYS = ("quantization_config", "compression_config")
+_MAX_SHOWN = 40  # keys that one line of the log names
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -54,7 +56,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} holds no config.json, so it is no Transformers checkpoint")
     config, removed = scrub_config(read_json(path))
     if removed:
-        log.info("config_keys_removed", keys=removed, reason="no code from a checkpoint is run")
+        shown = removed[:_MAX_SHOWN] + ["…"] * (len(removed) > _MAX_SHOWN)
+        log.info("config_keys_removed", keys=shown, reason="no code from a checkpoint is run")
     return config
 
 
@@ -88,7 +91,9 @@ def make_model_config(config: dict[str, Any]) -> PreTrainedConfig:
     Raises UnsupportedModelError for a model type that Transformers has no causal language model
     for and for mixtures of experts, CheckpointError for values that make no sense.
     """
-    check_sizes(config)  # before a class makes lists of that length
+    # Before a class makes lists of that length.
+    check_sizes(claimed_sizes(config))
+    check_lists(config)
     model_type = str(config.get("model_type"))
     if model_type not in CONFIG_MAPPING or model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UnsupportedModelError(

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from loaders.checkpoint.regular_files import open_regular, read_regular
 from loaders.errors import CheckpointError, UnsafeCheckpointError
 
 if TYPE_CHECKING:
@@ -24,7 +26,14 @@ HEADER_START_BYTES = 8  # the length field before a safetensors header
 # The format's own limit on a header (safetensors, 100 MB), kept so that a length field cannot
 # exhaust memory.
 MAX_HEADER_BYTES = 100_000_000
-MAX_JSON_BYTES = 64_000_000
+MAX_JSON_BYTES = 64_000_000  # of an index, or a tokenizer
+MAX_SETTINGS_BYTES = 4_000_000  # config.json of the largest models has some kilobytes
+# Models of 126 layers have about 4 000 tensors when they are quantised.
+MAX_TENSORS = 100_000
+_MAX_DIMENSIONS = 16
+# Numbers, texts, lists and objects in a header of that many tensors; counted before it is parsed,
+# as 100 MB of empty lists would take gigabytes.
+_MAX_HEADER_VALUES = 20 * MAX_TENSORS
 # All that safetensors knows; most are only known to be refused by their names.
 _DTYPE_BITS = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8,
@@ -76,13 +85,9 @@ class Checkpoint:
         return sum(tensor.num_bytes for tensor in self.tensors.values())
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one of a checkpoint's JSON files, which must hold an object."""
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise CheckpointError(
-            f"{path.name} is larger than {MAX_JSON_BYTES} bytes; it is no settings file"
-        )
-    return parse_json(path.name, path.read_bytes())
+def read_json(path: Path, *, most: int = MAX_SETTINGS_BYTES) -> dict[str, Any]:
+    """Read one of a checkpoint's JSON files, of at most so many bytes; it must hold an object."""
+    return parse_json(path.name, read_regular(path, most=most))
 
 
 def parse_json(name: str, text: bytes) -> dict[str, Any]:
@@ -105,8 +110,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     missing, truncated or contradictory files; each names the file.
     """
     index = folder / INDEX_FILE
-    weight_map = weight_map_of(read_json(index)) if index.exists() else None
-    names = [path.name for path in folder.iterdir()]
+    has_index = index.exists()
+    weight_map = weight_map_of(read_json(index, most=MAX_JSON_BYTES)) if has_index else None
+    names = {path.name for path in folder.iterdir()}
     shards = tuple(folder / name for name in choose_shards(names, weight_map, where=str(folder)))
     tensors = gather_tensors({shard.name: read_header(shard) for shard in shards}, weight_map)
     return Checkpoint(folder=folder, shards=shards, tensors=tensors)
@@ -121,6 +127,7 @@ def choose_shards(
     """
     if weight_map is not None:
         chosen = sorted(set(weight_map.values()))
+        names = frozenset(names)  # a list would be searched through for each of them
         for name in chosen:
             _check_shard(name, names, where)
         return tuple(chosen)
@@ -152,6 +159,7 @@ def weight_map_of(index: Mapping[str, Any]) -> dict[str, str]:
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{INDEX_FILE} has no weight_map")
+    _check_count(INDEX_FILE, len(weight_map))
     if not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{INDEX_FILE} maps a tensor to something that is not a file name")
     return weight_map
@@ -175,6 +183,7 @@ def gather_tensors(
 ) -> dict[str, TensorInfo]:
     """Join the shards' tensors by name, and check them against the index where there is one."""
     tensors: dict[str, TensorInfo] = {}
+    _check_count("the checkpoint", sum(len(found) for found in headers.values()))
     for shard, found in headers.items():
         for tensor in found:
             if tensor.name in tensors:
@@ -193,8 +202,8 @@ def gather_tensors(
 
 def read_header(shard: Path) -> list[TensorInfo]:
     """Read one shard's header and check that the file holds all the bytes it promises."""
-    size = shard.stat().st_size
-    with shard.open("rb") as file:
+    with open_regular(shard) as file:
+        size = os.fstat(file.fileno()).st_size
         length = read_header_length(shard.name, file.read(HEADER_START_BYTES), size)
         text = file.read(length)
     return parse_header(shard, text, size)
@@ -225,6 +234,11 @@ def parse_header(shard: Path, text: bytes, size: int) -> list[TensorInfo]:
     Raises CheckpointError where the file is too small for what the header promises, or where
     tensors share bytes.
     """
+    _check_count(shard.name, text.count(b'"data_offsets"'))
+    if sum(text.count(mark) for mark in (b",", b"[", b"{")) > _MAX_HEADER_VALUES:
+        raise CheckpointError(
+            f"{shard.name} has a damaged header: it holds more than {MAX_TENSORS} tensors need"
+        )
     try:
         header = json.loads(text, object_pairs_hook=_unique_keys)
         tensors = [
@@ -245,6 +259,18 @@ def parse_header(shard: Path, text: bytes, size: int) -> list[TensorInfo]:
     return tensors
 
 
+def _check_count(where: str, num_tensors: int) -> None:
+    if num_tensors > MAX_TENSORS:
+        raise CheckpointError(
+            f"{where} names {num_tensors} tensors; at most {MAX_TENSORS} are read, and no model"
+            " that runs here has as many"
+        )
+
+
+def _is_count(number: object) -> bool:
+    return type(number) is int and 0 <= number < 1 << 63
+
+
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
     if len(set(keys)) != len(keys):
@@ -253,13 +279,17 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _tensor_info(shard: Path, name: str, entry: dict[str, Any]) -> TensorInfo:
-    shape = tuple(int(size) for size in entry["shape"])
+    shape = tuple(entry["shape"])
     begin, end = entry["data_offsets"]
+    if len(shape) > _MAX_DIMENSIONS or not all(_is_count(n) for n in (*shape, begin, end)):
+        raise ValueError(
+            f"{name} has a shape or offsets that are not at most {_MAX_DIMENSIONS} whole numbers"
+        )
     dtype = str(entry["dtype"])
     if dtype not in _DTYPE_BITS:
         raise ValueError(f"{name} has the unknown dtype {dtype}")
     info = TensorInfo(name=name, dtype=dtype, shape=shape, shard=shard)
-    if min(shape, default=0) < 0 or begin < 0 or end - begin != info.num_bytes:
+    if end - begin != info.num_bytes:
         raise ValueError(
             f"{name} spans {end - begin} bytes, its shape {list(shape)} needs {info.num_bytes}"
         )

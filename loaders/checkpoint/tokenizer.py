@@ -6,23 +6,32 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerFast
 
+from loaders.checkpoint.rust_panics import panics_as
+from loaders.checkpoint.tokenizer_trial import try_tokenizer
 from loaders.errors import CheckpointError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(folder: Path, *, is_tried: bool = False) -> PreTrainedTokenizerFast:
     """Load the fast tokenizer of a checkpoint; raises CheckpointError where it has none.
+
+    is_tried: another process has read it, and it broke on nothing.
 
     tokenizer.json is taken as it is written. AutoTokenizer would put it into the class that
     tokenizer_config.json names, and Llama's drops the normaliser: CodeLlama 70B's prompts came out
     as other ids (Transformers 5.23).
     """
+    if not is_tried:
+        try_tokenizer(folder)
     has_own_file = (folder / "tokenizer.json").exists()
     try:
         loader = PreTrainedTokenizerFast if has_own_file else _auto_tokenizer()
-        tokenizer = loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with panics_as(RuntimeError):
+            tokenizer = loader.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:  # the library raises just that for files that it cannot read
         raise CheckpointError(f"{folder} has no readable tokenizer: {error}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast) or len(tokenizer) == 0:

@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from loaders.errors import CheckpointError, TensorError
 from loaders.model.coverage import check_coverage
 from loaders.model.quantizer import PackedConfig
+from loaders.model.skeleton import check_unpacked
 from loaders.model.stock import missing_packages
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 # What Transformers and safetensors raise on settings and files that make no sense.
 _BUILD_ERRORS = (
+    AssertionError,
     RuntimeError,
     ValueError,
     TypeError,
@@ -51,6 +53,9 @@ def build_model(
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(opened.config)]
     try:
+        arguments = _own_reading(opened, is_stock=is_stock)
+        if not arguments:  # else it is held against the tensors when its layers are packed
+            check_unpacked(model_class, opened.config, opened.tensors, is_stock=is_stock)
         loaded = model_class.from_pretrained(
             None if opened.read_weights is not None else opened.folder,
             config=opened.config,
@@ -61,7 +66,7 @@ def build_model(
             local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below with the tensor's name
-            **_own_reading(opened, is_stock=is_stock),
+            **arguments,
         )
     except ImportError as error:
         raise missing_packages("this checkpoint", [f"a package ({error})"]) from error

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from loaders.checkpoint.claims import check_claims
 from loaders.checkpoint.config import make_model_config, read_config
 from loaders.checkpoint.files import read_checkpoint
 from loaders.checkpoint.unused_layers import find_unused_layers
@@ -76,6 +77,7 @@ def open_safetensors(folder: Path, *, for_stock: bool = False) -> OpenedCheckpoi
     raw_config = read_config(folder)
     # What is packed in a foreign way is said first, as the catalogue says it.
     quantization = _read_quantization(checkpoint, raw_config, for_stock=for_stock)
+    check_claims(raw_config, checkpoint.tensors)
     config = make_model_config(raw_config)
     num_layers = _num_layers(config)
     unused = find_unused_layers(checkpoint.tensors, raw_config, num_layers)

@@ -18,6 +18,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from loaders.errors import TensorError
 from loaders.model.packed_linear import PackedLinear, TensorSpec
+from loaders.model.skeleton import check_skeleton
 from loaders.quantization.layouts import layout_of
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class PackedQuantizer(HfQuantizer):
             replace_linears(model, config.quantization, config.tensors)
         if config.adds_biases:
             add_biases(model, config.tensors)
+        check_skeleton(model, config.tensors)
 
     def is_serializable(self) -> bool:
         """Prepared kernels are not written back."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from loaders.errors import CheckpointError, RevisionNotFoundError
+from loaders.errors import CheckpointError, RevisionNotFoundError, UnsafeCheckpointError
 from loaders.repository.local_files import list_paths
 from loaders.repository.protocol import checked_path
 from loaders.repository.selection import find_local, has_gguf, select_files
@@ -238,10 +238,25 @@ def read_pointer(content: bytes) -> Pointer | None:
 
 
 def find_large_file(clone: Path, sha256: str) -> Path | None:
-    """Return where git-lfs stored a large file, None where it was not fetched."""
+    """Return where git-lfs stored a large file, None where it was not fetched.
+
+    Raises UnsafeCheckpointError where a link lies there instead.
+    """
+    store = large_file_store(clone)
+    stored = store / sha256[:2] / sha256[2:4] / sha256
+    if not stored.is_file():
+        return None
+    if not stored.resolve().is_relative_to(store.resolve()):
+        raise UnsafeCheckpointError(
+            f"{stored} is a link to {stored.resolve()}, which is outside of the clone's large files"
+        )
+    return stored
+
+
+def large_file_store(clone: Path) -> Path:
+    """Return the folder in which git-lfs keeps a clone's large files."""
     git_dir = Path(run_git(clone, "rev-parse", "--absolute-git-dir").decode().strip())
-    stored = git_dir / "lfs" / "objects" / sha256[:2] / sha256[2:4] / sha256
-    return stored if stored.is_file() else None
+    return git_dir / "lfs" / "objects"
 
 
 def not_fetched(clone: Path, name: str) -> CheckpointError:

@@ -79,7 +79,7 @@ class FolderFiles:
         num_bytes: int | None = None,
     ) -> bytes:
         """Read (a piece of) one file; fewer bytes than asked for where the file ends."""
-        return read_piece(self._folder, path, inside=None, start=start, num_bytes=num_bytes)
+        return read_piece(self._folder, path, start=start, num_bytes=num_bytes)
 
 
 class CloneFiles:
@@ -143,7 +143,7 @@ class CloneFiles:
         stored = find_large_file(self._clone, entry.pointer.sha256)
         if stored is None:
             raise not_fetched(self._clone, path)
-        return read_piece(stored.parent, stored.name, inside=None, start=start, num_bytes=num_bytes)
+        return read_piece(stored.parent, stored.name, start=start, num_bytes=num_bytes)
 
     def _head(self) -> str | None:
         """Name the branch that is checked out; None where it is a commit."""

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-from loaders.checkpoint.files import INDEX_FILE
+from loaders.checkpoint.files import INDEX_FILE, MAX_JSON_BYTES
+from loaders.checkpoint.regular_files import read_regular
 from loaders.errors import CheckpointError
 from loaders.repository.cache_layout import CachedRepository, cache_errors
 from loaders.repository.download import needed_files
+from loaders.repository.links import check_link
 from loaders.repository.manifest import Damage, find_damage
 from loaders.repository.protocol import DEFAULT_BRANCH
 from loaders.repository.selection import by_quantisation, has_index, select_files
@@ -84,7 +86,7 @@ def shards_here(
         return frozenset()
     if not cached.is_whole(commit, [INDEX_FILE]):
         return None
-    return shards_in((cached.snapshot(commit) / INDEX_FILE).read_bytes())
+    return shards_in(_read_index(cached.snapshot(commit)))
 
 
 def shards_in(index: bytes) -> frozenset[str]:
@@ -94,6 +96,11 @@ def shards_in(index: bytes) -> frozenset[str]:
         return frozenset(str(name) for name in weight_map.values())
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{INDEX_FILE} has no usable weight_map: {error}") from error
+
+
+def _read_index(folder: Path) -> bytes:
+    check_link(folder, INDEX_FILE)
+    return read_regular(folder / INDEX_FILE, most=MAX_JSON_BYTES)
 
 
 def _paths_here(cached: CachedRepository, commit: str | None) -> list[str]:
@@ -112,7 +119,7 @@ def _left_by_others(spec: VariantSpec, cached: CachedRepository, commit: str) ->
     if not any(path.endswith(".safetensors") or ".gguf" in path.lower() for path in paths):
         return None  # only looked at so far
     is_indexed = has_index(paths, spec)
-    shards = shards_in((folder / INDEX_FILE).read_bytes()) if is_indexed else frozenset()
+    shards = shards_in(_read_index(folder)) if is_indexed else frozenset()
     selection = select_files(paths, spec, shards)
     try:
         snapshot_download(
