@@ -12,14 +12,13 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from loaders.errors import CheckpointError, UnsafeCheckpointError
+from loaders.checkpoint.weight_files import choose_weight_files
+from loaders.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-INDEX_FILE = "model.safetensors.index.json"
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 HEADER_START_BYTES = 8  # the length field before a safetensors header
 # The format's own limit on a header (safetensors, 100 MB), kept so that a length field cannot
 # exhaust memory.
@@ -62,11 +61,14 @@ class Checkpoint:
     folder: Path
     shards: tuple[Path, ...]
     tensors: Mapping[str, TensorInfo]
+    index_file: str | None = None  # by which Transformers finds the shards; None without one
 
     @property
-    def weights_file(self) -> str:
-        """The file to open first: the index where there is one, else the only shard."""
-        return INDEX_FILE if (self.folder / INDEX_FILE).exists() else self.shards[0].name
+    def weights_file(self) -> str | None:
+        """The file that leads Transformers to all shards; None where there is none such."""
+        if self.index_file is None and len(self.shards) > 1:
+            return None
+        return self.index_file or self.shards[0].name
 
     @property
     def num_bytes(self) -> int:
@@ -102,70 +104,17 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     Raises UnsafeCheckpointError for pickles and paths that leave the folder, CheckpointError for
     missing, truncated or contradictory files; each names the file.
     """
-    index = folder / INDEX_FILE
-    weight_map = weight_map_of(read_json(index)) if index.exists() else None
-    names = [path.name for path in folder.iterdir()]
-    shards = tuple(folder / name for name in choose_shards(names, weight_map, where=str(folder)))
-    tensors = gather_tensors({shard.name: read_header(shard) for shard in shards}, weight_map)
-    return Checkpoint(folder=folder, shards=shards, tensors=tensors)
-
-
-def choose_shards(
-    names: Collection[str], weight_map: Mapping[str, str] | None, *, where: str
-) -> tuple[str, ...]:
-    """Choose the shards among file names: those of the index, model.safetensors, or the only one.
-
-    weight_map: the index's, tensor → file; None without an index. where: for errors.
-    """
-    if weight_map is not None:
-        chosen = sorted(set(weight_map.values()))
-        for name in chosen:
-            _check_shard(name, names, where)
-        return tuple(chosen)
-    found = sorted(name for name in names if name.endswith(".safetensors"))
-    whole = [name for name in found if name == "model.safetensors"] or found
-    if len(whole) > 1:
-        raise CheckpointError(
-            f"{where} holds {', '.join(whole[:4])} and no {INDEX_FILE} to say which belong"
-            " together; add the index, or keep one file"
-        )
-    if whole:
-        return tuple(whole)
-    pickles = sorted(name for name in names if name.endswith(PICKLE_SUFFIXES))
-    if pickles:
-        raise UnsafeCheckpointError(
-            f"{where} holds its weights as {', '.join(pickles[:4])}: a pickle can run any code"
-            " when it is opened, so only safetensors are read; choose a revision that has them, or"
-            " convert it"
-        )
-    raise CheckpointError(f"{where} holds no .safetensors file; found {_listing(names)}")
-
-
-def _listing(names: Collection[str]) -> str:
-    return ", ".join(sorted(names)[:20]) or "nothing"
-
-
-def weight_map_of(index: Mapping[str, Any]) -> dict[str, str]:
-    """Return which file holds each tensor, as the parsed index says."""
-    weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{INDEX_FILE} has no weight_map")
-    if not all(isinstance(name, str) for name in weight_map.values()):
-        raise CheckpointError(f"{INDEX_FILE} maps a tensor to something that is not a file name")
-    return weight_map
-
-
-def _check_shard(name: str, names: Collection[str], where: str) -> None:
-    if "/" in name or "\\" in name or name in ("", ".", ".."):
-        raise UnsafeCheckpointError(
-            f"the index names {name!r}, which is outside the checkpoint's folder"
-        )
-    if not name.endswith(".safetensors"):
-        raise UnsafeCheckpointError(f"the index names {name!r}; only .safetensors files are read")
-    if name not in names:
-        raise CheckpointError(
-            f"shard {name} is missing from {where}; found {_listing(names)}; download it again"
-        )
+    found = choose_weight_files(
+        [path.name for path in folder.iterdir()],
+        lambda name: read_json(folder / name),
+        where=str(folder),
+    )
+    shards = tuple(folder / name for name in found.shards)
+    tensors = gather_tensors({shard.name: read_header(shard) for shard in shards}, found.weight_map)
+    # Transformers wants an index to have metadata, which not everyone wrote.
+    has_metadata = found.index is not None and isinstance(found.index.get("metadata"), dict)
+    index_file = found.index_file if has_metadata else None
+    return Checkpoint(folder=folder, shards=shards, tensors=tensors, index_file=index_file)
 
 
 def gather_tensors(

@@ -6,6 +6,7 @@ Opening reads small files and headers; weights are read when the model is built.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from loaders.checkpoint.config import make_model_config, read_config
@@ -15,6 +16,7 @@ from loaders.gguf.files import find_file
 from loaders.gguf.model import check_shapes, open_model
 from loaders.gguf.text_files import write_text_files
 from loaders.model.stock import hand_to_transformers
+from loaders.model.stored_tensors import read_tensor, read_tensors
 from loaders.quantization.settings import Quantization, read_quantization
 
 if TYPE_CHECKING:
@@ -71,12 +73,20 @@ def open_safetensors(folder: Path, *, for_stock: bool = False) -> OpenedCheckpoi
         hand_to_transformers(config, raw_config)
     # The file whose headers were checked is the one that is read, whatever else lies there.
     config.transformers_weights = checkpoint.weights_file
+    is_read_here = checkpoint.weights_file is None
+    if is_read_here and for_stock:
+        raise BackendError(
+            f"backend stock finds {len(checkpoint.shards)} shards only by an index with metadata,"
+            f" which {folder} lacks; use --backend auto"
+        )
     return OpenedCheckpoint(
         folder=folder,
         files=checkpoint.shards,
         tensors=checkpoint.tensors,
         config=config,
         quantization=_read_quantization(checkpoint, raw_config, for_stock=for_stock),
+        read_weights=partial(read_tensors, checkpoint.tensors) if is_read_here else None,
+        read_weight=partial(read_tensor, checkpoint.tensors) if is_read_here else None,
     )
 
 

@@ -72,6 +72,12 @@ def with_config(**settings):
     return json.dumps({**config, **settings}).encode()
 
 
+def indexed(shard):
+    """An index that names one shard, and no file that is opened before it."""
+    index = json.dumps({"weight_map": {"a": shard}}).encode()
+    return {"model.safetensors.index.json": index, "model.safetensors": None}
+
+
 def only(files):
     (variant,) = list_variants(Files({"main": files}))
     return variant
@@ -206,8 +212,8 @@ def test_a_tag_is_listed_and_its_commit_read_once():
         ({"model.safetensors": SparseFile(b"\xff" * 8 + b"x" * 50, 10**9)}, "its header claims"),
         ({"model.safetensors": b""}, "truncated"),
         ({"../../outside.json": b"{}"}, "outside.json"),
-        ({"model.safetensors.index.json": b'{"weight_map": {"a": "../x.safetensors"}}'}, "outside"),
-        ({"model.safetensors.index.json": b'{"weight_map": {"a": "b.safetensors"}}'}, "missing"),
+        (indexed("../x.safetensors"), "outside"),
+        (indexed("b.safetensors"), "missing"),
     ],
 )
 def test_what_cannot_be_loaded_says_why_in_the_loaders_words(changes, reason, hub):
