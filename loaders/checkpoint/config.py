@@ -15,6 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from loaders.checkpoint.config_limits import check_config, check_sizes
+from loaders.checkpoint.config_repairs import drop_pad_id_without_row, repair_config
 from loaders.checkpoint.files import read_json
 from loaders.errors import CheckpointError, UnsupportedModelError
 
@@ -93,7 +94,8 @@ def make_model_config(config: dict[str, Any]) -> PreTrainedConfig:
             f"config.json names the model type {model_type!r}, for which Transformers has no"
             " native causal language model; code from the checkpoint is never run"
         )
-    kept = {key: value for key, value in config.items() if key != "quantization_config"}
+    kept = repair_config(config)
+    kept.pop("quantization_config", None)
     try:
         made = CONFIG_MAPPING[model_type].from_dict(kept)
     except Exception as error:  # its validators raise kinds that belong to other libraries
@@ -104,4 +106,5 @@ def make_model_config(config: dict[str, Any]) -> PreTrainedConfig:
     if not isinstance(made, PreTrainedConfig):
         raise CheckpointError(f"config.json is not a valid {model_type} configuration")
     check_config(made)
+    drop_pad_id_without_row(made)
     return made

@@ -16,7 +16,7 @@ from loaders.gguf.files import find_file
 from loaders.gguf.model import check_shapes, open_model
 from loaders.gguf.text_files import write_text_files
 from loaders.model.stock import hand_to_transformers
-from loaders.model.stored_tensors import read_tensor, read_tensors
+from loaders.model.unindexed_shards import read_tensors
 from loaders.quantization.settings import Quantization, read_quantization
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ class OpenedCheckpoint:
     quantization: Quantization | None  # None for a plain checkpoint
     # Gives the tensors by name; None where Transformers reads the folder's files itself.
     read_weights: Callable[[], dict[str, Tensor]] | None = None
-    # Gives one of them, None where there is none by that name; set together with `read_weights`.
+    # Gives one of them, None where there is none by that name; None where a file of safetensors has
+    # each by its name.
     read_weight: Callable[[str], Tensor | None] | None = None
     suspicions: tuple[Suspicion, ...] = ()  # what settings and headers gave reason to doubt
 
@@ -86,7 +87,6 @@ def open_safetensors(folder: Path, *, for_stock: bool = False) -> OpenedCheckpoi
         config=config,
         quantization=_read_quantization(checkpoint, raw_config, for_stock=for_stock),
         read_weights=partial(read_tensors, checkpoint.tensors) if is_read_here else None,
-        read_weight=partial(read_tensor, checkpoint.tensors) if is_read_here else None,
     )
 
 

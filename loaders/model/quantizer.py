@@ -17,7 +17,7 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from loaders.errors import TensorError
-from loaders.model.packed_linear import PackedLinear, TensorSpec
+from loaders.model.packed_linear import PackedLinear, TensorSpec, packed_layers
 from loaders.quantization.layouts import layout_of
 
 if TYPE_CHECKING:
@@ -88,6 +88,11 @@ class PackedQuantizer(HfQuantizer):
         config = self.quantization_config
         if config.quantization is not None:
             replace_linears(model, config.quantization, config.tensors)
+            untie_packed(model)
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: object) -> None:
+        for layer in packed_layers(model).values():
+            layer.forget_initialised()
 
     def is_serializable(self) -> bool:
         """Prepared kernels are not written back."""
@@ -127,6 +132,18 @@ def replace_linears(
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, _awaiting(name, packed, linear, places))
     log.info("layers_packed", packed=len(packed_names), dense=len(linears) - len(packed_names))
+
+
+def untie_packed(model: PreTrainedModel) -> None:
+    """Have a packed head stand for itself, also where config.json says that it is the embedding.
+
+    Files say so of models whose head was quantised after all: the file's own head is used.
+    """
+    tied = model.all_tied_weights_keys
+    for name in packed_layers(model):
+        if tied.pop(f"{name}.weight", None) is not None:
+            log.info("head_untied", name=name, reason="the checkpoint packs a head of its own")
+            model.config.tie_word_embeddings = False
 
 
 def packed_modules(

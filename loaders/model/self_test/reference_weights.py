@@ -9,8 +9,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
+from safetensors import safe_open
+
 from loaders.model.packed_linear import packed_layers
-from loaders.model.stored_tensors import read_tensor
 from loaders.quantization.layouts import layout_of
 from loaders.quantization.packed_tensors import PackedTensors
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from loaders.checkpoint.files import TensorInfo
     from loaders.model.opened import OpenedCheckpoint
     from loaders.model.packed_linear import PackedLinear
     from loaders.quantization.packed_format import PackedFormat
@@ -47,7 +49,7 @@ def stored_weights(opened: OpenedCheckpoint, model: nn.Module) -> ReferenceWeigh
 
 def _reader(opened: OpenedCheckpoint) -> Callable[[str], Tensor | None]:
     """Return what reads one tensor by name, None where there is none."""
-    return opened.read_weight or partial(read_tensor, opened.tensors)
+    return opened.read_weight or partial(_read, opened.tensors)
 
 
 def _packed(
@@ -60,3 +62,12 @@ def _packed(
         out_features=layer.out_features,
         stored={key: tensor for key, tensor in stored.items() if tensor is not None},
     )
+
+
+def _read(tensors: Mapping[str, TensorInfo], name: str) -> Tensor | None:
+    info = tensors.get(name)
+    if info is None:
+        return None
+    with safe_open(info.shard, framework="pt") as file:
+        tensor: Tensor = file.get_tensor(name)
+    return tensor

@@ -83,6 +83,36 @@ def only(files):
     return variant
 
 
+def renamed(base, **settings):
+    """A GPTQ branch whose weights AutoGPTQ named, beside another quantisation of the model."""
+    small, other = small_files(), small_files(GPTQ_BRANCHES[1])
+    own = json.dumps({**json.loads(small["quantize_config.json"]), **settings}).encode()
+    return {
+        **{path: content for path, content in small.items() if path != "model.safetensors"},
+        "quantize_config.json": own,
+        f"{base}.safetensors": small["model.safetensors"],
+        "another.safetensors": other["model.safetensors"],
+    }
+
+
+@pytest.mark.parametrize("base", ["gptq_model-4bit-128g", "codellama.4bit"])
+def test_of_two_files_the_one_that_the_settings_name_is_listed(base):
+    expected = only(small_files())
+    found = only(renamed(base, model_file_base_name=base))
+    assert found.refusal is None
+    assert (found.weight_bytes, set(found.tensors)) == (
+        expected.weight_bytes,
+        set(expected.tensors),
+    )
+    assert "which belong together" in only(renamed("one")).refusal
+
+
+def test_an_index_left_over_beside_model_safetensors_is_not_followed():
+    expected = only(small_files())
+    found = only(small_files(**{"model.safetensors.index.json": b'{"weight_map": {"a": "b"}}'}))
+    assert (found.refusal, found.weight_bytes) == (None, expected.weight_bytes)
+
+
 @pytest.fixture(scope="module")
 def server():
     with running_hub() as running:
