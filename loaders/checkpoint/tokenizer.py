@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerFast
 
+from loaders.checkpoint.sentencepiece_tokenizer import MODEL_FILE, load_sentencepiece_tokenizer
 from loaders.errors import CheckpointError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+_READ_BY_TRANSFORMERS = {"vocab.json", "vocab.txt"}
+_OTHER_KINDS = re.compile(r"tekken\.json|.*\.tiktoken|tiktoken\.model|.+\.model(\.v\d+)?")
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -21,8 +26,20 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """
     has_own_file = (folder / "tokenizer.json").exists()
     try:
-        loader = PreTrainedTokenizerFast if has_own_file else _auto_tokenizer()
-        tokenizer = loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if not has_own_file and (folder / MODEL_FILE).exists():
+            tokenizer = load_sentencepiece_tokenizer(folder)
+        elif not has_own_file and (other := _of_another_kind(folder)) is not None:
+            raise CheckpointError(
+                f"{folder} has its tokenizer as {other}, which is not read here; add the"
+                f" tokenizer.json of the model, or its {MODEL_FILE} of SentencePiece"
+            )
+        else:
+            loader = PreTrainedTokenizerFast if has_own_file else _auto_tokenizer()
+            tokenizer = loader.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+    except CheckpointError:
+        raise
     except Exception as error:  # the library raises just that for files that it cannot read
         raise CheckpointError(f"{folder} has no readable tokenizer: {error}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast) or len(tokenizer) == 0:
@@ -31,6 +48,14 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
+
+
+def _of_another_kind(folder: Path) -> str | None:
+    """Name the only vocabulary there is, where it is of a library that is not used here."""
+    names = {path.name for path in folder.iterdir()}
+    if names & _READ_BY_TRANSFORMERS:
+        return None
+    return next((name for name in sorted(names) if _OTHER_KINDS.fullmatch(name)), None)
 
 
 def _auto_tokenizer() -> Any:
