@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from loaders.checkpoint.claims import check_lists, claimed_sizes
 from loaders.checkpoint.config_limits import check_config, check_sizes
+from loaders.checkpoint.config_repairs import drop_pad_id_without_row, repair_config
 from loaders.checkpoint.files import read_json
 from loaders.errors import CheckpointError, UnsupportedModelError
 
@@ -100,7 +101,8 @@ def make_model_config(config: dict[str, Any]) -> PreTrainedConfig:
             f"config.json names the model type {model_type!r}, for which Transformers has no"
             " native causal language model; code from the checkpoint is never run"
         )
-    kept = {key: value for key, value in config.items() if key not in QUANTIZATION_KEYS}
+    repaired = repair_config(config)
+    kept = {key: value for key, value in repaired.items() if key not in QUANTIZATION_KEYS}
     try:
         made = CONFIG_MAPPING[model_type].from_dict(kept)
     except Exception as error:  # its validators raise kinds that belong to other libraries
@@ -111,4 +113,5 @@ def make_model_config(config: dict[str, Any]) -> PreTrainedConfig:
     if not isinstance(made, PreTrainedConfig):
         raise CheckpointError(f"config.json is not a valid {model_type} configuration")
     check_config(made)
+    drop_pad_id_without_row(made)
     return made

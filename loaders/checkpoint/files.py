@@ -14,22 +14,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loaders.checkpoint.regular_files import open_regular, read_regular
-from loaders.errors import CheckpointError, UnsafeCheckpointError
+from loaders.checkpoint.weight_files import (
+    INDEX_SUFFIX,
+    MAX_TENSORS,
+    check_count,
+    choose_weight_files,
+)
+from loaders.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-INDEX_FILE = "model.safetensors.index.json"
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 HEADER_START_BYTES = 8  # the length field before a safetensors header
 # The format's own limit on a header (safetensors, 100 MB), kept so that a length field cannot
 # exhaust memory.
 MAX_HEADER_BYTES = 100_000_000
 MAX_JSON_BYTES = 64_000_000  # of an index, or a tokenizer
 MAX_SETTINGS_BYTES = 4_000_000  # config.json of the largest models has some kilobytes
-# Models of 126 layers have about 4 000 tensors when they are quantised.
-MAX_TENSORS = 100_000
 _MAX_DIMENSIONS = 16
 # Numbers, texts, lists and objects in a header of that many tensors; counted before it is parsed,
 # as 100 MB of empty lists would take gigabytes.
@@ -73,11 +75,14 @@ class Checkpoint:
     folder: Path
     shards: tuple[Path, ...]
     tensors: Mapping[str, TensorInfo]
+    index_file: str | None = None  # by which Transformers finds the shards; None without one
 
     @property
-    def weights_file(self) -> str:
-        """The file to open first: the index where there is one, else the only shard."""
-        return INDEX_FILE if (self.folder / INDEX_FILE).exists() else self.shards[0].name
+    def weights_file(self) -> str | None:
+        """The file that leads Transformers to all shards; None where there is none such."""
+        if self.index_file is None and len(self.shards) > 1:
+            return None
+        return self.index_file or self.shards[0].name
 
     @property
     def num_bytes(self) -> int:
@@ -88,6 +93,12 @@ class Checkpoint:
 def read_json(path: Path, *, most: int = MAX_SETTINGS_BYTES) -> dict[str, Any]:
     """Read one of a checkpoint's JSON files, of at most so many bytes; it must hold an object."""
     return parse_json(path.name, read_regular(path, most=most))
+
+
+def read_named(folder: Path, name: str) -> dict[str, Any]:
+    """Read one of a folder's JSON files by its name; an index may be larger than settings."""
+    is_index = name.endswith(INDEX_SUFFIX)
+    return read_json(folder / name, most=MAX_JSON_BYTES if is_index else MAX_SETTINGS_BYTES)
 
 
 def parse_json(name: str, text: bytes) -> dict[str, Any]:
@@ -109,73 +120,17 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     Raises UnsafeCheckpointError for pickles and paths that leave the folder, CheckpointError for
     missing, truncated or contradictory files; each names the file.
     """
-    index = folder / INDEX_FILE
-    has_index = index.exists()
-    weight_map = weight_map_of(read_json(index, most=MAX_JSON_BYTES)) if has_index else None
-    names = {path.name for path in folder.iterdir()}
-    shards = tuple(folder / name for name in choose_shards(names, weight_map, where=str(folder)))
-    tensors = gather_tensors({shard.name: read_header(shard) for shard in shards}, weight_map)
-    return Checkpoint(folder=folder, shards=shards, tensors=tensors)
-
-
-def choose_shards(
-    names: Collection[str], weight_map: Mapping[str, str] | None, *, where: str
-) -> tuple[str, ...]:
-    """Choose the shards among file names: those of the index, model.safetensors, or the only one.
-
-    weight_map: the index's, tensor → file; None without an index. where: for errors.
-    """
-    if weight_map is not None:
-        chosen = sorted(set(weight_map.values()))
-        names = frozenset(names)  # a list would be searched through for each of them
-        for name in chosen:
-            _check_shard(name, names, where)
-        return tuple(chosen)
-    found = sorted(name for name in names if name.endswith(".safetensors"))
-    whole = [name for name in found if name == "model.safetensors"] or found
-    if len(whole) > 1:
-        raise CheckpointError(
-            f"{where} holds {', '.join(whole[:4])} and no {INDEX_FILE} to say which belong"
-            " together; add the index, or keep one file"
-        )
-    if whole:
-        return tuple(whole)
-    pickles = sorted(name for name in names if name.endswith(PICKLE_SUFFIXES))
-    if pickles:
-        raise UnsafeCheckpointError(
-            f"{where} holds its weights as {', '.join(pickles[:4])}: a pickle can run any code"
-            " when it is opened, so only safetensors are read; choose a revision that has them, or"
-            " convert it"
-        )
-    raise CheckpointError(f"{where} holds no .safetensors file; found {_listing(names)}")
-
-
-def _listing(names: Collection[str]) -> str:
-    return ", ".join(sorted(names)[:20]) or "nothing"
-
-
-def weight_map_of(index: Mapping[str, Any]) -> dict[str, str]:
-    """Return which file holds each tensor, as the parsed index says."""
-    weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{INDEX_FILE} has no weight_map")
-    _check_count(INDEX_FILE, len(weight_map))
-    if not all(isinstance(name, str) for name in weight_map.values()):
-        raise CheckpointError(f"{INDEX_FILE} maps a tensor to something that is not a file name")
-    return weight_map
-
-
-def _check_shard(name: str, names: Collection[str], where: str) -> None:
-    if "/" in name or "\\" in name or name in ("", ".", ".."):
-        raise UnsafeCheckpointError(
-            f"the index names {name!r}, which is outside the checkpoint's folder"
-        )
-    if not name.endswith(".safetensors"):
-        raise UnsafeCheckpointError(f"the index names {name!r}; only .safetensors files are read")
-    if name not in names:
-        raise CheckpointError(
-            f"shard {name} is missing from {where}; found {_listing(names)}; download it again"
-        )
+    found = choose_weight_files(
+        [path.name for path in folder.iterdir()],
+        lambda name: read_named(folder, name),
+        where=str(folder),
+    )
+    shards = tuple(folder / name for name in found.shards)
+    tensors = gather_tensors({shard.name: read_header(shard) for shard in shards}, found.weight_map)
+    # Transformers wants an index to have metadata, which not everyone wrote.
+    has_metadata = found.index is not None and isinstance(found.index.get("metadata"), dict)
+    index_file = found.index_file if has_metadata else None
+    return Checkpoint(folder=folder, shards=shards, tensors=tensors, index_file=index_file)
 
 
 def gather_tensors(
@@ -183,7 +138,7 @@ def gather_tensors(
 ) -> dict[str, TensorInfo]:
     """Join the shards' tensors by name, and check them against the index where there is one."""
     tensors: dict[str, TensorInfo] = {}
-    _check_count("the checkpoint", sum(len(found) for found in headers.values()))
+    check_count("the checkpoint", sum(len(found) for found in headers.values()))
     for shard, found in headers.items():
         for tensor in found:
             if tensor.name in tensors:
@@ -234,7 +189,7 @@ def parse_header(shard: Path, text: bytes, size: int) -> list[TensorInfo]:
     Raises CheckpointError where the file is too small for what the header promises, or where
     tensors share bytes.
     """
-    _check_count(shard.name, text.count(b'"data_offsets"'))
+    check_count(shard.name, text.count(b'"data_offsets"'))
     if sum(text.count(mark) for mark in (b",", b"[", b"{")) > _MAX_HEADER_VALUES:
         raise CheckpointError(
             f"{shard.name} has a damaged header: it holds more than {MAX_TENSORS} tensors need"
@@ -257,14 +212,6 @@ def parse_header(shard: Path, text: bytes, size: int) -> list[TensorInfo]:
     if sum(tensor.num_bytes for tensor in tensors) > end:
         raise CheckpointError(f"{shard.name} has a damaged header: its tensors share bytes")
     return tensors
-
-
-def _check_count(where: str, num_tensors: int) -> None:
-    if num_tensors > MAX_TENSORS:
-        raise CheckpointError(
-            f"{where} names {num_tensors} tensors; at most {MAX_TENSORS} are read, and no model"
-            " that runs here has as many"
-        )
 
 
 def _is_count(number: object) -> bool:

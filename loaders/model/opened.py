@@ -6,6 +6,7 @@ Opening reads small files and headers; weights are read when the model is built.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -19,6 +20,7 @@ from loaders.gguf.files import find_file
 from loaders.gguf.model import check_shapes, open_model
 from loaders.gguf.text_files import write_text_files
 from loaders.model.stock import hand_to_transformers
+from loaders.model.unindexed_shards import read_tensors
 from loaders.quantization.settings import Quantization, read_quantization
 from loaders.quantization.stored_values import hold_against_values
 from loaders.reports.suspicion import Suspicion
@@ -47,7 +49,8 @@ class OpenedCheckpoint:
     quantization: Quantization | None  # None for a plain checkpoint
     # Gives the tensors by name; None where Transformers reads the folder's files itself.
     read_weights: Callable[[], dict[str, Tensor]] | None = None
-    # Gives one of them, None where there is none by that name; set together with `read_weights`.
+    # Gives one of them, None where there is none by that name; None where a file of safetensors has
+    # each by its name.
     read_weight: Callable[[str], Tensor | None] | None = None
     unused_layers: frozenset[str] = frozenset()  # tensors of layers beyond the config's number
     suspicions: tuple[Suspicion, ...] = ()  # what settings and headers gave reason to doubt
@@ -85,12 +88,19 @@ def open_safetensors(folder: Path, *, for_stock: bool = False) -> OpenedCheckpoi
         hand_to_transformers(config, raw_config)
     # The file whose headers were checked is the one that is read, whatever else lies there.
     config.transformers_weights = checkpoint.weights_file
+    is_read_here = checkpoint.weights_file is None
+    if is_read_here and for_stock:
+        raise BackendError(
+            f"backend stock finds {len(checkpoint.shards)} shards only by an index with metadata,"
+            f" which {folder} lacks; use --backend auto"
+        )
     return OpenedCheckpoint(
         folder=folder,
         files=checkpoint.shards,
         tensors={n: t for n, t in checkpoint.tensors.items() if n not in unused.names},
         config=config,
         quantization=quantization,
+        read_weights=partial(read_tensors, checkpoint.tensors) if is_read_here else None,
         unused_layers=unused.names,
         suspicions=(*_doubt_layers(unused, num_layers), *_doubt_class(raw_config)),
     )

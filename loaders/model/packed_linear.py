@@ -69,7 +69,16 @@ class PackedLinear(nn.Module):
         layer.name, layer.format = name, packed
         for key, place in tensors.items():
             layer.register_buffer(key, torch.empty(place.shape, dtype=place.dtype))
+        # Some models fill their layers' weights with random numbers first (GPT-BigCode), unless
+        # these say that they are filled; it is neither a parameter nor a buffer.
+        weight = torch.empty(out_features, in_features, device="meta")
+        weight._is_hf_initialized = True  # type: ignore[attr-defined]  # Transformers' own flag
+        layer.__dict__["weight"] = weight
         return layer
+
+    def forget_initialised(self) -> None:
+        """Drop what stood for the weight while Transformers built the model."""
+        self.__dict__.pop("weight", None)
 
     @classmethod
     def from_kernel(

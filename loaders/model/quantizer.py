@@ -17,7 +17,7 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from loaders.errors import TensorError
-from loaders.model.packed_linear import PackedLinear, TensorSpec
+from loaders.model.packed_linear import PackedLinear, TensorSpec, packed_layers
 from loaders.model.skeleton import check_skeleton
 from loaders.quantization.layouts import layout_of
 
@@ -95,9 +95,14 @@ class PackedQuantizer(HfQuantizer):
         config = self.quantization_config
         if config.quantization is not None:
             replace_linears(model, config.quantization, config.tensors)
+            untie_packed(model)
         if config.adds_biases:
             add_biases(model, config.tensors)
         check_skeleton(model, config.tensors)
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: object) -> None:
+        for layer in packed_layers(model).values():
+            layer.forget_initialised()
 
     def is_serializable(self) -> bool:
         """Prepared kernels are not written back."""
@@ -149,6 +154,18 @@ def add_biases(model: nn.Module, tensors: Mapping[str, TensorInfo]) -> None:
             continue
         bias = torch.empty(module.out_features, device=module.weight.device)
         module.bias = nn.Parameter(bias)
+
+
+def untie_packed(model: PreTrainedModel) -> None:
+    """Have a packed head stand for itself, also where config.json says that it is the embedding.
+
+    Files say so of models whose head was quantised after all: the file's own head is used.
+    """
+    tied = model.all_tied_weights_keys
+    for name in packed_layers(model):
+        if tied.pop(f"{name}.weight", None) is not None:
+            log.info("head_untied", name=name, reason="the checkpoint packs a head of its own")
+            model.config.tie_word_embeddings = False
 
 
 def packed_modules(

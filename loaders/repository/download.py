@@ -23,11 +23,12 @@ from loaders.repository.download_progress import ProgressMeter
 from loaders.repository.selection import select_files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
     from typing import BinaryIO
 
+    from loaders.checkpoint.weight_files import ReadJson
     from loaders.repository.cache_layout import CachedRepository
     from loaders.repository.download_progress import DownloadProgress
     from loaders.repository.protocol import RepositoryFile
@@ -113,14 +114,14 @@ class Retries:
 
 
 def needed_files(
-    listing: Sequence[RepositoryFile], spec: VariantSpec, shards: Collection[str] = ()
+    listing: Sequence[RepositoryFile], spec: VariantSpec, read: ReadJson
 ) -> tuple[Selection, tuple[RepositoryFile, ...]]:
     """Choose a variant's files from a commit's listing; see `select_files`.
 
     A small file that is too large to be read by anything here is left where it is.
     """
     by_path = {file.path: file for file in listing}
-    selection = select_files(by_path, spec, shards)
+    selection = select_files(by_path, spec, read)
     large = {p for p in selection.small if by_path[p].num_bytes > MAX_JSON_BYTES}
     if large:
         log.warning("files_skipped", reason=f"above {MAX_JSON_BYTES} bytes", files=sorted(large))

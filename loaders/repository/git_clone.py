@@ -13,9 +13,11 @@ import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
+from loaders.checkpoint.files import MAX_JSON_BYTES, parse_json
 from loaders.errors import CheckpointError, RevisionNotFoundError, UnsafeCheckpointError
 from loaders.repository.local_files import list_paths
 from loaders.repository.protocol import checked_path
@@ -39,13 +41,14 @@ def open_clone(clone: Path, spec: VariantSpec, *, cache_dir: Path) -> Snapshot:
     head = commit_of(clone, "HEAD")
     wanted = head if spec.revision is None else resolve_commit(clone, spec.revision)
     blobs = list_blobs(clone, wanted)
-    found = find_local(blobs, spec)
+    read = partial(_read_json, clone, blobs)
+    found = find_local(blobs, spec, read)
     is_here = wanted == head and not (found and _has_pointers(clone, found.paths))
     if is_here and (found or not spec.file or has_gguf(list_paths(clone), spec.file)):
         # What is not in the commit was laid there since, or the loader says best what is missing.
         return Snapshot(clone, head, file=found.file if found else None, clone=clone)
     if found is None:
-        found = select_files(blobs, spec)  # says what is wrong
+        found = select_files(blobs, spec, read)  # says what is wrong
     target = cache_dir / "clones" / _folder_name(clone, wanted, spec.file)
     if not target.exists():
         _export(clone, {path: blobs[path] for path in found.paths}, target)
@@ -77,6 +80,14 @@ def list_blobs(clone: Path, commit: str) -> dict[str, Blob]:
             if kind == "blob" and mode != "120000":
                 blobs[path] = Blob(name, int(size) if size.isdecimal() else None)
     return blobs
+
+
+def _read_json(clone: Path, blobs: Mapping[str, Blob], path: str) -> Mapping[str, Any]:
+    """Read one of a commit's settings files."""
+    size = blobs[path].num_bytes
+    if size is None or size > MAX_JSON_BYTES:
+        raise CheckpointError(f"{path} of {clone} is missing, or too large for a settings file")
+    return parse_json(path, read_blob(clone, blobs[path].name, start=0, num_bytes=size))
 
 
 def resolve_commit(clone: Path, revision: str) -> str:

@@ -15,10 +15,12 @@ import time
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import structlog
 
+from loaders.checkpoint.files import read_named
 from loaders.errors import (
     BackendError,
     CheckpointError,
@@ -195,7 +197,9 @@ class Verification:
 
     def _weights_by_name(self) -> list[Path]:
         """Guess which files hold the weights, where opening them has failed."""
-        selection = find_local(list(self._known.files), self._spec)
+        selection = find_local(
+            list(self._known.files), self._spec, partial(read_named, self._folder)
+        )
         return [self._folder / path for path in selection.weights] if selection else []
 
     def _collect(self) -> list[_Damage]:

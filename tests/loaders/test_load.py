@@ -331,7 +331,8 @@ def test_weights_under_a_name_of_their_own_are_loaded(checkpoint, tmp_path):
 def test_the_files_that_were_checked_are_the_files_that_are_read(tmp_path, llama, tokenizer):
     folder = write_gptq_checkpoint(tmp_path, llama, tokenizer=tokenizer, max_shard_bytes=1_000_000)
     first = load(str(folder), device="cpu")
-    (folder / "model.safetensors").write_bytes(b"left over from another download")
+    (folder / "left-over.safetensors").write_bytes(b"left over from another download")
+    (folder / "pytorch_model.bin").write_bytes(b"left over, and a pickle")
     again = load(str(folder), device="cpu")
     assert torch.equal(logits_of(first.model), logits_of(again.model))
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from loaders.checkpoint.files import INDEX_FILE
+from loaders.checkpoint.weight_files import INDEX_FILE
 from loaders.errors import CheckpointError
 from loaders.load import load
 from tests import models
@@ -181,6 +181,24 @@ def test_the_shards_of_the_index_come_and_no_others(hub, client, cache):
     index = json.dumps({"weight_map": {f"t{i}": name for i, name in enumerate(shards)}}).encode()
     files = {**SMALL, **shards, INDEX_FILE: index}
     hub.repositories[REPO] = HubRepository({"main": {**files, "other.safetensors": b"no"}})
+    assert client("download", cache, spec=REPO)["files"] == sorted(files)
+    assert client("offline", cache, spec=REPO)["files"] == sorted(files)
+
+
+def test_the_file_that_the_settings_name_comes_and_no_other(hub, client, cache):
+    named = {"gptq_model-4bit-128g.safetensors": b"this", "gptq_model-4bit-32g.safetensors": b"no"}
+    settings = json.dumps({"model_file_base_name": "gptq_model-4bit-128g"}).encode()
+    files = {**SMALL, "quantize_config.json": settings, **named}
+    hub.repositories[REPO] = HubRepository({"main": files})
+    expected = sorted(files.keys() - {"gptq_model-4bit-32g.safetensors"})
+    assert client("download", cache, spec=REPO)["files"] == expected
+    assert client("offline", cache, spec=REPO)["files"] == expected
+
+
+def test_a_left_over_index_brings_no_shards(hub, client, cache):
+    index = json.dumps({"weight_map": {"t": "model-00001-of-00001.safetensors"}}).encode()
+    files = {**FILES, INDEX_FILE: index}
+    hub.repositories[REPO] = HubRepository({"main": files})
     assert client("download", cache, spec=REPO)["files"] == sorted(files)
     assert client("offline", cache, spec=REPO)["files"] == sorted(files)
 
