@@ -16,11 +16,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from loaders.errors import CheckpointError, TensorError
+from loaders.quantization.agreement import layout_name
 from loaders.quantization.layouts import layout_of
 from loaders.quantization.layouts.compressed_tensors import PackQuantizedLayout
 from loaders.quantization.layouts.gptq import GptqLayout
 from loaders.quantization.packing import CheckpointFormat, pack_gptq_zeros, unpack_gptq_zeros
-from loaders.quantization.stored_shapes import packed_modules
+from loaders.quantization.stored_shapes import packed_modules, possible_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -74,7 +75,7 @@ def hold_against_values(
     found = _Found()
     for module in _by_shard(tensors, quantization):
         packed = quantization.format_of(module)
-        if packed is not None:
+        if packed is not None and _is_readable(module, packed, tensors):
             _look_at(module, packed, quantization, read, found)
     if found.off_centre:
         log.warning(
@@ -86,6 +87,12 @@ def hold_against_values(
         )
     quantization = _settle_version(quantization, found, read)
     return _settle_order(quantization, found)
+
+
+def _is_readable(module: str, packed: PackedFormat, tensors: Mapping[str, TensorInfo]) -> bool:
+    """Whether the shapes are of that layout; others are refused by name where layers are made."""
+    is_compressed = packed.quant_method == "compressed-tensors"
+    return is_compressed or layout_name(packed) in possible_shapes(tensors, module)
 
 
 def _by_shard(tensors: Mapping[str, TensorInfo], quantization: Quantization) -> list[str]:
