@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 LIMIT_S = 2.0
 CHARACTER_LIMIT_S = 5e-6  # more for each character
 MAX_UNFINISHED = 2  # texts of one tokenizer; each keeps a core busy
-_LOOK_S = 0.05  # how often the time is looked at; who is done is heard at once
+_POLL_S = 0.05  # how often the time is looked at; who is done is heard at once
 
 _unfinished: dict[int, int] = {}  # by the tokenizer's id, which its threads keep alive
 _lock = threading.Lock()
@@ -45,7 +45,7 @@ def encode_in_time(backend: Tokenizer, text: str) -> list[int]:
     limit_s = LIMIT_S + CHARACTER_LIMIT_S * len(text)
     call = _Call(backend, text)
     call.start()
-    while not call.is_done.wait(_LOOK_S):
+    while not call.is_done.wait(_POLL_S):
         if call.seconds() > limit_s and call.give_up():
             raise TokenizerFailedError(
                 f"the model's tokenizer was given up after {limit_s:.1f} s with this text of"

@@ -70,6 +70,23 @@ HOSTILE = {
         {"decoder": {"type": "Sequence", "decoders": [replace("(a+)+c")]}},
         r"replaces by the expression '\(a\+\)\+c'",
     ),
+    "too many added pieces": (
+        {
+            "added_tokens": [
+                {
+                    "id": 600 + i,
+                    "content": f"<{i}>",
+                    "lstrip": False,
+                    "normalized": False,
+                    "rstrip": False,
+                    "single_word": False,
+                    "special": True,
+                }
+                for i in range(32_769)
+            ]
+        },
+        "adds 32769 pieces to its vocabulary, at most 32768",
+    ),
     "no model": ({"model": {}}, "Model"),
 }
 
