@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
+EMBEDDING_NAME, HEAD_NAME = "model.embed_tokens.weight", "lm_head.weight"
 _LAYER = re.compile(r"blk\.(?P<layer>\d{1,6})\.(?P<part>\w+)(?:\.(?P<kind>[\w.]+))?")
 _KINDS = ("weight", "bias")
 _OUTSIDE = {

@@ -13,6 +13,7 @@ from loaders.errors import CheckpointError, UnsupportedModelError
 from loaders.gguf.architectures import EMBEDDING, HEAD, architecture_of, layer_of
 from loaders.gguf.known_keys import check_keys
 from loaders.gguf.metadata import Settings
+from loaders.gguf.places import place_tensors
 from loaders.gguf.rope import make_rope
 from loaders.gguf.special_tokens import special_token_id
 
@@ -60,6 +61,8 @@ def make_config(
     settings = Settings(metadata)
     check_keys(settings)
     common = _common(settings, tensors)
+    # A variant is refused for a tensor without a place before it is fetched, too.
+    place_tensors(architecture, settings, tensors, common["num_hidden_layers"])
     rope = make_rope(settings, common["head_dim"], tensors, read_numbers)
     if "partial_rotary_factor" in rope and architecture.model_type != "phi3":
         raise UnsupportedModelError(

@@ -62,7 +62,7 @@ def kind_of_left_over(name: str, num_layers: int, num_further: int) -> str | Non
 
 def log_left_over(left_over: Mapping[str, str]) -> None:
     """Log what is left over, by kind; left_over: a tensor's name → why."""
-    for kind in sorted(set(left_over.values())):
+    for kind in sorted(set(left_over.values()) - {READ_WITH_SETTINGS}):
         names = [name for name, why in left_over.items() if why == kind]
         log.info("tensors_left_over", kind=kind, count=len(names), first=names[:4])
 

@@ -18,11 +18,13 @@ from transformers import AutoModelForCausalLM
 
 from loaders.checkpoint.files import GGML_BLOCKS, TensorInfo
 from loaders.errors import CheckpointError, TensorError
-from loaders.gguf.architectures import EMBEDDING, HEAD, Architecture, architecture_of, model_name
+from loaders.gguf.architectures import EMBEDDING_NAME, Architecture, architecture_of
 from loaders.gguf.config import file_type, make_config
 from loaders.gguf.files import GgufFiles, open_files
 from loaders.gguf.header import FLOAT_TYPES
-from loaders.gguf.left_over import kind_of_left_over, log_left_over, refusal, suspicions_of
+from loaders.gguf.left_over import log_left_over, refusal, suspicions_of
+from loaders.gguf.metadata import Settings
+from loaders.gguf.places import place_tensors
 from loaders.memory.release import MappedFiles
 from loaders.quantization.layouts.gguf import BLOCK_TYPES, dequantize
 from loaders.quantization.packed_format import PackedFormat
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
 
     from loaders.reports.suspicion import Suspicion
 
-_EMBEDDING_NAME, _HEAD_NAME = "model.embed_tokens.weight", "lm_head.weight"
 # The embedding is widened in slices of this many values, 16 bytes each while that is done.
 _VALUES_AT_ONCE = 2**20
 
@@ -50,7 +51,7 @@ class GgufModel:
     architecture: Architecture
     config: dict[str, Any]  # as config.json would say it
     names: Mapping[str, str]  # the model's name of a parameter → GGUF's of its tensor
-    left_over: Mapping[str, str]  # GGUF's name of a tensor that is not used → why
+    left_over: Mapping[str, str]  # GGUF's name of a tensor that the model does without → why
 
     @property
     def suspicions(self) -> tuple[Suspicion, ...]:
@@ -130,7 +131,7 @@ class GgufModel:
         return values.clone() if values.dim() == 1 else values
 
     def _is_packed(self, name: str) -> bool:
-        return name != _EMBEDDING_NAME and self.files.tensors[self.names[name]].dtype in GGML_BLOCKS
+        return name != EMBEDDING_NAME and self.files.tensors[self.names[name]].dtype in GGML_BLOCKS
 
     def _row_order(self, name: str) -> Tensor | None:
         """Say which row of the file each output is; None where they are in order."""
@@ -155,10 +156,10 @@ def open_model(path: Path) -> GgufModel:
     files = open_files(path)
     architecture = architecture_of(files.metadata)
     config = make_config(files.metadata, files.tensors, lambda name: _numbers(files, name))
-    left_over = _left_over(files, config["num_hidden_layers"])
-    names = _names(architecture, files, left_over)
-    log_left_over(left_over)
-    return GgufModel(files, architecture, config, names, left_over)
+    settings = Settings(files.metadata)
+    places = place_tensors(architecture, settings, files.tensors, config["num_hidden_layers"])
+    log_left_over(places.left_over)
+    return GgufModel(files, architecture, config, places.names, places.left_over)
 
 
 def check_shapes(model: GgufModel, config: PreTrainedConfig) -> None:
@@ -207,40 +208,6 @@ def halves_from_pairs(num_heads: int, head_dim: int) -> Tensor:
     """
     rows = torch.arange(num_heads * head_dim).view(num_heads, head_dim // 2, 2)
     return rows.transpose(1, 2).flatten()
-
-
-def _left_over(files: GgufFiles, num_layers: int) -> dict[str, str]:
-    metadata = files.metadata
-    further = metadata.get(f"{metadata['general.architecture']}.nextn_predict_layers")
-    num_further = further if type(further) is int else 0
-    kinds = {name: kind_of_left_over(name, num_layers, num_further) for name in files.tensors}
-    return {name: kind for name, kind in kinds.items() if kind is not None}
-
-
-def _names(
-    architecture: Architecture, files: GgufFiles, left_over: Mapping[str, str]
-) -> dict[str, str]:
-    names: dict[str, str] = {}
-    strangers: list[str] = []
-    for stored, tensor in files.tensors.items():
-        if stored in left_over:
-            continue
-        name = model_name(architecture, stored)
-        if name is None:
-            strangers.append(stored)
-            continue
-        if len(tensor.shape) == 1 and tensor.dtype not in FLOAT_TYPES:
-            raise TensorError(
-                f"{stored} is stored as {tensor.dtype}, expected {' or '.join(FLOAT_TYPES)}"
-            )
-        if name in names:
-            raise CheckpointError(f"{stored} and {names[name]} are the same tensor of the model")
-        names[name] = stored
-    if strangers:
-        raise refusal(strangers, architecture.model_type)
-    if HEAD not in files.tensors and EMBEDDING in files.tensors:
-        names[_HEAD_NAME] = EMBEDDING
-    return names
 
 
 def _numbers(files: GgufFiles, name: str) -> list[float]:

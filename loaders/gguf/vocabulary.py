@@ -105,7 +105,11 @@ def read_vocabulary(metadata: Mapping[str, Any], num_rows: int | None = None) ->
     pieces = _array(metadata, "tokens", str)
     if not pieces:
         raise CheckpointError("the GGUF file holds no tokenizer (tokenizer.ggml.tokens)")
-    kinds = _array(metadata, "token_type", int) or (NORMAL,) * len(pieces)
+    # A kind that nobody has named says nothing of a piece.
+    kinds = tuple(
+        kind if NORMAL <= kind <= BYTE else NORMAL for kind in _array(metadata, "token_type", int)
+    )
+    kinds = kinds or (NORMAL,) * len(pieces)
     scores = _array(metadata, "scores", float)
     for name, values in (("token_type", kinds), ("scores", scores)):
         if values and len(values) != len(pieces):

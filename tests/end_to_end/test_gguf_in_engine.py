@@ -8,7 +8,14 @@ from engine.layers.llama import LlamaDecoder
 from engine.sampling_params import SamplingParams
 from loaders.load import load
 from tests.engine.tiny_models import generate, make_engine, run_engine
-from tests.gguf_writer import mixed, model_metadata, model_tensors, write_gguf
+from tests.gguf_writer import (
+    add_biases,
+    as_stored,
+    mixed,
+    model_metadata,
+    model_tensors,
+    write_gguf,
+)
 from tests.models import tiny_llama, tiny_tokenizer
 
 GREEDY = SamplingParams(max_tokens=16, temperature=0)
@@ -65,3 +72,32 @@ def test_mixed_types_give_the_tokens_of_transformers_own_layers(tmp_path, mix, b
     found = run_engine(engine, [(prompt, GREEDY) for prompt in prompts])
     for tokens, expected, end in zip(found, wanted, ends, strict=True):
         assert tokens[:end] == expected[:end]
+
+
+@pytest.mark.parametrize("dtype", ["F16", "Q4_1"])
+def test_biases_of_some_projections_are_added_where_products_are_joined(tmp_path, dtype):
+    model = tiny_llama(
+        dtype=torch.float32, hidden_size=256, intermediate_size=512, num_attention_heads=4
+    )
+    parts = ("0.self_attn.k_proj", "1.self_attn.q_proj", "1.mlp.up_proj")
+    add_biases(model, [*(f"model.layers.{part}" for part in parts), "lm_head"])
+    path = write_gguf(
+        tmp_path / "m.gguf",
+        model_metadata(model, tiny_tokenizer()),
+        model_tensors(model, lambda _: dtype),
+    )
+    loaded = load(str(path), device="cpu", cache_dir=tmp_path).model
+    loaded.generation_config.eos_token_id = None
+    stock = as_stored(model, lambda _: dtype)
+    prompts = [list(range(start, start + 9)) for start in range(5, 80, 13)]
+    engine = make_engine(loaded)
+    assert num_joined(engine) == [1, 1]
+    num_compared = 0
+    for prompt, found in zip(
+        prompts, run_engine(engine, [(prompt, GREEDY) for prompt in prompts]), strict=True
+    ):
+        wanted = generate(stock, prompt, GREEDY.max_tokens)
+        end = first_near_tie(stock, prompt, wanted)
+        assert found[:end] == wanted[:end]
+        num_compared += end
+    assert num_compared >= 6
