@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 MAX_MEMORY_BYTES = 2 << 30  # the largest vocabularies (256 000 pieces) take half of that
+MAX_FILE_BYTES = 4096  # libraries try with a few bytes whether there is a place to write
 READ_CPU_S = 6.0  # the largest take 2 s
 # Of one text of a kind that slows expressions down. Real tokenizers take milliseconds.
 TEXT_CPU_S = 2.0
@@ -47,10 +48,10 @@ def main() -> None:
 
 
 def limit_resources() -> None:
-    """Bound memory and processor time, and forbid writing files and core dumps."""
+    """Bound memory and processor time, and forbid core dumps and files of any size."""
     # Not of the address space: PyTorch's libraries, which Transformers imports, take more of it.
     resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE_BYTES, MAX_FILE_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     limit_cpu(READ_CPU_S)
 

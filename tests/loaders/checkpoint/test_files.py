@@ -6,13 +6,12 @@ import torch
 from safetensors.torch import save_file
 
 from loaders.checkpoint.files import (
-    choose_shards,
     gather_tensors,
     read_checkpoint,
     read_header,
     read_json,
-    weight_map_of,
 )
+from loaders.checkpoint.weight_files import INDEX_FILE, choose_weight_files, weight_map_of
 from loaders.errors import CheckpointError, UnsafeCheckpointError
 
 TENSORS = {"a": torch.zeros(2, 3), "b": torch.ones(4, dtype=torch.int32)}
@@ -204,7 +203,10 @@ def test_the_tensors_of_all_shards_and_of_the_index_count(tmp_path):
     with pytest.raises(CheckpointError, match="the checkpoint names 120000 tensors"):
         gather_tensors({name: [None] * 60_000 for name in "ab"}, None)
     with pytest.raises(CheckpointError, match=r"index\.json names 100001 tensors"):
-        weight_map_of({"weight_map": dict.fromkeys(map(str, range(100_001)), "a.safetensors")})
+        weight_map_of(
+            "index.json",
+            {"weight_map": dict.fromkeys(map(str, range(100_001)), "a.safetensors")},
+        )
 
 
 def test_a_header_of_nothing_but_empty_lists_is_not_parsed(tmp_path):
@@ -216,7 +218,9 @@ def test_a_header_of_nothing_but_empty_lists_is_not_parsed(tmp_path):
 def test_a_hundred_thousand_shards_are_looked_for_in_no_time():
     """A list of names would be searched through for each of them."""
     names = [f"{i}.safetensors" for i in range(100_000)]
-    assert len(choose_shards(names, dict(zip(names, names, strict=True)), where="x")) == 100_000
+    index = {"weight_map": dict(zip(names, names, strict=True))}
+    found = choose_weight_files([*names, INDEX_FILE], lambda _: index, where="x")
+    assert len(found.shards) == 100_000
 
 
 def test_settings_have_four_megabytes_and_an_index_more(tmp_path):
