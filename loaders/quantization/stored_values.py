@@ -39,6 +39,7 @@ log = structlog.get_logger(__name__)
 
 _VERSIONS: tuple[CheckpointFormat, ...] = get_args(CheckpointFormat)
 _OTHER: dict[str, CheckpointFormat] = {"gptq": "gptq_v2", "gptq_v2": "gptq"}
+_INDEX_DTYPES = (torch.int32, torch.int64)  # others are refused where the layers are made
 _MAX_NAMED = 3  # modules that a message lists
 _OPEN_SHARDS = 8  # at a time; a layer's tensors seldom lie in more than two
 
@@ -136,7 +137,7 @@ def _look_at(
 
 def _order_of(g_idx: Tensor, packed: PackedFormat) -> _Order | None:
     """Say what a group index tells; None where there is one group, or it is no list of groups."""
-    if g_idx.ndim != 1 or packed.num_groups(len(g_idx)) == 1:
+    if g_idx.ndim != 1 or g_idx.dtype not in _INDEX_DTYPES or packed.num_groups(len(g_idx)) == 1:
         return None
     if not bool(g_idx.any()):
         return _Order.ZERO
@@ -174,7 +175,10 @@ def _is_centred(module: str, packed: PackedFormat, read: ReadTensor) -> bool:
     stored = {key: tensor for key, tensor in tensors.items() if tensor is not None}
     if len(stored) < len(tensors):
         return True  # refused by name where the layers are made
-    zeros = layout.zeros(stored)
+    try:
+        zeros = layout.zeros(stored)
+    except (ValueError, IndexError, RuntimeError, TensorError):
+        return True  # of a shape or dtype that is refused then, too
     return bool(((zeros - 2 ** (packed.bits - 1)).abs() < 0.5).all())
 
 
