@@ -151,6 +151,8 @@ def _centred_in(qzeros: Tensor | None, bits: int) -> frozenset[CheckpointFormat]
     """Name the versions under which all zero points are the middle code; None if unreadable."""
     if qzeros is None or qzeros.dtype != torch.int32 or qzeros.ndim != 2:
         return None
+    if qzeros.shape[1] % len(_middle_words(bits, "gptq")):
+        return None
     return frozenset(v for v in _VERSIONS if _is_filled_with(qzeros, _middle_words(bits, v)))
 
 
@@ -163,8 +165,6 @@ def _middle_words(bits: int, version: CheckpointFormat) -> Tensor:
 
 
 def _is_filled_with(qzeros: Tensor, words: Tensor) -> bool:
-    if qzeros.shape[1] % len(words):
-        return False
     return bool((qzeros.reshape(-1, len(words)) == words).all())
 
 

@@ -301,6 +301,17 @@ def test_a_group_index_that_cannot_be_true_is_refused_by_name(edited, name, tens
         load(str(folder), device="cpu")
 
 
+def test_shapes_that_fit_no_bits_are_refused_by_name(edited):
+    """Half of the codes, and settings of another width: no layout is left to tell from."""
+    folder, _ = edited(
+        "gptq 8-bit, one group",
+        saying(bits=3),
+        every("qweight", lambda old: old[: len(old) // 2]),
+    )
+    with pytest.raises(TensorError, match=r"model\.layers\.0\.[a-z_.]+\.(qweight|qzeros)"):
+        load(str(folder), device="cpu")
+
+
 def test_which_version_zero_points_are_of_is_decided_from_all_layers_together(edited):
     """One layer of another version than the rest fits neither, however plain each one is."""
     folder, _ = edited("gptq", tensors=every("qzeros", lambda old: old + 0x11111111, DOWN))
