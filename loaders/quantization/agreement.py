@@ -130,10 +130,10 @@ def layer_inputs(config: Mapping[str, Any]) -> frozenset[int]:
     """Return how many inputs most of a model's linear layers have, by its config.json."""
     text_part = config.get("text_config")
     values = {**config, **(text_part if isinstance(text_part, dict) else {})}
-    sizes = {values.get(key) for key in _INPUT_KEYS}
+    sizes = [values.get(key) for key in _INPUT_KEYS]
     heads, head_dim = values.get("num_attention_heads"), values.get("head_dim")
     if isinstance(heads, int) and isinstance(head_dim, int):
-        sizes.add(heads * head_dim)
+        sizes.append(heads * head_dim)
     return frozenset(size for size in sizes if isinstance(size, int) and size > 0)
 
 

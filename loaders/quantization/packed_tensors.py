@@ -161,7 +161,9 @@ class PackedTensors:
         groups = self._layout.group_of_input(self.stored)
         if groups is not None:
             return groups
-        group_size = self.in_features if self.format.group_size == -1 else self.format.group_size
+        group_size = self.in_features
+        if self.format.group_size != -1:
+            group_size = min(group_size, self.format.group_size)
         device = next(iter(self.stored.values())).device
         return torch.arange(self.in_features, device=device) // group_size
 

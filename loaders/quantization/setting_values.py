@@ -6,6 +6,7 @@ could mean two things is refused with its name and value; null and "None" say no
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from loaders.errors import CheckpointError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 # Other words for the same settings; AutoAWQ's own file has them.
 _ALIASES = {"w_bit": "bits", "q_group_size": "group_size"}
+_NUMBER = re.compile(r"-?[0-9]{1,9}")
 _NOTHING = ("", "none", "null")
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
 
@@ -31,7 +33,7 @@ def read_values(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
             continue
         key = _ALIASES.get(written, written)
         read = _READERS[key](written, value, where) if key in _READERS else value
-        if found.get(key, read) != read:
+        if key in found and found[key] != read:
             raise CheckpointError(
                 f"{where} says {key} twice, {_shown(found[key])} and {written}={_shown(value)};"
                 " leave the one that is the weights'"
@@ -50,7 +52,7 @@ def whole_number(key: str, value: object, where: str) -> int:
         return value
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    if isinstance(value, str) and value.strip().removeprefix("-").isdecimal():
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
         return int(value)
     raise CheckpointError(f"{where} says {key}={_shown(value)}, expected a whole number")
 

@@ -40,6 +40,7 @@ log = structlog.get_logger(__name__)
 
 _VERSIONS: tuple[CheckpointFormat, ...] = get_args(CheckpointFormat)
 _OTHER: dict[str, CheckpointFormat] = {"gptq": "gptq_v2", "gptq_v2": "gptq"}
+_INDEX_DTYPES = (torch.int32, torch.int64)  # others are refused where the layers are made
 _MAX_NAMED = 3  # modules that a message lists
 _OPEN_SHARDS = 8  # at a time; a layer's tensors seldom lie in more than two
 
@@ -143,7 +144,7 @@ def _look_at(
 
 def _order_of(g_idx: Tensor, packed: PackedFormat) -> _Order | None:
     """Say what a group index tells; None where there is one group, or it is no list of groups."""
-    if g_idx.ndim != 1 or packed.num_groups(len(g_idx)) == 1:
+    if g_idx.ndim != 1 or g_idx.dtype not in _INDEX_DTYPES or packed.num_groups(len(g_idx)) == 1:
         return None
     if not bool(g_idx.any()):
         return _Order.ZERO
@@ -157,6 +158,8 @@ def _centred_in(qzeros: Tensor | None, bits: int) -> frozenset[CheckpointFormat]
     """Name the versions under which all zero points are the middle code; None if unreadable."""
     if qzeros is None or qzeros.dtype != torch.int32 or qzeros.ndim != 2:
         return None
+    if qzeros.shape[1] % len(_middle_words(bits, "gptq")):
+        return None
     return frozenset(v for v in _VERSIONS if _is_filled_with(qzeros, _middle_words(bits, v)))
 
 
@@ -169,8 +172,6 @@ def _middle_words(bits: int, version: CheckpointFormat) -> Tensor:
 
 
 def _is_filled_with(qzeros: Tensor, words: Tensor) -> bool:
-    if qzeros.shape[1] % len(words):
-        return False
     return bool((qzeros.reshape(-1, len(words)) == words).all())
 
 
@@ -181,7 +182,10 @@ def _is_centred(module: str, packed: PackedFormat, read: ReadTensor) -> bool:
     stored = {key: tensor for key, tensor in tensors.items() if tensor is not None}
     if len(stored) < len(tensors):
         return True  # refused by name where the layers are made
-    zeros = layout.zeros(stored)
+    try:
+        zeros = layout.zeros(stored)
+    except (ValueError, IndexError, RuntimeError, TensorError):
+        return True  # of a shape or dtype that is refused then, too
     return bool(((zeros - 2 ** (packed.bits - 1)).abs() < 0.5).all())
 
 

@@ -212,6 +212,7 @@ def test_settings_that_are_true_are_passed_without_a_word(edited, name):
         ("gptq", {"quant_method": "gptq_marlin"}),
         ("gptq 8-bit, one group", {"group_size": None}),
         ("gptq 8-bit, one group", {"group_size": "None"}),
+        ("gptq 8-bit, one group", {"group_size": 10**30}),  # as good as one group
         ("gptq", {"group_size": None}),
         ("gptq act order", {"group_size": None, "desc_act": "true"}),
         ("awq", {"version": "exllama"}),
@@ -300,6 +301,17 @@ def test_a_group_index_that_cannot_be_true_is_refused_by_name(edited, name, tens
         load(str(folder), device="cpu")
 
 
+def test_shapes_that_fit_no_bits_are_refused_by_name(edited):
+    """Half of the codes, and settings of another width: no layout is left to tell from."""
+    folder, _ = edited(
+        "gptq 8-bit, one group",
+        saying(bits=3),
+        every("qweight", lambda old: old[: len(old) // 2]),
+    )
+    with pytest.raises(TensorError, match=r"model\.layers\.0\.[a-z_.]+\.(qweight|qzeros)"):
+        load(str(folder), device="cpu")
+
+
 def test_which_version_zero_points_are_of_is_decided_from_all_layers_together(edited):
     """One layer of another version than the rest fits neither, however plain each one is."""
     folder, _ = edited("gptq", tensors=every("qzeros", lambda old: old + 0x11111111, DOWN))
@@ -376,3 +388,22 @@ def test_auto_rounds_rules_of_16_bits_mean_dense_layers(edited, rule, by):
         return {"quantization_config": said | more}
 
     assert "settings_contradict_tensors" not in check_right(*edited("gptq mixed", settings))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "tensors"),
+    [
+        ("gptq", {}, every("g_idx", lambda old: old.to(torch.uint32))),
+        ("gptq", {}, every("g_idx", lambda old: old.float())),
+        ("gptq", {}, every("qzeros", lambda old: old.float())),
+        ("awq", {"zero_point": False}, every("qzeros", lambda old: old.long())),
+        ("awq gemv", {"zero_point": False}, every("qzeros", lambda old: old.half())),
+        ("awq gemv_fast", {"zero_point": False}, every("scales", lambda old: old.int())),
+    ],
+)
+def test_tensors_of_another_dtype_are_refused_by_name_before_their_values_are_judged(
+    edited, name, settings, tensors
+):
+    folder, _ = edited(name, saying(**settings), tensors)
+    with pytest.raises(CheckpointError, match=r"(g_idx|qzeros|scales).* is [IUF]\d+, expected"):
+        load(str(folder), device="cpu")

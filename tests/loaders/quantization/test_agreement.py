@@ -121,6 +121,14 @@ def test_a_layer_of_an_unusual_size_leaves_the_bits_as_they_are_said():
     assert found.remarks == ()
 
 
+@pytest.mark.parametrize("size", [[512], {"a": 1}, None, "512", -1, True, 1e300])
+def test_sizes_that_are_none_tell_no_bits(size):
+    tensors = compressed_layer("a", words=64, groups=4)
+    settings = compressed_settings(4)
+    found = resolve(tensors, settings=settings, hidden_size=size, head_dim=size, text_config=[1])
+    assert found.remarks == ()
+
+
 def test_one_layer_whose_scales_alone_say_otherwise_is_damaged():
     tensors = compressed_layer("a", words=64, groups=4) | compressed_layer("b", words=64, groups=2)
     with pytest.raises(TensorError, match=r"b\.weight_scale is \[256, 2\], expected \[256, 4\]"):
