@@ -209,8 +209,8 @@ def _read_version(cursor: _Cursor) -> int:
         )
     if start[:4] != MAGIC:
         raise CheckpointError(
-            f"{cursor.name} is no GGUF file: it begins with {start[:4]!r}, not {MAGIC!r}; older"
-            " formats (ggml, ggjt) must be converted first"
+            f"{cursor.name} is no GGUF file: it begins with {bytes(start[:4])!r}, not {MAGIC!r};"
+            " older formats (ggml, ggjt) must be converted first"
         )
     (version,) = struct.unpack("<I", start[4:])
     if version in VERSIONS:

@@ -78,7 +78,7 @@ _CUTS_OF_ARCHITECTURE = {"qwen2": "qwen2", "starcoder2": "starcoder"}
 _MAX_PIECES_WITH_SPACES = 5_000
 _MAX_TEMPLATE_CHARACTERS = 1_000_000
 # CodeLlama 70B's end of a turn takes the spaces around it, which GGUF cannot say.
-_STRIPSSPACES = frozenset({"<step>"})
+_STRIPS_SPACES = frozenset({"<step>"})
 # Pieces that end or begin a turn, which some converters wrote as if users had defined them.
 _CONTROLS_ANYWAY = frozenset({"<step>", "<start_of_turn>", "<end_of_turn>"})
 
@@ -264,7 +264,7 @@ def _add_special_pieces(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
         # Converters fill a vocabulary up with these; typed, they are text.
         if piece in ("", f"[PAD{number}]"):
             continue
-        takes_spaces = piece in _STRIPSSPACES
+        takes_spaces = piece in _STRIPS_SPACES
         added.append(
             AddedToken(
                 piece,
