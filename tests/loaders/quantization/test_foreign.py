@@ -259,7 +259,7 @@ def test_a_foreign_packing_is_named_before_the_model_type_is_looked_at(tmp_path)
 
 def test_modelopts_own_file_is_downloaded_with_the_small_ones():
     paths = ["config.json", "hf_quant_config.json", "model.safetensors"]
-    assert "hf_quant_config.json" in select_files(paths, parse_spec("a/b")).small
+    assert "hf_quant_config.json" in select_files(paths, parse_spec("a/b"), lambda _: {}).small
 
 
 def infos(tensors) -> dict[str, TensorInfo]:
