@@ -50,11 +50,17 @@ def check_weights(
 
     is_symmetric: whether the settings say that zero points are the middle of the codes.
     """
-    layers = [layer for layer in layers if not layer.has_random_codes]
-    if not layers:
-        return []
-    found = [
-        _unused_groups(layers),
+    found = [_unused_groups(layers), _one_value(samples)]
+    layers = [layer for layer in layers if not (layer.has_random_codes or layer.num_unused_groups)]
+    if layers:
+        found += _check_values(layers, is_symmetric=is_symmetric)
+    return [suspicion for suspicion in found if suspicion is not None]
+
+
+def _check_values(
+    layers: Sequence[LayerStatistics], *, is_symmetric: bool
+) -> list[Suspicion | None]:
+    return [
         _zeros_off_centre(layers) if is_symmetric else None,
         _zeros_off_by_one(layers),
         _strange_scales(layers),
@@ -62,9 +68,7 @@ def check_weights(
         _negative_scales(layers),
         _strange_spread(layers),
         _strange_neighbours(layers),
-        _one_value(samples),
     ]
-    return [suspicion for suspicion in found if suspicion is not None]
 
 
 def _named(layers: Sequence[LayerStatistics]) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,8 +15,8 @@ from transformers import LlamaForCausalLM
 from transformers.initialization import no_init_weights
 
 from loaders.load import load
-from loaders.model.opened import OpenedCheckpoint, open_checkpoint
-from loaders.model.packed_linear import PackedLinear, packed_layers
+from loaders.model.opened import open_checkpoint
+from loaders.model.packed_linear import packed_layers
 from loaders.model.plausibility.prediction import check_prediction
 from loaders.model.plausibility.rope import check_rope
 from loaders.model.plausibility.sampling import sample_layers, tensor_reader
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Tensors = dict[str, Tensor]
+    Change = Callable[[str, Mapping[str, Tensors]], Tensors]
 
 GPTQ = "tetrad/SmolLM2-135M-Instruct-GPTQ:gptq-4bit-64g-actorder_True"
 PLAIN_GPTQ = "tetrad/SmolLM2-135M-Instruct-GPTQ:main"
@@ -48,8 +48,8 @@ class WrongForm:
 
     name: str
     spec: str
-    # Changes one layer's tensors, given its name and what gives those of another layer.
-    change: Callable[[str, Tensors, Callable[[str], Tensors]], Tensors] | None = None
+    # Gives one layer's tensors, by its name, from those of all layers.
+    change: Change | None = None
     alter: Callable[[Any], None] | None = None  # changes the dequantised model
 
 
@@ -58,99 +58,106 @@ class DemoBranch:
 
     def __init__(self, spec: str, cache_dir: Path) -> None:
         loaded = load(spec, cache_dir=cache_dir, local_files_only=True, backend="reference")
-        self.opened: OpenedCheckpoint = open_checkpoint(loaded.provenance.folder, None, None)
-        self.packed_model = loaded.model
-        self.tokenizer = loaded.tokenizer
-        self.layers: Mapping[str, PackedLinear] = packed_layers(loaded.model)
+        self._opened = open_checkpoint(loaded.provenance.folder, None, None)
+        self._packed_model = loaded.model
+        self._tokenizer = loaded.tokenizer
+        self._layers = {
+            name: layer
+            for name, layer in packed_layers(loaded.model).items()
+            if layer.format is not None  # the head, which is tied
+        }
+        with tensor_reader(self._opened.tensors) as read:
+            self._right = {name: self._read(read, name) for name in self._layers}
+        self._right_model = self._dequantised()
+        self._right_checks = self._check_tensors(self._right)
 
     def checks_that_catch(self, form: WrongForm) -> list[str]:
         """Return the names of the checks to which the form is suspect."""
-        with tensor_reader(self.opened.tensors) as read:
-
-            def right(layer: str) -> Tensors:
-                keys = ("qweight", "qzeros", "scales", "g_idx")
-                found = {key: read(f"{layer}.{key}") for key in keys}
-                return {key: tensor for key, tensor in found.items() if tensor is not None}
-
-            @cache
-            def wrong(layer: str) -> Tensors:
-                tensors = right(layer)
-                return form.change(layer, tensors, right) if form.change and tensors else tensors
-
-            def read_wrongly(name: str) -> Tensor | None:
-                layer, _, key = name.rpartition(".")
-                return wrong(layer).get(key)
-
-            samples = sample_layers(self.opened, self.packed_model, read_wrongly)
-            found = check_weights(
-                [describe_layer(sample) for sample in samples], samples, is_symmetric=False
-            )
-            model = self._dequantised(wrong)
+        model = copy.deepcopy(self._right_model)
+        checks = set(self._right_checks)
+        if form.change is not None:
+            changed = {name: form.change(name, self._right) for name in self._layers}
+            for name, tensors in changed.items():
+                if tensors is not self._right[name]:
+                    model.get_submodule(name).weight.data = self._weight(name, tensors)
+            checks = self._check_tensors(changed)
         if form.alter is not None:
             form.alter(model)
         with torch.inference_mode():
-            found += check_rope(model.config) + check_prediction(model, self.tokenizer)
-        return sorted({suspicion.check for suspicion in found})
+            found = check_rope(model.config) + check_prediction(model, self._tokenizer)
+        return sorted(checks | {suspicion.check for suspicion in found})
 
-    def _dequantised(self, tensors_of: Callable[[str], Tensors]) -> Any:
+    @staticmethod
+    def _read(read: Callable[[str], Tensor | None], layer: str) -> Tensors:
+        keys = ("qweight", "qzeros", "scales", "g_idx")
+        found = {key: read(f"{layer}.{key}") for key in keys}
+        return {key: tensor for key, tensor in found.items() if tensor is not None}
+
+    def _check_tensors(self, tensors: Mapping[str, Tensors]) -> set[str]:
+        def read(name: str) -> Tensor | None:
+            layer, _, key = name.rpartition(".")
+            return tensors.get(layer, {}).get(key)
+
+        samples = sample_layers(self._opened, self._packed_model, read)
+        layers = [describe_layer(sample) for sample in samples]
+        return {suspicion.check for suspicion in check_weights(layers, samples, is_symmetric=False)}
+
+    def _weight(self, name: str, tensors: Tensors) -> Tensor:
+        layer = self._layers[name]
+        assert layer.format is not None
+        packed = PackedTensors(name, layer.format, layer.in_features, layer.out_features, tensors)
+        return packed.dequantize().contiguous()
+
+    def _dequantised(self) -> Any:
         with no_init_weights():  # every weight is filled in below
-            model = LlamaForCausalLM(copy.deepcopy(self.packed_model.config)).eval()
+            model = LlamaForCausalLM(copy.deepcopy(self._packed_model.config)).eval()
         others = {
             name: parameter
-            for name, parameter in self.packed_model.named_parameters()
+            for name, parameter in self._packed_model.named_parameters()
             if name.endswith("norm.weight")
         }
-        others["model.embed_tokens.weight"] = self.packed_model.get_input_embeddings().weight
+        others["model.embed_tokens.weight"] = self._packed_model.get_input_embeddings().weight
         model.load_state_dict(others, strict=False)
         model.tie_weights()
-        for name, layer in self.layers.items():
-            if layer.format is None:  # the head, which is tied
-                continue
-            packed = PackedTensors(
-                name, layer.format, layer.in_features, layer.out_features, tensors_of(name)
-            )
-            model.get_submodule(name).weight.data = packed.dequantize().contiguous()
+        for name, tensors in self._right.items():
+            model.get_submodule(name).weight.data = self._weight(name, tensors)
         return model.requires_grad_(False)
 
 
-def _codes(change: Callable[[Tensor], Tensor], bits: int = 4) -> Any:
+def _tensor(key: str, change: Callable[[Tensor], Tensor]) -> Change:
+    def changed(layer: str, right: Mapping[str, Tensors]) -> Tensors:
+        return {**right[layer], key: change(right[layer][key])}
+
+    return changed
+
+
+def _codes(change: Callable[[Tensor], Tensor]) -> Change:
     """Change the codes [in, out] of GPTQ's packing."""
-
-    def changed(_: str, tensors: Tensors, right: object) -> Tensors:
-        codes = change(unpack_gptq_codes(tensors["qweight"], bits))
-        return {**tensors, "qweight": pack_gptq_codes(codes.contiguous(), bits)}
-
-    return changed
+    return _tensor(
+        "qweight",
+        lambda words: pack_gptq_codes(change(unpack_gptq_codes(words, 4)).contiguous(), 4),
+    )
 
 
-def _tensor(key: str, change: Callable[[Tensor], Tensor]) -> Any:
-    def changed(_: str, tensors: Tensors, right: object) -> Tensors:
-        return {**tensors, key: change(tensors[key])}
-
-    return changed
-
-
-def _of_next_block(key: str, only: str | None = None) -> Any:
+def _of_next_block(key: str) -> Change:
     """Take one tensor from the same layer of the next block."""
 
-    def changed(layer: str, tensors: Tensors, right: Callable[[str], Tensors]) -> Tensors:
-        if only is not None and layer != only:
-            return tensors
+    def changed(layer: str, right: Mapping[str, Tensors]) -> Tensors:
         number = int(layer.split(".")[2])
         other = layer.replace(f".{number}.", f".{(number + 1) % 30}.")
-        return {**tensors, key: right(other)[key]}
+        return {**right[layer], key: right[other][key]}
 
     return changed
 
 
-def _in_one_layer(change: Any) -> Any:
-    def changed(layer: str, tensors: Tensors, right: Any) -> Tensors:
-        return change(layer, tensors, right) if layer == ONE_LAYER else tensors
+def _in_one_layer(change: Change) -> Change:
+    def changed(layer: str, right: Mapping[str, Tensors]) -> Tensors:
+        return change(layer, right) if layer == ONE_LAYER else right[layer]
 
     return changed
 
 
-def _shift_zeros(by: int, bits: int = 4) -> Any:
+def _shift_zeros(by: int, bits: int = 4) -> Change:
     def shifted(qzeros: Tensor) -> Tensor:
         zeros = unpack_gptq_codes(qzeros.t(), bits)
         return pack_gptq_codes((zeros + by) & (2**bits - 1), bits).t().contiguous()
@@ -166,12 +173,9 @@ def _columns_as_packed(words: Tensor) -> Tensor:
     return (mixed << shifts).sum(dim=-1, dtype=torch.int32)
 
 
-def _both_unordered(_: str, tensors: Tensors, right: object) -> Tensors:
-    return {
-        **tensors,
-        "qweight": _columns_as_packed(tensors["qweight"]),
-        "qzeros": _columns_as_packed(tensors["qzeros"]),
-    }
+def _both_unordered(layer: str, right: Mapping[str, Tensors]) -> Tensors:
+    unordered = {key: _columns_as_packed(right[layer][key]) for key in ("qweight", "qzeros")}
+    return {**right[layer], **unordered}
 
 
 def _reverse_runs(codes: Tensor) -> Tensor:
@@ -219,9 +223,9 @@ def _pair_rotary_rows(model: Any) -> None:
 
 
 def _shift_ids(model: Any) -> None:
-    for table in {model.lm_head.weight.data_ptr(): model.lm_head.weight}.values():
-        table.data = table.data.roll(1, 0)
-    model.model.embed_tokens.weight = model.lm_head.weight
+    table = model.get_input_embeddings().weight  # the head's, too
+    table.data = table.data.roll(1, 0)
+    assert torch.equal(model.lm_head.weight, table)
 
 
 def _scale_linears(factor: float) -> Callable[[Any], None]:
@@ -270,7 +274,9 @@ FORMS = (
     ),
     WrongForm("scales stored turned around", GPTQ, _tensor("scales", _turned)),
     WrongForm("scales of the next block", GPTQ, _of_next_block("scales")),
-    WrongForm("scales of the next block, in one layer", GPTQ, _of_next_block("scales", ONE_LAYER)),
+    WrongForm(
+        "scales of the next block, in one layer", GPTQ, _in_one_layer(_of_next_block("scales"))
+    ),
     WrongForm("codes of the next block", GPTQ, _of_next_block("qweight")),
     WrongForm("AWQ's order of columns not undone", AWQ, _both_unordered),
     WrongForm(
