@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 import structlog
 
 from loaders.checkpoint.generation_defaults import GenerationDefaults, read_generation_defaults
+from loaders.checkpoint.rust_panics import panics_as
 from loaders.checkpoint.tokenizer import load_tokenizer
+from loaders.errors import CheckpointError
 from loaders.memory.release import return_freed_memory
 from loaders.model.assembly import assemble
 from loaders.model.opened import open_checkpoint
@@ -28,6 +30,7 @@ from loaders.records import Records
 from loaders.repository.opening import open_snapshot
 from loaders.repository.selection import find_quantisation
 from loaders.repository.spec import VariantSpec, parse_spec
+from loaders.repository.verification import Verification
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
     from loaders.reports.self_test import SelfTestReport
     from loaders.reports.suspicion import Suspicion
     from loaders.repository.snapshot import Snapshot
+    from loaders.repository.verification import VerifiedFiles, VerifyMode
 
 __all__ = ["DTYPES", "LoadedModel", "Provenance", "load"]
 
@@ -83,8 +87,14 @@ class LoadedModel:
     provenance: Provenance
     self_test: SelfTestReport | None = None  # None where none was asked for
     suspicions: tuple[Suspicion, ...] = ()  # reasons to doubt that the files were read right
+    verified: VerifiedFiles | None = None  # what was compared with hashes that are known
 
 
+def _broken_library(words: str) -> CheckpointError:
+    return CheckpointError(f"a library broke on the checkpoint's files: {words}")
+
+
+@panics_as(_broken_library)
 def load(
     spec: str | VariantSpec,
     *,
@@ -97,6 +107,7 @@ def load(
     token: str | None = None,
     local_files_only: bool = False,
     cpu_offload: bool = False,
+    verify: VerifyMode = "changed",
     on_progress: OnProgress | None = None,
 ) -> LoadedModel:
     """Load a variant onto its devices.
@@ -105,7 +116,8 @@ def load(
     activations; "auto" is float32 on CPU, the checkpoint's own on CUDA. backend: "auto" or a
     kernel backend's name. excluded_backends: not to be used, since they failed before. cpu_offload:
     what one CUDA device cannot hold stays on the CPU. self_test: check what is loaded against the
-    files. Raises LoadError, SelfTestError among them.
+    files. verify: when files are compared with the hashes that are known of them. Raises LoadError,
+    SelfTestError among them.
     """
     started = time.monotonic()
     on_progress = on_progress or _ignore_progress
@@ -113,14 +125,20 @@ def load(
         spec, on_progress, cache_dir=cache_dir, token=token, local_files_only=local_files_only
     )
     on_progress("checking the files", None)
-    opened = open_checkpoint(snapshot.folder, spec.file, cache_dir, for_stock=backend == STOCK)
-    placement = resolve_placement(
-        opened.config, device=device, dtype=dtype, backend=backend, cpu_offload=cpu_offload
-    )
-    tokenizer = _read_tokenizer(opened.folder)
-    check_room(opened, placement)
-    assembled = assemble(opened, placement, excluded=excluded_backends, on_progress=on_progress)
-    loaded = _describe(spec, snapshot, opened, placement, tokenizer, assembled)
+    verification = Verification(spec, snapshot, verify, Records(cache_dir))
+    verification.check_small_files()
+    with verification.explaining_errors():
+        opened = open_checkpoint(snapshot.folder, spec.file, cache_dir, for_stock=backend == STOCK)
+        verification.begin(opened.files)
+        placement = resolve_placement(
+            opened.config, device=device, dtype=dtype, backend=backend, cpu_offload=cpu_offload
+        )
+        tokenizer = _read_tokenizer(opened.folder)
+        check_room(opened, placement)
+        assembled = assemble(opened, placement, excluded=excluded_backends, on_progress=on_progress)
+    # Before anything is computed with the model, and kept of it.
+    verified = verification.finish(on_progress)
+    loaded = _describe(spec, snapshot, opened, placement, tokenizer, assembled, verified)
     if self_test:
         loaded = _test(loaded, opened, Records(cache_dir), on_progress)
         suspicions = find_suspicions(opened, loaded.model, loaded.tokenizer)
@@ -176,6 +194,7 @@ def _describe(
     placement: Placement,
     tokenizer: PreTrainedTokenizerFast,
     assembled: AssembledModel,
+    verified: VerifiedFiles,
 ) -> LoadedModel:
     """Put together what was loaded, and where it came from."""
     provenance = Provenance(
@@ -197,7 +216,8 @@ def _describe(
         spec=spec,
         tensors=opened.tensors,
         provenance=provenance,
-        suspicions=opened.suspicions,
+        suspicions=(*opened.suspicions, *assembled.suspicions, *verified.suspicions),
+        verified=verified,
     )
 
 
@@ -224,7 +244,7 @@ def _test(
 
 
 def _log(loaded: LoadedModel, *, seconds: float) -> None:
-    provenance = loaded.provenance
+    provenance, verified = loaded.provenance, loaded.verified
     log.info(
         "loaded",
         variant=str(loaded.spec),
@@ -233,4 +253,8 @@ def _log(loaded: LoadedModel, *, seconds: float) -> None:
         backend=provenance.backend,
         device=provenance.device,
         seconds=round(seconds, 2),
+        hashed_files=verified.num_files if verified else 0,
+        hashed_bytes=verified.num_bytes if verified else 0,
+        unchanged_files=verified.num_unchanged if verified else 0,
+        waited_for_hashes_s=verified.waited_s if verified else 0.0,
     )

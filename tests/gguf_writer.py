@@ -18,7 +18,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from transformers import PreTrainedTokenizerFast
@@ -406,8 +406,19 @@ def as_stored(model: Any, type_of: Callable[[str], str]) -> Any:
     made = type(model)(config).float()
     if type_of("token_embd.weight") in BLOCK_TYPES:
         state["model.embed_tokens.weight"] = state["model.embed_tokens.weight"].half().float()
+    add_biases(made, [name.removesuffix(".bias") for name in state if name.endswith(".bias")])
     made.load_state_dict({**state, "lm_head.weight": head})
     return made.requires_grad_(False).eval()
+
+
+def add_biases(model: Any, layers: Iterable[str]) -> None:
+    """Give linear layers random biases where they have none, though their class may know none."""
+    generator = torch.Generator().manual_seed(7)
+    for name in layers:
+        layer = model.get_submodule(name)
+        if isinstance(layer, torch.nn.Linear) and layer.bias is None:
+            values = torch.randn(layer.out_features, generator=generator) / 2
+            layer.bias = torch.nn.Parameter(values)
 
 
 def mixed(base: str, better: str, parts: Sequence[str], head: str = "Q6_K") -> Callable[[str], str]:

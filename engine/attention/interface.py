@@ -77,7 +77,7 @@ def _paged_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    paged: AttentionStep,
+    paged: AttentionStep | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -85,6 +85,12 @@ def _paged_attention(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Attend as Transformers' layers ask for it: query [1, heads, num_tokens, head_dim]."""
+    if paged is None:
+        raise UnsupportedArchitectureError(
+            f"{type(module).__name__} is not told where keys and values are kept: the layers of"
+            " this model in Transformers do not hand on what attention is called with; the engine"
+            " cannot run it"
+        )
     refused = {name for name, value in others.items() if value is not None} - _HARMLESS
     if attention_mask is not None:
         refused.add("attention_mask")

@@ -91,7 +91,9 @@ def disagreements_in_gguf_type(
 
 
 def _sentence(who: str, says: str, quantization: Quantization, found: str) -> str:
-    return f"{who} says {says}, {quantization.source} says {found}"
+    # Where settings lie, what was found are the tensors.
+    what_is_so = "the tensors say" if quantization.remarks else f"{quantization.source} says"
+    return f"{who} says {says}, {what_is_so} {found}"
 
 
 def _group(size: int) -> str:

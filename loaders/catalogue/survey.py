@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING, Any
 from loaders.checkpoint.config import scrub_config
 from loaders.checkpoint.files import (
     HEADER_START_BYTES,
-    INDEX_FILE,
-    choose_shards,
     parse_header,
     parse_json,
     read_header_length,
-    weight_map_of,
 )
+from loaders.checkpoint.weight_files import INDEX_SUFFIX, WeightFiles, choose_weight_files
 from loaders.errors import CheckpointError, LoadError, RevisionNotFoundError
 from loaders.gguf.header import read_header as read_gguf_header
 from loaders.gguf.parts import GgufParts, group_parts
+from loaders.quantization.foreign import MODELOPT_FILE
 from loaders.quantization.settings import OWN_FILES
 from loaders.repository.protocol import HUB_FAILURES
 
@@ -52,15 +51,20 @@ class Survey:
     files: Mapping[str, RepositoryFile] = field(default_factory=dict)
     config: dict[str, Any] | None = None  # scrubbed; None where there is no config.json
     own: tuple[str, dict[str, Any]] | None = None  # the quantizer's own file: name and content
-    index: dict[str, Any] | None = None
-    shards: tuple[str, ...] = ()
+    modelopt: dict[str, Any] | None = None  # what ModelOpt's file holds; None where there is none
+    weights: WeightFiles = field(default_factory=lambda: WeightFiles(()))
     gguf: tuple[GgufParts, ...] = ()
     problem: LoadError | None = None  # why it cannot be loaded, besides GGUF files
 
     @property
+    def shards(self) -> tuple[str, ...]:
+        """The safetensors files of the checkpoint."""
+        return self.weights.shards
+
+    @property
     def weight_map(self) -> dict[str, str] | None:
         """Tensor → shard, as the index says; None without an index."""
-        return None if self.index is None else weight_map_of(self.index)
+        return self.weights.weight_map
 
     @property
     def offers_folder(self) -> bool:
@@ -95,13 +99,16 @@ def _choose_shards(repository: RepositoryFiles, survey: Survey) -> None:
     names = [path for path in survey.files if "/" not in path]
     if survey.gguf and not any(name.endswith(".safetensors") for name in names):
         return
-    if INDEX_FILE in survey.files:
-        survey.index = _read_json(repository, survey, INDEX_FILE, _MAX_INDEX_BYTES)
+
+    def read(name: str) -> dict[str, Any]:
+        most = _MAX_INDEX_BYTES if name.endswith(INDEX_SUFFIX) else _MAX_SETTINGS_BYTES
+        return _read_json(repository, survey, name, most)
+
     where = f"{repository.name}:{survey.revision.name}" if survey.revision.name else repository.name
-    survey.shards = choose_shards(names, survey.weight_map, where=where)
+    survey.weights = choose_weight_files(names, read, where=where)
     if len(survey.shards) > _MAX_SHARDS:
         raise CheckpointError(
-            f"{INDEX_FILE} names {len(survey.shards)} shards, at most {_MAX_SHARDS} are read"
+            f"{where} holds {len(survey.shards)} shards, at most {_MAX_SHARDS} are read"
         )
 
 
@@ -112,6 +119,8 @@ def _read_settings(repository: RepositoryFiles, survey: Survey) -> None:
         if name in survey.files:
             survey.own = name, _read_json(repository, survey, name, _MAX_SETTINGS_BYTES)
             break
+    if MODELOPT_FILE in survey.files:
+        survey.modelopt = _read_json(repository, survey, MODELOPT_FILE, _MAX_SETTINGS_BYTES)
     if CONFIG_FILE not in survey.files:
         raise CheckpointError(
             f"{repository.name} holds no {CONFIG_FILE}, so it is no Transformers checkpoint"

@@ -32,8 +32,9 @@ from loaders.catalogue.survey import (
 )
 from loaders.checkpoint.config import make_model_config
 from loaders.checkpoint.files import gather_tensors
-from loaders.errors import LoadError
+from loaders.errors import CheckpointError, LoadError, UnsupportedQuantizationError
 from loaders.gguf.config import file_type, make_config
+from loaders.quantization.embedded import embedded_settings
 from loaders.quantization.settings import resolve_quantization
 from loaders.repository.protocol import HUB_FAILURES, Replaceable
 from loaders.repository.spec import VariantSpec
@@ -225,17 +226,19 @@ def _judge_folder(
     """Put together what is known of one commit's safetensors, and whether they can be loaded."""
     tensors: dict[str, TensorInfo] = {}
     quantization: Quantization | None = None
+    is_foreign = False
     config = survey.config or {}
     try:
         if survey.problem is not None:
             raise survey.problem
         found = {name: asked.result() for name, asked in shards.items()}
         tensors = gather_tensors(found, survey.weight_map)
-        quantization = resolve_quantization(survey.own, config, tensors)
+        quantization = resolve_quantization(survey.own, config, tensors, modelopt=survey.modelopt)
         make_model_config(config)
         refusal = None
     except LoadError as error:
         refusal = str(about_checkpoint(error))
+        is_foreign = isinstance(error, UnsupportedQuantizationError)
     row = _row_named(model_card, survey.revision.name)
     settings = _settings_of(survey)
     damp = _number_in(settings, "damp_percent")
@@ -247,7 +250,7 @@ def _judge_folder(
         repo=repository.name,
         revision=survey.revision.name,
         commit=survey.revision.commit,
-        kind=_kind_of(quantization, settings, tensors),
+        kind=VariantKind.OTHER if is_foreign else _kind_of(quantization, settings, tensors),
         quantization=quantization,
         damp=row.damp if damp is None and row else damp,
         dataset=row.dataset if row and row.dataset else _text(dataset),
@@ -257,6 +260,7 @@ def _judge_folder(
         config=config,
         model_card=row,
         disagreements=(
+            *(quantization.remarks if quantization else ()),
             *disagreements_with_name(survey.revision.name, quantization),
             *(disagreements_with_model_card(row, quantization, damp) if row else ()),
             *(disagreement_in_size(row, weight_bytes) if row else ()),
@@ -321,8 +325,11 @@ def _infos_of(headers: Sequence[GgufHeader], parts: GgufParts) -> dict[str, list
 def _settings_of(survey: Survey) -> dict[str, Any]:
     """Join what the two settings files say of the quantisation."""
     own = survey.own[1] if survey.own else {}
-    embedded = (survey.config or {}).get("quantization_config")
-    return {**own, **(embedded if isinstance(embedded, dict) else {})}
+    try:
+        embedded = embedded_settings(survey.config or {})
+    except CheckpointError:  # which the variant's refusal tells
+        embedded = None
+    return {**own, **(embedded or {})}
 
 
 def _kind_of(

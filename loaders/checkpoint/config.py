@@ -14,7 +14,9 @@ from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from loaders.checkpoint.claims import check_lists, claimed_sizes
 from loaders.checkpoint.config_limits import check_config, check_sizes
+from loaders.checkpoint.config_repairs import drop_pad_id_without_row, repair_config
 from loaders.checkpoint.files import read_json
 from loaders.errors import CheckpointError, UnsupportedModelError
 
@@ -43,6 +45,9 @@ UNSAFE_KEYS = frozenset(
 )
 _UNSAFE_PREFIXES = ("_attn_implementation", "_experts_implementation")
 MAX_CONFIG_DEPTH = 32
+# What Transformers and compressed-tensors (until October 2024) call the quantisation's settings.
+QUANTIZATION_KEYS = ("quantization_config", "compression_config")
+_MAX_SHOWN = 40  # keys that one line of the log names
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -52,7 +57,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} holds no config.json, so it is no Transformers checkpoint")
     config, removed = scrub_config(read_json(path))
     if removed:
-        log.info("config_keys_removed", keys=removed, reason="no code from a checkpoint is run")
+        shown = removed[:_MAX_SHOWN] + ["…"] * (len(removed) > _MAX_SHOWN)
+        log.info("config_keys_removed", keys=shown, reason="no code from a checkpoint is run")
     return config
 
 
@@ -86,14 +92,17 @@ def make_model_config(config: dict[str, Any]) -> PreTrainedConfig:
     Raises UnsupportedModelError for a model type that Transformers has no causal language model
     for and for mixtures of experts, CheckpointError for values that make no sense.
     """
-    check_sizes(config)  # before a class makes lists of that length
+    # Before a class makes lists of that length.
+    check_sizes(claimed_sizes(config))
+    check_lists(config)
     model_type = str(config.get("model_type"))
     if model_type not in CONFIG_MAPPING or model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UnsupportedModelError(
             f"config.json names the model type {model_type!r}, for which Transformers has no"
             " native causal language model; code from the checkpoint is never run"
         )
-    kept = {key: value for key, value in config.items() if key != "quantization_config"}
+    repaired = repair_config(config)
+    kept = {key: value for key, value in repaired.items() if key not in QUANTIZATION_KEYS}
     try:
         made = CONFIG_MAPPING[model_type].from_dict(kept)
     except Exception as error:  # its validators raise kinds that belong to other libraries
@@ -104,4 +113,5 @@ def make_model_config(config: dict[str, Any]) -> PreTrainedConfig:
     if not isinstance(made, PreTrainedConfig):
         raise CheckpointError(f"config.json is not a valid {model_type} configuration")
     check_config(made)
+    drop_pad_id_without_row(made)
     return made

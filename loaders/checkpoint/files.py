@@ -8,26 +8,39 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from loaders.errors import CheckpointError, UnsafeCheckpointError
+from loaders.checkpoint.regular_files import open_regular, read_regular
+from loaders.checkpoint.weight_files import (
+    INDEX_SUFFIX,
+    MAX_TENSORS,
+    check_count,
+    choose_weight_files,
+)
+from loaders.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-INDEX_FILE = "model.safetensors.index.json"
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 HEADER_START_BYTES = 8  # the length field before a safetensors header
 # The format's own limit on a header (safetensors, 100 MB), kept so that a length field cannot
 # exhaust memory.
 MAX_HEADER_BYTES = 100_000_000
-MAX_JSON_BYTES = 64_000_000
-_DTYPE_BYTES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2,
-    "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8,
+MAX_JSON_BYTES = 64_000_000  # of an index, or a tokenizer
+MAX_SETTINGS_BYTES = 4_000_000  # config.json of the largest models has some kilobytes
+_MAX_DIMENSIONS = 16
+# Numbers, texts, lists and objects in a header of that many tensors; counted before it is parsed,
+# as 100 MB of empty lists would take gigabytes.
+_MAX_HEADER_VALUES = 20 * MAX_TENSORS
+# All that safetensors knows; most are only known to be refused by their names.
+_DTYPE_BITS = {
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8,
+    "F8_E8M0": 8, "F8_E5M2FNUZ": 8, "F8_E4M3FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32, "F64": 64, "I64": 64, "U64": 64, "C64": 64,
 }  # fmt: skip
 # GGUF's block types: weights a block, bytes a block (ggml's own definitions of its blocks).
 GGML_BLOCKS = {
@@ -52,7 +65,7 @@ class TensorInfo:
         if self.dtype in GGML_BLOCKS:
             weights, size = GGML_BLOCKS[self.dtype]
             return math.prod(self.shape) // weights * size
-        return math.prod(self.shape) * _DTYPE_BYTES[self.dtype]
+        return math.prod(self.shape) * _DTYPE_BITS[self.dtype] // 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +75,14 @@ class Checkpoint:
     folder: Path
     shards: tuple[Path, ...]
     tensors: Mapping[str, TensorInfo]
+    index_file: str | None = None  # by which Transformers finds the shards; None without one
 
     @property
-    def weights_file(self) -> str:
-        """The file to open first: the index where there is one, else the only shard."""
-        return INDEX_FILE if (self.folder / INDEX_FILE).exists() else self.shards[0].name
+    def weights_file(self) -> str | None:
+        """The file that leads Transformers to all shards; None where there is none such."""
+        if self.index_file is None and len(self.shards) > 1:
+            return None
+        return self.index_file or self.shards[0].name
 
     @property
     def num_bytes(self) -> int:
@@ -74,13 +90,15 @@ class Checkpoint:
         return sum(tensor.num_bytes for tensor in self.tensors.values())
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one of a checkpoint's JSON files, which must hold an object."""
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise CheckpointError(
-            f"{path.name} is larger than {MAX_JSON_BYTES} bytes; it is no settings file"
-        )
-    return parse_json(path.name, path.read_bytes())
+def read_json(path: Path, *, most: int = MAX_SETTINGS_BYTES) -> dict[str, Any]:
+    """Read one of a checkpoint's JSON files, of at most so many bytes; it must hold an object."""
+    return parse_json(path.name, read_regular(path, most=most))
+
+
+def read_named(folder: Path, name: str) -> dict[str, Any]:
+    """Read one of a folder's JSON files by its name; an index may be larger than settings."""
+    is_index = name.endswith(INDEX_SUFFIX)
+    return read_json(folder / name, most=MAX_JSON_BYTES if is_index else MAX_SETTINGS_BYTES)
 
 
 def parse_json(name: str, text: bytes) -> dict[str, Any]:
@@ -102,70 +120,17 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     Raises UnsafeCheckpointError for pickles and paths that leave the folder, CheckpointError for
     missing, truncated or contradictory files; each names the file.
     """
-    index = folder / INDEX_FILE
-    weight_map = weight_map_of(read_json(index)) if index.exists() else None
-    names = [path.name for path in folder.iterdir()]
-    shards = tuple(folder / name for name in choose_shards(names, weight_map, where=str(folder)))
-    tensors = gather_tensors({shard.name: read_header(shard) for shard in shards}, weight_map)
-    return Checkpoint(folder=folder, shards=shards, tensors=tensors)
-
-
-def choose_shards(
-    names: Collection[str], weight_map: Mapping[str, str] | None, *, where: str
-) -> tuple[str, ...]:
-    """Choose the shards among file names: those of the index, model.safetensors, or the only one.
-
-    weight_map: the index's, tensor → file; None without an index. where: for errors.
-    """
-    if weight_map is not None:
-        chosen = sorted(set(weight_map.values()))
-        for name in chosen:
-            _check_shard(name, names, where)
-        return tuple(chosen)
-    found = sorted(name for name in names if name.endswith(".safetensors"))
-    whole = [name for name in found if name == "model.safetensors"] or found
-    if len(whole) > 1:
-        raise CheckpointError(
-            f"{where} holds {', '.join(whole[:4])} and no {INDEX_FILE} to say which belong"
-            " together; add the index, or keep one file"
-        )
-    if whole:
-        return tuple(whole)
-    pickles = sorted(name for name in names if name.endswith(PICKLE_SUFFIXES))
-    if pickles:
-        raise UnsafeCheckpointError(
-            f"{where} holds its weights as {', '.join(pickles[:4])}: a pickle can run any code"
-            " when it is opened, so only safetensors are read; choose a revision that has them, or"
-            " convert it"
-        )
-    raise CheckpointError(f"{where} holds no .safetensors file; found {_listing(names)}")
-
-
-def _listing(names: Collection[str]) -> str:
-    return ", ".join(sorted(names)[:20]) or "nothing"
-
-
-def weight_map_of(index: Mapping[str, Any]) -> dict[str, str]:
-    """Return which file holds each tensor, as the parsed index says."""
-    weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{INDEX_FILE} has no weight_map")
-    if not all(isinstance(name, str) for name in weight_map.values()):
-        raise CheckpointError(f"{INDEX_FILE} maps a tensor to something that is not a file name")
-    return weight_map
-
-
-def _check_shard(name: str, names: Collection[str], where: str) -> None:
-    if "/" in name or "\\" in name or name in ("", ".", ".."):
-        raise UnsafeCheckpointError(
-            f"the index names {name!r}, which is outside the checkpoint's folder"
-        )
-    if not name.endswith(".safetensors"):
-        raise UnsafeCheckpointError(f"the index names {name!r}; only .safetensors files are read")
-    if name not in names:
-        raise CheckpointError(
-            f"shard {name} is missing from {where}; found {_listing(names)}; download it again"
-        )
+    found = choose_weight_files(
+        [path.name for path in folder.iterdir()],
+        lambda name: read_named(folder, name),
+        where=str(folder),
+    )
+    shards = tuple(folder / name for name in found.shards)
+    tensors = gather_tensors({shard.name: read_header(shard) for shard in shards}, found.weight_map)
+    # Transformers wants an index to have metadata, which not everyone wrote.
+    has_metadata = found.index is not None and isinstance(found.index.get("metadata"), dict)
+    index_file = found.index_file if has_metadata else None
+    return Checkpoint(folder=folder, shards=shards, tensors=tensors, index_file=index_file)
 
 
 def gather_tensors(
@@ -173,6 +138,7 @@ def gather_tensors(
 ) -> dict[str, TensorInfo]:
     """Join the shards' tensors by name, and check them against the index where there is one."""
     tensors: dict[str, TensorInfo] = {}
+    check_count("the checkpoint", sum(len(found) for found in headers.values()))
     for shard, found in headers.items():
         for tensor in found:
             if tensor.name in tensors:
@@ -191,8 +157,8 @@ def gather_tensors(
 
 def read_header(shard: Path) -> list[TensorInfo]:
     """Read one shard's header and check that the file holds all the bytes it promises."""
-    size = shard.stat().st_size
-    with shard.open("rb") as file:
+    with open_regular(shard) as file:
+        size = os.fstat(file.fileno()).st_size
         length = read_header_length(shard.name, file.read(HEADER_START_BYTES), size)
         text = file.read(length)
     return parse_header(shard, text, size)
@@ -223,6 +189,11 @@ def parse_header(shard: Path, text: bytes, size: int) -> list[TensorInfo]:
     Raises CheckpointError where the file is too small for what the header promises, or where
     tensors share bytes.
     """
+    check_count(shard.name, text.count(b'"data_offsets"'))
+    if sum(text.count(mark) for mark in (b",", b"[", b"{")) > _MAX_HEADER_VALUES:
+        raise CheckpointError(
+            f"{shard.name} has a damaged header: it holds more than {MAX_TENSORS} tensors need"
+        )
     try:
         header = json.loads(text, object_pairs_hook=_unique_keys)
         tensors = [
@@ -243,6 +214,10 @@ def parse_header(shard: Path, text: bytes, size: int) -> list[TensorInfo]:
     return tensors
 
 
+def _is_count(number: object) -> bool:
+    return type(number) is int and 0 <= number < 1 << 63
+
+
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
     if len(set(keys)) != len(keys):
@@ -251,13 +226,17 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _tensor_info(shard: Path, name: str, entry: dict[str, Any]) -> TensorInfo:
-    shape = tuple(int(size) for size in entry["shape"])
+    shape = tuple(entry["shape"])
     begin, end = entry["data_offsets"]
+    if len(shape) > _MAX_DIMENSIONS or not all(_is_count(n) for n in (*shape, begin, end)):
+        raise ValueError(
+            f"{name} has a shape or offsets that are not at most {_MAX_DIMENSIONS} whole numbers"
+        )
     dtype = str(entry["dtype"])
-    if dtype not in _DTYPE_BYTES:
+    if dtype not in _DTYPE_BITS:
         raise ValueError(f"{name} has the unknown dtype {dtype}")
     info = TensorInfo(name=name, dtype=dtype, shape=shape, shard=shard)
-    if min(shape, default=0) < 0 or begin < 0 or end - begin != info.num_bytes:
+    if end - begin != info.num_bytes:
         raise ValueError(
             f"{name} spans {end - begin} bytes, its shape {list(shape)} needs {info.num_bytes}"
         )

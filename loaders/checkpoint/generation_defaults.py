@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+_MAX_SHOWN = 40  # ids that one line of the log names
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationDefaults:
@@ -54,7 +56,8 @@ def _end_ids(settings: Mapping[str, Any], config: PreTrainedConfig) -> frozenset
     vocab_size = int(config.get_text_config(decoder=True).vocab_size)
     kept = [i for i in ids if type(i) is int and 0 <= i < vocab_size]
     if len(kept) < len(ids):
-        log.warning("end_ids_ignored", found=ids, kept=kept, vocab_size=vocab_size)
+        shown, kept_shown = ids[:_MAX_SHOWN], kept[:_MAX_SHOWN]
+        log.warning("end_ids_ignored", found=shown, kept=kept_shown, vocab_size=vocab_size)
     return frozenset(kept)
 
 

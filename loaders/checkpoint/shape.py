@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 
 # What a key and a value cost: bytes a number, and bytes beside each head of numbers.
 KV_TYPES = {"float32": (4, 0), "float16": (2, 0), "bfloat16": (2, 0), "fp8": (1, 2)}
+# What families of before Llama call the same (GPT-2, GPT-BigCode, GPT-J, OPT).
+_OLDER_NAMES = {
+    "hidden_size": ("n_embd",),
+    "num_hidden_layers": ("n_layer",),
+    "num_attention_heads": ("n_head",),
+    "intermediate_size": ("n_inner", "ffn_dim"),
+    "max_position_embeddings": ("n_positions",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +60,7 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
         hidden_size=hidden,
         num_layers=_size(config, "num_hidden_layers"),
         num_heads=heads,
-        num_kv_heads=_size(config, "num_key_value_heads", heads),
+        num_kv_heads=_size(config, "num_key_value_heads", _kv_heads(config, heads)),
         head_dim=_size(config, "head_dim", max(1, hidden // heads)),
         intermediate_size=_size(config, "intermediate_size", 4 * hidden),
         vocab_size=_size(config, "vocab_size"),
@@ -60,8 +68,14 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
     )
 
 
+def _kv_heads(config: Mapping[str, Any], heads: int) -> int:
+    """Count the key-value heads where no number is given: one serves all queries, or each one."""
+    return 1 if config.get("multi_query") is True else heads
+
+
 def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    value = config.get(key)
+    named = (config.get(name) for name in (key, *_OLDER_NAMES.get(key, ())))
+    value = next((found for found in named if found is not None), None)
     if value is None:
         value = default
     if value is None:

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerFast
 
+from loaders.checkpoint.rust_panics import panics_as
+from loaders.checkpoint.sentencepiece_tokenizer import MODEL_FILE, load_sentencepiece_tokenizer
+from loaders.checkpoint.tokenizer_trial import try_tokenizer
 from loaders.errors import CheckpointError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+_READ_BY_TRANSFORMERS = {"vocab.json", "vocab.txt"}
+_OTHER_KINDS = re.compile(r"tekken\.json|.*\.tiktoken|tiktoken\.model|.+\.model(\.v\d+)?")
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+
+def load_tokenizer(folder: Path, *, is_tried: bool = False) -> PreTrainedTokenizerFast:
     """Load the fast tokenizer of a checkpoint; raises CheckpointError where it has none.
+
+    is_tried: another process has read it, and it broke on nothing.
 
     tokenizer.json is taken as it is written. AutoTokenizer would put it into the class that
     tokenizer_config.json names, and Llama's drops the normaliser: CodeLlama 70B's prompts came out
     as other ids (Transformers 5.23).
     """
-    has_own_file = (folder / "tokenizer.json").exists()
+    if not is_tried:
+        try_tokenizer(folder)
     try:
-        loader = PreTrainedTokenizerFast if has_own_file else _auto_tokenizer()
-        tokenizer = loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with panics_as(RuntimeError):
+            tokenizer = _read(folder)
+    except CheckpointError:
+        raise
     except Exception as error:  # the library raises just that for files that it cannot read
         raise CheckpointError(f"{folder} has no readable tokenizer: {error}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast) or len(tokenizer) == 0:
@@ -31,6 +43,28 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
+
+
+def _read(folder: Path) -> Any:
+    """Have the library that its files are for read it."""
+    has_own_file = (folder / "tokenizer.json").exists()
+    if not has_own_file and (folder / MODEL_FILE).exists():
+        return load_sentencepiece_tokenizer(folder)
+    if not has_own_file and (other := _of_another_kind(folder)) is not None:
+        raise CheckpointError(
+            f"{folder} has its tokenizer as {other}, which is not read here; add the"
+            f" tokenizer.json of the model, or its {MODEL_FILE} of SentencePiece"
+        )
+    loader = PreTrainedTokenizerFast if has_own_file else _auto_tokenizer()
+    return loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _of_another_kind(folder: Path) -> str | None:
+    """Name the only vocabulary there is, where it is of a library that is not used here."""
+    names = {path.name for path in folder.iterdir()}
+    if names & _READ_BY_TRANSFORMERS:
+        return None
+    return next((name for name in sorted(names) if _OTHER_KINDS.fullmatch(name)), None)
 
 
 def _auto_tokenizer() -> Any:

@@ -16,6 +16,8 @@ from loaders.repository.protocol import RepositoryFile
 if TYPE_CHECKING:
     from pathlib import Path
 
+_ENDPOINT = "this machine"  # where the files came from, as their manifest says
+
 
 def commit_branch(cache_dir: Path, repo: str, branch: str, folder: Path) -> Path:
     """Move a folder's files into the repository as one commit, point the branch at it.
@@ -31,16 +33,19 @@ def commit_branch(cache_dir: Path, repo: str, branch: str, folder: Path) -> Path
     ]
     listing = "".join(f"{file.sha256}  {file.path}\n" for file in files)
     commit = hashlib.sha1(listing.encode(), usedforsecurity=False).hexdigest()
-    cached.link(commit, files)
+    cached.publish(commit, files, {file: str(file.sha256) for file in files}, _ENDPOINT)
     cached.point(branch, commit)
     return cached.snapshot(commit)
 
 
 def find_snapshot(cache_dir: Path, repo: str, branch: str) -> Path | None:
-    """Return the snapshot that a branch points at, None where there is none."""
+    """Return the snapshot that a branch points at, None where there is none, or a part of it."""
     cached = CachedRepository(cache_dir, repo)
     commit = cached.commit_of(branch)
     if commit is None or not cached.has_snapshot(commit):
+        return None
+    manifest = cached.manifest(commit)  # there is none of what older versions built
+    if manifest is not None and not cached.is_whole(commit, manifest.files.keys()):
         return None
     return cached.snapshot(commit)
 

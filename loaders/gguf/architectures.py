@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
-# Read with the settings, not placed in the model.
-ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-_LAYER = re.compile(r"blk\.(?P<layer>\d{1,4})\.(?P<part>\w+)\.(?P<kind>weight|bias)")
+_LAYER = re.compile(r"blk\.(?P<layer>\d{1,6})\.(?P<part>\w+)(?:\.(?P<kind>[\w.]+))?")
+_KINDS = ("weight", "bias")
 _OUTSIDE = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -111,26 +110,17 @@ def architecture_of(metadata: Mapping[str, Any]) -> Architecture:
 
 
 def model_name(architecture: Architecture, name: str) -> str | None:
-    """Translate a tensor's name; None for what belongs to the settings.
-
-    Raises CheckpointError for tensors that such a model has no place for.
-    """
-    if name in ROPE_FACTORS:
-        return None
+    """Translate a tensor's name; None where such a model has no place for it."""
     outside, _, kind = name.rpartition(".")
     if outside in _OUTSIDE and kind in ("weight", "bias"):
         return f"{_OUTSIDE[outside]}.{kind}"
     match = _LAYER.fullmatch(name)
-    if match is not None and match["part"] == "attn_rot_embd":
-        return None  # rotation tables, which the model computes itself
-    if match is None or match["part"] not in architecture.parts:
-        raise CheckpointError(
-            f"the GGUF file holds {name}, which a {architecture.model_type} model has no place for"
-        )
+    if match is None or match["part"] not in architecture.parts or match["kind"] not in _KINDS:
+        return None
     return f"model.layers.{int(match['layer'])}.{architecture.parts[match['part']]}.{match['kind']}"
 
 
-def count_layers(names: Mapping[str, Any]) -> int:
-    """Count the layers that tensors belong to."""
-    matches = (_LAYER.fullmatch(name) for name in names)
-    return len({match["layer"] for match in matches if match is not None})
+def layer_of(name: str) -> int | None:
+    """Give the number of the layer that a tensor belongs to; None for those of no layer."""
+    match = _LAYER.fullmatch(name)
+    return None if match is None else int(match["layer"])

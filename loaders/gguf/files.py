@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loaders.errors import CheckpointError, UnsafeCheckpointError
-from loaders.gguf.header import GgufHeader, GgufTensor, read_header
+from loaders.gguf.header import (
+    MAX_HEADER_BYTES,
+    MAX_TENSORS,
+    GgufHeader,
+    GgufTensor,
+    read_header,
+)
 from loaders.gguf.parts import CUT, SHARD, is_gguf
 
 if TYPE_CHECKING:
@@ -109,10 +115,7 @@ def open_files(path: Path) -> GgufFiles:
     Raises CheckpointError for what is damaged, truncated or missing; each names the file.
     """
     whole = [JoinedFile(pieces) for pieces in _files_of(path)]
-    shards = tuple(
-        (file, read_header(file.paths[0].name, file.read, num_bytes=file.num_bytes))
-        for file in whole
-    )
+    shards = tuple(_with_headers(whole))
     tensors: dict[str, GgufTensor] = {}
     places: dict[str, int] = {}
     for number, (file, header) in enumerate(shards):
@@ -125,6 +128,21 @@ def open_files(path: Path) -> GgufFiles:
             tensors[tensor.name], places[tensor.name] = tensor, number
     _check_set(shards, len(tensors))
     return GgufFiles(path, shards[0][1].metadata, tensors, shards, places)
+
+
+def _with_headers(whole: Sequence[JoinedFile]) -> Iterator[tuple[JoinedFile, GgufHeader]]:
+    """Read the files' headers, which together must not be larger than one may be."""
+    num_bytes = num_tensors = 0
+    for file in whole:
+        name = file.paths[0].name
+        header = read_header(name, file.read, num_bytes=file.num_bytes)
+        num_bytes, num_tensors = num_bytes + header.num_bytes, num_tensors + len(header.tensors)
+        if num_bytes > MAX_HEADER_BYTES or num_tensors > MAX_TENSORS:
+            raise CheckpointError(
+                f"the headers up to {name} have {num_bytes} bytes and list {num_tensors} tensors;"
+                f" a set's together may have {MAX_HEADER_BYTES} and {MAX_TENSORS}"
+            )
+        yield file, header
 
 
 def find_file(folder: Path, name: str | None) -> Path | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from loaders.checkpoint.files import GGML_BLOCKS, TensorInfo
@@ -21,6 +22,7 @@ from loaders.gguf.architectures import EMBEDDING, HEAD, Architecture, architectu
 from loaders.gguf.config import file_type, make_config
 from loaders.gguf.files import GgufFiles, open_files
 from loaders.gguf.header import FLOAT_TYPES
+from loaders.gguf.left_over import kind_of_left_over, log_left_over, refusal, suspicions_of
 from loaders.memory.release import MappedFiles
 from loaders.quantization.layouts.gguf import BLOCK_TYPES, dequantize
 from loaders.quantization.packed_format import PackedFormat
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
     from transformers import PreTrainedConfig
+
+    from loaders.reports.suspicion import Suspicion
 
 _EMBEDDING_NAME, _HEAD_NAME = "model.embed_tokens.weight", "lm_head.weight"
 # The embedding is widened in slices of this many values, 16 bytes each while that is done.
@@ -46,6 +50,12 @@ class GgufModel:
     architecture: Architecture
     config: dict[str, Any]  # as config.json would say it
     names: Mapping[str, str]  # the model's name of a parameter → GGUF's of its tensor
+    left_over: Mapping[str, str]  # GGUF's name of a tensor that is not used → why
+
+    @property
+    def suspicions(self) -> tuple[Suspicion, ...]:
+        """Reasons to doubt that the file is the model that its settings say."""
+        return suspicions_of(self.left_over, self.config["num_hidden_layers"])
 
     @property
     def quantization(self) -> Quantization | None:
@@ -144,9 +154,11 @@ def open_model(path: Path) -> GgufModel:
     """
     files = open_files(path)
     architecture = architecture_of(files.metadata)
-    names = _names(architecture, files)
     config = make_config(files.metadata, files.tensors, lambda name: _numbers(files, name))
-    return GgufModel(files, architecture, config, names)
+    left_over = _left_over(files, config["num_hidden_layers"])
+    names = _names(architecture, files, left_over)
+    log_left_over(left_over)
+    return GgufModel(files, architecture, config, names, left_over)
 
 
 def check_shapes(model: GgufModel, config: PreTrainedConfig) -> None:
@@ -165,13 +177,19 @@ def check_shapes(model: GgufModel, config: PreTrainedConfig) -> None:
             f"{model.files.path.name} holds nothing for {len(missing)} tensors that the model"
             f" needs: {', '.join(missing[:4])}; download it again"
         )
+    # A linear layer takes a bias also where its class has none.
+    expected |= {
+        f"{name}.bias": (module.out_features,)
+        for name, module in skeleton.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    if strangers := [stored for name, stored in model.names.items() if name not in expected]:
+        raise refusal(strangers, model.architecture.model_type)
     for name, stored in model.names.items():
-        shape = model.files.tensors[stored].shape
-        # A bias may belong to a layer that has none in Transformers; its weight tells the size.
-        needed = expected.get(name) or expected.get(name.removesuffix("bias") + "weight", (0,))[:1]
-        if shape != needed:
+        if (shape := model.files.tensors[stored].shape) != expected[name]:
             raise TensorError(
-                f"{stored} is {list(shape)}, expected {list(needed)} by the GGUF file's metadata"
+                f"{stored} is {list(shape)}, expected {list(expected[name])} by the GGUF file's"
+                " metadata"
             )
 
 
@@ -191,11 +209,25 @@ def halves_from_pairs(num_heads: int, head_dim: int) -> Tensor:
     return rows.transpose(1, 2).flatten()
 
 
-def _names(architecture: Architecture, files: GgufFiles) -> dict[str, str]:
+def _left_over(files: GgufFiles, num_layers: int) -> dict[str, str]:
+    metadata = files.metadata
+    further = metadata.get(f"{metadata['general.architecture']}.nextn_predict_layers")
+    num_further = further if type(further) is int else 0
+    kinds = {name: kind_of_left_over(name, num_layers, num_further) for name in files.tensors}
+    return {name: kind for name, kind in kinds.items() if kind is not None}
+
+
+def _names(
+    architecture: Architecture, files: GgufFiles, left_over: Mapping[str, str]
+) -> dict[str, str]:
     names: dict[str, str] = {}
+    strangers: list[str] = []
     for stored, tensor in files.tensors.items():
+        if stored in left_over:
+            continue
         name = model_name(architecture, stored)
         if name is None:
+            strangers.append(stored)
             continue
         if len(tensor.shape) == 1 and tensor.dtype not in FLOAT_TYPES:
             raise TensorError(
@@ -204,6 +236,8 @@ def _names(architecture: Architecture, files: GgufFiles) -> dict[str, str]:
         if name in names:
             raise CheckpointError(f"{stored} and {names[name]} are the same tensor of the model")
         names[name] = stored
+    if strangers:
+        raise refusal(strangers, architecture.model_type)
     if HEAD not in files.tensors and EMBEDDING in files.tensors:
         names[_HEAD_NAME] = EMBEDDING
     return names

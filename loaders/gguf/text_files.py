@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from loaders.cache import default_cache_dir
 from loaders.errors import CheckpointError
+from loaders.gguf.special_tokens import special_token_id
 from loaders.gguf.tokenizer import make_tokenizer
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from loaders.gguf.model import GgufModel
 
 # Raised whenever the same header should give other files.
-_VERSION = 1
+_VERSION = 2
 _MODEL_CARD_FILE = "README.md"
 _MAX_MODEL_CARD_BYTES = 1_048_576
 
@@ -74,9 +75,9 @@ def _write_into(folder: Path, model: GgufModel, tokenizer: PreTrainedTokenizerFa
 
 def _end_ids(model: GgufModel) -> list[int]:
     """List the ids that end an answer: of the text, and of a turn where that is another."""
-    get, vocab_size = model.files.metadata.get, model.config["vocab_size"]
-    named = (get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
-    return sorted({i for i in named if type(i) is int and 0 <= i < vocab_size})
+    metadata, vocab_size = model.files.metadata, model.config["vocab_size"]
+    named = (special_token_id(metadata, name, vocab_size) for name in ("eos", "eot"))
+    return sorted({number for number in named if number is not None})
 
 
 def _digest(model: GgufModel) -> str:

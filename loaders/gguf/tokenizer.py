@@ -8,7 +8,6 @@ unknown way is refused: every number and every indent would come out as other to
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -25,20 +24,28 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 from loaders.errors import CheckpointError
+from loaders.gguf.vocabulary import (
+    CONTROL,
+    NORMAL,
+    SPACE,
+    USER_DEFINED,
+    Vocabulary,
+    check_byte_pieces,
+    read_vocabulary,
+    with_space_marks,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 log = structlog.get_logger(__name__)
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 _SPECIAL_TOKENS = {
     "bos_token": "bos",
     "eos_token": "eos",
     "pad_token": "padding",
     "unk_token": "unknown",
 }
-_SPACE = "▁"
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
@@ -67,45 +74,31 @@ _SAME_CUTS = {
 }
 # Files made before May 2024 do not say how words are cut; with these the architecture decides.
 _CUTS_OF_ARCHITECTURE = {"qwen2": "qwen2", "starcoder2": "starcoder"}
+# They become one expression: 5 000 take 0.2 s, 100 000 minutes (2026-11, two cores). Gemma has 30.
+_MAX_PIECES_WITH_SPACES = 5_000
+_MAX_TEMPLATE_CHARACTERS = 1_000_000
 # CodeLlama 70B's end of a turn takes the spaces around it, which GGUF cannot say.
-_STRIPS_SPACES = frozenset({"<step>"})
+_STRIPSSPACES = frozenset({"<step>"})
 # Pieces that end or begin a turn, which some converters wrote as if users had defined them.
 _CONTROLS_ANYWAY = frozenset({"<step>", "<start_of_turn>", "<end_of_turn>"})
-
-
-@dataclass(frozen=True, slots=True)
-class _Vocabulary:
-    """A file's vocabulary, checked."""
-
-    pieces: tuple[str, ...]
-    kinds: tuple[int, ...]
-    scores: tuple[float, ...]  # empty where pieces have none
-    merges: tuple[str, ...]
-    settings: Mapping[str, Any]  # all metadata
-
-    @property
-    def ids(self) -> dict[str, int]:
-        return {piece: number for number, piece in enumerate(self.pieces)}
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return self.settings.get(f"tokenizer.ggml.{name}", default)
-
-    def special_id(self, name: str) -> int | None:
-        number = self.get(f"{name}_token_id")
-        return number if type(number) is int and 0 <= number < len(self.pieces) else None
 
 
 def make_tokenizer(
     metadata: Mapping[str, Any], config: Mapping[str, Any]
 ) -> PreTrainedTokenizerFast:
-    """Build the tokenizer with its special pieces and chat template. Raises CheckpointError."""
-    vocabulary = _read_vocabulary(metadata)
+    """Build the tokenizer with its special pieces and chat template. Raises CheckpointError.
+
+    config: as config.json would say it; without a `vocab_size` every piece is taken.
+    """
+    vocabulary = read_vocabulary(metadata, config.get("vocab_size"))
     kind = vocabulary.get("model")
     if kind not in _KINDS:
         raise CheckpointError(
             f"the GGUF file's tokenizer is of the kind {str(kind)[:40]!r}; {' and '.join(_KINDS)}"
             " are read"
         )
+    if vocabulary.is_sentencepiece:
+        vocabulary = with_space_marks(vocabulary)
     tokenizer = _KINDS[kind](vocabulary)
     _add_special_pieces(tokenizer, vocabulary)
     _add_ends(tokenizer, vocabulary)
@@ -120,36 +113,23 @@ def make_tokenizer(
         model_max_length=config["max_position_embeddings"],
         clean_up_tokenization_spaces=False,
     )
-    template = metadata.get("tokenizer.chat_template")
-    made.chat_template = template if isinstance(template, str) else None
+    made.chat_template = _chat_template(metadata)
     return made
 
 
-def _read_vocabulary(metadata: Mapping[str, Any]) -> _Vocabulary:
-    pieces = _array(metadata, "tokens", str)
-    if not pieces:
-        raise CheckpointError("the GGUF file holds no tokenizer (tokenizer.ggml.tokens)")
-    kinds = _array(metadata, "token_type", int) or (_NORMAL,) * len(pieces)
-    scores = _array(metadata, "scores", float)
-    for name, values in (("token_type", kinds), ("scores", scores)):
-        if values and len(values) != len(pieces):
-            raise CheckpointError(
-                f"the GGUF file's tokenizer has {len(pieces)} pieces and {len(values)} values of"
-                f" {name}"
-            )
-    return _Vocabulary(pieces, kinds, scores, _array(metadata, "merges", str), metadata)
-
-
-def _array(metadata: Mapping[str, Any], name: str, kind: type) -> tuple[Any, ...]:
-    values = metadata.get(f"tokenizer.ggml.{name}", ())
-    if not isinstance(values, tuple) or not all(type(value) is kind for value in values):
+def _chat_template(metadata: Mapping[str, Any]) -> str | None:
+    template = metadata.get("tokenizer.chat_template")
+    if not isinstance(template, str):
+        return None
+    if len(template) > _MAX_TEMPLATE_CHARACTERS:
         raise CheckpointError(
-            f"the GGUF metadata's tokenizer.ggml.{name} is no list of {kind.__name__} values"
+            f"the GGUF file's tokenizer.chat_template has {len(template)} characters; at most"
+            f" {_MAX_TEMPLATE_CHARACTERS} are read"
         )
-    return values
+    return template
 
 
-def _byte_level(vocabulary: _Vocabulary) -> Tokenizer:
+def _byte_level(vocabulary: Vocabulary) -> Tokenizer:
     cuts = _resolve_cuts(vocabulary)
     ids = vocabulary.ids
     tokenizer = Tokenizer(
@@ -167,7 +147,7 @@ def _byte_level(vocabulary: _Vocabulary) -> Tokenizer:
     return tokenizer
 
 
-def _pairs(vocabulary: _Vocabulary, ids: Mapping[str, int]) -> list[tuple[str, str]]:
+def _pairs(vocabulary: Vocabulary, ids: Mapping[str, int]) -> list[tuple[str, str]]:
     pairs = []
     for merge in vocabulary.merges:
         left, _, right = merge.partition(" ")
@@ -180,7 +160,7 @@ def _pairs(vocabulary: _Vocabulary, ids: Mapping[str, int]) -> list[tuple[str, s
     return pairs
 
 
-def _resolve_cuts(vocabulary: _Vocabulary) -> str:
+def _resolve_cuts(vocabulary: Vocabulary) -> str:
     """Name the way in which words are cut."""
     named = vocabulary.get("pre")
     if named is None:
@@ -197,9 +177,10 @@ def _resolve_cuts(vocabulary: _Vocabulary) -> str:
     return cuts
 
 
-def _sentencepiece(vocabulary: _Vocabulary) -> Tokenizer:
+def _sentencepiece(vocabulary: Vocabulary) -> Tokenizer:
     if not vocabulary.scores:
         raise CheckpointError("the GGUF file's tokenizer has no scores (tokenizer.ggml.scores)")
+    check_byte_pieces(vocabulary)
     unknown = vocabulary.special_id("unknown")
     tokenizer = Tokenizer(
         models.BPE(
@@ -210,18 +191,45 @@ def _sentencepiece(vocabulary: _Vocabulary) -> Tokenizer:
             byte_fallback=True,
         )
     )
-    has_prefix = vocabulary.get("add_space_prefix", True)
-    # Before every stretch of text between special pieces, as in tokenizer.json of Llama 2.
-    prepend = [normalizers.Prepend(_SPACE)] if has_prefix else []
-    tokenizer.normalizer = normalizers.Sequence([*prepend, normalizers.Replace(" ", _SPACE)])
+    has_prefix = vocabulary.flag("add_space_prefix", default=True)
+    prepend = [_space_prefix(vocabulary)] if has_prefix else []
+    tokenizer.normalizer = normalizers.Sequence([*prepend, normalizers.Replace(" ", SPACE)])
     strip = [decoders.Strip(" ", 1, 0)] if has_prefix else []
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
     return tokenizer
 
 
-def _merges_by_score(vocabulary: _Vocabulary) -> list[tuple[str, str]]:
+def _space_prefix(vocabulary: Vocabulary) -> normalizers.Normalizer:
+    """Mark a space before every stretch of text between special pieces, as Llama 2's own does.
+
+    User-defined pieces with spaces are looked for in text that has its marks. As the pieces' own
+    texts go this way, too, they must get none in front.
+    """
+    pieces = sorted(set(_pieces_with_spaces(vocabulary)))
+    if not pieces:
+        return normalizers.Prepend(SPACE)
+    alone = "|".join(re.escape(piece).replace(SPACE, f"[ {SPACE}]") for piece in pieces)
+    return normalizers.Replace(Regex(rf"\A(?!(?:{alone})\z)"), SPACE)
+
+
+def _pieces_with_spaces(vocabulary: Vocabulary) -> list[str]:
+    """List the user-defined pieces that hold spaces; marks of infilling begin with one for show."""
+    found = [
+        piece
+        for piece, kind in zip(vocabulary.pieces, vocabulary.kinds, strict=True)
+        if kind == USER_DEFINED and SPACE in piece and not piece.startswith(f"{SPACE}<")
+    ]
+    if len(found) > _MAX_PIECES_WITH_SPACES:
+        raise CheckpointError(
+            f"the GGUF file's tokenizer has {len(found)} user-defined pieces with spaces; at most"
+            f" {_MAX_PIECES_WITH_SPACES} are read"
+        )
+    return found
+
+
+def _merges_by_score(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     """List every way to make a piece of two others, the best piece first.
 
     SentencePiece joins whatever makes the piece of the highest score; expressed as merges, that is
@@ -232,7 +240,7 @@ def _merges_by_score(vocabulary: _Vocabulary) -> list[tuple[str, str]]:
         for piece, kind, score in zip(
             vocabulary.pieces, vocabulary.kinds, vocabulary.scores, strict=True
         )
-        if kind == _NORMAL
+        if kind == NORMAL
     }
     found = [
         (-score, -cut, piece[:cut], piece[cut:])
@@ -244,23 +252,24 @@ def _merges_by_score(vocabulary: _Vocabulary) -> list[tuple[str, str]]:
     return [(left, right) for _, _, left, right in found]
 
 
-def _add_special_pieces(tokenizer: Tokenizer, vocabulary: _Vocabulary) -> None:
+def _add_special_pieces(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
     """Have control pieces and user-defined ones found in text as a whole."""
     is_phi3 = vocabulary.settings.get("general.architecture") == "phi3"
     unknown = vocabulary.special_id("unknown")
+    with_spaces = set(_pieces_with_spaces(vocabulary)) if vocabulary.is_sentencepiece else set()
     added = []
     for number, (piece, kind) in enumerate(zip(vocabulary.pieces, vocabulary.kinds, strict=True)):
-        if kind not in (_CONTROL, _USER_DEFINED) and number != unknown:
+        if kind not in (CONTROL, USER_DEFINED) and number != unknown:
             continue
         # Converters fill a vocabulary up with these; typed, they are text.
         if piece in ("", f"[PAD{number}]"):
             continue
-        takes_spaces = piece in _STRIPS_SPACES
+        takes_spaces = piece in _STRIPSSPACES
         added.append(
             AddedToken(
                 piece,
-                special=kind != _USER_DEFINED or piece in _CONTROLS_ANYWAY,
-                normalized=False,
+                special=kind != USER_DEFINED or piece in _CONTROLS_ANYWAY,
+                normalized=piece in with_spaces,
                 lstrip=takes_spaces,
                 # Phi-3's turns begin with a line break that its own tokenizer takes away.
                 rstrip=takes_spaces or (is_phi3 and _is_turn_mark(piece)),
@@ -274,11 +283,12 @@ def _is_turn_mark(piece: str) -> bool:
     return re.fullmatch(r"<\|(?!endoftext)\w+\|>", piece) is not None
 
 
-def _add_ends(tokenizer: Tokenizer, vocabulary: _Vocabulary) -> None:
+def _add_ends(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
     """Put the beginning of a text before every text, and the end behind it where that is asked."""
-    is_llama = vocabulary.get("model") == "llama" or vocabulary.get("pre") == "llama-bpe"
-    before = _end(vocabulary, "bos") if vocabulary.get("add_bos_token", is_llama) else None
-    after = _end(vocabulary, "eos") if vocabulary.get("add_eos_token", False) else None
+    named = str(vocabulary.get("pre"))
+    is_llama = vocabulary.is_sentencepiece or _SAME_CUTS.get(named, named) == "llama-bpe"
+    before = _end(vocabulary, "bos") if vocabulary.flag("add_bos_token", default=is_llama) else None
+    after = _end(vocabulary, "eos") if vocabulary.flag("add_eos_token", default=False) else None
     if before is None and after is None:
         return
     first, last = [[end[0]] if end else [] for end in (before, after)]
@@ -289,7 +299,7 @@ def _add_ends(tokenizer: Tokenizer, vocabulary: _Vocabulary) -> None:
     )
 
 
-def _end(vocabulary: _Vocabulary, name: str) -> tuple[str, int] | None:
+def _end(vocabulary: Vocabulary, name: str) -> tuple[str, int] | None:
     number = vocabulary.special_id(name)
     return None if number is None else (vocabulary.pieces[number], number)
 

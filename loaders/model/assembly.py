@@ -15,6 +15,7 @@ from loaders.memory.free import free_device_bytes
 from loaders.memory.release import MappedFiles, large_blocks_returned, return_freed_memory
 from loaders.model.build import build_model
 from loaders.model.dtypes import settle_on_cpu, settle_on_cuda
+from loaders.model.layer_doubts import doubt_layers
 from loaders.model.offload import choose_offloaded, move_others, wrap_offloaded
 from loaders.model.prepare import prepare_layers
 from loaders.model.stock import STOCK, wrap_stock_linears
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from loaders.model.opened import OpenedCheckpoint
     from loaders.model.placement import Placement
     from loaders.model.prepare import OnProgress
+    from loaders.reports.suspicion import Suspicion
 
 _CPU_MAP = {"": torch.device("cpu")}
 
@@ -36,6 +38,7 @@ class AssembledModel:
     model: PreTrainedModel
     backends: list[str]  # in use, most layers first
     num_offloaded: int  # linear layers whose weights stay on the CPU
+    suspicions: tuple[Suspicion, ...] = ()  # reasons to doubt that the files were read right
 
 
 @large_blocks_returned()
@@ -52,7 +55,7 @@ def assemble(
     """
     on_progress("reading the weights", None)
     device_map = _CPU_MAP if placement.is_spread else placement.device_map
-    model = build_model(opened, device_map, is_stock=placement.is_stock)
+    model, suspicions = build_model(opened, device_map, is_stock=placement.is_stock)
     mapped = MappedFiles.find(opened.files)
     if placement.is_stock:
         wrap_stock_linears(model)
@@ -67,9 +70,11 @@ def assemble(
         offloaded=offloaded,
         on_progress=on_progress,
     )
+    suspicions = (*suspicions, *doubt_layers(model))
     wrap_offloaded(model, offloaded)
     return_freed_memory()
-    return AssembledModel(model, [STOCK] if placement.is_stock else backends, len(offloaded))
+    used = [STOCK] if placement.is_stock else backends
+    return AssembledModel(model, used, len(offloaded), suspicions)
 
 
 def _spread(model: PreTrainedModel, placement: Placement, mapped: MappedFiles) -> frozenset[str]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import structlog
 from safetensors import SafetensorError
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from loaders.errors import CheckpointError, TensorError
+from loaders.model.coverage import check_coverage
 from loaders.model.quantizer import PackedConfig
+from loaders.model.skeleton import check_unpacked
 from loaders.model.stock import missing_packages
 
 if TYPE_CHECKING:
@@ -24,14 +25,11 @@ if TYPE_CHECKING:
 
     from loaders.model.opened import OpenedCheckpoint
     from loaders.model.placement import DeviceMap
+    from loaders.reports.suspicion import Suspicion
 
-log = structlog.get_logger(__name__)
-
-# Names that a checkpoint may carry and a model no longer needs (tables that Transformers computes
-# itself).
-_HARMLESS_EXTRAS = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
 # What Transformers and safetensors raise on settings and files that make no sense.
 _BUILD_ERRORS = (
+    AssertionError,
     RuntimeError,
     ValueError,
     TypeError,
@@ -45,8 +43,8 @@ _BUILD_ERRORS = (
 
 def build_model(
     opened: OpenedCheckpoint, device_map: DeviceMap, *, is_stock: bool
-) -> PreTrainedModel:
-    """Build the model with its weights on their devices.
+) -> tuple[PreTrainedModel, tuple[Suspicion, ...]]:
+    """Build the model with its weights on their devices; return it and reasons to doubt it.
 
     is_stock: leave the quantisation to Transformers. Raises CheckpointError, TensorError among
     them, and BackendError where a package is missing.
@@ -55,6 +53,9 @@ def build_model(
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(opened.config)]
     try:
+        arguments = _own_reading(opened, is_stock=is_stock)
+        if not arguments:  # else it is held against the tensors when its layers are packed
+            check_unpacked(model_class, opened.config, opened.tensors, is_stock=is_stock)
         loaded = model_class.from_pretrained(
             None if opened.read_weights is not None else opened.folder,
             config=opened.config,
@@ -65,7 +66,7 @@ def build_model(
             local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below with the tensor's name
-            **_own_reading(opened, is_stock=is_stock),
+            **arguments,
         )
     except ImportError as error:
         raise missing_packages("this checkpoint", [f"a package ({error})"]) from error
@@ -75,8 +76,9 @@ def build_model(
         ) from error
     model: PreTrainedModel = loaded[0]
     _check_report(loaded[1])
+    suspicions = check_coverage(model, opened, loaded[1], is_stock=is_stock)
     model.requires_grad_(requires_grad=False)
-    return model
+    return model, suspicions
 
 
 def _own_reading(opened: OpenedCheckpoint, *, is_stock: bool) -> dict[str, Any]:
@@ -84,14 +86,16 @@ def _own_reading(opened: OpenedCheckpoint, *, is_stock: bool) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     packed_here = None if is_stock else opened.quantization
     if packed_here is not None or opened.read_weights is not None:
-        arguments["quantization_config"] = PackedConfig(packed_here, opened.tensors)
+        arguments["quantization_config"] = PackedConfig(
+            packed_here, opened.tensors, adds_biases=opened.read_weights is not None
+        )
     if opened.read_weights is not None:
         arguments["state_dict"] = opened.read_weights()
     return arguments
 
 
 def _check_report(report: Mapping[str, Any]) -> None:
-    """Raise TensorError for what is missing or of another shape; log what is left over."""
+    """Raise TensorError for what is missing or of another shape."""
     if missing := sorted(report["missing_keys"]):
         raise TensorError(
             f"the checkpoint lacks {len(missing)} tensors that the model needs:"
@@ -101,6 +105,3 @@ def _check_report(report: Mapping[str, Any]) -> None:
     if mismatched := sorted(report["mismatched_keys"]):
         name, found, expected = mismatched[0]
         raise TensorError(f"{name} is {list(found)}, expected {list(expected)} by config.json")
-    unexpected = [k for k in sorted(report["unexpected_keys"]) if not k.endswith(_HARMLESS_EXTRAS)]
-    if unexpected:
-        log.warning("tensors_unused", count=len(unexpected), first=unexpected[:6])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from loaders.model.finite import check_own_weights
 from loaders.model.kernels.fp16pack import Fp16PackBackend, Fp16PackKernel
 from loaders.model.packed_linear import PackedLinear
 
@@ -24,22 +25,32 @@ if TYPE_CHECKING:
 
 
 def settle_on_cpu(model: PreTrainedModel, mapped: MappedFiles) -> None:
-    """Widen a loaded CPU model to float32, keeping large tables compact where that is exact."""
+    """Widen a loaded CPU model to float32, keeping large tables compact where that is exact.
+
+    Raises TensorError for what is no number, where it is read: an embedding's rows are only read
+    when they are asked for.
+    """
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Embedding):
             module.register_forward_hook(_widen)
         elif isinstance(module, nn.Linear):
+            check_own_weights(name, module)
             _settle_linear(model, name, module)
             mapped.release([module.weight.data])
         elif not isinstance(module, PackedLinear):
+            check_own_weights(name, module)
             _widen_own_tensors(module)
 
 
 def settle_on_cuda(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Bring every float parameter outside packed layers to one dtype."""
-    for module in model.modules():
+    """Bring every float parameter outside packed layers to one dtype.
+
+    Raises TensorError for what is no number.
+    """
+    for name, module in model.named_modules():
         if isinstance(module, PackedLinear):
             continue
+        check_own_weights(name, module)
         for parameter in module.parameters(recurse=False):
             if parameter.is_floating_point():
                 parameter.data = parameter.data.to(dtype)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from loaders.errors import CheckpointError
+from loaders.model.finite import check_finite
 from loaders.quantization.packed_tensors import PackedTensors
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class PackedLinear(nn.Module):
         self.out_features = out_features
         self.kernel: Kernel | None = None
         self.backend = ""  # what made the kernel
+        self.expects_bias = True  # whether the layer that it stands for has one
+        self.is_constant = False  # whether all codes that were stored are one and the same
         self.register_buffer("bias", None)
 
     @classmethod
@@ -66,7 +69,16 @@ class PackedLinear(nn.Module):
         layer.name, layer.format = name, packed
         for key, place in tensors.items():
             layer.register_buffer(key, torch.empty(place.shape, dtype=place.dtype))
+        # Some models fill their layers' weights with random numbers first (GPT-BigCode), unless
+        # these say that they are filled; it is neither a parameter nor a buffer.
+        weight = torch.empty(out_features, in_features, device="meta")
+        weight._is_hf_initialized = True  # type: ignore[attr-defined]  # Transformers' own flag
+        layer.__dict__["weight"] = weight
         return layer
+
+    def forget_initialised(self) -> None:
+        """Drop what stood for the weight while Transformers built the model."""
+        self.__dict__.pop("weight", None)
 
     @classmethod
     def from_kernel(
@@ -114,9 +126,11 @@ class PackedLinear(nn.Module):
         """Check the tensors' values and turn them into the backend's kernel."""
         packed = self.take_tensors()
         packed.check_values()
+        self.is_constant = packed.is_constant()
         self.kernel, self.backend = backend.prepare(packed), backend.name
         mapped.release(packed.stored.values())
         if self.bias is not None:
+            check_finite(f"{self.name}.bias", self.bias)
             # AutoGPTQ stores a bias of zeros for layers that have none.
             self.bias = self.bias.float() if bool(self.bias.any()) else None
 
@@ -176,10 +190,14 @@ class PackedLinear(nn.Module):
 
 
 def _joined_bias(layers: Sequence[PackedLinear]) -> Tensor | None:
-    if all(layer.bias is None for layer in layers):
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    if not biases:
         return None
     return torch.cat(
-        [torch.zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers]
+        [
+            biases[0].new_zeros(layer.out_features) if layer.bias is None else layer.bias
+            for layer in layers
+        ]
     )
 
 

@@ -14,6 +14,7 @@ from loaders.errors import CheckpointError
 from loaders.memory.release import return_freed_memory
 from loaders.model.kernels.protocol import LayerShape
 from loaders.model.kernels.resolve import resolve_backend
+from loaders.model.leftovers import log_left_over
 from loaders.model.packed_linear import packed_layers
 
 if TYPE_CHECKING:
@@ -51,11 +52,15 @@ def prepare_layers(
     """
     counts: Counter[str] = Counter()
     reasons: dict[str, str] = {}
+    zero_biases: list[str] = []
     waiting = [layer for layer in packed_layers(model).values() if layer.kernel is None]
     for number, layer in enumerate(waiting):
         wanted = "auto" if layer.name in offloaded else asked
         chosen, reason = resolve_backend(wanted, _shape_of(layer), excluded)
+        had_bias = layer.bias is not None
         layer.prepare(chosen, mapped)
+        if had_bias and layer.bias is None:
+            zero_biases.append(f"{layer.name}.bias")
         if number % _LAYERS_PER_TRIM == 0:
             return_freed_memory()
             on_progress("preparing kernels", 100 * number / len(waiting))
@@ -63,6 +68,8 @@ def prepare_layers(
         reasons.setdefault(chosen.name, reason)
     for name, count in counts.items():
         log.info("kernel_backend", backend=name, layers=count, reason=reasons[name])
+    if zero_biases:
+        log_left_over("all-zero biases", zero_biases)
     return [name for name, _ in counts.most_common()]
 
 

@@ -17,7 +17,8 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from loaders.errors import TensorError
-from loaders.model.packed_linear import PackedLinear, TensorSpec
+from loaders.model.packed_linear import PackedLinear, TensorSpec, packed_layers
+from loaders.model.skeleton import check_skeleton
 from loaders.quantization.layouts import layout_of
 
 if TYPE_CHECKING:
@@ -49,11 +50,17 @@ class PackedConfig(QuantizationConfigMixin):
     """Carries a checkpoint's quantisation and tensor list through `from_pretrained`."""
 
     def __init__(
-        self, quantization: Quantization | None, tensors: Mapping[str, TensorInfo], **_: object
+        self,
+        quantization: Quantization | None,
+        tensors: Mapping[str, TensorInfo],
+        *,
+        adds_biases: bool = False,
+        **_: object,
     ) -> None:
         self.quant_method = QUANT_METHOD  # type: ignore[assignment]  # an enum of known names
         self.quantization = quantization  # None packs nothing, and still keeps every dtype
         self.tensors = tensors
+        self.adds_biases = adds_biases  # whether a tensor makes a bias that a class lacks
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedConfig:
         """Nothing here changes, and Transformers copies configs freely."""
@@ -88,6 +95,14 @@ class PackedQuantizer(HfQuantizer):
         config = self.quantization_config
         if config.quantization is not None:
             replace_linears(model, config.quantization, config.tensors)
+            untie_packed(model)
+        if config.adds_biases:
+            add_biases(model, config.tensors)
+        check_skeleton(model, config.tensors)
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: object) -> None:
+        for layer in packed_layers(model).values():
+            layer.forget_initialised()
 
     def is_serializable(self) -> bool:
         """Prepared kernels are not written back."""
@@ -127,6 +142,30 @@ def replace_linears(
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, _awaiting(name, packed, linear, places))
     log.info("layers_packed", packed=len(packed_names), dense=len(linears) - len(packed_names))
+
+
+def add_biases(model: nn.Module, tensors: Mapping[str, TensorInfo]) -> None:
+    """Give each linear layer that is not packed a place for a bias that the checkpoint holds.
+
+    GGUF's architectures allow biases that Transformers' class of the same name has not.
+    """
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear) or f"{name}.bias" not in tensors:
+            continue
+        bias = torch.empty(module.out_features, device=module.weight.device)
+        module.bias = nn.Parameter(bias)
+
+
+def untie_packed(model: PreTrainedModel) -> None:
+    """Have a packed head stand for itself, also where config.json says that it is the embedding.
+
+    Files say so of models whose head was quantised after all: the file's own head is used.
+    """
+    tied = model.all_tied_weights_keys
+    for name in packed_layers(model):
+        if tied.pop(f"{name}.weight", None) is not None:
+            log.info("head_untied", name=name, reason="the checkpoint packs a head of its own")
+            model.config.tie_word_embeddings = False
 
 
 def packed_modules(
@@ -189,6 +228,8 @@ def _awaiting(
     name: str, packed: PackedFormat, linear: nn.Linear, places: Mapping[str, TensorSpec]
 ) -> PackedLinear:
     with torch.device("meta"):
-        return PackedLinear.awaiting(
+        layer = PackedLinear.awaiting(
             packed, linear.in_features, linear.out_features, name=name, tensors=places
         )
+    layer.expects_bias = linear.bias is not None
+    return layer

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from loaders.errors import BackendError
+from loaders.quantization.embedded import embedded_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -68,8 +69,8 @@ def hand_to_transformers(config: PreTrainedConfig, raw_config: Mapping[str, Any]
     raw_config: config.json without what could run code. Raises BackendError, with the command,
     where the packages are missing.
     """
-    settings = raw_config.get("quantization_config")
-    if not isinstance(settings, dict):
+    settings = embedded_settings(raw_config)
+    if settings is None:
         raise BackendError(
             "backend stock takes what config.json's quantization_config describes, and this one"
             " describes nothing; use --backend auto"

@@ -40,15 +40,31 @@ class _Engine:
 def _vllm(variant: Variant) -> tuple[CanLoad, str]:
     if variant.kind == "gptq" and variant.quantization is not None:
         base = variant.quantization.base
-        if base.bits not in (4, 8):
-            return "no", f"{base.bits} bits; it takes 4 and 8"
-        if not variant.quantization.sym:
-            return "no", "asymmetric"
         if variant.quantization.desc_act and base.group_size != -1:
             return "no", "act order"
+        if base.bits not in (4, 8) or not variant.quantization.sym:
+            return "yes", "with its humming kernels"
         return "yes", ""
     if variant.kind in ("awq", "dense"):
         return "yes", ""
+    return "unknown", ""
+
+
+def _marlin(variant: Variant) -> tuple[CanLoad, str]:
+    """Answer for engines whose GPTQ runs on Marlin; of what else they run nothing was read."""
+    quantization = variant.quantization
+    if variant.kind != "gptq" or quantization is None:
+        return "unknown", ""
+    base = quantization.base
+    if base.bits in (4, 8) and quantization.sym and base.group_size in (-1, 32, 64, 128):
+        return "yes", "on Marlin"
+    return "unknown", ""
+
+
+def _mistral_rs(variant: Variant) -> tuple[CanLoad, str]:
+    quantization = variant.quantization
+    if variant.kind == "gptq" and quantization is not None and quantization.base.bits in (4, 8):
+        return "yes", "on CUDA"
     return "unknown", ""
 
 
@@ -75,9 +91,9 @@ def _llama_cpp(variant: Variant) -> tuple[CanLoad, str]:
 
 def _transformers(variant: Variant) -> tuple[CanLoad, str]:
     if variant.kind == "gptq":
-        return "yes", "with optimum and GPTQModel"
+        return "yes", "with optimum and GPTQModel, slowly"
     if variant.kind == "awq":
-        return "yes", "with GPTQModel"
+        return "yes", "with GPTQModel, slowly"
     if variant.kind == "gguf":
         return "yes", "dequantised"
     return ("yes", "") if variant.kind == "dense" else ("unknown", "")
@@ -89,10 +105,6 @@ def _auto_gptq(variant: Variant) -> tuple[CanLoad, str]:
     return "no", "reads GPTQ only"
 
 
-def _unknown(variant: Variant) -> tuple[CanLoad, str]:  # noqa: ARG001
-    return "unknown", ""
-
-
 def _maintenance(variant: Variant) -> tuple[CanLoad, str]:  # noqa: ARG001
     return "unknown", "in maintenance mode"
 
@@ -100,15 +112,16 @@ def _maintenance(variant: Variant) -> tuple[CanLoad, str]:  # noqa: ARG001
 _ENGINES = (
     _Engine(
         "vLLM",
-        "0.32",
+        "0.33",
         "its own errors: 'GPTQ group activation ordering (desc_act=True) is no longer supported',"
-        " and the list of types that its GPTQ method takes; vllm-project/vllm#54809",
+        " and the lists of types that its GPTQ methods take; vllm-project/vllm#54809",
         "2026-11",
         _vllm,
     ),
-    _Engine("SGLang", "autumn 2026", "not tried", "2026-11", _unknown),
+    _Engine("SGLang", "0.5.23", "the checks of its Marlin method", "2026-11", _marlin),
+    _Engine("Aphrodite", "0.24.1", "the checks of its Marlin method", "2026-11", _marlin),
     _Engine("TGI", "autumn 2026", "its own notice of maintenance mode", "2026-11", _maintenance),
-    _Engine("LMDeploy", "autumn 2026", "the checks of its GPTQ loader", "2026-11", _lmdeploy),
+    _Engine("LMDeploy", "0.18", "the checks of its GPTQ loader", "2026-11", _lmdeploy),
     _Engine("TabbyAPI", "autumn 2026", "its sources: no GPTQ loader", "2026-11", _without_gptq),
     _Engine(
         "text-generation-webui",
@@ -117,6 +130,7 @@ _ENGINES = (
         "2026-11",
         _without_gptq,
     ),
+    _Engine("mistral.rs", "autumn 2026", "its GPTQ layer", "2026-11", _mistral_rs),
     _Engine("llama.cpp", "autumn 2026", "its loader reads GGUF files", "2026-11", _llama_cpp),
     _Engine(
         "Transformers",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 from loaders.checkpoint.shape import read_shape
+from loaders.checkpoint.unused_layers import find_unused_layers
 from loaders.errors import LoadError
 from loaders.memory.device import Demand, PreparedWeights, prepare
 from loaders.memory.engine_defaults import BLOCK_SIZE, CPU_KV_BYTES, GPU_SHARE, KV_DTYPE
@@ -211,9 +212,12 @@ def plan_variant(
     """Plan one variant; raises LoadError where it cannot be loaded, whatever the device."""
     if variant.refusal is not None or variant.kind == "other":
         raise LoadError(variant.refusal or "quantised in a way that is not read here")
-    made_for = read_shape(variant.config).max_context
+    shape = read_shape(variant.config)
+    made_for = shape.max_context
     demand = Demand(context or min(made_for, DEFAULT_CONTEXT), users, kv_dtype)
-    weights = prepare(variant.tensors, variant.config, variant.quantization, devices.kind)
+    unused = find_unused_layers(variant.tensors, variant.config, shape.num_layers).names
+    used = {name: tensor for name, tensor in variant.tensors.items() if name not in unused}
+    weights = prepare(used, variant.config, variant.quantization, devices.kind)
     measured = _recorded(records, variant, devices.kind, weights.backend)
     factor = measured.factor if measured else 1.0
     fit = _Fit(weights, weights.shares(devices.count), devices, factor, gpu_share, kv_dtype)

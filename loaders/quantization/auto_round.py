@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from loaders.errors import CheckpointError, UnsupportedQuantizationError
+from loaders.quantization.setting_values import read_values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,6 +26,7 @@ _SETTINGS_OF: dict[str, dict[str, str]] = {
     "auto_round:awq": {"quant_method": "awq", "version": "gemm"},
     "auto_round:auto_awq": {"quant_method": "awq", "version": "gemm"},
 }
+_KEPT = ("bits", "group_size", "sym", "desc_act", "lm_head", "pack_dtype")
 _WIDEST_QUANTISED = 8  # more bits in a layer's settings mean that it was left alone
 
 
@@ -43,11 +45,7 @@ def translate(settings: Mapping[str, Any], source: str) -> dict[str, Any]:
     _check_scheme(settings, source)
     return {
         **layout,
-        "bits": settings.get("bits"),
-        "group_size": settings.get("group_size"),
-        "sym": settings.get("sym", True),
-        "zero_point": not settings.get("sym", True),
-        "desc_act": settings.get("desc_act", False),
+        **{key: settings[key] for key in _KEPT if settings.get(key) is not None},
         "dynamic": _rules(settings.get("extra_config"), source),
     }
 
@@ -84,11 +82,14 @@ def _rules(extra: object, source: str) -> dict[str, dict[str, Any]]:
     if not isinstance(extra, dict) or not all(isinstance(own, dict) for own in extra.values()):
         raise CheckpointError(f"{source} has an extra_config that is no object of objects")
     by_name, by_pattern = {}, {}
-    for name, own in extra.items():
-        _check_scheme(own, f"the rule for {name} in {source}")
-        bits = own.get("bits")
-        sign = "-" if isinstance(bits, int) and bits > _WIDEST_QUANTISED else "+"
-        kept = {key: own[key] for key in ("bits", "group_size") if own.get(key) is not None}
+    for name, written in extra.items():
+        where = f"the rule for {name} in {source}"
+        own = read_values(written, where)
+        is_dense = own.get("bits", 0) > _WIDEST_QUANTISED
+        if not is_dense:  # a layer that was left alone has weights of type float
+            _check_scheme(own, where)
+        sign = "-" if is_dense else "+"
+        kept = {key: value for key, value in own.items() if key in ("bits", "group_size", "sym")}
         # A name may be a pattern that is looked for anywhere in a layer's name.
         by_name[f"{sign}:{re.escape(name)}$"] = kept
         by_pattern[f"{sign}:.*?(?:{name})"] = kept

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from loaders.errors import CheckpointError, UnsupportedQuantizationError
 from loaders.quantization.layouts.compressed_tensors import PackQuantized
 from loaders.quantization.name_patterns import check_pattern
+from loaders.quantization.setting_values import read_values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 NAME = "compressed-tensors"
 FORMAT = "pack-quantized"
 _READ = f"weights of 2 to 8 bits in the format {FORMAT!r} are read"
+KNOWN_SETTINGS = frozenset(
+    {
+        "quant_method", "format", "quantization_status", "config_groups", "ignore", "version",
+        "kv_cache_scheme", "transform_config", "moe_sparsity_config", "sparsity_config",
+        "global_compression_ratio",
+    }
+)  # fmt: skip
 # The class that a group of layers is named by; every packed layer is one.
 _LINEAR = "Linear"
 # Parts of the settings that change what a model computes beside its weights.
@@ -115,6 +123,7 @@ def _layer_group(
     weights: Mapping[str, Any], pattern: str | None, name: str, source: str
 ) -> LayerGroup:
     where = f"{source} has the group {name!r}"
+    weights = read_values(weights, where)
     bits, group_size = weights.get("num_bits"), weights.get("group_size")
     if not isinstance(bits, int) or not isinstance(group_size, int | None):
         raise CheckpointError(f"{where} without whole numbers for num_bits and group_size")
@@ -129,6 +138,11 @@ def _layer_group(
     if strategy == "tensor" and has_zero_points:
         raise UnsupportedQuantizationError(
             f"{where} with one zero point for a whole layer, which is not read"
+        )
+    if strategy != "group" and group_size not in (None, -1):
+        raise CheckpointError(
+            f"{where} with the strategy {strategy!r} and group_size {group_size}, of which one"
+            " must be wrong: only the strategy 'group' has groups"
         )
     return LayerGroup(
         pattern=pattern,

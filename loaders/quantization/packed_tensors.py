@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from loaders.quantization.layouts.protocol import Layout, StoredTensors
     from loaders.quantization.packed_format import PackedFormat
 
+_SAMPLE_WORDS = 4096  # enough to know that codes vary, without unpacking them
+
 
 @dataclass(frozen=True, slots=True)
 class GroupedWeight:
@@ -97,11 +99,11 @@ class PackedTensors:
 
     def check_values(self) -> None:
         """Raise TensorError where a group index or a scale would give rubbish."""
-        scales = self.scales()
-        for key, values, what in (
-            ("scales", scales, "values"),
-            ("zeros", self.zeros(), "zero points"),
-        ):
+        try:
+            scales, zeros = self.scales(), self.zeros()
+        except TensorError as error:
+            raise TensorError(f"{self.name}: {error}") from error
+        for key, values, what in (("scales", scales, "values"), ("zeros", zeros, "zero points")):
             if not bool(torch.isfinite(values).all()):
                 raise TensorError(
                     f"{self.name}.{key} holds NaN or infinite {what}; the file is damaged"
@@ -117,6 +119,30 @@ class PackedTensors:
                 f"{self.name}.g_idx holds groups {low} to {high}, there are {num_groups} (0 to"
                 f" {num_groups - 1})"
             )
+        self._check_group_sizes(groups, num_groups)
+
+    def _check_group_sizes(self, groups: Tensor, num_groups: int) -> None:
+        """Raise TensorError unless every group has its inputs; the last may have fewer."""
+        size = self.in_features if self.format.group_size == -1 else self.format.group_size
+        found = torch.bincount(groups, minlength=num_groups).tolist()
+        for group, count in enumerate(found):
+            expected = min(size, self.in_features - group * size)
+            if count != expected:
+                raise TensorError(
+                    f"{self.name}.g_idx puts {count} of {self.in_features} inputs into group"
+                    f" {group} of {num_groups}, expected {expected} for group size"
+                    f" {self.format.group_size}; the file is damaged, or the settings are another"
+                    " revision's"
+                )
+
+    def is_constant(self) -> bool:
+        """Tell whether every code is one and the same, as where a file was never filled in."""
+        words = self.stored[self._layout.marker].flatten()[:_SAMPLE_WORDS]
+        # A repeated code of 3, 5, 6 or 7 bits fills as many different words as it has bits.
+        if len(torch.unique(words)) > self.format.bits:
+            return False
+        codes = self.codes()
+        return bool((codes == codes.flatten()[0]).all())
 
     def codes(self) -> Tensor:
         """Unpack the codes: uint8 [in, out] in the checkpoint's input order."""

@@ -7,7 +7,7 @@ repositories carry one, both or (before August 2023) neither. Weights are not re
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -20,10 +20,26 @@ from loaders.errors import (
     UnsupportedQuantizationError,
 )
 from loaders.quantization import auto_round, compressed_tensors
+from loaders.quantization.agreement import (
+    hold_against_shapes,
+    stored_group_size,
+    stored_layout,
+)
+from loaders.quantization.embedded import embedded_settings
+from loaders.quantization.foreign import MODELOPT_FILE, check_foreign
+from loaders.quantization.group_sizes import common_group_size
+from loaders.quantization.known_settings import (
+    check_known,
+    log_unknown,
+    report_head,
+    report_left_alone,
+    said_symmetry,
+)
 from loaders.quantization.layouts import PACKED_ENDINGS, layout_of
 from loaders.quantization.layouts.compressed_tensors import PackQuantized
 from loaders.quantization.name_patterns import NamePatterns, check_pattern
 from loaders.quantization.packed_format import PackedFormat, QuantMethod
+from loaders.quantization.setting_values import read_values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,8 +58,26 @@ READABLE_BITS: dict[QuantMethod, tuple[int, ...]] = {
     "awq": AWQ_BITS,
     "compressed-tensors": tuple(range(2, 9)),
 }
-# Sizes tried, in this order, when only the number of groups is known.
-_USUAL_GROUP_SIZES = (128, 64, 32, 16, 256, 512, 1024)
+# What two settings files of one checkpoint must say alike.
+_MUST_AGREE = (
+    "bits", "group_size", "desc_act", "sym", "zero_point", "quant_method", "checkpoint_format",
+    "format", "version",
+)  # fmt: skip
+_GPTQ_FORMATS = ("gptq", "gptq_v2")
+# Names of kernels that read these methods' own tensors; some tools write them as the method.
+_KERNEL_NAMES = {"gptq_marlin": "gptq", "awq_marlin": "awq"}
+# AWQ's versions as they are written → the layout; the last two name kernels that read GEMM's.
+_AWQ_VERSIONS = {
+    "gemm": "gemm", "gemv": "gemv", "gemv_fast": "gemv_fast", "exllama": "gemm", "ipex": "gemm",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What settings say of a layer's values; None where they say nothing."""
+
+    sym: bool | None = None  # zero points are the middle code
+    desc_act: bool | None = None  # groups are scattered
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +88,15 @@ class Quantization:
     desc_act: bool  # act order: columns were quantised by falling activation; g_idx tells the group
     sym: bool
     source: str  # where this was read: a file's name, or `FROM_TENSORS`
-    # Rules by module, pattern → overrides (bits, group_size, checkpoint_format); None leaves the
-    # module unquantised. First match wins.
+    # Rules by module, pattern → overrides (bits, group_size, checkpoint_format, sym, desc_act);
+    # None leaves the module unquantised. First match wins.
     rules: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
-    # GGUF's mixed types: module → how it is packed, before any rule.
+    # Module → how it is packed, before any rule: GGUF's mixed types, and what tensors say
+    # otherwise than settings.
     formats: Mapping[str, PackedFormat] = field(default_factory=dict)
     label: str | None = None  # what people call it, where that says more: "Q4_K_M"
+    claims: Claims = field(default_factory=Claims)  # what its values are held against
+    remarks: tuple[str, ...] = ()  # what the settings say otherwise than the tensors; those win
     _patterns: NamePatterns = field(init=False, repr=False, compare=False)  # the rules', read
 
     def __post_init__(self) -> None:
@@ -81,6 +118,15 @@ class Quantization:
         overrides = self.rules[pattern]
         return None if overrides is None else _override(self.base, overrides, module)
 
+    def claims_of(self, module: str) -> Claims:
+        """Return what settings say of the named module's values."""
+        pattern = self._patterns.find(module)
+        overrides = (None if pattern is None else self.rules[pattern]) or {}
+        return Claims(
+            sym=overrides.get("sym", self.claims.sym),
+            desc_act=overrides.get("desc_act", self.claims.desc_act),
+        )
+
     def __str__(self) -> str:
         """Describe it in a few words, as in `gptq 4-bit group 128 act-order`."""
         if self.label is not None:
@@ -95,35 +141,39 @@ def read_quantization(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Quan
     """Return a folder's quantisation, None for a plain checkpoint; see `resolve_quantization`."""
     own_file = next((name for name in OWN_FILES if (checkpoint.folder / name).exists()), None)
     own = None if own_file is None else (own_file, read_json(checkpoint.folder / own_file))
-    return resolve_quantization(own, config, checkpoint.tensors)
+    modelopt = checkpoint.folder / MODELOPT_FILE
+    told = read_json(modelopt) if modelopt.exists() else None
+    return resolve_quantization(own, config, checkpoint.tensors, modelopt=told)
 
 
 def resolve_quantization(
     own: tuple[str, Mapping[str, Any]] | None,
     config: Mapping[str, Any],
     tensors: Mapping[str, TensorInfo],
+    *,
+    modelopt: Mapping[str, Any] | None = None,
 ) -> Quantization | None:
     """Return a checkpoint's quantisation, None for a plain one.
 
     own: name and content of the quantizer's own settings file, None where there is none. config:
-    the parsed config.json. tensors: all of them, from the headers.
+    the parsed config.json. tensors: all of them, from the headers. modelopt: what `MODELOPT_FILE`
+    holds, None where there is none.
     Raises UnsupportedQuantizationError for methods and widths that are not read here,
     CheckpointError where the two files contradict each other, QuantizationNotFoundError where
     nothing can be told.
     """
-    embedded = config.get("quantization_config")
-    if embedded is not None and not isinstance(embedded, dict):
-        raise CheckpointError("config.json's quantization_config is not an object")
+    check_foreign(own, config, tensors, modelopt)
+    embedded = embedded_settings(config)
     packed = any(name.endswith(PACKED_ENDINGS) for name in tensors)
     if own is None and embedded is None:
         return infer_quantization(tensors) if packed else None
-    settings = _given(embedded or {})
+    settings = read_values(embedded or {}, "config.json")
     if own is not None:
-        own_file, own_settings = own[0], _given(own[1])
+        own_file, own_settings = own[0], read_values(own[1], own[0])
         _check_agreement(own_settings, settings, own_file)
         settings = {**own_settings, **settings}
     source = "config.json" if own is None or embedded is not None else own[0]
-    quantization = _parse(settings, source)
+    quantization = _parse(settings, source, tensors)
     ending = f".{layout_of(quantization.base).marker}"
     if not any(name.endswith(ending) for name in tensors):
         raise QuantizationNotFoundError(
@@ -131,17 +181,14 @@ def resolve_quantization(
             " weights and"
             " the settings are from different revisions"
         )
-    return quantization
-
-
-def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what is null: it says nothing."""
-    return {key: value for key, value in settings.items() if value is not None}
+    report_head(settings, source, tensors)
+    report_left_alone(settings, source, tensors)
+    return hold_against_shapes(quantization, tensors, config)
 
 
 def _check_agreement(own: Mapping[str, Any], embedded: Mapping[str, Any], own_file: str) -> None:
-    for key in ("bits", "group_size", "desc_act", "sym", "quant_method", "checkpoint_format"):
-        if key in own and key in embedded and own[key] != embedded[key]:
+    for key in _MUST_AGREE:
+        if key in own and key in embedded and _plain(own[key]) != _plain(embedded[key]):
             raise CheckpointError(
                 f"{own_file} says {key}={own[key]}, config.json says"
                 f" {key}={embedded[key]};"
@@ -149,67 +196,152 @@ def _check_agreement(own: Mapping[str, Any], embedded: Mapping[str, Any], own_fi
             )
 
 
-def _parse(settings: Mapping[str, Any], source: str) -> Quantization:
-    method = str(
-        settings.get("quant_method", "awq" if "zero_point" in settings else "gptq")
-    ).lower()
-    if method == "gptq":
-        return _parse_gptq(settings, source)
-    if method == "awq":
-        return _parse_awq(settings, source)
+def _plain(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _parse(
+    settings: Mapping[str, Any], source: str, tensors: Mapping[str, TensorInfo]
+) -> Quantization:
+    method = _method_of(settings)
     if method == compressed_tensors.NAME:
         return _parse_compressed_tensors(settings, source)
     if method in auto_round.NAMES:
-        return _parse(auto_round.translate(settings, source), f"{source} (auto-round)")
-    raise UnsupportedQuantizationError(
-        f"{source} names the quantisation method {method!r}; GPTQ, AWQ, compressed-tensors"
-        " (pack-quantized) and auto-round (in GPTQ's or AWQ's layout) are read"
-    )
-
-
-def _parse_gptq(settings: Mapping[str, Any], source: str) -> Quantization:
-    bits = _number(settings, ("bits", "w_bit"), source)
-    checkpoint_format = settings.get("checkpoint_format", settings.get("format", "gptq"))
-    if checkpoint_format not in ("gptq", "gptq_v2"):
+        return _parse(auto_round.translate(settings, source), f"{source} (auto-round)", tensors)
+    if method not in ("gptq", "awq"):
         raise UnsupportedQuantizationError(
-            f"{source} names the checkpoint format {checkpoint_format!r}; of GPTQ, 'gptq' and"
-            " 'gptq_v2' are read"
+            f"{source} names the quantisation method {method!r}; GPTQ, AWQ, compressed-tensors"
+            " (pack-quantized) and auto-round (in GPTQ's or AWQ's layout) are read"
         )
-    base = _checked(
-        PackedFormat("gptq", checkpoint_format, bits, _number(settings, ("group_size",), source)),
-        source,
+    check_known(settings, source, method)
+    stated = method if method == "gptq" else _awq_version(settings, source)
+    _check_bits("gptq" if method == "gptq" else "awq", _bits(settings, source), source)
+    layout = stored_layout(tensors, stated)
+    remarks = _report_layout(stated, layout, source)
+    settings = {**settings, "group_size": _group_size(settings, layout, source, tensors)}
+    if layout == "gptq":
+        return _parse_gptq(settings, source, remarks)
+    return _parse_awq(settings, layout, source, remarks)
+
+
+def _method_of(settings: Mapping[str, Any]) -> str:
+    usual = "awq" if "zero_point" in settings else "gptq"
+    method = str(settings.get("quant_method", settings.get("method", usual))).lower()
+    if "config_groups" in settings:  # compressed-tensors' first versions named themselves otherwise
+        if method != compressed_tensors.NAME and "quant_method" in settings:
+            log.warning(
+                "settings_contradict_each_other",
+                said=method,
+                found="config_groups",
+                reason="only compressed-tensors has config_groups",
+            )
+        return compressed_tensors.NAME
+    return _KERNEL_NAMES.get(method, method)
+
+
+def _report_layout(stated: str, layout: str, source: str) -> tuple[str, ...]:
+    """Log where tensors are of another layout than settings say; return it as a remark."""
+    if stated == layout:
+        return ()
+    log.warning(
+        "settings_contradict_tensors",
+        said=stated,
+        found=layout,
+        reason="the shapes of the tensors decide",
     )
+    return (f"{source} says {stated}, the tensors are in the layout of {layout}",)
+
+
+def _group_size(
+    settings: Mapping[str, Any], layout: str, source: str, tensors: Mapping[str, TensorInfo]
+) -> int:
+    """Return the group size that settings say, or else that of the tensors."""
+    if "group_size" in settings:
+        return int(settings["group_size"])
+    found = stored_group_size(tensors, layout)
+    if found is None:
+        raise CheckpointError(
+            f"{source} has no whole number for group_size, and the tensors do not tell it; add one"
+        )
+    log.info("group_size_inferred", source=source, found=found, reason="the settings say none")
+    return found
+
+
+def _parse_gptq(settings: Mapping[str, Any], source: str, remarks: tuple[str, ...]) -> Quantization:
+    base = PackedFormat(
+        "gptq",
+        _gptq_format(settings, source, is_stated=not remarks),
+        _bits(settings, source),
+        settings["group_size"],
+    )
+    sym = said_symmetry(settings, source, decisive="sym")
     return Quantization(
-        base=base,
-        desc_act=bool(settings.get("desc_act", False)),
-        sym=bool(settings.get("sym", True)),
+        base=_checked(base, source),
+        desc_act=settings.get("desc_act", False),
+        sym=True if sym is None else sym,
         source=source,
         rules=_parse_dynamic(settings.get("dynamic"), base, source),
+        # With static groups columns are quantised in another order, and groups stay in theirs.
+        claims=Claims(sym, None if settings.get("static_groups") else settings.get("desc_act")),
+        remarks=remarks,
     )
 
 
-def _parse_awq(settings: Mapping[str, Any], source: str) -> Quantization:
-    version = str(settings.get("version", "gemm")).lower()
-    if version not in ("gemm", "gemv", "gemv_fast"):
+def _gptq_format(settings: Mapping[str, Any], source: str, *, is_stated: bool) -> str:
+    """Return the version of zero points, which GPTQModel names in two ways.
+
+    is_stated: whether the settings are GPTQ's; those of AWQ may name its own versions here.
+    """
+    names = {
+        str(settings[key]).lower() for key in ("checkpoint_format", "format") if key in settings
+    } or {"gptq"}
+    if len(names) > 1:
+        raise CheckpointError(
+            f"{source} says checkpoint_format={settings['checkpoint_format']} and"
+            f" format={settings['format']}; leave the one that is the weights'"
+        )
+    (name,) = names
+    if name not in _GPTQ_FORMATS and not is_stated:
+        return "gptq"
+    if name not in _GPTQ_FORMATS:
+        raise UnsupportedQuantizationError(
+            f"{source} names the checkpoint format {name!r}; of GPTQ, 'gptq' and 'gptq_v2' are read"
+        )
+    return name
+
+
+def _awq_version(settings: Mapping[str, Any], source: str) -> str:
+    written = settings.get("checkpoint_format", settings.get("format", "gemm"))
+    version = str(settings.get("version", written)).lower()
+    if version in _GPTQ_FORMATS:  # the shapes decide which of both methods is right
+        return "gemm"
+    if version not in _AWQ_VERSIONS:
         raise UnsupportedQuantizationError(
             f"{source} names the AWQ version {version!r}; GEMM, GEMV and GEMV_fast are read"
         )
-    base = PackedFormat(
-        "awq",
-        version,
-        _number(settings, ("bits", "w_bit"), source),
-        _number(settings, ("group_size", "q_group_size"), source),
-    )
+    return _AWQ_VERSIONS[version]
+
+
+def _parse_awq(
+    settings: Mapping[str, Any], layout: str, source: str, remarks: tuple[str, ...]
+) -> Quantization:
+    base = PackedFormat("awq", layout, _bits(settings, source), settings["group_size"])
+    sym = said_symmetry(settings, source, decisive="zero_point")
+    if settings.get("desc_act"):
+        log.warning("act_order_not_stored", source=source, reason="AWQ keeps groups in order")
     return Quantization(
         base=_checked(base, source),
         desc_act=False,
-        sym=not settings.get("zero_point", True),
+        sym=bool(sym),
         source=source,
         rules=_parse_dynamic(settings.get("dynamic"), base, source),
+        claims=Claims(sym=sym),
+        remarks=remarks,
     )
 
 
 def _parse_compressed_tensors(settings: Mapping[str, Any], source: str) -> Quantization:
+    log_unknown(settings, compressed_tensors.KNOWN_SETTINGS, source)
     groups = compressed_tensors.read_groups(settings, source)
     formats = {
         group.pattern: _checked(
@@ -220,7 +352,10 @@ def _parse_compressed_tensors(settings: Mapping[str, Any], source: str) -> Quant
     rules: dict[str, Mapping[str, Any] | None] = {}
     for group in groups:
         if group.pattern is not None:
-            rules[group.pattern] = _overrides(formats[group.pattern])
+            rules[group.pattern] = {
+                **_overrides(formats[group.pattern]),
+                "desc_act": group.has_act_order,
+            }
     if None not in formats:
         rules[".*"] = None  # what no group names is not quantised
     return Quantization(
@@ -229,6 +364,7 @@ def _parse_compressed_tensors(settings: Mapping[str, Any], source: str) -> Quant
         sym=all(group.layout is not PackQuantized.ZERO_POINTS for group in groups),
         source=source,
         rules=rules,
+        claims=Claims(desc_act=any(g.has_act_order for g in groups if g.pattern is None)),
     )
 
 
@@ -240,21 +376,23 @@ def _overrides(packed: PackedFormat) -> dict[str, Any]:
     }
 
 
-def _number(settings: Mapping[str, Any], names: tuple[str, ...], source: str) -> int:
-    for name in names:
-        value = settings.get(name)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    raise CheckpointError(f"{source} has no whole number for {names[0]}")
+def _bits(settings: Mapping[str, Any], source: str) -> int:
+    if "bits" in settings:
+        return int(settings["bits"])
+    raise CheckpointError(f"{source} has no whole number for bits")
+
+
+def _check_bits(method: QuantMethod, bits: int, source: str) -> None:
+    readable = READABLE_BITS[method]
+    if bits not in readable:
+        raise UnsupportedQuantizationError(
+            f"{source} says {bits} bits; of {method.upper()},"
+            f" {', '.join(map(str, readable))} bits are read"
+        )
 
 
 def _checked(packed: PackedFormat, source: str) -> PackedFormat:
-    readable = READABLE_BITS[packed.quant_method]
-    if packed.bits not in readable:
-        raise UnsupportedQuantizationError(
-            f"{source} says {packed.bits} bits; of {packed.quant_method.upper()},"
-            f" {', '.join(map(str, readable))} bits are read"
-        )
+    _check_bits(packed.quant_method, packed.bits, source)
     if packed.group_size != -1 and packed.group_size < 1:
         raise UnsupportedQuantizationError(
             f"{source} says group_size {packed.group_size}; give a positive number, or -1 for no"
@@ -280,26 +418,33 @@ def _parse_dynamic(
             raise CheckpointError(f"{source} has an unreadable dynamic rule: {error}") from error
         if not isinstance(overrides, dict):
             raise CheckpointError(f"{source} has a dynamic rule {name!r} that is not an object")
-        own = {key: overrides[key] for key in ("bits", "group_size") if key in overrides}
-        rules[pattern] = None if name.startswith("-:") else own
-        if not name.startswith("-:"):
-            _override(base, overrides, name)
+        if name.startswith("-:"):
+            rules[pattern] = None
+            continue
+        rules[pattern] = _read_rule(overrides, f"the rule {name!r} in {source}")
+        _override(base, rules[pattern] or {}, name)
     return rules
 
 
+def _read_rule(overrides: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Keep of a rule what is read. Raises UnsupportedQuantizationError for another layout."""
+    values = read_values(overrides, where)
+    for key in ("checkpoint_format", "format", "quant_method", "method", "pack_dtype"):
+        if key in values:
+            raise UnsupportedQuantizationError(
+                f"{where} says {key}={values[key]!r}; rules may change bits, group_size, sym and"
+                " desc_act"
+            )
+    return {key: values[key] for key in ("bits", "group_size", "sym", "desc_act") if key in values}
+
+
 def _override(base: PackedFormat, overrides: Mapping[str, Any], where: str) -> PackedFormat:
-    bits = overrides.get("bits", base.bits)
-    group_size = overrides.get("group_size", base.group_size)
-    if not isinstance(bits, int) or not isinstance(group_size, int):
-        raise CheckpointError(
-            f"the dynamic rule for {where} has bits or a group_size that is no number"
-        )
     return _checked(
         PackedFormat(
             base.quant_method,
             overrides.get("checkpoint_format", base.checkpoint_format),
-            bits,
-            group_size,
+            overrides.get("bits", base.bits),
+            overrides.get("group_size", base.group_size),
         ),
         f"the rule for {where}",
     )
@@ -330,9 +475,16 @@ def infer_quantization(tensors: Mapping[str, TensorInfo]) -> Quantization:
         raise UnsupportedQuantizationError(
             f"the tensors' shapes say {method} at {bits} bits, which is not read"
         )
-    group_size = _infer_group_size([(size, groups) for _, _, size, groups in guesses])
+    base = PackedFormat(method, "gptq" if method == "gptq" else "gemm", bits, -1)
+    sizes = [(size, groups) for _, _, size, groups in guesses]
+    group_size = common_group_size(base, sizes)
+    if group_size is None:
+        raise QuantizationNotFoundError(
+            f"no group size explains the layers' (inputs, groups) {sorted(set(sizes))[:4]}; add a"
+            " quantize_config.json"
+        )
     quantization = Quantization(
-        base=PackedFormat(method, "gptq" if method == "gptq" else "gemm", bits, group_size),
+        base=replace(base, group_size=group_size),
         desc_act=False,  # g_idx decides when the layers are prepared; no setting is needed
         sym=False,  # zero points are stored and always read
         source=FROM_TENSORS,
@@ -379,18 +531,4 @@ def _infer_module(
     raise QuantizationNotFoundError(
         f"{module}: qweight {list(qweight)} and scales {list(scales)} fit neither GPTQ nor AWQ"
         " packing"
-    )
-
-
-def _infer_group_size(layers: list[tuple[int, int]]) -> int:
-    """Find the group size that explains every layer's (in_features, number of groups)."""
-    if all(groups == 1 for _, groups in layers):
-        return -1
-    exact = {size // groups for size, groups in layers if size % groups == 0}
-    for group_size in (*sorted(exact, reverse=True), *_USUAL_GROUP_SIZES):
-        if all(-(-size // group_size) == groups for size, groups in layers):
-            return group_size
-    raise QuantizationNotFoundError(
-        f"no group size explains the layers' (inputs, groups) {sorted(set(layers))[:4]}; add a"
-        " quantize_config.json"
     )

@@ -12,7 +12,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 
@@ -23,11 +23,12 @@ from loaders.repository.download_progress import ProgressMeter
 from loaders.repository.selection import select_files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
     from typing import BinaryIO
 
+    from loaders.checkpoint.weight_files import ReadJson
     from loaders.repository.cache_layout import CachedRepository
     from loaders.repository.download_progress import DownloadProgress
     from loaders.repository.protocol import RepositoryFile
@@ -38,6 +39,8 @@ log = structlog.get_logger(__name__)
 
 _AT_ONCE = 8  # files; one connection rarely fills a line, and a hub limits many
 _PIECE = 1 << 20  # of what is read back from disk
+_SHORT = 12  # characters of a hash that tell it apart from others
+_SHA256_CHARACTERS = 64
 
 
 class TransferError(Exception):
@@ -111,14 +114,14 @@ class Retries:
 
 
 def needed_files(
-    listing: Sequence[RepositoryFile], spec: VariantSpec, shards: Collection[str] = ()
+    listing: Sequence[RepositoryFile], spec: VariantSpec, read: ReadJson
 ) -> tuple[Selection, tuple[RepositoryFile, ...]]:
     """Choose a variant's files from a commit's listing; see `select_files`.
 
     A small file that is too large to be read by anything here is left where it is.
     """
     by_path = {file.path: file for file in listing}
-    selection = select_files(by_path, spec, shards)
+    selection = select_files(by_path, spec, read)
     large = {p for p in selection.small if by_path[p].num_bytes > MAX_JSON_BYTES}
     if large:
         log.warning("files_skipped", reason=f"above {MAX_JSON_BYTES} bytes", files=sorted(large))
@@ -328,10 +331,10 @@ class Digest:
         self._file = file
         self._sha256 = hashlib.sha256()
         header = b"blob %d\0" % file.num_bytes
-        self._git = hashlib.sha1(header, usedforsecurity=False) if file.sha256 is None else None
+        self._git = _git_hash(str(file.blob_id), header) if file.sha256 is None else None
         self.num_bytes = 0
 
-    def update(self, piece: bytes) -> None:
+    def update(self, piece: bytes | memoryview) -> None:
         """Add the next bytes."""
         self.num_bytes += len(piece)
         self._sha256.update(piece)
@@ -351,17 +354,37 @@ class Digest:
     @property
     def expected(self) -> str:
         """Say in words what the hub promised."""
-        return self._words(self._file.num_bytes, self._file.sha256 or str(self._file.blob_id))
+        return f"{self._file.num_bytes} bytes with {self._kind} {self._expected_name}"
 
     @property
     def found(self) -> str:
         """Say in words what came."""
-        name = self.sha256 if self._git is None else self._git.hexdigest()
-        return self._words(self.num_bytes, name)
+        return f"{self.num_bytes} bytes with {self._kind} {self._found_name}"
 
-    def _words(self, num_bytes: int, name: str) -> str:
-        kind = "sha256" if self._git is None else "git id"
-        return f"{num_bytes} bytes with {kind} {name}"
+    @property
+    def difference(self) -> str:
+        """Say in words how the contents differ, in as much of the hashes as people compare."""
+        expected, found = self._expected_name[:_SHORT], self._found_name[:_SHORT]
+        return f"{self._kind} {expected}… expected, {found}… found"
+
+    @property
+    def _kind(self) -> str:
+        return "sha256" if self._git is None else "git id"
+
+    @property
+    def _expected_name(self) -> str:
+        return self._file.sha256 or str(self._file.blob_id)
+
+    @property
+    def _found_name(self) -> str:
+        return self.sha256 if self._git is None else self._git.hexdigest()
+
+
+def _git_hash(blob_id: str, header: bytes) -> Any:
+    """Begin git's hash of a content: sha1, or sha256 in repositories of that format."""
+    if len(blob_id) == _SHA256_CHARACTERS:
+        return hashlib.sha256(header)
+    return hashlib.sha1(header, usedforsecurity=False)
 
 
 def _digest_of(path: Path, file: RepositoryFile) -> Digest:

@@ -13,10 +13,12 @@ import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
-from loaders.errors import CheckpointError, RevisionNotFoundError
+from loaders.checkpoint.files import MAX_JSON_BYTES, parse_json
+from loaders.errors import CheckpointError, RevisionNotFoundError, UnsafeCheckpointError
 from loaders.repository.local_files import list_paths
 from loaders.repository.protocol import checked_path
 from loaders.repository.selection import find_local, has_gguf, select_files
@@ -39,17 +41,18 @@ def open_clone(clone: Path, spec: VariantSpec, *, cache_dir: Path) -> Snapshot:
     head = commit_of(clone, "HEAD")
     wanted = head if spec.revision is None else resolve_commit(clone, spec.revision)
     blobs = list_blobs(clone, wanted)
-    found = find_local(blobs, spec)
+    read = partial(_read_json, clone, blobs)
+    found = find_local(blobs, spec, read)
     is_here = wanted == head and not (found and _has_pointers(clone, found.paths))
     if is_here and (found or not spec.file or has_gguf(list_paths(clone), spec.file)):
         # What is not in the commit was laid there since, or the loader says best what is missing.
-        return Snapshot(folder=clone, commit=head, file=found.file if found else None)
+        return Snapshot(clone, head, file=found.file if found else None, clone=clone)
     if found is None:
-        found = select_files(blobs, spec)  # says what is wrong
+        found = select_files(blobs, spec, read)  # says what is wrong
     target = cache_dir / "clones" / _folder_name(clone, wanted, spec.file)
     if not target.exists():
         _export(clone, {path: blobs[path] for path in found.paths}, target)
-    return Snapshot(folder=target, commit=wanted, file=found.file)
+    return Snapshot(target, wanted, file=found.file, clone=clone)
 
 
 def _folder_name(clone: Path, commit: str, file: str | None) -> str:
@@ -77,6 +80,14 @@ def list_blobs(clone: Path, commit: str) -> dict[str, Blob]:
             if kind == "blob" and mode != "120000":
                 blobs[path] = Blob(name, int(size) if size.isdecimal() else None)
     return blobs
+
+
+def _read_json(clone: Path, blobs: Mapping[str, Blob], path: str) -> Mapping[str, Any]:
+    """Read one of a commit's settings files."""
+    size = blobs[path].num_bytes
+    if size is None or size > MAX_JSON_BYTES:
+        raise CheckpointError(f"{path} of {clone} is missing, or too large for a settings file")
+    return parse_json(path, read_blob(clone, blobs[path].name, start=0, num_bytes=size))
 
 
 def resolve_commit(clone: Path, revision: str) -> str:
@@ -238,10 +249,25 @@ def read_pointer(content: bytes) -> Pointer | None:
 
 
 def find_large_file(clone: Path, sha256: str) -> Path | None:
-    """Return where git-lfs stored a large file, None where it was not fetched."""
+    """Return where git-lfs stored a large file, None where it was not fetched.
+
+    Raises UnsafeCheckpointError where a link lies there instead.
+    """
+    store = large_file_store(clone)
+    stored = store / sha256[:2] / sha256[2:4] / sha256
+    if not stored.is_file():
+        return None
+    if not stored.resolve().is_relative_to(store.resolve()):
+        raise UnsafeCheckpointError(
+            f"{stored} is a link to {stored.resolve()}, which is outside of the clone's large files"
+        )
+    return stored
+
+
+def large_file_store(clone: Path) -> Path:
+    """Return the folder in which git-lfs keeps a clone's large files."""
     git_dir = Path(run_git(clone, "rev-parse", "--absolute-git-dir").decode().strip())
-    stored = git_dir / "lfs" / "objects" / sha256[:2] / sha256[2:4] / sha256
-    return stored if stored.is_file() else None
+    return git_dir / "lfs" / "objects"
 
 
 def not_fetched(clone: Path, name: str) -> CheckpointError:

@@ -79,7 +79,7 @@ class FolderFiles:
         num_bytes: int | None = None,
     ) -> bytes:
         """Read (a piece of) one file; fewer bytes than asked for where the file ends."""
-        return read_piece(self._folder, path, inside=None, start=start, num_bytes=num_bytes)
+        return read_piece(self._folder, path, start=start, num_bytes=num_bytes)
 
 
 class CloneFiles:
@@ -143,7 +143,7 @@ class CloneFiles:
         stored = find_large_file(self._clone, entry.pointer.sha256)
         if stored is None:
             raise not_fetched(self._clone, path)
-        return read_piece(stored.parent, stored.name, inside=None, start=start, num_bytes=num_bytes)
+        return read_piece(stored.parent, stored.name, start=start, num_bytes=num_bytes)
 
     def _head(self) -> str | None:
         """Name the branch that is checked out; None where it is a commit."""
@@ -190,14 +190,14 @@ def _read_tree(clone: Path, commit: str) -> dict[str, _Entry]:
                 f"{clone} is a partial clone and lacks {path} of {commit}; fetch it with git"
             )
         sizes[blob.name] = blob.num_bytes
-    pointers = _read_pointers(clone, {n for n, size in sizes.items() if size <= MAX_POINTER_BYTES})
+    pointers = read_pointers(clone, {n for n, size in sizes.items() if size <= MAX_POINTER_BYTES})
     return {
         checked_path(path): _Entry(blob.name, sizes[blob.name], pointers.get(blob.name))
         for path, blob in blobs.items()
     }
 
 
-def _read_pointers(clone: Path, blobs: set[str]) -> dict[str, Pointer]:
+def read_pointers(clone: Path, blobs: set[str]) -> dict[str, Pointer]:
     """Read all small files in one run of git; return those that are git-lfs pointers."""
     names = sorted(blobs)
     answer = run_git(clone, "cat-file", "--batch", stdin="\n".join(names).encode() + b"\n")

@@ -6,7 +6,9 @@ import os
 from typing import TYPE_CHECKING
 
 from loaders.checkpoint.files import MAX_JSON_BYTES
-from loaders.errors import CheckpointError, RevisionNotFoundError, UnsafeCheckpointError
+from loaders.checkpoint.regular_files import open_regular
+from loaders.errors import CheckpointError, RevisionNotFoundError
+from loaders.repository.links import check_link
 from loaders.repository.protocol import MAX_FILES, checked_path
 
 if TYPE_CHECKING:
@@ -40,22 +42,19 @@ def list_paths(folder: Path) -> list[str]:
     return found
 
 
-def read_piece(
-    folder: Path, path: str, *, inside: Path | None, start: int, num_bytes: int | None
-) -> bytes:
+def read_piece(folder: Path, path: str, *, start: int, num_bytes: int | None) -> bytes:
     """Read (a piece of) a file; see `loaders.repository.protocol.RepositoryFiles.read`.
 
-    inside: what the file must lie in once links are followed; None where they may lead anywhere.
+    Raises UnsafeCheckpointError for a link that leads where none may (`loaders.repository.links`).
     """
     target = folder / checked_path(path)
-    if inside is not None and not target.resolve().is_relative_to(inside.resolve()):
-        raise UnsafeCheckpointError(f"{target} leads out of {inside}; it is not read")
-    try:
-        with target.open("rb") as file:
+    check_link(folder, path)
+    with open_regular(target) as file:
+        try:
             file.seek(start)
             piece = file.read(MAX_JSON_BYTES + 1 if num_bytes is None else num_bytes)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {target}: {error.strerror}") from error
+        except OSError as error:
+            raise CheckpointError(f"cannot read {target}: {error.strerror}") from error
     if num_bytes is None and len(piece) > MAX_JSON_BYTES:
         raise CheckpointError(
             f"{path} is larger than {MAX_JSON_BYTES} bytes; it is no settings file"

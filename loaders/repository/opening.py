@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 import structlog
 
 from loaders.cache import default_cache_dir, find_built
+from loaders.checkpoint.files import read_json
 from loaders.errors import CheckpointError, HubError, RepositoryNotFoundError, RevisionNotFoundError
 from loaders.gguf.parts import is_gguf
 from loaders.repository.cache_layout import CachedRepository
-from loaders.repository.git_clone import list_blobs, open_clone
+from loaders.repository.git_clone import large_file_store, list_blobs, open_clone
 from loaders.repository.hub import (
     CachedFiles,
     CachedHubFiles,
@@ -27,6 +28,7 @@ from loaders.repository.hub import (
     find_cached,
     no_revision,
 )
+from loaders.repository.links import check_files
 from loaders.repository.local import CloneFiles, FolderFiles
 from loaders.repository.local_files import list_paths, no_revision_in
 from loaders.repository.protocol import DEFAULT_BRANCH, HUB_FAILURES
@@ -91,6 +93,27 @@ def open_snapshot(
 
     on_progress: called with the percentage of a download that is done; possibly by several threads.
     """
+    snapshot = _find_snapshot(
+        spec,
+        cache_dir=cache_dir,
+        token=token,
+        local_files_only=local_files_only,
+        on_progress=on_progress,
+    )
+    clone = spec.folder if spec.folder is not None and _is_clone(spec.folder) else None
+    store = None if clone is None else large_file_store(clone)
+    check_files(snapshot.folder, file=snapshot.file, store=store)
+    return snapshot
+
+
+def _find_snapshot(
+    spec: VariantSpec,
+    *,
+    cache_dir: Path | None,
+    token: str | None,
+    local_files_only: bool,
+    on_progress: Callable[[float], None] | None,
+) -> Snapshot:
     if spec.folder is not None:
         return _open_local(spec, spec.folder, cache_dir or default_cache_dir())
     built_in = find_built(spec.repo, cache_dir)
@@ -135,7 +158,7 @@ def _open_folder(folder: Path, spec: VariantSpec) -> Snapshot:
         raise no_revision_in(folder, spec.revision)
     file = spec.file
     if file is None and _is_bare(folder):
-        found = find_local(list_paths(folder), spec)
+        found = find_local(list_paths(folder), spec, lambda name: read_json(folder / name))
         file = found.file if found else None
     return Snapshot(folder=folder, commit=None, file=file)
 
@@ -153,6 +176,11 @@ def _open_cached(spec: VariantSpec, cache_dir: Path, *, is_built: bool) -> Snaps
     if (found := find_cached(spec, cache_dir)) is not None:
         return found
     cached = CachedRepository(cache_dir, spec.repo)
+    if is_built and cached.commit_of(spec.revision or DEFAULT_BRANCH) is not None:
+        raise CheckpointError(
+            f"{spec} was built on this machine ({cached.folder}), and files of it are missing or of"
+            " another size now; remove that folder and build it again (`tetrad demo`)"
+        )
     _refuse_part(spec, cached)
     if known := sorted(cached.revisions()):
         verb = "built on this machine are" if is_built else "in the cache it has"

@@ -1,25 +1,32 @@
 """Which files of a repository a variant needs, by their names alone.
 
-The weights are the shards of the index, a single safetensors file, or one GGUF file with all its
-parts; with them go the small files that describe them. Names come from a hub, so none is trusted:
-one that could reach outside the cache makes the repository unusable.
+The weights are the safetensors files that `loaders.checkpoint.weight_files` chooses, or one GGUF
+file with all its parts; with them go the small files that describe them. Names come from a hub, so
+none is trusted: one that could reach outside the cache makes the repository unusable.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from loaders.checkpoint.files import INDEX_FILE, PICKLE_SUFFIXES
-from loaders.errors import CheckpointError, RevisionNotFoundError, UnsafeCheckpointError
+from loaders.checkpoint.weight_files import PICKLE_SUFFIXES, choose_weight_files
+from loaders.errors import (
+    CheckpointError,
+    LoadError,
+    RevisionNotFoundError,
+    UnsafeCheckpointError,
+)
 from loaders.gguf.parts import group_parts
 from loaders.repository.protocol import checked_path
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
+    from loaders.checkpoint.weight_files import ReadJson
     from loaders.gguf.parts import GgufParts
     from loaders.repository.spec import VariantSpec
 
@@ -45,21 +52,19 @@ class Selection:
         return self.small + self.weights
 
 
-def select_files(
-    paths: Collection[str], spec: VariantSpec, shards: Collection[str] = ()
-) -> Selection:
+def select_files(paths: Collection[str], spec: VariantSpec, read: ReadJson) -> Selection:
     """Choose what a variant needs of a repository's files.
 
-    shards: the files that the index names, where `paths` has an index of safetensors. Raises
-    UnsafeCheckpointError for pickles and for names that reach outside a folder, CheckpointError
-    where the choice is not clear or files are missing.
+    read: gives a small file that says which files hold the weights. Raises UnsafeCheckpointError
+    for pickles and for names that reach outside a folder, CheckpointError where the choice is not
+    clear or files are missing.
     """
     for path in paths:
         checked_path(path)
-    small = tuple(sorted(path for path in paths if _is_small(path)))
-    top = sorted(p for p in paths if "/" not in p and p.endswith(".safetensors"))
-    if spec.file is None and top:
-        weights = _safetensors(top, paths, spec, shards)
+    small = tuple(sorted(path for path in paths if is_small(path)))
+    if spec.file is None and any("/" not in p and p.endswith(".safetensors") for p in paths):
+        names = [path for path in paths if "/" not in path]
+        weights = choose_weight_files(names, read, where=str(spec)).shards
         return Selection(small=small, weights=weights, file=None)
     variants = group_parts(paths)
     if spec.file is None and not variants:
@@ -67,11 +72,6 @@ def select_files(
     chosen = _choose_gguf(variants, spec)
     chosen.check_complete()
     return Selection(small=small, weights=chosen.paths, file=chosen.first)
-
-
-def has_index(paths: Collection[str], spec: VariantSpec) -> bool:
-    """Tell whether the index must be read before files can be selected."""
-    return spec.file is None and INDEX_FILE in paths
 
 
 def find_quantisation(paths: Iterable[str], wanted: str) -> str | None:
@@ -93,7 +93,7 @@ def has_gguf(paths: Iterable[str], file: str) -> bool:
     return _find_gguf(group_parts(paths), file) is not None
 
 
-def find_local(paths: Collection[str], spec: VariantSpec) -> Selection | None:
+def find_local(paths: Collection[str], spec: VariantSpec, read: ReadJson) -> Selection | None:
     """Say which of a local repository's files a variant reads, as far as names tell.
 
     None where its weights are not among them, or which ones they are is not clear. Unlike in
@@ -102,7 +102,9 @@ def find_local(paths: Collection[str], spec: VariantSpec) -> Selection | None:
     top = [path for path in paths if "/" not in path]
     weights = [path for path in top if path.endswith(".safetensors")]
     if spec.file is None and weights:
-        small = tuple(path for path in top if _is_small(path))
+        small = tuple(path for path in top if is_small(path))
+        with suppress(LoadError):  # else all of them, of which the loader says what is wrong
+            weights = list(choose_weight_files(top, read, where=str(spec)).shards)
         return Selection(small=small, weights=tuple(weights), file=None)
     variants = group_parts(paths)
     if spec.file is not None:
@@ -133,26 +135,9 @@ def by_quantisation(spec: VariantSpec, paths: Iterable[str]) -> VariantSpec | No
     return None if file is None else replace(spec, revision=None, file=file)
 
 
-def _is_small(path: str) -> bool:
+def is_small(path: str) -> bool:
+    """Tell whether a path is one of the small files that loaders and tokenizers read."""
     return "/" not in path and any(fnmatchcase(path, pattern) for pattern in _SMALL_FILES)
-
-
-def _safetensors(
-    top: Sequence[str], paths: Collection[str], spec: VariantSpec, shards: Collection[str]
-) -> tuple[str, ...]:
-    """Name the shards that `loaders.checkpoint.files` will open."""
-    if INDEX_FILE in paths:
-        if missing := sorted(set(shards) - set(top)):
-            raise CheckpointError(
-                f"{spec} lacks {_listed(missing)}, which {INDEX_FILE} names; it has {_listed(top)}"
-            )
-        return tuple(sorted(set(shards)))
-    whole = [name for name in top if name == "model.safetensors"] or list(top)
-    if len(whole) > 1:
-        raise CheckpointError(
-            f"{spec} holds {_listed(whole)} and no {INDEX_FILE} to say which belong together"
-        )
-    return tuple(whole)
 
 
 def _choose_gguf(variants: Sequence[GgufParts], spec: VariantSpec) -> GgufParts:

@@ -16,3 +16,4 @@ class Snapshot:
     folder: Path
     commit: str | None  # None for a plain local folder
     file: str | None = None  # of a GGUF variant: its file in the folder, the first where split
+    clone: Path | None = None  # the git clone that the commit is of

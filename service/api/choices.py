@@ -10,8 +10,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from engine.sampling_params import MAX_SEED, SamplingParams
+from loaders.checkpoint.rust_panics import panics_as
 from service.errors import ContextLengthError, InvalidFieldError
 from service.serving.generation import PlannedChoice, Prompt
+from service.text.errors import broken_tokenizer
 from service.text.prompt import encode_prompt
 
 if TYPE_CHECKING:
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
 
 # OpenAI's own default for completions; chat takes what is left of the context.
 COMPLETION_MAX_TOKENS = 16
-# Longer texts are encoded beside the event loop: 16k characters take about 10 ms.
-LONG_TEXT = 16_384
 
 
 async def plan_completion(request: CompletionRequest, model: ServedModel) -> list[PlannedChoice]:
@@ -47,14 +47,13 @@ async def _read_prompt(
     prompt: str | list[int], request: CompletionRequest, model: ServedModel
 ) -> Prompt:
     if isinstance(prompt, str):
-        if len(prompt) > LONG_TEXT:
-            token_ids = await asyncio.to_thread(encode_prompt, model.tokenizer, prompt)
-        else:
-            token_ids = encode_prompt(model.tokenizer, prompt)
+        # Beside the event loop, however short it is: some expressions are slow on short texts.
+        token_ids = await asyncio.to_thread(encode_prompt, model.tokenizer, prompt)
         if not token_ids:
             raise InvalidFieldError("prompt: is empty; give at least one character", param="prompt")
         return Prompt(token_ids, echo=prompt if request.echo else "")
-    echo = model.tokenizer.decode(prompt, skip_special_tokens=True) if request.echo else ""
+    with panics_as(broken_tokenizer):
+        echo = model.tokenizer.decode(prompt, skip_special_tokens=True) if request.echo else ""
     return Prompt(prompt, echo=str(echo))
 
 

@@ -38,7 +38,12 @@ from service.errors import (
     VariantStateError,
 )
 from service.server.lifecycle import RETRY_AFTER_S
-from service.text.errors import ChatNotSupportedError, TemplateFailedError, TextError
+from service.text.errors import (
+    ChatNotSupportedError,
+    TemplateFailedError,
+    TextError,
+    TokenizerFailedError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,6 +71,7 @@ STATUS: dict[type[Exception], ErrorForm] = {
     TextError: ErrorForm(400, INVALID, "invalid_value"),
     ChatNotSupportedError: ErrorForm(400, INVALID, "chat_not_supported"),
     TemplateFailedError: ErrorForm(400, INVALID, "template_failed"),
+    TokenizerFailedError: ErrorForm(400, INVALID, "tokenizer_failed"),
     InvalidKeyError: ErrorForm(401, INVALID, "invalid_api_key"),
     ModelNotFoundError: ErrorForm(404, INVALID, "model_not_found"),
     BodyTooLargeError: ErrorForm(413, INVALID, "body_too_large"),

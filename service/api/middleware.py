@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import structlog
 from starlette.requests import ClientDisconnect
 
+from loaders.checkpoint.rust_panics import is_panic
 from service.api.error_responses import UNEXPECTED, error_body, error_form, error_response
 from service.api.response_body import error_frames
 from service.api.scope import EVENT_STREAM, keep_send, keep_until_answered
@@ -76,8 +77,11 @@ class ErrorBoundary:
 
         try:
             await self._app(scope, receive, watched_send)
-        except Exception as error:  # the HTTP fallback: nothing is raised past it
-            await _answer_error(_innermost(error), begun, scope, receive, send)
+        except BaseException as error:  # the HTTP fallback: nothing is raised past it
+            failure = _failure(error)
+            if failure is None:
+                raise
+            await _answer_error(_innermost(failure), begun, scope, receive, send)
 
 
 async def _answer_error(
@@ -93,6 +97,15 @@ async def _answer_error(
     elif _is_event_stream(begun[0]):
         frames = error_frames(error_body(error))
         await send({"type": "http.response.body", "body": frames, "more_body": False})
+
+
+def _failure(error: BaseException) -> Exception | None:
+    """Return what a request failed of; None for what is to end it, or the process, as it does."""
+    if is_panic(error):
+        failure = RuntimeError("a library written in Rust broke down")
+        failure.__cause__ = error
+        return failure
+    return error if isinstance(error, Exception) else None
 
 
 def _innermost(error: Exception) -> Exception:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from engine.errors import EngineDeadError
 from engine.outputs import FinishReason
 from engine.transport.client import Submission
+from loaders.checkpoint.rust_panics import panics_as
+from service.text.errors import broken_tokenizer
 from service.text.text_stream import TextStream
 
 if TYPE_CHECKING:
@@ -118,7 +120,7 @@ class Generation:
 
         A slow `deliver` holds up its own choice only. Cancelling aborts every sequence.
         """
-        runs = [self._run_choice(index, deliver) for index in range(len(self._streams))]
+        runs = [self._run_safely(index, deliver) for index in range(len(self._streams))]
         if len(runs) == 1:  # the usual case needs no task of its own
             await runs[0]
             return
@@ -130,6 +132,10 @@ class Generation:
         """Abort what still runs."""
         for stream in self._streams:
             await stream.aclose()
+
+    async def _run_safely(self, index: int, deliver: Deliver) -> None:
+        with panics_as(broken_tokenizer):  # around all tokens, as it costs 1 µs
+            await self._run_choice(index, deliver)
 
     async def _run_choice(self, index: int, deliver: Deliver) -> None:
         prompt, stream = self._prompts[index], self._streams[index]

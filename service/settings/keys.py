@@ -9,6 +9,7 @@ import ipaddress
 from typing import TYPE_CHECKING
 
 from service.errors import SettingsError
+from service.settings.files import read_text_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,8 +68,6 @@ def _usable_key(given: SecretStr | None, file: Path | None, name: str) -> str | 
 
 def _read_key_file(path: Path, source: str) -> str:
     try:
-        return path.read_text(encoding="ascii")
-    except OSError as error:
-        raise SettingsError(f"{source} {path} cannot be read: {error.strerror}") from error
+        return read_text_file(path, source, encoding="ascii")
     except UnicodeDecodeError as error:
         raise SettingsError(f"{source} {path} is not a text file of one ASCII key") from error

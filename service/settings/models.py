@@ -74,6 +74,12 @@ class VariantSettings(BaseModel):
         description="Let the CPU hold, and multiply with, the weights that one GPU has no room "
         "for. Slow: every token waits for the CPU's share of the layers.",
     )
+    verify: Literal["changed", "always", "never"] = Field(
+        "changed",
+        description="When files are compared with the hashes that are known of them: the first "
+        "time and whenever size, time or inode `changed`, `always`, or `never`. A damaged file is "
+        "named, and not served.",
+    )
     # How much of it runs at once
     max_model_len: Positive | Auto = Field(
         "auto",

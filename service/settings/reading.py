@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource
 
 from service.errors import SettingsError
 from service.settings.explain import explain_with_sources
+from service.settings.files import read_text_file
 from service.settings.models import Settings
 from service.settings.names import CONFIG_VARIABLE, ENV_PREFIX, variable_of
 
@@ -68,10 +69,8 @@ def unknown_variables() -> list[str]:
 
 def _read_config_file(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"config file {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml.safe_load(read_text_file(path, "config file"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         first_line = " ".join(str(error).split())
         raise SettingsError(f"config file {path} is not YAML: {first_line}") from error
     if values is None:

@@ -7,6 +7,7 @@ TextError
 │   └── InvalidStopStringError     nothing to stop at
 ├── ChatNotSupportedError        the variant cannot chat; the message says why, and what works
 ├── TemplateFailedError          the checkpoint's template broke or went past its limits
+├── TokenizerFailedError         the checkpoint's tokenizer broke on a text, or takes too long
 └── UnsupportedTokenizerError    the tokenizer cannot be used as it was loaded
 """
 
@@ -41,5 +42,16 @@ class TemplateFailedError(TextError):
     """The chat template itself is at fault, not the messages."""
 
 
+class TokenizerFailedError(TextError):
+    """The tokenizer itself is at fault, not the text."""
+
+
 class UnsupportedTokenizerError(TextError):
     """The tokenizer lacks, or was loaded with, something that would give wrong ids."""
+
+
+def broken_tokenizer(words: str) -> TokenizerFailedError:  # noqa: ARG001 - may quote the text
+    """Say that a tokenizer's library broke down on a text or on ids."""
+    return TokenizerFailedError(
+        "the model's tokenizer broke on this text, which is a fault of its files; send another one"
+    )

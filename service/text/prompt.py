@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from service.text.backend import fast_backend, leading_ids, without_leading
+from service.text.encoding import encode_in_time
 from service.text.errors import InvalidPromptError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Encode a raw prompt with exactly one BOS, typed or not; none if the tokenizer adds none.
 
-    Raises InvalidPromptError for text with a lone surrogate.
+    Raises InvalidPromptError for text with a lone surrogate, TokenizerFailedError.
     """
     backend = fast_backend(tokenizer)
     leading = leading_ids(backend)
@@ -33,7 +34,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def encode_text(backend: Tokenizer, text: str) -> list[int]:
     """Encode text as it stands, special pieces parsed, nothing added.
 
-    Raises InvalidPromptError for text with a lone surrogate.
+    Raises InvalidPromptError for text with a lone surrogate, TokenizerFailedError.
     """
     try:
         text.encode()
@@ -41,7 +42,7 @@ def encode_text(backend: Tokenizer, text: str) -> list[int]:
         raise InvalidPromptError(
             f"the text has a lone surrogate at position {error.start}; send well-formed Unicode"
         ) from error
-    return backend.encode(text, add_special_tokens=False).ids
+    return encode_in_time(backend, text)
 
 
 def _without_prefix(text: str, prefix: str) -> str:

@@ -43,7 +43,7 @@ class ModelText:
 def read_model_text(description: ModelDescription) -> ModelText:
     """Read the small files of a model that an engine has loaded; takes a moment."""
     folder = Path(description.folder)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, is_tried=True)  # the engine's process did
     facts = read_facts(folder, description.repo, description, tokenizer)
     template, refusal = None, None
     try:

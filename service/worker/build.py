@@ -232,6 +232,7 @@ def load_variant(
         token=settings.hub_token_value,
         local_files_only=asked.is_local,
         cpu_offload=settings.cpu_offload,
+        verify=settings.verify,
         on_progress=report_progress,
     )
 

@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     GPT2Config,
+    GPTBigCodeConfig,
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
@@ -108,6 +109,9 @@ UNFUSED: dict[str, PretrainedConfig] = {
         **_sizes(**_rope("dynamic", factor=2.0, partial_rotary_factor=0.5))
     ),
     "starcoder2 with a window": Starcoder2Config(**_sizes(sliding_window=9)),
+    "gpt-bigcode": GPTBigCodeConfig(
+        **_sizes(num_key_value_heads="default", intermediate_size="default"), n_inner=128
+    ),
     "gpt-neox": GPTNeoXConfig(**_sizes(num_key_value_heads="default")),
     "gpt2": GPT2Config(
         vocab_size=VOCAB_SIZE,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import structlog
 import torch
+from safetensors.torch import load_file, save_file
 
 from loaders.checkpoint.generation_defaults import read_generation_defaults
 from loaders.checkpoint.tokenizer import load_tokenizer
@@ -199,13 +200,25 @@ def edit_json(path, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_settings_that_do_not_fit_the_tensors_name_tensor_found_and_expected(checkpoint):
+def test_tensors_that_fit_neither_settings_nor_each_other_name_found_and_expected(checkpoint):
+    shard = checkpoint / "model.safetensors"
+    tensors = load_file(shard)
+    name = "model.layers.0.mlp.down_proj.qzeros"
+    tensors[name] = tensors[name].repeat(2, 1)
+    save_file(tensors, shard, metadata={"format": "pt"})
+    with pytest.raises(TensorError, match=r"qzeros is \[22, 64\], expected \[11, 64\]"):
+        load(str(checkpoint), device="cpu")
+
+
+def test_settings_that_the_tensors_contradict_give_way_to_them(checkpoint):
     for name in ("quantize_config.json", "config.json"):
         settings = json.loads((checkpoint / name).read_text())
         (settings.get("quantization_config") or settings)["group_size"] = 64
         (checkpoint / name).write_text(json.dumps(settings))
-    with pytest.raises(TensorError, match=r"qzeros is \[11, 64\], expected \[22, 64\]"):
-        load(str(checkpoint), device="cpu")
+    found = load(str(checkpoint), device="cpu").quantization
+    assert found is not None
+    assert found.base.group_size == 128
+    assert "group size 64" in found.remarks[0]
 
 
 def test_a_dense_tensor_of_the_wrong_shape_is_refused(checkpoint):
@@ -215,8 +228,11 @@ def test_a_dense_tensor_of_the_wrong_shape_is_refused(checkpoint):
 
 
 def test_packed_layers_that_the_model_lacks_are_named(checkpoint):
-    edit_json(checkpoint / "config.json", num_hidden_layers=1)
-    with pytest.raises(TensorError, match=r"layers\.1\."):
+    file = checkpoint / "model.safetensors"
+    own = {k: v for k, v in load_file(file).items() if "layers.1.mlp.up_proj" in k}
+    strange = {k.replace("mlp.up_proj", "mlp.side_proj"): v for k, v in own.items()}
+    save_file(load_file(file) | strange, file, metadata={"format": "pt"})
+    with pytest.raises(TensorError, match=r"layers\.1\.mlp\.side_proj"):
         load(str(checkpoint), device="cpu")
 
 
@@ -234,8 +250,6 @@ def test_a_truncated_shard_is_refused_before_anything_is_built(checkpoint):
 
 
 def test_damaged_scales_are_refused_by_the_name_of_the_tensor(tmp_path, llama, tokenizer):
-    from safetensors.torch import load_file, save_file
-
     folder = write_gptq_checkpoint(tmp_path, llama, tokenizer=tokenizer)
     tensors = load_file(folder / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.scales"][0, 3] = float("nan")
@@ -317,7 +331,8 @@ def test_weights_under_a_name_of_their_own_are_loaded(checkpoint, tmp_path):
 def test_the_files_that_were_checked_are_the_files_that_are_read(tmp_path, llama, tokenizer):
     folder = write_gptq_checkpoint(tmp_path, llama, tokenizer=tokenizer, max_shard_bytes=1_000_000)
     first = load(str(folder), device="cpu")
-    (folder / "model.safetensors").write_bytes(b"left over from another download")
+    (folder / "left-over.safetensors").write_bytes(b"left over from another download")
+    (folder / "pytorch_model.bin").write_bytes(b"left over, and a pickle")
     again = load(str(folder), device="cpu")
     assert torch.equal(logits_of(first.model), logits_of(again.model))
 

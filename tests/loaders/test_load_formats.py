@@ -292,25 +292,23 @@ def test_groups_of_any_size_are_right(tmp_path, small_llama, tokenizer, group_si
 
 
 @pytest.mark.parametrize(
-    ("settings", "error"),
+    "settings",
     [
-        ({"group_size": 0}, UnsupportedQuantizationError),
-        ({"group_size": 7}, TensorError),
-        ({"group_size": -1}, TensorError),
-        ({"bits": 3}, TensorError),
-        ({"bits": 5}, UnsupportedQuantizationError),
-        ({"bits": 16}, UnsupportedQuantizationError),
-        ({"bits": 10**30}, UnsupportedQuantizationError),
+        {"group_size": 0},
+        {"group_size": -7},
+        {"bits": 5},
+        {"bits": 16},
+        {"bits": 10**30},
     ],
 )
-def test_settings_that_the_tensors_contradict_are_refused(
-    tmp_path, small_llama, tokenizer, settings, error
+def test_settings_that_no_tensors_could_have_are_refused(
+    tmp_path, small_llama, tokenizer, settings
 ):
     folder = write_gptq_checkpoint(
         tmp_path, small_llama, tokenizer=tokenizer, settings_in=["config.json"]
     )
     edit_settings(folder, **settings)
-    with pytest.raises(error, match=str(next(iter(settings.values())))):
+    with pytest.raises(UnsupportedQuantizationError, match=str(next(iter(settings.values())))):
         load(str(folder), device="cpu")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -13,6 +14,7 @@ import pytest
 
 from service.cli import takes_settings
 from service.settings import Settings, flag_of
+from tests.models import tiny_llama, tiny_tokenizer, write_gptq_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,6 +30,12 @@ def tetrad(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str
         check=False,
         timeout=60,
     )
+
+
+def split_by(pattern: str) -> dict[str, object]:
+    return {
+        "type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +93,13 @@ def test_wrong_setting_is_one_line_and_2():
     assert_one_line(tetrad("serve", "--config", "none.yaml"), 2, "none.yaml")
 
 
+@pytest.mark.parametrize("variable", ["TETRAD_CONFIG", "TETRAD_API_KEY_FILE"])
+def test_a_pipe_for_a_file_of_settings_is_one_line_and_2_at_once(tmp_path: Path, variable):
+    os.mkfifo(tmp_path / "pipe")
+    done = tetrad("serve", "nobody/nothing", **{variable: str(tmp_path / "pipe")})
+    assert_one_line(done, 2, "is a named pipe (FIFO); a regular file was expected")
+
+
 @pytest.mark.smoke
 @pytest.mark.slow
 def test_taken_port_is_one_line_and_3(tmp_path: Path):
@@ -99,3 +114,25 @@ def test_variant_that_cannot_be_loaded_ends_with_1_and_the_reason(tmp_path: Path
     assert done.returncode == 1
     assert str(tmp_path) in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"pre_tokenizer": split_by("(a+)+c")}, "retry-limit-in-match"),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "/////w=="}}, "SIGABRT"),
+    ],
+)
+def test_a_hostile_tokenizer_ends_with_1_and_the_reason_and_is_not_tried_again(
+    tmp_path: Path, changes, reason
+):
+    write_gptq_checkpoint(tmp_path, tiny_llama(), tokenizer=tiny_tokenizer())
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    done = tetrad("serve", str(tmp_path), "--port", "0", "--device", "cpu")
+    assert done.returncode == 1
+    assert "the tokenizer in" in done.stderr
+    assert reason in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("is not used") <= 2  # in the log and in the last line

@@ -14,7 +14,7 @@ import torch
 from loaders.model.plausibility.prediction import check_prediction
 from loaders.model.plausibility.rope import check_rope
 from loaders.model.plausibility.round_trip import check_round_trip
-from loaders.model.plausibility.sampling import sample_layers, tensor_reader
+from loaders.model.plausibility.sampling import open_tensors, sample_layers
 from loaders.model.plausibility.statistics import describe_layer
 from loaders.model.plausibility.symmetry import claims_symmetry
 from loaders.model.plausibility.weights import check_weights
@@ -67,7 +67,7 @@ def _make(name: str, check: Callable[[], list[Suspicion]]) -> list[Suspicion]:
 def _check_weights(opened: OpenedCheckpoint, model: PreTrainedModel) -> list[Suspicion]:
     if opened.quantization is None:
         return []
-    with tensor_reader(opened.tensors) as read:
+    with open_tensors(opened.tensors) as read:
         samples = sample_layers(opened, model, read)
         layers = [describe_layer(sample) for sample in samples]
     return check_weights(layers, samples, is_symmetric=claims_symmetry(opened.folder))

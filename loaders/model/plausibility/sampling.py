@@ -48,7 +48,7 @@ class LayerSample:
 
 
 @contextmanager
-def tensor_reader(tensors: Mapping[str, TensorInfo]) -> Iterator[ReadTensor]:
+def open_tensors(tensors: Mapping[str, TensorInfo]) -> Iterator[ReadTensor]:
     """Give what reads tensors by name; each file is opened once."""
     with ExitStack() as stack:
         files: dict[Path, Any] = {}

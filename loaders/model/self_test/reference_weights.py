@@ -6,12 +6,10 @@ any. Other formats bring a callable of their own.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
-from safetensors import safe_open
-
 from loaders.model.packed_linear import packed_layers
+from loaders.model.stored_tensors import tensor_reader
 from loaders.quantization.layouts import layout_of
 from loaders.quantization.packed_tensors import PackedTensors
 
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from loaders.checkpoint.files import TensorInfo
     from loaders.model.opened import OpenedCheckpoint
     from loaders.model.packed_linear import PackedLinear
     from loaders.quantization.packed_format import PackedFormat
@@ -32,7 +29,7 @@ if TYPE_CHECKING:
 
 def stored_weights(opened: OpenedCheckpoint, model: nn.Module) -> ReferenceWeight:
     """Return what reads a checkpoint's weights, for the model that was loaded from it."""
-    layers, read, quantization = packed_layers(model), _reader(opened), opened.quantization
+    layers, read, quantization = packed_layers(model), tensor_reader(opened), opened.quantization
 
     def weight_of(name: str) -> Tensor | None:
         packed = None if quantization is None else quantization.format_of(name)
@@ -47,11 +44,6 @@ def stored_weights(opened: OpenedCheckpoint, model: nn.Module) -> ReferenceWeigh
     return weight_of
 
 
-def _reader(opened: OpenedCheckpoint) -> Callable[[str], Tensor | None]:
-    """Return what reads one tensor by name, None where there is none."""
-    return opened.read_weight or partial(_read, opened.tensors)
-
-
 def _packed(
     name: str, packed: PackedFormat, layer: PackedLinear, stored: Mapping[str, Tensor | None]
 ) -> PackedTensors:
@@ -62,12 +54,3 @@ def _packed(
         out_features=layer.out_features,
         stored={key: tensor for key, tensor in stored.items() if tensor is not None},
     )
-
-
-def _read(tensors: Mapping[str, TensorInfo], name: str) -> Tensor | None:
-    info = tensors.get(name)
-    if info is None:
-        return None
-    with safe_open(info.shard, framework="pt") as file:
-        tensor: Tensor = file.get_tensor(name)
-    return tensor

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from loaders.errors import TensorError
 from loaders.quantization.layouts.protocol import FLOAT_DTYPES, INT_DTYPES, TensorRule
 from loaders.quantization.packing import unpack_awq, unpack_gemv, unpack_gemv_fast
 
@@ -82,7 +83,7 @@ class GemvLayout(_AwqVersion):
     def scales(self, stored: StoredTensors) -> Tensor:
         """Convert the scales of the groups that there are to float32."""
         num_groups = self._packed.num_groups(stored["qweight"].shape[1] * 8)
-        return stored["scales"][:, :num_groups].t().float()
+        return _without_surplus(stored["scales"].t(), num_groups)
 
     def zeros(self, stored: StoredTensors) -> Tensor:
         """Unpack the zero points of the groups that there are."""
@@ -117,16 +118,32 @@ class GemvFastLayout(_AwqVersion):
 
     def scales(self, stored: StoredTensors) -> Tensor:
         """Convert the scales of the groups that there are to float32."""
-        return self._by_group("scales", stored)
+        return _without_surplus(stored["scales"], self._num_groups(stored))
 
     def zeros(self, stored: StoredTensors) -> Tensor:
         """Divide the offsets by the scales; a group without scale has no zero point to find."""
         scales = self.scales(stored)
-        zeros = -self._by_group("qzeros", stored) / scales
+        zeros = -stored["qzeros"][: self._num_groups(stored)].float() / scales
         return torch.where(scales == 0, torch.zeros_like(zeros), zeros)
 
-    def _by_group(self, key: str, stored: StoredTensors) -> Tensor:
-        return stored[key][: self._packed.num_groups(stored["qweight"].shape[1])].float()
+    def _num_groups(self, stored: StoredTensors) -> int:
+        return self._packed.num_groups(stored["qweight"].shape[1])
+
+
+def _without_surplus(scales: Tensor, num_groups: int) -> Tensor:
+    """Return the scales of the groups that there are: float32 [groups, out].
+
+    scales: [stored groups, out]. Raises TensorError where a group beyond them has a scale, or one
+    of them has none: then there are more groups or fewer, and the group size is another.
+    """
+    has_scale = (scales != 0).any(dim=1)
+    num_filled = int(has_scale.sum())
+    if num_filled != num_groups or bool(has_scale[num_groups:].any()):
+        raise TensorError(
+            f"a layer's scales are filled in for {num_filled} groups, the group size of the"
+            f" settings makes {num_groups}; correct the settings"
+        )
+    return scales[:num_groups].float()
 
 
 def zero_words(packed: PackedFormat, in_features: int) -> int:

@@ -88,8 +88,14 @@ class PackQuantizedLayout:
         return torch.full_like(self.scales(stored), 2 ** (self._packed.bits - 1))
 
     def group_of_input(self, stored: StoredTensors) -> Tensor | None:
-        """Read weight_g_idx; one that was never filled in is -1 throughout and says nothing."""
+        """Read weight_g_idx; one that was never filled in says nothing.
+
+        Such a one is -1 throughout, or zero beside several groups.
+        """
         if "weight_g_idx" not in stored:
             return None
         groups = stored["weight_g_idx"].long()
-        return None if bool((groups == -1).all()) else groups
+        if bool((groups == -1).all()):
+            return None
+        has_one_group = self._has_one_scale or stored["weight_scale"].shape[1] == 1
+        return groups if has_one_group or bool(groups.any()) else None

@@ -57,5 +57,8 @@ class GptqLayout:
         return zeros.float()
 
     def group_of_input(self, stored: StoredTensors) -> Tensor | None:
-        """Read g_idx."""
-        return stored["g_idx"].long() if "g_idx" in stored else None
+        """Read g_idx; all zero beside several groups it was never filled in and says nothing."""
+        if "g_idx" not in stored:
+            return None
+        groups = stored["g_idx"].long()
+        return groups if len(stored["scales"]) == 1 or bool(groups.any()) else None

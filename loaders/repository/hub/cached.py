@@ -77,8 +77,7 @@ class CachedFiles:
     ) -> bytes:
         """Read (a piece of) one file; fewer bytes than asked for where the file ends."""
         folder = self._cached.snapshot(self._commit(revision))
-        inside = self._cached.folder
-        return read_piece(folder, path, inside=inside, start=start, num_bytes=num_bytes)
+        return read_piece(folder, path, start=start, num_bytes=num_bytes)
 
     def _commit(self, revision: Revision) -> str:
         if revision.commit is None or not self._cached.has_snapshot(revision.commit):

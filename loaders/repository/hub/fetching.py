@@ -10,24 +10,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from huggingface_hub import constants
 
-from loaders.checkpoint.files import INDEX_FILE
+from loaders.checkpoint.files import parse_json, read_json
 from loaders.errors import RevisionNotFoundError
 from loaders.repository.cache_layout import CachedRepository, cache_errors, free_disk_bytes
 from loaders.repository.download import Digest, RetryPolicy, damaged, download_files, needed_files
 from loaders.repository.hub.repository import HubFiles
-from loaders.repository.hub.snapshots import shards_here, shards_in
 from loaders.repository.hub.transport import HubFileSource
 from loaders.repository.protocol import DEFAULT_BRANCH
 from loaders.repository.selection import by_quantisation, describe_gguf_files
 from loaders.repository.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from loaders.repository.download_progress import DownloadProgress
     from loaders.repository.protocol import RepositoryFile, Revision
@@ -62,10 +61,8 @@ def download(spec: VariantSpec, access: HubAccess) -> Snapshot:
     spec, revision, listing = _look_up(spec, hub)
     commit = str(revision.commit)
     cached = CachedRepository(access.cache_dir, spec.repo)
-    shards = shards_here(listing, spec, cached, commit)
-    if shards is None:
-        shards = shards_in(_read_index(hub, revision, listing))
-    selection, files = needed_files(listing, spec, shards)
+    read = partial(_read_ahead, hub, revision, listing, cached)
+    selection, files = needed_files(listing, spec, read)
     with cache_errors(access.cache_dir):
         if not cached.is_whole(commit, [file.path for file in files]):
             with cached.lock(partial(_note_wait, spec, access)):
@@ -115,16 +112,25 @@ def _look_up(
         return by_file, revision, listing
 
 
-def _read_index(hub: HubFiles, revision: Revision, listing: Sequence[RepositoryFile]) -> bytes:
-    """Read the index ahead of the files, whose number and sizes it tells."""
-    file = next(file for file in listing if file.path == INDEX_FILE)
+def _read_ahead(
+    hub: HubFiles,
+    revision: Revision,
+    listing: Sequence[RepositoryFile],
+    cached: CachedRepository,
+    path: str,
+) -> Mapping[str, Any]:
+    """Read what names the weights (an index, settings) ahead of all files: here, or on the hub."""
+    commit = str(revision.commit)
+    if cached.is_whole(commit, [path]):
+        return read_json(cached.snapshot(commit) / path)
+    file = next(file for file in listing if file.path == path)
     digest = Digest(file)
     for _ in range(2):  # a damaged one once more, as any file
         text = hub.read(revision, file.path)
         digest = Digest(file)
         digest.update(text)
         if digest.fits:
-            return text
+            return parse_json(path, text)
     raise damaged(file, digest, hub.name)
 
 

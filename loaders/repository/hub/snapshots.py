@@ -7,26 +7,26 @@ left it.
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-from loaders.checkpoint.files import INDEX_FILE
+from loaders.checkpoint.files import read_named
 from loaders.errors import CheckpointError
 from loaders.repository.cache_layout import CachedRepository, cache_errors
 from loaders.repository.download import needed_files
+from loaders.repository.links import check_link
 from loaders.repository.manifest import Damage, find_damage
 from loaders.repository.protocol import DEFAULT_BRANCH
-from loaders.repository.selection import by_quantisation, has_index, select_files
+from loaders.repository.selection import by_quantisation, select_files
 from loaders.repository.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from loaders.repository.protocol import RepositoryFile
     from loaders.repository.spec import VariantSpec
 
 
@@ -43,10 +43,10 @@ def find_cached(spec: VariantSpec, cache_dir: Path) -> Snapshot | None:
     manifest = cached.manifest(commit)
     if manifest is None:
         return _left_by_others(spec, cached, commit)
-    shards = shards_here(manifest.listing, spec, cached, commit)
-    if shards is None:
+    try:
+        selection, files = needed_files(manifest.listing, spec, partial(_read, cached, commit))
+    except _NotHereError:
         return None
-    selection, files = needed_files(manifest.listing, spec, shards)
     if not cached.is_whole(commit, [file.path for file in files]):
         return None
     return Snapshot(folder=cached.snapshot(commit), commit=commit, file=selection.file)
@@ -76,24 +76,19 @@ def discard(
             cached.forget(snapshot.commit, [entry.path for entry in damage])
 
 
-def shards_here(
-    listing: Sequence[RepositoryFile], spec: VariantSpec, cached: CachedRepository, commit: str
-) -> frozenset[str] | None:
-    """Name the shards that the index here names, if there is one; None where it is not here yet."""
-    if not has_index([file.path for file in listing], spec):
-        return frozenset()
-    if not cached.is_whole(commit, [INDEX_FILE]):
-        return None
-    return shards_in((cached.snapshot(commit) / INDEX_FILE).read_bytes())
+class _NotHereError(Exception):
+    """What names the weights was not fetched yet."""
 
 
-def shards_in(index: bytes) -> frozenset[str]:
-    """Name the files that an index of safetensors spreads its tensors over."""
-    try:
-        weight_map = json.loads(index)["weight_map"]
-        return frozenset(str(name) for name in weight_map.values())
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{INDEX_FILE} has no usable weight_map: {error}") from error
+def _read(cached: CachedRepository, commit: str, path: str) -> Mapping[str, Any]:
+    if not cached.is_whole(commit, [path]):
+        raise _NotHereError(path)
+    return _read_linked(cached.snapshot(commit), path)
+
+
+def _read_linked(folder: Path, path: str) -> Mapping[str, Any]:
+    check_link(folder, path)
+    return read_named(folder, path)
 
 
 def _paths_here(cached: CachedRepository, commit: str | None) -> list[str]:
@@ -111,9 +106,7 @@ def _left_by_others(spec: VariantSpec, cached: CachedRepository, commit: str) ->
     folder = cached.snapshot(commit)
     if not any(path.endswith(".safetensors") or ".gguf" in path.lower() for path in paths):
         return None  # only looked at so far
-    is_indexed = has_index(paths, spec)
-    shards = shards_in((folder / INDEX_FILE).read_bytes()) if is_indexed else frozenset()
-    selection = select_files(paths, spec, shards)
+    selection = select_files(paths, spec, lambda path: _read_linked(folder, path))
     try:
         snapshot_download(
             cached.repo,

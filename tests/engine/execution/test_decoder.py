@@ -12,6 +12,7 @@ from transformers import (
     LlamaConfig,
     MambaConfig,
     PretrainedConfig,
+    StableLmConfig,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -65,6 +66,11 @@ def test_capped_attention_scores_are_refused():
 def test_a_model_with_attention_of_its_own_is_refused():
     config = BloomConfig(vocab_size=64, hidden_size=32, n_layer=1, n_head=2, **NO_IDS)
     refuse(config, "attention of its own")
+
+
+def test_layers_that_do_not_hand_on_the_cache_are_refused_with_that_reason():
+    config = StableLmConfig(**SMALL, num_key_value_heads=2)
+    refuse(config, "StableLmAttention is not told where keys and values are kept")
 
 
 def test_a_model_without_attention_is_refused():

@@ -72,9 +72,45 @@ def with_config(**settings):
     return json.dumps({**config, **settings}).encode()
 
 
+def indexed(shard):
+    """An index that names one shard, and no file that is opened before it."""
+    index = json.dumps({"weight_map": {"a": shard}}).encode()
+    return {"model.safetensors.index.json": index, "model.safetensors": None}
+
+
 def only(files):
     (variant,) = list_variants(Files({"main": files}))
     return variant
+
+
+def renamed(base, **settings):
+    """A GPTQ branch whose weights AutoGPTQ named, beside another quantisation of the model."""
+    small, other = small_files(), small_files(GPTQ_BRANCHES[1])
+    own = json.dumps({**json.loads(small["quantize_config.json"]), **settings}).encode()
+    return {
+        **{path: content for path, content in small.items() if path != "model.safetensors"},
+        "quantize_config.json": own,
+        f"{base}.safetensors": small["model.safetensors"],
+        "another.safetensors": other["model.safetensors"],
+    }
+
+
+@pytest.mark.parametrize("base", ["gptq_model-4bit-128g", "codellama.4bit"])
+def test_of_two_files_the_one_that_the_settings_name_is_listed(base):
+    expected = only(small_files())
+    found = only(renamed(base, model_file_base_name=base))
+    assert found.refusal is None
+    assert (found.weight_bytes, set(found.tensors)) == (
+        expected.weight_bytes,
+        set(expected.tensors),
+    )
+    assert "which belong together" in only(renamed("one")).refusal
+
+
+def test_an_index_left_over_beside_model_safetensors_is_not_followed():
+    expected = only(small_files())
+    found = only(small_files(**{"model.safetensors.index.json": b'{"weight_map": {"a": "b"}}'}))
+    assert (found.refusal, found.weight_bytes) == (None, expected.weight_bytes)
 
 
 @pytest.fixture(scope="module")
@@ -206,8 +242,8 @@ def test_a_tag_is_listed_and_its_commit_read_once():
         ({"model.safetensors": SparseFile(b"\xff" * 8 + b"x" * 50, 10**9)}, "its header claims"),
         ({"model.safetensors": b""}, "truncated"),
         ({"../../outside.json": b"{}"}, "outside.json"),
-        ({"model.safetensors.index.json": b'{"weight_map": {"a": "../x.safetensors"}}'}, "outside"),
-        ({"model.safetensors.index.json": b'{"weight_map": {"a": "b.safetensors"}}'}, "missing"),
+        (indexed("../x.safetensors"), "outside"),
+        (indexed("b.safetensors"), "missing"),
     ],
 )
 def test_what_cannot_be_loaded_says_why_in_the_loaders_words(changes, reason, hub):
@@ -291,6 +327,29 @@ def test_a_branch_whose_name_promises_something_else_is_told():
         "the branch's name says group 128, config.json says group 32",
         "the branch's name says act order False, config.json says True",
     )
+
+
+@pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
+def test_settings_that_the_tensors_contradict_are_told_and_the_tensors_shown(key):
+    lie = {"quant_method": "gptq", "bits": 8, "group_size": 128, "desc_act": True, "sym": True}
+    config = json.loads(with_config(**{key: lie}))
+    if key != "quantization_config":
+        del config["quantization_config"]
+    files = {"config.json": json.dumps(config).encode(), "quantize_config.json": None}
+    (variant,) = list_variants(Files({"gptq-4bit-128g-actorder_True": small_files(**files)}))
+    assert variant.refusal is None
+    assert str(variant.quantization) == "gptq 4-bit group 32 act-order"
+    assert variant.disagreements == (
+        "config.json says gptq of 8 bits, group size 128, the tensors are gptq of 4 bits,"
+        " group size 32",
+        "the branch's name says group 128, the tensors say group 32",
+    )
+
+
+def test_settings_that_cannot_be_true_refuse_a_branch_as_loading_it_would():
+    lie = {"quant_method": "gptq", "bits": 4, "group_size": "128g"}
+    files = {"config.json": with_config(quantization_config=lie), "quantize_config.json": None}
+    assert "group_size='128g', expected a whole number" in only(small_files(**files)).refusal
 
 
 def test_what_the_card_lists_and_nobody_has_is_told():

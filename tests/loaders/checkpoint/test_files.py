@@ -5,7 +5,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from loaders.checkpoint.files import read_checkpoint, read_header, read_json
+from loaders.checkpoint.files import (
+    choose_shards,
+    gather_tensors,
+    read_checkpoint,
+    read_header,
+    read_json,
+    weight_map_of,
+)
 from loaders.errors import CheckpointError, UnsafeCheckpointError
 
 TENSORS = {"a": torch.zeros(2, 3), "b": torch.ones(4, dtype=torch.int32)}
@@ -154,3 +161,66 @@ def test_settings_that_are_no_object_are_refused(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"config\.json"):
         read_json(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shape": [1e400]},
+        {"shape": [1.0]},
+        {"shape": [True]},
+        {"shape": ["1"]},
+        {"shape": [1] * 100},
+        {"shape": [10**4000] * 10},
+        {"data_offsets": [0, 1e400]},
+        {"data_offsets": [-1, 0]},
+    ],
+    ids=str,
+)
+def test_numbers_that_are_no_sizes_are_damage(tmp_path, changes):
+    entry = {"dtype": "U8", "shape": [1], "data_offsets": [0, 1], **changes}
+    path = write_raw(tmp_path / "model.safetensors", {"a": entry}, b"\0")
+    with pytest.raises(CheckpointError, match="damaged header"):
+        read_header(path)
+
+
+def write_many(path, count):
+    header = {
+        f"model.layers.{i}.weight": {"dtype": "U8", "shape": [1], "data_offsets": [i, i + 1]}
+        for i in range(count)
+    }
+    return write_raw(path, header, b"\0" * count)
+
+
+def test_a_hundred_thousand_tensors_are_read_and_one_more_is_refused(tmp_path):
+    path = write_many(tmp_path / "model.safetensors", 100_000)
+    assert len(read_checkpoint(tmp_path).tensors) == 100_000
+    write_many(path, 100_001)
+    with pytest.raises(CheckpointError, match="names 100001 tensors; at most 100000"):
+        read_checkpoint(tmp_path)
+
+
+def test_the_tensors_of_all_shards_and_of_the_index_count(tmp_path):
+    with pytest.raises(CheckpointError, match="the checkpoint names 120000 tensors"):
+        gather_tensors({name: [None] * 60_000 for name in "ab"}, None)
+    with pytest.raises(CheckpointError, match=r"index\.json names 100001 tensors"):
+        weight_map_of({"weight_map": dict.fromkeys(map(str, range(100_001)), "a.safetensors")})
+
+
+def test_a_header_of_nothing_but_empty_lists_is_not_parsed(tmp_path):
+    path = write_raw(tmp_path / "model.safetensors", b"[" + b"[]," * 3_000_000 + b"[]]")
+    with pytest.raises(CheckpointError, match="more than 100000 tensors need"):
+        read_header(path)
+
+
+def test_a_hundred_thousand_shards_are_looked_for_in_no_time():
+    """A list of names would be searched through for each of them."""
+    names = [f"{i}.safetensors" for i in range(100_000)]
+    assert len(choose_shards(names, dict(zip(names, names, strict=True)), where="x")) == 100_000
+
+
+def test_settings_have_four_megabytes_and_an_index_more(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": "' + "x" * 4_000_000 + '"}')
+    with pytest.raises(CheckpointError, match=r"a\.json is larger than 4000000 bytes"):
+        read_json(tmp_path / "a.json")
+    assert read_json(tmp_path / "a.json", most=5_000_000)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import GPTBigCodeConfig
 
 from loaders.checkpoint.config_limits import LARGEST_SIZES, check_sizes
 from loaders.checkpoint.shape import read_shape
@@ -41,6 +43,19 @@ def test_what_a_config_leaves_out_follows_from_the_rest():
         }
     )
     assert (read.num_kv_heads, read.head_dim, read.intermediate_size) == (8, 64, 2048)
+
+
+@pytest.mark.parametrize(("multi_query", "num_kv_heads"), [(True, 1), (False, 4)])
+def test_the_names_of_older_families_mean_the_same(multi_query, num_kv_heads):
+    made = GPTBigCodeConfig(
+        n_embd=64, n_layer=3, n_head=4, n_inner=None, n_positions=128, multi_query=multi_query,
+        vocab_size=100,
+    )  # fmt: skip
+    read = read_shape(json.loads(made.to_json_string(use_diff=False)))
+    assert (read.hidden_size, read.num_layers, read.num_heads) == (64, 3, 4)
+    assert (read.num_kv_heads, read.intermediate_size, read.max_context) == (
+        num_kv_heads, 256, 128,
+    )  # fmt: skip
 
 
 def test_a_nested_text_config_is_read():

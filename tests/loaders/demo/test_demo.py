@@ -132,6 +132,18 @@ class TestRepository:
         assert names[0] == names[1] != names[2]
         assert re.fullmatch("[0-9a-f]{40}", names[0])
 
+    def test_a_branch_with_a_file_cut_short_or_gone_is_none(self, tmp_path):
+        cache = tmp_path / "cache"
+        folder = commit_branch(
+            cache, "a/b", "main", self.write(tmp_path / "1", config="one", same="x")
+        )
+        assert find_snapshot(cache, "a/b", "main") == folder
+        (folder / "config").resolve().write_text("on")
+        assert find_snapshot(cache, "a/b", "main") is None
+        (folder / "config").resolve().write_text("one")
+        (folder / "same").resolve().unlink()
+        assert find_snapshot(cache, "a/b", "main") is None
+
     def test_a_branch_that_is_missing_is_none(self, tmp_path):
         assert find_snapshot(tmp_path, "a/b", "main") is None
 

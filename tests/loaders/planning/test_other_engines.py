@@ -27,16 +27,34 @@ def test_vllm_refuses_four_of_the_six_branches_for_their_act_order():
     }
 
 
-@pytest.mark.parametrize("change", [{"bits": 3}, {"sym": False}])
-def test_vllm_takes_symmetric_4_and_8_bits_only(change):
+def _main_branch(*, bits=4, group_size=128, sym=True, desc_act=False):
     main = gptq_7b()[0]
-    bits = change.get("bits", 4)
-    quantization = replace(
-        main.quantization,
-        base=PackedFormat("gptq", "gptq", bits, 128),
-        sym=change.get("sym", True),
+    base = PackedFormat("gptq", "gptq", bits, group_size)
+    return replace(
+        main, quantization=replace(main.quantization, base=base, sym=sym, desc_act=desc_act)
     )
-    assert _answers(replace(main, quantization=quantization))["vLLM"] == "no"
+
+
+@pytest.mark.parametrize("change", [{"bits": 3}, {"sym": False}])
+def test_vllm_takes_other_widths_and_zero_points_where_groups_are_in_order(change):
+    found = {v.engine: v for v in verdicts(_main_branch(**change))}["vLLM"]
+    assert (found.can_load, found.why) == ("yes", "with its humming kernels")
+    assert _answers(_main_branch(**change, desc_act=True))["vLLM"] == "no"
+
+
+@pytest.mark.parametrize("engine", ["SGLang", "Aphrodite"])
+def test_engines_with_marlin_take_symmetric_4_and_8_bits_in_its_groups_in_any_order(engine):
+    for bits in (4, 8):
+        for group_size in (-1, 32, 64, 128):
+            variant = _main_branch(bits=bits, group_size=group_size, desc_act=True)
+            assert _answers(variant)[engine] == "yes"
+    for change in ({"bits": 3}, {"sym": False}, {"group_size": 256}):
+        assert _answers(_main_branch(**change))[engine] == "unknown"
+
+
+def test_mistral_rs_takes_4_and_8_bits():
+    found = {bits: _answers(_main_branch(bits=bits))["mistral.rs"] for bits in (2, 3, 4, 8)}
+    assert found == {2: "unknown", 3: "unknown", 4: "yes", 8: "yes"}
 
 
 def test_lmdeploy_takes_groups_of_128_without_act_order():
@@ -58,8 +76,10 @@ def test_llama_cpp_reads_gguf_and_nothing_else():
 
 
 def test_what_nobody_tried_is_unknown():
-    for variant in (*gptq_7b(), *awq_70b(), *fp16_34b(), *gguf_13b()):
+    for variant in (*awq_70b(), *fp16_34b(), *gguf_13b()):
         assert _answers(variant)["SGLang"] == "unknown"
+        assert _answers(variant)["mistral.rs"] == "unknown"
+        assert _answers(variant)["TGI"] == "unknown"
 
 
 def test_our_own_refusal_is_told_first():

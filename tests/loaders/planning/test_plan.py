@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -308,6 +309,22 @@ def test_what_the_catalogue_reads_is_planned_alike(tmp_path, name, repository, v
     found = {(p.variant.revision, p.variant.file): p.memory for p in read.plans}
     assert found == {(p.variant.revision, p.variant.file): p.memory for p in expected.plans}
     assert choose(read).reason == choose(expected).reason
+
+
+def test_layers_that_the_model_does_not_have_take_no_memory():
+    whole = fp16_34b()[0]
+    half = replace(whole, config={**whole.config, "num_hidden_layers": 24})
+    tensors = {
+        name: tensor
+        for name, tensor in whole.tensors.items()
+        if not (match := re.search(r"layers\.(\d+)\.", name)) or int(match[1]) < 24
+    }
+    cut = replace(half, tensors=tensors)
+    devices = parse_gpus("CARD:80GB")
+    assert plan_variant(half, devices).memory == plan_variant(cut, devices).memory
+    assert (
+        plan_variant(half, devices).fullest.weights < plan_variant(whole, devices).fullest.weights
+    )
 
 
 def test_perplexities_that_hardly_differ_leave_the_choice_to_speed(tmp_path):

@@ -91,7 +91,7 @@ def test_what_is_not_read_is_refused_by_name(changes, found):
         ({"config_groups": [1]}, "no config_groups"),
         ({"scheme": {"targets": "Linear"}}, "list of targets"),
         ({"scheme": {"targets": ["re:("]}}, "unreadable target"),
-        ({"weights": {"num_bits": "4"}}, "num_bits"),
+        ({"weights": {"num_bits": "four"}}, "num_bits"),
         ({"weights": {"group_size": None}}, "no size"),
     ],
 )

@@ -30,6 +30,8 @@ def packed_tensors(folder, *, method="gptq", bits=4, group_size=128, sizes=(512,
             "qzeros": (groups, 256 * bits // 32),
             "scales": (groups, 256),
         }
+        if method == "gptq":
+            shapes["g_idx"] = (size,)
         for key, shape in shapes.items():
             name = f"model.layers.{number}.mlp.down_proj.{key}"
             dtype = "F16" if key == "scales" else "I32"
@@ -108,12 +110,12 @@ def test_what_is_not_read_is_refused_by_name(tmp_path, settings, found):
     "settings",
     [
         {"group_size": 128},
-        {**GPTQ, "bits": "4"},
+        {**GPTQ, "bits": "four"},
         {**GPTQ, "bits": True},
         {**GPTQ, "dynamic": {"+:(": {}}},
         {**GPTQ, "dynamic": [1]},
         {**GPTQ, "dynamic": {"+:x": 3}},
-        {**GPTQ, "dynamic": {"+:x": {"bits": "8"}}},
+        {**GPTQ, "dynamic": {"+:x": {"bits": "eight"}}},
     ],
 )
 def test_settings_of_the_wrong_type_are_refused(tmp_path, settings):
@@ -127,7 +129,10 @@ def test_dynamic_rules_override_or_skip_and_the_first_match_wins(tmp_path):
         r"+:.*down_proj": {"bits": 8, "group_size": 64},
         r".*q_proj": {"bits": 3},
     }
-    quantization = read(tmp_path, own={**GPTQ, "dynamic": rules})
+    tensors = packed_tensors(tmp_path, sizes=(512,))
+    wider = packed_tensors(tmp_path, bits=8, group_size=64, sizes=(512, 1408))
+    tensors |= {name: tensor for name, tensor in wider.items() if ".1." in name}
+    quantization = read(tmp_path, own={**GPTQ, "dynamic": rules}, tensors=tensors)
     assert quantization.format_of("model.layers.0.mlp.down_proj") is None
     down = quantization.format_of("model.layers.1.mlp.down_proj")
     assert (down.bits, down.group_size) == (8, 64)

@@ -278,7 +278,7 @@ def test_a_settings_file_of_absurd_size_is_left_where_it_is():
         RepositoryFile("README.md", 10**9, None, "0" * 40),
         RepositoryFile("model.safetensors", 5, "0" * 64, None),
     ]
-    _, files = needed_files(listing, VariantSpec("a/b", None, None))
+    _, files = needed_files(listing, VariantSpec("a/b", None, None), {}.__getitem__)
     assert [file.path for file in files] == ["model.safetensors"]
 
 

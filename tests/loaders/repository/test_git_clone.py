@@ -90,6 +90,24 @@ def test_fetched_large_files_are_linked_and_missing_ones_named(clone, tmp_path):
     assert (snapshot.folder / "model.safetensors").read_bytes() == b"data"
 
 
+def test_only_the_weights_that_the_settings_name_are_written_out(clone, tmp_path):
+    """Other files' contents need not have been fetched."""
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'ab' * 32}\nsize 4\n"
+    (clone / "gptq_model-4bit-32g.safetensors").write_text(pointer)
+    (clone / "gptq_model-4bit-128g.safetensors").write_bytes(b"these")
+    (clone / "model.safetensors").unlink()
+    (clone / "quantize_config.json").write_text('{"model_file_base_name": "gptq_model-4bit-128g"}')
+    git(clone, "add", ".")
+    git(clone, "commit", "--quiet", "-am", "two quantisations")
+    git(clone, "branch", "two")
+    assert open_spec(str(clone), tmp_path).folder == clone
+    git(clone, "reset", "--quiet", "--hard", "HEAD~")
+    folder = open_spec(f"{clone}:two", tmp_path).folder
+    assert [path.name for path in folder.glob("*.safetensors")] == [
+        "gptq_model-4bit-128g.safetensors"
+    ]
+
+
 def test_a_plain_folder_is_used_as_it_is(tmp_path):
     (tmp_path / "plain").mkdir()
     assert open_spec(str(tmp_path / "plain"), tmp_path).commit is None

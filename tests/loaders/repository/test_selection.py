@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loaders.checkpoint.files import INDEX_FILE
+from loaders.checkpoint.weight_files import INDEX_FILE
 from loaders.errors import CheckpointError, RevisionNotFoundError, UnsafeCheckpointError
 from loaders.gguf.parts import group_parts
 from loaders.repository.protocol import checked_path
-from loaders.repository.selection import find_quantisation, select_files
+from loaders.repository.selection import Selection, find_quantisation
+from loaders.repository.selection import select_files as select_from
 from loaders.repository.spec import VariantSpec
 
 SMALL = ["README.md", "config.json", "merges.txt", "tokenizer.model"]
@@ -22,6 +23,12 @@ GGUF = [f"codellama-13b.{kind}.gguf" for kind in ("Q2_K", "Q4_K_S", "Q4_K_M", "Q
 
 def spec(file: str | None = None, revision: str | None = None) -> VariantSpec:
     return VariantSpec(repo="a/b", folder=None, revision=revision, file=file)
+
+
+def select_files(paths, spec, shards=()) -> Selection:
+    """Select where the index names these shards."""
+    index = {"weight_map": {f"tensor{n}": name for n, name in enumerate(shards)}}
+    return select_from(paths, spec, {INDEX_FILE: index, "config.json": {}}.__getitem__)
 
 
 def test_one_safetensors_file_goes_with_the_small_ones():
@@ -34,8 +41,10 @@ def test_the_index_says_which_shards():
     shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     paths = [INDEX_FILE, *shards, "model-fp32.safetensors", "pytorch_model.bin"]
     assert select_files(paths, spec(), shards).weights == tuple(shards)
-    with pytest.raises(CheckpointError, match=r"lacks \.\./x\.safetensors"):
+    with pytest.raises(UnsafeCheckpointError, match=r"\.\./x\.safetensors"):
         select_files(paths, spec(), [*shards, "../x.safetensors"])
+    with pytest.raises(CheckpointError, match=r"shard x\.safetensors is missing"):
+        select_files(paths, spec(), [*shards, "x.safetensors"])
 
 
 def test_several_files_without_an_index_are_refused_unless_one_is_the_model():
@@ -43,6 +52,14 @@ def test_several_files_without_an_index_are_refused_unless_one_is_the_model():
         select_files(["a.safetensors", "b.safetensors"], spec())
     chosen = select_files(["adapter.safetensors", "model.safetensors"], spec())
     assert chosen.weights == ("model.safetensors",)
+
+
+def test_the_file_that_the_settings_name_comes_and_no_other():
+    names = ["gptq_model-4bit-128g", "gptq_model-4bit-32g"]
+    paths = ["quantize_config.json", "config.json", *(f"{name}.safetensors" for name in names)]
+    files = {"config.json": {}, "quantize_config.json": {"model_file_base_name": names[1]}}
+    chosen = select_from(paths, spec(), files.__getitem__)
+    assert chosen.weights == ("gptq_model-4bit-32g.safetensors",)
 
 
 def test_a_gguf_file_comes_alone_with_the_small_files():

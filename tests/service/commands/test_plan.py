@@ -265,7 +265,8 @@ def test_an_engine_that_treats_variants_alike_gets_one_word():
     lines = as_table(answered([gptq, awq])).splitlines()
     assert "  Tetrad: yes" in lines
     assert "  llama.cpp: no (reads GGUF only)" in lines
-    assert "  unknown: SGLang, TGI (in maintenance mode)" in lines
+    assert "  SGLang: yes for main (on Marlin); unknown for awq" in lines
+    assert "  unknown: TGI (in maintenance mode)" in lines
     assert (
         "  AutoGPTQ: no for main (archived; does not import beside Transformers 5); no for awq"
         " (reads GPTQ only)"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -221,6 +223,18 @@ def test_a_failed_self_test_ends_the_start_with_its_report(tiny_repo, monkeypatc
     failure = StartFailure.of(caught.value)
     assert (failure.kind, failure.backends) == (FailureKind.SELF_TEST, ("int4pack",))
     assert not failure.self_test.passed
+
+
+def test_damaged_files_leave_nothing_else_to_try_and_never_passes_over_them(tiny_repo, tmp_path):
+    cache = Path(shutil.copytree(tiny_repo.cache_dir, tmp_path / "cache", symlinks=True))
+    for blob in {p.resolve() for p in cache.glob("models--*/snapshots/*/generation_config.json")}:
+        blob.write_bytes(blob.read_bytes().replace(b"{", b" {", 1)[:-1])
+    with pytest.raises(EngineStartError, match=r"generation_config\.json is damaged") as caught:
+        build_engine(settings_of(tiny_repo, cache_dir=cache), LoadRequest(), silent)
+    assert StartFailure.of(caught.value) is None
+    assert build_engine(
+        settings_of(tiny_repo, cache_dir=cache, verify="never"), LoadRequest(), silent
+    )
 
 
 def test_attempt_without_a_backend_runs_on_the_next(tiny_repo):

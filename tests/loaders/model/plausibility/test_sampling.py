@@ -8,7 +8,7 @@ import torch
 from loaders.load import load
 from loaders.model.opened import open_checkpoint
 from loaders.model.plausibility import sampling
-from loaders.model.plausibility.sampling import NUM_OUTPUTS, sample_layers, tensor_reader
+from loaders.model.plausibility.sampling import NUM_OUTPUTS, open_tensors, sample_layers
 from tests.dequantize import dequantized_state
 from tests.models import (
     tiny_llama,
@@ -35,7 +35,7 @@ FORMATS = {
 def samples_of(folder):
     opened = open_checkpoint(folder, None, None)
     model = load(str(folder), device="cpu", backend="reference").model
-    with tensor_reader(opened.tensors) as read:
+    with open_tensors(opened.tensors) as read:
         return sample_layers(opened, model, read)
 
 

@@ -19,7 +19,7 @@ from loaders.model.opened import open_checkpoint
 from loaders.model.packed_linear import packed_layers
 from loaders.model.plausibility.prediction import check_prediction
 from loaders.model.plausibility.rope import check_rope
-from loaders.model.plausibility.sampling import sample_layers, tensor_reader
+from loaders.model.plausibility.sampling import open_tensors, sample_layers
 from loaders.model.plausibility.statistics import describe_layer
 from loaders.model.plausibility.weights import check_weights
 from loaders.quantization.packed_tensors import PackedTensors
@@ -66,7 +66,7 @@ class DemoBranch:
             for name, layer in packed_layers(loaded.model).items()
             if layer.format is not None  # the head, which is tied
         }
-        with tensor_reader(self._opened.tensors) as read:
+        with open_tensors(self._opened.tensors) as read:
             self._right = {name: self._read(read, name) for name in self._layers}
         self._right_model = self._dequantised()
         self._right_checks = self._check_tensors(self._right)

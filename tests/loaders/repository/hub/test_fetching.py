@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from loaders.checkpoint.files import INDEX_FILE
+from loaders.checkpoint.weight_files import INDEX_FILE
+from loaders.errors import CheckpointError
 from loaders.load import load
 from tests import models
 from tests.hub_server import Fault, HubRepository, running_hub, sha256_of
@@ -179,6 +181,24 @@ def test_the_shards_of_the_index_come_and_no_others(hub, client, cache):
     index = json.dumps({"weight_map": {f"t{i}": name for i, name in enumerate(shards)}}).encode()
     files = {**SMALL, **shards, INDEX_FILE: index}
     hub.repositories[REPO] = HubRepository({"main": {**files, "other.safetensors": b"no"}})
+    assert client("download", cache, spec=REPO)["files"] == sorted(files)
+    assert client("offline", cache, spec=REPO)["files"] == sorted(files)
+
+
+def test_the_file_that_the_settings_name_comes_and_no_other(hub, client, cache):
+    named = {"gptq_model-4bit-128g.safetensors": b"this", "gptq_model-4bit-32g.safetensors": b"no"}
+    settings = json.dumps({"model_file_base_name": "gptq_model-4bit-128g"}).encode()
+    files = {**SMALL, "quantize_config.json": settings, **named}
+    hub.repositories[REPO] = HubRepository({"main": files})
+    expected = sorted(files.keys() - {"gptq_model-4bit-32g.safetensors"})
+    assert client("download", cache, spec=REPO)["files"] == expected
+    assert client("offline", cache, spec=REPO)["files"] == expected
+
+
+def test_a_left_over_index_brings_no_shards(hub, client, cache):
+    index = json.dumps({"weight_map": {"t": "model-00001-of-00001.safetensors"}}).encode()
+    files = {**FILES, INDEX_FILE: index}
+    hub.repositories[REPO] = HubRepository({"main": files})
     assert client("download", cache, spec=REPO)["files"] == sorted(files)
     assert client("offline", cache, spec=REPO)["files"] == sorted(files)
 
@@ -485,3 +505,34 @@ def test_a_variant_loads_from_a_mirror_with_the_network_off(hub, client, cache, 
     assert loaded.provenance.folder.is_relative_to(cache)
     assert str(loaded.quantization) == "gptq 4-bit group 128"
     assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("do", "name"), [("download", "model.safetensors"), ("mirror", "tokenizer.json")]
+)
+def test_a_flipped_byte_is_named_when_it_is_loaded_and_mended_as_it_says(
+    hub, client, cache, tmp_path, do, name
+):
+    written = models.write_gptq_checkpoint(
+        tmp_path, models.tiny_llama(), bits=4, group_size=128, tokenizer=models.tiny_tokenizer()
+    )
+    files = {path.name: path.read_bytes() for path in written.iterdir()}
+    hub.repositories[REPO] = HubRepository({"main": files})
+    where = {"repo": REPO, "branches": ["main"]} if do == "mirror" else {"spec": REPO}
+    client(do, cache, **where)
+    load(REPO, cache_dir=cache, local_files_only=True, device="cpu")
+    (link,) = cache.rglob(name)
+    content = bytearray(files[name])
+    content[len(content) // 2] ^= 1
+    link.resolve().write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{name} is damaged: sha256") as caught:
+        load(REPO, cache_dir=cache, local_files_only=True, device="cpu")
+    command = re.search(r"`(.*)`", str(caught.value))
+    assert command is not None
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.service.real_server", *command[1].split()[1:]],
+        env={**os.environ, **client.environment}, cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert f"damaged: {name}" in done.stderr, done.stderr
+    assert done.returncode == 0
+    load(REPO, cache_dir=cache, local_files_only=True, device="cpu")

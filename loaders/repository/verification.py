@@ -1,0 +1,270 @@
+"""Compares a variant's files with the hashes that are known of them, while they are loaded.
+
+Small files are compared before anybody reads them. Weights are hashed in threads beside the reading
+of weights, and the load waits for them before anything that it made is used. A record of what was
+found whole lets the next load pass over files whose size, time and inode are still the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import threading
+import time
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import structlog
+
+from loaders.checkpoint.files import read_named
+from loaders.errors import (
+    BackendError,
+    CheckpointError,
+    InvalidPlanError,
+    LoadError,
+    NotEnoughMemoryError,
+)
+from loaders.reports.suspicion import Suspicion
+from loaders.repository.download import Digest
+from loaders.repository.known_hashes import KnownHashes, known_hashes
+from loaders.repository.selection import find_local, is_small
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from concurrent.futures import Future
+    from pathlib import Path
+
+    from loaders.records import Records
+    from loaders.repository.protocol import RepositoryFile
+    from loaders.repository.snapshot import Snapshot
+    from loaders.repository.spec import VariantSpec
+
+log = structlog.get_logger(__name__)
+
+# When files are hashed: the first time and when they changed since, each time, not at all.
+VerifyMode: TypeAlias = Literal["changed", "always", "never"]
+
+PHASE = "verifying the files"
+_RECORD_KEY = "verified"
+_MAX_THREADS = 16
+# Each piece takes the interpreter's lock twice, and may wait 5 ms for it each time: pieces this
+# large keep that below a tenth of the hashing.
+_PIECE_BYTES = 8 << 20
+_REPORT_INTERVAL_S = 0.5
+# Errors that no damaged file explains.
+_UNRELATED = (NotEnoughMemoryError, BackendError, InvalidPlanError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedFiles:
+    """What a load has compared."""
+
+    num_files: int  # hashed now
+    num_bytes: int  # of them
+    num_unchanged: int  # found whole by an earlier load, and not touched since
+    num_unknown: int  # files with weights of which no hash is known
+    waited_s: float  # that the load spent on it, besides what ran beside other work
+    suspicions: tuple[Suspicion, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Damage:
+    path: str  # in the variant's folder
+    found: str  # what was expected, and what was found instead
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What the threads have done so far."""
+
+    stop: threading.Event = field(default_factory=threading.Event)
+    num_bytes: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, num_bytes: int) -> None:
+        with self._lock:
+            self.num_bytes += num_bytes
+
+
+class Verification:
+    """The comparison of one variant's files, from the small ones to the last shard."""
+
+    def __init__(
+        self, spec: VariantSpec, snapshot: Snapshot, mode: VerifyMode, records: Records
+    ) -> None:
+        is_on = mode != "never"
+        self._known = known_hashes(spec, snapshot) if is_on else KnownHashes({})
+        self._spec, self._folder, self._mode, self._records = spec, snapshot.folder, mode, records
+        self._seen: dict[str, list[int | str]] = {}  # real path → what the record will say of it
+        self._tally = _Tally()
+        self._pool: ThreadPoolExecutor | None = None
+        self._running: list[Future[_Damage | None]] = []
+        self._num_files = self._num_unchanged = self._num_unknown = 0
+        self._total_bytes = 0  # of the weights that are hashed now
+        self._waited_s = 0.0
+        self._suspicions: tuple[Suspicion, ...] = ()
+
+    def check_small_files(self) -> None:
+        """Compare settings, tokenizer and templates. Raises CheckpointError.
+
+        They are hashed each time: all of them take milliseconds.
+        """
+        began = time.monotonic()
+        small = [
+            file
+            for path, file in sorted(self._known.files.items())
+            if is_small(path) and (self._folder / path).exists()
+        ]
+        found = [_compare(self._folder / file.path, file, self._tally) for file in small]
+        self._num_files += len(small)
+        self._waited_s += time.monotonic() - began
+        damage = [entry for entry in found if entry is not None]
+        if damage and not self._known.may_be_edited:
+            raise self._error(damage)
+        self._suspicions = tuple(_as_suspicion(entry) for entry in damage)
+
+    def begin(self, weights: Iterable[Path]) -> None:
+        """Hash those files with weights that must be, in threads of their own."""
+        if self._mode == "never" or self._pool is not None:
+            return
+        jobs = list(self._jobs(weights))
+        jobs.sort(key=lambda job: job[1].num_bytes, reverse=True)  # the longest decides the end
+        num_threads = min(len(jobs), len(os.sched_getaffinity(0)), _MAX_THREADS)
+        self._pool = ThreadPoolExecutor(max(1, num_threads), thread_name_prefix="verify")
+        self._running = [
+            self._pool.submit(_compare, path, file, self._tally) for path, file in jobs
+        ]
+        self._num_files += len(jobs)
+        self._total_bytes = sum(file.num_bytes for _, file in jobs)
+
+    def finish(self, on_progress: Callable[[str, float | None], None]) -> VerifiedFiles:
+        """Wait for the hashes and note what is whole. Raises CheckpointError, naming the files."""
+        began = time.monotonic()
+        while wait(self._running, _REPORT_INTERVAL_S, FIRST_EXCEPTION).not_done:
+            on_progress(PHASE, 100 * min(1.0, self._tally.num_bytes / max(1, self._total_bytes)))
+        damage = self._collect()
+        self._waited_s += time.monotonic() - began
+        if damage:
+            raise self._error(damage)
+        self._note_whole()
+        if self._mode != "never" and not self._known.files:
+            log.info("files_without_hashes", folder=str(self._folder), files=self._num_unknown)
+        return VerifiedFiles(
+            num_files=self._num_files,
+            num_bytes=self._tally.num_bytes,
+            num_unchanged=self._num_unchanged,
+            num_unknown=self._num_unknown,
+            waited_s=round(self._waited_s, 3),
+            suspicions=self._suspicions,
+        )
+
+    @contextmanager
+    def explaining_errors(self) -> Iterator[None]:
+        """Put a damaged file in place of the errors that it leads to; end the threads with them."""
+        try:
+            yield
+        except _UNRELATED:
+            self._abandon()
+            raise
+        except LoadError as error:
+            self.begin(self._weights_by_name())
+            damage = self._collect()
+            if damage:
+                raise self._error(damage) from error
+            raise
+        except BaseException:
+            self._abandon()
+            raise
+
+    def _jobs(self, weights: Iterable[Path]) -> Iterator[tuple[Path, RepositoryFile]]:
+        """Yield what is to be hashed: it has a hash, and no record says that it was whole."""
+        noted = self._read_record() if self._mode == "changed" else {}
+        for path in weights:
+            file = self._known.files.get(os.path.relpath(path, self._folder))
+            if file is None:
+                self._num_unknown += 1
+                continue
+            real = str(path.resolve())
+            self._seen[real] = _identity(path, file)
+            if noted.get(real) == self._seen[real]:
+                self._num_unchanged += 1
+            else:
+                yield path, file
+
+    def _weights_by_name(self) -> list[Path]:
+        """Guess which files hold the weights, where opening them has failed."""
+        selection = find_local(
+            list(self._known.files), self._spec, partial(read_named, self._folder)
+        )
+        return [self._folder / path for path in selection.weights] if selection else []
+
+    def _collect(self) -> list[_Damage]:
+        """Wait for all files, and for the threads' end."""
+        try:
+            results = [future.result() for future in self._running]
+        finally:
+            self._abandon()
+        return [damage for damage in results if damage is not None]
+
+    def _abandon(self) -> None:
+        self._tally.stop.set()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _error(self, damage: Sequence[_Damage]) -> CheckpointError:
+        files = "; ".join(f"{entry.path} is damaged: {entry.found}" for entry in damage)
+        return CheckpointError(
+            f"{files} ({self._spec}, in {self._folder}); {self._known.remedy(damage[0].path)}"
+        )
+
+    @property
+    def _record_name(self) -> str:
+        """Name the record of this folder: what is kept by commit may lie in several places."""
+        return hashlib.sha256(str(self._folder.resolve()).encode()).hexdigest()
+
+    def _read_record(self) -> dict[str, list[int | str]]:
+        record = self._records.read(self._record_name, _RECORD_KEY)
+        return record if isinstance(record, dict) else {}
+
+    def _note_whole(self) -> None:
+        record = self._read_record()
+        if any(record.get(path) != entry for path, entry in self._seen.items()):
+            self._records.write(self._record_name, _RECORD_KEY, {**record, **self._seen})
+
+
+def _as_suspicion(damage: _Damage) -> Suspicion:
+    return Suspicion("edited_file", f"{damage.path} was edited or damaged: {damage.found}")
+
+
+def _identity(path: Path, file: RepositoryFile) -> list[int | str]:
+    """Say what a record holds of a file: whoever changes it seldom keeps all of it."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ino, file.sha256 or str(file.blob_id)]
+
+
+def _compare(path: Path, file: RepositoryFile, tally: _Tally) -> _Damage | None:
+    """Hash a file and compare; None where it is what it should be, or where nobody asks."""
+    try:
+        # Not blocking: whatever took the file's place may be a pipe.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb", buffering=0) as content:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                return _Damage(file.path, "it is no regular file")
+            if status.st_size != file.num_bytes:
+                sizes = f"{file.num_bytes} bytes expected, {status.st_size} found"
+                return _Damage(file.path, sizes)
+            digest = Digest(file)
+            buffer = memoryview(bytearray(min(_PIECE_BYTES, max(1, file.num_bytes))))
+            while (size := content.readinto(buffer)) and not tally.stop.is_set():
+                digest.update(buffer[:size])
+                tally.add(size)
+    except OSError as error:
+        return _Damage(file.path, f"it cannot be read ({error.strerror or error})")
+    if digest.fits or tally.stop.is_set():
+        return None
+    return _Damage(file.path, digest.difference)
