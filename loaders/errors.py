@@ -100,5 +100,9 @@ class SelfTestError(LoadError):
         self.report = report
 
 
+class SuspicionError(LoadError):
+    """There is a reason to doubt that the files were read right, and the settings are strict."""
+
+
 class NotEnoughMemoryError(LoadError):
     """The weights do not fit into the memory that is free."""

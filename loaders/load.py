@@ -22,6 +22,7 @@ from loaders.memory.release import return_freed_memory
 from loaders.model.assembly import assemble
 from loaders.model.opened import open_checkpoint
 from loaders.model.placement import DTYPES, check_room, resolve_placement
+from loaders.model.plausibility.run import find_suspicions
 from loaders.model.self_test.reference_weights import stored_weights
 from loaders.model.self_test.run import run_self_test
 from loaders.model.stock import STOCK
@@ -140,6 +141,8 @@ def load(
     loaded = _describe(spec, snapshot, opened, placement, tokenizer, assembled, verified)
     if self_test:
         loaded = _test(loaded, opened, Records(cache_dir), on_progress)
+        suspicions = find_suspicions(opened, loaded.model, loaded.tokenizer)
+        loaded = replace(loaded, suspicions=suspicions)
     _log(loaded, seconds=time.monotonic() - started)
     return loaded
 

@@ -207,6 +207,7 @@ def describe_status(status: VariantStatus) -> dict[str, object]:
         "percent": status.percent,
         "reason": status.reason,
         "degraded": status.degraded,
+        "suspect": status.suspect,
         "restarts": status.num_restarts,
         "open_requests": status.num_requests,
         "pid": status.pid,

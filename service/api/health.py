@@ -46,6 +46,8 @@ def _describe(status: VariantStatus) -> dict[str, object]:
     found: dict[str, object] = {"state": status.state.value}
     if status.degraded is not None:
         found["degraded"] = True
+    if status.suspicions:
+        found["suspect"] = True
     if status.phase is not None:
         percent = None if status.percent is None else round(status.percent)
         found |= {"step": status.phase, "percent": percent}

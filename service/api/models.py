@@ -55,5 +55,6 @@ def _describe(status: VariantStatus, model: ServedModel | None) -> dict[str, obj
         # A folder's path is nobody's business.
         "variant": None if status.variant.startswith(("/", ".", "~")) else status.variant,
         "degraded": status.degraded,
+        "suspect": status.suspect,
         "max_model_len": None if model is None else model.engine.max_model_len,
     }

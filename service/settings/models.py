@@ -169,7 +169,8 @@ class VariantSettings(BaseModel):
     strict: bool = Field(
         False,
         description="Fail where a variant cannot be loaded as asked, instead of trying another "
-        "kernel, a shorter context or, where it is left open, another branch.",
+        "kernel, a shorter context or, where it is left open, another branch; and where its files "
+        "seem to have been read wrongly, instead of marking it `suspect`.",
     )
 
     # How it is kept running

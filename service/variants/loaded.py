@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from engine.transport.wire import Progress
+    from loaders.reports.suspicion import Suspicion
     from service.variants.fallback import FallbackPolicy
     from service.variants.handles import EngineHandle, OnProgress
     from service.worker_protocol.load_attempt import LoadRequest
@@ -49,11 +50,13 @@ class LoadedVariant:
         self._description: ModelDescription | None = None  # of what `_text` was read for
         self._text: ModelText | None = None
         self._shortened: str | None = None  # by the engine itself, in words
+        self._suspicions: tuple[Suspicion, ...] = ()  # of what was loaded last
 
     def reset(self) -> None:
         """Forget what earlier lives gave up."""
         self._fallback.reset()
         self._shortened = None
+        self._suspicions = ()
 
     async def start(self, on_progress: OnProgress) -> EngineHandle:
 
@@ -78,6 +81,7 @@ class LoadedVariant:
         self._fallback.note_success()
         description = ModelDescription.decode(ready.model_description)
         self._shortened = description.shortened
+        self._suspicions = description.suspicions
         text = await self._read_text(description)
         template = text.chat_template
         turn_ends = frozenset() if template is None else template.stop_token_ids
@@ -106,6 +110,11 @@ class LoadedVariant:
         reasons = [reason for reason in (self._fallback.degraded, self._shortened) if reason]
         return "; ".join(reasons) or None
 
+    @property
+    def suspicions(self) -> tuple[Suspicion, ...]:
+        """Reasons to doubt that the files of what was loaded last were read right."""
+        return self._suspicions
+
     def _note_attempt(self, attempt: LoadAttempt) -> None:
         if attempt.reason is not None and self._fallback.load_request.variant is None:
             log.info(
@@ -122,7 +131,7 @@ class LoadedVariant:
 
     async def _read_text(self, description: ModelDescription) -> ModelText:
         # Everything but what was measured, each time anew, is what the text was read for.
-        description = structs.replace(description, self_test=None, memory=None)
+        description = structs.replace(description, self_test=None, memory=None, suspicions=())
         if self._text is None or description != self._description:
             await self.close()
             self._text = await asyncio.to_thread(read_model_text, description)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from engine.statistics import EngineStatistics
     from engine.transport.wire import Progress
     from loaders.reports.self_test import SelfTestReport
+    from loaders.reports.suspicion import Suspicion
     from service.serving.served_model import ServedModel
     from service.variants.handles import EngineHandle
 
@@ -73,6 +74,10 @@ class VariantSource(Protocol):
     @property
     def degraded(self) -> str | None:
         """What was given up so that it could be loaded; None where nothing was."""
+
+    @property
+    def suspicions(self) -> tuple[Suspicion, ...]:
+        """Reasons to doubt that the files of what was loaded last were read right."""
 
     def reset(self) -> None:
         """Begin a new life of the variant: what earlier ones gave up is tried again."""
@@ -118,6 +123,12 @@ class VariantStatus:
     pid: int | None
     statistics: EngineStatistics | None
     self_test: SelfTestReport | None = None  # the last one that was made
+    suspicions: tuple[Suspicion, ...] = ()  # reasons to doubt that its files were read right
+
+    @property
+    def suspect(self) -> list[str] | None:
+        """Those reasons in words, one a check; None where there are none."""
+        return [str(suspicion) for suspicion in self.suspicions] or None
 
 
 class ServedVariant:
@@ -169,6 +180,7 @@ class ServedVariant:
             pid=None if self._handle is None else self._handle.pid,
             statistics=None if self._served is None else self._served.engine.statistics,
             self_test=self._self_test,
+            suspicions=self._source.suspicions,
         )
 
     @property

@@ -24,7 +24,13 @@ from engine.request import SequenceRequest
 from engine.sampling_params import SamplingParams
 from loaders.cache import default_cache_dir
 from loaders.demo import build_demo
-from loaders.errors import BackendError, LoadError, NotEnoughMemoryError, SelfTestError
+from loaders.errors import (
+    BackendError,
+    LoadError,
+    NotEnoughMemoryError,
+    SelfTestError,
+    SuspicionError,
+)
 from loaders.load import DTYPES, LoadedModel, load
 from loaders.memory.cgroup import read_cpu_limit
 from loaders.memory.free import is_refused_allocation
@@ -66,6 +72,8 @@ def build_engine(
         return_freed_memory()  # what building the demo left
         meter = MemoryMeter(torch.device(asked.device))
         loaded = load_variant(asked, settings, load_request, report_progress)
+        if settings.strict:
+            refuse_suspicions(loaded)
         config = resolve_engine_config(settings, loaded, longest=load_request.max_model_len)
         attempt = LoadAttempt(variant=str(loaded.spec), max_model_len=config.max_model_len)
         report_progress("building the engine", load_attempt=attempt.encode())
@@ -229,6 +237,16 @@ def load_variant(
     )
 
 
+def refuse_suspicions(loaded: LoadedModel) -> None:
+    """Raise SuspicionError where there is a reason to doubt what was loaded."""
+    if loaded.suspicions:
+        reasons = "; ".join(str(suspicion) for suspicion in loaded.suspicions)
+        raise SuspicionError(
+            f"{loaded.spec} may have been read wrongly, and --strict refuses that: {reasons}. Leave"
+            " out --strict to serve it marked as suspect"
+        )
+
+
 def describe(
     loaded: LoadedModel, memory: MemoryReport | None, *, is_batch_invariant: bool
 ) -> ModelDescription:
@@ -251,6 +269,7 @@ def describe(
         defaults=loaded.generation,
         self_test=loaded.self_test,
         memory=memory,
+        suspicions=loaded.suspicions,
     )
 
 

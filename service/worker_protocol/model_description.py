@@ -10,6 +10,7 @@ import msgspec
 from engine.encoded import EncodedModelDescription
 from loaders.checkpoint.generation_defaults import GenerationDefaults
 from loaders.reports.self_test import SelfTestReport
+from loaders.reports.suspicion import Suspicion
 
 
 class MemoryReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +54,7 @@ class ModelDescription(msgspec.Struct, frozen=True, kw_only=True):
     self_test: SelfTestReport | None = None  # None where none was made
     memory: MemoryReport | None = None  # None where it could not be predicted
     file: str | None = None  # of a GGUF variant: its file
+    suspicions: tuple[Suspicion, ...] = ()  # reasons to doubt that the files were read right
     shortened: str | None = None  # why the context is shorter than the model's own; None: it is not
 
     def encode(self) -> EncodedModelDescription:

@@ -38,6 +38,7 @@ class FakeSource:
 
     variant = MODEL
     degraded = None
+    suspicions = ()
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = options

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from engine.request import Terms
     from engine.transport.client import Submission
+    from loaders.reports.suspicion import Suspicion
 
 MODEL = "owner/name:gptq-4bit-32g@x"
 VOCAB_SIZE = 512
@@ -248,6 +249,7 @@ class FakeModels:
     """One variant, loaded or still loading."""
 
     served: ServedModel | None
+    suspicions: tuple[Suspicion, ...] = ()
 
     @property
     def _state(self) -> VariantState:
@@ -281,6 +283,7 @@ class FakeModels:
                 pid=None,
                 statistics=None,
                 self_test=None if is_loading else SELF_TEST,
+                suspicions=self.suspicions,
             )
         ]
 
@@ -355,12 +358,13 @@ def running_server(
     keep_alive_interval_s: float = 15,
     stall_limit_s: float = 30,
     max_body_bytes: int = 4 * 1024 * 1024,
+    suspicions: tuple[Suspicion, ...] = (),
 ) -> Iterator[RunningServer]:
     """Run a server; engine: None leaves it loading."""
     served = None
     if engine is not None:
         served = served_model(engine, tokenizer, defaults, chat_refusal)
-    models = FakeModels(served)
+    models = FakeModels(served, suspicions)
     lifecycle = Lifecycle(models)
     context = api_context(
         lifecycle,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import httpx2 as httpx
 import pytest
 
+from loaders.reports.suspicion import Suspicion
 from tests.service.fakes import MODEL, FakeEngine, running_server, says
 
 
@@ -39,6 +40,19 @@ def test_health_tells_the_self_tests_outcome_and_no_more(tiny_tokenizer):
     with running_server(FakeEngine(says(tiny_tokenizer, "yes")), tiny_tokenizer) as server:
         (variant,) = httpx.get(f"{server.url}/health/ready").json()["variants"]
     assert variant["self_test"] == {"passed": True, "finished": 1_700_000_000}
+
+
+def test_health_says_that_files_are_suspect_but_not_why(tiny_tokenizer):
+    engine = FakeEngine(says(tiny_tokenizer, "yes"))
+    with running_server(engine, tiny_tokenizer) as server:
+        (variant,) = httpx.get(f"{server.url}/health/ready").json()["variants"]
+    assert "suspect" not in variant
+    suspicions = (Suspicion("scales_elsewhere", "scales of model.layers.0 do not fit"),)
+    with running_server(engine, tiny_tokenizer, suspicions=suspicions) as server:
+        response = httpx.get(f"{server.url}/health/ready")
+    (variant,) = response.json()["variants"]
+    assert (response.status_code, variant["suspect"]) == (200, True)
+    assert "scales" not in response.text
 
 
 def test_health_needs_no_key_and_tells_nothing_of_the_model(tiny_tokenizer):

@@ -9,6 +9,7 @@ import httpx2 as httpx
 import openai
 import pytest
 
+from loaders.reports.suspicion import Suspicion
 from tests.service.fakes import MODEL, FakeEngine, RunningServer, running_server, says
 
 if TYPE_CHECKING:
@@ -34,6 +35,17 @@ def test_list_says_what_is_not_loaded(tiny_tokenizer):
         (model,) = loading.client().models.list()
         assert (model.id, model.state, model.max_model_len) == (MODEL, "loading", None)
         assert loading.client().models.retrieve(MODEL).state == "loading"
+
+
+def test_models_say_why_their_files_are_suspect(server, tiny_tokenizer):
+    (model,) = server.client().models.list()
+    assert model.suspect is None
+    suspicions = (Suspicion("one", "this is odd"), Suspicion("other", "that too"))
+    engine = FakeEngine(says(tiny_tokenizer, "yes"))
+    with running_server(engine, tiny_tokenizer, suspicions=suspicions) as suspect:
+        (listed,) = suspect.client().models.list()
+        found = suspect.client().models.retrieve(MODEL)
+    assert listed.suspect == found.suspect == ["one: this is odd", "other: that too"]
 
 
 def test_official_client_finds_a_model_by_its_name(server):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+from safetensors.torch import load_file, save_file
 
 from loaders.demo.repository import commit_branch
 from loaders.repository.opening import open_snapshot
@@ -96,6 +97,32 @@ def test_strict_gives_up_and_says_what_was_wrong_by_how_much(
     assert "model.layers.0.self_attn.q_proj: int4pack: all outputs are off by 1." in end["reason"]
     assert "e-03 allowed)" in end["reason"]
     assert server.lines("degraded") == []
+
+
+def test_what_is_suspect_serves_and_says_so_or_where_strict_does_not(tmp_path: Path):
+    """Every row of scales has moved to the next group, as no settings could tell."""
+    model = models.tiny_llama(hidden_size=256, intermediate_size=512)
+    folder = models.write_gptq_checkpoint(
+        tmp_path / "model", model, group_size=32, tokenizer=models.tiny_tokenizer()
+    )
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if name.endswith(".scales")]:
+        tensors[name] = tensors[name].roll(1, 0).contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with serving_with(tmp_path, str(folder), {}, **SMALL) as server:
+        (variant,) = server.client.get("/health/ready").json()["variants"]
+        assert variant["suspect"] is True
+        (shown,) = server.client.get("/v1/models").json()["data"]
+        (reason,) = shown["suspect"]
+        assert reason.startswith("scales_elsewhere: ")
+        (warning,) = server.lines("suspect")
+        assert warning["reason"] in reason
+        check_answer(server, shown["id"], folder)
+    with serving_with(tmp_path, str(folder), {}, flags=("--strict",), **SMALL) as server:
+        assert server.popen.wait(20) == FAILED
+        (end,) = server.lines("variant_failed")
+    assert "scales_elsewhere" in end["reason"]
+    assert "--strict" in end["reason"]
 
 
 def test_where_no_kernel_computes_the_chosen_branch_the_next_branch_serves(tmp_path: Path):

@@ -47,6 +47,7 @@ class FakeSource:
         self.is_closed = False
         self.variant = "owner/name"
         self.degraded = None
+        self.suspicions = ()
         self.num_lives = 0
 
     def reset(self) -> None:

@@ -20,10 +20,11 @@ from engine.errors import EngineStartError, NotEnoughBlocksError, OutOfMemoryErr
 from loaders.checkpoint.generation_defaults import GenerationDefaults
 from loaders.demo import DemoRepositories
 from loaders.errors import NotEnoughMemoryError
-from loaders.load import LoadedModel, Provenance
+from loaders.load import LoadedModel, Provenance, load
 from loaders.model.kernels import resolve
 from loaders.model.kernels.int4pack import Int4PackBackend
 from loaders.records import Records
+from loaders.reports.suspicion import Suspicion
 from loaders.repository.spec import parse_spec
 from service.errors import SettingsError
 from service.settings import WorkerSettings
@@ -192,6 +193,21 @@ def test_built_engine_is_whole_and_described(tiny_repo: TinyRepositories):
     assert phases[-3:] == ["self-test", "building the engine", "self-test"]
     assert description.self_test.passed
     assert description.self_test.backend == "int4pack"
+
+
+def test_what_is_suspect_is_described_and_where_strict_refused(tiny_repo, monkeypatch):
+    suspicion = Suspicion("scales_elsewhere", "scales belong to other groups")
+
+    def load_suspect(*args, **options):
+        return replace(load(*args, **options), suspicions=(suspicion,))
+
+    monkeypatch.setattr(worker, "load", load_suspect)
+    built = build_engine(settings_of(tiny_repo), LoadRequest(), silent)
+    assert ModelDescription.decode(built.model_description).suspicions == (suspicion,)
+    with pytest.raises(EngineStartError, match="scales belong to other groups") as caught:
+        build_engine(settings_of(tiny_repo, strict=True), LoadRequest(), silent)
+    assert "--strict" in str(caught.value)
+    assert StartFailure.of(caught.value) is None  # no kernel or branch would mend it
 
 
 def test_a_failed_self_test_ends_the_start_with_its_report(tiny_repo, monkeypatch):
