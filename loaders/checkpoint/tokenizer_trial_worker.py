@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 MAX_MEMORY_BYTES = 2 << 30  # the largest vocabularies (256 000 pieces) take half of that
-MAX_FILE_BYTES = 4096  # libraries try with a few bytes whether there is a place to write
+MAX_FILE_BYTES = 64 << 20  # a tokenizer.model is converted into a file for a moment
 READ_CPU_S = 6.0  # the largest take 2 s
 # Of one text of a kind that slows expressions down. Real tokenizers take milliseconds.
 TEXT_CPU_S = 2.0
