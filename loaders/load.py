@@ -20,7 +20,8 @@ from loaders.memory.release import return_freed_memory
 from loaders.model.assembly import assemble
 from loaders.model.opened import open_checkpoint
 from loaders.model.placement import DTYPES, check_room, resolve_placement
-from loaders.model.self_test.reference_weights import stored_weights
+from loaders.model.self_test.live import LiveLayers
+from loaders.model.self_test.reference_weights import StoredWeights
 from loaders.model.self_test.run import run_self_test
 from loaders.model.stock import STOCK
 from loaders.records import Records
@@ -82,6 +83,7 @@ class LoadedModel:
     provenance: Provenance
     self_test: SelfTestReport | None = None  # None where none was asked for
     suspicions: tuple[Suspicion, ...] = ()  # reasons to doubt that the files were read right
+    live_layers: LiveLayers | None = None  # what goes on with the self-test; set together with it
 
 
 def load(
@@ -207,17 +209,19 @@ def _test(
     """
     on_progress("self-test", None)
     provenance = loaded.provenance
+    weights = StoredWeights(opened, loaded.model)
+    live_layers = LiveLayers(opened.files, loaded.model, weights)
     report = run_self_test(
         loaded.model,
         loaded.tokenizer,
-        stored_weights(opened, loaded.model),
+        weights,
         backend=provenance.backend,
         dtype=provenance.dtype,
         commit=provenance.commit,
         records=records.of(provenance.file),
     )
     return_freed_memory()
-    return replace(loaded, self_test=report)
+    return replace(loaded, self_test=report, live_layers=live_layers)
 
 
 def _log(loaded: LoadedModel, *, seconds: float) -> None:

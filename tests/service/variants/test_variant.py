@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine.errors import EngineDeadError, EngineStartError
+from engine.errors import EngineDeadError, EngineStartError, LiveCheckError
 from engine.transport.wire import Progress
 from loaders.errors import CheckpointError
 from loaders.reports.self_test import Check, SelfTestReport
@@ -62,6 +62,9 @@ class FakeSource:
         if self.failures:
             raise self.failures.pop(0)
         return served_model(handle.engine, TOKENIZER)
+
+    def fall_back(self, error: LiveCheckError) -> str:
+        return f"{error}; trying another kernel"
 
     async def close(self) -> None:
         self.is_closed = True
