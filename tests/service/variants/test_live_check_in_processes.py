@@ -157,7 +157,8 @@ def test_on_an_idle_demo_a_damaged_layer_is_replaced_within_half_a_minute(
 ):
     name = f"{DEMO_REPO}:main"
     damage = {"layer": "model.layers.17.self_attn.k_proj"}
-    with serving_with(tmp_path, name, damage, cache_dir=str(demo_cache)) as server:
+    own = {"cache_dir": str(demo_cache), "kv_cache_size": 2**25}
+    with serving_with(tmp_path, name, damage, **own) as server:
         time.sleep(2)
         (tmp_path / "now").touch()
         assert wait_replaced(server, name, 300) < REPLACED_WITHIN_S, server.log()
