@@ -89,7 +89,7 @@ class LayerCheck:
         """Check a part; None where that could not be done."""
         try:
             return self._layers.check(part.part, part.multiply, with_many_rows=with_many_rows)
-        except (LoadError, OSError) as error:
+        except LoadError as error:
             self._problem = str(error)
             log.warning("live_check_impossible", reason=self._problem)
             return None

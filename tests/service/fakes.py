@@ -285,6 +285,7 @@ class FakeModels:
                 pid=None,
                 statistics=None,
                 self_test=None if is_loading else SELF_TEST,
+                live_check=None if self.served is None else self.served.engine.live_check,
             )
         ]
 

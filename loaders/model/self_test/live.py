@@ -146,9 +146,7 @@ class LiveLayers:
             try:
                 is_same = _FileStamp.of(stamp.path) == stamp
             except OSError:
-                raise CheckpointError(
-                    f"{stamp.path.name} is gone from {stamp.path.parent} since it was loaded"
-                ) from None
+                raise CheckpointError(f"{stamp.path.name} is gone since it was loaded") from None
             if not is_same:
                 raise CheckpointError(f"{stamp.path.name} has changed since it was loaded")
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
+from loaders.errors import CheckpointError
 from loaders.model.packed_linear import packed_layers
 from loaders.quantization.layouts import layout_of
 from loaders.quantization.packed_tensors import PackedTensors
@@ -140,6 +141,12 @@ def _read_safetensors(tensors: Mapping[str, TensorInfo], names: Iterable[str]) -
     found: dict[str, Tensor] = {}
     for shard, held in by_shard.items():
         # Opened once for all of a layer's: reading the header takes 1 ms (272 tensors).
-        with safe_open(shard, framework="pt") as file:
-            found |= {name: file.get_tensor(name) for name in held}
+        try:
+            with safe_open(shard, framework="pt") as file:
+                found |= {name: file.get_tensor(name) for name in held}
+        except (OSError, SafetensorError) as error:  # read before, so it has changed meanwhile
+            raise CheckpointError(
+                f"{shard.name} cannot be read any more ({type(error).__name__}); leave a model's"
+                " files as they are while it is loaded and served"
+            ) from error
     return found

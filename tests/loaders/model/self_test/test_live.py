@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from loaders.demo.branches import BRANCHES
 from loaders.errors import CheckpointError
 from loaders.load import load
+from loaders.model.opened import open_checkpoint
 from loaders.model.packed_linear import packed_layers
 from loaders.model.self_test import live
+from loaders.model.self_test.reference_weights import StoredWeights
 from tests.models import (
     tiny_llama,
     tiny_qwen2,
@@ -150,6 +153,21 @@ def test_files_that_are_not_those_that_were_loaded_are_no_reference(tmp_path, fa
     (part,) = loaded.live_layers.parts("model.layers.0.mlp.up_proj")
     with pytest.raises(CheckpointError, match=r"model\.safetensors (is gone|has changed)"):
         loaded.live_layers.check(part, lambda x: x, with_many_rows=True)
+
+
+def test_a_file_that_is_cut_short_while_it_is_read_is_named(tmp_path):
+    write_gptq_checkpoint(tmp_path, tiny_llama(), tokenizer=tiny_tokenizer())
+    weights = StoredWeights(open_checkpoint(tmp_path, None, None), load(str(tmp_path)).model)
+    os.truncate(tmp_path / "model.safetensors", 1000)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read any more"):
+        weights("model.layers.0.mlp.up_proj")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("branch", [str(branch) for branch in BRANCHES])
+def test_every_layer_of_the_demo_passes(demo_cache, branch):
+    loaded = load(branch, device="cpu", self_test=True, cache_dir=demo_cache, local_files_only=True)
+    assert_right(loaded, 211)
 
 
 def test_as_many_threads_compute_afterwards_as_before(tmp_path):
