@@ -21,7 +21,8 @@ IDLE_AFTER_S = 0.5
 # Half of what a busy engine may give; a part of a large model takes longer than one of the demo.
 BUSY_SHARE = 0.005
 SHORTEST_REST_S, LONGEST_REST_S = 0.1, 300.0  # between two parts, whatever they cost
-URGENT_SHARE = 0.5
+# Parts of a round that is made at once go on so long between two steps, and no longer.
+URGENT_SLICE_S = 0.05
 # So often a round is made at once, whoever provokes it: this many times as long as it took.
 URGENT_REST = 9.0
 
@@ -61,6 +62,11 @@ class CheckPace:
         self._num_urgent, self._urgent_s, self._is_asked = self._num_parts, 0.0, False
         return True
 
+    @property
+    def slice_s(self) -> float:
+        """For how long parts may follow each other before others have their turn."""
+        return URGENT_SLICE_S if self._num_urgent else 0.0
+
     def wait_s(self, *, has_work: bool) -> float:
         """Return the seconds until the next part is due, as long as nothing changes."""
         if self._is_asked and self._clock() >= self._rests_until:
@@ -69,7 +75,7 @@ class CheckPace:
 
     def _due(self, *, has_work: bool) -> float:
         if self._num_urgent:
-            return self._last_start + self._last_s / URGENT_SHARE if has_work else self._last_start
+            return self._last_start
         rest_s = max(SHORTEST_REST_S, min(self._last_s / BUSY_SHARE, LONGEST_REST_S))
         busy = self._last_start + rest_s
         if has_work:
