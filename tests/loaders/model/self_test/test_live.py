@@ -129,6 +129,20 @@ def test_products_that_are_no_numbers_are_found(tmp_path):
     assert check.passed is False
 
 
+def test_an_error_that_other_inputs_do_not_show_again_is_no_failure(tmp_path):
+    write_gptq_checkpoint(tmp_path, tiny_llama(), tokenizer=tiny_tokenizer())
+    loaded = loaded_from(tmp_path)
+    (part,) = loaded.live_layers.parts("model.layers.0.mlp.up_proj")
+    layer, calls = loaded.model.model.layers[0].mlp.up_proj, []
+
+    def wrong_once(x: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        return layer(x) * (1.5 if len(calls) == 1 else 1)
+
+    assert loaded.live_layers.check(part, wrong_once, with_many_rows=True).passed
+    assert calls == [live.MANY_ROWS] * 2
+
+
 def test_layers_that_the_files_do_not_name_have_no_parts(tmp_path):
     write_gptq_checkpoint(tmp_path, tiny_llama(), tokenizer=tiny_tokenizer())
     assert loaded_from(tmp_path).live_layers.parts("model.layers.9.mlp.up_proj") == []
