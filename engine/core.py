@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from engine.config import EngineConfig
     from engine.constraint import Constraint, ConstraintFactory
+    from engine.layers.weights import LinearsInUse
     from engine.outputs import StepOutput
     from engine.request import SequenceRequest
     from engine.scheduling.batch import SampledTokens, ScheduledBatch
@@ -57,6 +58,9 @@ class Runner(Protocol):
 
     def launch(self, batch: ScheduledBatch) -> PendingStep:
         """Start a step, without waiting for it. Raises `OutOfMemoryError`."""
+
+    def linears(self) -> tuple[LinearsInUse, ...]:
+        """Return the linear layers that steps multiply by."""
 
 
 class Engine:
@@ -116,6 +120,10 @@ class Engine:
     def has_work(self) -> bool:
         """Whether another step would do anything."""
         return self.scheduler.has_work or self._pending is not None
+
+    def linears(self) -> tuple[LinearsInUse, ...]:
+        """Return the model's linear layers as steps multiply by them, fused where they are."""
+        return self._runner.linears()
 
     def statistics(self) -> EngineStatistics:
         """Count what there is and what was done."""

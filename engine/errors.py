@@ -16,6 +16,7 @@ EngineError
 ├── BlockAccountingError         blocks leaked or are owned twice: a bug of ours
 └── EngineDeadError              the engine stopped; open and new requests fail
     ├── EngineStartError         it ended before it took work, for a reason that trying won't mend
+    ├── LiveCheckError           its live check found a layer that computes wrongly
     └── EngineKilledError        its process was killed, as the system does where memory is short
 """
 
@@ -97,6 +98,14 @@ class EngineStartError(EngineDeadError):
     def __init__(self, message: str, *, start_failure: EncodedStartFailure | None = None) -> None:
         super().__init__(message)
         self.start_failure = start_failure  # what it lacked, where another attempt may do without
+
+
+class LiveCheckError(EngineDeadError):
+    """The engine ended itself: its live check found a layer that computes wrongly."""
+
+    def __init__(self, message: str, *, start_failure: EncodedStartFailure | None = None) -> None:
+        super().__init__(message)
+        self.start_failure = start_failure  # what the next engine may do without
 
 
 class EngineKilledError(EngineDeadError):

@@ -27,3 +27,14 @@ class EngineStatistics:
     prefix_cache_hits: int  # of them found
     num_drafted_tokens: int
     num_accepted_tokens: int  # of the drafted ones
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveCheckStatistics:
+    """How far the live check of an engine's layers has come."""
+
+    num_layers: int  # parts that a full round checks; a large layer counts as several
+    num_checked: int = 0  # since the engine began
+    num_rounds: int = 0  # completed ones
+    last_round_s: float | None = None  # how long the last full round took, pauses included
+    problem: str | None = None  # why nothing can be checked any more

@@ -23,7 +23,8 @@ from loaders.model.assembly import assemble
 from loaders.model.opened import open_checkpoint
 from loaders.model.placement import DTYPES, check_room, resolve_placement
 from loaders.model.plausibility.run import find_suspicions
-from loaders.model.self_test.reference_weights import stored_weights
+from loaders.model.self_test.live import LiveLayers
+from loaders.model.self_test.reference_weights import StoredWeights
 from loaders.model.self_test.run import run_self_test
 from loaders.model.stock import STOCK
 from loaders.records import Records
@@ -88,6 +89,7 @@ class LoadedModel:
     self_test: SelfTestReport | None = None  # None where none was asked for
     suspicions: tuple[Suspicion, ...] = ()  # reasons to doubt that the files were read right
     verified: VerifiedFiles | None = None  # what was compared with hashes that are known
+    live_layers: LiveLayers | None = None  # what goes on with the self-test; set together with it
 
 
 def _broken_library(words: str) -> CheckpointError:
@@ -141,7 +143,9 @@ def load(
     loaded = _describe(spec, snapshot, opened, placement, tokenizer, assembled, verified)
     if self_test:
         loaded = _test(loaded, opened, Records(cache_dir), on_progress)
-        suspicions = find_suspicions(opened, loaded.model, loaded.tokenizer)
+        suspicions = find_suspicions(
+            opened, loaded.model, loaded.tokenizer, known=loaded.suspicions
+        )
         loaded = replace(loaded, suspicions=suspicions)
     _log(loaded, seconds=time.monotonic() - started)
     return loaded
@@ -230,17 +234,19 @@ def _test(
     """
     on_progress("self-test", None)
     provenance = loaded.provenance
+    weights = StoredWeights(opened, loaded.model)
+    live_layers = LiveLayers(opened.files, loaded.model, weights)
     report = run_self_test(
         loaded.model,
         loaded.tokenizer,
-        stored_weights(opened, loaded.model),
+        weights,
         backend=provenance.backend,
         dtype=provenance.dtype,
         commit=provenance.commit,
         records=records.of(provenance.file),
     )
     return_freed_memory()
-    return replace(loaded, self_test=report)
+    return replace(loaded, self_test=report, live_layers=live_layers)
 
 
 def _log(loaded: LoadedModel, *, seconds: float) -> None:

@@ -7,7 +7,7 @@ looking at the configuration and partly by running one token and looking at what
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import structlog
 import torch
@@ -19,9 +19,11 @@ from engine.attention.kv_cache import head_dim, num_kv_heads, num_layers
 from engine.errors import UnsupportedArchitectureError
 from engine.execution.rope import fix_rope, longest_with_fixed_rope, rope_types
 from engine.layers import fuse_layers
-from engine.layers.weights import InvariantLinear, LinearWeight
+from engine.layers.weights import InvariantLinear, LinearsInUse, LinearWeight
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -35,6 +37,9 @@ class Decoder(Protocol):
 
     def logits(self, model_input: ModelInput) -> Tensor:
         """Run one step's tokens; [num_seqs, vocab] float32."""
+
+    def linears(self) -> Iterator[LinearsInUse]:
+        """Give the linear layers that `logits` multiplies by, by the names that the model had."""
 
 
 def make_decoder(
@@ -81,6 +86,12 @@ class TransformersDecoder:
         )
         logits: Tensor = output.logits[0]
         return logits.float()
+
+    def linears(self) -> Iterator[LinearsInUse]:
+        """Give the linear layers that `logits` multiplies by, each by itself."""
+        for name, module in self._model.named_modules():
+            if isinstance(module, (LinearWeight, InvariantLinear)):
+                yield LinearsInUse((name,), (module.out_features,), cast("nn.Module", module))
 
     def _probe(self) -> None:
         """Run one token through all layers and check what they ask of attention."""

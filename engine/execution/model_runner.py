@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from engine.config import EngineConfig
+    from engine.layers.weights import LinearsInUse
     from engine.outputs import TokenLogprobs
     from engine.sampling.sampler import SampledRows
     from engine.scheduling.batch import ScheduledBatch
@@ -161,6 +162,10 @@ class ModelRunner:
         self._static_decodes: dict[tuple[int, int], StaticDecode] = {}  # by rows and width
         self._max_model_len = config.max_model_len
         self._num_prompt_logprobs: dict[int, int] = {}  # asked for, by slot
+
+    def linears(self) -> tuple[LinearsInUse, ...]:
+        """Return the linear layers that steps multiply by."""
+        return tuple(self._decoder.linears())
 
     def launch(self, batch: ScheduledBatch) -> PendingStep:
         """Start a step, without waiting for it. Raises `OutOfMemoryError`."""

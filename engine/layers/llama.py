@@ -25,9 +25,11 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from engine.layers.weights import JoinedLinears
+from engine.layers.weights import JoinedLinears, LinearsInUse
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -84,6 +86,12 @@ class LlamaDecoder:
         residual = last(residual, cos, sin, model_input.attention, rows=rows)
         return self._head(self._norm(residual)).float()
 
+    def linears(self) -> Iterator[LinearsInUse]:
+        """Give every linear layer, those that are multiplied at once together."""
+        for index, layer in enumerate(self._layers):
+            yield from layer.linears(f"model.layers.{index}")
+        yield LinearsInUse(("lm_head",), self._head.sizes, self._head)
+
 
 class LlamaLayer(nn.Module):
     """One decoder layer."""
@@ -138,6 +146,16 @@ class LlamaLayer(nn.Module):
 
         gate, up = self._gate_up(self._mlp_norm(residual)).chunk(2, dim=1)
         return residual.add_(self._down(functional.silu(gate).mul_(up)))
+
+    def linears(self, name: str) -> Iterator[LinearsInUse]:
+        """Give the layer's linear layers; name: its own in the model."""
+        for joined, parts in (
+            (self._qkv, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+            (self._output, ("self_attn.o_proj",)),
+            (self._gate_up, ("mlp.gate_proj", "mlp.up_proj")),
+            (self._down, ("mlp.down_proj",)),
+        ):
+            yield LinearsInUse(tuple(f"{name}.{part}" for part in parts), joined.sizes, joined)
 
     def _rotate(self, heads: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Split heads [num_tokens, query + key + value, head_dim], rotating queries and keys.

@@ -6,6 +6,7 @@ having its names; plain `nn.Linear` layers are wrapped here.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import torch
@@ -15,9 +16,18 @@ from torch.nn import functional
 from engine.errors import UnsupportedArchitectureError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LinearsInUse:
+    """Some of a model's linear layers, as the engine multiplies by them now."""
+
+    names: tuple[str, ...]  # as the model named them when it was taken over
+    sizes: tuple[int, ...]  # outputs of each; they stand side by side in this order
+    multiply: Callable[[Tensor], Tensor]  # x [rows, in] in the model's order: [rows, all outputs]
 
 
 @runtime_checkable
@@ -101,6 +111,7 @@ class JoinedLinears:
         """is_batch_invariant: every row comes out as it would alone."""
         self._is_batch_invariant = is_batch_invariant
         weights = [as_linear_weight(linear) for linear in linears]
+        self.sizes = tuple(weight.out_features for weight in weights)
         fused = weights[0].fuse_with(weights[1:]) if len(weights) > 1 else None
         self._weights = weights if fused is None else [fused]
         self._permutation = self._weights[0].input_permutation
@@ -131,6 +142,7 @@ class InvariantLinear(nn.Module):
         super().__init__()
         self._linear = linear  # keeps the weight where `weight` and devices are looked for
         self._joined = JoinedLinears([linear], is_batch_invariant=True)
+        (self.out_features,) = self._joined.sizes
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x [..., in]: [..., out]."""

@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
-from engine.errors import BlockAccountingError, EngineError, EngineStartError
+from engine.errors import BlockAccountingError, EngineError, EngineStartError, LiveCheckError
 from engine.outputs import PromptLogprobs, TokenOutput
 from engine.process.grammar_reader import GrammarReader
+from engine.process.live_check import LiveCheckRunner
 from engine.transport.sockets import EngineSockets, EventSocket
 from engine.transport.wire import (
     CheckIntegrity,
     EngineFailed,
     Heartbeat,
     IntegrityReport,
+    LiveCheckFailed,
     Progress,
     Ready,
     SequenceFailed,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from engine.encoded import EncodedLoadAttempt, EncodedModelDescription
     from engine.limits import SequenceLimits
     from engine.outputs import StepOutput
+    from engine.process.live_check import LiveCheck
     from engine.request import SequenceRequest
     from engine.statistics import EngineStatistics
 
@@ -108,10 +111,14 @@ def serve(folder: Path, build: Callable[[ReportProgress], BuiltEngine]) -> Endin
         )
         limits = built.engine.limits
         sockets.send(Ready(limits.vocab_size, limits.max_model_len, built.model_description))
-        EngineLoop(built.engine, sockets, heartbeat).run()
+        EngineLoop(built, sockets, heartbeat).run()
     except EngineStartError as error:
         sockets.send(StartFailed(str(error), error.start_failure))
         return Ending.NOT_STARTED
+    except LiveCheckError as error:
+        log.error("live_check_failed", found=str(error))
+        sockets.send(LiveCheckFailed(str(error), error.start_failure))
+        return Ending.DIED
     except Exception as error:
         log.exception("engine_failed")
         # Not its message: clients will read this, and it may hold paths and addresses.
@@ -141,6 +148,7 @@ class BuiltEngine:
 
     engine: SteppedEngine
     model_description: EncodedModelDescription
+    live_check: LiveCheck | None = None  # None where nothing of the model can be checked
 
 
 class HeartbeatThread:
@@ -188,20 +196,27 @@ class EngineLoop:
     """An engine at work for one client."""
 
     def __init__(
-        self, engine: SteppedEngine, sockets: EngineSockets, heartbeat: HeartbeatThread
+        self, built: BuiltEngine, sockets: EngineSockets, heartbeat: HeartbeatThread
     ) -> None:
-        self._engine = engine
+        self._engine = built.engine
         self._sockets = sockets
         self._heartbeat = heartbeat
-        self._grammars = GrammarReader(engine.compile, sockets.wake)
+        self._grammars = GrammarReader(built.engine.compile, sockets.wake)
+        self._live_check = (
+            None if built.live_check is None else LiveCheckRunner(built.live_check, sockets.send)
+        )
         self._work_number = 0
         self._is_stopping = False
 
     def run(self) -> None:
-        """Step while there is work, sleep while there is none, return when it shall stop."""
+        """Step while there is work, sleep while there is none, return when it shall stop.
+
+        Raises LiveCheckError where a layer is found to compute wrongly.
+        """
         self._report([], [])
         while self._take_commands():
             self._step()
+            self._check_live()
         self._grammars.close()
 
     def _take_commands(self) -> bool:
@@ -210,7 +225,9 @@ class EngineLoop:
         Returns False once the loop is to end.
         """
         failures: list[SequenceFailed] = []
-        for command in self._sockets.receive(wait=not self._engine.has_work):
+        has_come = False
+        for command in self._sockets.receive(wait_s=self._idle_s()):
+            has_come = True
             if isinstance(command, Work):
                 failures += self._take_in(command)
             elif isinstance(command, CheckIntegrity):
@@ -219,9 +236,15 @@ class EngineLoop:
                 self._is_stopping = True
         for request, read in self._grammars.take_read():
             failures += self._add(request, read)
-        if failures or not self._engine.has_work:  # no step will tell of what was taken in
-            self._report([], failures)
+        if failures or (has_come and not self._engine.has_work):
+            self._report([], failures)  # no step will tell of what was taken in
         return not self._is_stopping
+
+    def _idle_s(self) -> float | None:
+        """Return how long commands may be waited for; None: until one comes."""
+        if self._engine.has_work:
+            return 0.0
+        return None if self._live_check is None else self._live_check.wait_s(has_work=False)
 
     def _take_in(self, work: Work) -> list[SequenceFailed]:
         """Tell the engine what to do; return what it refuses."""
@@ -234,6 +257,8 @@ class EngineLoop:
                 failures += self._add(request, None)
         for sequence_id in work.aborted:
             self._grammars.drop(sequence_id)
+            if self._live_check is not None:
+                self._live_check.drop(sequence_id)
             self._engine.abort(sequence_id)
         return failures
 
@@ -247,6 +272,8 @@ class EngineLoop:
             self._engine.add(request, constraint=constraint)
         except EngineError as error:
             return [SequenceFailed.of(request.sequence_id, error)]
+        if self._live_check is not None:
+            self._live_check.begin(request)
         return []
 
     def _step(self) -> None:
@@ -256,6 +283,16 @@ class EngineLoop:
         outputs = self._engine.step()
         self._heartbeat.step_ends()
         self._report(outputs, [])
+        if self._live_check is not None:
+            self._live_check.look_at(outputs)
+
+    def _check_live(self) -> None:
+        """Have a part of the model checked if its time has come; one that hangs is a hung step."""
+        if self._live_check is None:
+            return
+        self._heartbeat.step_begins()
+        self._live_check.run_if_due(has_work=self._engine.has_work)
+        self._heartbeat.step_ends()
 
     def _report(self, outputs: list[StepOutput], failures: list[SequenceFailed]) -> None:
         tokens: list[TokenOutput] = []

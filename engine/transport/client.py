@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import structlog
 
-from engine.errors import EngineDeadError, EngineStartError
+from engine.errors import EngineDeadError, EngineStartError, LiveCheckError
 from engine.limits import SequenceLimits
 from engine.request import SequenceRequest, Terms
 from engine.transport.backlog import Backlog, QueueLimits
@@ -29,6 +29,8 @@ from engine.transport.wire import (
     EngineFailed,
     Heartbeat,
     IntegrityReport,
+    LiveCheckFailed,
+    LiveCheckReport,
     Progress,
     Ready,
     Shutdown,
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine.sampling_params import SamplingParams
-    from engine.statistics import EngineStatistics
+    from engine.statistics import EngineStatistics, LiveCheckStatistics
     from engine.transport.sockets import ClientSockets
     from engine.transport.wire import EngineEvent, Work
 
@@ -77,6 +79,7 @@ class EngineClient:
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
         self.statistics: EngineStatistics | None = None  # None before the first step
+        self.live_check: LiveCheckStatistics | None = None  # None where none is made
         self.step_s = 0.0  # how long the step under way had been running at the last heartbeat
         self.last_heard = self.last_progress = time.monotonic()
         self._sockets = sockets
@@ -263,6 +266,10 @@ class EngineClient:
                 self._die(EngineStartError(event.reason, start_failure=event.start_failure))
             case IntegrityReport():
                 self._answer_check(event)
+            case LiveCheckReport():
+                self.live_check = event.statistics
+            case LiveCheckFailed():
+                self._die(LiveCheckError(event.reason, start_failure=event.start_failure))
             case EngineFailed():
                 self._die(EngineDeadError(event.reason))
 

@@ -7,6 +7,7 @@ end ever waits for the other to read.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import stat
@@ -120,16 +121,16 @@ class EngineSockets:
         socket.send(encode(Wakeup()))
         socket.close()
 
-    def receive(self, *, wait: bool) -> Iterator[EngineCommand]:
-        """Give the commands that have come; wait: until there is at least one."""
-        flags = 0 if wait else zmq.NOBLOCK
+    def receive(self, *, wait_s: float | None) -> Iterator[EngineCommand]:
+        """Give the commands that have come; wait_s: for the first one, None as long as it takes."""
+        if wait_s != 0:
+            self._commands.poll(None if wait_s is None else math.ceil(wait_s * 1000))
         while True:
             try:
-                message = self._commands.recv(flags)
+                message = self._commands.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
             yield decode_command(message)
-            flags = zmq.NOBLOCK
 
     def close(self) -> None:
         """Close, once the last events are on their way."""

@@ -19,7 +19,7 @@ from engine.encoded import (
 from engine.errors import EngineError, QueueFullError
 from engine.outputs import PromptLogprobs, TokenOutput
 from engine.request import SequenceRequest
-from engine.statistics import EngineStatistics
+from engine.statistics import EngineStatistics, LiveCheckStatistics
 
 # ── commands ────────────────────────────────────────────────────────────────────────────────────
 
@@ -115,6 +115,19 @@ class IntegrityReport(msgspec.Struct, frozen=True, array_like=True, tag=True):
     problem: str | None  # None where all is well
 
 
+class LiveCheckReport(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """How far the live check has come; sent now and then."""
+
+    statistics: LiveCheckStatistics
+
+
+class LiveCheckFailed(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The live check found a layer that computes wrongly; nothing follows."""
+
+    reason: str  # names the layer and its kernel
+    start_failure: EncodedStartFailure | None = None  # what the next engine may do without
+
+
 class EngineFailed(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """The engine met an error that it does not survive; nothing follows."""
 
@@ -122,7 +135,15 @@ class EngineFailed(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 EngineEvent: TypeAlias = (
-    Progress | Ready | StartFailed | StepReport | Heartbeat | IntegrityReport | EngineFailed
+    Progress
+    | Ready
+    | StartFailed
+    | StepReport
+    | Heartbeat
+    | IntegrityReport
+    | LiveCheckReport
+    | LiveCheckFailed
+    | EngineFailed
 )
 
 _ERRORS: dict[str, type[EngineError]] = {

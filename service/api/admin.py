@@ -212,4 +212,5 @@ def describe_status(status: VariantStatus) -> dict[str, object]:
         "open_requests": status.num_requests,
         "pid": status.pid,
         "statistics": None if status.statistics is None else asdict(status.statistics),
+        "live_check": None if status.live_check is None else asdict(status.live_check),
     }

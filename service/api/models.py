@@ -35,6 +35,8 @@ def models_router(context: ApiContext) -> APIRouter:
         status, model = context.models.find(name)
         report = status.self_test
         own: dict[str, object] = {} if report is None else {"self_test": dataclasses.asdict(report)}
+        if status.live_check is not None:
+            own["live_check"] = dataclasses.asdict(status.live_check)
         if model is None:
             return JsonResponse({**_describe(status, model), **own})
         if model.memory is not None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from engine.outputs import TokenOutput
     from engine.request import Terms
-    from engine.statistics import EngineStatistics
+    from engine.statistics import EngineStatistics, LiveCheckStatistics
     from engine.transport.client import Submission
     from engine.transport.wire import IntegrityReport
     from loaders.checkpoint.generation_defaults import GenerationDefaults
@@ -50,6 +50,10 @@ class TokenEngine(Protocol):
     @property
     def statistics(self) -> EngineStatistics | None:
         """What it last reported of itself."""
+
+    @property
+    def live_check(self) -> LiveCheckStatistics | None:
+        """How far the check of its layers has come; None where none is made."""
 
     def submit(self, submissions: Sequence[Submission], *, terms: Terms) -> Sequence[TokenStream]:
         """Check and submit at once, all or none; raise EngineError if they cannot run."""

@@ -13,14 +13,18 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from engine.errors import EngineDeadError, EngineKilledError, EngineStartError
+from engine.errors import EngineDeadError, EngineKilledError, EngineStartError, LiveCheckError
 from service.worker_protocol.load_attempt import FailureKind, LoadAttempt, LoadRequest, StartFailure
 
 if TYPE_CHECKING:
     from service.settings import WorkerSettings
 
 SHORTEST_CONTEXT = 1024  # tokens; below it a variant is of no use to anybody
-_WHY = {FailureKind.MEMORY: "out of memory", FailureKind.SELF_TEST: "failed its self-test"}
+_WHY = {
+    FailureKind.MEMORY: "out of memory",
+    FailureKind.SELF_TEST: "failed its self-test",
+    FailureKind.LIVE_CHECK: "failed its self-test while it was serving",
+}
 # One that was killed once may have met somebody who tidied up; one that was killed twice is too
 # large.
 KILLS_THAT_MEAN_OUT_OF_MEMORY = 2
@@ -80,8 +84,9 @@ class FallbackPolicy:
     def next_attempt(self, error: EngineDeadError) -> str | None:
         """Choose the next attempt after an engine that never served; return what it gives up.
 
-        None where nothing else is left to try, or nothing else would help: neither does it after an
-        engine that did not get as far as telling what it tries.
+        Also after one whose live check failed. None where nothing else is left to try, or nothing
+        else would help: neither does it after an engine that did not get as far as telling what it
+        tries.
         """
         failure = self._failure(error)
         if failure is None or self._settings.strict or self._attempt is None:
@@ -100,7 +105,7 @@ class FallbackPolicy:
         return fallback.reason
 
     def _failure(self, error: EngineDeadError) -> StartFailure | None:
-        if isinstance(error, EngineStartError):
+        if isinstance(error, EngineStartError | LiveCheckError):
             return StartFailure.of(error)
         if isinstance(error, EngineKilledError):
             self._num_kills += 1
@@ -110,6 +115,8 @@ class FallbackPolicy:
 
     def _next(self, failure: StartFailure, attempt: LoadAttempt) -> Fallback | None:
         fallbacks = [self._next_backend(failure)]
+        if failure.kind is FailureKind.LIVE_CHECK:
+            return fallbacks[0]  # loaded anew it may be right again; its self-test will tell
         if failure.kind is FailureKind.MEMORY:
             fallbacks.append(self._shorter_context(attempt))
         fallbacks.append(self._next_branch(failure, attempt))

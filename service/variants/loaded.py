@@ -24,6 +24,7 @@ from service.worker_protocol.model_description import ModelDescription
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from engine.errors import LiveCheckError
     from engine.transport.wire import Progress
     from loaders.reports.suspicion import Suspicion
     from service.variants.fallback import FallbackPolicy
@@ -98,6 +99,14 @@ class LoadedVariant:
             self_test=description.self_test,
             memory=description.memory,
         )
+
+    def fall_back(self, error: LiveCheckError) -> str:
+        """Choose what the next engine does without; say so, and why the one before it ended."""
+        if (given_up := self._fallback.next_attempt(error)) is None:
+            return str(error)
+        reason = f"{error}; trying {given_up}"
+        log.warning("degraded", model=self._name, reason=reason)
+        return reason
 
     @property
     def variant(self) -> str:

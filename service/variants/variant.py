@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
-from engine.errors import EngineDeadError, EngineStartError
+from engine.errors import EngineDeadError, EngineStartError, LiveCheckError
 from loaders.errors import LoadError
 from service.errors import FallbackError, UnavailableError, VariantStateError
 from service.server.lifecycle import RETRY_AFTER_S
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from engine.statistics import EngineStatistics
+    from engine.statistics import EngineStatistics, LiveCheckStatistics
     from engine.transport.wire import Progress
     from loaders.reports.self_test import SelfTestReport
     from loaders.reports.suspicion import Suspicion
@@ -92,6 +92,9 @@ class VariantSource(Protocol):
         another way.
         """
 
+    def fall_back(self, error: LiveCheckError) -> str:
+        """Choose what the next engine does without; say so, and why the one before it ended."""
+
     async def close(self) -> None:
         """Let go of what was kept from one engine for the next."""
 
@@ -123,6 +126,7 @@ class VariantStatus:
     pid: int | None
     statistics: EngineStatistics | None
     self_test: SelfTestReport | None = None  # the last one that was made
+    live_check: LiveCheckStatistics | None = None  # what goes on with it while serving
     suspicions: tuple[Suspicion, ...] = ()  # reasons to doubt that its files were read right
 
     @property
@@ -181,6 +185,7 @@ class ServedVariant:
             statistics=None if self._served is None else self._served.engine.statistics,
             self_test=self._self_test,
             suspicions=self._source.suspicions,
+            live_check=None if self._served is None else self._served.engine.live_check,
         )
 
     @property
@@ -317,8 +322,7 @@ class ServedVariant:
         except EngineDeadError as error:
             self._reason = str(error)
             if isinstance(error, EngineStartError):
-                failure = StartFailure.of(error)
-                self._self_test = None if failure is None else failure.self_test
+                self._self_test = _self_test_of(error)
                 if is_first:
                     return None
         except (LoadError, TextError) as error:
@@ -333,6 +337,8 @@ class ServedVariant:
             return 0.0
         self._reason = how
         log.error("engine_ended", model=self.name, reason=how)
+        if isinstance(death := handle.client.death, LiveCheckError):
+            self._reason, self._self_test = self._source.fall_back(death), _self_test_of(death)
         return time.monotonic() - began if handle.can_be_replaced else None
 
     async def _until_ended_or_idle(self, ended: asyncio.Task[str]) -> None:
@@ -376,6 +382,11 @@ class ServedVariant:
         self._entered = time.monotonic()
         if state not in ON_ITS_WAY:
             self._progress.clear()
+
+
+def _self_test_of(error: EngineStartError | LiveCheckError) -> SelfTestReport | None:
+    failure = StartFailure.of(error)
+    return None if failure is None else failure.self_test
 
 
 def _why_unavailable(name: str, state: VariantState, progress: Progress | None) -> str:

@@ -40,6 +40,7 @@ from loaders.records import Records
 from loaders.repository.spec import parse_spec
 from service.errors import ServiceError, SettingsError
 from service.worker.branch_choice import choose_variant, one_device
+from service.worker.live_check import make_live_check
 from service.worker.memory_report import MemoryMeter, compare, record
 from service.worker.sizing import resolve_engine_config, why_shortened
 from service.worker_protocol.load_attempt import FailureKind, LoadAttempt, StartFailure
@@ -80,7 +81,10 @@ def build_engine(
         engine = Engine(loaded.model, config)
         return_freed_memory()  # what the engine's own layers replaced
         report_progress("self-test")
-        test_engine(engine, loaded.provenance.backend)
+        backend = loaded.provenance.backend
+        test_engine(engine, backend)
+        live_check = make_live_check(engine.linears(), loaded.live_layers, backend)
+        return_freed_memory()
     except (*FORESEEN, MemoryError, OSError, RuntimeError) as error:
         failure = failure_of(error, load_request)
         if failure is None and not isinstance(error, FORESEEN):
@@ -93,7 +97,8 @@ def build_engine(
     shortened = why_shortened(
         loaded.model, config.max_model_len, settings, longest=load_request.max_model_len
     )
-    return BuiltEngine(engine, msgspec.structs.replace(description, shortened=shortened).encode())
+    description = msgspec.structs.replace(description, shortened=shortened)
+    return BuiltEngine(engine, description.encode(), live_check)
 
 
 def start_error(reason: str, failure: StartFailure | None) -> EngineStartError:

@@ -15,7 +15,7 @@ from engine.encoded import EncodedLoadAttempt, EncodedStartFailure
 from loaders.reports.self_test import SelfTestReport
 
 if TYPE_CHECKING:
-    from engine.errors import EngineStartError
+    from engine.errors import EngineStartError, LiveCheckError
 
 
 class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,10 +47,11 @@ class FailureKind(enum.StrEnum):
 
     MEMORY = "memory"
     SELF_TEST = "self-test"
+    LIVE_CHECK = "live check"  # of an engine that had passed its self-test, and served
 
 
 class StartFailure(msgspec.Struct, frozen=True):
-    """What an engine that could not be started tells for the next attempt."""
+    """What an engine that could not be started, or ended itself, tells for the next attempt."""
 
     kind: FailureKind
     backends: tuple[str, ...] = ()  # to be left out next time
@@ -64,6 +65,6 @@ class StartFailure(msgspec.Struct, frozen=True):
         return msgspec.msgpack.decode(encoded, type=cls)
 
     @classmethod
-    def of(cls, error: EngineStartError) -> StartFailure | None:
+    def of(cls, error: EngineStartError | LiveCheckError) -> StartFailure | None:
         """Read what an engine's error carries; None where no other attempt would do better."""
         return None if error.start_failure is None else cls.decode(error.start_failure)

@@ -30,6 +30,7 @@ from tests.service.fakes import (
 )
 
 if TYPE_CHECKING:
+    from engine.errors import LiveCheckError
     from service.serving.served_model import ServedModel
 
 
@@ -62,6 +63,9 @@ class FakeSource:
         if self._options.get("load_breaks"):
             raise ZeroDivisionError
         return served_model(self._engine, self._tokenizer)
+
+    def fall_back(self, error: LiveCheckError) -> str:
+        return str(error)
 
     async def close(self) -> None:
         """Nothing is kept."""

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from engine.request import Terms
+    from engine.statistics import LiveCheckStatistics
     from engine.transport.client import Submission
     from loaders.reports.suspicion import Suspicion
 
@@ -104,6 +106,7 @@ class FakeEngine:
     groups: list[int | None] = field(default_factory=list)
     refusal: Exception | None = None  # of every request
     statistics: None = None
+    live_check: LiveCheckStatistics | None = None
     _ids: Iterator[int] = field(default_factory=itertools.count)
 
     def submit(self, submissions: Sequence[Submission], *, terms: Terms) -> list[FakeStream]:
@@ -222,17 +225,18 @@ class FakeHandle:
 
     pid = 1
     can_be_replaced = True
-    client = None
 
     def __init__(self, engine: FakeEngine, *, lives_s: float | None = None) -> None:
         self.engine = engine
+        self.client = SimpleNamespace(death=None)
         self.is_stopped = asyncio.Event()
         self.how = "it was stopped"
         if lives_s is not None:
             asyncio.get_running_loop().call_later(lives_s, self.die, "it died")
 
-    def die(self, how: str) -> None:
+    def die(self, how: str, error: EngineDeadError | None = None) -> None:
         self.how = how
+        self.client.death = error
         self.engine.is_alive = False
         self.is_stopped.set()
 
@@ -284,6 +288,7 @@ class FakeModels:
                 statistics=None,
                 self_test=None if is_loading else SELF_TEST,
                 suspicions=self.suspicions,
+                live_check=None if self.served is None else self.served.engine.live_check,
             )
         ]
 

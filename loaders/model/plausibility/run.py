@@ -20,7 +20,7 @@ from loaders.model.plausibility.symmetry import claims_symmetry
 from loaders.model.plausibility.weights import check_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -32,9 +32,16 @@ log = structlog.get_logger(__name__)
 
 @torch.inference_mode()
 def find_suspicions(
-    opened: OpenedCheckpoint, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    opened: OpenedCheckpoint,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    known: Sequence[Suspicion] = (),
 ) -> tuple[Suspicion, ...]:
-    """Return the reasons to doubt a loaded model, those of its opening first; each is logged."""
+    """Return the reasons to doubt a loaded model; each is logged.
+
+    known: those that opening and building it gave, which come first.
+    """
     started = time.monotonic()
     checks: Mapping[str, Callable[[], list[Suspicion]]] = {
         "rope": lambda: check_rope(model.config),
@@ -42,7 +49,7 @@ def find_suspicions(
         "weights": lambda: _check_weights(opened, model),
         "prediction": lambda: check_prediction(model, tokenizer),
     }
-    found = list(opened.suspicions)
+    found = list(known)
     for name, check in checks.items():
         found += _make(name, check)
     log.info("plausibility", suspicions=len(found), seconds=round(time.monotonic() - started, 3))

@@ -18,7 +18,7 @@ from loaders.model.packed_linear import PackedLinear
 from loaders.reports.self_test import Check
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from torch import Tensor, nn
 
@@ -123,14 +123,25 @@ def check_layer(
     bias = None if layer.bias is None else layer.bias.float().cpu()
     expected = Expected.of(x.float().cpu(), weight.cpu(), bias)
     bounds = Bounds.of(layer.unit_roundoff, x.dtype)
+    return compare_products(name, layer.backend, _products(layer, x), expected, bounds)
+
+
+def compare_products(
+    name: str,
+    backend: str,
+    products: Iterable[tuple[str, Tensor]],
+    expected: Expected,
+    bounds: Bounds,
+) -> Check:
+    """Say how far a layer's products are off; each comes with how it was made, in words."""
     findings = [
         finding
-        for how, product in _products(layer, x)
+        for how, product in products
         for finding in expected.compare(product.float().cpu(), bounds, how)
     ]
     share, detail = max(findings)
     worst = min(share, WORST_OF_ALL)
-    return Check(name, share <= 1, f"{layer.backend}: {detail}", worst, layer.backend)
+    return Check(name, share <= 1, f"{backend}: {detail}", worst, backend)
 
 
 @dataclass(frozen=True, slots=True)

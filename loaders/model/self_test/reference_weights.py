@@ -1,25 +1,30 @@
 """Weights as a checkpoint's files hold them, read again after the tensors were let go.
 
-The self-test needs a dozen of them, one at a time: reading each anew takes less memory than keeping
-any. Other formats bring a callable of their own.
+The self-test needs a dozen of them, one at a time, and the live check all, again and again: reading
+each anew takes less memory than keeping any. Other formats bring a callable of their own.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from safetensors import SafetensorError, safe_open
+
+from loaders.errors import CheckpointError
 from loaders.model.packed_linear import packed_layers
-from loaders.model.stored_tensors import tensor_reader
 from loaders.quantization.layouts import layout_of
 from loaders.quantization.packed_tensors import PackedTensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
+    from loaders.checkpoint.files import TensorInfo
     from loaders.model.opened import OpenedCheckpoint
-    from loaders.model.packed_linear import PackedLinear
     from loaders.quantization.packed_format import PackedFormat
 
     # By a linear layer's name: its weight [out, in] float32 in the checkpoint's input order, or
@@ -27,30 +32,121 @@ if TYPE_CHECKING:
     ReferenceWeight: TypeAlias = Callable[[str], Tensor | None]
 
 
-def stored_weights(opened: OpenedCheckpoint, model: nn.Module) -> ReferenceWeight:
-    """Return what reads a checkpoint's weights, for the model that was loaded from it."""
-    layers, read, quantization = packed_layers(model), tensor_reader(opened), opened.quantization
+@dataclass(frozen=True, slots=True)
+class StoredLayer:
+    """A linear layer's weight as its files hold it; tensors may be views of the mapped files."""
 
-    def weight_of(name: str) -> Tensor | None:
+    weight: PackedTensors | Tensor  # [out, in] where it is not packed
+
+    @property
+    def tensors(self) -> Iterable[Tensor]:
+        """The checkpoint's own tensors."""
+        return (
+            self.weight.stored.values() if isinstance(self.weight, PackedTensors) else [self.weight]
+        )
+
+    def outputs(self, start: int, stop: int) -> StoredLayer:
+        """Return the part of some outputs; only where each has a row of its own."""
+        if not isinstance(self.weight, PackedTensors):
+            return StoredLayer(self.weight[start:stop])
+        blocks = self.weight.stored["blocks"][start:stop]
+        part = replace(self.weight, out_features=len(blocks), stored={"blocks": blocks})
+        return StoredLayer(part)
+
+    def dequantize(self) -> Tensor:
+        """Return the weight, [out, in] float32."""
+        if isinstance(self.weight, PackedTensors):
+            return self.weight.dequantize()
+        return self.weight.float()
+
+
+class StoredWeights:
+    """Reads the weights of a model's linear layers; keeps none of the model's own."""
+
+    def __init__(self, opened: OpenedCheckpoint, model: PreTrainedModel) -> None:
+        self._sizes = {
+            name: (layer.in_features, layer.out_features)
+            for name, layer in packed_layers(model).items()
+        }
+        self._opened = opened
+        self._tied = _tied_head(model)
+
+    def __call__(self, name: str) -> Tensor | None:
+        """Read a whole layer; a `ReferenceWeight`."""
+        layer = self.find(name)
+        return None if layer is None else layer.dequantize()
+
+    def find(self, name: str) -> StoredLayer | None:
+        """Find what is stored for a layer; None where the files hold nothing by its name."""
+        if (packed := self._packed_parts(name)) is not None:
+            layout, keys = packed
+            stored = self._read({key: f"{name}.{key}" for key in keys})
+            return StoredLayer(PackedTensors(name, layout, *self._sizes[name], stored))
+        if (dense := self._dense_name(name)) is not None:
+            return StoredLayer(*self._read({"weight": dense}).values())
+        return None
+
+    def is_stored(self, name: str) -> bool:
+        """Whether `find` would find a layer; reads nothing."""
+        return self._packed_parts(name) is not None or self._dense_name(name) is not None
+
+    def has_rows(self, name: str) -> bool:
+        """Whether every output has a row of its own, to be read without the others."""
+        packed = self._packed_parts(name)
+        return packed is None or packed[1] == {"blocks"}
+
+    def _packed_parts(self, name: str) -> tuple[PackedFormat, set[str]] | None:
+        """Return a packed layer's format, and its tensors' names without the layer's."""
+        quantization = self._opened.quantization
         packed = None if quantization is None else quantization.format_of(name)
-        if packed is not None and (layer := layers.get(name)) is not None:
-            rules = layout_of(packed).rules(layer.in_features, layer.out_features)
-            stored = {key: read(f"{name}.{key}") for key in rules}
-            if any(tensor is not None for tensor in stored.values()):
-                return _packed(name, packed, layer, stored).dequantize()
-        dense = read(f"{name}.weight")
-        return None if dense is None else dense.float()
+        if packed is None or name not in self._sizes:
+            return None
+        rules = layout_of(packed).rules(*self._sizes[name])
+        keys = {key for key in rules if f"{name}.{key}" in self._opened.tensors}
+        return (packed, keys) if keys else None
 
-    return weight_of
+    def _dense_name(self, name: str) -> str | None:
+        """Name the plain tensor that holds a layer's weight."""
+        # Which one counts where a tied head is stored beside the embedding is Transformers' to say.
+        names = {f"{source}.weight" for source in (name, self._tied.get(name, name))}
+        found = names & self._opened.tensors.keys()
+        return found.pop() if len(found) == 1 else None
+
+    def _read(self, names: Mapping[str, str]) -> dict[str, Tensor]:
+        """Read tensors by name, for the keys they shall have."""
+        if (read_weight := self._opened.read_weight) is not None:
+            found = {key: read_weight(name) for key, name in names.items()}
+            return {key: tensor for key, tensor in found.items() if tensor is not None}
+        found_by_name = _read_safetensors(self._opened.tensors, names.values())
+        return {key: found_by_name[name] for key, name in names.items()}
 
 
-def _packed(
-    name: str, packed: PackedFormat, layer: PackedLinear, stored: Mapping[str, Tensor | None]
-) -> PackedTensors:
-    return PackedTensors(
-        name=name,
-        format=packed,
-        in_features=layer.in_features,
-        out_features=layer.out_features,
-        stored={key: tensor for key, tensor in stored.items() if tensor is not None},
+def _tied_head(model: Any) -> dict[str, str]:
+    """Map the head's name to the embedding's, where the model says that their weight is one."""
+    if not getattr(model.config.get_text_config(decoder=True), "tie_word_embeddings", False):
+        return {}
+    names = {id(module): name for name, module in model.named_modules()}
+    head, embedding = (
+        names.get(id(module))
+        for module in (model.get_output_embeddings(), model.get_input_embeddings())
     )
+    return {head: embedding} if head and embedding else {}
+
+
+def _read_safetensors(tensors: Mapping[str, TensorInfo], names: Iterable[str]) -> dict[str, Tensor]:
+    by_shard: dict[Path, list[str]] = {}
+    for name in names:
+        if (info := tensors.get(name)) is not None:
+            by_shard.setdefault(info.shard, []).append(name)
+    found: dict[str, Tensor] = {}
+    for shard, held in by_shard.items():
+        # Opened once for all of a layer's: reading the header takes 1 ms (272 tensors).
+        try:
+            with safe_open(shard, framework="pt") as file:
+                found |= {name: file.get_tensor(name) for name in held}
+        except (OSError, SafetensorError) as error:  # read before, so it has changed meanwhile
+            raise CheckpointError(
+                f"{shard.name} cannot be read any more ({type(error).__name__}); leave a model's"
+                " files as they are while it is loaded and served"
+            ) from error
+    return found

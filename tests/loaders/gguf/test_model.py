@@ -34,7 +34,7 @@ from loaders.gguf.files import find_file
 from loaders.load import load
 from loaders.memory.release import MappedFiles
 from loaders.model.opened import open_gguf
-from loaders.model.self_test.reference_weights import stored_weights
+from loaders.model.self_test.reference_weights import StoredWeights
 from tests import models
 from tests.gguf_writer import (
     BLOCK_TYPES,
@@ -376,7 +376,7 @@ def test_one_tensor_is_read_again_without_the_embedding(tmp_path, llama, tokeniz
 
     model = loaded(path, tmp_path).model
     monkeypatch.setattr("loaders.gguf.model._widened", widen)
-    assert stored_weights(source, model)("model.layers.0.self_attn.q_proj").shape == (256, 256)
+    assert StoredWeights(source, model)("model.layers.0.self_attn.q_proj").shape == (256, 256)
     for name in every.keys() - {embedding}:
         torch.testing.assert_close(source.read_weight(name), every[name])
     assert source.read_weight("model.layers.9.mlp.up_proj.blocks") is None

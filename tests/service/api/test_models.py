@@ -9,6 +9,7 @@ import httpx2 as httpx
 import openai
 import pytest
 
+from engine.statistics import LiveCheckStatistics
 from loaders.reports.suspicion import Suspicion
 from tests.service.fakes import MODEL, FakeEngine, RunningServer, running_server, says
 
@@ -56,6 +57,19 @@ def test_official_client_finds_a_model_by_its_name(server):
     assert model.self_test["checks"][0]["worst"] == 0.3
     with pytest.raises(openai.NotFoundError, match="owner/name"):
         server.client().models.retrieve("other/name")
+
+
+def test_a_model_tells_how_far_its_live_check_has_come(tiny_tokenizer):
+    statistics = LiveCheckStatistics(num_layers=14, num_checked=31, num_rounds=2, last_round_s=12.5)
+    engine = FakeEngine(says(tiny_tokenizer, "yes"), live_check=statistics)
+    with running_server(engine, tiny_tokenizer) as running:
+        assert running.client().models.retrieve(MODEL).live_check == {
+            "num_layers": 14,
+            "num_checked": 31,
+            "num_rounds": 2,
+            "last_round_s": 12.5,
+            "problem": None,
+        }
 
 
 @pytest.mark.parametrize("spelt", [MODEL, quote(MODEL), quote(MODEL, safe="")])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.errors import EngineDeadError, EngineKilledError, EngineStartError
+from engine.errors import EngineDeadError, EngineKilledError, EngineStartError, LiveCheckError
 from service.settings import WorkerSettings
 from service.variants.fallback import FallbackPolicy
 from service.worker_protocol.load_attempt import FailureKind, LoadAttempt, LoadRequest, StartFailure
@@ -40,6 +40,35 @@ def test_a_kernel_that_fails_its_self_test_is_replaced():
     fallback.note(LoadAttempt(variant=MAIN))
     assert fallback.next_attempt(WRONG) == "without kernel int4pack: failed its self-test"
     assert fallback.load_request == LoadRequest(variant=MAIN, excluded_backends=("int4pack",))
+
+
+def found_wrong(*backends):
+    failure = StartFailure(FailureKind.LIVE_CHECK, backends)
+    return LiveCheckError("wrong", start_failure=failure.encode())
+
+
+def test_a_kernel_that_is_found_wrong_while_it_serves_is_replaced():
+    fallback = policy_of()
+    fallback.note(LoadAttempt(variant=MAIN, reason="best"))
+    fallback.note_success()
+    given_up = "without kernel int4pack: failed its self-test while it was serving"
+    assert fallback.next_attempt(found_wrong("int4pack")) == fallback.degraded == given_up
+    assert fallback.load_request == LoadRequest(variant=MAIN, excluded_backends=("int4pack",))
+
+
+@pytest.mark.parametrize("settings", [{"strict": True}, {"backend": "int4pack"}])
+def test_where_no_kernel_may_be_given_up_a_wrong_one_is_loaded_anew(settings):
+    fallback = policy_of(**settings)
+    fallback.note(LoadAttempt(variant=MAIN, reason="best"))
+    assert fallback.next_attempt(found_wrong("int4pack")) is None
+    assert fallback.load_request == LoadRequest(variant=MAIN)
+
+
+def test_memory_that_was_damaged_under_the_last_kernel_costs_no_branch():
+    fallback = policy_of()
+    fallback.note(LoadAttempt(variant=MAIN, reason="best"))
+    assert fallback.next_attempt(found_wrong()) is None
+    assert fallback.load_request == LoadRequest(variant=MAIN)
 
 
 def test_out_of_memory_tries_kernel_then_context_then_branch():

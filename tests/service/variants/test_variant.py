@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine.errors import EngineDeadError, EngineStartError
+from engine.errors import EngineDeadError, EngineStartError, LiveCheckError
 from engine.transport.wire import Progress
 from loaders.errors import CheckpointError
 from loaders.reports.self_test import Check, SelfTestReport
@@ -63,6 +63,9 @@ class FakeSource:
         if self.failures:
             raise self.failures.pop(0)
         return served_model(handle.engine, TOKENIZER)
+
+    def fall_back(self, error: LiveCheckError) -> str:
+        return f"{error}; trying another kernel"
 
     async def close(self) -> None:
         self.is_closed = True
@@ -377,6 +380,35 @@ def test_each_load_begins_anew_but_a_restart_does_not():
         variant.load()
         await until_it_is(variant, VariantState.SERVING)
         assert source.num_lives == 2
+        await variant.unload(drain_limit_s=0, for_good=True)
+
+    run(test())
+
+
+def test_an_engine_that_finds_a_layer_wrong_is_replaced_and_says_what_is_given_up():
+    async def test() -> None:
+        source = FakeSource()
+        variant = ServedVariant("m", source, VariantRules())
+        variant.load()
+        await until_it_is(variant, VariantState.SERVING)
+        report = SelfTestReport(
+            passed=False,
+            checks=(Check("layer 3", False, "off by 1", 9.0, "int4pack"),),
+            backend="int4pack",
+            seconds=0.1,
+            finished=1,
+        )
+        failure = StartFailure(FailureKind.LIVE_CHECK, ("int4pack",), report).encode()
+        source.may_serve.clear()
+        source.handles[0].die("layer 3", LiveCheckError("layer 3", start_failure=failure))
+        await until(lambda: len(source.handles) == 2)
+        assert variant.state is VariantState.RESTARTING
+        assert variant.status.reason == "layer 3; trying another kernel"
+        assert variant.status.self_test == report
+        source.may_serve.set()
+        await until_it_is(variant, VariantState.SERVING)
+        assert variant.status.self_test.passed
+        assert variant.status.num_restarts == 1
         await variant.unload(drain_limit_s=0, for_good=True)
 
     run(test())

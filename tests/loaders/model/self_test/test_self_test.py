@@ -19,7 +19,7 @@ from loaders.model.kernels.int4planes import Int4PlanesBackend
 from loaders.model.opened import open_checkpoint
 from loaders.model.packed_linear import packed_layers
 from loaders.model.self_test.layers import Bounds, choose_layers
-from loaders.model.self_test.reference_weights import stored_weights
+from loaders.model.self_test.reference_weights import StoredWeights
 from loaders.model.self_test.tokens import (
     NUM_PROMPT_TOKENS,
     GreedyContinuation,
@@ -318,7 +318,7 @@ def test_weights_are_read_again_from_the_files(tmp_path, awq):
             tokenizer=tiny_tokenizer(),
             max_shard_bytes=2**20,
         )
-    read = stored_weights(open_checkpoint(tmp_path, None, None), load(str(tmp_path)).model)
+    read = StoredWeights(open_checkpoint(tmp_path, None, None), load(str(tmp_path)).model)
     expected = dequantized_model(tmp_path)
     for name in ("model.layers.0.self_attn.k_proj", "model.layers.1.mlp.down_proj", "lm_head"):
         torch.testing.assert_close(read(name), expected.get_submodule(name).weight.float())

@@ -1,0 +1,118 @@
+"""The live check of an engine's layers: what the engine multiplies by against the model's files.
+
+Joins what the engine tells of its linear layers and what the loaders keep of the checkpoint.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+
+from engine.process.live_check import LiveCheckFailure
+from loaders.errors import LoadError
+from loaders.memory.free import is_refused_allocation
+from loaders.model.kernels.reference import ReferenceBackend
+from loaders.reports.self_test import Check, SelfTestReport
+from service.worker_protocol.load_attempt import FailureKind, StartFailure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from torch import Tensor
+
+    from engine.layers.weights import LinearsInUse
+    from loaders.model.self_test.live import LayerPart, LiveLayers
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A part of one layer, and what multiplies by that layer, and by which beside it."""
+
+    part: LayerPart
+    linears: LinearsInUse
+    first: int  # of the layer's outputs among those of `linears`
+    stop: int
+
+    def multiply(self, x: Tensor) -> Tensor:
+        return self.linears.multiply(x)[:, self.first : self.stop]
+
+
+class LayerCheck:
+    """Checks the layers that an engine runs, one part after the other, round after round."""
+
+    def __init__(self, linears: Iterable[LinearsInUse], layers: LiveLayers, backend: str) -> None:
+        """backend: those in use, joined by "+"."""
+        self._layers = layers
+        self._backend = backend
+        self._parts = [part for some in linears for part in _parts_of(some, layers)]
+        self._num_checked = 0
+        self._problem: str | None = None
+
+    @property
+    def num_parts(self) -> int:
+        """How many make a full round."""
+        return len(self._parts)
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing can be checked any more."""
+        return self._problem
+
+    def check_next(self) -> LiveCheckFailure | None:
+        """Check the next part; None where nothing is wrong, or nothing can be said any more."""
+        round_number, index = divmod(self._num_checked, self.num_parts)
+        self._num_checked += 1
+        started = time.monotonic()
+        check = self._check(self._parts[index], with_many_rows=round_number % 2 == 0)
+        if check is None or check.passed is not False:
+            return None
+        report = SelfTestReport(
+            passed=False,
+            checks=(check,),
+            backend=self._backend,
+            seconds=round(time.monotonic() - started, 3),
+            finished=int(time.time()),
+        )
+        # The reference runs where all others failed; what is wrong with it is its memory, which the
+        # next engine's is not.
+        suspects = report.suspects - {ReferenceBackend.name}
+        failure = StartFailure(FailureKind.LIVE_CHECK, tuple(sorted(suspects)), report)
+        reason = f"{check.name} computes wrongly while the model is served: {check.detail}"
+        return LiveCheckFailure(reason, failure.encode())
+
+    def _check(self, part: _Part, *, with_many_rows: bool) -> Check | None:
+        """Check a part; None where that could not be done."""
+        try:
+            return self._layers.check(part.part, part.multiply, with_many_rows=with_many_rows)
+        except LoadError as error:
+            self._problem = str(error)
+            log.warning("live_check_impossible", reason=self._problem)
+            return None
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, MemoryError) or is_refused_allocation(error):
+                log.debug("live_check_postponed", reason=str(error))
+                return None
+            raise
+
+
+def make_live_check(
+    linears: Iterable[LinearsInUse], layers: LiveLayers | None, backend: str
+) -> LayerCheck | None:
+    """Return what checks an engine's layers; None where none of them can be checked."""
+    if layers is None:
+        return None
+    check = LayerCheck(linears, layers, backend)
+    return check if check.num_parts else None
+
+
+def _parts_of(linears: LinearsInUse, layers: LiveLayers) -> Iterator[_Part]:
+    first = 0
+    for name, size in zip(linears.names, linears.sizes, strict=True):
+        for part in layers.parts(name):
+            yield _Part(part, linears, first, first + size)
+        first += size
