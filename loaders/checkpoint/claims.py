@@ -27,6 +27,8 @@ _LIST_MAKERS = (
     (re.compile(r"num_labels"), 1 << 16),  # a language model has none; Transformers makes the list
 )
 _LAYER = re.compile(r"(?P<family>(?:\S*?\.)?(?:layers|h|blocks|block))\.(?P<index>\d{1,9})\.")
+# Models have up to 126 layers; to load 512 small packed ones takes 9 s, 4 096 take minutes.
+_MOST_BUILT = 512
 _WIDTHS = ("vocab_size", "hidden_size", "intermediate_size")
 # How many numbers one of a packed tensor can hold: 32 bits are 16 of 2 bits.
 _LARGEST_PACKING = {"I64": 32, "I32": 16, "U32": 16, "I16": 8, "U16": 8, "U8": 4, "I8": 4}
@@ -50,6 +52,7 @@ def check_claims(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -
     """
     claimed = claimed_sizes(config)
     _check_layers(claimed.get("num_hidden_layers"), tensors)
+    _check_depth(claimed.get("num_hidden_layers"))
     widest = max(tensors.values(), key=_width, default=None)
     for name in _WIDTHS:
         size = claimed.get(name)
@@ -92,6 +95,14 @@ def _check_layers(claimed: Any, tensors: Mapping[str, TensorInfo]) -> None:
             f"config.json says num_hidden_layers {claimed}, and the checkpoint lacks"
             f" {family}.{counts[family]}. and what follows: its tensors have {counts[family]}"
             " layers; the two are from different models"
+        )
+
+
+def _check_depth(claimed: Any) -> None:
+    if isinstance(claimed, int) and claimed > _MOST_BUILT:
+        raise CheckpointError(
+            f"config.json says num_hidden_layers {claimed}, and the tensors bear it out; at most"
+            f" {_MOST_BUILT} layers are built"
         )
 
 

@@ -53,6 +53,13 @@ def test_numbers_under_an_architectures_own_names_are_held_to_the_same(tmp_path)
     assert claimed_sizes({"model_type": "gpt2", "n_embd": 64})["hidden_size"] == 64
 
 
+def test_a_model_deeper_than_any_is_refused_even_where_it_is_there():
+    shapes = {f"model.layers.{i}.norm.weight": ("F16", (32_000,)) for i in range(513)}
+    check_claims({**LLAMA, "num_hidden_layers": 512}, tensors(shapes))
+    with pytest.raises(CheckpointError, match=r"num_hidden_layers 513.*at most 512 layers"):
+        check_claims({**LLAMA, "num_hidden_layers": 513}, tensors(shapes))
+
+
 @pytest.mark.parametrize(
     ("changes", "shapes"),
     [

@@ -102,7 +102,7 @@ def test_what_breaks_or_hangs_is_refused_with_the_reason(tmp_path, parts, change
 def test_what_would_fill_the_memory_is_stopped_before(tmp_path, parts):
     many = [replace("a", "a" * 10, "String")] * 9
     write(tmp_path, parts, normalizer={"type": "Sequence", "normalizers": many})
-    with pytest.raises(CheckpointError, match=r"is not used: .*broke down"):
+    with pytest.raises(CheckpointError, match=r"is not used: .*(broke down|processor time)"):
         load_tokenizer(tmp_path)
 
 
