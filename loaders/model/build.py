@@ -6,6 +6,7 @@ until `loaders.model.prepare` makes kernels of them.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
@@ -19,7 +20,7 @@ from loaders.model.skeleton import check_unpacked
 from loaders.model.stock import missing_packages
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from transformers import PreTrainedModel
 
@@ -49,25 +50,24 @@ def build_model(
     is_stock: leave the quantisation to Transformers. Raises CheckpointError, TensorError among
     them, and BackendError where a package is missing.
     """
-    # A server's log takes lines, not bars.
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(opened.config)]
     try:
         arguments = _own_reading(opened, is_stock=is_stock)
         if not arguments:  # else it is held against the tensors when its layers are packed
             check_unpacked(model_class, opened.config, opened.tensors, is_stock=is_stock)
-        loaded = model_class.from_pretrained(
-            None if opened.read_weights is not None else opened.folder,
-            config=opened.config,
-            device_map=device_map,
-            dtype="auto",
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below with the tensor's name
-            **arguments,
-        )
+        with _reported_here():
+            loaded = model_class.from_pretrained(
+                None if opened.read_weights is not None else opened.folder,
+                config=opened.config,
+                device_map=device_map,
+                dtype="auto",
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below with the tensor's name
+                **arguments,
+            )
     except ImportError as error:
         raise missing_packages("this checkpoint", [f"a package ({error})"]) from error
     except _BUILD_ERRORS as error:
@@ -81,13 +81,27 @@ def build_model(
     return model, suspicions
 
 
+@contextmanager
+def _reported_here() -> Iterator[None]:
+    """Keep Transformers from telling of tensors by itself, in tables; its report is told here."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    # A server's log takes lines, not bars.
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
 def _own_reading(opened: OpenedCheckpoint, *, is_stock: bool) -> dict[str, Any]:
     """Say what is read here and not by Transformers: packed layers, and files not its own."""
     arguments: dict[str, Any] = {}
     packed_here = None if is_stock else opened.quantization
     if packed_here is not None or opened.read_weights is not None:
+        is_gguf = opened.read_weight is not None  # shards that no index names are read here, too
         arguments["quantization_config"] = PackedConfig(
-            packed_here, opened.tensors, adds_biases=opened.read_weights is not None
+            packed_here, opened.tensors, adds_biases=is_gguf
         )
     if opened.read_weights is not None:
         arguments["state_dict"] = opened.read_weights()
