@@ -75,6 +75,5 @@ def _check_weights(opened: OpenedCheckpoint, model: PreTrainedModel) -> list[Sus
     if opened.quantization is None:
         return []
     with open_tensors(opened.tensors) as read:
-        samples = sample_layers(opened, model, read)
-        layers = [describe_layer(sample) for sample in samples]
-    return check_weights(layers, samples, is_symmetric=claims_symmetry(opened.folder))
+        layers = [describe_layer(sample) for sample in sample_layers(opened, model, read)]
+    return check_weights(layers, is_symmetric=claims_symmetry(opened.folder))

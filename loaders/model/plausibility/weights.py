@@ -22,7 +22,6 @@ from loaders.reports.suspicion import Suspicion
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from loaders.model.plausibility.sampling import LayerSample
     from loaders.model.plausibility.statistics import LayerStatistics
 
 # Of all layers together.
@@ -43,14 +42,12 @@ _NAMED = 3  # layers, in a message
 _NUMBER = re.compile(r"\.\d+\.")
 
 
-def check_weights(
-    layers: Sequence[LayerStatistics], samples: Sequence[LayerSample], *, is_symmetric: bool
-) -> list[Suspicion]:
-    """Say what is odd about the layers; samples: what they were computed from.
+def check_weights(layers: Sequence[LayerStatistics], *, is_symmetric: bool) -> list[Suspicion]:
+    """Say what is odd about the layers.
 
     is_symmetric: whether the settings say that zero points are the middle of the codes.
     """
-    found = [_unused_groups(layers), _one_value(samples)]
+    found = [_unused_groups(layers)]
     layers = [layer for layer in layers if not (layer.has_random_codes or layer.num_unused_groups)]
     if layers:
         found += _check_values(layers, is_symmetric=is_symmetric)
@@ -220,12 +217,3 @@ def _is_out_of_line(value: float, before: float, after: float) -> bool:
     if high > NEIGHBOUR_RATIO * low:  # they do not agree with each other
         return False
     return value > NEIGHBOUR_RATIO * high or value * NEIGHBOUR_RATIO < low
-
-
-def _one_value(samples: Sequence[LayerSample]) -> Suspicion | None:
-    odd = [sample.name for sample in samples if bool((sample.codes == sample.codes[0, 0]).all())]
-    if not odd:
-        return None
-    return Suspicion(
-        "one_value", f"{', '.join(odd[:_NAMED])}: every code is the same; the file may be damaged"
-    )

@@ -100,7 +100,7 @@ class DemoBranch:
 
         samples = sample_layers(self._opened, self._packed_model, read)
         layers = [describe_layer(sample) for sample in samples]
-        return {suspicion.check for suspicion in check_weights(layers, samples, is_symmetric=False)}
+        return {suspicion.check for suspicion in check_weights(layers, is_symmetric=False)}
 
     def _weight(self, name: str, tensors: Tensors) -> Tensor:
         layer = self._layers[name]
