@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from loaders.model.opened import OpenedCheckpoint
     from loaders.model.placement import Placement
     from loaders.model.prepare import OnProgress
-    from loaders.quantization.settings import Quantization
+    from loaders.quantization.quantization import Quantization
     from loaders.reports.self_test import SelfTestReport
     from loaders.reports.suspicion import Suspicion
     from loaders.repository.snapshot import Snapshot

@@ -653,12 +653,10 @@ def mutate(seed: int) -> tuple[Case, Mutation, Meaning]:
     """Make the checkpoint of a seed; every fifth is harmless."""
     chooser = random.Random(seed)
     is_harmless = seed % SHARE_OF_HARMLESS == 0
+    choices = [mutation for mutation in MUTATIONS if mutation.is_harmless == is_harmless]
     while True:
-        base = chooser.choice(sorted(_BASES))
-        choices = [
-            m for m in MUTATIONS if m.is_harmless == is_harmless and base.startswith(m.bases)
-        ]
         mutation = chooser.choice(choices)
+        base = chooser.choice([name for name in sorted(_BASES) if name.startswith(mutation.bases)])
         case = _read(base, chooser)
         meaning = mutation.apply(case)
         if meaning is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from loaders.catalogue.variants import Variant, VariantKind
 from loaders.checkpoint.files import TensorInfo
 from loaders.quantization.packed_format import PackedFormat
-from loaders.quantization.settings import Quantization
+from loaders.quantization.quantization import Quantization
 from tests import published
 from tests.published import CODELLAMA_7B, CODELLAMA_13B, CODELLAMA_34B, CODELLAMA_70B
 

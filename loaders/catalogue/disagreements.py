@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from loaders.catalogue.model_card_table import ModelCardRow
-    from loaders.quantization.settings import Quantization
+    from loaders.quantization.quantization import Quantization
 
 SIZE_TOLERANCE = 0.03  # model cards count small files too
 _ROUNDING_BYTES = 5_000_000  # and print gigabytes with two places

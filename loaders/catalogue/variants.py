@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from loaders.checkpoint.files import TensorInfo
     from loaders.gguf.header import GgufHeader
     from loaders.gguf.parts import GgufParts
-    from loaders.quantization.settings import Quantization
+    from loaders.quantization.quantization import Quantization
     from loaders.repository.protocol import RepositoryFiles, Revision
 
 __all__ = ["ModelCardRow", "Variant", "VariantKind", "list_variants"]

@@ -50,10 +50,17 @@ def main() -> None:
 def limit_resources() -> None:
     """Bound memory and processor time, and forbid core dumps and files of any size."""
     # Not of the address space: PyTorch's libraries, which Transformers imports, take more of it.
-    resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE_BYTES, MAX_FILE_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limit(resource.RLIMIT_DATA, MAX_MEMORY_BYTES)
+    limit(resource.RLIMIT_FSIZE, MAX_FILE_BYTES)
+    limit(resource.RLIMIT_CORE, 0)
     limit_cpu(READ_CPU_S)
+
+
+def limit(kind: int, most: int) -> None:
+    """Set a limit, if there is no lower one: no process may raise what was forbidden to it."""
+    _, highest = resource.getrlimit(kind)
+    allowed = most if highest == resource.RLIM_INFINITY else min(most, highest)
+    resource.setrlimit(kind, (allowed, allowed))
 
 
 def limit_cpu(seconds: float) -> None:
@@ -70,7 +77,7 @@ def read(folder: Path, packages: str) -> Tokenizer:
 
     if (folder / "tokenizer.json").exists():
         # Nothing else is imported, so little more than it needs of the address space is taken.
-        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
+        limit(resource.RLIMIT_AS, MAX_MEMORY_BYTES)
         return Tokenizer.from_file(str(folder / "tokenizer.json"))
     sys.path.insert(0, packages)
     from loaders.checkpoint.tokenizer import load_tokenizer

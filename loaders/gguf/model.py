@@ -28,7 +28,7 @@ from loaders.gguf.places import place_tensors
 from loaders.memory.release import MappedFiles
 from loaders.quantization.layouts.gguf import BLOCK_TYPES, dequantize
 from loaders.quantization.packed_format import PackedFormat
-from loaders.quantization.settings import Quantization
+from loaders.quantization.quantization import Quantization
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

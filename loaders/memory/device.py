@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from loaders.checkpoint.shape import ModelShape
     from loaders.memory.engine_defaults import DeviceKind
     from loaders.memory.layers import Part
-    from loaders.quantization.settings import Quantization
+    from loaders.quantization.quantization import Quantization
 
 # An engine's process without weights, KV cache or activations: Python, PyTorch and Transformers
 # 368 MB, tokenizer, modules and what allocators keep 65 ± 4 (SmolLM2-135M at four widths, PyTorch

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from loaders.checkpoint.files import TensorInfo
     from loaders.memory.engine_defaults import DeviceKind
-    from loaders.quantization.settings import Quantization
+    from loaders.quantization.quantization import Quantization
 
 Role = Literal["embedding", "head", "linear", "other"]
 

@@ -21,7 +21,7 @@ from loaders.gguf.model import check_shapes, open_model
 from loaders.gguf.text_files import write_text_files
 from loaders.model.stock import hand_to_transformers
 from loaders.model.unindexed_shards import read_tensors
-from loaders.quantization.settings import Quantization, read_quantization
+from loaders.quantization.settings import read_quantization
 from loaders.quantization.stored_values import hold_against_values
 from loaders.reports.suspicion import Suspicion
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from loaders.checkpoint.files import Checkpoint, TensorInfo
     from loaders.checkpoint.unused_layers import UnusedLayers
+    from loaders.quantization.quantization import Quantization
 
 _LANGUAGE_MODELS = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
 

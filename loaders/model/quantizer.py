@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from loaders.checkpoint.files import TensorInfo
     from loaders.quantization.layouts.protocol import TensorRule
     from loaders.quantization.packed_format import PackedFormat
-    from loaders.quantization.settings import Quantization
+    from loaders.quantization.quantization import Quantization
 
 log = structlog.get_logger(__name__)
 

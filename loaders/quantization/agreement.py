@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from loaders.checkpoint.files import TensorInfo
-    from loaders.quantization.settings import Quantization
+    from loaders.quantization.quantization import Quantization
 
 log = structlog.get_logger(__name__)
 

@@ -7,7 +7,7 @@ repositories carry one, both or (before August 2023) neither. Weights are not re
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -37,8 +37,17 @@ from loaders.quantization.known_settings import (
 )
 from loaders.quantization.layouts import PACKED_ENDINGS, layout_of
 from loaders.quantization.layouts.compressed_tensors import PackQuantized
-from loaders.quantization.name_patterns import NamePatterns, check_pattern
+from loaders.quantization.name_patterns import check_pattern
 from loaders.quantization.packed_format import PackedFormat, QuantMethod
+from loaders.quantization.quantization import (
+    FROM_TENSORS,
+    READABLE_BITS,
+    Claims,
+    Quantization,
+    check_bits,
+    checked,
+    override,
+)
 from loaders.quantization.setting_values import read_values
 
 if TYPE_CHECKING:
@@ -50,14 +59,6 @@ log = structlog.get_logger(__name__)
 
 # AutoGPTQ's file, else AutoAWQ's of before it used Transformers' settings.
 OWN_FILES = ("quantize_config.json", "quant_config.json")
-FROM_TENSORS = "tensors"  # a quantisation's source where no settings tell it
-GPTQ_BITS = (2, 3, 4, 8)
-AWQ_BITS = (4,)
-READABLE_BITS: dict[QuantMethod, tuple[int, ...]] = {
-    "gptq": GPTQ_BITS,
-    "awq": AWQ_BITS,
-    "compressed-tensors": tuple(range(2, 9)),
-}
 # What two settings files of one checkpoint must say alike.
 _MUST_AGREE = (
     "bits", "group_size", "desc_act", "sym", "zero_point", "quant_method", "checkpoint_format",
@@ -70,71 +71,6 @@ _KERNEL_NAMES = {"gptq_marlin": "gptq", "awq_marlin": "awq"}
 _AWQ_VERSIONS = {
     "gemm": "gemm", "gemv": "gemv", "gemv_fast": "gemv_fast", "exllama": "gemm", "ipex": "gemm",
 }  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Claims:
-    """What settings say of a layer's values; None where they say nothing."""
-
-    sym: bool | None = None  # zero points are the middle code
-    desc_act: bool | None = None  # groups are scattered
-
-
-@dataclass(frozen=True, slots=True)
-class Quantization:
-    """A checkpoint's quantisation, as its settings tell it."""
-
-    base: PackedFormat  # what applies where no rule says otherwise
-    desc_act: bool  # act order: columns were quantised by falling activation; g_idx tells the group
-    sym: bool
-    source: str  # where this was read: a file's name, or `FROM_TENSORS`
-    # Rules by module, pattern → overrides (bits, group_size, checkpoint_format, sym, desc_act);
-    # None leaves the module unquantised. First match wins.
-    rules: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
-    # Module → how it is packed, before any rule: GGUF's mixed types, and what tensors say
-    # otherwise than settings.
-    formats: Mapping[str, PackedFormat] = field(default_factory=dict)
-    label: str | None = None  # what people call it, where that says more: "Q4_K_M"
-    claims: Claims = field(default_factory=Claims)  # what its values are held against
-    remarks: tuple[str, ...] = ()  # what the settings say otherwise than the tensors; those win
-    _patterns: NamePatterns = field(init=False, repr=False, compare=False)  # the rules', read
-
-    def __post_init__(self) -> None:
-        """Read the rules' patterns; raises CheckpointError."""
-        object.__setattr__(self, "_patterns", NamePatterns(self.rules))
-
-    @property
-    def is_inferred(self) -> bool:
-        """Whether no settings file tells it."""
-        return self.source == FROM_TENSORS
-
-    def format_of(self, module: str) -> PackedFormat | None:
-        """Return how the named module is packed by the rules; None if they leave it alone."""
-        if module in self.formats:
-            return self.formats[module]
-        pattern = self._patterns.find(module)
-        if pattern is None:
-            return self.base
-        overrides = self.rules[pattern]
-        return None if overrides is None else _override(self.base, overrides, module)
-
-    def claims_of(self, module: str) -> Claims:
-        """Return what settings say of the named module's values."""
-        pattern = self._patterns.find(module)
-        overrides = (None if pattern is None else self.rules[pattern]) or {}
-        return Claims(
-            sym=overrides.get("sym", self.claims.sym),
-            desc_act=overrides.get("desc_act", self.claims.desc_act),
-        )
-
-    def __str__(self) -> str:
-        """Describe it in a few words, as in `gptq 4-bit group 128 act-order`."""
-        if self.label is not None:
-            return f"{self.base.quant_method} {self.label}"
-        group = "one group" if self.base.group_size == -1 else f"group {self.base.group_size}"
-        order = " act-order" if self.desc_act else ""
-        symmetry = "" if self.sym else " asymmetric"
-        return f"{self.base.quant_method} {self.base.bits}-bit {group}{order}{symmetry}"
 
 
 def read_quantization(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Quantization | None:
@@ -215,7 +151,7 @@ def _parse(
         )
     check_known(settings, source, method)
     stated = method if method == "gptq" else _awq_version(settings, source)
-    _check_bits("gptq" if method == "gptq" else "awq", _bits(settings, source), source)
+    check_bits("gptq" if method == "gptq" else "awq", _bits(settings, source), source)
     layout = stored_layout(tensors, stated)
     remarks = _report_layout(stated, layout, source)
     settings = {**settings, "group_size": _group_size(settings, layout, source, tensors)}
@@ -276,7 +212,7 @@ def _parse_gptq(settings: Mapping[str, Any], source: str, remarks: tuple[str, ..
     )
     sym = said_symmetry(settings, source, decisive="sym")
     return Quantization(
-        base=_checked(base, source),
+        base=checked(base, source),
         desc_act=settings.get("desc_act", False),
         sym=True if sym is None else sym,
         source=source,
@@ -330,7 +266,7 @@ def _parse_awq(
     if settings.get("desc_act"):
         log.warning("act_order_not_stored", source=source, reason="AWQ keeps groups in order")
     return Quantization(
-        base=_checked(base, source),
+        base=checked(base, source),
         desc_act=False,
         sym=bool(sym),
         source=source,
@@ -344,7 +280,7 @@ def _parse_compressed_tensors(settings: Mapping[str, Any], source: str) -> Quant
     log_unknown(settings, compressed_tensors.KNOWN_SETTINGS, source)
     groups = compressed_tensors.read_groups(settings, source)
     formats = {
-        group.pattern: _checked(
+        group.pattern: checked(
             PackedFormat("compressed-tensors", group.layout, group.bits, group.group_size), source
         )
         for group in reversed(groups)  # of several with one pattern the first wins
@@ -382,25 +318,6 @@ def _bits(settings: Mapping[str, Any], source: str) -> int:
     raise CheckpointError(f"{source} has no whole number for bits")
 
 
-def _check_bits(method: QuantMethod, bits: int, source: str) -> None:
-    readable = READABLE_BITS[method]
-    if bits not in readable:
-        raise UnsupportedQuantizationError(
-            f"{source} says {bits} bits; of {method.upper()},"
-            f" {', '.join(map(str, readable))} bits are read"
-        )
-
-
-def _checked(packed: PackedFormat, source: str) -> PackedFormat:
-    _check_bits(packed.quant_method, packed.bits, source)
-    if packed.group_size != -1 and packed.group_size < 1:
-        raise UnsupportedQuantizationError(
-            f"{source} says group_size {packed.group_size}; give a positive number, or -1 for no"
-            " groups"
-        )
-    return packed
-
-
 def _parse_dynamic(
     dynamic: object, base: PackedFormat, source: str
 ) -> dict[str, Mapping[str, Any] | None]:
@@ -422,7 +339,7 @@ def _parse_dynamic(
             rules[pattern] = None
             continue
         rules[pattern] = _read_rule(overrides, f"the rule {name!r} in {source}")
-        _override(base, rules[pattern] or {}, name)
+        override(base, rules[pattern] or {}, name)
     return rules
 
 
@@ -436,18 +353,6 @@ def _read_rule(overrides: Mapping[str, Any], where: str) -> dict[str, Any]:
                 " desc_act"
             )
     return {key: values[key] for key in ("bits", "group_size", "sym", "desc_act") if key in values}
-
-
-def _override(base: PackedFormat, overrides: Mapping[str, Any], where: str) -> PackedFormat:
-    return _checked(
-        PackedFormat(
-            base.quant_method,
-            overrides.get("checkpoint_format", base.checkpoint_format),
-            overrides.get("bits", base.bits),
-            overrides.get("group_size", base.group_size),
-        ),
-        f"the rule for {where}",
-    )
 
 
 def infer_quantization(tensors: Mapping[str, TensorInfo]) -> Quantization:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from loaders.checkpoint.files import TensorInfo
     from loaders.quantization.packed_format import PackedFormat
-    from loaders.quantization.settings import Quantization
+    from loaders.quantization.quantization import Quantization
 
     # Reads a tensor by name; None where there is none.
     ReadTensor: TypeAlias = Callable[[str], Tensor | None]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 import torch
 
+from loaders.memory.release import MappedFiles
 from loaders.model.plausibility.prediction import check_prediction
 from loaders.model.plausibility.rope import check_rope
 from loaders.model.plausibility.round_trip import check_round_trip
@@ -52,6 +53,8 @@ def find_suspicions(
     found = list(known)
     for name, check in checks.items():
         found += _make(name, check)
+    # Rows of an embedding that stays in its file, and all that lie on the same pages.
+    MappedFiles.find(opened.files).release(model.parameters())
     log.info("plausibility", suspicions=len(found), seconds=round(time.monotonic() - started, 3))
     for suspicion in found:
         log.warning("suspect", check=suspicion.check, reason=suspicion.reason)

@@ -24,7 +24,7 @@ from loaders.quantization.layouts import LAYOUTS
 from loaders.quantization.layouts.gguf import BLOCK_TYPES
 from loaders.quantization.packed_format import PackedFormat
 from loaders.quantization.packed_tensors import GroupedWeight
-from loaders.quantization.settings import Quantization
+from loaders.quantization.quantization import Quantization
 from tests.planned import fp16_34b, gguf_13b, gptq_7b
 
 

@@ -7,11 +7,11 @@ what is made of its answer, and what is said where the packages are missing.
 import importlib.util
 import json
 from collections import defaultdict
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaForCausalLM
 
 from engine.execution.decoder import make_decoder
 from loaders.errors import BackendError, UnsupportedQuantizationError
@@ -65,7 +65,11 @@ def transformers_with_packages(monkeypatch, checkpoint):
                         setattr(parent, name, ForeignLinear(linear))
         return model, {"missing_keys": set(), "mismatched_keys": set(), "unexpected_keys": set()}
 
-    classes = defaultdict(lambda: SimpleNamespace(from_pretrained=from_pretrained))
+    class Fake(LlamaForCausalLM):
+        """Is made without weights as any class, and read in the way above."""
+
+    Fake.from_pretrained = staticmethod(from_pretrained)
+    classes = defaultdict(lambda: Fake)
     monkeypatch.setattr(build, "MODEL_FOR_CAUSAL_LM_MAPPING", classes)
     monkeypatch.setattr(stock, "find_spec", lambda name: object())
     return asked

@@ -91,10 +91,10 @@ def test_a_rule_may_keep_act_order_from_a_layer():
 
 
 def compressed_layer(name, *, words, groups):
-    shapes = {"weight_packed": (256, words), "weight_scale": (256, groups)}
+    parts = {"weight_packed": ("I32", (256, words)), "weight_scale": ("F16", (256, groups))}
     return {
-        f"{name}.{key}": TensorInfo(f"{name}.{key}", "I32", shape, Path("x"))
-        for key, shape in shapes.items()
+        f"{name}.{key}": TensorInfo(f"{name}.{key}", dtype, shape, Path("x"))
+        for key, (dtype, shape) in parts.items()
     }
 
 

@@ -267,7 +267,7 @@ FORMS = (
         GPTQ,
         _tensor("g_idx", lambda g_idx: g_idx.sort().values),
     ),
-    WrongForm("all inputs in the first group", GPTQ, _tensor("g_idx", torch.zeros_like)),
+    WrongForm("all inputs in one group", GPTQ, _tensor("g_idx", torch.ones_like)),
     WrongForm("rows of scales shifted by one", GPTQ, _tensor("scales", lambda s: s.roll(1, 0))),
     WrongForm(
         "rows of zero points shifted by one", GPTQ, _tensor("qzeros", lambda z: z.roll(1, 0))

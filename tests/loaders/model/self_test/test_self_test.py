@@ -454,7 +454,8 @@ def test_a_variant_seen_before_must_say_the_same(tiny_repo, tmp_path):
     shutil.rmtree(cache / "records", ignore_errors=True)
     assert "kept" in first_tokens().detail
     assert "the same" in first_tokens().detail
-    (record,) = (cache / "records").glob("*.json")
+    commit = checked(f"{tiny_repo.gptq_repo}:main", cache_dir=cache).provenance.commit
+    record = cache / "records" / f"{commit}.json"
     entries = json.loads(record.read_text())
     (answer,) = entries.values()
     clearest = answer["gaps"].index(max(answer["gaps"]))
