@@ -269,8 +269,11 @@ def _settle_order(quantization: Quantization, found: _Found) -> Quantization:
         said.setdefault(claim, {}).setdefault(order, []).append(module)
     ordered = said.get(True, {})
     # compressed-tensors leaves it unset where weights were rounded as they came: in every layer.
-    unset = ordered.get(_Order.UNSET, []) if _Order.SCATTERED in ordered else []
-    if lost := ordered.get(_Order.ZERO, unset):
+    lost = ordered.get(_Order.UNSET, []) if _Order.SCATTERED in ordered else []
+    # GPTQ's, zero in all layers, means groups in order, as exllama reads it; in some it is lost.
+    if _Order.SCATTERED in ordered or quantization.base.quant_method != "gptq":
+        lost += ordered.get(_Order.ZERO, [])
+    if lost:
         raise TensorError(
             f"the group index of {lost[0]} is {found.orders[lost[0]]}, in {len(lost)} of"
             f" {len(found.orders)} layers, but {quantization.source} says act order, which needs it"
@@ -278,6 +281,7 @@ def _settle_order(quantization: Quantization, found: _Found) -> Quantization:
         )
     scattered = [m for m, order in found.orders.items() if order is _Order.SCATTERED]
     _log_order("act order", "groups in order", ordered.get(_Order.IN_ORDER))
+    _log_order("act order", "a group index that is all zero", ordered.get(_Order.ZERO))
     _log_order("act order", "a group index that is unset", ordered.get(_Order.UNSET))
     _log_order("no act order", "scattered groups", said.get(False, {}).get(_Order.SCATTERED))
     if zero := [m for m, order in found.orders.items() if order is _Order.ZERO]:

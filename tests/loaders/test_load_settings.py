@@ -279,10 +279,14 @@ def test_a_group_index_that_was_never_filled_in_says_nothing_without_settings_ei
     assert "group_index_says_nothing" in check_right(folder, logits)
 
 
+def test_a_group_index_of_zeros_means_groups_in_order_also_where_settings_say_act_order(edited):
+    folder, logits = edited("gptq", saying(desc_act=True), every("g_idx", torch.zeros_like))
+    assert "settings_contradict_tensors" in check_right(folder, logits)
+
+
 @pytest.mark.parametrize(
     ("name", "tensors", "message"),
     [
-        ("gptq act order", every("g_idx", torch.zeros_like), "all zero, in 14 of 14.*act order"),
         ("gptq act order", every("g_idx", torch.zeros_like, DOWN), "all zero, in 1 of 14"),
         ("gptq act order", every("g_idx", torch.ones_like), "0 of 256 inputs into group 0 of 8"),
         ("gptq", every("g_idx", lambda old: old // 2), r"256 of \d+ inputs into group 0 of [23]"),
