@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MAX_MEMORY_BYTES = 2 << 30  # the largest vocabularies (256 000 pieces) take half of that
 MAX_FILE_BYTES = 64 << 20  # a tokenizer.model is converted into a file for a moment
-# PyTorch and Transformers: 2 to 3 s, 5 s uncompiled, more on slow machines. Says nothing of the files.
+# PyTorch and Transformers: 2 to 3 s, 5 s uncompiled, more on slow machines; no fault of the files.
 IMPORT_CPU_S = 60.0
 READ_CPU_S = 6.0  # the largest take 2 s
 # Of one text of a kind that slows expressions down. Real tokenizers take milliseconds.
