@@ -10,6 +10,7 @@ LoadError
 ├── CheckpointError               files are missing, truncated or contradict each other
 │   ├── TensorError               a tensor's shape, dtype or values are not what the model needs
 │   └── QuantizationNotFoundError packed tensors whose parameters cannot be told
+├── TokenizerNotTriedError        the installation or the machine did not let a tokenizer be tried
 ├── UnsupportedQuantizationError  a method, width or layout that is not read here
 ├── UnsupportedModelError         a model type without a native class
 ├── InvalidPlanError              a plan is asked for what cannot be understood
@@ -66,6 +67,10 @@ class TensorError(CheckpointError):
 
 class QuantizationNotFoundError(CheckpointError):
     """The tensors are packed, and nothing tells how."""
+
+
+class TokenizerNotTriedError(LoadError):
+    """Nothing is known of the tokenizer: its trial could not be held, or not to the end."""
 
 
 class UnsupportedQuantizationError(LoadError):

@@ -15,7 +15,9 @@ from loaders.errors import CheckpointError
 if TYPE_CHECKING:
     from pathlib import Path
 
-_READ_BY_TRANSFORMERS = {"vocab.json", "vocab.txt"}
+_OWN_FILE = "tokenizer.json"
+# What Transformers can make a fast tokenizer of; some carry versions in their names.
+_READ_BY_TRANSFORMERS = re.compile(r"vocab.*\.(json|txt)|tokenizer\..+\.json")
 _OTHER_KINDS = re.compile(r"tekken\.json|.*\.tiktoken|tiktoken\.model|.+\.model(\.v\d+)?")
 
 
@@ -28,6 +30,7 @@ def load_tokenizer(folder: Path, *, is_tried: bool = False) -> PreTrainedTokeniz
     tokenizer_config.json names, and Llama's drops the normaliser: CodeLlama 70B's prompts came out
     as other ids (Transformers 5.23).
     """
+    _require_files(folder)
     if not is_tried:
         try_tokenizer(folder)
     try:
@@ -45,26 +48,39 @@ def load_tokenizer(folder: Path, *, is_tried: bool = False) -> PreTrainedTokeniz
     return tokenizer
 
 
+def import_for(folder: Path) -> None:
+    """Import what reading this folder's tokenizer takes, beyond what is imported here."""
+    if _is_sentencepiece(folder):
+        import sentencepiece  # noqa: F401
+    elif not (folder / _OWN_FILE).exists():
+        _auto_tokenizer()
+
+
 def _read(folder: Path) -> Any:
     """Have the library that its files are for read it."""
-    has_own_file = (folder / "tokenizer.json").exists()
-    if not has_own_file and (folder / MODEL_FILE).exists():
+    if _is_sentencepiece(folder):
         return load_sentencepiece_tokenizer(folder)
-    if not has_own_file and (other := _of_another_kind(folder)) is not None:
-        raise CheckpointError(
-            f"{folder} has its tokenizer as {other}, which is not read here; add the"
-            f" tokenizer.json of the model, or its {MODEL_FILE} of SentencePiece"
-        )
+    has_own_file = (folder / _OWN_FILE).exists()
     loader = PreTrainedTokenizerFast if has_own_file else _auto_tokenizer()
     return loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def _of_another_kind(folder: Path) -> str | None:
-    """Name the only vocabulary there is, where it is of a library that is not used here."""
-    names = {path.name for path in folder.iterdir()}
-    if names & _READ_BY_TRANSFORMERS:
-        return None
-    return next((name for name in sorted(names) if _OTHER_KINDS.fullmatch(name)), None)
+def _is_sentencepiece(folder: Path) -> bool:
+    return not (folder / _OWN_FILE).exists() and (folder / MODEL_FILE).exists()
+
+
+def _require_files(folder: Path) -> None:
+    """Refuse by names alone what has no vocabulary, or only one for a library not used here."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if names & {_OWN_FILE, MODEL_FILE} or any(map(_READ_BY_TRANSFORMERS.fullmatch, names)):
+        return
+    wanted = f"add the {_OWN_FILE} of the model, or its {MODEL_FILE} of SentencePiece"
+    other = next((name for name in sorted(names) if _OTHER_KINDS.fullmatch(name)), None)
+    if other is not None:
+        raise CheckpointError(
+            f"{folder} has its tokenizer as {other}, which is not read here; {wanted}"
+        )
+    raise CheckpointError(f"{folder} has no tokenizer; {wanted}")
 
 
 def _auto_tokenizer() -> Any:

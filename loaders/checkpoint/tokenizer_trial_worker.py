@@ -1,9 +1,9 @@
 """The program that reads a checkpoint's tokenizer first, in a process of its own.
 
 Run by `tokenizer_trial`. What breaks on the files breaks here: a stack that overflows, memory
-without end, an expression that takes years on a long word. Arguments: the folder, the folder of our
-packages. Answers with a line of JSON: {"ok": true}, or {"failed": why}; with none where it was
-killed.
+without end, an expression that takes years on a long word. Arguments: the folder, and the list of
+folders with modules as JSON. Answers in lines of JSON: {"begun": true} once all is imported, else
+{"not_begun": why}; then {"ok": true}, or {"failed": why}; with no second one where it was killed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tokenizers import Tokenizer
 
 MAX_MEMORY_BYTES = 2 << 30  # the largest vocabularies (256 000 pieces) take half of that
 MAX_FILE_BYTES = 64 << 20  # a tokenizer.model is converted into a file for a moment
+# PyTorch and Transformers: 2 to 3 s, 5 s uncompiled, more on slow machines; no fault of the files.
+IMPORT_CPU_S = 60.0
 READ_CPU_S = 6.0  # the largest take 2 s
 # Of one text of a kind that slows expressions down. Real tokenizers take milliseconds.
 TEXT_CPU_S = 2.0
@@ -36,15 +38,35 @@ COUNTS_OR_CHOOSES = re.compile(r"[*+?{|]")
 
 def main() -> None:
     """Read and try the tokenizer; say what came of it."""
-    folder, packages = Path(sys.argv[1]), sys.argv[2]
-    limit_resources()
+    folder, sys.path[:] = Path(sys.argv[1]), json.loads(sys.argv[2])
+    limit_cpu(IMPORT_CPU_S)
     try:
-        tokenizer = read(folder, packages)
+        read = import_reader(folder)
+    except BaseException as error:
+        answer(not_begun=words_of(error))
+        return
+    limit_resources()
+    answer(begun=True)
+    try:
+        tokenizer = read()
         failed = check_size(tokenizer) or check_decoder(tokenizer) or try_texts(tokenizer)
     except BaseException as error:  # panics of the library derive from no other
-        failed = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-    answer = {"ok": True} if failed is None else {"failed": failed}
-    sys.stdout.write(json.dumps(answer) + "\n")
+        failed = words_of(error)
+    if failed is None:
+        answer(ok=True)
+    else:
+        answer(failed=failed)
+
+
+def answer(**parts: object) -> None:
+    """Write a line; at once, as the next step may end the process."""
+    sys.stdout.write(json.dumps(parts) + "\n")
+    sys.stdout.flush()
+
+
+def words_of(error: BaseException) -> str:
+    """Say in a line what was raised."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
 
 
 def limit_resources() -> None:
@@ -71,18 +93,22 @@ def limit_cpu(seconds: float) -> None:
     signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
-def read(folder: Path, packages: str) -> Tokenizer:
-    """Read it as it will be read; what has no tokenizer.json goes through Transformers."""
-    from tokenizers import Tokenizer
+def import_reader(folder: Path) -> Callable[[], Tokenizer]:
+    """Import what the folder's files need; what is given back reads them, as they will be read."""
+    own_file = folder / "tokenizer.json"
+    if own_file.exists():
+        from tokenizers import Tokenizer
 
-    if (folder / "tokenizer.json").exists():
-        # Nothing else is imported, so little more than it needs of the address space is taken.
-        limit(resource.RLIMIT_AS, MAX_MEMORY_BYTES)
-        return Tokenizer.from_file(str(folder / "tokenizer.json"))
-    sys.path.insert(0, packages)
-    from loaders.checkpoint.tokenizer import load_tokenizer
+        def read_own_file() -> Tokenizer:
+            # Nothing else is imported, so little more than it needs of the address space is taken.
+            limit(resource.RLIMIT_AS, MAX_MEMORY_BYTES)
+            return Tokenizer.from_file(str(own_file))
 
-    return load_tokenizer(folder, is_tried=True).backend_tokenizer
+        return read_own_file
+    from loaders.checkpoint.tokenizer import import_for, load_tokenizer
+
+    import_for(folder)
+    return lambda: load_tokenizer(folder, is_tried=True).backend_tokenizer
 
 
 def try_texts(tokenizer: Tokenizer) -> str | None:

@@ -98,7 +98,7 @@ class ControlPieces:
         if disguise is None:
             return encode_text(self._backend, text)
         marked = self._piece.sub(lambda found: self._secret + found[0], text)
-        return encode_text(self._guarded, disguise.take_off(marked))
+        return encode_text(self._guarded, disguise.take_off(marked), owner=self._backend)
 
 
 def _rename(backend: Tokenizer, pieces: Iterable[str], prefix: str) -> Tokenizer:

@@ -3,12 +3,14 @@
 What splits texts into words are expressions that came with a checkpoint. Some take years for a text
 that nobody tried when it was loaded (`loaders.checkpoint.tokenizer_trial`), and nothing ends a call
 into the library but its process. So each runs in a thread of its own, without Python's lock, that
-is left behind when its time is up: its request gets an error, all others go on. While a tokenizer
-has too many texts that it never finished, it gets no more, so that it cannot take every core.
+is left behind when its time is up: its request gets an error, all others go on. As any text may be
+such a one, a tokenizer has few under way at once; others wait for their turn. So it cannot take
+every core, and once all that it has are given up, it gets no more.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -23,28 +25,45 @@ if TYPE_CHECKING:
 # about 1 s for a million characters (2026-11).
 LIMIT_S = 2.0
 CHARACTER_LIMIT_S = 5e-6  # more for each character
-MAX_UNFINISHED = 2  # texts of one tokenizer; each keeps a core busy
+# Texts of one tokenizer; each that never ends keeps a core busy.
+MAX_AT_ONCE = max(2, min(4, len(os.sched_getaffinity(0)) // 2))
 _POLL_S = 0.05  # how often the time is looked at; who is done is heard at once
 
-_unfinished: dict[int, int] = {}  # by the tokenizer's id, which its threads keep alive
 _lock = threading.Lock()
 
 
-def encode_in_time(backend: Tokenizer, text: str) -> list[int]:
+class _Turns:
+    """The texts of one tokenizer that are under way or wait; all under the lock."""
+
+    def __init__(self) -> None:
+        self.num_texts = 0
+        self.num_running = 0
+        self.num_given_up = 0  # of those
+        self.changed = threading.Condition(_lock)
+
+
+_turns: dict[int, _Turns] = {}  # by the tokenizer's id, which its texts keep alive
+
+
+def encode_in_time(backend: Tokenizer, text: str, owner: Tokenizer | None = None) -> list[int]:
     """Encode a text, special pieces parsed, nothing added; blocks the calling thread meanwhile.
 
+    owner: the tokenizer that `backend` is a copy of; they share their turns.
     Raises TokenizerFailedError where the library breaks, the time is up,
     or the tokenizer has not come to an end with earlier texts.
     """
-    num_unfinished = _unfinished.get(id(backend), 0)
-    if num_unfinished >= MAX_UNFINISHED:
-        raise TokenizerFailedError(
-            f"the model's tokenizer is still busy with {num_unfinished} texts that it should have"
-            " finished long ago; send token ids, or have the model loaded anew"
-        )
-    limit_s = LIMIT_S + CHARACTER_LIMIT_S * len(text)
-    call = _Call(backend, text)
+    call = _Call(backend, text, backend if owner is None else owner)
+    call.take_turn()
+    try:
+        return _wait_for(call, text)
+    except BaseException:
+        call.give_up()  # where nobody has
+        raise
+
+
+def _wait_for(call: _Call, text: str) -> list[int]:
     call.start()
+    limit_s = LIMIT_S + CHARACTER_LIMIT_S * len(text)
     while not call.is_done.wait(_POLL_S):
         if call.seconds() > limit_s and call.give_up():
             raise TokenizerFailedError(
@@ -59,53 +78,96 @@ def encode_in_time(backend: Tokenizer, text: str) -> list[int]:
 class _Call(threading.Thread):
     """One text on its way through a tokenizer."""
 
-    def __init__(self, backend: Tokenizer, text: str) -> None:
+    def __init__(self, backend: Tokenizer, text: str, owner: Tokenizer) -> None:
         super().__init__(name="encode", daemon=True)  # one that never ends keeps no process
         self.is_done = threading.Event()
         self.ids: list[int] = []
         self.error: Exception | None = None
         self._backend = backend
         self._text = text
+        self._owner = owner
+        self._clock: int | None = None
         self._is_given_up = False
+
+    def take_turn(self) -> None:
+        """Wait until few enough are under way; none comes to its turn where no other ends."""
+        with _lock:
+            turns = _turns.get(id(self._owner)) or _turns.setdefault(id(self._owner), _Turns())
+            turns.num_texts += 1
+            try:
+                while turns.num_running >= MAX_AT_ONCE:
+                    if turns.num_given_up >= MAX_AT_ONCE:
+                        raise _still_busy(turns.num_given_up)
+                    turns.changed.wait()
+            except BaseException:
+                self._leave(turns)
+                raise
+            turns.num_running += 1
 
     def run(self) -> None:
         """Encode; what breaks is kept for who waits."""
+        # By the thread itself: of one that has ended, the id must not be asked.
+        self._clock = time.pthread_getcpuclockid(threading.get_ident())
         try:
             # Of a batch, since `encode` keeps Python's lock (tokenizers 0.23).
             (encoded,) = self._backend.encode_batch([self._text], add_special_tokens=False)
             self.ids = encoded.ids
         except BaseException as error:  # nobody else hears of it
             self.error = _as_failure(error)
-        with _lock:
-            self.is_done.set()
-            if self._is_given_up:
-                _count(self._backend, -1)
+        self._end()
+
+    def start(self) -> None:
+        """Start; where the system has no thread left, the turn is over."""
+        try:
+            super().start()
+        except RuntimeError:
+            self._end()
+            raise
 
     def seconds(self) -> float:
-        """Processor time of the thread so far; 0 once it has ended."""
-        if self.ident is None or not self.is_alive():
+        """Processor time of the thread so far; 0 before it has begun and once it has ended."""
+        if self._clock is None:
             return 0.0
-        return time.clock_gettime(time.pthread_getcpuclockid(self.ident))
+        try:
+            return time.clock_gettime(self._clock)
+        except OSError:  # it has just ended
+            return 0.0
 
     def give_up(self) -> bool:
-        """Count it as unfinished; False where it has just come to its end."""
+        """Count it as one that never ends; False where it has just come to its end."""
         with _lock:
             if self.is_done.is_set():
                 return False
-            self._is_given_up = True
-            _count(self._backend, 1)
+            if not self._is_given_up:
+                self._is_given_up = True
+                turns = _turns[id(self._owner)]
+                turns.num_given_up += 1
+                turns.changed.notify_all()  # who waits may do so in vain
             return True
+
+    def _end(self) -> None:
+        with _lock:
+            self.is_done.set()
+            turns = _turns[id(self._owner)]
+            turns.num_running -= 1
+            turns.num_given_up -= self._is_given_up
+            self._leave(turns)
+
+    def _leave(self, turns: _Turns) -> None:
+        turns.changed.notify()
+        turns.num_texts -= 1
+        if turns.num_texts == 0:
+            del _turns[id(self._owner)]
+
+
+def _still_busy(num_texts: int) -> TokenizerFailedError:
+    return TokenizerFailedError(
+        f"the model's tokenizer is still busy with {num_texts} texts that it should have finished"
+        " long ago; send token ids, or have the model loaded anew"
+    )
 
 
 def _as_failure(error: BaseException) -> Exception:
     if is_panic(error):
         return broken_tokenizer(str(error))
     return error if isinstance(error, Exception) else RuntimeError(type(error).__name__)
-
-
-def _count(backend: Tokenizer, change: int) -> None:
-    left = _unfinished.get(id(backend), 0) + change
-    if left:
-        _unfinished[id(backend)] = left
-    else:
-        _unfinished.pop(id(backend), None)

@@ -31,9 +31,10 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return leading + without_leading(ids, leading)
 
 
-def encode_text(backend: Tokenizer, text: str) -> list[int]:
+def encode_text(backend: Tokenizer, text: str, owner: Tokenizer | None = None) -> list[int]:
     """Encode text as it stands, special pieces parsed, nothing added.
 
+    owner: the tokenizer that `backend` is a copy of.
     Raises InvalidPromptError for text with a lone surrogate, TokenizerFailedError.
     """
     try:
@@ -42,7 +43,7 @@ def encode_text(backend: Tokenizer, text: str) -> list[int]:
         raise InvalidPromptError(
             f"the text has a lone surrogate at position {error.start}; send well-formed Unicode"
         ) from error
-    return encode_in_time(backend, text)
+    return encode_in_time(backend, text, owner)
 
 
 def _without_prefix(text: str, prefix: str) -> str:
