@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import os
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loaders.checkpoint.files import MAX_JSON_BYTES, MAX_SETTINGS_BYTES
+from loaders.checkpoint.own_places import OwnPlaces
 from loaders.checkpoint.regular_files import check_regular
 from loaders.errors import CheckpointError, UnsafeCheckpointError
 from loaders.gguf.parts import is_gguf
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 _MODEL_CARD = "README.md"
 # What we, Transformers or its tokenizers may open of a folder.
@@ -36,7 +37,6 @@ _SETTINGS = (
 _VOCABULARIES = (
     "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "*.model", "*.tiktoken",
 )  # fmt: skip
-_OWN_STORES = ("lfs/objects", "annex/objects")  # of a clone, below .git
 
 
 def check_files(folder: Path, *, file: str | None = None, store: Path | None = None) -> None:
@@ -60,36 +60,24 @@ def check_link(folder: Path, path: str, *, store: Path | None = None) -> None:
 
 
 class _Places:
-    """Where the files of one folder may lie."""
+    """Where the files of one folder may lie, as a rule that is told."""
 
     def __init__(self, folder: Path, store: Path | None) -> None:
-        self._folder = Path(os.path.realpath(folder))
-        self._git = self._folder / ".git"
-        self._stores: list[Path] = [] if store is None else [Path(os.path.realpath(store))]
-        repository = self._folder.parent.parent
-        self._is_plain = store is None
-        if self._git.exists():
-            self._is_plain = False
-            self._stores += [self._git / below for below in _OWN_STORES]
-        elif self._folder.parent.name == "snapshots" and repository.name.startswith("models--"):
-            self._is_plain = False
-            self._stores.append(repository / "blobs")
+        self._own = OwnPlaces(folder, store)
 
     def check(self, path: Path) -> None:
-        target = Path(os.path.realpath(path))
-        if any(target.is_relative_to(store) for store in self._stores):
+        if self._own.hold(path):
             return
-        if target.is_relative_to(self._folder) and not target.is_relative_to(self._git):
-            return
-        if self._is_plain and is_weights(path.name):
+        stores = self._own.stores
+        if not stores and is_weights(path.name):
             return
         rule = (
-            "only weight files may be linked out of it; copy the file there"
-            if self._is_plain
-            else f"only {' and '.join(map(str, self._stores))} may be linked to"
+            f"only files of {' and '.join(map(str, stores))} may be linked to"
+            if stores
+            else "only weight files may be linked out of it; copy the file there"
         )
         raise UnsafeCheckpointError(
-            f"{path} is a link to {target} and leads out of its folder: {rule}"
+            f"{path} is a link to {os.path.realpath(path)} and leads out of its folder: {rule}"
         )
 
 
