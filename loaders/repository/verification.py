@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import structlog
 
 from loaders.checkpoint.files import read_named
+from loaders.checkpoint.own_places import OwnPlaces
 from loaders.errors import (
     BackendError,
     CheckpointError,
@@ -31,6 +32,7 @@ from loaders.errors import (
 from loaders.reports.suspicion import Suspicion
 from loaders.repository.download import Digest
 from loaders.repository.known_hashes import KnownHashes, known_hashes
+from loaders.repository.links import is_opened
 from loaders.repository.selection import find_local, is_small
 
 if TYPE_CHECKING:
@@ -99,6 +101,7 @@ class Verification:
         is_on = mode != "never"
         self._known = known_hashes(spec, snapshot) if is_on else KnownHashes({})
         self._spec, self._folder, self._mode, self._records = spec, snapshot.folder, mode, records
+        self._places = OwnPlaces(snapshot.folder)
         self._seen: dict[str, list[int | str]] = {}  # real path → what the record will say of it
         self._tally = _Tally()
         self._pool: ThreadPoolExecutor | None = None
@@ -117,7 +120,7 @@ class Verification:
         small = [
             file
             for path, file in sorted(self._known.files.items())
-            if is_small(path) and (self._folder / path).exists()
+            if is_small(path) and self._is_own(path)
         ]
         found = [_compare(self._folder / file.path, file, self._tally) for file in small]
         self._num_files += len(small)
@@ -179,6 +182,11 @@ class Verification:
         except BaseException:
             self._abandon()
             raise
+
+    def _is_own(self, path: str) -> bool:
+        """Whether a file is there, and no link to somebody else's, which nothing opens."""
+        file = self._folder / path
+        return file.exists() and (is_opened(self._folder, path) or self._places.hold(file))
 
     def _jobs(self, weights: Iterable[Path]) -> Iterator[tuple[Path, RepositoryFile]]:
         """Yield what is to be hashed: it has a hash, and no record says that it was whole."""

@@ -110,6 +110,17 @@ def test_a_small_file_is_compared_before_weights_are_looked_at(folder: Path):
         prepared(folder).check_small_files()
 
 
+def test_what_lies_elsewhere_and_nobody_opens_is_not_hashed(folder: Path, tmp_path: Path):
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    sums = (folder / "SHA256SUMS").read_text()
+    for name in ("README.md", "extra.json"):
+        (folder / name).symlink_to(secret)
+        sums += f"{'0' * 64}  {name}\n"
+    (folder / "SHA256SUMS").write_text(sums)
+    assert verify(folder).num_files == 4
+
+
 def test_another_size_says_the_sizes(folder: Path):
     sums = (folder / "SHA256SUMS").read_bytes()
     one = prepared(folder)
