@@ -35,7 +35,7 @@ from benchmarks.command_line import make_parser, use_threads
 from benchmarks.gpu.checkpoint import write_checkpoint
 from benchmarks.gpu.limit import ModelShape
 from loaders.cache import default_cache_dir
-from loaders.checkpoint.files import INDEX_FILE
+from loaders.checkpoint.weight_files import INDEX_FILE
 from loaders.demo import build_demo
 from loaders.load import load
 from loaders.repository.opening import open_snapshot

@@ -8,6 +8,7 @@ LoadError
 ├── CacheError                    the cache's disk is full, or it cannot be written
 ├── UnsafeCheckpointError         pickle, code or paths that a checkpoint must not bring
 ├── CheckpointError               files are missing, truncated or contradict each other
+│   ├── SettingsError             config.json says what no model can be
 │   ├── TensorError               a tensor's shape, dtype or values are not what the model needs
 │   └── QuantizationNotFoundError packed tensors whose parameters cannot be told
 ├── TokenizerNotTriedError        the installation or the machine did not let a tokenizer be tried
@@ -59,6 +60,10 @@ class UnsafeCheckpointError(LoadError):
 
 class CheckpointError(LoadError):
     """The checkpoint's files are missing, damaged or contradictory."""
+
+
+class SettingsError(CheckpointError):
+    """The settings alone refuse the model, whatever its weights are."""
 
 
 class TensorError(CheckpointError):

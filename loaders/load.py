@@ -129,7 +129,7 @@ def load(
     on_progress("checking the files", None)
     verification = Verification(spec, snapshot, verify, Records(cache_dir))
     verification.check_small_files()
-    with verification.explaining_errors():
+    with verification.explaining_errors(on_progress):
         opened = open_checkpoint(snapshot.folder, spec.file, cache_dir, for_stock=backend == STOCK)
         verification.begin(opened.files)
         placement = resolve_placement(

@@ -18,7 +18,7 @@ from loaders.checkpoint.claims import check_lists, claimed_sizes
 from loaders.checkpoint.config_limits import check_config, check_sizes
 from loaders.checkpoint.config_repairs import drop_pad_id_without_row, repair_config
 from loaders.checkpoint.files import read_json
-from loaders.errors import CheckpointError, UnsupportedModelError
+from loaders.errors import SettingsError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,7 +54,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read config.json and take out what could run code, at any depth; each removal is logged."""
     path = folder / "config.json"
     if not path.exists():
-        raise CheckpointError(f"{folder} holds no config.json, so it is no Transformers checkpoint")
+        raise SettingsError(f"{folder} holds no config.json, so it is no Transformers checkpoint")
     config, removed = scrub_config(read_json(path))
     if removed:
         shown = removed[:_MAX_SHOWN] + ["…"] * (len(removed) > _MAX_SHOWN)
@@ -71,7 +71,7 @@ def scrub_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 def _scrub(value: Any, removed: list[str], *, path: str, depth: int) -> Any:
     if depth > MAX_CONFIG_DEPTH:
-        raise CheckpointError(f"config.json is nested deeper than {MAX_CONFIG_DEPTH} levels")
+        raise SettingsError(f"config.json is nested deeper than {MAX_CONFIG_DEPTH} levels")
     if isinstance(value, list):
         return [_scrub(item, removed, path=f"{path}[]", depth=depth + 1) for item in value]
     if not isinstance(value, dict):
@@ -106,12 +106,12 @@ def make_model_config(config: dict[str, Any]) -> PreTrainedConfig:
     try:
         made = CONFIG_MAPPING[model_type].from_dict(kept)
     except Exception as error:  # its validators raise kinds that belong to other libraries
-        raise CheckpointError(
+        raise SettingsError(
             f"config.json is not a valid {model_type} configuration: {type(error).__name__}:"
             f" {error}"
         ) from error
     if not isinstance(made, PreTrainedConfig):
-        raise CheckpointError(f"config.json is not a valid {model_type} configuration")
+        raise SettingsError(f"config.json is not a valid {model_type} configuration")
     check_config(made)
     drop_pad_id_without_row(made)
     return made

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from loaders.errors import CheckpointError, UnsupportedModelError
+from loaders.errors import SettingsError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,7 +55,7 @@ def check_config(config: PreTrainedConfig) -> None:
     _check_heads(text)
     epsilon = _value(text, "rms_norm_eps")
     if epsilon is not None and not (_is_number(epsilon) and epsilon >= 0):
-        raise CheckpointError(f"config.json says rms_norm_eps {epsilon!r}; no norm has that")
+        raise SettingsError(f"config.json says rms_norm_eps {epsilon!r}; no norm has that")
     parameters = getattr(text, "rope_parameters", None) or {}
     for found in (parameters, *parameters.values()):
         if isinstance(found, dict):
@@ -81,7 +81,7 @@ def check_sizes(config: Mapping[str, Any]) -> None:
         for size in value if isinstance(value, list) else [value]:
             is_size = isinstance(size, int) and not isinstance(size, bool) and 0 < size <= largest
             if size is not None and not is_size:
-                raise CheckpointError(
+                raise SettingsError(
                     f"config.json says {name} {str(size)[:40]}; a whole number from 1 to {largest}"
                     " was expected"
                 )
@@ -98,7 +98,7 @@ def _value(text: Any, name: str) -> Any:
 def _check_heads(text: Any) -> None:
     heads, groups = (_value(text, name) for name in ("num_attention_heads", "num_key_value_heads"))
     if isinstance(heads, int) and isinstance(groups, int) and heads % groups:
-        raise CheckpointError(
+        raise SettingsError(
             f"config.json says {heads} attention heads for {groups} key-value heads; each of these"
             " serves the same number"
         )
@@ -117,7 +117,7 @@ def _check_rope(parameters: dict[str, Any], rotary_size: int | None) -> None:
     for name in _ROPE_NUMBERS:
         value = parameters.get(name)
         if value is not None and not (_is_number(value) and value > 0):
-            raise CheckpointError(
+            raise SettingsError(
                 f"config.json says {name} {value!r} for the rotary embedding; a positive number was"
                 " expected"
             )
@@ -126,12 +126,12 @@ def _check_rope(parameters: dict[str, Any], rotary_size: int | None) -> None:
         if values is None:
             continue
         if not isinstance(values, list) or not all(_is_number(v) and v > 0 for v in values):
-            raise CheckpointError(
+            raise SettingsError(
                 f"config.json has a {name} of the rotary embedding that is no list of positive"
                 " numbers"
             )
         if rotary_size is not None and len(values) != rotary_size // 2:
-            raise CheckpointError(
+            raise SettingsError(
                 f"config.json has a {name} of {len(values)} numbers; this model's rotary embedding"
                 f" has {rotary_size // 2}"
             )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loaders.cache import default_cache_dir
+from loaders.checkpoint.own_places import read_model_card
 from loaders.errors import CheckpointError
 from loaders.gguf.special_tokens import special_token_id
 from loaders.gguf.tokenizer import make_tokenizer
@@ -67,10 +68,13 @@ def _write_into(folder: Path, model: GgufModel, tokenizer: PreTrainedTokenizerFa
     tokenizer.save_pretrained(folder)
     _write_json(folder / "config.json", model.config)
     _write_json(folder / "generation_config.json", {"eos_token_id": _end_ids(model)})
-    model_card = model.files.path.with_name(_MODEL_CARD_FILE)
-    if model_card.is_file():
-        with model_card.open("rb") as file:
-            (folder / _MODEL_CARD_FILE).write_bytes(file.read(_MAX_MODEL_CARD_BYTES))
+    if (model_card := _model_card(model)) is not None:
+        (folder / _MODEL_CARD_FILE).write_bytes(model_card)
+
+
+def _model_card(model: GgufModel) -> bytes | None:
+    path = model.files.path.with_name(_MODEL_CARD_FILE)
+    return read_model_card(path, most=_MAX_MODEL_CARD_BYTES)
 
 
 def _end_ids(model: GgufModel) -> list[int]:
@@ -83,10 +87,7 @@ def _end_ids(model: GgufModel) -> list[int]:
 def _digest(model: GgufModel) -> str:
     """Hash all that the files are made from."""
     digest = hashlib.sha256(f"{_VERSION}\n".encode())
-    model_card = model.files.path.with_name(_MODEL_CARD_FILE)
-    if model_card.is_file():
-        with model_card.open("rb") as file:
-            digest.update(file.read(_MAX_MODEL_CARD_BYTES))
+    digest.update(_model_card(model) or b"")
     settings = {key: model.files.metadata[key] for key in sorted(model.files.metadata)}
     digest.update(json.dumps([model.config, settings]).encode())
     return digest.hexdigest()[:16]

@@ -266,8 +266,9 @@ def find_large_file(clone: Path, sha256: str) -> Path | None:
 
 def large_file_store(clone: Path) -> Path:
     """Return the folder in which git-lfs keeps a clone's large files."""
-    git_dir = Path(run_git(clone, "rev-parse", "--absolute-git-dir").decode().strip())
-    return git_dir / "lfs" / "objects"
+    # Its worktrees share it. Told as seen from the clone, or as a whole path.
+    git_dir = clone / run_git(clone, "rev-parse", "--git-common-dir").decode().rstrip("\n")
+    return Path(os.path.realpath(git_dir / "lfs" / "objects"))
 
 
 def not_fetched(clone: Path, name: str) -> CheckpointError:

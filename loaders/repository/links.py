@@ -10,23 +10,40 @@ from __future__ import annotations
 
 import os
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+import structlog
+
 from loaders.checkpoint.files import MAX_JSON_BYTES, MAX_SETTINGS_BYTES
+from loaders.checkpoint.own_places import OwnPlaces
 from loaders.checkpoint.regular_files import check_regular
 from loaders.errors import CheckpointError, UnsafeCheckpointError
 from loaders.gguf.parts import is_gguf
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-_MODEL_CARD = "README.md"
-# What we, Transformers or its tokenizers may open of a folder.
+log = structlog.get_logger(__name__)
+
+# What we, Transformers or its tokenizers may open of a folder. Other names are nobody's concern.
 _OPENED = (
-    "*.json", "*.jinja", "*.model", "*.tiktoken", "*.bpe", "merges.txt", "vocab.txt", _MODEL_CARD,
-    "*.safetensors",
+    "config.json", "generation_config.json", "quantize_config.json", "quant_config.json",
+    "hf_quant_config.json", "adapter_config.json", "*.safetensors.index.json",
+    "*tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json",
+    "chat_template.jinja", "*.safetensors",
 )  # fmt: skip
+_TOKENIZERS = (  # by the classes of Transformers
+    "vocab*.json", "merges.txt", "vocab.txt", "tokenizer.model*", "tekken.json", "tiktoken.model",
+    "spm.model", "spm_char.model", "spiece.model", "sentencepiece.model",
+    "sentencepiece.bpe.model", "source.spm", "target.spm", "target_vocab.json", "bpe.codes",
+    "vocab.bpe", "byte_maps.json", "dict.txt", "emoji.json", "entity_vocab.json",
+    "normalizer.json", "prophetnet.tokenizer", "word_pronunciation.json", "word_shape.json",
+    "*.tiktoken",
+)  # fmt: skip
+# Any is taken for the tokenizer where none of these is there.
+_ANY_MODEL = "*.model"
+_BEFORE_ANY_MODEL = ("tokenizer.json", "tokenizer.model")
 _TEMPLATES = "additional_chat_templates"  # a folder in which Transformers looks, too
 # What Transformers parses whole; those that hold a vocabulary may be large.
 _SETTINGS = (
@@ -36,14 +53,15 @@ _SETTINGS = (
 _VOCABULARIES = (
     "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "*.model", "*.tiktoken",
 )  # fmt: skip
-_OWN_STORES = ("lfs/objects", "annex/objects")  # of a clone, below .git
 
 
 def check_files(folder: Path, *, file: str | None = None, store: Path | None = None) -> None:
     """Look at every file of a folder that may be opened.
 
-    file: of a GGUF variant, of which nothing else is read but its model card. store: a clone's
-    large files, where the folder was written out of one. Raises UnsafeCheckpointError for links
+    A model card is not looked at here: one that lies elsewhere is not read, and harms nobody.
+
+    file: of a GGUF variant, of which nothing else is read. store: a clone's large files, where the
+    folder was written out of one. Raises UnsafeCheckpointError for links
     that lead elsewhere, CheckpointError for what is no regular file, or larger than any such file.
     """
     places = _Places(folder, store)
@@ -60,36 +78,24 @@ def check_link(folder: Path, path: str, *, store: Path | None = None) -> None:
 
 
 class _Places:
-    """Where the files of one folder may lie."""
+    """Where the files of one folder may lie, as a rule that is told."""
 
     def __init__(self, folder: Path, store: Path | None) -> None:
-        self._folder = Path(os.path.realpath(folder))
-        self._git = self._folder / ".git"
-        self._stores: list[Path] = [] if store is None else [Path(os.path.realpath(store))]
-        repository = self._folder.parent.parent
-        self._is_plain = store is None
-        if self._git.exists():
-            self._is_plain = False
-            self._stores += [self._git / below for below in _OWN_STORES]
-        elif self._folder.parent.name == "snapshots" and repository.name.startswith("models--"):
-            self._is_plain = False
-            self._stores.append(repository / "blobs")
+        self._own = OwnPlaces(folder, store)
 
     def check(self, path: Path) -> None:
-        target = Path(os.path.realpath(path))
-        if any(target.is_relative_to(store) for store in self._stores):
+        if self._own.hold(path):
             return
-        if target.is_relative_to(self._folder) and not target.is_relative_to(self._git):
-            return
-        if self._is_plain and is_weights(path.name):
+        stores = self._own.stores
+        if not stores and is_weights(path.name):
             return
         rule = (
-            "only weight files may be linked out of it; copy the file there"
-            if self._is_plain
-            else f"only {' and '.join(map(str, self._stores))} may be linked to"
+            f"only files of {' and '.join(map(str, stores))} may be linked to"
+            if stores
+            else "only weight files may be linked out of it; copy the file there"
         )
         raise UnsafeCheckpointError(
-            f"{path} is a link to {target} and leads out of its folder: {rule}"
+            f"{path} is a link to {os.path.realpath(path)} and leads out of its folder: {rule}"
         )
 
 
@@ -101,14 +107,27 @@ def is_weights(name: str) -> bool:
 def _opened_files(folder: Path, file: str | None) -> Iterator[Path]:
     if file is not None:
         beside = sorted((folder / file).parent.iterdir())
-        yield from (path for path in beside if is_gguf(path.name) or path.name == _MODEL_CARD)
+        yield from (path for path in beside if is_gguf(path.name))
         return
+    opened = _opened_names(folder)
     for path in sorted(folder.iterdir()):
-        if is_gguf(path.name) or _is_any(path.name, _OPENED):
+        if is_gguf(path.name) or _is_any(path.name, opened):
             yield path
+        elif path.is_symlink():
+            log.debug("link_ignored", path=str(path), reason="nothing opens a file of this name")
     templates = folder / _TEMPLATES
     if os.path.lexists(templates):
         yield from [templates] if templates.is_symlink() else templates.glob("*.jinja")
+
+
+def is_opened(folder: Path, name: str) -> bool:
+    """Whether a settings file of this name may be opened, so that `check_files` looks at it."""
+    return _is_any(name, _opened_names(folder))
+
+
+def _opened_names(folder: Path) -> tuple[str, ...]:
+    has_tokenizer = any((folder / name).exists() for name in _BEFORE_ANY_MODEL)
+    return (*_OPENED, *_TOKENIZERS, *(() if has_tokenizer else (_ANY_MODEL,)))
 
 
 def _is_any(name: str, patterns: tuple[str, ...]) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from loaders.cache import default_cache_dir, find_built
-from loaders.checkpoint.files import read_json
+from loaders.checkpoint.files import read_named
 from loaders.errors import CheckpointError, HubError, RepositoryNotFoundError, RevisionNotFoundError
 from loaders.gguf.parts import is_gguf
 from loaders.repository.cache_layout import CachedRepository
@@ -158,7 +158,7 @@ def _open_folder(folder: Path, spec: VariantSpec) -> Snapshot:
         raise no_revision_in(folder, spec.revision)
     file = spec.file
     if file is None and _is_bare(folder):
-        found = find_local(list_paths(folder), spec, lambda name: read_json(folder / name))
+        found = find_local(list_paths(folder), spec, partial(read_named, folder))
         file = found.file if found else None
     return Snapshot(folder=folder, commit=None, file=file)
 

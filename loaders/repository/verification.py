@@ -21,16 +21,24 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import structlog
 
 from loaders.checkpoint.files import read_named
+from loaders.checkpoint.own_places import OwnPlaces
 from loaders.errors import (
     BackendError,
     CheckpointError,
     InvalidPlanError,
     LoadError,
     NotEnoughMemoryError,
+    QuantizationNotFoundError,
+    SettingsError,
+    UnsafeCheckpointError,
+    UnsupportedModelError,
+    UnsupportedQuantizationError,
 )
+from loaders.gguf.parts import is_gguf
 from loaders.reports.suspicion import Suspicion
 from loaders.repository.download import Digest
 from loaders.repository.known_hashes import KnownHashes, known_hashes
+from loaders.repository.links import is_opened
 from loaders.repository.selection import find_local, is_small
 
 if TYPE_CHECKING:
@@ -47,6 +55,7 @@ log = structlog.get_logger(__name__)
 
 # When files are hashed: the first time and when they changed since, each time, not at all.
 VerifyMode: TypeAlias = Literal["changed", "always", "never"]
+OnProgress: TypeAlias = "Callable[[str, float | None], None]"
 
 PHASE = "verifying the files"
 _RECORD_KEY = "verified"
@@ -56,7 +65,11 @@ _MAX_THREADS = 16
 _PIECE_BYTES = 8 << 20
 _REPORT_INTERVAL_S = 0.5
 # Errors that no damaged file explains.
-_UNRELATED = (NotEnoughMemoryError, BackendError, InvalidPlanError)
+_UNRELATED = (NotEnoughMemoryError, BackendError, InvalidPlanError, UnsafeCheckpointError)
+# Errors that come from settings and names, which were compared before; a GGUF file holds its own.
+_OF_SETTINGS = (
+    SettingsError, UnsupportedModelError, UnsupportedQuantizationError, QuantizationNotFoundError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +112,7 @@ class Verification:
         is_on = mode != "never"
         self._known = known_hashes(spec, snapshot) if is_on else KnownHashes({})
         self._spec, self._folder, self._mode, self._records = spec, snapshot.folder, mode, records
+        self._places = OwnPlaces(snapshot.folder)
         self._seen: dict[str, list[int | str]] = {}  # real path → what the record will say of it
         self._tally = _Tally()
         self._pool: ThreadPoolExecutor | None = None
@@ -117,7 +131,7 @@ class Verification:
         small = [
             file
             for path, file in sorted(self._known.files.items())
-            if is_small(path) and (self._folder / path).exists()
+            if is_small(path) and self._is_own(path)
         ]
         found = [_compare(self._folder / file.path, file, self._tally) for file in small]
         self._num_files += len(small)
@@ -141,12 +155,10 @@ class Verification:
         self._num_files += len(jobs)
         self._total_bytes = sum(file.num_bytes for _, file in jobs)
 
-    def finish(self, on_progress: Callable[[str, float | None], None]) -> VerifiedFiles:
+    def finish(self, on_progress: OnProgress) -> VerifiedFiles:
         """Wait for the hashes and note what is whole. Raises CheckpointError, naming the files."""
         began = time.monotonic()
-        while wait(self._running, _REPORT_INTERVAL_S, FIRST_EXCEPTION).not_done:
-            on_progress(PHASE, 100 * min(1.0, self._tally.num_bytes / max(1, self._total_bytes)))
-        damage = self._collect()
+        damage = self._wait(on_progress)
         self._waited_s += time.monotonic() - began
         if damage:
             raise self._error(damage)
@@ -163,22 +175,56 @@ class Verification:
         )
 
     @contextmanager
-    def explaining_errors(self) -> Iterator[None]:
+    def explaining_errors(self, on_progress: OnProgress) -> Iterator[None]:
         """Put a damaged file in place of the errors that it leads to; end the threads with them."""
         try:
             yield
-        except _UNRELATED:
-            self._abandon()
-            raise
         except LoadError as error:
-            self.begin(self._weights_by_name())
-            damage = self._collect()
+            try:
+                damage = self._explain(error, on_progress)
+            finally:
+                self._abandon()
             if damage:
                 raise self._error(damage) from error
             raise
         except BaseException:
             self._abandon()
             raise
+
+    def _explain(self, error: LoadError, on_progress: OnProgress) -> list[_Damage]:
+        """Find the damage that may have led to an error; what is found whole is noted."""
+        if self._mode == "never" or isinstance(error, _UNRELATED):
+            return []
+        weights = self._weights_by_name()
+        settings_are_apart = not any(is_gguf(path.name) for path in weights)
+        if isinstance(error, _OF_SETTINGS) and settings_are_apart:
+            return []
+        if misfits := list(self._misfits(weights)):
+            return misfits
+        self.begin(weights)
+        damage = self._wait(on_progress)
+        if not damage:
+            self._note_whole()
+        return damage
+
+    def _misfits(self, weights: Iterable[Path]) -> Iterator[_Damage]:
+        """Yield the files of another size, or missing, for which none needs to be hashed."""
+        for path in weights:
+            file = self._known.files.get(os.path.relpath(path, self._folder))
+            if file is None:
+                continue
+            try:
+                found = path.stat().st_size
+            except OSError as error:
+                yield _unreadable(file, error)
+                continue
+            if found != file.num_bytes:
+                yield _other_size(file, found)
+
+    def _is_own(self, path: str) -> bool:
+        """Whether a file is there, and no link to somebody else's, which nothing opens."""
+        file = self._folder / path
+        return file.exists() and (is_opened(self._folder, path) or self._places.hold(file))
 
     def _jobs(self, weights: Iterable[Path]) -> Iterator[tuple[Path, RepositoryFile]]:
         """Yield what is to be hashed: it has a hash, and no record says that it was whole."""
@@ -202,10 +248,17 @@ class Verification:
         )
         return [self._folder / path for path in selection.weights] if selection else []
 
-    def _collect(self) -> list[_Damage]:
-        """Wait for all files, and for the threads' end."""
+    def _wait(self, on_progress: OnProgress) -> list[_Damage]:
+        """Wait for all files, and end the threads: also where one fails, or the wait is ended."""
         try:
-            results = [future.result() for future in self._running]
+            while True:
+                done, waiting = wait(self._running, _REPORT_INTERVAL_S, FIRST_EXCEPTION)
+                results = [future.result() for future in done]
+                if not waiting:
+                    break
+                percent = 100 * self._tally.num_bytes / max(1, self._total_bytes)
+                on_progress(PHASE, min(100.0, percent))
+            results = [future.result() for future in self._running]  # in their order
         finally:
             self._abandon()
         return [damage for damage in results if damage is not None]
@@ -246,6 +299,14 @@ def _identity(path: Path, file: RepositoryFile) -> list[int | str]:
     return [status.st_size, status.st_mtime_ns, status.st_ino, file.sha256 or str(file.blob_id)]
 
 
+def _other_size(file: RepositoryFile, found: int) -> _Damage:
+    return _Damage(file.path, f"{file.num_bytes} bytes expected, {found} found")
+
+
+def _unreadable(file: RepositoryFile, error: OSError) -> _Damage:
+    return _Damage(file.path, f"it cannot be read ({error.strerror or error})")
+
+
 def _compare(path: Path, file: RepositoryFile, tally: _Tally) -> _Damage | None:
     """Hash a file and compare; None where it is what it should be, or where nobody asks."""
     try:
@@ -256,15 +317,14 @@ def _compare(path: Path, file: RepositoryFile, tally: _Tally) -> _Damage | None:
             if not stat.S_ISREG(status.st_mode):
                 return _Damage(file.path, "it is no regular file")
             if status.st_size != file.num_bytes:
-                sizes = f"{file.num_bytes} bytes expected, {status.st_size} found"
-                return _Damage(file.path, sizes)
+                return _other_size(file, status.st_size)
             digest = Digest(file)
             buffer = memoryview(bytearray(min(_PIECE_BYTES, max(1, file.num_bytes))))
             while (size := content.readinto(buffer)) and not tally.stop.is_set():
                 digest.update(buffer[:size])
                 tally.add(size)
     except OSError as error:
-        return _Damage(file.path, f"it cannot be read ({error.strerror or error})")
+        return _unreadable(file, error)
     if digest.fits or tally.stop.is_set():
         return None
     return _Damage(file.path, digest.difference)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from loaders.catalogue.model_card import ModelCard, parse_model_card
+from loaders.checkpoint.own_places import read_model_card
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,7 +37,7 @@ class VariantFacts:
     vocab_size: int | None = None
     num_hidden_layers: int | None = None
     pieces: frozenset[str] = frozenset()  # what the tokenizer has beside its ordinary vocabulary
-    model_card: ModelCard | None = None  # None without a README.md
+    model_card: ModelCard | None = None  # None without a README.md of its own
 
 
 def read_facts(
@@ -60,7 +61,5 @@ def _number(config: ModelConfig, name: str) -> int | None:
 
 
 def _read_card(path: Path) -> ModelCard | None:
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return parse_model_card(file.read(MAX_CARD_BYTES).decode(errors="replace"))
+    content = read_model_card(path, most=MAX_CARD_BYTES)
+    return None if content is None else parse_model_card(content.decode(errors="replace"))

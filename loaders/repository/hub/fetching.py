@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from huggingface_hub import constants
 
-from loaders.checkpoint.files import parse_json, read_json
+from loaders.checkpoint.files import parse_json, read_named
 from loaders.errors import RevisionNotFoundError
 from loaders.repository.cache_layout import CachedRepository, cache_errors, free_disk_bytes
 from loaders.repository.download import Digest, RetryPolicy, damaged, download_files, needed_files
@@ -122,7 +122,7 @@ def _read_ahead(
     """Read what names the weights (an index, settings) ahead of all files: here, or on the hub."""
     commit = str(revision.commit)
     if cached.is_whole(commit, [path]):
-        return read_json(cached.snapshot(commit) / path)
+        return read_named(cached.snapshot(commit), path)
     file = next(file for file in listing if file.path == path)
     digest = Digest(file)
     for _ in range(2):  # a damaged one once more, as any file

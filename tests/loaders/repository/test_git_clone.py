@@ -4,6 +4,7 @@ import subprocess
 import pytest
 
 from loaders.errors import CheckpointError, RevisionNotFoundError
+from loaders.repository.git_clone import large_file_store
 from loaders.repository.local import CloneFiles
 from loaders.repository.opening import open_snapshot
 from loaders.repository.spec import parse_spec
@@ -274,3 +275,9 @@ def test_no_program_that_a_clones_settings_name_is_run(clone, tmp_path):
     with pytest.raises(CheckpointError, match=r"lacks model\.safetensors"):
         found.files(found.find_revision("gptq-8bit-128g-actorder_True"))
     assert not ran.exists()
+
+
+def test_a_worktree_finds_the_large_files_of_its_clone(clone, tmp_path):
+    git(clone, "worktree", "add", "--quiet", "--detach", str(tmp_path / "tree"))
+    assert large_file_store(tmp_path / "tree") == clone / ".git" / "lfs" / "objects"
+    assert large_file_store(clone) == clone / ".git" / "lfs" / "objects"

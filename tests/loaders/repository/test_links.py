@@ -1,12 +1,15 @@
 """Links lead only where a cache, a clone or a folder may keep its files; the rest is no file."""
 
 import os
+import re
 import socket
+from pathlib import Path
 
 import pytest
+import transformers
 
 from loaders.errors import CheckpointError, UnsafeCheckpointError
-from loaders.repository.links import check_files, check_link
+from loaders.repository.links import check_files, check_link, is_opened
 
 
 @pytest.fixture
@@ -60,7 +63,7 @@ def relink(path, target):
 @pytest.mark.parametrize(
     "name",
     [
-        "config.json", "tokenizer.json", "generation_config.json", "README.md", "tokenizer.model",
+        "config.json", "tokenizer.json", "generation_config.json", "tokenizer.model",
         "chat_template.jinja", "model.safetensors.index.json", "additional_chat_templates",
     ],
 )  # fmt: skip
@@ -139,19 +142,43 @@ def test_what_was_written_out_of_a_clone_links_to_its_large_files(plain, clone):
         check_files(plain)
 
 
-def test_what_nobody_opens_may_lie_anywhere(plain, outside):
-    (plain / "training.log").symlink_to(outside)
-    (plain / "notes").symlink_to(outside.parent)
+def test_what_nobody_opens_may_lie_anywhere_and_be_anything(folder, outside):
+    (folder / "tokenizer.json").write_text("{}")
+    for name in ("training.log", "trainer_state.json", "lora.model", "README.md"):
+        (folder / name).symlink_to(outside)
+    (folder / "notes").symlink_to(outside.parent)
+    (folder / "extra.json").symlink_to("gone")
+    (folder / "logs.json").mkdir()
+    os.mkfifo(folder / "pipe.json")
+    with (folder / "old_spm.model").open("wb") as file:
+        file.truncate(70_000_000)
+    check_files(folder)
+
+
+def test_any_sentencepiece_file_may_be_the_tokenizer_where_there_is_no_other(plain, outside):
+    (plain / "lora.model").symlink_to(outside)
+    with pytest.raises(UnsafeCheckpointError, match=r"lora\.model is a link"):
+        check_files(plain)
+    (plain / "tokenizer.model").write_bytes(b"")
     check_files(plain)
 
 
-def test_beside_a_gguf_file_only_its_model_card_is_looked_at(plain, outside):
+def test_every_vocabulary_that_a_class_of_transformers_opens_is_looked_at(plain):
+    models = Path(transformers.__file__).parent / "models"
+    sources = [path.read_text() for path in models.glob("*/tokenization_*.py")]
+    maps = [
+        text for source in sources for text in re.findall(r"VOCAB_FILES_NAMES = {[^}]*}", source)
+    ]
+    names = {name for text in maps for name in re.findall(r':\s*"([^"]+)"', text)}
+    assert {"tokenizer.json", "merges.txt", "spiece.model"} <= names
+    assert [name for name in sorted(names) if not is_opened(plain, name)] == []
+
+
+def test_beside_a_gguf_file_no_settings_are_looked_at(plain, outside):
     (plain / "model.gguf").write_bytes(b"")
     relink(plain / "config.json", outside)
-    check_files(plain, file="model.gguf")
     (plain / "README.md").symlink_to(outside)
-    with pytest.raises(UnsafeCheckpointError, match=r"README\.md"):
-        check_files(plain, file="model.gguf")
+    check_files(plain, file="model.gguf")
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "m.gguf"])

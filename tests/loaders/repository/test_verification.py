@@ -5,19 +5,30 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
-from loaders.errors import CheckpointError, NotEnoughMemoryError
+from loaders.errors import (
+    CheckpointError,
+    LoadError,
+    NotEnoughMemoryError,
+    QuantizationNotFoundError,
+    SettingsError,
+    TensorError,
+    UnsafeCheckpointError,
+    UnsupportedModelError,
+    UnsupportedQuantizationError,
+)
 from loaders.records import Records
 from loaders.repository import verification
 from loaders.repository.snapshot import Snapshot
 from loaders.repository.spec import parse_spec
-from loaders.repository.verification import Verification, VerifiedFiles
+from loaders.repository.verification import Verification, VerifiedFiles, _Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from loaders.repository.verification import VerifyMode
@@ -57,6 +68,10 @@ def flip(path: Path, *, keep_time: bool = False) -> None:
         file.write(bytes([byte ^ 1]))
     if keep_time:
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def no_progress(_phase: str, _percent: float | None) -> None:
+    pass
 
 
 def prepared(folder: Path, mode: VerifyMode = "changed") -> Verification:
@@ -108,6 +123,17 @@ def test_a_small_file_is_compared_before_weights_are_looked_at(folder: Path):
     flip(folder / "tokenizer.json", keep_time=True)
     with pytest.raises(CheckpointError, match=r"tokenizer\.json is damaged"):
         prepared(folder).check_small_files()
+
+
+def test_what_lies_elsewhere_and_nobody_opens_is_not_hashed(folder: Path, tmp_path: Path):
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    sums = (folder / "SHA256SUMS").read_text()
+    for name in ("README.md", "extra.json"):
+        (folder / name).symlink_to(secret)
+        sums += f"{'0' * 64}  {name}\n"
+    (folder / "SHA256SUMS").write_text(sums)
+    assert verify(folder).num_files == 4
 
 
 def test_another_size_says_the_sizes(folder: Path):
@@ -167,12 +193,13 @@ def test_always_finds_what_changed_cannot_see(folder: Path):
         verify(folder, "always")
 
 
+def unexpected(*_: object) -> None:
+    raise AssertionError("hashed")
+
+
 def test_never_reads_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch):
     flip(folder / SHARDS[0])
     flip(folder / "config.json")
-
-    def unexpected(*_: object) -> None:
-        raise AssertionError("hashed")
 
     monkeypatch.setattr(verification, "_compare", unexpected)
     found = verify(folder, "never")
@@ -204,7 +231,7 @@ def test_an_error_that_damage_leads_to_is_told_as_the_damage(folder: Path):
     flip(folder / SHARDS[1])
     with (
         pytest.raises(CheckpointError, match=f"{SHARDS[1]} is damaged") as caught,
-        prepared(folder).explaining_errors(),
+        prepared(folder).explaining_errors(no_progress),
     ):
         raise CheckpointError("a header makes no sense")
     assert "header" in str(caught.value.__cause__)
@@ -213,14 +240,14 @@ def test_an_error_that_damage_leads_to_is_told_as_the_damage(folder: Path):
 def test_errors_of_whole_files_and_of_the_machine_stay_what_they_are(folder: Path):
     with (
         pytest.raises(CheckpointError, match="makes no sense"),
-        prepared(folder).explaining_errors(),
+        prepared(folder).explaining_errors(no_progress),
     ):
         raise CheckpointError("a header makes no sense")
     flip(folder / SHARDS[1])
     for error in (NotEnoughMemoryError("too large"), KeyboardInterrupt()):
         one = prepared(folder)
         one.begin([folder / name for name in SHARDS])
-        with pytest.raises(type(error)), one.explaining_errors():
+        with pytest.raises(type(error)), one.explaining_errors(no_progress):
             raise error
     for thread in threading.enumerate():
         if thread.name.startswith("verify"):
@@ -228,25 +255,137 @@ def test_errors_of_whole_files_and_of_the_machine_stay_what_they_are(folder: Pat
             assert not thread.is_alive()
 
 
-def test_waiting_tells_how_far_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    go_on = threading.Event()
-    compare = verification._compare
+@pytest.mark.parametrize(
+    "error",
+    [
+        SettingsError("a size"), UnsafeCheckpointError("a link"), UnsupportedModelError("experts"),
+        UnsupportedQuantizationError("3.5 bits"), QuantizationNotFoundError("no settings"),
+    ],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_what_settings_and_names_refuse_is_refused_without_hashing_weights(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: LoadError
+):
+    flip(folder / SHARDS[0])
+    one = prepared(folder)
+    monkeypatch.setattr(verification, "_compare", unexpected)
+    with pytest.raises(type(error), match=str(error)), one.explaining_errors(no_progress):
+        raise error
+
+
+def test_the_settings_of_a_gguf_file_may_be_its_damage(folder: Path):
+    for name in SHARDS:
+        (folder / name).unlink()
+    (folder / "m.gguf").write_bytes(b"weights")
+    name = hashlib.sha256(b"whole").hexdigest()
+    (folder / "SHA256SUMS").write_text(f"{name}  m.gguf\n")
+    with (
+        pytest.raises(CheckpointError, match=r"m\.gguf is damaged"),
+        prepared(folder).explaining_errors(no_progress),
+    ):
+        raise UnsupportedModelError("an architecture called lmama")
+
+
+def test_sizes_that_differ_and_files_that_are_gone_are_told_without_hashing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    one = prepared(folder)
+    (folder / SHARDS[0]).write_bytes(b"short")
+    (folder / SHARDS[1]).unlink()
+    monkeypatch.setattr(verification, "_compare", unexpected)
+    with (
+        pytest.raises(CheckpointError, match=r"15000 bytes expected, 5 found.*cannot be read"),
+        one.explaining_errors(no_progress),
+    ):
+        raise CheckpointError("a header makes no sense")
+
+
+def test_a_refused_variant_is_hashed_once_and_the_wait_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(verification, "_REPORT_INTERVAL_S", 0.001)
+    told: list[tuple[str, float | None]] = []
+    with (
+        pytest.raises(TensorError, match="NaN"),
+        hold_up(monkeypatch, told) as note,
+        prepared(folder).explaining_errors(note),
+    ):
+        raise TensorError("NaN")
+    assert told[0] == ("verifying the files", 0.0)
+    monkeypatch.setattr(verification, "_compare", unexpected)
+    with pytest.raises(TensorError, match="NaN"), prepared(folder).explaining_errors(no_progress):
+        raise TensorError("NaN")
+
+
+@contextmanager
+def hold_up(
+    monkeypatch: pytest.MonkeyPatch, told: list[tuple[str, float | None]]
+) -> Iterator[Callable[[str, float | None], None]]:
+    """Hash nothing until progress was told once."""
+    go_on, compare = threading.Event(), verification._compare
 
     def held_up(*arguments: object) -> object:
         go_on.wait(10)
         return compare(*arguments)  # type: ignore[arg-type]
 
-    told: list[tuple[str, float | None]] = []
-
     def note(phase: str, percent: float | None) -> None:
         told.append((phase, percent))
         go_on.set()
 
-    monkeypatch.setattr(verification, "_REPORT_INTERVAL_S", 0.01)
+    with monkeypatch.context() as patched:
+        patched.setattr(verification, "_compare", held_up)
+        yield note
+
+
+def wait_until_stopped(tally: _Tally) -> None:
+    if not tally.stop.wait(10):
+        raise AssertionError("nobody ended the thread")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("the caller's own")])
+def test_an_error_while_waiting_ends_the_threads(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+):
+    def interrupt(_phase: str, _percent: float | None) -> None:
+        raise error
+
+    monkeypatch.setattr(verification, "_REPORT_INTERVAL_S", 0.001)
     one = prepared(folder)
-    monkeypatch.setattr(verification, "_compare", held_up)
+    monkeypatch.setattr(verification, "_compare", lambda _p, _f, tally: wait_until_stopped(tally))
     one.begin([folder / name for name in SHARDS])
-    one.finish(note)
+    with pytest.raises(type(error)):
+        one.finish(interrupt)
+    assert one._tally.stop.is_set()
+
+
+def test_a_thread_that_fails_ends_the_wait_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(path: Path, _file: object, tally: _Tally) -> None:
+        if path.name == SHARDS[0]:
+            raise MemoryError("no room for a buffer")
+        wait_until_stopped(tally)
+
+    calls = 0
+
+    def count(_phase: str, _percent: float | None) -> None:
+        nonlocal calls
+        calls += 1
+        assert calls < 20, "waiting goes round in circles"
+
+    one = prepared(folder)
+    monkeypatch.setattr(verification, "_compare", fail)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    one.begin([folder / name for name in SHARDS])
+    with pytest.raises(MemoryError):
+        one.finish(count)
+
+
+def test_waiting_tells_how_far_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    told: list[tuple[str, float | None]] = []
+    monkeypatch.setattr(verification, "_REPORT_INTERVAL_S", 0.01)
+    with hold_up(monkeypatch, told) as note:
+        one = prepared(folder)
+        one.begin([folder / name for name in SHARDS])
+        one.finish(note)
     assert told[0] == ("verifying the files", 0.0)
     assert all(0 <= (percent or 0) <= 100 for _, percent in told)
 

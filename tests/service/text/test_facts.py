@@ -31,3 +31,11 @@ def test_a_huge_or_broken_card_is_read_in_part(tmp_path, small):
     (tmp_path / "README.md").write_bytes(beginning + b"x" * 2 * MAX_CARD_BYTES)
     facts = read_facts(tmp_path, "name", SimpleNamespace(model_type="x"), small)
     assert facts.model_card == ModelCard(model_name="A")
+
+
+def test_a_card_that_lies_elsewhere_is_none(tmp_path, small):
+    (tmp_path / "secret").write_text("---\nmodel_name: A\n---\n")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "README.md").symlink_to(tmp_path / "secret")
+    facts = read_facts(tmp_path / "model", "name", SimpleNamespace(model_type="x"), small)
+    assert facts.model_card is None

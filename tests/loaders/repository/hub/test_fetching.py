@@ -185,6 +185,15 @@ def test_the_shards_of_the_index_come_and_no_others(hub, client, cache):
     assert client("offline", cache, spec=REPO)["files"] == sorted(files)
 
 
+def test_a_large_index_is_read_from_the_cache_as_from_the_hub(hub, client, cache):
+    index = json.dumps({"weight_map": {"a": "one.safetensors"}}).encode() + b" " * 5_000_000
+    hub.repositories[REPO] = HubRepository(
+        {"main": {**SMALL, "one.safetensors": b"1", INDEX_FILE: index}}
+    )
+    first = client("download", cache, spec=REPO)
+    assert client("download", cache, spec=REPO)["files"] == first["files"]
+
+
 def test_the_file_that_the_settings_name_comes_and_no_other(hub, client, cache):
     named = {"gptq_model-4bit-128g.safetensors": b"this", "gptq_model-4bit-32g.safetensors": b"no"}
     settings = json.dumps({"model_file_base_name": "gptq_model-4bit-128g"}).encode()
