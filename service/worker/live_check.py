@@ -82,7 +82,10 @@ class LayerCheck:
         # next engine's is not.
         suspects = report.suspects - {ReferenceBackend.name}
         failure = StartFailure(FailureKind.LIVE_CHECK, tuple(sorted(suspects)), report)
-        reason = f"{check.name} computes wrongly while the model is served: {check.detail}"
+        reason = (
+            f"{check.name} differs from its files while the model is served: {check.detail}; its"
+            " kernel, its memory or the files have changed"
+        )
         return LiveCheckFailure(reason, failure.encode())
 
     def _check(self, part: _Part, *, with_many_rows: bool) -> Check | None:

@@ -107,9 +107,11 @@ def test_the_reason_names_layer_kernel_and_error(tmp_path):
     scale_one_group(engine.linears(), "model.layers.0.self_attn.q_proj", torch.nan)
     failure = check.check_next()
     assert failure is not None
+    layer = "model.layers.0.self_attn.q_proj"
     assert failure.reason.startswith(
-        "model.layers.0.self_attn.q_proj computes wrongly while the model is served: int4pack: "
+        f"{layer} differs from its files while the model is served: int4pack: "
     )
+    assert failure.reason.endswith("its kernel, its memory or the files have changed")
 
 
 def test_the_last_kernel_that_there_is_is_not_taken_out(tmp_path):
