@@ -34,7 +34,8 @@ class LiveCheckStatistics:
     """How far the live check of an engine's layers has come."""
 
     num_layers: int  # parts that a full round checks; a large layer counts as several
-    num_checked: int = 0  # since the engine began
-    num_rounds: int = 0  # completed ones
+    num_checked: int = 0  # parts compared since the engine began
+    num_skipped: int = 0  # their turn came, but memory was short; nothing is known of them
+    num_rounds: int = 0  # completed ones, in which each part was compared or skipped
     last_round_s: float | None = None  # how long the last full round took, pauses included
     problem: str | None = None  # why nothing can be checked any more

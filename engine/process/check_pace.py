@@ -45,14 +45,14 @@ class CheckPace:
         """Take in that the engine has just stepped."""
         self._last_step = self._clock()
 
-    def note_part(self, started: float, ended: float, cpu_s: float) -> None:
-        """Take in when a part was checked, and what of a core's time it took."""
-        self._last_start, self._last_s, self._last_cpu_s = started, ended - started, cpu_s
+    def note_part(self, started: float, wall_s: float, cpu_s: float) -> None:
+        """Take in since when a part was read, how long it took, and what of it counts when idle."""
+        self._last_start, self._last_s, self._last_cpu_s = started, wall_s, cpu_s
         if self._num_urgent:
             self._num_urgent -= 1
             self._urgent_s += self._last_s
             if not self._num_urgent:
-                self._rests_until = ended + URGENT_REST * self._urgent_s
+                self._rests_until = self._clock() + URGENT_REST * self._urgent_s
 
     def hurry(self) -> bool:
         """Have a full round made at once; False where one is under way, or was a moment ago."""

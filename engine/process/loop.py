@@ -203,7 +203,9 @@ class EngineLoop:
         self._heartbeat = heartbeat
         self._grammars = GrammarReader(built.engine.compile, sockets.wake)
         self._live_check = (
-            None if built.live_check is None else LiveCheckRunner(built.live_check, sockets.send)
+            None
+            if built.live_check is None
+            else LiveCheckRunner(built.live_check, sockets.send, sockets.wake)
         )
         self._work_number = 0
         self._is_stopping = False
@@ -214,10 +216,14 @@ class EngineLoop:
         Raises LiveCheckError where a layer is found to compute wrongly.
         """
         self._report([], [])
-        while self._take_commands():
-            self._step()
-            self._check_live()
-        self._grammars.close()
+        try:
+            while self._take_commands():
+                self._step()
+                self._check_live()
+        finally:
+            self._grammars.close()
+            if self._live_check is not None:
+                self._live_check.close()
 
     def _take_commands(self) -> bool:
         """Carry out the commands that have come; wait for one where nothing else is to be done.
@@ -287,7 +293,10 @@ class EngineLoop:
             self._live_check.look_at(outputs)
 
     def _check_live(self) -> None:
-        """Have a part of the model checked if its time has come; one that hangs is a hung step."""
+        """Have a part of the model checked if its time has come; it waits for no file.
+
+        Products that hang are a hung step.
+        """
         if self._live_check is None:
             return
         self._heartbeat.step_begins()

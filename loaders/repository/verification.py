@@ -161,6 +161,7 @@ class Verification:
         damage = self._wait(on_progress)
         self._waited_s += time.monotonic() - began
         if damage:
+            self._forget_whole()
             raise self._error(damage)
         self._note_whole()
         if self._mode != "never" and not self._known.files:
@@ -185,6 +186,7 @@ class Verification:
             finally:
                 self._abandon()
             if damage:
+                self._forget_whole()
                 raise self._error(damage) from error
             raise
         except BaseException:
@@ -282,6 +284,13 @@ class Verification:
     def _read_record(self) -> dict[str, list[int | str]]:
         record = self._records.read(self._record_name, _RECORD_KEY)
         return record if isinstance(record, dict) else {}
+
+    def _forget_whole(self) -> None:
+        """Have the next load hash all again: one that trusts notes would serve what is damaged."""
+        record = self._read_record()
+        if self._seen.keys() & record.keys():
+            left = {path: entry for path, entry in record.items() if path not in self._seen}
+            self._records.write(self._record_name, _RECORD_KEY, left)
 
     def _note_whole(self) -> None:
         record = self._read_record()

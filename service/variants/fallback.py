@@ -23,7 +23,7 @@ SHORTEST_CONTEXT = 1024  # tokens; below it a variant is of no use to anybody
 _WHY = {
     FailureKind.MEMORY: "out of memory",
     FailureKind.SELF_TEST: "failed its self-test",
-    FailureKind.LIVE_CHECK: "failed its self-test while it was serving",
+    FailureKind.LIVE_CHECK: "differed from the files while it was serving",
 }
 # One that was killed once may have met somebody who tidied up; one that was killed twice is too
 # large.
@@ -70,16 +70,17 @@ class FallbackPolicy:
     def reset(self) -> None:
         """Begin anew, as after somebody unloaded the variant: what was short may be free again.
 
-        A branch that was chosen is kept, if it was not a second choice.
+        A branch that was chosen is kept, if it was not a second choice; so is doubt of its files.
         """
         kept = None if self._left else self.load_request.variant
-        self.load_request = LoadRequest(variant=kept)
+        self.load_request = LoadRequest(variant=kept, doubts_files=self.load_request.doubts_files)
         self._attempt = None
         self._left, self._given_up, self._num_kills = [], [], 0
 
     def note_success(self) -> None:
         """Forget what did not end in failure after all."""
         self._num_kills = 0
+        self.load_request = msgspec.structs.replace(self.load_request, doubts_files=False)
 
     def next_attempt(self, error: EngineDeadError) -> str | None:
         """Choose the next attempt after an engine that never served; return what it gives up.
@@ -89,6 +90,9 @@ class FallbackPolicy:
         tries.
         """
         failure = self._failure(error)
+        if failure is not None and failure.kind is FailureKind.LIVE_CHECK:
+            # Memory and files differ; which of them is wrong only the files' hashes can tell.
+            self.load_request = msgspec.structs.replace(self.load_request, doubts_files=True)
         if failure is None or self._settings.strict or self._attempt is None:
             return None
         fallback = self._next(failure, self._attempt)
@@ -131,8 +135,13 @@ class FallbackPolicy:
         excluded = (*self.load_request.excluded_backends, *left_out)
         return Fallback(
             msgspec.structs.replace(self.load_request, excluded_backends=excluded),
-            f"without kernel {'+'.join(left_out)}: {_WHY[failure.kind]}",
+            f"without kernel {'+'.join(left_out)}: {self._why(failure)}",
         )
+
+    def _why(self, failure: StartFailure) -> str:
+        if failure.kind is FailureKind.LIVE_CHECK and self._settings.verify == "never":
+            return f"{_WHY[failure.kind]}, which verify=never leaves unverified"
+        return _WHY[failure.kind]
 
     def _shorter_context(self, attempt: LoadAttempt) -> Fallback | None:
         asked = self._settings.max_model_len, self._settings.kv_cache_size

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine.process.loop import ReportProgress
+    from loaders.repository.verification import VerifyMode
     from service.settings import WorkerSettings
     from service.worker_protocol.load_attempt import LoadRequest
 
@@ -237,9 +238,23 @@ def load_variant(
         token=settings.hub_token_value,
         local_files_only=asked.is_local,
         cpu_offload=settings.cpu_offload,
-        verify=settings.verify,
+        verify=choose_verify_mode(settings, load_request),
         on_progress=report_progress,
     )
+
+
+def choose_verify_mode(settings: WorkerSettings, load_request: LoadRequest) -> VerifyMode:
+    """Say when files are hashed; those in doubt are each time, unless nobody wants any hashed."""
+    if not load_request.doubts_files:
+        return settings.verify
+    if settings.verify == "never":
+        log.warning(
+            "files_in_doubt",
+            reason="the live check found layers that differ from the files, and verify=never has"
+            " nobody compare the files with their hashes; set it to changed or always",
+        )
+        return "never"
+    return "always"
 
 
 def refuse_suspicions(loaded: LoadedModel) -> None:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
 
-from engine.process.live_check import LiveCheckFailure
+from engine.process.live_check import LiveCheckFailure, PartOutcome
 from loaders.errors import LoadError
 from loaders.memory.free import is_refused_allocation
 from loaders.model.kernels.reference import ReferenceBackend
-from loaders.reports.self_test import Check, SelfTestReport
+from loaders.reports.self_test import SelfTestReport
 from service.worker_protocol.load_attempt import FailureKind, StartFailure
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from engine.layers.weights import LinearsInUse
-    from loaders.model.self_test.live import LayerPart, LiveLayers
+    from engine.process.live_check import ComparePart
+    from loaders.model.self_test.live import LiveLayers
+    from loaders.model.self_test.read_part import LayerPart, ReadPart
 
 log = structlog.get_logger(__name__)
 
@@ -50,7 +53,7 @@ class LayerCheck:
         self._layers = layers
         self._backend = backend
         self._parts = [part for some in linears for part in _parts_of(some, layers)]
-        self._num_checked = 0
+        self._num_begun = 0
         self._problem: str | None = None
 
     @property
@@ -63,14 +66,25 @@ class LayerCheck:
         """Why nothing can be checked any more."""
         return self._problem
 
-    def check_next(self) -> LiveCheckFailure | None:
-        """Check the next part; None where nothing is wrong, or nothing can be said any more."""
-        round_number, index = divmod(self._num_checked, self.num_parts)
-        self._num_checked += 1
+    def read_next(self) -> ComparePart:
+        """Read the next part; what compares it says PASSED, SKIPPED or what is wrong."""
+        round_number, index = divmod(self._num_begun, self.num_parts)
+        self._num_begun += 1
+        part = self._parts[index]
+        try:
+            read = self._layers.read(part.part, with_many_rows=round_number % 2 == 0)
+        except (LoadError, RuntimeError, MemoryError) as error:
+            return partial(self._skip, error)
+        return partial(self._compare, part, read)
+
+    def _compare(self, part: _Part, read: ReadPart) -> LiveCheckFailure | PartOutcome:
         started = time.monotonic()
-        check = self._check(self._parts[index], with_many_rows=round_number % 2 == 0)
-        if check is None or check.passed is not False:
-            return None
+        try:
+            check = read.compare(part.multiply)
+        except (RuntimeError, MemoryError) as error:
+            return self._skip(error)
+        if check.passed:
+            return PartOutcome.PASSED
         report = SelfTestReport(
             passed=False,
             checks=(check,),
@@ -82,22 +96,22 @@ class LayerCheck:
         # next engine's is not.
         suspects = report.suspects - {ReferenceBackend.name}
         failure = StartFailure(FailureKind.LIVE_CHECK, tuple(sorted(suspects)), report)
-        reason = f"{check.name} computes wrongly while the model is served: {check.detail}"
+        reason = (
+            f"{check.name} differs from its files while the model is served: {check.detail}; its"
+            " kernel, its memory or the files have changed"
+        )
         return LiveCheckFailure(reason, failure.encode())
 
-    def _check(self, part: _Part, *, with_many_rows: bool) -> Check | None:
-        """Check a part; None where that could not be done."""
-        try:
-            return self._layers.check(part.part, part.multiply, with_many_rows=with_many_rows)
-        except LoadError as error:
+    def _skip(self, error: LoadError | RuntimeError | MemoryError) -> PartOutcome:
+        """Pass over a part for which memory was short; end the check where the files changed."""
+        if isinstance(error, LoadError):
             self._problem = str(error)
             log.warning("live_check_impossible", reason=self._problem)
-            return None
-        except (RuntimeError, MemoryError) as error:
-            if isinstance(error, MemoryError) or is_refused_allocation(error):
-                log.debug("live_check_postponed", reason=str(error))
-                return None
-            raise
+        elif isinstance(error, MemoryError) or is_refused_allocation(error):
+            log.debug("live_check_skipped", reason=str(error))
+        else:
+            raise error
+        return PartOutcome.SKIPPED
 
 
 def make_live_check(

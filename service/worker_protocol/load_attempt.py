@@ -25,6 +25,7 @@ class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
     excluded_variants: tuple[str, ...] = ()  # failed; not to be chosen again
     excluded_backends: tuple[str, ...] = ()  # failed with this variant
     max_model_len: int | None = None  # no longer than this, whatever "auto" would be; tokens
+    doubts_files: bool = False  # hash them whatever notes say, unless nobody wants any hashed
 
 
 class LoadAttempt(msgspec.Struct, frozen=True, kw_only=True):

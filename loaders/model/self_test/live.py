@@ -7,71 +7,32 @@ is kept for it.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from loaders.errors import CheckpointError
 from loaders.memory.release import MappedFiles
 from loaders.model.packed_linear import packed_layers
-from loaders.model.self_test.layers import Bounds, Expected, compare_products
-from loaders.reports.self_test import Check
+from loaders.model.self_test import read_part
+from loaders.model.self_test.read_part import LayerFacts, LayerPart, ReadPart, one_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from loaders.model.packed_linear import PackedLinear
     from loaders.model.self_test.reference_weights import StoredWeights
 
-    # Multiplies rows [rows, in] by a layer's weight as it is used now: [rows, out].
-    Multiply: TypeAlias = Callable[[Tensor], Tensor]
-
-# Kernels take few rows another way than many; rounds take turns.
-MANY_ROWS = 64
-FEW_ROWS = (1, 2, 4)
-_FEW = ((0, 1), (1, 2), (3, 4))  # where each begins, and how many
 # What of a row's mean is taken off its inputs: kernels that add a multiple of the row's sum to
 # rounded products (`int8pack`) lose precision with that sum alone. Whole, it had a right layer of
 # the demo reach 1.02 of what is allowed once in 20 times.
 MEAN_SHARE = 0.75
-# A layer fails when it does so again with other inputs, of many rows each time.
-CONFIRMATIONS = 2
-# Products of many rows by a large head would hold a request up: 28 M weights by 4 rows take 2 ms,
-# by 64 rows 60 (two cores, 2026-11).
-MAX_MULTIPLICATIONS = 2**27
-# A part holds no more weights than this where it can be cut: 8 MB in float32, read in 4 ms.
-MAX_PART_WEIGHTS = 2**21
-
-
-@dataclass(frozen=True, slots=True)
-class LayerPart:
-    """Some outputs of one layer."""
-
-    name: str  # the layer's
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """What must be known of a layer once its module is gone."""
-
-    in_features: int
-    out_features: int
-    backend: str
-    unit_roundoff: float
-    bias: Tensor | None  # [out] float32, on the CPU
-
-    @classmethod
-    def of(cls, layer: PackedLinear) -> _Layer:
-        bias = None if layer.bias is None else layer.bias.detach().float().cpu().clone()
-        return cls(layer.in_features, layer.out_features, layer.backend, layer.unit_roundoff, bias)
+# Layers are cut between so many outputs: as many codes fill whole words, of whatever bits.
+OUTPUTS_OF_WHOLE_WORDS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +60,7 @@ class LiveLayers:
         self._weights = weights
         self._stamps = [_FileStamp.of(path) for path in files]
         self._mapped = MappedFiles.find(files)  # those that stay mapped: GGUF's
-        self._layers = {name: _Layer.of(layer) for name, layer in packed_layers(model).items()}
+        self._layers = {name: LayerFacts.of(layer) for name, layer in packed_layers(model).items()}
         self._device = model.device
         on_cpu = self._device.type == "cpu"
         # What the engine's own layers multiply: `loaders.model.dtypes`.
@@ -113,54 +74,35 @@ class LiveLayers:
         if layer is None or not self._weights.is_stored(name):
             return []
         size = layer.out_features
-        if self._weights.has_rows(name):
-            size = max(1, MAX_PART_WEIGHTS // layer.in_features)
+        if self._weights.can_be_cut(name):
+            most = read_part.MAX_PART_WEIGHTS // layer.in_features // OUTPUTS_OF_WHOLE_WORDS
+            size = max(1, most) * OUTPUTS_OF_WHOLE_WORDS
         return [
             LayerPart(name, start, min(start + size, layer.out_features))
             for start in range(0, layer.out_features, size)
         ]
 
     @torch.inference_mode()
-    def check(self, part: LayerPart, multiply: Multiply, *, with_many_rows: bool) -> Check:
-        """Compare products with the files.
+    def read(self, part: LayerPart, *, with_many_rows: bool) -> ReadPart:
+        """Read a part from the files, in any thread, one at a time.
 
-        multiply: gives all of the layer's outputs. with_many_rows: many rows at once, else few.
-        Raises CheckpointError where the files are not those that were loaded any more.
+        with_many_rows: compare many rows at once, else few. Raises CheckpointError where the files
+        are not those that were loaded any more.
         """
         self._require_unchanged()
-        with _one_thread(part, self._layers[part.name]):
-            check = self._check(part, multiply, with_many_rows=with_many_rows)
-            for _ in range(CONFIRMATIONS):
-                if check.passed is False:
-                    check = self._check(
-                        part, multiply, with_many_rows=with_many_rows, num_rows=MANY_ROWS
-                    )
-            return check
+        with one_thread():
+            stored = self._weights.find_part(part.name, part.start, part.stop)
+            if stored is None:
+                raise CheckpointError(f"the files hold no weight of {part.name} any more")
+            weight = stored.dequantize().cpu()
+            self._mapped.release(stored.tensors)
+            self._require_unchanged()
+            layer = self._layers[part.name]
 
-    def _check(
-        self,
-        part: LayerPart,
-        multiply: Multiply,
-        *,
-        with_many_rows: bool,
-        num_rows: int | None = None,
-    ) -> Check:
-        """num_rows: to compare; None for as many as the layer's size allows in passing."""
-        layer, stored = self._layers[part.name], self._weights.find(part.name)
-        if stored is None:
-            return Check(part.name, None, "the files hold no weight of this name")
-        whole = (part.start, part.stop) == (0, layer.out_features)
-        weight = (stored if whole else stored.outputs(part.start, part.stop)).dequantize()
-        self._mapped.release(stored.tensors)
-        x = self._inputs(layer, num_rows or _num_rows(layer, with_many_rows=with_many_rows))
-        bias = None if layer.bias is None else layer.bias[part.start : part.stop]
-        expected = Expected.of(x.float().cpu(), weight.cpu(), bias)
-        products = (
-            (how, product[:, part.start : part.stop])
-            for how, product in _products(multiply, x, with_many_rows=with_many_rows)
-        )
-        bounds = Bounds.of(layer.unit_roundoff, x.dtype)
-        return compare_products(part.name, layer.backend, products, expected, bounds)
+            def draw(num_rows: int) -> Tensor:
+                return self._draw(num_rows, layer.in_features)
+
+            return ReadPart(part, layer, weight, draw, with_many_rows=with_many_rows)
 
     def _require_unchanged(self) -> None:
         for stamp in self._stamps:
@@ -171,42 +113,8 @@ class LiveLayers:
             if not is_same:
                 raise CheckpointError(f"{stamp.path.name} has changed since it was loaded")
 
-    def _inputs(self, layer: _Layer, num_rows: int) -> Tensor:
+    def _draw(self, num_rows: int, in_features: int) -> Tensor:
         """Draw rows of inputs; random ones, so that every group of every weight counts."""
-        x = torch.randn(num_rows, layer.in_features, generator=self._generator)
+        x = torch.randn(num_rows, in_features, generator=self._generator)
         x -= MEAN_SHARE * x.mean(dim=1, keepdim=True)
         return x.to(self._device, self._dtype)
-
-
-def _num_rows(layer: _Layer, *, with_many_rows: bool) -> int:
-    """How many rows to multiply in passing."""
-    most = MAX_MULTIPLICATIONS // (layer.in_features * layer.out_features)
-    return min(MANY_ROWS if with_many_rows else sum(FEW_ROWS), max(FEW_ROWS[-1], most))
-
-
-@contextmanager
-def _one_thread(part: LayerPart, layer: _Layer) -> Iterator[None]:
-    """Have a small part computed by this thread alone.
-
-    Two are hardly quicker there, cost twice as much of an idle machine, and wait for each other
-    on a busy one: 10 ms of the demo's became 190 with ten processes on two cores (2026-11).
-    """
-    num_threads = torch.get_num_threads()
-    is_small = (part.stop - part.start) * layer.in_features <= MAX_PART_WEIGHTS
-    torch.set_num_threads(1 if is_small else num_threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)
-
-
-def _products(
-    multiply: Multiply, x: Tensor, *, with_many_rows: bool
-) -> Iterator[tuple[str, Tensor]]:
-    if with_many_rows:
-        yield f"{len(x)} rows at once", multiply(x)
-        return
-    pieces: list[Tensor] = []
-    for rows in torch.split(x, sum(FEW_ROWS)):
-        pieces += [rows[first : first + size] for first, size in _FEW if first < len(rows)]
-    yield "few rows at once", torch.cat([multiply(rows) for rows in pieces])

@@ -6,9 +6,10 @@ each anew takes less memory than keeping any. Other formats bring a callable of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from loaders.errors import CheckpointError
@@ -19,17 +20,23 @@ from loaders.quantization.packed_tensors import PackedTensors
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
+    from types import EllipsisType
 
     from torch import Tensor
     from transformers import PreTrainedModel
 
     from loaders.checkpoint.files import TensorInfo
     from loaders.model.opened import OpenedCheckpoint
+    from loaders.quantization.layouts.protocol import Layout
     from loaders.quantization.packed_format import PackedFormat
 
     # By a linear layer's name: its weight [out, in] float32 in the checkpoint's input order, or
     # None where the files have none by that name.
     ReferenceWeight: TypeAlias = Callable[[str], Tensor | None]
+    # What of a tensor is read: all of it, or a range in each of its dimensions.
+    Cut: TypeAlias = EllipsisType | slice | tuple[slice, ...]
+
+_OF_THE_WHOLE = {"weight_shape"}  # tensors that only speak of a whole layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +52,11 @@ class StoredLayer:
             self.weight.stored.values() if isinstance(self.weight, PackedTensors) else [self.weight]
         )
 
-    def outputs(self, start: int, stop: int) -> StoredLayer:
-        """Return the part of some outputs; only where each has a row of its own."""
-        if not isinstance(self.weight, PackedTensors):
-            return StoredLayer(self.weight[start:stop])
-        blocks = self.weight.stored["blocks"][start:stop]
-        part = replace(self.weight, out_features=len(blocks), stored={"blocks": blocks})
-        return StoredLayer(part)
-
     def dequantize(self) -> Tensor:
-        """Return the weight, [out, in] float32."""
+        """Return the weight, [out, in] float32; never a view of a mapped file."""
         if isinstance(self.weight, PackedTensors):
             return self.weight.dequantize()
-        return self.weight.float()
+        return self.weight.to(torch.float32, copy=True)
 
 
 class StoredWeights:
@@ -78,22 +77,40 @@ class StoredWeights:
 
     def find(self, name: str) -> StoredLayer | None:
         """Find what is stored for a layer; None where the files hold nothing by its name."""
+        return self.find_part(name, 0, self._sizes[name][1]) if name in self._sizes else None
+
+    def find_part(self, name: str, start: int, stop: int) -> StoredLayer | None:
+        """Find what is stored for some outputs; not all of them only where it `can_be_cut`."""
         if (packed := self._packed_parts(name)) is not None:
-            layout, keys = packed
-            stored = self._read({key: f"{name}.{key}" for key in keys})
-            return StoredLayer(PackedTensors(name, layout, *self._sizes[name], stored))
+            return StoredLayer(self._find_packed(name, *packed, start, stop))
         if (dense := self._dense_name(name)) is not None:
-            return StoredLayer(*self._read({"weight": dense}).values())
+            return StoredLayer(
+                *self._read({"weight": dense}, {"weight": slice(start, stop)}).values()
+            )
         return None
+
+    def _find_packed(
+        self, name: str, packed: PackedFormat, keys: set[str], start: int, stop: int
+    ) -> PackedTensors:
+        in_features, out_features = self._sizes[name]
+        cuts: dict[str, Cut] = {}
+        if (start, stop) != (0, out_features):
+            keys = keys - _OF_THE_WHOLE
+            cuts = _cuts(layout_of(packed), in_features, out_features, start, stop)
+        stored = self._read({key: f"{name}.{key}" for key in keys}, cuts)
+        return PackedTensors(name, packed, in_features, stop - start, stored)
 
     def is_stored(self, name: str) -> bool:
         """Whether `find` would find a layer; reads nothing."""
         return self._packed_parts(name) is not None or self._dense_name(name) is not None
 
-    def has_rows(self, name: str) -> bool:
-        """Whether every output has a row of its own, to be read without the others."""
+    def can_be_cut(self, name: str) -> bool:
+        """Whether some outputs can be read without the others."""
         packed = self._packed_parts(name)
-        return packed is None or packed[1] == {"blocks"}
+        if packed is None:
+            return True
+        # GEMV's count their groups by the scales of all outputs; `rows` has outputs out of order.
+        return packed[0].checkpoint_format not in ("gemv", "gemv_fast") and "rows" not in packed[1]
 
     def _packed_parts(self, name: str) -> tuple[PackedFormat, set[str]] | None:
         """Return a packed layer's format, and its tensors' names without the layer's."""
@@ -112,12 +129,17 @@ class StoredWeights:
         found = names & self._opened.tensors.keys()
         return found.pop() if len(found) == 1 else None
 
-    def _read(self, names: Mapping[str, str]) -> dict[str, Tensor]:
-        """Read tensors by name, for the keys they shall have."""
+    def _read(self, names: Mapping[str, str], cuts: Mapping[str, Cut]) -> dict[str, Tensor]:
+        """Read tensors by name, for the keys they shall have; cuts: what of them, by key."""
         if (read_weight := self._opened.read_weight) is not None:
             found = {key: read_weight(name) for key, name in names.items()}
-            return {key: tensor for key, tensor in found.items() if tensor is not None}
-        found_by_name = _read_safetensors(self._opened.tensors, names.values())
+            return {
+                key: tensor[cuts.get(key, ...)]
+                for key, tensor in found.items()
+                if tensor is not None
+            }
+        wanted = {name: cuts.get(key, ...) for key, name in names.items()}
+        found_by_name = _read_safetensors(self._opened.tensors, wanted)
         return {key: found_by_name[name] for key, name in names.items()}
 
 
@@ -133,9 +155,30 @@ def _tied_head(model: Any) -> dict[str, str]:
     return {head: embedding} if head and embedding else {}
 
 
-def _read_safetensors(tensors: Mapping[str, TensorInfo], names: Iterable[str]) -> dict[str, Tensor]:
+def _cuts(
+    layout: Layout, in_features: int, out_features: int, start: int, stop: int
+) -> dict[str, Cut]:
+    """Say what of each tensor belongs to some outputs: a range of the dimension that they count."""
+    of_part = layout.rules(in_features, stop - start)
+    cuts: dict[str, Cut] = {}
+    for key, rule in layout.rules(in_features, out_features).items():
+        sizes = zip(rule.shape, of_part[key].shape, strict=True)
+        cuts[key] = tuple(
+            slice(None) if whole == part else _range(whole * start // out_features, part)
+            for whole, part in sizes
+        )
+    return cuts
+
+
+def _range(first: int, size: int) -> slice:
+    return slice(first, first + size)
+
+
+def _read_safetensors(
+    tensors: Mapping[str, TensorInfo], wanted: Mapping[str, Cut]
+) -> dict[str, Tensor]:
     by_shard: dict[Path, list[str]] = {}
-    for name in names:
+    for name in wanted:
         if (info := tensors.get(name)) is not None:
             by_shard.setdefault(info.shard, []).append(name)
     found: dict[str, Tensor] = {}
@@ -143,10 +186,15 @@ def _read_safetensors(tensors: Mapping[str, TensorInfo], names: Iterable[str]) -
         # Opened once for all of a layer's: reading the header takes 1 ms (272 tensors).
         try:
             with safe_open(shard, framework="pt") as file:
-                found |= {name: file.get_tensor(name) for name in held}
+                found |= {name: _read_tensor(file, name, wanted[name]) for name in held}
         except (OSError, SafetensorError) as error:  # read before, so it has changed meanwhile
             raise CheckpointError(
                 f"{shard.name} cannot be read any more ({type(error).__name__}); leave a model's"
                 " files as they are while it is loaded and served"
             ) from error
     return found
+
+
+def _read_tensor(file: Any, name: str, cut: Cut) -> Tensor:
+    tensor: Tensor = file.get_tensor(name) if cut is ... else file.get_slice(name)[cut]
+    return tensor

@@ -44,7 +44,7 @@ class Life:
     def _check(self) -> None:
         started, self.now = self.now, self.now + self._part_s
         self.checked.append(started)
-        self.pace.note_part(started, self.now, self._part_s)
+        self.pace.note_part(started, self._part_s, self._part_s)
 
 
 def test_an_idle_engine_is_checked_evenly_round_after_round():

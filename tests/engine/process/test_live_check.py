@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,9 @@ import pytest
 
 from engine.encoded import EncodedStartFailure
 from engine.errors import EngineDeadError, LiveCheckError, NonFiniteLogitsError
-from engine.process import check_pace
+from engine.process import check_pace, loop, part_reader
 from engine.process.in_thread import running_engine
-from engine.process.live_check import LiveCheckFailure
+from engine.process.live_check import LiveCheckFailure, PartOutcome
 from engine.process.loop import BuiltEngine
 from engine.process.repetition_watch import MIN_REQUESTS, RUN_LENGTH
 from engine.request import Terms
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from engine.outputs import StepOutput
+    from engine.process.live_check import ComparePart
     from engine.request import SequenceRequest
     from engine.transport.client import EngineClient
 
@@ -37,13 +39,26 @@ class FakeCheck:
         self.num_parts = num_parts
         self.problem: str | None = None
         self.times: list[float] = []
-        self.is_damaged = self.is_gone = False
+        self.is_damaged = self.is_gone = self.is_full = False
+        self.may_read = threading.Event()
+        self.may_read.set()
+        self.num_reads = 0
+        self.threads: set[tuple[str, str]] = set()
 
-    def check_next(self) -> LiveCheckFailure | None:
+    def read_next(self) -> ComparePart:
+        self.num_reads += 1
+        self.threads.add(("reads", threading.current_thread().name))
+        self.may_read.wait()
+        return self._compare
+
+    def _compare(self) -> LiveCheckFailure | PartOutcome:
+        self.threads.add(("compares", threading.current_thread().name))
         self.times.append(time.monotonic())
         if self.is_gone:
             self.problem = "model.safetensors is gone"
-        return FAILURE if self.is_damaged else None
+        if self.is_gone or self.is_full:
+            return PartOutcome.SKIPPED
+        return FAILURE if self.is_damaged else PartOutcome.PASSED
 
 
 class RepeatingEngine(FakeEngine):
@@ -194,6 +209,64 @@ def test_files_that_are_gone_are_told_once_and_the_engine_goes_on():
         assert await answer(client, 5) == expected_tokens([1, 2], 5)
         await asyncio.sleep(0.1)
         assert len(check.times) == num_checked
+
+    run(test, check)
+
+
+@pytest.mark.usefixtures("_idles_at_once")
+def test_an_engine_whose_storage_stalls_answers_steps_and_ends(monkeypatch):
+    monkeypatch.setattr(part_reader, "CLOSE_S", 0.05)
+    monkeypatch.setattr(loop, "HEARTBEAT_S", 0.01)
+    check = FakeCheck()
+    check.may_read.clear()
+
+    async def test(client: EngineClient) -> None:
+        await until(lambda: check.num_reads == 1)
+        assert await answer(client, 5) == expected_tokens([1, 2], 5)
+        await asyncio.sleep(0.2)
+        assert client.step_s < 0.1
+        assert (check.num_reads, check.times) == (1, [])
+        check.may_read.set()
+        await until(lambda: len(check.times) > 3)
+        assert check.threads == {("reads", "live-check"), ("compares", "engine")}
+        check.may_read.clear()
+        num_reads = check.num_reads
+        await until(lambda: check.num_reads > num_reads)
+
+    began = time.monotonic()
+    run(test, check)
+    assert time.monotonic() - began < 10
+    check.may_read.set()
+
+
+@pytest.mark.usefixtures("_idles_at_once")
+def test_parts_without_memory_are_counted_apart_from_those_that_passed():
+    check = FakeCheck()
+    check.is_full = True
+
+    async def test(client: EngineClient) -> None:
+        await until(lambda: client.live_check is not None and client.live_check.num_rounds == 1)
+        assert (client.live_check.num_checked, client.live_check.num_skipped) == (0, 10)
+        check.is_full = False
+        await until(lambda: client.live_check.num_rounds >= 3)
+        assert client.live_check.num_checked >= 10
+
+    run(test, check)
+
+
+@pytest.mark.usefixtures("_idles_at_once")
+def test_slow_files_are_read_seldom():
+    class Slow(FakeCheck):
+        def read_next(self) -> ComparePart:
+            time.sleep(0.1)
+            return super().read_next()
+
+    check = Slow()
+
+    async def test(client: EngineClient) -> None:
+        await until(lambda: len(check.times) == 1)
+        await asyncio.sleep(0.3)
+        assert check.num_reads == 1  # 0.1 s at 15 % are 0.67 s
 
     run(test, check)
 

@@ -197,6 +197,15 @@ def unexpected(*_: object) -> None:
     raise AssertionError("hashed")
 
 
+def test_what_was_found_damaged_once_is_not_trusted_again(folder: Path):
+    verify(folder)
+    flip(folder / SHARDS[0], keep_time=True)
+    with pytest.raises(CheckpointError, match="damaged"):
+        verify(folder, "always")
+    with pytest.raises(CheckpointError, match="damaged"):
+        verify(folder, "changed")
+
+
 def test_never_reads_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch):
     flip(folder / SHARDS[0])
     flip(folder / "config.json")

@@ -60,12 +60,15 @@ def test_official_client_finds_a_model_by_its_name(server):
 
 
 def test_a_model_tells_how_far_its_live_check_has_come(tiny_tokenizer):
-    statistics = LiveCheckStatistics(num_layers=14, num_checked=31, num_rounds=2, last_round_s=12.5)
+    statistics = LiveCheckStatistics(
+        num_layers=14, num_checked=31, num_skipped=3, num_rounds=2, last_round_s=12.5
+    )
     engine = FakeEngine(says(tiny_tokenizer, "yes"), live_check=statistics)
     with running_server(engine, tiny_tokenizer) as running:
         assert running.client().models.retrieve(MODEL).live_check == {
             "num_layers": 14,
             "num_checked": 31,
+            "num_skipped": 3,
             "num_rounds": 2,
             "last_round_s": 12.5,
             "problem": None,

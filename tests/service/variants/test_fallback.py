@@ -51,9 +51,28 @@ def test_a_kernel_that_is_found_wrong_while_it_serves_is_replaced():
     fallback = policy_of()
     fallback.note(LoadAttempt(variant=MAIN, reason="best"))
     fallback.note_success()
-    given_up = "without kernel int4pack: failed its self-test while it was serving"
+    given_up = "without kernel int4pack: differed from the files while it was serving"
     assert fallback.next_attempt(found_wrong("int4pack")) == fallback.degraded == given_up
-    assert fallback.load_request == LoadRequest(variant=MAIN, excluded_backends=("int4pack",))
+    assert fallback.load_request == LoadRequest(
+        variant=MAIN, excluded_backends=("int4pack",), doubts_files=True
+    )
+
+
+def test_files_that_nobody_may_hash_are_named_as_unverified_where_a_kernel_is_given_up_for_them():
+    fallback = policy_of(verify="never")
+    fallback.note(LoadAttempt(variant=MAIN, reason="best"))
+    reason = fallback.next_attempt(found_wrong("int4pack"))
+    assert reason.endswith("while it was serving, which verify=never leaves unverified")
+
+
+def test_files_are_doubted_until_an_engine_serves_them_again():
+    fallback = policy_of()
+    fallback.note(LoadAttempt(variant=MAIN, reason="best"))
+    fallback.next_attempt(found_wrong("int4pack"))
+    fallback.reset()  # as after the damaged file was named, and somebody asks for it again
+    assert fallback.load_request == LoadRequest(variant=MAIN, doubts_files=True)
+    fallback.note_success()
+    assert fallback.load_request == LoadRequest(variant=MAIN)
 
 
 @pytest.mark.parametrize("settings", [{"strict": True}, {"backend": "int4pack"}])
@@ -61,14 +80,14 @@ def test_where_no_kernel_may_be_given_up_a_wrong_one_is_loaded_anew(settings):
     fallback = policy_of(**settings)
     fallback.note(LoadAttempt(variant=MAIN, reason="best"))
     assert fallback.next_attempt(found_wrong("int4pack")) is None
-    assert fallback.load_request == LoadRequest(variant=MAIN)
+    assert fallback.load_request == LoadRequest(variant=MAIN, doubts_files=True)
 
 
 def test_memory_that_was_damaged_under_the_last_kernel_costs_no_branch():
     fallback = policy_of()
     fallback.note(LoadAttempt(variant=MAIN, reason="best"))
     assert fallback.next_attempt(found_wrong()) is None
-    assert fallback.load_request == LoadRequest(variant=MAIN)
+    assert fallback.load_request == LoadRequest(variant=MAIN, doubts_files=True)
 
 
 def test_out_of_memory_tries_kernel_then_context_then_branch():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from copy import deepcopy
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 
 from engine.attention.kv_cache import kv_block_bytes, resolve_kv_dtype
 from engine.config import KVDtype
@@ -235,6 +237,35 @@ def test_damaged_files_leave_nothing_else_to_try_and_never_passes_over_them(tiny
     assert build_engine(
         settings_of(tiny_repo, cache_dir=cache, verify="never"), LoadRequest(), silent
     )
+
+
+@pytest.mark.parametrize("verify", ["changed", "never"])
+def test_files_in_doubt_are_hashed_though_nothing_tells_of_a_change_unless_nobody_may(
+    tiny_repo, tmp_path, verify
+):
+    cache = Path(shutil.copytree(tiny_repo.cache_dir, tmp_path / "cache", symlinks=True))
+    settings = settings_of(tiny_repo, cache_dir=cache, verify=verify)
+    assert build_engine(settings, LoadRequest(), silent)  # which notes that the files are whole
+    for blob in {p.resolve() for p in cache.glob("models--*/snapshots/*/*.safetensors")}:
+        rot(blob)
+    request = LoadRequest(excluded_backends=("int4pack",), doubts_files=True)
+    if verify == "never":
+        with capture_logs() as lines:
+            assert build_engine(settings, request, silent)
+        assert "files_in_doubt" in [line["event"] for line in lines]
+        return
+    assert build_engine(settings, LoadRequest(), silent)  # what the notes cannot see
+    with pytest.raises(EngineStartError, match=r"model\.safetensors is damaged") as caught:
+        build_engine(settings, request, silent)
+    assert StartFailure.of(caught.value) is None
+
+
+def rot(path: Path) -> None:
+    """Turn a bit of a file's last bytes round, and let nothing tell of it."""
+    status, content = path.stat(), bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def test_attempt_without_a_backend_runs_on_the_next(tiny_repo):

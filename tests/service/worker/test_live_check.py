@@ -11,8 +11,10 @@ from structlog.testing import capture_logs
 
 from engine.config import EngineConfig
 from engine.core import Engine
+from engine.process.live_check import PartOutcome
 from loaders.load import load
 from loaders.model.packed_linear import packed_layers
+from loaders.model.self_test.read_part import ReadPart
 from service.worker.live_check import LayerCheck, make_live_check
 from service.worker_protocol.load_attempt import FailureKind, StartFailure
 from tests.damage import kernels_in_use, scale_one_group
@@ -43,8 +45,11 @@ def engine_of(
 
 def round_of(check: LayerCheck) -> list[StartFailure]:
     """Everything that two rounds find: one with many rows at once, one with few."""
-    found = [check.check_next() for _ in range(2 * check.num_parts)]
-    return [StartFailure.decode(one.start_failure) for one in found if one is not None]
+    found = [check.read_next()() for _ in range(2 * check.num_parts)]
+    assert PartOutcome.SKIPPED not in found
+    return [
+        StartFailure.decode(one.start_failure) for one in found if one is not PartOutcome.PASSED
+    ]
 
 
 @pytest.mark.parametrize(
@@ -105,11 +110,12 @@ def test_the_reason_names_layer_kernel_and_error(tmp_path):
     write_gptq_checkpoint(tmp_path, tiny_llama(), tokenizer=tiny_tokenizer())
     engine, check, _ = engine_of(tmp_path)
     scale_one_group(engine.linears(), "model.layers.0.self_attn.q_proj", torch.nan)
-    failure = check.check_next()
-    assert failure is not None
+    failure = check.read_next()()
+    layer = "model.layers.0.self_attn.q_proj"
     assert failure.reason.startswith(
-        "model.layers.0.self_attn.q_proj computes wrongly while the model is served: int4pack: "
+        f"{layer} differs from its files while the model is served: int4pack: "
     )
+    assert failure.reason.endswith("its kernel, its memory or the files have changed")
 
 
 def test_the_last_kernel_that_there_is_is_not_taken_out(tmp_path):
@@ -128,20 +134,24 @@ def test_files_that_are_gone_are_a_problem_and_no_failure(tmp_path):
     _, check, _ = engine_of(folder)
     shutil.rmtree(folder)
     with capture_logs() as lines:
-        assert check.check_next() is None
+        assert check.read_next()() is PartOutcome.SKIPPED
     assert "model.safetensors is gone" in check.problem
     assert [line["event"] for line in lines] == ["live_check_impossible"]
 
 
-def test_want_of_memory_is_no_failure(tmp_path, monkeypatch):
+@pytest.mark.parametrize("when", ["reading", "comparing"])
+def test_want_of_memory_is_no_failure_and_nothing_that_passed(tmp_path, monkeypatch, when):
     write_gptq_checkpoint(tmp_path, tiny_llama(), tokenizer=tiny_tokenizer())
     _, check, _ = engine_of(tmp_path)
 
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(check._layers, "check", full)
-    assert check.check_next() is None
+    if when == "reading":
+        monkeypatch.setattr(check._layers, "read", full)
+    else:
+        monkeypatch.setattr(ReadPart, "compare", full)
+    assert check.read_next()() is PartOutcome.SKIPPED
     assert check.problem is None
 
 
