@@ -17,7 +17,6 @@ from loaders.model.plausibility.rope import check_rope
 from loaders.model.plausibility.round_trip import check_round_trip
 from loaders.model.plausibility.sampling import open_tensors, sample_layers
 from loaders.model.plausibility.statistics import describe_layer
-from loaders.model.plausibility.symmetry import claims_symmetry
 from loaders.model.plausibility.weights import check_weights
 
 if TYPE_CHECKING:
@@ -79,4 +78,4 @@ def _check_weights(opened: OpenedCheckpoint, model: PreTrainedModel) -> list[Sus
         return []
     with open_tensors(opened.tensors) as read:
         layers = [describe_layer(sample) for sample in sample_layers(opened, model, read)]
-    return check_weights(layers, is_symmetric=claims_symmetry(opened.folder))
+    return check_weights(layers)

@@ -40,7 +40,6 @@ class LayerStatistics:
     scale_correlation: float | None  # of the codes' spread with the scale, over groups
     zero_correlation: float | None  # of the codes' mean with the zero point, over groups
     num_unused_groups: int  # that no input belongs to
-    off_centre: float  # share of zero points that are not the middle of the codes
     negative_scales: float  # share
     spread: float  # rms of the dequantised weights times the root of the number of inputs
     has_random_codes: bool  # whether every code is as frequent as any other
@@ -63,7 +62,6 @@ def describe_layer(sample: LayerSample) -> LayerStatistics:
         scale_correlation=_correlation(spreads[part].log(), sizes[part].log()),
         zero_correlation=_zero_correlation(means[part], zeros[part]),
         num_unused_groups=int((~used).sum()),
-        off_centre=float((zeros != 2 ** (sample.format.bits - 1)).float().mean()),
         negative_scales=float((scales < 0).float().mean()),
         spread=float((steps * sizes[groups]).square().mean().sqrt()) * math.sqrt(len(codes)),
         has_random_codes=_has_random_codes(codes, sample.format.bits),

@@ -42,23 +42,17 @@ _NAMED = 3  # layers, in a message
 _NUMBER = re.compile(r"\.\d+\.")
 
 
-def check_weights(layers: Sequence[LayerStatistics], *, is_symmetric: bool) -> list[Suspicion]:
-    """Say what is odd about the layers.
-
-    is_symmetric: whether the settings say that zero points are the middle of the codes.
-    """
+def check_weights(layers: Sequence[LayerStatistics]) -> list[Suspicion]:
+    """Say what is odd about the layers."""
     found = [_unused_groups(layers)]
     layers = [layer for layer in layers if not (layer.has_random_codes or layer.num_unused_groups)]
     if layers:
-        found += _check_values(layers, is_symmetric=is_symmetric)
+        found += _check_values(layers)
     return [suspicion for suspicion in found if suspicion is not None]
 
 
-def _check_values(
-    layers: Sequence[LayerStatistics], *, is_symmetric: bool
-) -> list[Suspicion | None]:
+def _check_values(layers: Sequence[LayerStatistics]) -> list[Suspicion | None]:
     return [
-        _zeros_off_centre(layers) if is_symmetric else None,
         _zeros_off_by_one(layers),
         _strange_scales(layers),
         _strange_zeros(layers),
@@ -81,17 +75,6 @@ def _unused_groups(layers: Sequence[LayerStatistics]) -> Suspicion | None:
         "unused_scales",
         f"{_named(odd)}: no input belongs to {odd[0].num_unused_groups} of the rows of scales;"
         " every row should have inputs, so g_idx does not fit",
-    )
-
-
-def _zeros_off_centre(layers: Sequence[LayerStatistics]) -> Suspicion | None:
-    odd = [layer for layer in layers if layer.off_centre > 0]
-    if not odd:
-        return None
-    return Suspicion(
-        "zero_points_off_centre",
-        f"{_named(odd)}: the settings say sym, but {odd[0].off_centre:.0%} of the zero points are"
-        " not the middle of the codes",
     )
 
 

@@ -43,9 +43,9 @@ def block(change=lambda sample: sample, count=8, **options):
     ]
 
 
-def suspected(samples, *, is_symmetric=False):
+def suspected(samples):
     layers = [describe_layer(sample) for sample in samples]
-    found = check_weights(layers, is_symmetric=is_symmetric)
+    found = check_weights(layers)
     return {suspicion.check: suspicion.reason for suspicion in found}
 
 
@@ -55,7 +55,7 @@ def suspected(samples, *, is_symmetric=False):
 )
 def test_weights_of_any_packing_are_not_suspect(bits, size, sym, heavy):
     samples = block(bits=bits, size=size, sym=sym, heavy=heavy)
-    assert suspected(samples, is_symmetric=sym) == {}
+    assert suspected(samples) == {}
 
 
 @pytest.mark.parametrize(
@@ -106,11 +106,6 @@ def test_rows_of_scales_that_no_input_uses_are_found():
     assert suspected(samples).keys() == {"unused_scales"}
     samples = block(lambda one: replace(one, groups=one.groups.clamp(max=6)))
     assert "1 of the rows of scales" in suspected(samples)["unused_scales"]
-
-
-def test_zero_points_off_the_middle_contradict_symmetry():
-    assert "zero_points_off_centre" in suspected(block(), is_symmetric=True)
-    assert suspected(block(sym=True), is_symmetric=True) == {}
 
 
 def test_negative_scales_are_found_but_not_scales_of_either_sign():

@@ -100,7 +100,7 @@ class DemoBranch:
 
         samples = sample_layers(self._opened, self._packed_model, read)
         layers = [describe_layer(sample) for sample in samples]
-        return {suspicion.check for suspicion in check_weights(layers, is_symmetric=False)}
+        return {suspicion.check for suspicion in check_weights(layers)}
 
     def _weight(self, name: str, tensors: Tensors) -> Tensor:
         layer = self._layers[name]
@@ -307,7 +307,7 @@ FORMS = (
     WrongForm("rotary rows in pairs instead of halves", GPTQ, alter=_pair_rotary_rows),
     WrongForm("rotary base 10 times too small", GPTQ, alter=lambda m: _set_rope(m, theta=10_000.0)),
     WrongForm("positions stretched 8 times", GPTQ, alter=lambda m: _set_rope(m, factor=8.0)),
-    WrongForm("a rotary factor without a type, ignored", GPTQ, alter=_ignore_rope_factor),
+    WrongForm("a rotary factor of the type `default`, ignored", GPTQ, alter=_ignore_rope_factor),
     WrongForm("one added to the norms' weights", GPTQ, alter=_add_to_norms),
     WrongForm("the norms' epsilon 0.1", GPTQ, alter=_set_epsilon),
     WrongForm("an output head that is not the file's", GPTQ, alter=_untie_head),
