@@ -15,7 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from loaders.checkpoint.claims import check_lists, claimed_sizes
-from loaders.checkpoint.config_limits import check_config, check_sizes
+from loaders.checkpoint.config_limits import check_config, check_rope_types, check_sizes
 from loaders.checkpoint.config_repairs import drop_pad_id_without_row, repair_config
 from loaders.checkpoint.files import read_json
 from loaders.errors import SettingsError, UnsupportedModelError
@@ -101,6 +101,7 @@ def make_model_config(config: dict[str, Any]) -> PreTrainedConfig:
             f"config.json names the model type {model_type!r}, for which Transformers has no"
             " native causal language model; code from the checkpoint is never run"
         )
+    check_rope_types(config)
     repaired = repair_config(config)
     kept = {key: value for key, value in repaired.items() if key not in QUANTIZATION_KEYS}
     try:

@@ -45,6 +45,9 @@ _ROPE_NUMBERS = (
     "original_max_position_embeddings",
 )
 _ROPE_LISTS = ("short_factor", "long_factor")
+_ROPE_KEYS = ("rope_scaling", "rope_parameters")
+# What stretches positions, each in a way that only the type tells.
+_STRETCHING = ("factor", "alpha", *_ROPE_LISTS)
 
 
 def check_config(config: PreTrainedConfig) -> None:
@@ -85,6 +88,33 @@ def check_sizes(config: Mapping[str, Any]) -> None:
                     f"config.json says {name} {str(size)[:40]}; a whole number from 1 to {largest}"
                     " was expected"
                 )
+
+
+def check_rope_types(config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError for a parsed config.json that stretches positions, but not how.
+
+    Transformers takes what has no type for an embedding that stretches nothing.
+    """
+    text = config.get("text_config")
+    for part in (config, text if isinstance(text, dict) else {}):
+        for key in _ROPE_KEYS:
+            settings = part.get(key)
+            if isinstance(settings, dict):
+                nested = [value for value in settings.values() if isinstance(value, dict)]
+                for one in nested or [settings]:
+                    _check_rope_type(key, one)
+
+
+def _check_rope_type(key: str, settings: Mapping[str, Any]) -> None:
+    if settings.get("rope_type", settings.get("type")) is not None:
+        return
+    told = [name for name in _STRETCHING if settings.get(name) not in (None, 1)]
+    if told:
+        raise CheckpointError(
+            f"config.json has a {key} with {told[0]} {str(settings[told[0]])[:40]} and without a"
+            " type; add the type that is meant, as in"
+            ' {"rope_type": "linear", "factor": 4.0}, or take it out if positions are not stretched'
+        )
 
 
 def _value(text: Any, name: str) -> Any:

@@ -17,8 +17,9 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from loaders.errors import TensorError
-from loaders.model.leftovers import ROTARY_TABLE, LeftOver, log_left_over
+from loaders.model.leftovers import HEAD_COPIES, ROTARY_TABLE, LeftOver, log_left_over
 from loaders.model.stored_tensors import tensor_reader
+from loaders.model.tensor_copies import is_close, is_copy
 from loaders.reports.suspicion import Suspicion
 
 if TYPE_CHECKING:
@@ -31,11 +32,6 @@ if TYPE_CHECKING:
     from loaders.model.opened import OpenedCheckpoint
 
 _UNUSED_LAYERS = "layers beyond num_hidden_layers"
-_HEAD_COPIES = "copies of the embedding"
-# What is stored in half precision is off by 2**-9 at most, its smallest numbers by 3e-8.
-_TOLERANCE = 2**-7
-_SMALLEST = 1e-7
-_ROWS_AT_ONCE = 4096  # of a head that is compared with the embedding; each is widened
 
 
 @dataclass(slots=True)
@@ -76,7 +72,10 @@ def check_coverage(
             " for; the checkpoint does not fit this model"
         )
     read = tensor_reader(opened)
-    _log_kinds(model, infos, opened.unused_layers, read)
+    # As the file has it: the model's own is set to what is used.
+    is_tied = getattr(opened.config.get_text_config(), "tie_word_embeddings", False)
+    left = [LeftOver(info, model, partial(_values, read, info.name), is_tied) for info in infos]
+    _log_kinds(left, opened.unused_layers)
     return (
         *_rotary_doubts(model, [info.name for info in infos], read),
         *_head_doubts(model, opened.tensors),
@@ -129,18 +128,13 @@ def _check_filled(model: PreTrainedModel, places: _Places) -> None:
         )
 
 
-def _log_kinds(
-    model: PreTrainedModel,
-    left_over: Iterable[TensorInfo],
-    unused_layers: frozenset[str],
-    read: Callable[[str], Tensor | None],
-) -> None:
+def _log_kinds(left_over: Iterable[LeftOver], unused_layers: frozenset[str]) -> None:
     """Say what is left over by kind. Raises TensorError for what is of none."""
     kinds: dict[str, list[str]] = defaultdict(list)
     if unused_layers:
         kinds[_UNUSED_LAYERS] = sorted(unused_layers)
-    for info in left_over:
-        kinds[LeftOver(info, model, partial(_values, read, info.name)).kind()].append(info.name)
+    for tensor in left_over:
+        kinds[tensor.kind()].append(tensor.info.name)
     for kind, names in kinds.items():
         log_left_over(kind, names)
 
@@ -161,7 +155,7 @@ def _rotary_doubts(
         if not name.endswith(ROTARY_TABLE):
             continue
         stored = _values(read, name).float().flatten()
-        if not any(stored.shape == table.shape and _is_close(stored, table) for table in computed):
+        if not any(stored.shape == table.shape and is_close(stored, table) for table in computed):
             yield Suspicion(
                 "rotary_table",
                 f"{name} holds other frequencies than config.json's rotary settings give, which are"
@@ -194,29 +188,11 @@ def _head_doubts(model: PreTrainedModel, tensors: Mapping[str, TensorInfo]) -> I
     is_tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
     if not is_tied or not isinstance(head, nn.Linear) or f"{name}.weight" not in tensors:
         return
-    if isinstance(table, nn.Embedding) and _is_copy(head.weight, table.weight):
-        log_left_over(_HEAD_COPIES, [f"{name}.weight"])
+    if isinstance(table, nn.Embedding) and is_copy(head.weight, table.weight):
+        log_left_over(HEAD_COPIES, [f"{name}.weight"])
         return
     yield Suspicion(
         "untied_head",
         f"config.json says that the head is the embedding (tie_word_embeddings), but the files hold"
         f" a {name}.weight with other values; it is used",
-    )
-
-
-def _is_copy(own: Tensor, embedding: Tensor) -> bool:
-    if own is embedding:
-        return True
-    if own.shape != embedding.shape:
-        return False
-    return all(
-        _is_close(own[start : start + _ROWS_AT_ONCE], embedding[start : start + _ROWS_AT_ONCE])
-        for start in range(0, len(own), _ROWS_AT_ONCE)
-    )
-
-
-def _is_close(stored: Tensor, other: Tensor) -> bool:
-    """Tell whether two tensors differ by no more than their precision."""
-    return torch.allclose(
-        stored.float().cpu(), other.float().cpu(), rtol=_TOLERANCE, atol=_SMALLEST
     )

@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING
 
 import structlog
 import torch
+from torch import nn
 
 from loaders.checkpoint.unused_layers import PREDICTOR_KEYS
 from loaders.errors import TensorError
+from loaders.model.packed_linear import packed_layers
+from loaders.model.tensor_copies import is_copy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+HEAD_COPIES = "copies of the embedding"
 ROTARY_TABLE = "rotary_emb.inv_freq"
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _ROTARY_TABLES = (ROTARY_TABLE, "rotary_emb.cos_cached", "rotary_emb.sin_cached")
@@ -69,6 +73,7 @@ class LeftOver:
     info: TensorInfo
     model: PreTrainedModel
     read: Callable[[], Tensor]  # its values
+    is_tied: bool  # whether config.json says that the head is the embedding
 
     def kind(self) -> str:
         """Name the known kind of left-overs that it is one of. Raises TensorError."""
@@ -77,10 +82,19 @@ class LeftOver:
                 return name
         raise TensorError(self._refusal())
 
+    @property
+    def is_dense_copy(self) -> bool:
+        """Whether it is the plain weight of a layer that is packed."""
+        module, _, key = self.info.name.rpartition(".")
+        return key == "weight" and module in packed_layers(self.model)
+
     def _refusal(self) -> str:
         info, model_type = self.info, self.model.config.model_type
         what = next((what for p, what in _SEEMINGLY if re.search(p, info.name)), "a weight")
         advice = "config.json may be another model's, or the tensor another tool's"
+        if self.is_dense_copy:
+            what = "a dense copy of a packed layer"
+            advice = "take one of the two out, the files do not say which one is right"
         if info.name.endswith(".bias"):
             advice = (
                 "it holds other values than zero and would change every answer; keys of config.json"
@@ -130,6 +144,16 @@ def _is_order_as_it_is(tensor: LeftOver) -> bool:
     return bool((groups == torch.arange(len(groups)) // size).all()) or not bool(groups.any())
 
 
+def _is_copy_of_embedding(tensor: LeftOver) -> bool:
+    """Tell a dense head beside a packed one, where both are to be the embedding."""
+    head: object = tensor.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    table = tensor.model.get_input_embeddings()
+    if not (tensor.is_tied and tensor.is_dense_copy and isinstance(table, nn.Embedding)):
+        return False
+    module = tensor.model.get_submodule(tensor.info.name.rpartition(".")[0])
+    return module is head and is_copy(tensor.read(), table.weight)
+
+
 def _is_predictor(tensor: LeftOver) -> bool:
     """Tell a part that predicts further tokens ahead, where the model is known to have had one."""
     config = tensor.model.config.get_text_config()
@@ -157,6 +181,7 @@ _KINDS: dict[str, Callable[[LeftOver], bool]] = {
     "KV-cache scales": _is_cache_scale,
     "all-zero biases": _is_zero_bias,
     "group indices in order": _is_order_as_it_is,
+    HEAD_COPIES: _is_copy_of_embedding,
     "multi-token prediction": _is_predictor,
     "parts for images and sound": _is_of_other_senses,
 }

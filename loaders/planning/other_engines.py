@@ -40,11 +40,11 @@ class _Engine:
 def _vllm(variant: Variant) -> tuple[CanLoad, str]:
     if variant.kind == "gptq" and variant.quantization is not None:
         base = variant.quantization.base
-        if variant.quantization.desc_act and base.group_size != -1:
+        needs_humming = base.bits not in (4, 8) or not variant.quantization.sym
+        # Its other kernels take act order where all inputs are in one group, humming never.
+        if variant.quantization.desc_act and (base.group_size != -1 or needs_humming):
             return "no", "act order"
-        if base.bits not in (4, 8) or not variant.quantization.sym:
-            return "yes", "with its humming kernels"
-        return "yes", ""
+        return "yes", "with its humming kernels" if needs_humming else ""
     if variant.kind in ("awq", "dense"):
         return "yes", ""
     return "unknown", ""

@@ -23,10 +23,13 @@ _SETTINGS_OF: dict[str, dict[str, str]] = {
     "auto_round:gptqmodel": {"quant_method": "gptq", "checkpoint_format": "gptq_v2"},
     "auto_round:gptq": {"quant_method": "gptq", "checkpoint_format": "gptq"},
     "auto_round:auto_gptq": {"quant_method": "gptq", "checkpoint_format": "gptq"},
+    # What the first releases called it, before their own name stood in front.
+    "gptq": {"quant_method": "gptq", "checkpoint_format": "gptq"},
     "auto_round:awq": {"quant_method": "awq", "version": "gemm"},
     "auto_round:auto_awq": {"quant_method": "awq", "version": "gemm"},
 }
 _KEPT = ("bits", "group_size", "sym", "desc_act", "lm_head", "pack_dtype")
+_PATTERN_CHARACTERS = frozenset(r"\*+?^$()[]{}|")  # a dot stands in plain names, too
 _WIDEST_QUANTISED = 8  # more bits in a layer's settings mean that it was left alone
 
 
@@ -51,8 +54,9 @@ def translate(settings: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def _without_kernel(packing_format: str) -> str:
-    """Leave out the kernel that some versions name last, as in auto_round:gptq:exllamav2."""
-    return ":".join(packing_format.split(":")[:2])
+    """Leave out the kernel that some versions name last, as auto_round:gptq:exllamav2."""
+    parts = packing_format.split(":")
+    return ":".join(parts[: 1 if parts[0] == "gptq" else 2])
 
 
 def _check_scheme(settings: Mapping[str, Any], where: str) -> None:
@@ -90,7 +94,8 @@ def _rules(extra: object, source: str) -> dict[str, dict[str, Any]]:
             _check_scheme(own, where)
         sign = "-" if is_dense else "+"
         kept = {key: value for key, value in own.items() if key in ("bits", "group_size", "sym")}
-        # A name may be a pattern that is looked for anywhere in a layer's name.
         by_name[f"{sign}:{re.escape(name)}$"] = kept
-        by_pattern[f"{sign}:.*?(?:{name})"] = kept
+        # What can be no plain name is a pattern that is looked for anywhere in a layer's name.
+        if _PATTERN_CHARACTERS.intersection(name):
+            by_pattern[f"{sign}:.*?(?:{name})"] = kept
     return by_name | by_pattern

@@ -210,7 +210,8 @@ def _shown(tensors: Mapping[str, TensorInfo]) -> tuple[str, str] | None:
 
 def _small_floats(tensors: Mapping[str, TensorInfo]) -> tuple[str, str] | None:
     """Find floats of 8 bits or fewer, be they all the weights or one layer's."""
-    found = [t for t in tensors.values() if t.dtype.startswith(("F8", "F6", "F4"))]
+    small = ("F8", "F6", "F4")  # F64 is a plain float
+    found = [t for t in tensors.values() if t.dtype.startswith(small) and t.dtype not in _FLOATS]
     if not found:
         return None
     first = f"{len(found)} of {len(tensors)} tensors, the first {_described(found[0])}"

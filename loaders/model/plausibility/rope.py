@@ -36,6 +36,12 @@ _OWN = {
     "llama3": frozenset({"factor", _FIRST_LENGTH, "low_freq_factor", "high_freq_factor"}),
     "proportional": frozenset({"factor"}),
 }
+# Hunyuan's class reads a number of its own of that type, its files name YaRN's beside it.
+_OF_MODELS = {
+    ("hunyuan_v1_dense", "dynamic"): frozenset(
+        {"alpha", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"}
+    ),
+}
 # Says how long a model was trained before its positions were stretched; it stretches nothing, nor
 # does who made it.
 _NOTES = frozenset({_FIRST_LENGTH, "finetuned"})
@@ -50,7 +56,8 @@ def check_rope(config: PreTrainedConfig) -> list[Suspicion]:
         kind = str(parameters.get("rope_type", "default"))
         if kind not in _OWN:
             continue
-        used = _EVERY_TYPE | _OWN[kind] | _NOTES | allowed
+        models_own = _OF_MODELS.get((text_config.model_type, kind), frozenset())
+        used = _EVERY_TYPE | _OWN[kind] | models_own | _NOTES | allowed
         unused = sorted(
             key for key in parameters.keys() - used if _says_something(key, parameters[key])
         )

@@ -12,12 +12,12 @@ import structlog
 import torch
 
 from loaders.memory.release import MappedFiles
+from loaders.model.plausibility.parts import check_parts, describe_parts
 from loaders.model.plausibility.prediction import check_prediction
 from loaders.model.plausibility.rope import check_rope
 from loaders.model.plausibility.round_trip import check_round_trip
 from loaders.model.plausibility.sampling import open_tensors, sample_layers
 from loaders.model.plausibility.statistics import describe_layer
-from loaders.model.plausibility.symmetry import claims_symmetry
 from loaders.model.plausibility.weights import check_weights
 
 if TYPE_CHECKING:
@@ -78,5 +78,6 @@ def _check_weights(opened: OpenedCheckpoint, model: PreTrainedModel) -> list[Sus
     if opened.quantization is None:
         return []
     with open_tensors(opened.tensors) as read:
-        layers = [describe_layer(sample) for sample in sample_layers(opened, model, read)]
-    return check_weights(layers, is_symmetric=claims_symmetry(opened.folder))
+        samples = sample_layers(opened, model, read)
+        found = check_weights([describe_layer(sample) for sample in samples])
+        return found + check_parts([describe_parts(sample) for sample in samples])

@@ -1,4 +1,4 @@
-"""A few outputs of every packed layer, read anew from the files.
+"""A few outputs of every packed layer, from all over its width, read anew from the files.
 
 Formats that fix their own groups and zero points by definition, GGUF's, are not sampled: there is
 no setting that their tensors could contradict.
@@ -6,10 +6,12 @@ no setting that their tensors could contradict.
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import safe_open
 
 from loaders.model.packed_linear import packed_layers
@@ -31,7 +33,11 @@ if TYPE_CHECKING:
     # One of the checkpoint's tensors by its name, None where there is none by that name.
     ReadTensor: TypeAlias = Callable[[str], Tensor | None]
 
-NUM_OUTPUTS = 32  # a layer; whole words of every packing
+# Outputs a layer, in runs that begin at the first one and end at the last; one head alone may be
+# unlike the others. A run is whole words of the packing, so that of 3 bits they are longer.
+NUM_OUTPUTS = 32
+FEWEST_RUNS = 2
+SHORTEST_RUN = 8
 MAX_LAYERS = 256
 
 
@@ -93,7 +99,8 @@ def _sample(
 ) -> LayerSample | None:
     layout = layout_of(packed)
     whole = layout.rules(layer.in_features, layer.out_features)
-    num_outputs = min(NUM_OUTPUTS, layer.out_features)
+    runs = choose_outputs(packed.bits, layer.out_features)
+    num_outputs = sum(len(run) for run in runs)
     part = layout.rules(layer.in_features, num_outputs)
     stored = {}
     for key, rule in part.items():
@@ -101,7 +108,7 @@ def _sample(
             continue  # of the optional ones only the inputs' groups are wanted
         tensor = read(f"{name}.{key}")
         if tensor is not None:
-            stored[key] = _first(tensor, whole[key].shape, rule.shape)
+            stored[key] = _cut(tensor, whole[key].shape, rule.shape, runs, layer.out_features)
         elif rule.is_required:
             return None
     tensors = PackedTensors(name, packed, layer.in_features, num_outputs, stored)
@@ -115,9 +122,34 @@ def _sample(
     )
 
 
-def _first(tensor: Tensor, whole: Sequence[int], part: Sequence[int]) -> Tensor:
-    """Cut a tensor to what a layer of fewer outputs would have of it."""
+def choose_outputs(bits: int, out_features: int) -> list[range]:
+    """Choose runs of outputs that fill whole words, evenly over the width."""
+    length = max(SHORTEST_RUN, 32 // math.gcd(32, bits))
+    num_runs = max(FEWEST_RUNS, NUM_OUTPUTS // length)
+    if out_features <= num_runs * length:
+        return [range(out_features)]
+    last = out_features // length - 1
+    starts = [number * last // (num_runs - 1) * length for number in range(num_runs)]
+    return [range(start, start + length) for start in starts]
+
+
+def _cut(
+    tensor: Tensor,
+    whole: Sequence[int],
+    part: Sequence[int],
+    runs: Sequence[range],
+    out_features: int,
+) -> Tensor:
+    """Cut a tensor to what a layer of the runs' outputs alone would have of it."""
     for dimension, (size, kept) in enumerate(zip(whole, part, strict=True)):
         if size != kept:
-            tensor = tensor.narrow(dimension, 0, kept)
+            pieces = [
+                tensor.narrow(
+                    dimension,
+                    run.start * size // out_features,
+                    len(run) * size // out_features,
+                )
+                for run in runs
+            ]
+            tensor = torch.cat(pieces, dimension)
     return tensor

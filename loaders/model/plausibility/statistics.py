@@ -37,10 +37,10 @@ class LayerStatistics:
     name: str
     offset: float  # mean of the dequantised weights, in steps
     offset_error: float  # its standard error if the true mean were nought
+    shift: float  # that mean by the weights' spread
     scale_correlation: float | None  # of the codes' spread with the scale, over groups
     zero_correlation: float | None  # of the codes' mean with the zero point, over groups
     num_unused_groups: int  # that no input belongs to
-    off_centre: float  # share of zero points that are not the middle of the codes
     negative_scales: float  # share
     spread: float  # rms of the dequantised weights times the root of the number of inputs
     has_random_codes: bool  # whether every code is as frequent as any other
@@ -56,14 +56,15 @@ def describe_layer(sample: LayerSample) -> LayerStatistics:
     sizes = scales.abs()
     whole = ((spreads > SMALLEST_SPREAD) & (sizes > 0))[used].all(dim=0)
     part = (used.nonzero().flatten()[:, None], whole.nonzero().flatten()[None, :])
+    offset, spread_of_steps = float(steps.mean()), float(steps.std())
     return LayerStatistics(
         name=sample.name,
-        offset=float(steps.mean()),
-        offset_error=float(steps.std()) / math.sqrt(steps.numel()),
+        offset=offset,
+        offset_error=spread_of_steps / math.sqrt(steps.numel()),
+        shift=offset / max(spread_of_steps, SMALLEST_SPREAD),
         scale_correlation=_correlation(spreads[part].log(), sizes[part].log()),
         zero_correlation=_zero_correlation(means[part], zeros[part]),
         num_unused_groups=int((~used).sum()),
-        off_centre=float((zeros != 2 ** (sample.format.bits - 1)).float().mean()),
         negative_scales=float((scales < 0).float().mean()),
         spread=float((steps * sizes[groups]).square().mean().sqrt()) * math.sqrt(len(codes)),
         has_random_codes=_has_random_codes(codes, sample.format.bits),

@@ -5,8 +5,10 @@ weights give and what each wrong form gives (2026-11; docs/trust.md lists the fo
 
     median over layers             right               wrong
     offset, in steps               -0.02 … 0.17        0.9 … 1.1
-    scale_correlation              -0.89 … -0.36       -0.21 … 0.15, groups of -0.17 … -0.26 a layer
+    scale_correlation              -0.89 … -0.22       -0.18 … 0.15, groups of -0.17 … -0.26 a layer
     zero_correlation               0.88 … 0.99         -0.1 … 0.51
+    shift of a layer               under 0.03          over 0.8, of zero points four steps off
+    scale_correlation of a layer   -0.86 … -0.27       -0.18 … 0.18, the scales of another
     spread of a layer between two  0.66 … 1.76 of their mean
 """
 
@@ -26,10 +28,11 @@ if TYPE_CHECKING:
 
 # Of all layers together.
 OFF_BY_ONE = (0.5, 1.5)
-LARGEST_SCALE_CORRELATION = -0.28
+FAR_SHIFT = 0.5  # of the weights' spread
+LARGEST_SCALE_CORRELATION = -0.2
 SMALLEST_ZERO_CORRELATION = 0.6
 # Of one layer, where the others are right beyond doubt.
-LAYER_SCALE_CORRELATION = -0.12
+LAYER_SCALE_CORRELATION = -0.16
 CLEAR_SCALE_CORRELATION = -0.5
 LAYER_ZERO_CORRELATION = 0.4
 CLEAR_ZERO_CORRELATION = 0.75
@@ -42,24 +45,19 @@ _NAMED = 3  # layers, in a message
 _NUMBER = re.compile(r"\.\d+\.")
 
 
-def check_weights(layers: Sequence[LayerStatistics], *, is_symmetric: bool) -> list[Suspicion]:
-    """Say what is odd about the layers.
-
-    is_symmetric: whether the settings say that zero points are the middle of the codes.
-    """
+def check_weights(layers: Sequence[LayerStatistics]) -> list[Suspicion]:
+    """Say what is odd about the layers."""
     found = [_unused_groups(layers)]
     layers = [layer for layer in layers if not (layer.has_random_codes or layer.num_unused_groups)]
     if layers:
-        found += _check_values(layers, is_symmetric=is_symmetric)
+        found += _check_values(layers)
     return [suspicion for suspicion in found if suspicion is not None]
 
 
-def _check_values(
-    layers: Sequence[LayerStatistics], *, is_symmetric: bool
-) -> list[Suspicion | None]:
+def _check_values(layers: Sequence[LayerStatistics]) -> list[Suspicion | None]:
     return [
-        _zeros_off_centre(layers) if is_symmetric else None,
         _zeros_off_by_one(layers),
+        _zeros_far_off(layers),
         _strange_scales(layers),
         _strange_zeros(layers),
         _negative_scales(layers),
@@ -84,17 +82,6 @@ def _unused_groups(layers: Sequence[LayerStatistics]) -> Suspicion | None:
     )
 
 
-def _zeros_off_centre(layers: Sequence[LayerStatistics]) -> Suspicion | None:
-    odd = [layer for layer in layers if layer.off_centre > 0]
-    if not odd:
-        return None
-    return Suspicion(
-        "zero_points_off_centre",
-        f"{_named(odd)}: the settings say sym, but {odd[0].off_centre:.0%} of the zero points are"
-        " not the middle of the codes",
-    )
-
-
 def _zeros_off_by_one(layers: Sequence[LayerStatistics]) -> Suspicion | None:
     low, high = OFF_BY_ONE
     typical = median(layer.offset for layer in layers)
@@ -114,6 +101,22 @@ def _zeros_off_by_one(layers: Sequence[LayerStatistics]) -> Suspicion | None:
     return Suspicion(
         "zero_points_off_by_one",
         f"{_named(odd)}: weights lie {odd[0].offset:.2f} steps from nought, other layers' do not",
+    )
+
+
+def _zeros_far_off(layers: Sequence[LayerStatistics]) -> Suspicion | None:
+    """Look for weights that are far off nought, in all layers or in one.
+
+    In many bits a few steps are little, so it counts what they are of the weights' spread.
+    """
+    _, near = OFF_BY_ONE
+    far = [layer for layer in layers if abs(layer.offset) > near and abs(layer.shift) > FAR_SHIFT]
+    if not far:
+        return None
+    return Suspicion(
+        "zero_points_far_off",
+        f"{_named(far)}: weights lie {far[0].offset:.1f} steps from nought, {abs(far[0].shift):.1f}"
+        " times their spread; zero points or codes are another file's, or lost",
     )
 
 
@@ -207,9 +210,19 @@ def _between_neighbours(
     """Give each layer with those of the same kind in the block before and after."""
     kinds: dict[str, list[LayerStatistics]] = {}
     for layer in layers:
-        kinds.setdefault(_NUMBER.sub(".*.", layer.name), []).append(layer)
+        if layer.spread > 0:  # else the block is meant to change nothing, as where it was inserted
+            kinds.setdefault(_NUMBER.sub(".*.", layer.name), []).append(layer)
     for alike in kinds.values():
-        yield from zip(alike, alike[1:], alike[2:], strict=False)
+        for before, layer, after in zip(alike, alike[1:], alike[2:], strict=False):
+            number = _block_number(layer)
+            if _block_number(before) == number - 1 and _block_number(after) == number + 1:
+                yield before, layer, after
+
+
+def _block_number(layer: LayerStatistics) -> int:
+    """Return the number of a layer's block; those without one are as far apart as can be."""
+    found = _NUMBER.search(layer.name)
+    return int(found[0].strip(".")) if found else 0
 
 
 def _is_out_of_line(value: float, before: float, after: float) -> bool:

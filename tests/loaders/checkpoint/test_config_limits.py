@@ -107,3 +107,26 @@ def test_no_plain_model_of_transformers_is_taken_for_absurd():
 def test_absurd_values_are_refused_by_name(changes, message):
     with pytest.raises(CheckpointError, match=message):
         check(**changes)
+
+
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize(
+    "stretched", [{"factor": 4.0}, {"type": None, "factor": 4.0}, {"full_attention": {"factor": 2}}]
+)
+def test_positions_stretched_without_a_word_of_how_are_refused(key, stretched):
+    for config in ({key: stretched}, {"text_config": {key: stretched}}):
+        with pytest.raises(CheckpointError, match=f"{key} with factor .* without a type"):
+            check(**config)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"factor": 1.0},
+        {"rope_theta": 1e6},
+        {"type": "linear", "factor": 4.0},
+        {"rope_type": "dynamic", "factor": 4.0},
+    ],
+)
+def test_settings_that_name_their_type_or_stretch_nothing_are_read(settings):
+    check(rope_scaling=settings)

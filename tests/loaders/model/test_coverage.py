@@ -166,6 +166,38 @@ def test_left_overs_beside_packed_layers_are_told_alike(packed):
         load(str(packed), device="cpu")
 
 
+def test_floats_of_64_bits_beside_packed_layers_are_read_or_refused_by_their_dtype(packed):
+    edit_tensors(packed, {TABLE: rotary_table().double()})
+    assert load_logged(packed)[1] == {"rotary tables": 1}
+    scales = load_file(packed / "model.safetensors")[f"{Q}.scales"]
+    edit_tensors(packed, {f"{Q}.scales": scales.double()})
+    with pytest.raises(TensorError, match=r"q_proj\.scales is F64, expected F16 or BF16 or F32"):
+        load(str(packed), device="cpu")
+
+
+def test_a_dense_copy_of_a_packed_layer_is_refused(packed):
+    edit_tensors(packed, {f"{Q}.weight": torch.ones(128, 128)})
+    with pytest.raises(TensorError, match=r"q_proj\.weight .* a dense copy of a packed layer"):
+        load(str(packed), device="cpu")
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_the_embedding_stored_beside_a_packed_head_is_left_over_where_they_are_tied(
+    tmp_path, tokenizer, is_tied
+):
+    folder = write_gptq_checkpoint(
+        tmp_path / "model", tiny_llama(**SMALL), tokenizer=tokenizer, group_size=32, lm_head=True
+    )
+    edit_config(folder, tie_word_embeddings=is_tied)
+    table = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+    edit_tensors(folder, {"lm_head.weight": table.clone()})
+    if is_tied:
+        assert load_logged(folder)[1] == {"copies of the embedding": 1}
+        edit_tensors(folder, {"lm_head.weight": table * 2})
+    with pytest.raises(TensorError, match=r"lm_head\.weight .* a dense copy of a packed layer"):
+        load(str(folder), device="cpu")
+
+
 def test_a_group_index_beside_awq_layers_counts_where_it_is_no_order(tmp_path, llama, tokenizer):
     folder = write_awq_checkpoint(tmp_path, llama, tokenizer=tokenizer, group_size=32)
     edit_tensors(folder, {f"{Q}.g_idx": torch.arange(128, dtype=torch.int32) // 32})

@@ -4,6 +4,7 @@ import pytest
 
 from loaders.errors import CheckpointError, UnsupportedQuantizationError
 from loaders.quantization.auto_round import translate
+from loaders.quantization.name_patterns import NamePatterns
 
 SETTINGS = {"bits": 4, "group_size": 128, "packing_format": "auto_round:auto_gptq"}
 
@@ -11,6 +12,28 @@ SETTINGS = {"bits": 4, "group_size": 128, "packing_format": "auto_round:auto_gpt
 def test_a_kernel_behind_the_packing_format_changes_nothing():
     plain = translate({**SETTINGS, "packing_format": "auto_round:gptq"}, "x")
     assert translate({**SETTINGS, "packing_format": "auto_round:gptq:exllamav2"}, "x") == plain
+
+
+@pytest.mark.parametrize("backend", ["gptq", "gptq:exllamav2", "gptq:triton"])
+def test_the_first_releases_name_for_gptqs_packing_is_read(backend):
+    settings = {"bits": 4, "group_size": 128, "backend": backend}
+    assert translate(settings, "x") == translate(SETTINGS, "x")
+
+
+def test_a_plain_name_is_that_layers_alone_and_a_pattern_any_layers():
+    extra = {"model.layers.0.mlp.gate": {"bits": 16}, r"layers\.1.*up": {"bits": 8}}
+    rules = translate({**SETTINGS, "extra_config": extra}, "x")["dynamic"]
+    patterns = NamePatterns(rule.removeprefix("+:").removeprefix("-:") for rule in rules)
+    assert patterns.find("model.layers.0.mlp.gate") is not None
+    assert patterns.find("model.layers.0.mlp.gate_proj") is None
+    assert patterns.find("model.layers.1.mlp.up_proj") is not None
+
+
+@pytest.mark.parametrize("backend", ["auto_round:exllamav2", "autoround:triton", "marlin"])
+def test_names_that_do_not_say_how_zero_points_are_stored_are_refused(backend):
+    settings = {"bits": 4, "group_size": 128, "backend": backend}
+    with pytest.raises(UnsupportedQuantizationError, match=backend):
+        translate(settings, "config.json")
 
 
 @pytest.mark.parametrize(

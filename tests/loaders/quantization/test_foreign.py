@@ -285,8 +285,10 @@ def test_a_quantised_kv_cache_alone_says_nothing_of_the_weights():
     assert resolve_quantization(None, {}, infos(WEIGHT), modelopt=modelopt) is None
 
 
-def test_what_is_read_here_is_not_taken_for_foreign():
+@pytest.mark.parametrize("dtype", ["F64", "F32", "BF16"])
+def test_what_is_read_here_is_not_taken_for_foreign(dtype):
+    tensors = {**GPTQ, "model.layers.0.self_attn.rotary_emb.inv_freq": (dtype, [8])}
     settings = {"quant_method": "gptq", "bits": 4, "group_size": 64, "is_marlin_format": False}
-    found = resolve_quantization(None, {"quantization_config": settings}, infos(GPTQ))
+    found = resolve_quantization(None, {"quantization_config": settings}, infos(tensors))
     assert found is not None
     assert found.base.quant_method == "gptq"

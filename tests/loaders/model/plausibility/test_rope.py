@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from transformers import Gemma3TextConfig, LlamaConfig
+from transformers import Gemma3TextConfig, HunYuanDenseV1Config, LlamaConfig
 
 from loaders.model.plausibility.rope import check_rope
 
@@ -43,6 +43,21 @@ def test_settings_that_a_type_does_not_use_are_named(rope_type, name, value):
     assert suspicion.check == "unused_rope_settings"
     assert name in suspicion.reason
     assert repr(rope_type) in suspicion.reason
+
+
+def test_what_one_models_class_reads_is_not_suspect_there():
+    parameters = {
+        "type": "dynamic",
+        "factor": 1.0,
+        "alpha": 1000.0,
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "mscale": 0.5,
+        "mscale_all_dim": 0.5,
+    }
+    assert check_rope(HunYuanDenseV1Config(rope_parameters=parameters)) == []
+    (suspicion,) = check_rope(HunYuanDenseV1Config(rope_parameters={**parameters, "gamma": 2.0}))
+    assert "gamma=2.0" in suspicion.reason
 
 
 @pytest.mark.parametrize("settings", [{"factor": 1.0}, {"factor": None}, {ORIGINAL: 4096}])

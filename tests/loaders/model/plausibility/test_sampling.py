@@ -1,4 +1,4 @@
-"""Samples of packed layers: the first outputs, whatever the format."""
+"""Samples of packed layers: outputs from all over the width, whatever the format."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from loaders.load import load
 from loaders.model.opened import open_checkpoint
 from loaders.model.plausibility import sampling
-from loaders.model.plausibility.sampling import NUM_OUTPUTS, open_tensors, sample_layers
+from loaders.model.plausibility.sampling import choose_outputs, open_tensors, sample_layers
 from tests.dequantize import dequantized_state
 from tests.models import (
     tiny_llama,
@@ -40,7 +40,7 @@ def samples_of(folder):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_sample_holds_the_first_outputs_of_every_packed_layer(name, tmp_path, tiny_tokenizer):
+def test_a_sample_holds_the_chosen_outputs_of_every_packed_layer(name, tmp_path, tiny_tokenizer):
     write, options = FORMATS[name]
     model = tiny_llama(num_hidden_layers=1)
     write(tmp_path, model, tokenizer=tiny_tokenizer, **options)
@@ -49,8 +49,24 @@ def test_a_sample_holds_the_first_outputs_of_every_packed_layer(name, tmp_path, 
     state = dequantized_state(tmp_path)
     for sample in samples:
         weight = (sample.codes - sample.zeros[sample.groups]) * sample.scales[sample.groups]
-        expected = torch.from_numpy(state[f"{sample.name}.weight"])[:NUM_OUTPUTS]
+        whole = torch.from_numpy(state[f"{sample.name}.weight"])
+        runs = choose_outputs(sample.format.bits, len(whole))
+        expected = torch.cat([whole[run.start : run.stop] for run in runs])
         torch.testing.assert_close(weight.t(), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("out_features", [8, 32, 96, 576, 1536, 4096])
+def test_the_chosen_outputs_are_whole_words_from_the_first_to_the_last(bits, out_features):
+    runs = choose_outputs(bits, out_features)
+    assert runs[0].start == 0
+    assert runs[-1].stop == out_features
+    chosen = [output for run in runs for output in run]
+    assert len(set(chosen)) == len(chosen) == min(len(chosen), out_features)
+    if out_features > 64:
+        assert len(runs) > 1
+        assert len(chosen) <= 64
+        assert all(run.start * bits % 32 == len(run) * bits % 32 == 0 for run in runs)
 
 
 def test_of_many_layers_some_are_sampled_from_the_first_to_the_last(

@@ -17,6 +17,7 @@ from transformers.initialization import no_init_weights
 from loaders.load import load
 from loaders.model.opened import open_checkpoint
 from loaders.model.packed_linear import packed_layers
+from loaders.model.plausibility.parts import check_parts, describe_parts
 from loaders.model.plausibility.prediction import check_prediction
 from loaders.model.plausibility.rope import check_rope
 from loaders.model.plausibility.sampling import open_tensors, sample_layers
@@ -99,8 +100,9 @@ class DemoBranch:
             return tensors.get(layer, {}).get(key)
 
         samples = sample_layers(self._opened, self._packed_model, read)
-        layers = [describe_layer(sample) for sample in samples]
-        return {suspicion.check for suspicion in check_weights(layers, is_symmetric=False)}
+        found = check_weights([describe_layer(sample) for sample in samples])
+        found += check_parts([describe_parts(sample) for sample in samples])
+        return {suspicion.check for suspicion in found}
 
     def _weight(self, name: str, tensors: Tensors) -> Tensor:
         layer = self._layers[name]
@@ -184,6 +186,21 @@ def _reverse_runs(codes: Tensor) -> Tensor:
 
 def _swap_halves(codes: Tensor) -> Tensor:
     return (codes & 3) << 2 | codes >> 2
+
+
+def _second_half_zero(key: str) -> Change:
+    def halved(tensor: Tensor) -> Tensor:
+        changed = tensor.clone()
+        changed[len(changed) // 2 :] = 0
+        return changed
+
+    return _tensor(key, halved)
+
+
+def _one_row(scales: Tensor, factor: float) -> Tensor:
+    changed = scales.clone()
+    changed[1] *= factor
+    return changed
 
 
 def _turned(scales: Tensor) -> Tensor:
@@ -287,6 +304,33 @@ FORMS = (
     WrongForm("halves of each code swapped", GPTQ, _codes(_swap_halves)),
     WrongForm("codes counted from the top", GPTQ, _codes(lambda codes: 15 - codes)),
     WrongForm("scales negative", GPTQ, _tensor("scales", torch.neg)),
+    WrongForm("zero points four too large", GPTQ, _shift_zeros(4)),
+    WrongForm("second half of the codes zero", GPTQ, _second_half_zero("qweight")),
+    WrongForm(
+        "second half of the codes zero, in one layer",
+        GPTQ,
+        _in_one_layer(_second_half_zero("qweight")),
+    ),
+    WrongForm(
+        "second half of the codes zero, in one layer of one group",
+        WIDE,
+        _in_one_layer(_second_half_zero("qweight")),
+    ),
+    WrongForm(
+        "half of the rows of scales zero, in one layer",
+        GPTQ,
+        _in_one_layer(_second_half_zero("scales")),
+    ),
+    WrongForm(
+        "a group's scales 50 times as large, in one layer",
+        GPTQ,
+        _in_one_layer(_tensor("scales", lambda s: _one_row(s, 50.0))),
+    ),
+    WrongForm(
+        "a group's scales 50 times too small, in one layer",
+        GPTQ,
+        _in_one_layer(_tensor("scales", lambda s: _one_row(s, 0.02))),
+    ),
     WrongForm(
         "scales four times as large, in one layer",
         GPTQ,
@@ -307,7 +351,7 @@ FORMS = (
     WrongForm("rotary rows in pairs instead of halves", GPTQ, alter=_pair_rotary_rows),
     WrongForm("rotary base 10 times too small", GPTQ, alter=lambda m: _set_rope(m, theta=10_000.0)),
     WrongForm("positions stretched 8 times", GPTQ, alter=lambda m: _set_rope(m, factor=8.0)),
-    WrongForm("a rotary factor without a type, ignored", GPTQ, alter=_ignore_rope_factor),
+    WrongForm("a rotary factor of the type `default`, ignored", GPTQ, alter=_ignore_rope_factor),
     WrongForm("one added to the norms' weights", GPTQ, alter=_add_to_norms),
     WrongForm("the norms' epsilon 0.1", GPTQ, alter=_set_epsilon),
     WrongForm("an output head that is not the file's", GPTQ, alter=_untie_head),
