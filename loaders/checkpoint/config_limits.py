@@ -110,7 +110,7 @@ def _check_rope_type(key: str, settings: Mapping[str, Any]) -> None:
         return
     told = [name for name in _STRETCHING if settings.get(name) not in (None, 1)]
     if told:
-        raise CheckpointError(
+        raise SettingsError(
             f"config.json has a {key} with {told[0]} {str(settings[told[0]])[:40]} and without a"
             " type; add the type that is meant, as in"
             ' {"rope_type": "linear", "factor": 4.0}, or take it out if positions are not stretched'
