@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -272,6 +273,27 @@ def test_as_many_threads_compute_afterwards_as_before(tmp_path):
             return layer(x)
 
         check(loaded, part, multiply, with_many_rows=True)
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def test_reading_in_another_thread_takes_no_thread_from_this_one(tmp_path):
+    write_gptq_checkpoint(tmp_path, tiny_llama(), tokenizer=tiny_tokenizer())
+    loaded = loaded_from(tmp_path)
+    num_threads, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        (part,) = loaded.live_layers.parts("model.layers.0.mlp.up_proj")
+        draw = loaded.live_layers._draw
+
+        def look(*sizes: int) -> torch.Tensor:
+            seen.append(torch.get_num_threads())
+            return draw(*sizes)
+
+        loaded.live_layers._draw = look
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(loaded.live_layers.read, part, with_many_rows=True).result()
         assert (seen, torch.get_num_threads()) == ([1], 2)
     finally:
         torch.set_num_threads(num_threads)
