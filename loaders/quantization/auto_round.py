@@ -95,7 +95,9 @@ def _rules(extra: object, source: str) -> dict[str, dict[str, Any]]:
         sign = "-" if is_dense else "+"
         kept = {key: value for key, value in own.items() if key in ("bits", "group_size", "sym")}
         by_name[f"{sign}:{re.escape(name)}$"] = kept
-        # What can be no plain name is a pattern that is looked for anywhere in a layer's name.
-        if _PATTERN_CHARACTERS.intersection(name):
-            by_pattern[f"{sign}:.*?(?:{name})"] = kept
+        # What can be no plain name is a pattern that is looked for anywhere in a layer's name; of a
+        # plain name the last parts are enough, but whole ones: mlp.gate is no mlp.gate_proj.
+        is_pattern = bool(_PATTERN_CHARACTERS.intersection(name))
+        found = f".*?(?:{name})" if is_pattern else rf".*\.{re.escape(name)}$"
+        by_pattern[f"{sign}:{found}"] = kept
     return by_name | by_pattern

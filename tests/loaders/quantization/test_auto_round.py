@@ -20,12 +20,14 @@ def test_the_first_releases_name_for_gptqs_packing_is_read(backend):
     assert translate(settings, "x") == translate(SETTINGS, "x")
 
 
-def test_a_plain_name_is_that_layers_alone_and_a_pattern_any_layers():
-    extra = {"model.layers.0.mlp.gate": {"bits": 16}, r"layers\.1.*up": {"bits": 8}}
+def test_a_plain_name_is_of_whole_parts_and_a_pattern_of_any():
+    extra = {"mlp.gate": {"bits": 16}, "o_proj": {"bits": 16}, r"layers\.1.*up": {"bits": 8}}
     rules = translate({**SETTINGS, "extra_config": extra}, "x")["dynamic"]
     patterns = NamePatterns(rule.removeprefix("+:").removeprefix("-:") for rule in rules)
     assert patterns.find("model.layers.0.mlp.gate") is not None
     assert patterns.find("model.layers.0.mlp.gate_proj") is None
+    assert patterns.find("model.layers.0.self_attn.o_proj") is not None
+    assert patterns.find("model.layers.0.self_attn.qo_proj") is None
     assert patterns.find("model.layers.1.mlp.up_proj") is not None
 
 
