@@ -23,6 +23,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
+from loaders.checkpoint.sentencepiece_tokenizer import merges_by_score
 from loaders.errors import CheckpointError
 from loaders.gguf.vocabulary import (
     CONTROL,
@@ -185,7 +186,7 @@ def _sentencepiece(vocabulary: Vocabulary) -> Tokenizer:
     tokenizer = Tokenizer(
         models.BPE(
             vocab=vocabulary.ids,
-            merges=_merges_by_score(vocabulary),
+            merges=merges_by_score(_ordinary_scores(vocabulary)),
             unk_token=vocabulary.pieces[0 if unknown is None else unknown],
             fuse_unk=True,
             byte_fallback=True,
@@ -229,27 +230,10 @@ def _pieces_with_spaces(vocabulary: Vocabulary) -> list[str]:
     return found
 
 
-def _merges_by_score(vocabulary: Vocabulary) -> list[tuple[str, str]]:
-    """List every way to make a piece of two others, the best piece first.
-
-    SentencePiece joins whatever makes the piece of the highest score; expressed as merges, that is
-    their order. Longer first halves come first, as in the tokenizer.json that Transformers writes.
-    """
-    ordinary = {
-        piece: score
-        for piece, kind, score in zip(
-            vocabulary.pieces, vocabulary.kinds, vocabulary.scores, strict=True
-        )
-        if kind == NORMAL
-    }
-    found = [
-        (-score, -cut, piece[:cut], piece[cut:])
-        for piece, score in ordinary.items()
-        for cut in range(1, len(piece))
-        if piece[:cut] in ordinary and piece[cut:] in ordinary
-    ]
-    found.sort(key=lambda merge: merge[:2])
-    return [(left, right) for _, _, left, right in found]
+def _ordinary_scores(vocabulary: Vocabulary) -> dict[str, float]:
+    """Return the score of each piece that is made of others; special ones are found as a whole."""
+    scored = zip(vocabulary.pieces, vocabulary.kinds, vocabulary.scores, strict=True)
+    return {piece: score for piece, kind, score in scored if kind == NORMAL}
 
 
 def _add_special_pieces(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
