@@ -1,0 +1,71 @@
+"""What one endpoint is: its paths, its models, its errors and who answers it.
+
+One declaration is what the routes, the document at /openapi.json, the tables of docs/api.md and the
+rule of keys are made from, so that none of them can forget an endpoint.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from pydantic import BaseModel
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+Handler: TypeAlias = "Callable[[Request], Awaitable[Response]]"
+
+
+class Access(enum.Enum):
+    """Whose key opens an endpoint."""
+
+    OPEN = "open"  # none is asked for
+    CALLER = "caller"
+    ADMIN = "admin"
+
+
+class ErrorShape(enum.Enum):
+    """In which server's words an endpoint tells its errors."""
+
+    OPENAI = "openai"
+    TGI = "tgi"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One thing that clients can ask for; its handler's docstring describes it."""
+
+    method: str  # GET (HEAD comes with it) or POST
+    path: str  # as in "/v1/models/{name:path}"
+    tag: str  # whose API it belongs to, as in "OpenAI" or "llama.cpp"
+    handler: Handler
+    other_paths: tuple[str, ...] = ()  # the same under other names, as without /v1
+    request: type[BaseModel] | None = None  # of the body
+    response: type[BaseModel] | None = None  # of the answer; None where it is no JSON
+    list_response: type[BaseModel] | None = None  # of each item, where the answer is a list
+    chunk: type[BaseModel] | None = None  # of each event where the answer may be a stream
+    statuses: tuple[int, ...] = ()  # what it may answer beside 200 and what every endpoint may
+    success: int = 200
+    media_type: str = "application/json"  # of the answer
+    access: Access = Access.CALLER
+    errors: ErrorShape = ErrorShape.OPENAI
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Every path it is reached by."""
+        return (self.path, *self.other_paths)
+
+    @property
+    def name(self) -> str:
+        """A name of its own, for documents."""
+        name: str = getattr(self.handler, "__name__", self.path)
+        return name
+
+    @property
+    def description(self) -> str:
+        """What it does, in words."""
+        return (self.handler.__doc__ or "").strip()
