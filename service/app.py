@@ -73,6 +73,7 @@ def serve(settings: Settings) -> NoReturn:
         api_context(settings, lifecycle, supervisor),
         ApiKeys(key) if key else None,
         administration(settings, admin_key, supervisor) if admin_key else None,
+        cors_origins=settings.cors_origins,
     )
     Server(app, lifecycle, supervisor, drain_limit_s=settings.drain_limit_s).run(listener)
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 WRONG_SETTING = 2
 CANNOT_LISTEN = 3
+REPEATABLE = {"also": "VARIANT", "cors_origins": "ORIGIN"}  # settings that are lists, of what
 
 app = typer.Typer(
     name="tetrad",
@@ -111,8 +112,8 @@ def _option(name: str, field: FieldInfo) -> Any:
     help_text = f"{field.description} ({ENV_PREFIX}{name.upper()})"
     if name == "variant":
         return Annotated[str | None, typer.Argument(metavar="VARIANT", help=help_text)]
-    if name == "also":
-        repeatable = typer.Option(flag_of(name), metavar="VARIANT", help=help_text)
+    if name in REPEATABLE:
+        repeatable = typer.Option(flag_of(name), metavar=REPEATABLE[name], help=help_text)
         return Annotated[list[str] | None, repeatable]
     if field.annotation is bool:
         flags = f"{flag_of(name)}/--no-{flag_of(name).removeprefix('--')}"

@@ -9,17 +9,28 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
+from service.api.access import access_by_path
 from service.api.admin import NamedModel, NewModel, admin_router
 from service.api.chat import chat_router
 from service.api.completions import completions_router
+from service.api.cors import cors_middleware
+from service.api.endpoint import Access
 from service.api.error_responses import http_error_response
 from service.api.health import health_router
-from service.api.middleware import AuthMiddleware, ErrorBoundary, OpenRequests, RequestId
+from service.api.middleware import (
+    OPEN_PATHS,
+    AuthMiddleware,
+    ErrorBoundary,
+    OpenRequests,
+    RequestId,
+)
 from service.api.models import models_router
 from service.api.openapi import describe
 from service.api.requests import ChatRequest, CompletionRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from starlette.requests import Request
     from starlette.responses import Response
 
@@ -29,14 +40,19 @@ if TYPE_CHECKING:
 
 
 def create_app(
-    context: ApiContext, keys: ApiKeys | None, administration: Administration | None = None
+    context: ApiContext,
+    keys: ApiKeys | None,
+    administration: Administration | None = None,
+    *,
+    cors_origins: Sequence[str] = (),
 ) -> FastAPI:
     """Return the application.
 
     keys: what opens it; None opens it to whoever reaches it, which the settings allow on a
     loopback address only. administration: the routes under /admin/ and their own keys; None leaves
-    them out.
+    them out. cors_origins: of the pages that browsers may call it from.
     """
+    access_of = access_by_path(dict.fromkeys(OPEN_PATHS, Access.OPEN))
     admin_keys = None if administration is None else administration.keys
     app = FastAPI(
         title="Tetrad",
@@ -47,9 +63,10 @@ def create_app(
         redirect_slashes=False,
         middleware=[
             Middleware(RequestId),
+            *cors_middleware(cors_origins),
             Middleware(ErrorBoundary),
-            Middleware(AuthMiddleware, keys=keys, admin_keys=admin_keys),
-            Middleware(OpenRequests, lifecycle=context.lifecycle),
+            Middleware(AuthMiddleware, keys=keys, admin_keys=admin_keys, access_of=access_of),
+            Middleware(OpenRequests, lifecycle=context.lifecycle, access_of=access_of),
         ],
         exception_handlers={HTTPException: _refused_by_router},
     )

@@ -14,6 +14,7 @@ import structlog
 from starlette.requests import ClientDisconnect
 
 from loaders.checkpoint.rust_panics import is_panic
+from service.api.endpoint import Access
 from service.api.error_responses import UNEXPECTED, error_body, error_form, error_response
 from service.api.response_body import error_frames
 from service.api.scope import EVENT_STREAM, keep_send, keep_until_answered
@@ -22,6 +23,7 @@ from service.errors import ClientGoneError, StalledReaderError
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from service.api.access import AccessRule
     from service.server.lifecycle import Lifecycle
     from service.team.keys import ApiKeys
 
@@ -29,8 +31,6 @@ log = structlog.get_logger(__name__)
 
 # Open without a key: they say whether the server works, and nothing about it. Exact paths.
 OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
-
-ADMIN_PATHS = "/admin/"  # what begins so has a key of its own
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 
@@ -123,34 +123,54 @@ def _is_event_stream(start: Message) -> bool:
 
 
 class AuthMiddleware:
-    """Lets a request pass if it has the key of where it goes, or asks for health."""
+    """Lets a request pass if it has the key of where it goes."""
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys | None, admin_keys: ApiKeys | None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: ApiKeys | None,
+        admin_keys: ApiKeys | None,
+        access_of: AccessRule,
+    ) -> None:
         self._app = app
         self._keys = keys
         self._admin_keys = admin_keys
+        self._access_of = access_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raise InvalidKeyError for a request that may not pass."""
-        path = scope["path"]
-        keys = self._keys
-        if self._admin_keys is not None and path.startswith(ADMIN_PATHS):
-            keys = self._admin_keys
-        if keys is not None and path not in OPEN_PATHS:
-            keys.check(_header_values(scope, b"authorization"))
+        keys = self._keys_of(self._access_of(scope["path"]))
+        if keys is not None:
+            keys.check(
+                _header_values(scope, b"authorization"),
+                _header_values(scope, b"x-api-key"),
+                _header_values(scope, b"api-key"),
+            )
         await self._app(scope, receive, send)
+
+    def _keys_of(self, access: Access) -> ApiKeys | None:
+        """Return what opens it; None where nobody is asked.
+
+        Without an admin key nothing lies behind it: the caller's is asked for, as anywhere else.
+        """
+        if access is Access.OPEN:
+            return None
+        if access is Access.ADMIN and self._admin_keys is not None:
+            return self._admin_keys
+        return self._keys
 
 
 class OpenRequests:
     """Counts a request as open until its answer is complete; health does not count."""
 
-    def __init__(self, app: ASGIApp, lifecycle: Lifecycle) -> None:
+    def __init__(self, app: ASGIApp, lifecycle: Lifecycle, access_of: AccessRule) -> None:
         self._app = app
         self._lifecycle = lifecycle
+        self._access_of = access_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on while it is counted."""
-        if scope["path"] in OPEN_PATHS:
+        if self._access_of(scope["path"]) is Access.OPEN:
             await self._app(scope, receive, send)
             return
         with self._lifecycle.request(), ExitStack() as stack:

@@ -8,10 +8,12 @@ decided where those are put together, in `service.worker.build` and `service.wor
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ByteSize,
@@ -268,10 +270,23 @@ def _read_entry(entry: object) -> object:
 
 
 def _read_entries(entries: object) -> object:
-    """Read a list from a variable: JSON, or names with spaces between."""
+    """Read a list from a variable: JSON, or entries with spaces between."""
     if not isinstance(entries, str):
         return entries
     return json.loads(entries) if entries.lstrip().startswith("[") else entries.split()
+
+
+_ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+
+
+def _check_origin(origin: str) -> str:
+    """Refuse what no browser sends as an origin, so that it does not fail unseen."""
+    if origin != "*" and not _ORIGIN.fullmatch(origin):
+        raise ValueError(
+            "give `*`, or a scheme and a host in small letters, and a port if it is not the"
+            " usual one, without a slash at the end: https://chat.example.org"
+        )
+    return origin
 
 
 class VariantEntry(VariantSettings):
@@ -334,6 +349,18 @@ class Settings(WorkerSettings, BaseSettings):
         "Another than `api_key`.",
     )
     admin_key_file: Path | None = Field(None, description="File that holds the admin key.")
+
+    cors_origins: Annotated[
+        list[Annotated[str, AfterValidator(_check_origin)]],
+        NoDecode,
+        BeforeValidator(_read_entries),
+    ] = Field(
+        [],
+        description="Origins of the pages that browsers may call the server from, such as "
+        "`https://chat.example.org`; `*` is any, which without a key lets every page that is "
+        "visited use the server. Repeat the flag for several; a variable takes several with spaces "
+        "between.",
+    )
 
     # What one request may ask
     max_body_size: PositiveBytes = Field(

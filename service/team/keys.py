@@ -1,7 +1,12 @@
-"""Decides whether a request's `Authorization` names a caller.
+"""Decides whether a request's headers name a caller.
 
 One key for everybody for now. Only its digest is kept, and digests are compared in constant time,
 so neither the time taken nor a dump of memory tells the key.
+
+A key may come as `Authorization: Bearer`, as `x-api-key` or as `api-key`: clients of other APIs
+send the latter, some of them beside an Authorization that is a placeholder or a proxy's own. So one
+right key opens, whatever else came: who has it could have left the rest out. The same header twice
+is refused, since a proxy before us may have looked at the other one.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from service.errors import InvalidKeyError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_HOW = "send the server's key as 'Authorization: Bearer <key>'"
+_HOW = "send the server's key as 'Authorization: Bearer <key>', 'x-api-key: <key>' or 'api-key'"
 
 
 class ApiKeys:
@@ -24,17 +29,47 @@ class ApiKeys:
     def __init__(self, key: str) -> None:
         self._digest = _digest(key.encode("ascii"))
 
-    def check(self, authorizations: Sequence[bytes]) -> None:
-        """Raise InvalidKeyError unless the request's one Authorization header holds the key."""
-        if not authorizations:
-            raise InvalidKeyError(f"no key was given; {_HOW}")
-        if len(authorizations) > 1:
-            raise InvalidKeyError(f"several Authorization headers were given; {_HOW}")
-        scheme, _, token = authorizations[0].strip().partition(b" ")
-        if scheme.lower() != b"bearer":
-            raise InvalidKeyError(f"the Authorization header is not of the Bearer scheme; {_HOW}")
-        if not hmac.compare_digest(_digest(token.strip()), self._digest):
+    def check(
+        self,
+        authorizations: Sequence[bytes],
+        x_api_keys: Sequence[bytes] = (),
+        api_keys: Sequence[bytes] = (),
+    ) -> None:
+        """Raise InvalidKeyError unless one of the request's headers holds the key.
+
+        Each is given as all values that came under the header's name.
+        """
+        _require_one_each(
+            {"Authorization": authorizations, "x-api-key": x_api_keys, "api-key": api_keys}
+        )
+        tokens = [value.strip() for value in (*x_api_keys, *api_keys)]
+        bearer = _bearer_token(authorizations)
+        if bearer is not None:
+            tokens.append(bearer)
+        # Each is compared, whatever the others were: the time taken does not tell which was right.
+        matches = [hmac.compare_digest(_digest(token), self._digest) for token in tokens]
+        if any(matches):
+            return
+        if tokens:
             raise InvalidKeyError(f"the key is not valid here; {_HOW}")
+        if authorizations:
+            raise InvalidKeyError(f"the Authorization header is not of the Bearer scheme; {_HOW}")
+        raise InvalidKeyError(f"no key was given; {_HOW}")
+
+
+def _require_one_each(values_by_header: dict[str, Sequence[bytes]]) -> None:
+    for header, values in values_by_header.items():
+        if len(values) > 1:
+            raise InvalidKeyError(f"several {header} headers were given; {_HOW}")
+
+
+def _bearer_token(authorizations: Sequence[bytes]) -> bytes | None:
+    """Return what follows the scheme; None where there is none, or another."""
+    for authorization in authorizations:
+        scheme, _, token = authorization.strip().partition(b" ")
+        if scheme.lower() == b"bearer":
+            return token.strip()
+    return None
 
 
 def _digest(key: bytes) -> bytes:

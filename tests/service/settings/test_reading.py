@@ -124,3 +124,29 @@ def test_every_setting_says_what_it_means():
         assert field.description, name
         assert field.description.endswith("."), name
         assert flag_of(name).startswith("--")
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "*",
+        "https://chat.example.org",
+        "http://localhost:3000",
+        "http://[::1]:8080",
+        "http://10.0.0.1",
+    ],
+)
+def test_origins_of_pages_are_taken_from_a_flag_and_a_variable(monkeypatch, origin):
+    assert load_settings({"cors_origins": [origin]}, None).cors_origins == [origin]
+    monkeypatch.setenv("TETRAD_CORS_ORIGINS", f"{origin} http://other.example")
+    assert load_settings({}, None).cors_origins == [origin, "http://other.example"]
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["", "chat.example.org", "https://x/", "https://x/path", "https://X.org", "null", "ftp://x",
+     "https://x:", "https://*.example.org", "https://x y", "https://x\n"],
+)  # fmt: skip
+def test_origin_that_no_browser_sends_is_an_error(origin):
+    with pytest.raises(SettingsError, match=r"--cors-origins is .*scheme and a host"):
+        load_settings({"cors_origins": [origin]}, None)

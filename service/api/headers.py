@@ -1,0 +1,35 @@
+"""The headers this server answers with, and what they say: once, for documents and for browsers."""
+
+from __future__ import annotations
+
+# On any answer, whatever its status.
+ALWAYS = {
+    "x-request-id": "The request's own x-request-id, if it had a sane one, else one made up.",
+}
+
+# On answers that a variant made.
+ORIGIN = {
+    "x-model-revision": "Commit of the files that the variant was loaded from.",
+    "x-quantization": "How the variant's weights are quantised.",
+    "x-kernel": "What multiplies with them.",
+}
+
+IGNORED = {
+    "x-ignored-params": "Paths of the request's fields that had no effect, with commas between.",
+}
+
+# By the status they come with.
+WITH_STATUS = {
+    401: {"www-authenticate": "How a key is sent."},
+    405: {"allow": "The methods that this path takes."},
+    429: {"retry-after": "Seconds after which to try again."},
+    503: {"retry-after": "Seconds after which to try again."},
+}
+
+
+def exposed() -> list[str]:
+    """List the headers that a page in a browser may read: all that say something to a client."""
+    names = [*ALWAYS, *ORIGIN, *IGNORED]
+    for headers in WITH_STATUS.values():
+        names += [name for name in headers if name not in names]
+    return names
