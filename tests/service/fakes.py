@@ -303,6 +303,9 @@ class FakeModels:
             )
         ]
 
+    def resolve(self, name: str | None) -> str:
+        return MODEL if name in (None, "dummy") else name
+
     def find(self, name: str) -> tuple[VariantStatus, ServedModel | None]:
         if name != MODEL:
             raise ModelNotFoundError(
