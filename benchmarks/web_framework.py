@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 from rich.console import Console
 from rich.table import Table
+from service.api.response_body import COMPLETION, Frames
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads the annotation
@@ -35,7 +36,6 @@ from service.api.event_stream import EventStream, StreamTiming
 from service.api.middleware import ErrorBoundary, RequestId
 from service.api.request_bodies import read_request
 from service.api.requests import CompletionRequest, RequestLimits
-from service.api.response_body import COMPLETION, Frames
 from service.serving.generation import TextDelta, Usage
 
 if TYPE_CHECKING:

@@ -44,6 +44,18 @@ class PromptLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class CachedPrompt:
+    """How much of a prompt was in the prefix cache; told before the sequence's first token.
+
+    Said once, and only where it is any. As the sequence was first admitted: what it finds of its
+    own when it comes back after a preemption does not count.
+    """
+
+    sequence_id: int
+    num_tokens: int  # at least one, always fewer than the prompt has
+
+
+@dataclass(frozen=True, slots=True)
 class SequenceFailure:
     """One sequence ended without an answer while the engine goes on."""
 
@@ -51,4 +63,4 @@ class SequenceFailure:
     error: EngineError
 
 
-StepOutput: TypeAlias = TokenOutput | PromptLogprobs | SequenceFailure
+StepOutput: TypeAlias = TokenOutput | PromptLogprobs | CachedPrompt | SequenceFailure

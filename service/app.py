@@ -15,10 +15,10 @@ from pydantic import ValidationError
 from engine.transport import sockets
 from loaders.errors import InvalidSpecError
 from loaders.repository.spec import parse_spec
-from service.api.admin import Administration
 from service.api.application import create_app
 from service.api.context import ApiContext
 from service.api.event_stream import StreamTiming
+from service.api.operations.admin import Administration
 from service.api.requests import RequestLimits
 from service.errors import SettingsError
 from service.logs import set_up_logs
@@ -89,6 +89,8 @@ def api_context(settings: Settings, lifecycle: Lifecycle, supervisor: Supervisor
             max_messages=settings.max_messages,
             max_stop_strings=settings.max_stop_strings,
             max_stop_bytes=settings.max_stop_bytes,
+            unknown_fields=settings.unknown_fields,
+            may_set_priority=settings.allow_priority,
         ),
         timing=StreamTiming(
             keep_alive_interval_s=settings.keep_alive_interval_s,
@@ -118,7 +120,7 @@ def make_variants(settings: Settings) -> list[ServedVariant]:
     Raises SettingsError.
     """
     variants = [make_variant(own, in_process=settings.in_process) for own in settings.variants()]
-    names = [variant.name for variant in variants]
+    names = [name for variant in variants for name in (variant.name, *variant.rules.aliases)]
     for name in names:
         if names.count(name) > 1:
             raise SettingsError(f"two variants are served as {name!r}; name one of them otherwise")
@@ -134,6 +136,7 @@ def make_variant(settings: WorkerSettings, *, in_process: bool) -> ServedVariant
         is_required=settings.required,
         idle_unload_s=settings.idle_unload_s,
         max_restarts=settings.max_restarts,
+        aliases=tuple(settings.aliases),
     )
     source = LoadedVariant(name, settings.variant or DEMO_NAME, FallbackPolicy(settings), start)
     return ServedVariant(name, source, rules)

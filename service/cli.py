@@ -37,7 +37,11 @@ if TYPE_CHECKING:
 
 WRONG_SETTING = 2
 CANNOT_LISTEN = 3
-REPEATABLE = {"also": "VARIANT", "cors_origins": "ORIGIN"}  # settings that are lists, of what
+REPEATABLE = {
+    "also": "VARIANT",
+    "aliases": "NAME",
+    "cors_origins": "ORIGIN",
+}  # settings that are lists, of what
 
 app = typer.Typer(
     name="tetrad",

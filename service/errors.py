@@ -10,7 +10,8 @@ ServiceError
 │   ├── InvalidJsonError        the body is not one JSON object
 │   ├── InvalidFieldError       a field has a wrong type or value
 │   ├── MissingFieldError       a required field is absent
-│   ├── UnknownFieldError       a field that is unknown or not yet supported
+│   ├── UnknownFieldError       a field that is unknown, or has no effect
+│   ├── UnsupportedFieldError   a field that is known, and not supported
 │   ├── ContextLengthError      prompt and answer do not fit the model's context
 │   ├── ModelNotFoundError      no such model is served here
 │   ├── InvalidKeyError         no key, or a wrong one
@@ -60,6 +61,10 @@ class MissingFieldError(RequestError):
 
 class UnknownFieldError(RequestError):
     """A field would have no effect, and is refused rather than swallowed."""
+
+
+class UnsupportedFieldError(RequestError):
+    """A field asks for what this server does not do; the answer would not be the one wanted."""
 
 
 class ContextLengthError(RequestError):

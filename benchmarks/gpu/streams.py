@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engine.outputs import TokenOutput
+from engine.outputs import CachedPrompt, TokenOutput
 from engine.request import SequenceRequest
 from engine.sampling_params import SamplingParams
 
@@ -110,7 +110,7 @@ def _add(engine: Engine, prompts: Sequence[Prompt], params: SamplingParams) -> l
 
 def _step(engine: Engine) -> None:
     for output in engine.step():
-        if not isinstance(output, TokenOutput):
+        if not isinstance(output, TokenOutput | CachedPrompt):
             raise RuntimeError(f"the engine gave {output}, expected a token")
 
 

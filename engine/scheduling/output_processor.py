@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError, NoCandidatesError, NonFiniteLogitsError
-from engine.outputs import FinishReason, PromptLogprobs, SequenceFailure, StepOutput, TokenOutput
+from engine.outputs import (
+    CachedPrompt,
+    FinishReason,
+    PromptLogprobs,
+    SequenceFailure,
+    StepOutput,
+    TokenOutput,
+)
 from engine.scheduling.sequence import SequenceState
 
 if TYPE_CHECKING:
@@ -74,6 +81,8 @@ class OutputProcessor:
             _report_prompt_logprobs(sequence, chunk, sampled, outputs)
         if not chunk.num_samples:
             return
+        if sequence.num_cached_prompt_tokens and not sequence.output_token_ids:
+            outputs.append(CachedPrompt(sequence_id, sequence.num_cached_prompt_tokens))
         token_ids = sampled.token_ids[sequence_id]
         if chunk.num_drafts:
             self._keep_accepted(sequence, chunk, len(token_ids) - 1)

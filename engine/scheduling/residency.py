@@ -210,6 +210,8 @@ class Residency:
         sequence.num_computed_tokens = len(prefix) * blocks.block_size
         sequence.num_registered_blocks = len(prefix)
         sequence.num_charged_tokens = max(sequence.num_charged_tokens, sequence.num_computed_tokens)
+        if not sequence.has_started:  # later it may find what it computed itself
+            sequence.num_cached_prompt_tokens = sequence.num_computed_tokens
         self._counters.prefix_cache_queries += num_tokens
         self._counters.prefix_cache_hits += sequence.num_computed_tokens
         return True

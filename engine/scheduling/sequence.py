@@ -63,6 +63,7 @@ class Sequence:
     num_reported_prompt_logprobs: int = 0
     slot: int | None = None  # its row in the runner's resident state
     block_digests: list[bytes] = field(default_factory=list)  # of its first full blocks
+    num_cached_prompt_tokens: int = 0  # computed for others before it was first admitted
     num_registered_blocks: int = 0  # of them that were offered to the prefix cache
 
     end_token_ids: frozenset[int] = field(init=False)

@@ -39,7 +39,7 @@ from engine.transport.wire import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from engine.sampling_params import SamplingParams
@@ -288,9 +288,7 @@ class EngineClient:
         self.statistics = report.statistics
         self._backlog.update(report.work_number, report.statistics)
         streams = self._streams
-        for part in report.prompt_logprobs:
-            if (stream := streams.get(part.sequence_id)) is not None:
-                stream.prompt_logprobs += part.tokens
+        _tell_of_prompts(report, streams)
         for output in report.tokens:
             stream = streams.get(output.sequence_id)
             if stream is None:
@@ -316,6 +314,16 @@ class EngineClient:
         self._streams.clear()
         for stream in streams:
             stream.end(_again(error))
+
+
+def _tell_of_prompts(report: StepReport, streams: Mapping[int, TokenStream]) -> None:
+    """Give streams what a step found of their prompts; before its tokens."""
+    for part in report.prompt_logprobs:
+        if (stream := streams.get(part.sequence_id)) is not None:
+            stream.prompt_logprobs += part.tokens
+    for cached in report.cached_prompts:
+        if (stream := streams.get(cached.sequence_id)) is not None:
+            stream.num_cached_tokens = cached.num_tokens
 
 
 def _again(error: EngineDeadError) -> EngineDeadError:

@@ -27,6 +27,10 @@ class TokenStream:
         self.sequence_id = sequence_id
         # What was asked for of the prompt, complete before the first token comes.
         self.prompt_logprobs: list[TokenLogprobs] = []
+        # Of the prompt: how many need not be computed, because they were in the prefix cache when
+        # the sequence was first admitted. Known before the first token comes. Choices of one
+        # request find each other's, so what the request itself found is its first choice's number.
+        self.num_cached_tokens = 0
         self._abort = abort
         self._outputs: list[TokenOutput] = []
         self._error: EngineError | None = None  # comes after the outputs

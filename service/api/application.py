@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.routing import Route
 
-from service.api.access import access_by_path
-from service.api.admin import NamedModel, NewModel, admin_router
-from service.api.chat import chat_router
-from service.api.completions import completions_router
+from service.api.access import access_rule
 from service.api.cors import cors_middleware
-from service.api.endpoint import Access
 from service.api.error_responses import http_error_response
-from service.api.health import health_router
-from service.api.middleware import (
-    OPEN_PATHS,
-    AuthMiddleware,
-    ErrorBoundary,
-    OpenRequests,
-    RequestId,
-)
-from service.api.models import models_router
-from service.api.openapi import describe
-from service.api.requests import ChatRequest, CompletionRequest
+from service.api.middleware import AuthMiddleware, ErrorBoundary, OpenRequests, RequestId
+from service.api.openai.chat import chat_endpoints
+from service.api.openai.completions import completion_endpoints
+from service.api.openai.models import model_endpoints
+from service.api.operations.admin import admin_endpoints
+from service.api.operations.documents import document_endpoints
+from service.api.operations.health import health_endpoints
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,9 +26,24 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from service.api.admin import Administration
     from service.api.context import ApiContext
+    from service.api.endpoint import Endpoint
+    from service.api.operations.admin import Administration
     from service.team.keys import ApiKeys
+
+
+def endpoints_of(
+    context: ApiContext, administration: Administration | None = None
+) -> list[Endpoint]:
+    """Return every endpoint there is."""
+    endpoints = [
+        *completion_endpoints(context),
+        *chat_endpoints(context),
+        *model_endpoints(context),
+        *health_endpoints(context),
+        *(() if administration is None else admin_endpoints(administration, context)),
+    ]
+    return [*endpoints, *document_endpoints(endpoints)]
 
 
 def create_app(
@@ -45,22 +52,18 @@ def create_app(
     administration: Administration | None = None,
     *,
     cors_origins: Sequence[str] = (),
-) -> FastAPI:
+) -> Starlette:
     """Return the application.
 
     keys: what opens it; None opens it to whoever reaches it, which the settings allow on a
     loopback address only. administration: the routes under /admin/ and their own keys; None leaves
     them out. cors_origins: of the pages that browsers may call it from.
     """
-    access_of = access_by_path(dict.fromkeys(OPEN_PATHS, Access.OPEN))
     admin_keys = None if administration is None else administration.keys
-    app = FastAPI(
-        title="Tetrad",
-        version=version("tetrad"),
-        # Their pages load scripts from elsewhere; /openapi.json stays.
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
+    endpoints = endpoints_of(context, administration)
+    access_of = access_rule(endpoints)
+    app = Starlette(
+        routes=[route for endpoint in endpoints for route in _routes(endpoint)],
         middleware=[
             Middleware(RequestId),
             *cors_middleware(cors_origins),
@@ -70,15 +73,15 @@ def create_app(
         ],
         exception_handlers={HTTPException: _refused_by_router},
     )
-    for make_router in (completions_router, chat_router, models_router):
-        app.include_router(make_router(context))
-    app.include_router(health_router(context))
-    if administration is None:
-        describe(app, ChatRequest, CompletionRequest)
-    else:
-        app.include_router(admin_router(administration, context))
-        describe(app, ChatRequest, CompletionRequest, NamedModel, NewModel)
+    app.router.redirect_slashes = False
     return app
+
+
+def _routes(endpoint: Endpoint) -> list[Route]:
+    return [
+        Route(path, endpoint.handler, methods=[endpoint.method], name=endpoint.name)
+        for path in endpoint.paths
+    ]
 
 
 async def _refused_by_router(request: Request, error: Exception) -> Response:

@@ -21,6 +21,12 @@ class Models(Protocol):
     @property
     def statuses(self) -> list[VariantStatus]: ...
 
+    def resolve(self, name: str | None) -> str:
+        """Return the served name that a request's `model` means: an alias, or none where one is.
+
+        Raises ModelNotFoundError where none is given and several are served.
+        """
+
     def find(self, name: str) -> tuple[VariantStatus, ServedModel | None]:
         """Return how a variant stands, and its model while it is loaded.
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+_API_PREFIX = "/v1"
 Handler: TypeAlias = "Callable[[Request], Awaitable[Response]]"
 
 
@@ -43,7 +44,7 @@ class Endpoint:
     path: str  # as in "/v1/models/{name:path}"
     tag: str  # whose API it belongs to, as in "OpenAI" or "llama.cpp"
     handler: Handler
-    other_paths: tuple[str, ...] = ()  # the same under other names, as without /v1
+    other_paths: tuple[str, ...] = ()  # the same under other names
     request: type[BaseModel] | None = None  # of the body
     response: type[BaseModel] | None = None  # of the answer; None where it is no JSON
     list_response: type[BaseModel] | None = None  # of each item, where the answer is a list
@@ -58,8 +59,11 @@ class Endpoint:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Every path it is reached by."""
-        return (self.path, *self.other_paths)
+        """Every path it is reached by: what callers use, with /v1 and without."""
+        own = (self.path, *self.other_paths)
+        if self.access is not Access.CALLER or "/" in own:
+            return own
+        return tuple(dict.fromkeys(path for one in own for path in _both_ways(one)))
 
     @property
     def name(self) -> str:
@@ -71,3 +75,10 @@ class Endpoint:
     def description(self) -> str:
         """What it does, in words."""
         return (self.handler.__doc__ or "").strip()
+
+
+def _both_ways(path: str) -> tuple[str, str]:
+    """Return a path with and without /v1: clients differ in what they take for the base."""
+    if path.startswith(f"{_API_PREFIX}/"):
+        return path, path.removeprefix(_API_PREFIX)
+    return path, _API_PREFIX + path

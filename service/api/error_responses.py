@@ -10,8 +10,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from starlette.responses import Response
-
 from engine.errors import (
     DeadlineExceededError,
     EngineDeadError,
@@ -22,7 +20,7 @@ from engine.errors import (
     PromptTooLongError,
     QueueFullError,
 )
-from service.api.response_body import encode_json
+from service.api.responses import JsonResponse
 from service.errors import (
     BodyTooLargeError,
     ContextLengthError,
@@ -35,6 +33,7 @@ from service.errors import (
     UnavailableError,
     UnknownFieldError,
     UnsupportedBodyError,
+    UnsupportedFieldError,
     VariantStateError,
 )
 from service.server.lifecycle import RETRY_AFTER_S
@@ -47,6 +46,8 @@ from service.text.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from starlette.responses import Response
 
 INVALID = "invalid_request_error"
 
@@ -65,6 +66,7 @@ STATUS: dict[type[Exception], ErrorForm] = {
     InvalidFieldError: ErrorForm(400, INVALID, "invalid_value"),
     MissingFieldError: ErrorForm(400, INVALID, "missing_required_parameter"),
     UnknownFieldError: ErrorForm(400, INVALID, "unknown_parameter"),
+    UnsupportedFieldError: ErrorForm(400, INVALID, "unsupported_parameter"),
     ContextLengthError: ErrorForm(400, INVALID, "context_length_exceeded"),
     PromptTooLongError: ErrorForm(400, INVALID, "context_length_exceeded"),
     InvalidRequestError: ErrorForm(400, INVALID, "invalid_value"),
@@ -111,17 +113,6 @@ def error_response(error: Exception) -> Response:
 def http_error_response(status: int, message: str, headers: Mapping[str, str] | None) -> Response:
     """Return what the router refuses (no such route, no such method) in the same shape."""
     return JsonResponse(_body(message, INVALID, None, None), status, headers)
-
-
-class JsonResponse(Response):
-    """JSON, compact, with characters as they are."""
-
-    media_type = "application/json"
-
-    def __init__(
-        self, body: object, status_code: int = 200, headers: Mapping[str, str] | None = None
-    ) -> None:
-        super().__init__(encode_json(body).encode(), status_code, headers)
 
 
 def _body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, object]:

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 from starlette.responses import Response
 
 from service.api.connection import while_connected
-from service.api.response_body import KEEP_ALIVE
-from service.api.scope import EVENT_STREAM, straight_send
+from service.api.scope import EVENT_STREAM, keep_error_frames, straight_send
 from service.errors import StalledReaderError
 
 if TYPE_CHECKING:
@@ -24,9 +23,10 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
-    from service.api.response_body import Frames
+    from service.api.frames import Frames
     from service.server.lifecycle import Lifecycle
-    from service.serving.generation import Generation, TextDelta
+    from service.serving.choice_reader import TextDelta
+    from service.serving.generation import Generation
 
 STALLED = "the client has stopped reading its stream"
 LOOKS_PER_LIMIT = 4  # how often a write that hangs is looked for within the time it may hang
@@ -65,11 +65,12 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the whole answer, or raise what kept it from being sent."""
+        keep_error_frames(scope, self._frames.error)
         async with aclosing(self._generation):
-            writer = _Writer(send, straight_send(scope), self._timing)
+            writer = _Writer(send, straight_send(scope), self._timing, self._frames.keep_alive)
             await writer.start(self.raw_headers)
             await while_connected(self._write(writer), receive, self._lifecycle)
-            await writer.end(self._frames.end(self._generation.usage))
+            await writer.end(self._frames.end())
 
     async def _write(self, writer: _Writer) -> None:
         def deliver(delta: TextDelta) -> Awaitable[None]:
@@ -90,7 +91,10 @@ class _Writer:
     of what one may cost.
     """
 
-    def __init__(self, send: Send, send_straight: Send, timing: StreamTiming) -> None:
+    def __init__(
+        self, send: Send, send_straight: Send, timing: StreamTiming, keep_alive: bytes
+    ) -> None:
+        self._keep_alive = keep_alive
         self._send = send
         self._send_straight = send_straight
         self._timing = timing
@@ -130,7 +134,7 @@ class _Writer:
             else:
                 if time.monotonic() - self._last_write >= interval_s:
                     async with self._limited():
-                        await self.write(KEEP_ALIVE)
+                        await self.write(self._keep_alive)
                 pause_s = min(pause_s, self._last_write + interval_s - time.monotonic())
             await asyncio.sleep(pause_s)
 

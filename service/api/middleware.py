@@ -15,9 +15,13 @@ from starlette.requests import ClientDisconnect
 
 from loaders.checkpoint.rust_panics import is_panic
 from service.api.endpoint import Access
-from service.api.error_responses import UNEXPECTED, error_body, error_form, error_response
-from service.api.response_body import error_frames
-from service.api.scope import EVENT_STREAM, keep_send, keep_until_answered
+from service.api.error_responses import UNEXPECTED, error_form, error_response
+from service.api.scope import (
+    error_frames_of,
+    ignored,
+    keep_send,
+    keep_until_answered,
+)
 from service.errors import ClientGoneError, StalledReaderError
 
 if TYPE_CHECKING:
@@ -28,9 +32,6 @@ if TYPE_CHECKING:
     from service.team.keys import ApiKeys
 
 log = structlog.get_logger(__name__)
-
-# Open without a key: they say whether the server works, and nothing about it. Exact paths.
-OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 
@@ -54,7 +55,10 @@ class RequestId:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+                own = [(b"x-request-id", scope["request_id"].encode())]
+                if names := ignored(scope):
+                    own.append((b"x-ignored-params", ", ".join(names).encode()))
+                message["headers"] = [*message["headers"], *own]
             await send(message)
 
         await self._app(scope, receive, send_with_id)
@@ -94,8 +98,8 @@ async def _answer_error(
         log.error("request_failed", request_id=scope.get("request_id"), exc_info=error)
     if not begun:
         await error_response(error)(scope, receive, send)
-    elif _is_event_stream(begun[0]):
-        frames = error_frames(error_body(error))
+    elif (make_frames := error_frames_of(scope)) is not None:
+        frames = make_frames(error)
         await send({"type": "http.response.body", "body": frames, "more_body": False})
 
 
@@ -113,13 +117,6 @@ def _innermost(error: Exception) -> Exception:
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-def _is_event_stream(start: Message) -> bool:
-    return any(
-        name == b"content-type" and value.startswith(EVENT_STREAM.encode())
-        for name, value in start["headers"]
-    )
 
 
 class AuthMiddleware:

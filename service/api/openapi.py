@@ -21,11 +21,9 @@ from service.api.statuses import codes_of, meaning_of, statuses_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from fastapi import FastAPI
     from pydantic import BaseModel
 
     from service.api.endpoint import Endpoint
-    from service.api.requests import StrictModel
 
 Node: TypeAlias = "dict[str, Any]"
 Mode: TypeAlias = Literal["validation", "serialization"]
@@ -40,15 +38,12 @@ come from. What a schema cannot say stands in docs/api.md."""
 
 TAGS = {
     "OpenAI": "OpenAI's API, as its official clients use it.",
-    "Models": "What is served, and where it came from.",
-    "Tokens": "Texts to tokens and back, and prompts as the model sees them.",
-    "Infilling": "Text for the middle of a text.",
     "vLLM": "What vLLM's users are used to beside OpenAI's API.",
     "llama.cpp": "llama.cpp's API, as editors use it.",
     "Mistral": "Mistral's API for infilling, as editors use it.",
     "TGI": "The API of text-generation-inference.",
-    "Health": "For supervisors, routers and monitors.",
-    "Server": "About this server.",
+    "Tokens": "Texts to tokens and back, and prompts as the model sees them.",
+    "Operations": "For supervisors, routers, monitors, and whoever wants to know what this is.",
     "Administration": "Which variants are served, changed while the server runs. It has a key of "
     "its own; without one these paths do not exist.",
 }
@@ -287,19 +282,3 @@ def _header_components() -> Node:
         name: {"description": text, "schema": {"type": "string"}}
         for name, text in described.items()
     }
-
-
-def json_body(kind: type[StrictModel]) -> dict[str, Any]:
-    """Return what a route's `openapi_extra` says of its body."""
-    schema = {"$ref": _REF_TEMPLATE.format(model=kind.__name__)}
-    content = {"application/json": {"schema": schema}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-def describe(app: FastAPI, *kinds: type[StrictModel]) -> None:
-    """Add the schemas that `json_body` refers to."""
-    _, schemas = models_json_schema(
-        [(kind, "validation") for kind in kinds], ref_template=_REF_TEMPLATE
-    )
-    components = app.openapi().setdefault("components", {})
-    components.setdefault("schemas", {}).update(schemas["$defs"])

@@ -2,7 +2,8 @@
 
 Parsing is pydantic-core's JSON parser: it refuses lone surrogates, NaN, other encodings than UTF-8
 and deep nesting, in C and without an exception of its own kind. What is refused is named, and
-never echoed beyond a field's name.
+never echoed beyond a field's name. What has no effect is refused or named as well, by the policy of
+the settings: `warn` names it in the answer's x-ignored-params.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, TypeVar
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from service.api.requests import StrictModel
+from service.api.requests import ClosedModel, RequestModel, ignored_paths
+from service.api.scope import note_ignored
 from service.errors import (
     BodyTooLargeError,
     InvalidFieldError,
@@ -22,6 +24,7 @@ from service.errors import (
     RequestError,
     UnknownFieldError,
     UnsupportedBodyError,
+    UnsupportedFieldError,
 )
 
 if TYPE_CHECKING:
@@ -30,21 +33,28 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
     from starlette.requests import Request
 
+    from service.api.context import ApiContext
     from service.api.requests import RequestLimits
 
 MAX_ERRORS = 10
 MAX_ERROR_LENGTH = 200
-_FIELD_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+MAX_NAMED = 32  # names in x-ignored-params
+_FIELD_NAME = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
+_UNSPEAKABLE = "(a name of other than 1 to 64 plain characters)"
 
-AnyRequest = TypeVar("AnyRequest", bound=StrictModel)
+AnyRequest = TypeVar("AnyRequest", bound=RequestModel)
 
 
 async def read_request(
-    request: Request, kind: type[AnyRequest], *, limits: RequestLimits, max_body_bytes: int
+    http_request: Request, kind: type[AnyRequest], context: ApiContext
 ) -> AnyRequest:
     """Return the body as a request of this kind; raise a RequestError that says what is wrong."""
-    check_body_type(request)
-    return parse_request(await _read_body(request, max_body_bytes), kind, limits)
+    check_body_type(http_request)
+    body = await _read_body(http_request, context.max_body_bytes)
+    request, ignored = parse_request(body, kind, context.limits)
+    if ignored:
+        note_ignored(http_request.scope, ignored)
+    return request
 
 
 def check_body_type(request: Request) -> None:
@@ -78,8 +88,13 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
     return b"".join(pieces)
 
 
-def parse_request(body: bytes, kind: type[AnyRequest], limits: RequestLimits) -> AnyRequest:
-    """Parse and check a body; raise a RequestError naming the fields that are wrong."""
+def parse_request(
+    body: bytes, kind: type[AnyRequest], limits: RequestLimits
+) -> tuple[AnyRequest, list[str]]:
+    """Parse and check a body; return it and the names of what has no effect.
+
+    Raises a RequestError naming the fields that are wrong.
+    """
     try:
         fields = from_json(body, allow_inf_nan=False)
     except ValueError as error:
@@ -87,18 +102,27 @@ def parse_request(body: bytes, kind: type[AnyRequest], limits: RequestLimits) ->
     if not isinstance(fields, dict):
         raise InvalidJsonError('the body is not a JSON object, as in {"model": …}')
     # Before pydantic, which would describe each of a million unknown names.
-    if unknown := [name for name in fields if name not in kind.model_fields]:
-        raise _unknown_fields(unknown)
+    unknown = [name for name in fields if name not in kind.model_fields]
+    if unknown and (issubclass(kind, ClosedModel) or len(unknown) > MAX_NAMED):
+        raise _no_effect(unknown)
     try:
-        return kind.model_validate(fields, context=limits)
+        request = kind.model_validate(fields, context=limits)
     except ValidationError as error:
         raise _describe(error.errors(include_url=False, include_input=False)) from None
+    ignored = ignored_paths(request)
+    if ignored and limits.unknown_fields == "strict":
+        raise _no_effect(ignored)
+    if limits.unknown_fields == "ignore":
+        return request, []
+    return request, [_safe_name(name) for name in ignored[:MAX_NAMED]] + (
+        [f"and {len(ignored) - MAX_NAMED} more"] if len(ignored) > MAX_NAMED else []
+    )
 
 
-def _unknown_fields(names: Sequence[str]) -> UnknownFieldError:
+def _no_effect(names: Sequence[str]) -> UnknownFieldError:
     shown = ", ".join(_safe_name(name) for name in names[:MAX_ERRORS])
     more = f" and {len(names) - MAX_ERRORS} more" if len(names) > MAX_ERRORS else ""
-    message = f"unknown or not yet supported: {shown}{more}; leave it out"
+    message = f"unknown, or without effect here: {shown}{more}; leave it out"
     return UnknownFieldError(message, param=_safe_name(names[0]))
 
 
@@ -110,6 +134,7 @@ def _describe(details: Sequence[ErrorDetails]) -> RequestError:
     kinds: dict[str, type[RequestError]] = {
         "extra_forbidden": UnknownFieldError,
         "missing": MissingFieldError,
+        "unsupported_field": UnsupportedFieldError,
     }
     return kinds.get(first["type"], InvalidFieldError)("; ".join(messages), param=param)
 
@@ -117,7 +142,7 @@ def _describe(details: Sequence[ErrorDetails]) -> RequestError:
 def _describe_one(detail: ErrorDetails) -> str:
     path = _path(detail["loc"])
     if detail["type"] == "extra_forbidden":
-        return f"{path}: unknown or not yet supported; leave it out"[:MAX_ERROR_LENGTH]
+        return f"{path}: unknown; leave it out"[:MAX_ERROR_LENGTH]
     if detail["type"] == "missing":
         return f"{path}: required, and missing"[:MAX_ERROR_LENGTH]
     message = detail["msg"].removeprefix("Value error, ")
@@ -131,6 +156,4 @@ def _path(loc: Iterable[str | int]) -> str:
 
 def _safe_name(name: str) -> str:
     """Return a field's name if it is one a person would write."""
-    return (
-        name if _FIELD_NAME.fullmatch(name) else "(a name of other than 1 to 64 plain characters)"
-    )
+    return name if _FIELD_NAME.fullmatch(name) else _UNSPEAKABLE

@@ -1,33 +1,39 @@
-"""What clients may send: the fields of both endpoints, their types and bounds.
+"""What every API's request bodies are made of: the base model, its bounds, shared kinds of fields.
 
-A field that is not listed here is refused by name, whatever its value: one that would have no
-effect is not swallowed. Types are strict (5.0 is no integer, "5" no number). What depends on the
-served model is checked in `service.api.choices`.
+Types are strict (5.0 is no integer, "5" no number), names are not: what a model does not know is
+kept apart and named to the client, see `service.api.request_bodies`. What depends on the served
+model is checked in `service.serving`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    FailFast,
     Field,
     PlainValidator,
     ValidationInfo,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
-from engine.sampling_params import MAX_SEED
+from engine.sampling_params import MAX_BIAS
 
 # Far above any context; it keeps numbers that no machine integer holds out of the arithmetic.
 MAX_COUNT = 2**31 - 1
 MAX_NAME_LENGTH = 512
-MAX_FIELDS = 64  # of one object; no model here has half as many
+MAX_FIELDS = 64  # of one object that no model knows
+# What happens to fields without effect: they are named in the answer's x-ignored-params, refused by
+# name, or nothing is said.
+UnknownFields: TypeAlias = Literal["warn", "strict", "ignore"]
+NO_EFFECT: dict[str, Any] = {
+    "effect": "none"
+}  # in a field's json_schema_extra: it is taken, and does nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,37 +45,131 @@ class RequestLimits:
     max_messages: int
     max_stop_strings: int
     max_stop_bytes: int
+    max_token_ids: int = 1024  # that one field names
+    unknown_fields: UnknownFields = "warn"
+    may_set_priority: bool = False
 
 
-def _limits(info: ValidationInfo) -> RequestLimits:
+def limits_of(info: ValidationInfo) -> RequestLimits:
+    """Return the limits that a body is checked by."""
     if not isinstance(info.context, RequestLimits):
         raise TypeError("request models are validated with RequestLimits as their context")
     return info.context
 
 
-def _check_choices(n: object, info: ValidationInfo) -> object:
-    limit = _limits(info).max_choices
-    if type(n) is int and n > limit:
+class RequestModel(BaseModel):
+    """An object in a request's body: typed strictly; keeps apart the names it does not know."""
+
+    model_config = ConfigDict(
+        strict=True, extra="allow", frozen=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+    # Fields that have several names: the first is the one that counts.
+    other_names: ClassVar[dict[str, tuple[str, ...]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_num_fields(cls, fields: object) -> object:
+        # Else pydantic would keep each of a million unknown names.
+        most = len(cls.model_fields) + MAX_FIELDS
+        if isinstance(fields, dict) and len(fields) > most:
+            raise ValueError(f"has {len(fields)} fields; give at most {most}")
+        return fields
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> RequestModel:
+        for name, others in self.other_names.items():
+            given = [one for one in (name, *others) if getattr(self, one) is not None]
+            if any(getattr(self, one) != getattr(self, given[0]) for one in given):
+                raise ValueError(f"{' and '.join(given)} mean the same; give one of them")
+        return self
+
+    def value_of(self, name: str) -> Any:
+        """Return a field's value under whichever of its names it was given; None if under none."""
+        names = (name, *self.other_names.get(name, ()))
+        return next((found for n in names if (found := getattr(self, n)) is not None), None)
+
+    def given_name_of(self, name: str) -> str:
+        """Return the name under which a field was given; its first where it was not."""
+        names = (name, *self.other_names.get(name, ()))
+        return next((n for n in names if getattr(self, n) is not None), name)
+
+
+class ClosedModel(RequestModel):
+    """A body in which an unknown name is a mistake, as what it asks for changes the server."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+def ignored_paths(model: RequestModel, prefix: str = "") -> list[str]:
+    """Name what was given and has no effect, at any depth; items of a list share one name."""
+    found: dict[str, None] = {}
+    for name, value in (model.model_extra or {}).items():
+        if not is_empty(value):
+            found[prefix + name] = None
+    for name in model.model_fields_set & type(model).model_fields.keys():
+        value = getattr(model, name)
+        if type(model).model_fields[name].json_schema_extra == NO_EFFECT and not is_empty(value):
+            found[prefix + name] = None
+        for inner in _models_in(value):
+            places = "[]." if isinstance(value, list) else "."
+            found |= dict.fromkeys(ignored_paths(inner, f"{prefix}{name}{places}"))
+    return list(found)
+
+
+def _models_in(value: object) -> list[RequestModel]:
+    values = value if isinstance(value, list) else [value]
+    return [inner for inner in values if isinstance(inner, RequestModel)]
+
+
+def is_empty(value: object) -> bool:
+    """Whether a value says no more than its absence would."""
+    return value is None or value == "" or value == [] or value == {}
+
+
+# ── kinds of fields ─────────────────────────────────────────────────────────────────────────────
+
+
+def _none_if_empty(value: object) -> object:
+    return None if is_empty(value) else value
+
+
+def _refuse(value: object) -> None:
+    if is_empty(value) or value is False:
+        return
+    raise PydanticCustomError(
+        "unsupported_field", "this server does not support it yet; leave it out"
+    )
+
+
+def _refuse_always(value: object) -> None:
+    if is_empty(value):
+        return
+    raise PydanticCustomError(
+        "unsupported_field",
+        "no request may bring it; what a variant is served with is its operator's choice",
+    )
+
+
+def _none_if_negative(value: object) -> object:
+    # Several clients say "no bound" with -1, llama.cpp's with -2 too ("until the context is full").
+    return None if type(value) is int and value in (-1, -2) else value
+
+
+def _at_most_choices(value: object, info: ValidationInfo) -> object:
+    limit = limits_of(info).max_choices
+    if type(value) is int and value > limit:
         raise ValueError(f"give at most {limit}")
-    return n
+    return value
 
 
-def _check_messages(messages: object, info: ValidationInfo) -> object:
-    limit = _limits(info).max_messages
-    if messages == []:
-        raise ValueError("is empty; give at least one message")
-    if isinstance(messages, list) and len(messages) > limit:
-        raise ValueError(f"has {len(messages)} messages; give at most {limit}")
-    return messages
-
-
-def _read_stop(stop: object, info: ValidationInfo) -> list[str]:
+def _read_stop(stop: object, info: ValidationInfo) -> list[str] | None:
+    if is_empty(stop):
+        return None
     strings = [stop] if isinstance(stop, str) else stop
-    if strings is None:
-        return []
     if not isinstance(strings, list) or not all(isinstance(string, str) for string in strings):
         raise ValueError("give a string or a list of strings")
-    limits = _limits(info)
+    limits = limits_of(info)
     if len(strings) > limits.max_stop_strings:
         raise ValueError(f"has {len(strings)} strings; give at most {limits.max_stop_strings}")
     for string in strings:
@@ -78,172 +178,84 @@ def _read_stop(stop: object, info: ValidationInfo) -> list[str]:
     return strings
 
 
-def _read_prompts(prompt: object, info: ValidationInfo) -> list[str | list[int]]:
-    """Bring the four forms of `prompt` into one: a list of texts and lists of token ids."""
-    if isinstance(prompt, str):
-        return [prompt]
-    if not isinstance(prompt, list):
-        raise ValueError(_PROMPT_FORMS)
-    if not prompt:
-        raise ValueError("is empty; give at least one prompt")
-    if _is_token_ids(prompt):
-        return [prompt]
-    limit = _limits(info).max_prompts
-    if len(prompt) > limit:
-        raise ValueError(f"has {len(prompt)} prompts; give at most {limit}")
-    if all(isinstance(item, str) for item in prompt):
-        return list(prompt)
-    if all(isinstance(item, list) and _is_token_ids(item) for item in prompt):
-        if not all(prompt):
-            raise ValueError("holds an empty list of token ids; give at least one token id in each")
-        return list(prompt)
-    raise ValueError(_PROMPT_FORMS)
-
-
-_PROMPT_FORMS = (
-    "give a string, a list of strings, a list of token ids (integers of at least 0), "
-    "or a list of such lists"
-)
-
-
-def _is_token_ids(items: list[object]) -> bool:
+def is_token_ids(items: object) -> bool:
+    """Whether this is a list of integers that may be token ids."""
     # Not isinstance: True is an int there.
-    return all(type(item) is int and 0 <= item <= MAX_COUNT for item in items)
+    return isinstance(items, list) and all(type(i) is int and 0 <= i <= MAX_COUNT for i in items)
 
 
-def _read_content(content: object) -> str:
-    """Join the text parts of a message; a plain string is the usual case."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list) or not all(_is_text_part(part) for part in content):
-        raise ValueError(
-            'give a string, or a list of {"type": "text", "text": …}; other parts are not taken'
-        )
-    return "\n".join(part["text"] for part in content)
+def _read_token_ids(value: object, info: ValidationInfo) -> list[int] | None:
+    if is_empty(value):
+        return None
+    if not isinstance(value, list) or not is_token_ids(value):
+        raise ValueError("give a list of token ids (integers of at least 0)")
+    _require_few(len(value), info)
+    return value
 
 
-def _is_text_part(part: object) -> bool:
-    return (
-        isinstance(part, dict)
-        and part.keys() == {"type", "text"}
-        and part["type"] == "text"
-        and isinstance(part["text"], str)
-    )
+def _require_few(num_tokens: int, info: ValidationInfo) -> None:
+    most = limits_of(info).max_token_ids
+    if num_tokens > most:
+        raise ValueError(f"names {num_tokens} tokens; give at most {most}")
 
 
-_PromptForms = str | list[str] | list[int] | list[list[int]]
-_StopForms = str | list[str] | None
-_ContentForms = str | list[dict[str, str]]
+def _read_logit_bias(value: object, info: ValidationInfo) -> dict[int, float] | None:
+    if is_empty(value):
+        return None
+    if not isinstance(value, dict):
+        raise ValueError("give an object of token ids and biases")
+    _require_few(len(value), info)
+    return {_token_id(name): _bias(bias) for name, bias in value.items()}
 
 
-class StrictModel(BaseModel):
-    """Refuses other types than those written down, and names it does not know."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _check_num_fields(cls, fields: object) -> object:
-        # Else pydantic would describe each of a million unknown names.
-        if isinstance(fields, dict) and len(fields) > MAX_FIELDS:
-            raise ValueError(f"has {len(fields)} fields; give at most {MAX_FIELDS}")
-        return fields
+def _token_id(name: object) -> int:
+    text = str(name)
+    if not (text.isascii() and text.isdecimal() and int(text[:11]) <= MAX_COUNT):
+        raise ValueError("its names must be token ids (integers of at least 0)")
+    return int(text)
 
 
-class StreamOptions(StrictModel):
-    """What a stream carries beside the text."""
-
-    include_usage: bool = Field(False, description="End with a chunk that counts the tokens.")
-
-
-class GenerationRequest(StrictModel):
-    """The fields that both endpoints share. null means: not given."""
-
-    model: str = Field(min_length=1, max_length=MAX_NAME_LENGTH, description="A served name.")
-    max_tokens: int | None = Field(
-        None, ge=1, le=MAX_COUNT, description="Most tokens to generate for each choice."
-    )
-    max_completion_tokens: int | None = Field(
-        None, ge=1, le=MAX_COUNT, description="Another name of max_tokens; give one of them."
-    )
-    temperature: float | None = Field(
-        None, ge=0, le=2, description="0 picks the most likely token. The variant's own by default."
-    )
-    top_p: float | None = Field(
-        None, gt=0, le=1, description="Share of probability to pick from. The variant's by default."
-    )
-    top_k: int | None = Field(
-        None,
-        ge=-1,
-        le=MAX_COUNT,
-        description="How many tokens to pick from; 0 and -1 are all. The variant's own by default.",
-    )
-    seed: int | None = Field(
-        None,
-        ge=0,
-        le=MAX_SEED,
-        description="Makes sampling repeatable; choice i of a prompt takes seed + i.",
-    )
-    stop: Annotated[list[str], PlainValidator(_read_stop, json_schema_input_type=_StopForms)] = (
-        Field([], description="Texts that end an answer; they are not part of it.")
-    )
-    stream: bool | None = Field(
-        None, description="Send the answer as it comes, as server-sent events."
-    )
-    stream_options: StreamOptions | None = Field(None, description="Only with stream.")
-    n: Annotated[int | None, BeforeValidator(_check_choices)] = Field(
-        None, ge=1, description="How many choices to make of each prompt."
-    )
-    user: str | None = Field(
-        None,
-        max_length=MAX_NAME_LENGTH,
-        description="On whose behalf it is; users share the engine fairly.",
-    )
-
-    @model_validator(mode="after")
-    def _fields_agree(self) -> GenerationRequest:
-        if self.max_tokens is not None and self.max_completion_tokens is not None:
-            raise ValueError("max_tokens and max_completion_tokens mean the same; give one of them")
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options has an effect only with stream set to true")
-        return self
-
-    @property
-    def asked_max_tokens(self) -> int | None:
-        """Return the bound on generated tokens under either of its names."""
-        return self.max_tokens if self.max_tokens is not None else self.max_completion_tokens
-
-    @property
-    def num_choices(self) -> int:
-        """Return how many choices to make of each prompt."""
-        return 1 if self.n is None else self.n
-
-    @property
-    def include_usage(self) -> bool:
-        """Whether a stream ends with a chunk that counts the tokens."""
-        return self.stream_options is not None and self.stream_options.include_usage
+def _bias(bias: object) -> float:
+    if isinstance(bias, bool) or not isinstance(bias, int | float) or abs(bias) > MAX_BIAS:
+        raise ValueError(f"give biases of {-MAX_BIAS:g} to {MAX_BIAS:g}")
+    return float(bias)
 
 
-class CompletionRequest(GenerationRequest):
-    """The body of POST /v1/completions."""
-
-    prompt: Annotated[
-        Sequence[str | list[int]],
-        PlainValidator(_read_prompts, json_schema_input_type=_PromptForms),
-    ] = Field(description="One prompt or several, as text or as token ids.")
-    echo: bool | None = Field(None, description="Begin each answer with its prompt.")
-
-
-class Message(StrictModel):
-    """One turn of a dialogue."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, PlainValidator(_read_content, json_schema_input_type=_ContentForms)]
+def _read_words(value: object, info: ValidationInfo) -> list[str] | None:
+    if is_empty(value):
+        return None
+    if not isinstance(value, list) or not all(isinstance(word, str) and word for word in value):
+        raise ValueError("give a list of strings that are not empty")
+    limits = limits_of(info)
+    if len(value) > limits.max_token_ids:
+        raise ValueError(f"has {len(value)} words; give at most {limits.max_token_ids}")
+    if any(len(word.encode()) > limits.max_stop_bytes for word in value):
+        raise ValueError(f"give words of at most {limits.max_stop_bytes} bytes")
+    return value
 
 
-class ChatRequest(GenerationRequest):
-    """The body of POST /v1/chat/completions."""
-
-    messages: Annotated[list[Message], FailFast(), BeforeValidator(_check_messages)] = Field(
-        description="The dialogue so far, oldest first.", json_schema_extra={"minItems": 1}
-    )
+Text = Annotated[str | None, BeforeValidator(_none_if_empty)]  # where empty is absent
+Name = Annotated[str | None, BeforeValidator(_none_if_empty), Field(max_length=MAX_NAME_LENGTH)]
+MaxTokens = Annotated[int | None, BeforeValidator(_none_if_negative), Field(ge=0, le=MAX_COUNT)]
+NumChoices = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_at_most_choices)]
+Stop = Annotated[
+    list[str] | None, PlainValidator(_read_stop, json_schema_input_type=str | list[str] | None)
+]
+TokenIds = Annotated[
+    list[int] | None, PlainValidator(_read_token_ids, json_schema_input_type=list[int] | None)
+]
+LogitBias = Annotated[
+    dict[int, float] | None,
+    PlainValidator(_read_logit_bias, json_schema_input_type=dict[str, float] | None),
+]
+Words = Annotated[
+    list[str] | None, PlainValidator(_read_words, json_schema_input_type=list[str] | None)
+]
+# Known, and without effect here.
+Ignored = Annotated[
+    Any, Field(None, description="Taken, and without effect.", json_schema_extra=NO_EFFECT)
+]
+# Known, and refused where it says anything: to leave it out would change the answer.
+Unsupported = Annotated[Any, AfterValidator(_refuse)]
+# Never a request's business.
+Forbidden = Annotated[Any, AfterValidator(_refuse_always)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from contextlib import ExitStack
 
     from starlette.requests import Request
@@ -14,6 +15,8 @@ EVENT_STREAM = "text/event-stream"
 
 _UNTIL_ANSWERED = "tetrad.until_answered"
 _SEND = "tetrad.send"
+_IGNORED = "tetrad.ignored"
+_ERROR_FRAMES = "tetrad.error_frames"
 
 
 def keep_until_answered(scope: Scope, stack: ExitStack) -> None:
@@ -39,3 +42,25 @@ def straight_send(scope: Scope) -> Send:
     """
     send: Send = scope[_SEND]
     return send
+
+
+def note_ignored(scope: Scope, names: Sequence[str]) -> None:
+    """Leave the names of what the request's body holds in vain, for a header."""
+    scope[_IGNORED] = [*scope.get(_IGNORED, ()), *names]
+
+
+def ignored(scope: Scope) -> Sequence[str]:
+    """Return the names of what the request's body holds in vain."""
+    names: Sequence[str] = scope.get(_IGNORED, ())
+    return names
+
+
+def keep_error_frames(scope: Scope, make: Callable[[Exception], bytes]) -> None:
+    """Leave what tells of an error at the end of the stream that answers the request."""
+    scope[_ERROR_FRAMES] = make
+
+
+def error_frames_of(scope: Scope) -> Callable[[Exception], bytes] | None:
+    """Return what tells of an error at the end of a stream; None where there is no stream."""
+    make: Callable[[Exception], bytes] | None = scope.get(_ERROR_FRAMES)
+    return make

@@ -1,7 +1,7 @@
 """Runs the sequences of one request and turns their tokens into text.
 
-Prompts in, `TextDelta`s out, in the order in which the tokens come. Knows no HTTP; framing is
-`service.api`'s.
+A `GenerationRequest` in, `TextDelta`s out, in the order in which the tokens come. Knows no HTTP;
+framing is `service.api`'s.
 """
 
 from __future__ import annotations
@@ -13,44 +13,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from engine.errors import EngineDeadError
-from engine.outputs import FinishReason
 from engine.transport.client import Submission
 from loaders.checkpoint.rust_panics import panics_as
+from service.serving.choice_reader import TextDelta, make_reader
+from service.serving.generation_request import plan_choices
 from service.text.errors import broken_tokenizer
-from service.text.text_stream import TextStream
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from engine.outputs import TokenOutput
-    from engine.request import Terms
-    from engine.sampling_params import SamplingParams
+    from engine.outputs import FinishReason, TokenLogprobs
+    from service.serving.answer_tokens import AnswerToken
+    from service.serving.choice_reader import ChoiceReader
+    from service.serving.generation_request import AnswerForm, GenerationRequest, PlannedChoice
+    from service.serving.prompts import Prompt
     from service.serving.served_model import ServedModel, TokenStream
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """One prompt, ready to run."""
-
-    token_ids: Sequence[int]
-    echo: str = ""  # what each answer's text begins with
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedChoice:
-    """One answer asked for; its index is its place in the list of all."""
-
-    prompt: Prompt
-    params: SamplingParams
-
-
-@dataclass(frozen=True, slots=True)
-class TextDelta:
-    """What one step adds to one choice."""
-
-    index: int  # of the choice
-    text: str
-    finish_reason: FinishReason | None  # set on a choice's last delta only
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +36,22 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0  # of the prompts': known from earlier ones
+
+
+@dataclass(frozen=True, slots=True)
+class CompleteChoice:
+    """One choice that has come to its end."""
+
+    index: int
+    text: str
+    finish_reason: FinishReason
+    stop_reason: str | int | None
+    tokens: Sequence[AnswerToken]
+    token_ids: Sequence[int]
+    prompt: Prompt
+    prompt_logprobs: Sequence[TokenLogprobs]  # of each token of the prompt but the first
+    mean_logprob: float  # of its tokens, where logprobs were asked for
 
 
 Deliver: TypeAlias = "Callable[[TextDelta], Awaitable[None]]"
@@ -67,26 +60,21 @@ Deliver: TypeAlias = "Callable[[TextDelta], Awaitable[None]]"
 _groups = itertools.count()
 
 
-def submit(
-    model: ServedModel,
-    choices: Sequence[PlannedChoice],
-    stop_strings: Sequence[str],
-    *,
-    terms: Terms,
-) -> Generation:
+def submit(model: ServedModel, request: GenerationRequest) -> Generation:
     """Submit every choice, so that what the engine refuses is known before an answer begins.
 
-    Raises what `TokenEngine.submit` raises.
+    Raises what `plan_choices` and `TokenEngine.submit` raise.
     """
-    groups = {id(choice.prompt): next(_groups) for choice in choices}
+    choices = plan_choices(request, model)
+    groups = {id(prompt): next(_groups) for prompt in request.prompts}
     streams = model.engine.submit(
         [
             Submission(choice.prompt.token_ids, choice.params, groups[id(choice.prompt)])
             for choice in choices
         ],
-        terms=terms,
+        terms=request.terms,
     )
-    return Generation(model, [choice.prompt for choice in choices], streams, stop_strings)
+    return Generation(model, choices, streams, request.form)
 
 
 class Generation:
@@ -95,15 +83,16 @@ class Generation:
     def __init__(
         self,
         model: ServedModel,
-        prompts: Sequence[Prompt],
+        choices: Sequence[PlannedChoice],
         streams: Sequence[TokenStream],
-        stop_strings: Sequence[str],
+        form: AnswerForm,
     ) -> None:
-        self._model = model
-        self._prompts = prompts  # of each stream
+        self._choices = choices
         self._streams = streams
-        self._stop_strings = stop_strings
-        self._num_completion_tokens = 0
+        self._readers = [
+            make_reader(index, choice, form, model, stream.prompt_logprobs)
+            for index, (choice, stream) in enumerate(zip(choices, streams, strict=True))
+        ]
 
     @property
     def num_choices(self) -> int:
@@ -112,15 +101,30 @@ class Generation:
     @property
     def usage(self) -> Usage:
         """Return the tokens so far; a prompt counts once, however many choices it has."""
-        distinct = {id(prompt): len(prompt.token_ids) for prompt in self._prompts}
-        return Usage(sum(distinct.values()), self._num_completion_tokens)
+        firsts = {
+            id(choice.prompt): (len(choice.prompt.token_ids), stream.num_cached_tokens)
+            for choice, stream in zip(reversed(self._choices), reversed(self._streams), strict=True)
+        }
+        return Usage(
+            prompt_tokens=sum(num_tokens for num_tokens, _ in firsts.values()),
+            completion_tokens=sum(reader.num_tokens for reader in self._readers),
+            cached_tokens=sum(num_cached for _, num_cached in firsts.values()),
+        )
+
+    def prompt_of(self, index: int) -> Prompt:
+        """Return a choice's prompt."""
+        return self._choices[index].prompt
+
+    def prompt_logprobs_of(self, index: int) -> Sequence[TokenLogprobs]:
+        """Return what is told of a choice's prompt, from its first delta on."""
+        return self._streams[index].prompt_logprobs
 
     async def run(self, deliver: Deliver) -> None:
         """Hand every delta to `deliver`; return once all choices have ended.
 
         A slow `deliver` holds up its own choice only. Cancelling aborts every sequence.
         """
-        runs = [self._run_safely(index, deliver) for index in range(len(self._streams))]
+        runs = [self._run_safely(reader, deliver) for reader in self._readers]
         if len(runs) == 1:  # the usual case needs no task of its own
             await runs[0]
             return
@@ -128,51 +132,50 @@ class Generation:
             for run in runs:
                 group.create_task(run)
 
+    async def collect(self) -> list[CompleteChoice]:
+        """Run to the end; return the choices in the order of their index."""
+        deltas: list[list[TextDelta]] = [[] for _ in self._choices]
+
+        async def keep(delta: TextDelta) -> None:
+            deltas[delta.index].append(delta)
+
+        await self.run(keep)
+        return [self._complete(index, of_choice) for index, of_choice in enumerate(deltas)]
+
     async def aclose(self) -> None:
         """Abort what still runs."""
         for stream in self._streams:
             await stream.aclose()
 
-    async def _run_safely(self, index: int, deliver: Deliver) -> None:
-        with panics_as(broken_tokenizer):  # around all tokens, as it costs 1 µs
-            await self._run_choice(index, deliver)
-
-    async def _run_choice(self, index: int, deliver: Deliver) -> None:
-        prompt, stream = self._prompts[index], self._streams[index]
-        text = TextStream(
-            self._model.tokenizer,
-            prompt.token_ids,
-            stop_strings=self._stop_strings,
-            stop_token_ids=self._model.stop_token_ids,
+    def _complete(self, index: int, deltas: Sequence[TextDelta]) -> CompleteChoice:
+        last, reader = deltas[-1], self._readers[index]
+        if last.finish_reason is None:
+            raise EngineDeadError("the engine ended a sequence without a reason")
+        return CompleteChoice(
+            index=index,
+            text="".join(delta.text for delta in deltas),
+            finish_reason=last.finish_reason,
+            stop_reason=last.stop_reason,
+            tokens=[token for delta in deltas for token in delta.tokens],
+            token_ids=[token_id for delta in deltas for token_id in delta.token_ids],
+            prompt=self.prompt_of(index),
+            prompt_logprobs=self.prompt_logprobs_of(index),
+            mean_logprob=reader.sum_logprobs / max(reader.num_tokens, 1),
         )
+
+    async def _run_safely(self, reader: ChoiceReader, deliver: Deliver) -> None:
+        with panics_as(broken_tokenizer):  # around all tokens, as it costs 1 µs
+            await self._run_choice(reader, deliver)
+
+    async def _run_choice(self, reader: ChoiceReader, deliver: Deliver) -> None:
+        stream = self._streams[reader.index]
         async with aclosing(stream):  # leaving early, as a stop string does, aborts the sequence
-            if prompt.echo:
-                await deliver(TextDelta(index, prompt.echo, None))
+            if (begun := reader.begin()) is not None:
+                await deliver(begun)
             while outputs := await stream.take():
-                piece, reason = self._read(outputs, text)
-                if piece or reason is not None:
-                    await deliver(TextDelta(index, piece, reason))
-                if reason is not None:
-                    return
+                delta = reader.read(outputs)
+                if delta is not None:
+                    await deliver(delta)
+                    if delta.finish_reason is not None:
+                        return
         raise EngineDeadError("the engine ended a sequence without a reason")
-
-    def _read(
-        self, outputs: Sequence[TokenOutput], text: TextStream
-    ) -> tuple[str, FinishReason | None]:
-        """Return the text of what has come, and why the choice ends if it does.
-
-        Several outputs come together only where drafts were right, or the reader was slower than
-        the engine.
-        """
-        piece = ""
-        reason: FinishReason | None = None
-        for output in outputs:
-            self._num_completion_tokens += 1
-            piece += text.push(output.token_id)
-            reason = output.finish_reason
-            if reason is not None:
-                piece += text.flush()
-            if text.stopped:
-                reason = FinishReason.STOP
-                break
-        return piece, reason

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerFast
 
-    from engine.outputs import TokenOutput
+    from engine.outputs import TokenLogprobs, TokenOutput
     from engine.request import Terms
     from engine.statistics import EngineStatistics, LiveCheckStatistics
     from engine.transport.client import Submission
@@ -28,6 +28,17 @@ if TYPE_CHECKING:
 
 class TokenStream(Protocol):
     """The tokens of one sequence, as they come."""
+
+    @property
+    def prompt_logprobs(self) -> Sequence[TokenLogprobs]:
+        """What was asked for of the prompt, from its second token on; complete before any token."""
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Count the prompt's tokens that were in the prefix cache; known before any token.
+
+        Choices of one request find each other's: the first one's number is the request's.
+        """
 
     async def take(self) -> Sequence[TokenOutput]:
         """Wait for outputs and return all that have come; the last of all has a finish_reason."""

@@ -41,6 +41,13 @@ PositiveBytes = Annotated[ByteSize, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
+def _read_entries(entries: object) -> object:
+    """Read a list from a variable: JSON, or entries with spaces between."""
+    if not isinstance(entries, str):
+        return entries
+    return json.loads(entries) if entries.lstrip().startswith("[") else entries.split()
+
+
 class VariantSettings(BaseModel):
     """What an operator can choose for one served variant."""
 
@@ -58,6 +65,11 @@ class VariantSettings(BaseModel):
         min_length=1,
         max_length=200,
         description="Name clients send as `model`. The variant's own name when absent.",
+    )
+    aliases: Annotated[list[str], NoDecode, BeforeValidator(_read_entries)] = Field(
+        [],
+        max_length=64,
+        description="Other names that clients may send as `model`; answers carry the served name.",
     )
     device: str = Field(
         "auto",
@@ -269,13 +281,6 @@ def _read_entry(entry: object) -> object:
     return {"variant": variant, "served_model_name": name} if name else {"variant": variant}
 
 
-def _read_entries(entries: object) -> object:
-    """Read a list from a variable: JSON, or entries with spaces between."""
-    if not isinstance(entries, str):
-        return entries
-    return json.loads(entries) if entries.lstrip().startswith("[") else entries.split()
-
-
 _ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
 
@@ -388,6 +393,16 @@ class Settings(WorkerSettings, BaseSettings):
         256, description="Longest stop string, as UTF-8.", json_schema_extra={"unit": "bytes"}
     )
 
+    unknown_fields: Literal["warn", "strict", "ignore"] = Field(
+        "warn",
+        description="What happens to fields of a request that have no effect: `warn` names them in "
+        "the answer's `x-ignored-params`, `strict` refuses them, `ignore` says nothing.",
+    )
+    allow_priority: bool = Field(
+        False,
+        description="Let requests set `priority`, by which they overtake others.",
+    )
+
     # Streams and stopping
     keep_alive_interval_s: Seconds = Field(
         15,
@@ -424,7 +439,7 @@ class Settings(WorkerSettings, BaseSettings):
     def inherited(self, entry: VariantEntry) -> dict[str, Any]:
         """Fill a further variant's settings up with those of the first."""
         own = self.model_dump(include=set(WorkerSettings.model_fields))
-        named = {"variant": None, "served_model_name": None}
+        named: dict[str, Any] = {"variant": None, "served_model_name": None, "aliases": []}
         return {**own, **named, **entry.model_dump(exclude_unset=True)}
 
 

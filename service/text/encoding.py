@@ -16,7 +16,7 @@ import time
 from typing import TYPE_CHECKING
 
 from loaders.checkpoint.rust_panics import is_panic
-from service.text.errors import TokenizerFailedError, broken_tokenizer
+from service.text.errors import InvalidPromptError, TokenizerFailedError, broken_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -43,6 +43,21 @@ class _Turns:
 
 
 _turns: dict[int, _Turns] = {}  # by the tokenizer's id, which its texts keep alive
+
+
+def encode_text(backend: Tokenizer, text: str, owner: Tokenizer | None = None) -> list[int]:
+    """Encode text as it stands, special pieces parsed, nothing added.
+
+    owner: the tokenizer that `backend` is a copy of.
+    Raises InvalidPromptError for text with a lone surrogate, TokenizerFailedError.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidPromptError(
+            f"the text has a lone surrogate at position {error.start}; send well-formed Unicode"
+        ) from error
+    return encode_in_time(backend, text, owner)
 
 
 def encode_in_time(backend: Tokenizer, text: str, owner: Tokenizer | None = None) -> list[int]:

@@ -1,7 +1,8 @@
 """Raw prompts to token ids.
 
 The prompt of a completion belongs to its author: special pieces in it are parsed, as model cards'
-own examples expect. Chat contents are another matter; see `templates`.
+own examples expect, unless the author says that they are text. Chat contents are another matter;
+see `templates`.
 """
 
 from __future__ import annotations
@@ -9,41 +10,35 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from service.text.backend import fast_backend, leading_ids, without_leading
-from service.text.encoding import encode_in_time
-from service.text.errors import InvalidPromptError
+from service.text.control_pieces import ControlPieces
+from service.text.encoding import encode_text
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    *,
+    add_special_tokens: bool = True,
+    parse_special: bool = True,
+) -> list[int]:
     """Encode a raw prompt with exactly one BOS, typed or not; none if the tokenizer adds none.
 
+    add_special_tokens: False adds nothing, and leaves a typed BOS as it was typed, however often.
+    parse_special: False makes plain text of all control pieces that were typed, a BOS among them.
     Raises InvalidPromptError for text with a lone surrogate, TokenizerFailedError.
     """
     backend = fast_backend(tokenizer)
-    leading = leading_ids(backend)
+    leading = leading_ids(backend) if add_special_tokens else []
+    if not parse_special:
+        return leading + ControlPieces.of(tokenizer).encode_typed(text)
     typed_bos = "".join(backend.id_to_token(token_id) or "" for token_id in leading)
     # By text first: SentencePiece vocabularies begin the text after a typed "<s>" without its space
     # mark, so "<s>Hi" and "Hi" would give different ids although both mean the same prompt.
     ids = encode_text(backend, _without_prefix(text, typed_bos))
     return leading + without_leading(ids, leading)
-
-
-def encode_text(backend: Tokenizer, text: str, owner: Tokenizer | None = None) -> list[int]:
-    """Encode text as it stands, special pieces parsed, nothing added.
-
-    owner: the tokenizer that `backend` is a copy of.
-    Raises InvalidPromptError for text with a lone surrogate, TokenizerFailedError.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidPromptError(
-            f"the text has a lone surrogate at position {error.start}; send well-formed Unicode"
-        ) from error
-    return encode_in_time(backend, text, owner)
 
 
 def _without_prefix(text: str, prefix: str) -> str:

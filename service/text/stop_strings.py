@@ -35,8 +35,10 @@ class StopStrings:
     text.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, keep: bool = False) -> None:
+        """keep: whether the stop string that is found stays at the end of the text."""
         self._root = _automaton(tuple(stops))
+        self._keep = keep
         self._state = self._root
         self._held = ""  # sent nowhere yet; ends with the state's prefix
         self.found: str | None = None  # the stop string that ended the text
@@ -52,7 +54,8 @@ class StopStrings:
             self._state = self._step(text[position])
             if self._state.stop is not None:
                 self.found, self._held = self._state.stop, ""
-                return text[: position + 1 - len(self.found)]
+                end = position + 1
+                return text[: end if self._keep else end - len(self.found)]
         safe = len(text) - self._state.depth
         self._held = text[safe:]
         return text[:safe]

@@ -65,7 +65,7 @@ class ChatTemplate:
         backend = fast_backend(tokenizer)
         self.name = name
         self._source = source
-        self._pieces = ControlPieces(backend)
+        self._pieces = ControlPieces.of(tokenizer)
         self._leading = leading_ids(backend)
         self._bos_id: int | None = tokenizer.bos_token_id
         self._special_tokens = _json_values(tokenizer.special_tokens_map)

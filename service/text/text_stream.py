@@ -26,9 +26,15 @@ class TextStream:
         *,
         stop_strings: Sequence[str] = (),
         stop_token_ids: Collection[int] = (),
+        keep_stop_string: bool = False,
+        skip_special_tokens: bool = True,
     ) -> None:
-        self._detokenizer = Detokenizer(tokenizer, prompt_token_ids)
-        self._stop_strings = StopStrings(stop_strings)
+        """stop_token_ids: what never becomes text."""
+        self.num_chars = 0  # of the ids' text so far, also what is held back or cut off
+        self._detokenizer = Detokenizer(
+            tokenizer, prompt_token_ids, skip_special_tokens=skip_special_tokens
+        )
+        self._stop_strings = StopStrings(stop_strings, keep=keep_stop_string)
         # Not every end piece is marked special (DeepSeek's "<|EOT|>" often isn't); none is text.
         self._stop_token_ids = stop_token_ids
 
@@ -46,8 +52,12 @@ class TextStream:
         """Take the next id; give the text that is safe to send now, possibly none."""
         if token_id in self._stop_token_ids:
             return ""
-        return self._stop_strings.push(self._detokenizer.push(token_id))
+        text = self._detokenizer.push(token_id)
+        self.num_chars += len(text)
+        return self._stop_strings.push(text)
 
     def flush(self) -> str:
         """Give the rest, once the sequence has ended; this too may meet a stop string."""
-        return self._stop_strings.push(self._detokenizer.flush()) + self._stop_strings.flush()
+        text = self._detokenizer.flush()
+        self.num_chars += len(text)
+        return self._stop_strings.push(text) + self._stop_strings.flush()

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _AT_REST = (VariantState.UNLOADED, VariantState.FAILED)  # nothing runs that could be ended
+# What clients send that must send some name, and have been told of none.
+PLACEHOLDERS = frozenset({"dummy", "tgi"})
 CLOSING_LIMIT_S = 0.0  # for requests; they have been waited for by then
 
 
@@ -92,15 +94,40 @@ class Supervisor:
         variant = self.require(name)
         return variant.status, variant.served
 
+    def resolve(self, name: str | None) -> str:
+        """Return the served name that a request's `model` means; an unknown one stays as it is.
+
+        Raises ModelNotFoundError where none is given and several are served.
+        """
+        if name is not None and name in self._variants:
+            return name
+        for variant in self._variants.values():
+            if name in variant.rules.aliases:
+                return variant.name
+        if name is not None and name not in PLACEHOLDERS:
+            return name
+        if len(self._variants) == 1:
+            return next(iter(self._variants))
+        raise ModelNotFoundError(
+            f"model: name one; this server serves {self._served_names()}", param="model"
+        )
+
     def require(self, name: str) -> ServedVariant:
         """Return a variant by name, or raise ModelNotFoundError."""
         variant = self._variants.get(name)
         if variant is None:
-            served = ", ".join(repr(name) for name in self._variants)
             raise ModelNotFoundError(
-                f"no such model is served; this server serves {served or 'none now'}", param="model"
+                f"no such model is served; this server serves {self._served_names()}", param="model"
             )
         return variant
+
+    def _served_names(self) -> str:
+        names = [
+            name
+            for variant in self._variants.values()
+            for name in (variant.name, *variant.rules.aliases)
+        ]
+        return ", ".join(repr(name) for name in names) or "none now"
 
     async def acquire(self, name: str, until_answered: ExitStack) -> ServedModel:
         """Return the model of this name, and keep it loaded until the request is answered.

@@ -107,6 +107,7 @@ class VariantRules:
     is_required: bool = True
     idle_unload_s: float | None = None
     max_restarts: int = 5
+    aliases: tuple[str, ...] = ()  # names beside its own that requests may send
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 
 from engine.errors import BlockAccountingError, InvalidConstraintError
 from engine.limits import SequenceLimits
-from engine.outputs import FinishReason, PromptLogprobs, SequenceFailure, TokenLogprobs, TokenOutput
+from engine.outputs import (
+    CachedPrompt,
+    FinishReason,
+    PromptLogprobs,
+    SequenceFailure,
+    TokenLogprobs,
+    TokenOutput,
+)
 from engine.scheduling.admission import Admission
 from engine.statistics import EngineStatistics
 
@@ -67,6 +74,7 @@ class FakeEngine:
         step_s: float = 0.0,
         before_step: Callable[[], None] = lambda: None,
         fails: Callable[[SequenceRequest, int], EngineError | None] = lambda request, token: None,
+        num_cached_tokens: Callable[[SequenceRequest], int] = lambda request: 0,
     ) -> None:
         self.limits = SequenceLimits(vocab_size, max_model_len)
         self.scheduler = self
@@ -83,6 +91,7 @@ class FakeEngine:
         self._step_s = step_s
         self._before_step = before_step
         self._fails = fails
+        self._num_cached_tokens = num_cached_tokens
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
 
@@ -132,6 +141,8 @@ class FakeEngine:
             if request.params.prompt_logprobs is not None:
                 logprobs = tuple(TokenLogprobs(-1.0, ()) for _ in request.prompt_token_ids[1:])
                 outputs.append(PromptLogprobs(sequence_id, logprobs))
+            if (num_cached := self._num_cached_tokens(request)) > 0:
+                outputs.append(CachedPrompt(sequence_id, num_cached))
         return outputs
 
     def _advance(self, running: Running) -> StepOutput:

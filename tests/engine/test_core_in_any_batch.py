@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine.config import KVDtype
-from engine.outputs import PromptLogprobs, TokenOutput
+from engine.outputs import CachedPrompt, PromptLogprobs, TokenOutput
 from engine.request import SequenceRequest
 from engine.sampling_params import SamplingParams
 from engine.scheduling import residency
@@ -88,6 +88,8 @@ class RecordedEngine:
             answer = self.answers[output.sequence_id]
             if isinstance(output, PromptLogprobs):
                 answer.prompt_logprobs += output.tokens
+                continue
+            if isinstance(output, CachedPrompt):
                 continue
             assert isinstance(output, TokenOutput)
             answer.tokens.append(output.token_id)

@@ -20,7 +20,7 @@ import uvicorn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from engine.errors import EngineDeadError, InvalidTokenError
-from engine.outputs import FinishReason, TokenOutput
+from engine.outputs import FinishReason, TokenLogprobs, TokenOutput
 from engine.sampling_params import SamplingParams
 from engine.transport.wire import IntegrityReport
 from loaders.reports.self_test import Check, SelfTestReport
@@ -51,6 +51,7 @@ END = 1  # `</s>` of the tiny tokenizer
 TURN_END = 3
 
 Script = Callable[[Sequence[int], SamplingParams], Sequence[int]]
+Logprobs = Callable[[int, SamplingParams], TokenLogprobs]
 
 
 @dataclass(eq=False)
@@ -62,6 +63,8 @@ class FakeStream:
     token_ids: list[int]
     params: SamplingParams
     given: int = 0
+    num_cached_tokens: int = 0
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
 
     async def take(self) -> list[TokenOutput]:
         if self not in self.engine.running:
@@ -80,7 +83,10 @@ class FakeStream:
             reason = FinishReason.LENGTH
         if reason is not None:
             self.engine.running.discard(self)
-        return [TokenOutput(self.sequence_id, token_id, None, reason)]
+        logprobs = None
+        if self.engine.logprobs is not None and self.params.logprobs is not None:
+            logprobs = self.engine.logprobs(token_id, self.params)
+        return [TokenOutput(self.sequence_id, token_id, logprobs, reason)]
 
     async def aclose(self) -> None:
         if self in self.engine.running:
@@ -105,6 +111,8 @@ class FakeEngine:
     callers: list[str] = field(default_factory=list)
     groups: list[int | None] = field(default_factory=list)
     refusal: Exception | None = None  # of every request
+    logprobs: Logprobs | None = None  # of a token, for whoever asks; None tells none
+    num_cached_tokens: int = 0  # of every prompt
     statistics: None = None
     live_check: LiveCheckStatistics | None = None
     _ids: Iterator[int] = field(default_factory=itertools.count)
@@ -125,6 +133,9 @@ class FakeEngine:
         self.groups.append(submission.group)
         token_ids = [*self.script(prompt, params), END]
         stream = FakeStream(self, next(self._ids), token_ids, params)
+        stream.num_cached_tokens = self.num_cached_tokens
+        if self.logprobs is not None and params.prompt_logprobs is not None:
+            stream.prompt_logprobs = [self.logprobs(token_id, params) for token_id in prompt[1:]]
         self.running.add(stream)
         return stream
 
@@ -291,6 +302,9 @@ class FakeModels:
                 live_check=None if self.served is None else self.served.engine.live_check,
             )
         ]
+
+    def resolve(self, name: str | None) -> str:
+        return MODEL if name in (None, "dummy") else name
 
     def find(self, name: str) -> tuple[VariantStatus, ServedModel | None]:
         if name != MODEL:

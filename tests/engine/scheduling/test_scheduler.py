@@ -15,7 +15,13 @@ from engine.errors import (
     OutOfMemoryError,
     QueueFullError,
 )
-from engine.outputs import FinishReason, PromptLogprobs, SequenceFailure, TokenOutput
+from engine.outputs import (
+    CachedPrompt,
+    FinishReason,
+    PromptLogprobs,
+    SequenceFailure,
+    TokenOutput,
+)
 from engine.sampling_params import SamplingParams
 from engine.scheduling.batch import SampledTokens, ScheduledBatch
 from engine.scheduling.step_planner import MAX_PROMPT_LOGPROB_ROWS
@@ -74,6 +80,10 @@ class Bench:
 
     def failures(self) -> dict[int, Exception]:
         return {o.sequence_id: o.error for o in self.outputs if isinstance(o, SequenceFailure)}
+
+    def cached(self) -> list[tuple[int, int]]:
+        """Which sequences were told how much of their prompt was cached, in that order."""
+        return [(o.sequence_id, o.num_tokens) for o in self.outputs if isinstance(o, CachedPrompt)]
 
     def answers(self, each: SequenceRequest) -> bool:
         return self.tokens(each.sequence_id) == self.runner.model.answer(each)
@@ -401,6 +411,56 @@ def test_prompt_logprobs_come_in_order_and_once_whatever_happens():
     told = [t for o in bench.outputs if isinstance(o, PromptLogprobs) for t in o.tokens]
     assert [int(each.logprob) for each in told] == list(asked.prompt_token_ids[1:])
     assert bench.answers(asked)
+
+
+def test_how_much_of_a_prompt_was_cached_is_told_once_just_before_the_first_token():
+    bench = Bench(max_num_batched_tokens=8)
+    prompt = list(range(40))
+    bench.add(request(1, prompt[:16]))
+    bench.drain()
+    assert bench.cached() == []  # nothing was, and nothing is said
+    bench.outputs.clear()
+    bench.add(request(2, prompt))  # its other 24 tokens take three steps
+    bench.drain()
+    assert bench.outputs[0] == CachedPrompt(2, 16)
+    assert bench.cached() == [(2, 16)]
+
+
+def test_each_choice_is_told_what_it_found_of_the_one_before_it():
+    bench = Bench(has_prefix_cache=False)
+    bench.add(*(request(i, list(range(18)), group=1) for i in range(3)))
+    bench.drain()
+    assert bench.cached() == [(1, 16), (2, 16)]
+
+
+def test_a_prompt_whose_every_token_is_reported_comes_from_no_cache():
+    bench = Bench()
+    bench.add(request(1, list(range(16))))
+    bench.drain()
+    bench.add(request(2, list(range(16)), replace(GREEDY, prompt_logprobs=0)))
+    bench.drain()
+    assert bench.cached() == []
+
+
+def test_what_a_preempted_sequence_finds_of_its_own_does_not_count_as_cached():
+    bench = Bench(num_blocks=16, max_model_len=64)
+    bench.add(*(request(i, 9, replace(GREEDY, max_tokens=40)) for i in range(3)))
+    bench.drain()
+    statistics = bench.engine.statistics()
+    assert statistics.num_preemptions > 0
+    assert statistics.prefix_cache_hits > 0
+    assert bench.cached() == []
+
+
+def test_a_hit_is_told_once_though_its_first_step_ran_out_of_memory():
+    bench = Bench(num_blocks=40)
+    prompt = list(range(16))
+    bench.add(request(1, prompt))
+    bench.drain()
+    bench.add(request(2, prompt))
+    bench.errors = [OutOfMemoryError("none left")]
+    bench.drain()
+    assert bench.cached() == [(2, 12)]
 
 
 def test_a_step_without_memory_is_tried_again_in_smaller_ones():

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from engine.core import Engine
-from engine.outputs import TokenOutput
+from engine.outputs import CachedPrompt, TokenOutput
 from engine.request import SequenceRequest
 from engine.sampling_params import SamplingParams
 from tests.engine.fake_runner import (
@@ -34,6 +34,7 @@ class Run:
     engine: Engine
     runner: FakeRunner
     tokens: dict[int, list[int]] = field(default_factory=dict)
+    cached: dict[int, int] = field(default_factory=dict)  # as told, of the prompt
     finished: set[int] = field(default_factory=set)
     aborted: set[int] = field(default_factory=set)
 
@@ -94,6 +95,11 @@ def run_schedule(seed: int) -> Run:
             engine.abort(victim)
             run.aborted.add(victim)
         for output in engine.step():
+            if isinstance(output, CachedPrompt):
+                assert output.sequence_id not in run.cached  # once,
+                assert not run.tokens[output.sequence_id]  # and before any token
+                run.cached[output.sequence_id] = output.num_tokens
+                continue
             assert isinstance(output, TokenOutput)
             assert output.sequence_id not in run.finished
             run.tokens[output.sequence_id].append(output.token_id)
@@ -117,6 +123,16 @@ def test_every_sequence_gets_the_tokens_it_would_have_got_alone(runs: list[Run])
             else:
                 assert run.tokens[sequence_id] == expected
                 assert sequence_id in run.finished
+
+
+def test_what_is_told_of_the_cache_is_some_of_the_prompt_and_no_more_than_was_found(
+    runs: list[Run],
+):
+    for run in runs:
+        for sequence_id, num_tokens in run.cached.items():
+            assert 0 < num_tokens < len(run.requests[sequence_id].prompt_token_ids)
+        assert sum(run.cached.values()) <= run.engine.statistics().prefix_cache_hits
+    assert any(run.cached for run in runs)
 
 
 def test_nothing_is_left_when_all_have_ended(runs: list[Run]):

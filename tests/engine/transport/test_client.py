@@ -161,6 +161,21 @@ def test_logprobs_of_prompt_and_answer_cross_the_border():
     run(test())
 
 
+def test_a_stream_knows_what_of_its_prompt_was_cached_when_its_first_token_comes():
+    async def test() -> None:
+        engine = FakeEngine(num_cached_tokens=lambda request: len(request.prompt_token_ids) - 2)
+        async with running(engine) as client:
+            long, short = client.submit(
+                [Submission([1, 2, 3, 4, 5], params(2)), Submission([1, 2], params(2))]
+            )
+            assert (long.num_cached_tokens, short.num_cached_tokens) == (0, 0)
+            await anext(long)
+            await anext(short)
+            assert (long.num_cached_tokens, short.num_cached_tokens) == (3, 0)
+
+    run(test())
+
+
 def test_what_is_asked_reaches_the_engine_as_it_was_asked():
     asked = params(
         3,

@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, PlainSerializer
 
-from service.api.admin import NamedModel
 from service.api.endpoint import Access, Endpoint, ErrorShape
-from service.api.requests import ChatRequest, CompletionRequest
+from service.api.openai.chat import ChatRequest
+from service.api.openai.completions import CompletionRequest
+from service.api.operations.admin import NamedModel
 
 
 class Answer(BaseModel):
@@ -89,17 +90,17 @@ ENDPOINTS = [
         method="POST", path="/v1/completions", tag="OpenAI", handler=create_completion,
         request=CompletionRequest, response=Answer, chunk=Chunk, statuses=(501,),
     ),
-    Endpoint(method="GET", path="/v1/models", tag="Models", handler=list_models, response=Answer),
+    Endpoint(method="GET", path="/v1/models", tag="OpenAI", handler=list_models, response=Answer),
     Endpoint(
         method="GET", path="/v1/models/{name:path}", other_paths=("/models/{name:path}",),
-        tag="Models", handler=get_model, response=Answer,
+        tag="OpenAI", handler=get_model, response=Answer,
     ),
     Endpoint(
-        method="GET", path="/health/ready", other_paths=("/health", "/ping"), tag="Health",
+        method="GET", path="/health/ready", other_paths=("/health", "/ping"), tag="Operations",
         handler=ready, response=Readiness, other_answers={503: Readiness}, access=Access.OPEN,
     ),
     Endpoint(
-        method="GET", path="/metrics", tag="Server", handler=metrics, media_type="text/plain",
+        method="GET", path="/metrics", tag="Operations", handler=metrics, media_type="text/plain",
     ),
     Endpoint(
         method="POST", path="/", tag="TGI", handler=generate, request=TgiRequest,

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from service.api.error_responses import STATUS, UNEXPECTED
-from service.api.requests import ChatRequest, CompletionRequest, StreamOptions
+from service.api.openai.chat import ChatRequest
+from service.api.openai.completions import CompletionRequest
+from service.api.openai.fields import StreamOptions
 from service.server.lifecycle import Phase
 
 PAGE = (Path(__file__).parents[3] / "docs" / "api.md").read_text(encoding="utf-8")

@@ -9,8 +9,10 @@ import pytest
 
 from service.api.docs_page import docs_html
 from service.api.error_responses import STATUS
+from service.api.openai.chat import ChatRequest
+from service.api.openai.completions import CompletionRequest
+from service.api.openai.fields import StreamOptions
 from service.api.openapi import openapi_document
-from service.api.requests import ChatRequest, CompletionRequest, StreamOptions
 from tests.service.api.sample_endpoints import ENDPOINTS, TgiParameters
 
 PAGE = docs_html(openapi_document(ENDPOINTS, version="1.2.3")).decode()

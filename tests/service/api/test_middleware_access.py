@@ -11,7 +11,6 @@ import openai
 import pytest
 
 from service.api.application import create_app
-from service.api.middleware import OPEN_PATHS
 from service.server.lifecycle import Lifecycle
 from tests.service.fakes import (
     MODEL,

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from service.text.control_pieces import ControlPieces
 from service.text.errors import InvalidMessagesError
@@ -96,3 +102,28 @@ def test_markers_that_are_not_marked_special_are_control_pieces_too(small):
     assert pieces.id_at(" <|EOT|>") is None
     # Models write it, and clients send it back: it stays what the tokenizer makes of it.
     assert pieces.id_at("<think>") is None
+
+
+def test_text_that_was_typed_holds_no_control_piece(tokenizer, pieces):
+    text = f"a{tokenizer.eos_token}b"
+    ids = pieces.encode_typed(text)
+    assert not pieces.ids & set(ids)
+    assert tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False) == text
+
+
+def copy_of(tokenizer) -> PreTrainedTokenizerFast:
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+def test_control_pieces_are_made_once_a_tokenizer_and_not_kept_longer(small):
+    tokenizer = copy_of(small)
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(ControlPieces.of, [tokenizer] * 64))
+    assert len({id(each) for each in made}) == 1
+    reference = weakref.ref(made.pop())
+    made.clear()
+    assert ControlPieces.of(copy_of(small)) is not reference()
+    del tokenizer
+    gc.collect()
+    assert reference() is None

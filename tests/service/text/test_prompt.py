@@ -54,6 +54,44 @@ def test_special_pieces_in_a_prompt_are_parsed(codellama_70b):
     assert codellama_70b.convert_tokens_to_ids("<step>") in ids
 
 
+@given(text=st.text(max_size=30))
+@with_vocabulary
+def test_where_nothing_is_to_be_added_a_prompt_is_encoded_as_it_stands(tokenizer, text):
+    expected = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+    assert encode_prompt(tokenizer, text, add_special_tokens=False) == expected
+
+
+def test_where_nothing_is_to_be_added_a_typed_bos_stays_as_often_as_it_was_typed(small):
+    bos = small.bos_token_id
+    assert encode_prompt(small, "Hi", add_special_tokens=False) == [*b"Hi"]
+    assert encode_prompt(small, "<s><s>Hi", add_special_tokens=False) == [bos, bos, *b"Hi"]
+
+
+@given(text=st.text(max_size=30))
+@with_vocabulary
+def test_text_without_special_pieces_gets_the_same_ids_parsed_or_not(tokenizer, text):
+    assert encode_prompt(tokenizer, text, parse_special=False) == encode_prompt(tokenizer, text)
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_special_pieces_are_text_where_they_are_not_to_be_parsed(tokenizer, adds):
+    added = tokenizer.added_tokens_decoder
+    special = [token.content for token in added.values() if token.special]
+    text = "a".join(["", *special[:20], ""])
+    ids = encode_prompt(tokenizer, text, add_special_tokens=adds, parse_special=False)
+    leading = leading_ids(tokenizer.backend_tokenizer) if adds else []
+    assert ids[: len(leading)] == leading
+    typed = ids[len(leading) :]
+    assert not {token_id for token_id, token in added.items() if token.special} & set(typed)
+    # "▁" in CodeLlama's pieces is how SentencePiece writes a space.
+    shown = tokenizer.backend_tokenizer.decode(typed, skip_special_tokens=False)
+    assert shown.replace("▁", " ") == text.replace("▁", " ")
+
+
+def test_a_bos_typed_as_text_is_no_bos(small):
+    assert encode_prompt(small, "<s>a", parse_special=False) == [small.bos_token_id, *b"<s>a"]
+
+
 def test_an_empty_prompt_is_bos_alone(small, small_without_bos):
     assert encode_prompt(small, "") == [small.bos_token_id]
     assert encode_prompt(small_without_bos, "") == []

@@ -6,32 +6,31 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import msgspec
-from fastapi import APIRouter
-from starlette.responses import Response
 
-from service.api.error_responses import JsonResponse
+from service.api.endpoint import Endpoint
+from service.api.responses import JsonResponse
 
 if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
     from service.api.context import ApiContext
     from service.serving.served_model import ServedModel
     from service.variants.variant import VariantStatus
 
 
-def models_router(context: ApiContext) -> APIRouter:
-    """Return the routes."""
-    router = APIRouter()
+def model_endpoints(context: ApiContext) -> list[Endpoint]:
+    """Return the endpoints."""
 
-    @router.get("/v1/models", response_class=Response)
-    async def list_models() -> Response:
+    async def list_models(_: Request) -> Response:
         """List the variants, and whether they are loaded."""
         models = context.models
         data = [_describe(*models.find(status.name)) for status in models.statuses]
         return JsonResponse({"object": "list", "data": data})
 
-    # A path: names hold slashes, colons and at signs, percent-encoded or not.
-    @router.get("/v1/models/{name:path}", response_class=Response)
-    async def get_model(name: str) -> Response:
+    async def get_model(http_request: Request) -> Response:
         """Describe one variant; while it is loaded, with the full record of where it came from."""
+        name = context.models.resolve(http_request.path_params["name"])
         status, model = context.models.find(name)
         report = status.self_test
         own: dict[str, object] = {} if report is None else {"self_test": dataclasses.asdict(report)}
@@ -44,7 +43,11 @@ def models_router(context: ApiContext) -> APIRouter:
         body = {**_describe(status, model), **own, "provenance": model.identity.record}
         return JsonResponse(body, headers=model.identity.headers)
 
-    return router
+    return [
+        Endpoint(method="GET", path="/v1/models", tag="OpenAI", handler=list_models),
+        # A path: names hold slashes, colons and at signs, percent-encoded or not.
+        Endpoint(method="GET", path="/v1/models/{name:path}", tag="OpenAI", handler=get_model),
+    ]
 
 
 def _describe(status: VariantStatus, model: ServedModel | None) -> dict[str, object]:

@@ -10,19 +10,19 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import structlog
-from fastapi import APIRouter
 from pydantic import Field
-from starlette.requests import Request  # noqa: TC002 - FastAPI reads the annotation
-from starlette.responses import Response
 
-from service.api.error_responses import JsonResponse
-from service.api.openapi import json_body
+from service.api.endpoint import Access, Endpoint, Handler
 from service.api.request_bodies import read_request
-from service.api.requests import MAX_NAME_LENGTH, StrictModel
+from service.api.requests import MAX_NAME_LENGTH, ClosedModel
+from service.api.responses import JsonResponse
 from service.errors import InvalidFieldError, SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from starlette.requests import Request
+    from starlette.responses import Response
 
     from service.api.context import ApiContext
     from service.team.keys import ApiKeys
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 ACCEPTED = 202
-Body = TypeVar("Body", bound=StrictModel)
+Body = TypeVar("Body", bound=ClosedModel)
 
 
 class VariantRegistry(Protocol):
@@ -69,13 +69,13 @@ class Administration:
     make_variant: Callable[[Mapping[str, object]], ServedVariant]
 
 
-class NamedModel(StrictModel):
+class NamedModel(ClosedModel):
     """The body of routes that are about a variant that is served."""
 
     model: str = Field(min_length=1, max_length=MAX_NAME_LENGTH, description="Its served name.")
 
 
-class NewModel(StrictModel):
+class NewModel(ClosedModel):
     """The body of routes that bring a variant in."""
 
     model: str = Field(min_length=1, max_length=MAX_NAME_LENGTH, description="Its served name.")
@@ -90,21 +90,36 @@ class NewModel(StrictModel):
     )
 
 
-def admin_router(administration: Administration, context: ApiContext) -> APIRouter:
-    """Return the routes."""
+def admin_endpoints(administration: Administration, context: ApiContext) -> list[Endpoint]:
+    """Return the endpoints."""
     routes = AdminRoutes(administration, context)
-    router = APIRouter(prefix="/admin/models")
-    router.get("", response_class=Response)(routes.list_variants)
-    for path, endpoint, body in (
-        ("/load", routes.load, NewModel),
-        ("/swap", routes.swap, NewModel),
-        ("/drain", routes.drain, NamedModel),
-        ("/unload", routes.unload, NamedModel),
-        ("/remove", routes.remove, NamedModel),
-        ("/check", routes.check, NamedModel),
-    ):
-        router.post(path, response_class=Response, openapi_extra=json_body(body))(endpoint)
-    return router
+
+    def endpoint(path: str, handler: Handler, body: type[ClosedModel], success: int) -> Endpoint:
+        return Endpoint(
+            method="POST",
+            path=f"/admin/models/{path}",
+            tag="Administration",
+            handler=handler,
+            request=body,
+            success=success,
+            access=Access.ADMIN,
+        )
+
+    return [
+        Endpoint(
+            method="GET",
+            path="/admin/models",
+            tag="Administration",
+            handler=routes.list_variants,
+            access=Access.ADMIN,
+        ),
+        endpoint("load", routes.load, NewModel, ACCEPTED),
+        endpoint("swap", routes.swap, NewModel, ACCEPTED),
+        endpoint("drain", routes.drain, NamedModel, ACCEPTED),
+        endpoint("unload", routes.unload, NamedModel, ACCEPTED),
+        endpoint("remove", routes.remove, NamedModel, 200),
+        endpoint("check", routes.check, NamedModel, 200),
+    ]
 
 
 class AdminRoutes:
@@ -115,7 +130,7 @@ class AdminRoutes:
         self._make_variant = administration.make_variant
         self._context = context
 
-    async def list_variants(self) -> Response:
+    async def list_variants(self, _: Request) -> Response:
         """List the variants: what each is doing, and why."""
         data = [
             {
@@ -177,10 +192,7 @@ class AdminRoutes:
         return (await self._read(http_request, NamedModel)).model
 
     async def _read(self, http_request: Request, kind: type[Body]) -> Body:
-        context = self._context
-        return await read_request(
-            http_request, kind, limits=context.limits, max_body_bytes=context.max_body_bytes
-        )
+        return await read_request(http_request, kind, self._context)
 
     def _begun(self, name: str, action: str) -> Response:
         """Answer that what was asked for has begun."""

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastapi import APIRouter
-from starlette.responses import Response
-
-from service.api.error_responses import JsonResponse
+from service.api.endpoint import Access, Endpoint, Handler
+from service.api.responses import JsonResponse
 from service.server.lifecycle import RETRY_AFTER_S, Phase
 
 if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
     from service.api.context import ApiContext
     from service.variants.variant import VariantStatus
 
 
-def health_router(context: ApiContext) -> APIRouter:
-    """Return the routes."""
-    router, lifecycle = APIRouter(), context.lifecycle
+def health_endpoints(context: ApiContext) -> list[Endpoint]:
+    """Return the endpoints."""
+    lifecycle = context.lifecycle
 
-    @router.get("/health/live", response_class=Response)
-    async def live() -> Response:
+    async def live(_: Request) -> Response:
         """Answer 200 as long as this process can answer at all."""
         return JsonResponse({"status": "alive"})
 
-    @router.get("/health", response_class=Response)
-    @router.get("/health/ready", response_class=Response)
-    async def ready() -> Response:
+    async def ready(_: Request) -> Response:
         """Answer 200 while requests are served, else 503: routers take this replica out on it."""
         phase = lifecycle.phase
         body = {
@@ -38,7 +36,17 @@ def health_router(context: ApiContext) -> APIRouter:
             return JsonResponse(body)
         return JsonResponse(body, 503, {"retry-after": str(RETRY_AFTER_S)})
 
-    return router
+    def endpoint(path: str, handler: Handler, *other_paths: str) -> Endpoint:
+        return Endpoint(
+            method="GET",
+            path=path,
+            other_paths=other_paths,
+            tag="Operations",
+            handler=handler,
+            access=Access.OPEN,
+        )
+
+    return [endpoint("/health/live", live), endpoint("/health/ready", ready, "/health")]
 
 
 def _describe(status: VariantStatus) -> dict[str, object]:

@@ -1,0 +1,207 @@
+"""What /v1/chat/completions answers: its typed models, and how it writes them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from service.api.openai.answers import (
+    AnswerModel,
+    ChunkShape,
+    OpenAIFrames,
+    PromptLogprob,
+    Telling,
+    Usage,
+    make_envelope,
+    prompt_logprobs_of,
+    usage_of,
+)
+from service.text.token_text import token_texts
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from service.api.openai.chat import ChatRequest
+    from service.serving.answer_tokens import AnswerToken
+    from service.serving.generation import CompleteChoice, Generation
+    from service.serving.served_model import ServedModel
+    from service.text.token_text import TokenTexts
+
+
+class LikelyToken(AnswerModel):
+    """A token that might have come, and how likely it was."""
+
+    token: str
+    logprob: float
+    bytes: list[int] = Field(description="Exact, also where the text is half a character.")
+
+
+class ChatToken(LikelyToken):
+    """A token that came."""
+
+    top_logprobs: list[LikelyToken] = Field(description="The likeliest at its place.")
+
+
+class ChatLogprobs(AnswerModel):
+    """Each token of a choice."""
+
+    content: list[ChatToken]
+    refusal: None
+
+
+class ChatMessage(AnswerModel):
+    """The assistant's turn."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(AnswerModel):
+    """One answer."""
+
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length"]
+    stop_reason: str | int | None = Field(
+        description="The string or id of the request that ended it."
+    )
+    token_ids: list[int] | None = None
+
+
+class ChatCompletion(AnswerModel):
+    """A whole answer of /v1/chat/completions."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: Usage
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: list[dict[str, PromptLogprob] | None] | None = None
+
+
+class ChatDelta(AnswerModel):
+    """What a chunk adds to the assistant's turn."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(AnswerModel):
+    """What a chunk adds to one answer."""
+
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length"] | None
+    stop_reason: str | int | None = None
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+
+
+class ChatCompletionChunk(AnswerModel):
+    """One event of a streamed answer of /v1/chat/completions."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None
+
+
+class ChatWriter:
+    """Writes the answer to one request."""
+
+    def __init__(self, request: ChatRequest, model: ServedModel) -> None:
+        self._request = request
+        self._texts = token_texts(model.tokenizer)
+        self._envelope = make_envelope("chatcmpl", model, request.request_id)
+
+    def whole(self, generation: Generation, choices: Sequence[CompleteChoice]) -> ChatCompletion:
+        """Return an answer that is not streamed."""
+        request = self._request
+        answer = ChatCompletion(
+            **self._envelope.fields("chat.completion"),
+            choices=[self._choice(choice) for choice in choices],
+            usage=usage_of(generation.usage),
+        )
+        told: dict[str, object] = {}
+        if request.return_token_ids:
+            told["prompt_token_ids"] = list(choices[0].prompt.token_ids)
+        if request.prompt_logprobs is not None:
+            told["prompt_logprobs"] = prompt_logprobs_of(
+                choices[0], self._texts, request.prompt_logprobs
+            )
+        return answer.model_copy(update=told) if told else answer
+
+    def frames(self, generation: Generation) -> OpenAIFrames:
+        """Return the frames of an answer that is streamed."""
+        request = self._request
+        num_top = request.top_logprobs or 0
+        shape = ChunkShape(
+            object_name="chat.completion.chunk",
+            start=b'"delta":{"role":"assistant","content":""}',
+            before_text=b'"delta":{"content":',
+            after_text=b"}",
+            end=b'"delta":{}',
+            logprobs=lambda delta: logprobs_fields(delta.tokens, self._texts, num_top),
+        )
+        telling = Telling(
+            usage=request.include_usage,
+            usage_always=request.counts_always,
+            logprobs=bool(request.logprobs),
+            token_ids=bool(request.return_token_ids),
+        )
+        return OpenAIFrames(shape, self._envelope, generation, telling)
+
+    def _choice(self, choice: CompleteChoice) -> ChatChoice:
+        request = self._request
+        logprobs = None
+        if request.logprobs:
+            fields = logprobs_fields(choice.tokens, self._texts, request.top_logprobs or 0)
+            logprobs = ChatLogprobs.model_validate(fields)
+        answer = ChatChoice(
+            index=choice.index,
+            message=ChatMessage(role="assistant", content=choice.text, refusal=None),
+            logprobs=logprobs,
+            finish_reason=choice.finish_reason.value,
+            stop_reason=choice.stop_reason,
+        )
+        if request.return_token_ids:
+            return answer.model_copy(update={"token_ids": list(choice.token_ids)})
+        return answer
+
+
+def logprobs_fields(
+    tokens: Sequence[AnswerToken], texts: TokenTexts, num_top: int
+) -> dict[str, object]:
+    """Tell each token's logprob, and the likeliest ones, as plain values."""
+    return {
+        "content": [
+            {
+                **_likely(token.token_id, token.logprobs.logprob, texts),
+                "top_logprobs": [
+                    _likely(top_id, logprob, texts)
+                    for top_id, logprob in token.logprobs.top[:num_top]
+                ],
+            }
+            for token in tokens
+            if token.logprobs is not None
+        ],
+        "refusal": None,
+    }
+
+
+def _likely(token_id: int, logprob: float, texts: TokenTexts) -> dict[str, object]:
+    return {
+        "token": texts.text(token_id),
+        "logprob": logprob,
+        "bytes": list(texts.raw_bytes(token_id)),
+    }

@@ -1,0 +1,309 @@
+"""The fields that OpenAI's endpoints share, with what vLLM and llama.cpp users add to them.
+
+null, empty and neutral values mean the same as silence. What an endpoint's own fields mean stands
+in its module; how they reach the engine, in `service.serving`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
+from pydantic_core import PydanticCustomError
+
+from engine.request import Terms
+from engine.sampling_params import MAX_LOGPROBS, MAX_PENALTY, MAX_SEED
+from service.api.requests import (
+    MAX_COUNT,
+    Forbidden,
+    Ignored,
+    LogitBias,
+    MaxTokens,
+    Name,
+    NumChoices,
+    RequestModel,
+    Stop,
+    TokenIds,
+    Unsupported,
+    Words,
+    is_empty,
+    limits_of,
+)
+from service.serving.generation_request import AnswerForm
+from service.serving.sampling import SamplingOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MAX_PRIORITY = 2**31 - 1
+MAX_TIMEOUT_S = 86_400
+_SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+
+class StreamOptions(RequestModel):
+    """What a stream carries beside the text."""
+
+    include_usage: bool | None = Field(None, description="End with a chunk that counts the tokens.")
+    continuous_usage_stats: bool | None = Field(
+        None, description="Count the tokens so far in every chunk; with include_usage."
+    )
+
+
+def _check_priority(value: int | None, info: ValidationInfo) -> int | None:
+    if value and not limits_of(info).may_set_priority:
+        raise ValueError("requests may not set it here (see the setting allow_priority)")
+    return value
+
+
+def _check_id(value: str | None) -> str | None:
+    if value is not None and not _SANE_ID.fullmatch(value):
+        raise ValueError("give 1 to 128 letters, digits and ._:/+=@-")
+    return value
+
+
+def _text_format_only(value: object) -> object:
+    if isinstance(value, dict) and value.get("type") == "text":
+        return None
+    if not is_empty(value):
+        raise PydanticCustomError(
+            "unsupported_field", 'this server supports only {"type": "text"} so far; leave it out'
+        )
+    return None
+
+
+class OpenAIRequest(RequestModel):
+    """The fields that both endpoints share."""
+
+    other_names: ClassVar = {
+        "max_tokens": ("max_completion_tokens", "n_predict", "max_length"),
+        "repetition_penalty": ("repeat_penalty", "rep_pen"),
+        "typical_p": ("typical",),
+        "stop": ("stop_sequence",),
+        "ignore_eos": ("ban_eos_token",),
+    }
+
+    model: Name = Field(
+        None,
+        description="A served name. Where one variant is served, silence (and `dummy`) mean it.",
+    )
+
+    # How much, and how many
+    max_tokens: MaxTokens = Field(
+        None,
+        description="Most tokens of each choice; -1 is silence, 0 reads the prompt alone.",
+    )
+    max_completion_tokens: MaxTokens = Field(None, description="Another name of max_tokens.")
+    n_predict: MaxTokens = Field(None, description="Another name of max_tokens.")
+    max_length: MaxTokens = Field(None, description="Another name of max_tokens.")
+    min_tokens: int | None = Field(
+        None, ge=0, le=MAX_COUNT, description="No end is picked before so many tokens."
+    )
+    n: NumChoices = Field(None, description="How many choices to return of each prompt.")
+    truncate_prompt_tokens: int | None = Field(
+        None,
+        ge=-1,
+        le=MAX_COUNT,
+        description="Keep only the last so many tokens of a prompt (BOS stays); -1: as many as"
+        " leave room for the answer.",
+    )
+
+    # How tokens are picked
+    temperature: float | None = Field(
+        None, ge=0, le=2, description="0 picks the most likely token. The variant's own by default."
+    )
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="Share of probability to pick from. The variant's by default."
+    )
+    top_k: int | None = Field(
+        None,
+        ge=-1,
+        le=MAX_COUNT,
+        description="How many tokens to pick from; 0 and -1 are all. The variant's own by default.",
+    )
+    min_p: float | None = Field(
+        None, ge=0, le=1, description="Drop tokens below this share of the likeliest one's."
+    )
+    typical_p: float | None = Field(
+        None, gt=0, le=1, description="Keep the mass whose surprise is nearest the entropy."
+    )
+    typical: float | None = Field(None, gt=0, le=1, description="Another name of typical_p.")
+    presence_penalty: float | None = Field(
+        None,
+        ge=-MAX_PENALTY,
+        le=MAX_PENALTY,
+        description="Taken off the logit of each token that was generated already.",
+    )
+    frequency_penalty: float | None = Field(
+        None,
+        ge=-MAX_PENALTY,
+        le=MAX_PENALTY,
+        description="Taken off a token's logit for every time that it was generated.",
+    )
+    repetition_penalty: float | None = Field(
+        None,
+        gt=0,
+        le=100,
+        description="Divides the logits (multiplies negative ones) of tokens in prompt or answer.",
+    )
+    repeat_penalty: float | None = Field(
+        None, gt=0, le=100, description="Another name of repetition_penalty."
+    )
+    rep_pen: float | None = Field(
+        None, gt=0, le=100, description="Another name of repetition_penalty."
+    )
+    logit_bias: LogitBias = Field(
+        None, description="Added to logits, by token id as text; -100 to 100."
+    )
+    allowed_token_ids: TokenIds = Field(None, description="Nothing else is picked.")
+    bad_words: Words = Field(None, description="Texts that never come about.")
+    seed: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_SEED,
+        description="Makes sampling repeatable; choice i of a prompt takes seed + i.",
+    )
+
+    # Where an answer ends
+    stop: Stop = Field(None, description="Texts that end an answer; they are not part of it.")
+    stop_sequence: Stop = Field(None, description="Another name of stop.")
+    stop_token_ids: TokenIds = Field(None, description="Token ids that end an answer.")
+    include_stop_str_in_output: bool | None = Field(
+        None, description="What ended the answer, string or token, stays at the end of its text."
+    )
+    ignore_eos: bool | None = Field(
+        None, description="Go on past the variant's own end, up to max_tokens."
+    )
+    ban_eos_token: bool | None = Field(None, description="Another name of ignore_eos.")
+
+    # What is told
+    prompt_logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_LOGPROBS,
+        description="For each token of the prompt its logprob, and so many likeliest ones.",
+    )
+    return_token_ids: bool | None = Field(
+        None, description="Tell the ids of the prompt (prompt_token_ids) and of each answer."
+    )
+    skip_special_tokens: bool | None = Field(
+        None, description="false: special pieces show in the text. true by default."
+    )
+    stream: bool | None = Field(
+        None, description="Send the answer as it comes, as server-sent events."
+    )
+    stream_options: StreamOptions | None = Field(None, description="Only with stream.")
+
+    # On what terms
+    user: Name = Field(None, description="On whose behalf it is; users share the engine fairly.")
+    priority: Annotated[int | None, AfterValidator(_check_priority)] = Field(
+        None,
+        ge=-MAX_PRIORITY,
+        le=MAX_PRIORITY,
+        description="Lower runs first. Only where the setting allow_priority lets requests say.",
+    )
+    cache_salt: Name = Field(
+        None, description="Prefixes are shared only with requests of the same salt."
+    )
+    timeout: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_TIMEOUT_S,
+        description="Seconds after which a request that has not ended fails with 408.",
+    )
+    request_id: Annotated[Name, AfterValidator(_check_id)] = Field(
+        None, description="Becomes part of the answer's id, and its x-request-id."
+    )
+
+    # Accepted, and named as ignored
+    store: Ignored
+    metadata: Ignored
+    service_tier: Ignored
+    prompt_cache_key: Ignored
+    prompt_cache_retention: Ignored
+    safety_identifier: Ignored
+    verbosity: Ignored
+    prediction: Ignored
+
+    # Refused where they say anything
+    response_format: Annotated[Any, AfterValidator(_text_format_only)] = Field(
+        None, description='Only {"type": "text"} so far.'
+    )
+    structured_outputs: Unsupported = Field(None, description="Not supported yet.")
+    guided_json: Unsupported = Field(None, description="Not supported yet.")
+    guided_regex: Unsupported = Field(None, description="Not supported yet.")
+    guided_choice: Unsupported = Field(None, description="Not supported yet.")
+    guided_grammar: Unsupported = Field(None, description="Not supported yet.")
+    json_schema: Unsupported = Field(None, description="Not supported yet.")
+    grammar: Unsupported = Field(None, description="Not supported yet.")
+    regex: Unsupported = Field(None, description="Not supported yet.")
+    chat_template: Forbidden = Field(None, description="Never taken from a request.")
+    prompt_embeds: Forbidden = Field(None, description="Never taken from a request.")
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> OpenAIRequest:
+        options = self.stream_options
+        if options is not None and not self.stream and options.model_dump(exclude_none=True):
+            raise ValueError("stream_options has an effect only with stream set to true")
+        return self
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the answer is sent as it comes."""
+        return bool(self.stream)
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a chunk that counts the tokens."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def counts_always(self) -> bool:
+        """Whether every chunk counts the tokens so far."""
+        return self.include_usage and bool(
+            self.stream_options and self.stream_options.continuous_usage_stats
+        )
+
+    def sampling_options(self, logprobs: int | None) -> SamplingOptions:
+        """Return what these fields say of picking tokens."""
+        return SamplingOptions(
+            min_tokens=self.min_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            typical_p=self.value_of("typical_p"),
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            repetition_penalty=self.value_of("repetition_penalty"),
+            logit_bias=self.logit_bias or {},
+            allowed_token_ids=self.allowed_token_ids,
+            bad_words=self.bad_words or (),
+            seed=self.seed,
+            stop_token_ids=self.stop_token_ids or (),
+            ignore_eos=bool(self.value_of("ignore_eos")),
+            logprobs=logprobs,
+            prompt_logprobs=self.prompt_logprobs,
+        )
+
+    def answer_form(self, *, echoes: bool = False, tells_tokens: bool = False) -> AnswerForm:
+        """Return what these fields say of the answer's text."""
+        stop: Sequence[str] | None = self.value_of("stop")
+        return AnswerForm(
+            stop_strings=stop or (),
+            keeps_stop=bool(self.include_stop_str_in_output),
+            skips_special_tokens=self.skip_special_tokens is not False,
+            echoes=echoes,
+            tells_tokens=tells_tokens,
+            tells_token_ids=bool(self.return_token_ids),
+        )
+
+    @property
+    def terms(self) -> Terms:
+        """Return on whose behalf the request is, and how it runs."""
+        return Terms(
+            caller=self.user or "",
+            priority=self.priority or 0,
+            cache_salt=self.cache_salt or "",
+            timeout_s=self.timeout,
+        )

@@ -1,0 +1,70 @@
+"""One turn of a dialogue, as OpenAI's clients send it, or send back what they were sent."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from service.api.requests import Ignored, RequestModel, Text, Unsupported
+
+
+class TextPart(RequestModel):
+    """A part of a message's content."""
+
+    type: Literal["text"] = Field(description="Parts of other kinds are not taken.")
+    text: str = Field(description="What it says.")
+
+
+def _check_part(part: object) -> object:
+    if isinstance(part, dict) and part.get("type") not in (None, "text"):
+        raise PydanticCustomError(
+            "unsupported_field", 'this server takes parts of type "text" alone'
+        )
+    return part
+
+
+def _check_role(role: object) -> object:
+    if role in ("tool", "function"):
+        raise PydanticCustomError(
+            "unsupported_field", "this server does not support tools yet; leave the turn out"
+        )
+    return role
+
+
+class Message(RequestModel):
+    """One turn of a dialogue."""
+
+    role: Annotated[
+        Literal["system", "developer", "user", "assistant"], BeforeValidator(_check_role)
+    ] = Field(description="Whose turn it is; `developer` is another name of `system`.")
+    content: str | list[Annotated[TextPart, BeforeValidator(_check_part)]] | None = Field(
+        None,
+        description="Text, or parts of it, which are joined by line breaks; an assistant's may be"
+        " empty.",
+    )
+    name: Text = Field(None, description="Only where the variant's template writes it.")
+    reasoning_content: Text = Field(
+        None, description="An assistant's thoughts, where the variant's template writes them."
+    )
+    reasoning: Text = Field(None, description="Another name of reasoning_content.")
+    tool_calls: Unsupported = Field(None, description="Not supported yet.")
+    tool_call_id: Unsupported = Field(None, description="Not supported yet.")
+    function_call: Unsupported = Field(None, description="Not supported yet.")
+    audio: Unsupported = Field(None, description="Not supported.")
+    refusal: Ignored
+    annotations: Ignored
+
+    @model_validator(mode="after")
+    def _has_content(self) -> Message:
+        if self.content is None and self.role != "assistant":
+            raise ValueError("has no content; give a string, or a list of text parts")
+        return self
+
+    @property
+    def text(self) -> str:
+        """Return the content as one text."""
+        if isinstance(self.content, list):
+            return "\n".join(part.text for part in self.content)
+        return self.content or ""

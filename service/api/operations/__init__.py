@@ -1,0 +1,1 @@
+"""Health, and what administrators do."""

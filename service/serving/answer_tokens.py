@@ -1,0 +1,95 @@
+"""The tokens of one answer beside its text: each with its place, told when its text is.
+
+What is told of tokens must show no more than the text does, streamed or not: a token waits as long
+as its text is held back, and what a stop string cuts off is never told. Offsets count characters
+from the beginning of the answer's text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from service.text.detokenizer import Detokenizer
+from service.text.token_text import token_texts
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedTokenizerFast
+
+    from engine.outputs import TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerToken:
+    """One token of an answer."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None  # None for a prompt's first token
+    offset: int  # where its text begins; a character of several tokens begins with its first
+
+
+@dataclass(slots=True)
+class _Waiting:
+    token: AnswerToken
+    end: int  # of its text; its offset where the text is part of a later token's character
+
+
+class AnswerTokens:
+    """Hold tokens back until their text has been sent."""
+
+    def __init__(self, start: int = 0) -> None:
+        """start: where the first token's text begins."""
+        self._start = start
+        self._waiting: list[_Waiting] = []
+
+    def add(self, token_id: int, logprobs: TokenLogprobs | None, begin: int, end: int) -> None:
+        """Take the next token; begin, end: characters of all tokens' text before and after it."""
+        token = AnswerToken(token_id, logprobs, self._start + begin)
+        self._waiting.append(_Waiting(token, self._start + end))
+
+    def take(self, num_sent: int) -> list[AnswerToken]:
+        """Return the tokens whose text is among the first `num_sent` characters of the answer."""
+        count = 0
+        for position, waiting in enumerate(self._waiting, start=1):
+            if waiting.end > num_sent:
+                break
+            if waiting.end > waiting.token.offset:  # else it waits for what it is part of
+                count = position
+        return self._take(count)
+
+    def take_rest(self) -> list[AnswerToken]:
+        """Return what is left, once the answer has come to its end by itself."""
+        return self._take(len(self._waiting))
+
+    def take_until(self, num_sent: int) -> list[AnswerToken]:
+        """Return what begins within the first `num_sent` characters, where the rest was cut off."""
+        return self._take(sum(waiting.token.offset < num_sent for waiting in self._waiting))
+
+    def _take(self, count: int) -> list[AnswerToken]:
+        taken = [waiting.token for waiting in self._waiting[:count]]
+        del self._waiting[:count]
+        return taken
+
+
+def prompt_tokens(
+    tokenizer: PreTrainedTokenizerFast,
+    token_ids: Sequence[int],
+    logprobs: Sequence[TokenLogprobs],
+    text: str,
+) -> list[AnswerToken]:
+    """Place a prompt's tokens in its text; special ones take room only where the text shows them.
+
+    logprobs: of every token but the first.
+    """
+    texts, detokenizer = token_texts(tokenizer), Detokenizer(tokenizer)
+    tokens: list[AnswerToken] = []
+    offset = 0
+    for token_id, found in zip(token_ids, (None, *logprobs), strict=True):
+        tokens.append(AnswerToken(token_id, found, min(offset, len(text))))
+        piece = detokenizer.push(token_id)
+        if not piece and text.startswith(shown := texts.text(token_id), offset):
+            piece = shown if texts.is_special(token_id) else ""
+        offset += len(piece)
+    return tokens

@@ -1,0 +1,201 @@
+"""Makes text deltas of one choice's tokens as they come; knows when the choice is at its end."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engine.outputs import FinishReason
+from service.serving.answer_tokens import AnswerToken, AnswerTokens, prompt_tokens
+from service.text.text_stream import TextStream
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from engine.outputs import TokenLogprobs, TokenOutput
+    from service.serving.generation_request import AnswerForm, PlannedChoice
+    from service.serving.served_model import ServedModel
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """What one step adds to one choice."""
+
+    index: int  # of the choice
+    text: str
+    finish_reason: FinishReason | None  # set on a choice's last delta only
+    # The caller's own stop string or id that ended it; None for the variant's own end.
+    stop_reason: str | int | None = None
+    tokens: Sequence[AnswerToken] = ()  # where they were asked for
+    token_ids: Sequence[int] = ()  # where they were asked for: every one, as it comes
+
+
+class ChoiceReader:
+    """Read one choice's tokens; the plain case, of nothing but text."""
+
+    num_tokens = 0  # generated so far
+    sum_logprobs = 0.0  # of those, where logprobs were asked for
+
+    def __init__(
+        self, index: int, choice: PlannedChoice, form: AnswerForm, model: ServedModel
+    ) -> None:
+        self.index = index
+        self._choice = choice
+        self._form = form
+        ends = model.stop_token_ids | choice.params.end_token_ids
+        self._text = TextStream(
+            model.tokenizer,
+            choice.prompt.token_ids,
+            stop_strings=form.stop_strings,
+            # Not every end piece is marked special; none is text unless it is asked for.
+            stop_token_ids=frozenset() if form.keeps_stop else ends,
+            keep_stop_string=form.keeps_stop,
+            skip_special_tokens=form.skips_special_tokens,
+        )
+
+    def begin(self) -> TextDelta | None:
+        """Return what is told before any token has come."""
+        echo = self._choice.prompt.text if self._form.echoes else ""
+        return TextDelta(self.index, echo, None) if echo else None
+
+    def read(self, outputs: Sequence[TokenOutput]) -> TextDelta | None:
+        """Return what these outputs add; None where that is nothing to tell yet.
+
+        Several come together only where drafts were right, or the reader was slower than the
+        engine.
+        """
+        piece = ""
+        reason: FinishReason | None = None
+        for output in outputs:
+            self.num_tokens += 1
+            piece += self._text.push(output.token_id)
+            reason = output.finish_reason
+            if reason is not None:
+                piece += self._text.flush()
+            if self._text.stopped:
+                reason = FinishReason.STOP
+                break
+        if reason is None:
+            return TextDelta(self.index, piece, None) if piece else None
+        return TextDelta(self.index, piece, reason, self._stop_reason(output))
+
+    def _stop_reason(self, last: TokenOutput) -> str | int | None:
+        if self._text.stopped:
+            return self._text.stop_string
+        is_own = last.finish_reason is FinishReason.STOP and (
+            last.token_id in self._choice.params.stop_token_ids
+        )
+        return last.token_id if is_own else None
+
+
+class DetailedReader(ChoiceReader):
+    """Read one choice's tokens, and tell of them beside the text; or end it when its time is up."""
+
+    def __init__(
+        self,
+        index: int,
+        choice: PlannedChoice,
+        form: AnswerForm,
+        model: ServedModel,
+        prompt_logprobs: Sequence[TokenLogprobs],
+    ) -> None:
+        """prompt_logprobs: filled before the first token comes."""
+        super().__init__(index, choice, form, model)
+        self._tokenizer = model.tokenizer
+        self._prompt_logprobs = prompt_logprobs
+        self._num_sent = len(choice.prompt.text) if form.echoes else 0
+        self._tokens = AnswerTokens(self._num_sent)
+        self._deadline: float | None = None  # of the text, once it has begun
+        self._has_line_end = False
+
+    def begin(self) -> TextDelta | None:
+        """Return what is told before any token has come; an echo with tokens comes with those."""
+        return None if self._form.tells_tokens else super().begin()
+
+    def read(self, outputs: Sequence[TokenOutput]) -> TextDelta | None:
+        """Return what these outputs add; None where that is nothing to tell yet."""
+        echo, told = self._echo() if self.num_tokens == 0 else ("", [])
+        if self._choice.is_prompt_only:
+            return TextDelta(self.index, echo, FinishReason.LENGTH, None, told)
+        piece, reason, ids = "", None, []
+        for output in outputs:
+            ids.append(output.token_id)
+            piece += self._push(output)
+            reason = output.finish_reason
+            if reason is not None:
+                piece += self._text.flush()
+            if self._text.stopped:
+                reason = FinishReason.STOP
+            if reason is not None:
+                break
+        self._num_sent += len(piece)
+        if reason is None and self._is_time_up(piece):
+            held = self._text.flush()
+            self._num_sent += len(held)
+            piece, reason = piece + held, FinishReason.LENGTH
+        if self._form.tells_tokens:
+            told = [*told, *self._released(is_last=reason is not None)]
+        ids = ids if self._form.tells_token_ids else []
+        if reason is None:
+            is_silent = not (echo or piece or told or ids)
+            return None if is_silent else TextDelta(self.index, echo + piece, None, None, told, ids)
+        why = self._stop_reason(output)
+        return TextDelta(self.index, echo + piece, reason, why, told, ids)
+
+    def _push(self, output: TokenOutput) -> str:
+        self.num_tokens += 1
+        begin = self._text.num_chars
+        piece = self._text.push(output.token_id)
+        if output.logprobs is not None:
+            self.sum_logprobs += output.logprobs.logprob
+        if self._form.tells_tokens:
+            self._tokens.add(output.token_id, output.logprobs, begin, self._text.num_chars)
+        return piece
+
+    def _released(self, *, is_last: bool) -> list[AnswerToken]:
+        if not is_last:
+            return self._tokens.take(self._num_sent)
+        if self._text.stopped:
+            return self._tokens.take_until(self._num_sent)
+        return self._tokens.take_rest()
+
+    def _echo(self) -> tuple[str, list[AnswerToken]]:
+        """Return the prompt's text and tokens, where they come with the first of the answer."""
+        if not (self._form.echoes and self._form.tells_tokens):
+            return "", []
+        prompt = self._choice.prompt
+        tokens = prompt_tokens(
+            self._tokenizer, prompt.token_ids, self._prompt_logprobs, prompt.text
+        )
+        return prompt.text, tokens
+
+    def _is_time_up(self, piece: str) -> bool:
+        limit_s = self._form.max_seconds_of_text
+        if limit_s is None:
+            return False
+        now = time.monotonic()
+        if self._deadline is None:
+            self._deadline = now + limit_s
+        self._has_line_end = self._has_line_end or "\n" in piece
+        return self._has_line_end and now >= self._deadline
+
+
+def make_reader(
+    index: int,
+    choice: PlannedChoice,
+    form: AnswerForm,
+    model: ServedModel,
+    prompt_logprobs: Sequence[TokenLogprobs],
+) -> ChoiceReader:
+    """Return the reader that a choice needs: the plain one costs least a token."""
+    is_detailed = (
+        form.tells_tokens
+        or form.tells_token_ids
+        or form.max_seconds_of_text is not None
+        or choice.is_prompt_only
+        or choice.params.logprobs is not None
+    )
+    if is_detailed:
+        return DetailedReader(index, choice, form, model, prompt_logprobs)
+    return ChoiceReader(index, choice, form, model)

@@ -1,0 +1,74 @@
+"""What any API asks of a served model: the one internal request that all of them translate to.
+
+Knows no HTTP and no API's names. `service.serving.generation` runs it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from engine.request import Terms
+from service.serving.sampling import SamplingOptions, resolve_sampling, seed_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from engine.sampling_params import SamplingParams
+    from service.serving.prompts import Prompt
+    from service.serving.served_model import ServedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerForm:
+    """How the tokens of an answer become text, and what is told beside it."""
+
+    stop_strings: Sequence[str] = ()
+    keeps_stop: bool = False  # what ended the answer is part of its text
+    skips_special_tokens: bool = True
+    echoes: bool = False  # the text begins with the prompt
+    tells_tokens: bool = False  # each token of the answer with its place in the text
+    tells_token_ids: bool = False
+    max_seconds_of_text: float | None = None  # from the first token; then a line's end ends it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """Prompts, how many answers to each, how tokens are picked, and what the text is like."""
+
+    prompts: Sequence[Prompt]
+    max_tokens: Sequence[int]  # of each prompt's answers; 0 only reads the prompt
+    num_choices: int = 1  # answers to each prompt
+    options: SamplingOptions = field(default_factory=SamplingOptions)
+    end_token_ids: frozenset[int] = frozenset()  # end an answer like the variant's own
+    form: AnswerForm = field(default_factory=AnswerForm)
+    terms: Terms = field(default_factory=Terms)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedChoice:
+    """One answer asked for; its index is its place in the list of all."""
+
+    prompt: Prompt
+    params: SamplingParams
+    is_prompt_only: bool = False  # the prompt is read, and the one token that comes of it dropped
+
+
+def plan_choices(request: GenerationRequest, model: ServedModel) -> list[PlannedChoice]:
+    """Return the choices in the order of their index: all of the first prompt, then the next.
+
+    Raises an InvalidRequestError or an InvalidTextError.
+    """
+    return [
+        PlannedChoice(prompt, replace(params, seed=seed_of(params.seed, index)), max_tokens == 0)
+        for prompt, max_tokens in zip(request.prompts, request.max_tokens, strict=True)
+        for params in (
+            resolve_sampling(
+                request.options,
+                model,
+                max_tokens=max(max_tokens, 1),
+                end_token_ids=request.end_token_ids,
+            ),
+        )
+        for index in range(request.num_choices)
+    ]

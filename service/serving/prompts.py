@@ -1,0 +1,58 @@
+"""Prompts as the engine takes them, and how much room the model's context leaves behind them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from service.errors import ContextLengthError
+from service.text.backend import fast_backend, leading_ids
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt:
+    """One prompt, ready to run."""
+
+    token_ids: Sequence[int]
+    text: str = ""  # what an answer that echoes its prompt begins with
+
+
+def truncate(
+    token_ids: Sequence[int], most: int, tokenizer: PreTrainedTokenizerFast
+) -> Sequence[int]:
+    """Keep the last `most` ids; what the tokenizer puts before every text (BOS) stays before it."""
+    if len(token_ids) <= most:
+        return token_ids
+    leading = leading_ids(fast_backend(tokenizer))
+    if leading and list(token_ids[: len(leading)]) == leading and most > len(leading):
+        return [*leading, *token_ids[len(leading) - most :]]
+    return token_ids[-most:]
+
+
+def room_behind(
+    num_prompt_tokens: int, asked: int | None, limit: int, *, prompt_param: str, length_param: str
+) -> int:
+    """Return how many tokens may follow a prompt within the model's context of `limit` tokens.
+
+    asked: tokens that the request wants, None where it is silent. Raises ContextLengthError.
+    """
+    room = limit - num_prompt_tokens
+    # Some clients know a prompt that is too long by these first words alone.
+    context = f"This model's maximum context length is {limit} tokens"
+    if room < 1:
+        raise ContextLengthError(
+            f"{context}, answer included; the prompt has {num_prompt_tokens} tokens: shorten it",
+            param=prompt_param,
+        )
+    if asked is not None and asked > room:
+        raise ContextLengthError(
+            f"{context}; the prompt has {num_prompt_tokens} tokens and {length_param} asks for"
+            f" {asked} more: ask for at most {room}, or shorten the prompt",
+            param=length_param,
+        )
+    return room
