@@ -54,8 +54,11 @@ class ChoiceReader:
             skip_special_tokens=form.skips_special_tokens,
         )
 
-    def begin(self) -> TextDelta | None:
-        """Return what is told before any token has come."""
+    def begin(self, prompt_logprobs: Sequence[TokenLogprobs]) -> TextDelta | None:  # noqa: ARG002
+        """Return what is told before any token has come.
+
+        prompt_logprobs: filled before the first one comes.
+        """
         echo = self._choice.prompt.text if self._form.echoes else ""
         return TextDelta(self.index, echo, None) if echo else None
 
@@ -98,20 +101,19 @@ class DetailedReader(ChoiceReader):
         choice: PlannedChoice,
         form: AnswerForm,
         model: ServedModel,
-        prompt_logprobs: Sequence[TokenLogprobs],
     ) -> None:
-        """prompt_logprobs: filled before the first token comes."""
         super().__init__(index, choice, form, model)
         self._tokenizer = model.tokenizer
-        self._prompt_logprobs = prompt_logprobs
+        self._prompt_logprobs: Sequence[TokenLogprobs] = ()
         self._num_sent = len(choice.prompt.text) if form.echoes else 0
         self._tokens = AnswerTokens(self._num_sent)
         self._deadline: float | None = None  # of the text, once it has begun
         self._has_line_end = False
 
-    def begin(self) -> TextDelta | None:
+    def begin(self, prompt_logprobs: Sequence[TokenLogprobs]) -> TextDelta | None:
         """Return what is told before any token has come; an echo with tokens comes with those."""
-        return None if self._form.tells_tokens else super().begin()
+        self._prompt_logprobs = prompt_logprobs
+        return None if self._form.tells_tokens else super().begin(prompt_logprobs)
 
     def read(self, outputs: Sequence[TokenOutput]) -> TextDelta | None:
         """Return what these outputs add; None where that is nothing to tell yet."""
@@ -186,7 +188,6 @@ def make_reader(
     choice: PlannedChoice,
     form: AnswerForm,
     model: ServedModel,
-    prompt_logprobs: Sequence[TokenLogprobs],
 ) -> ChoiceReader:
     """Return the reader that a choice needs: the plain one costs least a token."""
     is_detailed = (
@@ -197,5 +198,5 @@ def make_reader(
         or choice.params.logprobs is not None
     )
     if is_detailed:
-        return DetailedReader(index, choice, form, model, prompt_logprobs)
+        return DetailedReader(index, choice, form, model)
     return ChoiceReader(index, choice, form, model)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from engine.outputs import FinishReason, TokenLogprobs
     from service.serving.answer_tokens import AnswerToken
     from service.serving.choice_reader import ChoiceReader
-    from service.serving.generation_request import AnswerForm, GenerationRequest, PlannedChoice
+    from service.serving.generation_request import GenerationRequest, PlannedChoice
     from service.serving.prompts import Prompt
     from service.serving.served_model import ServedModel, TokenStream
 
@@ -66,6 +66,10 @@ def submit(model: ServedModel, request: GenerationRequest) -> Generation:
     Raises what `plan_choices` and `TokenEngine.submit` raise.
     """
     choices = plan_choices(request, model)
+    with panics_as(broken_tokenizer):  # before anything runs that would have to be ended
+        readers = [
+            make_reader(index, choice, request.form, model) for index, choice in enumerate(choices)
+        ]
     groups = {id(prompt): next(_groups) for prompt in request.prompts}
     streams = model.engine.submit(
         [
@@ -74,7 +78,7 @@ def submit(model: ServedModel, request: GenerationRequest) -> Generation:
         ],
         terms=request.terms,
     )
-    return Generation(model, choices, streams, request.form)
+    return Generation(choices, readers, streams)
 
 
 class Generation:
@@ -82,17 +86,13 @@ class Generation:
 
     def __init__(
         self,
-        model: ServedModel,
         choices: Sequence[PlannedChoice],
+        readers: Sequence[ChoiceReader],
         streams: Sequence[TokenStream],
-        form: AnswerForm,
     ) -> None:
         self._choices = choices
+        self._readers = readers
         self._streams = streams
-        self._readers = [
-            make_reader(index, choice, form, model, stream.prompt_logprobs)
-            for index, (choice, stream) in enumerate(zip(choices, streams, strict=True))
-        ]
 
     @property
     def num_choices(self) -> int:
@@ -170,7 +170,7 @@ class Generation:
     async def _run_choice(self, reader: ChoiceReader, deliver: Deliver) -> None:
         stream = self._streams[reader.index]
         async with aclosing(stream):  # leaving early, as a stop string does, aborts the sequence
-            if (begun := reader.begin()) is not None:
+            if (begun := reader.begin(stream.prompt_logprobs)) is not None:
                 await deliver(begun)
             while outputs := await stream.take():
                 delta = reader.read(outputs)
