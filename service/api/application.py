@@ -17,6 +17,7 @@ from service.api.openai.chat import chat_endpoints
 from service.api.openai.completions import completion_endpoints
 from service.api.openai.models import model_endpoints
 from service.api.operations.admin import admin_endpoints
+from service.api.operations.documents import document_endpoints
 from service.api.operations.health import health_endpoints
 
 if TYPE_CHECKING:
@@ -35,13 +36,14 @@ def endpoints_of(
     context: ApiContext, administration: Administration | None = None
 ) -> list[Endpoint]:
     """Return every endpoint there is."""
-    return [
+    endpoints = [
         *completion_endpoints(context),
         *chat_endpoints(context),
         *model_endpoints(context),
         *health_endpoints(context),
         *(() if administration is None else admin_endpoints(administration, context)),
     ]
+    return [*endpoints, *document_endpoints(endpoints)]
 
 
 def create_app(

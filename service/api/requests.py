@@ -237,7 +237,7 @@ def _read_words(value: object, info: ValidationInfo) -> list[str] | None:
 Text = Annotated[str | None, BeforeValidator(_none_if_empty)]  # where empty is absent
 Name = Annotated[str | None, BeforeValidator(_none_if_empty), Field(max_length=MAX_NAME_LENGTH)]
 MaxTokens = Annotated[int | None, BeforeValidator(_none_if_negative), Field(ge=0, le=MAX_COUNT)]
-NumChoices = Annotated[int | None, BeforeValidator(_at_most_choices), Field(ge=1)]
+NumChoices = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_at_most_choices)]
 Stop = Annotated[
     list[str] | None, PlainValidator(_read_stop, json_schema_input_type=str | list[str] | None)
 ]
@@ -252,7 +252,9 @@ Words = Annotated[
     list[str] | None, PlainValidator(_read_words, json_schema_input_type=list[str] | None)
 ]
 # Known, and without effect here.
-Ignored = Annotated[Any, Field(None, json_schema_extra=NO_EFFECT)]
+Ignored = Annotated[
+    Any, Field(None, description="Taken, and without effect.", json_schema_extra=NO_EFFECT)
+]
 # Known, and refused where it says anything: to leave it out would change the answer.
 Unsupported = Annotated[Any, AfterValidator(_refuse)]
 # Never a request's business.
