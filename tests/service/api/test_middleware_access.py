@@ -10,6 +10,8 @@ import httpx2 as httpx
 import openai
 import pytest
 
+from service.api.application import endpoints_of
+from service.api.endpoint import Access
 from service.server.lifecycle import Lifecycle
 from tests.service.fakes import (
     MODEL,
