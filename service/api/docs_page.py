@@ -29,7 +29,7 @@ Node: TypeAlias = "Mapping[str, Any]"
 TEMPLATE = files("service.api") / "docs_page.html.jinja"
 JSON = "application/json"
 EXAMPLE_URL = "http://localhost:8000"
-# What a value of a required field says in an example; by the field's name, else by its type.
+# What values say in an example: by the field's name, else by its type.
 EXAMPLES = {"role": "user", "content": "Hello!", "model": "MODEL"}
 EXAMPLES_BY_TYPE = {"string": "text", "integer": 1, "number": 1.0, "boolean": True, "object": {}}
 
@@ -244,10 +244,12 @@ class _PageReader:
         if kind.get("type") == "array":
             return [self._example_value(name, kind.get("items", {}))]
         if kind.get("type") == "object":
-            fields = kind.get("properties", {})
+            fields, required = kind.get("properties", {}), kind.get("required", ())
             return {
-                required: self._example_value(required, fields[required])
-                for required in kind.get("required", ())
+                field: self._example_value(field, schema)
+                for field, schema in fields.items()
+                # What may be left out only sometimes (the model, a turn's content) is said, too.
+                if field in required or field in EXAMPLES
             }
         return EXAMPLES_BY_TYPE.get(kind.get("type", ""), "text")
 

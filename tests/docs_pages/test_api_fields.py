@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from docs_pages import api_fields
-from docs_pages.api_fields import BEGIN, END, main, render_page, render_table
+from docs_pages.api_fields import BEGIN, END, PAGE, all_endpoints, main, render_page, render_table
 from service.api.endpoint import Endpoint
 
 
@@ -36,6 +36,20 @@ ENDPOINTS = [
     dataclasses.replace(ONE, path="/other", other_paths=("/v1/other",), request=OtherBody),
     dataclasses.replace(ONE, path="/none", request=None, method="GET"),
 ]
+
+
+def test_page_is_up_to_date():
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == render_page(page, all_endpoints()), (
+        "write it with: python -m docs_pages.api_fields"
+    )
+
+
+def test_table_has_every_field_of_every_request():
+    table = render_table(all_endpoints())
+    for endpoint in all_endpoints():
+        if endpoint.request is not None:
+            assert all(f"| `{name}` |" in table for name in endpoint.request.model_fields)
 
 
 def test_table_has_every_field_once_with_the_endpoints_that_take_it():

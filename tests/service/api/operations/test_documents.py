@@ -78,15 +78,6 @@ def test_every_path_is_in_the_document_and_every_endpoint_on_the_page():
             assert bare in page
 
 
-def test_every_field_of_a_request_says_what_it_does():
-    from docs_pages.api_fields import render_table
-
-    table = render_table(all_endpoints())
-    for endpoint in all_endpoints():
-        if endpoint.request is not None:
-            assert all(f"| `{name}` |" in table for name in endpoint.request.model_fields)
-
-
 def test_both_are_made_once():
     documents = Documents(ENDPOINTS)
     assert documents.document is documents.document
