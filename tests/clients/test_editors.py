@@ -13,58 +13,27 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2 as httpx
 import pytest
-from transformers import AddedToken
 
-from loaders.demo.repository import commit_branch
-from tests.models import tiny_qwen2, tiny_tokenizer, write_gptq_checkpoint
-from tests.service.real_server import RealServer, serving
+from tests.clients.coder import MODEL, coder_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from transformers import PreTrainedTokenizerFast
+    from tests.service.real_server import RealServer
 
 KEY = "sk-editors"
-REPO = "tetrad/Tiny-Qwen2.5-Coder-GPTQ"
-MODEL = f"{REPO}:main"
-FIM_PIECES = [
-    "<|endoftext|>",
-    "<|fim_prefix|>",
-    "<|fim_middle|>",
-    "<|fim_suffix|>",
-    "<|fim_pad|>",
-    "<|repo_name|>",
-    "<|file_sep|>",
-]
-VOCAB_SIZE = 520  # 512 of the tokenizer and these
 MAX_MODEL_LEN = 2048
 
 pytestmark = pytest.mark.slow
 
 
-def coder_tokenizer() -> PreTrainedTokenizerFast:
-    tokenizer = tiny_tokenizer(chat_template=None)
-    pieces = [AddedToken(piece, special=True, normalized=False) for piece in FIM_PIECES]
-    assert tokenizer.add_tokens(pieces, special_tokens=True) == len(FIM_PIECES)
-    return tokenizer
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
     folder: Path = tmp_path_factory.mktemp("coder-server")
-    checkpoint = write_gptq_checkpoint(
-        folder / "checkpoint", tiny_qwen2(vocab_size=VOCAB_SIZE), tokenizer=coder_tokenizer()
-    )
-    commit_branch(folder / "cache", REPO, "main", checkpoint)
     (folder / "key").write_text(KEY + "\n")
-    settings = {
-        "cache_dir": str(folder / "cache"),
-        "api_key_file": str(folder / "key"),
-        "max_model_len": MAX_MODEL_LEN,
-    }
-    with serving(folder / "run", MODEL, **settings) as server:
-        assert server.health()[0]["state"] == "serving", server.log()
+    key_file = str(folder / "key")
+    with coder_server(folder, api_key_file=key_file, max_model_len=MAX_MODEL_LEN) as server:
         yield server
 
 
