@@ -60,12 +60,15 @@ Deliver: TypeAlias = "Callable[[TextDelta], Awaitable[None]]"
 _groups = itertools.count()
 
 
-def submit(model: ServedModel, request: GenerationRequest) -> Generation:
+async def start(model: ServedModel, request: GenerationRequest) -> Generation:
     """Submit every choice, so that what the engine refuses is known before an answer begins.
 
     Raises what `plan_choices` and `TokenEngine.submit` raise.
     """
-    choices = plan_choices(request, model)
+    if request.options.bad_words:  # are encoded, which is not for the event loop
+        choices = await asyncio.to_thread(plan_choices, request, model)
+    else:
+        choices = plan_choices(request, model)
     with panics_as(broken_tokenizer):  # before anything runs that would have to be ended
         readers = [
             make_reader(index, choice, request.form, model) for index, choice in enumerate(choices)
@@ -82,7 +85,7 @@ def submit(model: ServedModel, request: GenerationRequest) -> Generation:
 
 
 class Generation:
-    """The sequences of one request, running side by side; made by `submit`."""
+    """The sequences of one request, running side by side; made by `start`."""
 
     def __init__(
         self,

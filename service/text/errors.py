@@ -4,8 +4,11 @@ TextError
 ├── InvalidTextError             the caller can mend it
 │   ├── InvalidMessagesError       roles, contents or their order
 │   ├── InvalidPromptError         text that is not Unicode
-│   └── InvalidStopStringError     nothing to stop at
+│   ├── InvalidInfillingError      an order that the family has not, or no room
+│   ├── InvalidStopStringError     nothing to stop at
+│   └── InvalidBadWordError        nothing to ban, or too much
 ├── ChatNotSupportedError        the variant cannot chat; the message says why, and what works
+├── InfillingNotSupportedError   the variant cannot infill; the message says why, and what works
 ├── TemplateFailedError          the checkpoint's template broke or went past its limits
 ├── TokenizerFailedError         the checkpoint's tokenizer broke on a text, or takes too long
 └── UnsupportedTokenizerError    the tokenizer cannot be used as it was loaded
@@ -30,12 +33,24 @@ class InvalidPromptError(InvalidTextError):
     """The prompt is not well-formed text."""
 
 
+class InvalidInfillingError(InvalidTextError):
+    """The parts around a gap cannot be put together as asked."""
+
+
 class InvalidStopStringError(InvalidTextError):
     """A stop string is empty."""
 
 
+class InvalidBadWordError(InvalidTextError):
+    """A bad word is empty or too long, or there are too many."""
+
+
 class ChatNotSupportedError(TextError):
     """No chat template fits the variant."""
+
+
+class InfillingNotSupportedError(TextError):
+    """The variant was not trained to fill in the middle, or nothing tells that it was."""
 
 
 class TemplateFailedError(TextError):

@@ -68,7 +68,10 @@ class TokenTexts:
         return self._pieces.is_special(token_id)
 
     def ids_of(self, raw: bytes) -> tuple[int, ...]:
-        """Give the tokens that stand for exactly these bytes; often none, seldom several."""
+        """Give the tokens that stand for exactly these bytes; often none, seldom several.
+
+        The piece that a tokenizer would take comes first, one for a single byte last.
+        """
         found = dict.fromkeys(self._pieces.find(raw))
         return tuple(token_id for token_id in found if self.raw_bytes(token_id) == raw)
 
@@ -127,15 +130,15 @@ class _Pieces:
     def _spellings(self, raw: bytes) -> Iterator[str]:
         if self._is_byte_level:
             yield "".join(_LETTERS[byte] for byte in raw)
-        if self._has_byte_pieces and len(raw) == 1:
-            yield f"<0x{raw[0]:02X}>"
         try:
             text = raw.decode()
         except UnicodeDecodeError:
-            return
-        yield text
-        if self._space is not None:
-            yield text.replace(" ", self._space)
+            pass
+        else:
+            yield text if self._space is None else text.replace(" ", self._space)
+            yield text
+        if self._has_byte_pieces and len(raw) == 1:
+            yield f"<0x{raw[0]:02X}>"
 
     def _decode_behind_text(self, token_id: int) -> str:
         """Decode a token behind another one; for decoders that this module does not know."""

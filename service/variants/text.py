@@ -13,8 +13,9 @@ import structlog
 
 from loaders.checkpoint.tokenizer import load_tokenizer
 from service.serving.served_model import Identity
-from service.text.errors import ChatNotSupportedError
-from service.text.facts import read_facts
+from service.text.errors import ChatNotSupportedError, InfillingNotSupportedError
+from service.text.facts import VariantFacts, read_facts
+from service.text.infilling.infilling import Infilling, resolve_infilling
 from service.text.templates import ChatTemplate, resolve_chat_template
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class ModelText:
     chat_template: ChatTemplate | None  # None where the variant cannot chat
     chat_refusal: str | None  # why it cannot, for people
     identity: Identity
+    infilling: Infilling | None = None  # None where the variant cannot infill
+    infilling_refusal: str | None = None  # why it cannot, for people
 
     def close(self) -> None:
         """End what runs for it."""
@@ -45,6 +48,7 @@ def read_model_text(description: ModelDescription) -> ModelText:
     folder = Path(description.folder)
     tokenizer = load_tokenizer(folder, is_tried=True)  # the engine's process did
     facts = read_facts(folder, description.repo, description, tokenizer)
+    infilling, infilling_refusal = _read_infilling(tokenizer, facts)
     template, refusal = None, None
     try:
         template = resolve_chat_template(tokenizer, facts)
@@ -52,10 +56,34 @@ def read_model_text(description: ModelDescription) -> ModelText:
     except ChatNotSupportedError as error:
         refusal = str(error)
         log.info("chat_unavailable", reason=refusal)
-    return ModelText(tokenizer, template, refusal, identity_of(description, template))
+    return ModelText(
+        tokenizer=tokenizer,
+        chat_template=template,
+        chat_refusal=refusal,
+        identity=identity_of(description, template, infilling),
+        infilling=infilling,
+        infilling_refusal=infilling_refusal,
+    )
 
 
-def identity_of(description: ModelDescription, template: ChatTemplate | None) -> Identity:
+def _read_infilling(
+    tokenizer: PreTrainedTokenizerFast, facts: VariantFacts
+) -> tuple[Infilling | None, str | None]:
+    """Return how the variant infills, or why it can't."""
+    try:
+        infilling = resolve_infilling(tokenizer, facts)
+    except InfillingNotSupportedError as error:
+        log.info("infilling_unavailable", reason=str(error))
+        return None, str(error)
+    log.info("infilling", family=infilling.family, order=infilling.order.value)
+    return infilling, None
+
+
+def identity_of(
+    description: ModelDescription,
+    template: ChatTemplate | None,
+    infilling: Infilling | None = None,
+) -> Identity:
     """Return where answers come from; the fingerprint covers all of it but where it lies."""
     packages = ("tetrad", "torch", "transformers", "tokenizers")
     record: dict[str, object] = {
@@ -69,6 +97,7 @@ def identity_of(description: ModelDescription, template: ChatTemplate | None) ->
         "device": description.device,
         "batch_invariant": description.is_batch_invariant,
         "chat_template": None if template is None else template.name,
+        "infilling": None if infilling is None else infilling.family,
         "versions": {package: version(package) for package in packages},
     }
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

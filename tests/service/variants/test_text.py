@@ -7,12 +7,14 @@ import sys
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from loaders.checkpoint.generation_defaults import GenerationDefaults
 from loaders.repository.opening import open_snapshot
 from loaders.repository.spec import parse_spec
 from service.variants.text import identity_of, read_model_text
 from service.worker_protocol.model_description import ModelDescription
+from tests.sentencepiece_models import train_sentencepiece
 
 DESCRIPTION = ModelDescription(
     repo="owner/name",
@@ -72,8 +74,26 @@ def test_text_is_read_from_the_folder_that_the_engine_names(tiny_repo):
         assert text.chat_template.render([{"role": "user", "content": "hi"}])
         assert text.chat_template.stop_token_ids == {3}
         assert text.identity.record["chat_template"] == "the tokenizer's own"
+        assert text.infilling is None
+        assert text.infilling_refusal is not None
+        assert "cannot infill" in text.infilling_refusal
+        assert text.identity.record["infilling"] is None
     finally:
         text.close()
+
+
+def test_a_variant_that_infills_is_read_with_its_family(tmp_path):
+    pieces = ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"]
+    (tmp_path / "tokenizer.model").write_bytes(train_sentencepiece(control_symbols=pieces))
+    with capture_logs() as logs:
+        text = read_model_text(changed(folder=str(tmp_path), vocab_size=1000))
+    assert text.infilling is not None
+    assert text.infilling_refusal is None
+    assert text.identity.record["infilling"] == text.infilling.family == "StarCoder"
+    told = [entry for entry in logs if entry["event"] == "infilling"]
+    assert [entry["family"] for entry in told] == ["StarCoder"]
+    without = identity_of(changed(folder=str(tmp_path), vocab_size=1000), None)
+    assert text.identity.fingerprint != without.fingerprint
 
 
 def test_reading_a_tokenizer_brings_in_nothing_that_computes_with_weights(tiny_repo):
