@@ -21,6 +21,7 @@ from service.api.json_encoding import encode_json, encode_numbers, encode_text
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from service.serving.answer_tokens import AnswerToken
     from service.serving.choice_reader import TextDelta
     from service.serving.generation import CompleteChoice, Generation
     from service.serving.generation import Usage as CountedTokens
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from service.text.token_text import TokenTexts
 
 DONE = b"data: [DONE]\n\n"
+_LATER_BYTES = bytes(range(0x80, 0xC0))  # of a character of several
 
 
 class AnswerModel(BaseModel):
@@ -228,6 +230,20 @@ class OpenAIFrames:
 
     def _opened(self, index: int) -> bytes:
         return self._head + str(index).encode() + b","
+
+
+def text_of(token: AnswerToken, texts: TokenTexts) -> str:
+    """Return as much of a token's text as is part of the answer's."""
+    text = texts.text(token.token_id)
+    return text[: -token.num_cut] if token.num_cut else text
+
+
+def bytes_of(token: AnswerToken, texts: TokenTexts) -> bytes:
+    """Return as much of a token's bytes as is part of the answer's text."""
+    raw = texts.raw_bytes(token.token_id)
+    for _ in range(token.num_cut):
+        raw = raw.rstrip(_LATER_BYTES)[:-1]
+    return raw
 
 
 def prompt_logprobs_of(
