@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from service.text.detokenizer import Detokenizer
-from service.text.token_text import token_texts
+from service.text.token_text import TokenTexts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,7 +86,7 @@ def prompt_tokens(
 
     logprobs: of every token but the first.
     """
-    texts, detokenizer = token_texts(tokenizer), Detokenizer(tokenizer)
+    texts, detokenizer = TokenTexts(tokenizer), Detokenizer(tokenizer)
     tokens: list[AnswerToken] = []
     offset = 0
     for token_id, found in zip(token_ids, (None, *logprobs), strict=True):

@@ -4,7 +4,8 @@ TextError
 ├── InvalidTextError             the caller can mend it
 │   ├── InvalidMessagesError       roles, contents or their order
 │   ├── InvalidPromptError         text that is not Unicode
-│   └── InvalidStopStringError     nothing to stop at
+│   ├── InvalidStopStringError     nothing to stop at
+│   └── InvalidBadWordError        nothing to ban, or too much
 ├── ChatNotSupportedError        the variant cannot chat; the message says why, and what works
 ├── TemplateFailedError          the checkpoint's template broke or went past its limits
 ├── TokenizerFailedError         the checkpoint's tokenizer broke on a text, or takes too long
@@ -32,6 +33,10 @@ class InvalidPromptError(InvalidTextError):
 
 class InvalidStopStringError(InvalidTextError):
     """A stop string is empty."""
+
+
+class InvalidBadWordError(InvalidTextError):
+    """A bad word is empty or too long, or there are too many."""
 
 
 class ChatNotSupportedError(TextError):

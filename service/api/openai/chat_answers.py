@@ -13,11 +13,13 @@ from service.api.openai.answers import (
     PromptLogprob,
     Telling,
     Usage,
+    bytes_of,
     make_envelope,
     prompt_logprobs_of,
+    text_of,
     usage_of,
 )
-from service.text.token_text import token_texts
+from service.text.token_text import TokenTexts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from service.serving.answer_tokens import AnswerToken
     from service.serving.generation import CompleteChoice, Generation
     from service.serving.served_model import ServedModel
-    from service.text.token_text import TokenTexts
 
 
 class LikelyToken(AnswerModel):
@@ -121,7 +122,7 @@ class ChatWriter:
 
     def __init__(self, request: ChatRequest, model: ServedModel) -> None:
         self._request = request
-        self._texts = token_texts(model.tokenizer)
+        self._texts = TokenTexts(model.tokenizer)
         self._envelope = make_envelope("chatcmpl", model, request.request_id)
 
     def whole(self, generation: Generation, choices: Sequence[CompleteChoice]) -> ChatCompletion:
@@ -186,7 +187,9 @@ def logprobs_fields(
     return {
         "content": [
             {
-                **_likely(token.token_id, token.logprobs.logprob, texts),
+                "token": text_of(token, texts),
+                "logprob": token.logprobs.logprob,
+                "bytes": list(bytes_of(token, texts)),
                 "top_logprobs": [
                     _likely(top_id, logprob, texts)
                     for top_id, logprob in token.logprobs.top[:num_top]

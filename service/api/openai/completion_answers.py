@@ -18,7 +18,7 @@ from service.api.openai.answers import (
     text_of,
     usage_of,
 )
-from service.text.token_text import token_texts
+from service.text.token_text import TokenTexts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from service.serving.answer_tokens import AnswerToken
     from service.serving.generation import CompleteChoice, Generation
     from service.serving.served_model import ServedModel
-    from service.text.token_text import TokenTexts
 
 
 class CompletionLogprobs(AnswerModel):
@@ -83,7 +82,7 @@ class CompletionWriter:
 
     def __init__(self, request: CompletionRequest, model: ServedModel) -> None:
         self._request = request
-        self._texts = token_texts(model.tokenizer)
+        self._texts = TokenTexts(model.tokenizer)
         self._envelope = make_envelope("cmpl", model, request.request_id)
 
     def whole(self, generation: Generation, choices: Sequence[CompleteChoice]) -> Completion:
