@@ -139,7 +139,7 @@ def is_neutral(value: object) -> bool:
 
 
 def _none_if_empty(value: object) -> object:
-    return None if is_empty(value) else value
+    return None if value == "" else value
 
 
 def _refuse(value: object) -> None:
@@ -172,7 +172,7 @@ def _at_most_choices(value: object, info: ValidationInfo) -> object:
 
 
 def _read_stop(stop: object, info: ValidationInfo) -> list[str] | None:
-    if is_empty(stop):
+    if stop is None or stop in ("", []):
         return None
     strings = [stop] if isinstance(stop, str) else stop
     if not isinstance(strings, list) or not all(isinstance(string, str) for string in strings):
@@ -193,7 +193,7 @@ def is_token_ids(items: object) -> bool:
 
 
 def _read_token_ids(value: object, info: ValidationInfo) -> list[int] | None:
-    if is_empty(value):
+    if value is None or value == []:
         return None
     if not isinstance(value, list) or not is_token_ids(value):
         raise ValueError("give a list of token ids (integers of at least 0)")
@@ -208,7 +208,7 @@ def _require_few(num_tokens: int, info: ValidationInfo) -> None:
 
 
 def _read_logit_bias(value: object, info: ValidationInfo) -> dict[int, float] | None:
-    if is_empty(value):
+    if value is None or value == {}:
         return None
     if not isinstance(value, dict):
         raise ValueError("give an object of token ids and biases")
@@ -230,7 +230,7 @@ def _bias(bias: object) -> float:
 
 
 def _read_words(value: object, info: ValidationInfo) -> list[str] | None:
-    if is_empty(value):
+    if value is None or value == []:
         return None
     if not isinstance(value, list) or not all(isinstance(word, str) and word for word in value):
         raise ValueError("give a list of strings that are not empty")

@@ -8,7 +8,7 @@ from service.api.connection import while_connected
 from service.api.event_stream import EventStream
 from service.api.responses import ModelResponse
 from service.api.scope import until_answered
-from service.serving.generation import submit
+from service.serving.generation import submit_beside
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -42,7 +42,7 @@ async def answer(
     context: ApiContext,
 ) -> Response:
     """Generate for as long as the client is there for it."""
-    generation = submit(model, request)
+    generation = await submit_beside(model, request)
     headers = model.identity.headers
     if is_stream:
         return EventStream(

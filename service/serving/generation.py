@@ -65,7 +65,23 @@ def submit(model: ServedModel, request: GenerationRequest) -> Generation:
 
     Raises what `plan_choices` and `TokenEngine.submit` raise.
     """
-    choices = plan_choices(request, model)
+    return _submit(model, request, plan_choices(request, model))
+
+
+async def submit_beside(model: ServedModel, request: GenerationRequest) -> Generation:
+    """Submit like `submit`; what takes long to plan is planned in a thread.
+
+    Many bad words may take a second to spell out.
+    """
+    if not request.options.bad_words:
+        return submit(model, request)
+    choices = await asyncio.to_thread(plan_choices, request, model)
+    return _submit(model, request, choices)
+
+
+def _submit(
+    model: ServedModel, request: GenerationRequest, choices: Sequence[PlannedChoice]
+) -> Generation:
     groups = {id(prompt): next(_groups) for prompt in request.prompts}
     streams = model.engine.submit(
         [
@@ -87,12 +103,11 @@ class Generation:
         streams: Sequence[TokenStream],
         form: AnswerForm,
     ) -> None:
+        self._model = model
         self._choices = choices
         self._streams = streams
-        self._readers = [
-            make_reader(index, choice, form, model, stream.prompt_logprobs)
-            for index, (choice, stream) in enumerate(zip(choices, streams, strict=True))
-        ]
+        self._form = form
+        self._readers: dict[int, ChoiceReader] = {}  # by index, of those that have begun
 
     @property
     def num_choices(self) -> int:
@@ -107,7 +122,7 @@ class Generation:
         }
         return Usage(
             prompt_tokens=sum(num_tokens for num_tokens, _ in firsts.values()),
-            completion_tokens=sum(reader.num_tokens for reader in self._readers),
+            completion_tokens=sum(reader.num_tokens for reader in self._readers.values()),
             cached_tokens=sum(num_cached for _, num_cached in firsts.values()),
         )
 
@@ -124,7 +139,7 @@ class Generation:
 
         A slow `deliver` holds up its own choice only. Cancelling aborts every sequence.
         """
-        runs = [self._run_safely(reader, deliver) for reader in self._readers]
+        runs = [self._run_safely(index, deliver) for index in range(len(self._streams))]
         if len(runs) == 1:  # the usual case needs no task of its own
             await runs[0]
             return
@@ -163,13 +178,16 @@ class Generation:
             mean_logprob=reader.sum_logprobs / max(reader.num_tokens, 1),
         )
 
-    async def _run_safely(self, reader: ChoiceReader, deliver: Deliver) -> None:
+    async def _run_safely(self, index: int, deliver: Deliver) -> None:
         with panics_as(broken_tokenizer):  # around all tokens, as it costs 1 µs
-            await self._run_choice(reader, deliver)
+            await self._run_choice(index, deliver)
 
-    async def _run_choice(self, reader: ChoiceReader, deliver: Deliver) -> None:
-        stream = self._streams[reader.index]
+    async def _run_choice(self, index: int, deliver: Deliver) -> None:
+        stream = self._streams[index]
         async with aclosing(stream):  # leaving early, as a stop string does, aborts the sequence
+            reader = self._readers[index] = make_reader(
+                index, self._choices[index], self._form, self._model, stream.prompt_logprobs
+            )
             if (begun := reader.begin()) is not None:
                 await deliver(begun)
             while outputs := await stream.take():

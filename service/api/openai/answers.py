@@ -115,6 +115,7 @@ class ChunkShape:
     after_text: bytes
     end: bytes  # what a choice's last chunk says beside the reason
     logprobs: Callable[[TextDelta], object]  # of a chunk, as plain values
+    tells_prompt_first: bool = False  # the prompt's ids: in the first chunk, else in each choice's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +155,10 @@ class OpenAIFrames:
         if self._shape.start is None:
             return b""
         opened = self._opened(index) + self._shape.start
-        return opened + b',"logprobs":null,"finish_reason":null' + self._closed(b"")
+        frame = opened + b',"logprobs":null,"finish_reason":null' + self._closed(b"")
+        if index or not (self._telling.token_ids and self._shape.tells_prompt_first):
+            return frame
+        return frame.removesuffix(b"}\n\n") + self._prompt_ids(index) + b"}\n\n"
 
     def delta(self, delta: TextDelta) -> bytes:
         """Return the chunks of one delta: its text, then its end."""
@@ -200,11 +204,14 @@ class OpenAIFrames:
         if not self._telling.token_ids:
             return b""
         told = b',"token_ids":' + encode_json(list(delta.token_ids)).encode()
-        if delta.index not in self._told_prompts:
+        if delta.index not in self._told_prompts and not self._shape.tells_prompt_first:
             self._told_prompts.add(delta.index)
-            prompt = self._generation.prompt_of(delta.index).token_ids
-            told += b',"prompt_token_ids":' + encode_json(list(prompt)).encode()
+            told += self._prompt_ids(delta.index)
         return told
+
+    def _prompt_ids(self, index: int) -> bytes:
+        token_ids = list(self._generation.prompt_of(index).token_ids)
+        return b',"prompt_token_ids":' + encode_json(token_ids).encode()
 
     def _reason(self, delta: TextDelta) -> bytes:
         if delta.finish_reason is None:

@@ -102,7 +102,6 @@ class ChatChunkChoice(AnswerModel):
     finish_reason: Literal["stop", "length"] | None
     stop_reason: str | int | None = None
     token_ids: list[int] | None = None
-    prompt_token_ids: list[int] | None = None
 
 
 class ChatCompletionChunk(AnswerModel):
@@ -115,6 +114,7 @@ class ChatCompletionChunk(AnswerModel):
     system_fingerprint: str
     choices: list[ChatChunkChoice]
     usage: Usage | None = None
+    prompt_token_ids: list[int] | None = Field(None, description="In the first chunk.")
 
 
 class ChatWriter:
@@ -153,6 +153,7 @@ class ChatWriter:
             after_text=b"}",
             end=b'"delta":{}',
             logprobs=lambda delta: logprobs_fields(delta.tokens, self._texts, num_top),
+            tells_prompt_first=True,
         )
         telling = Telling(
             usage=request.include_usage,

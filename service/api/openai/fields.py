@@ -249,7 +249,9 @@ class OpenAIRequest(RequestModel):
         if not self.stream and (self.include_usage or self.counts_always):
             raise ValueError("stream_options has an effect only with stream set to true")
         if self.stream and self.prompt_logprobs is not None:
-            raise ValueError("prompt_logprobs are not streamed; leave them out, or leave out stream")
+            raise ValueError(
+                "prompt_logprobs are not streamed; leave them out, or leave out stream"
+            )
         return self
 
     @property
