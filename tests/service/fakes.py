@@ -332,11 +332,12 @@ def api_context(
     keep_alive_interval_s: float = 15,
     stall_limit_s: float = 30,
     max_body_bytes: int = 4 * 1024 * 1024,
+    limits: RequestLimits = LIMITS,
 ) -> ApiContext:
     return ApiContext(
         lifecycle=lifecycle,
         models=models,
-        limits=LIMITS,
+        limits=limits,
         timing=StreamTiming(
             keep_alive_interval_s=keep_alive_interval_s, stall_limit_s=stall_limit_s
         ),
@@ -378,6 +379,7 @@ def running_server(
     stall_limit_s: float = 30,
     max_body_bytes: int = 4 * 1024 * 1024,
     suspicions: tuple[Suspicion, ...] = (),
+    limits: RequestLimits = LIMITS,
 ) -> Iterator[RunningServer]:
     """Run a server; engine: None leaves it loading."""
     served = None
@@ -391,6 +393,7 @@ def running_server(
         keep_alive_interval_s=keep_alive_interval_s,
         stall_limit_s=stall_limit_s,
         max_body_bytes=max_body_bytes,
+        limits=limits,
     )
     app = create_app(context, None if key is None else ApiKeys(key))
     config = uvicorn.Config(
