@@ -73,7 +73,7 @@ class FakeStream:
         if self.engine.fails_after is not None and self.given >= self.engine.fails_after:
             self.engine.running.discard(self)
             raise self.engine.failure
-        token_id = self.token_ids[self.given]
+        token_id = self.token_ids[min(self.given, len(self.token_ids) - 1)]
         self.given += 1
         self.engine.num_tokens += 1
         reason = None
@@ -109,6 +109,7 @@ class FakeEngine:
     num_aborted: int = 0
     num_tokens: int = 0
     callers: list[str] = field(default_factory=list)
+    terms: list[Terms] = field(default_factory=list)  # of each request
     groups: list[int | None] = field(default_factory=list)
     refusal: Exception | None = None  # of every request
     logprobs: Logprobs | None = None  # of a token, for whoever asks; None tells none
@@ -124,6 +125,7 @@ class FakeEngine:
             raise EngineDeadError("the engine has stopped")
         if any(max(submission.prompt_token_ids) >= VOCAB_SIZE for submission in submissions):
             raise InvalidTokenError(f"this model's ids are 0 to {VOCAB_SIZE - 1}")
+        self.terms.append(terms)
         return [self._run(submission, terms.caller) for submission in submissions]
 
     def _run(self, submission: Submission, caller: str) -> FakeStream:
