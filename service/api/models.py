@@ -41,10 +41,20 @@ def models_router(context: ApiContext) -> APIRouter:
             return JsonResponse({**_describe(status, model), **own})
         if model.memory is not None:
             own["memory"] = msgspec.to_builtins(model.memory)
+        own["chat_template"] = _describe_template(model)
         body = {**_describe(status, model), **own, "provenance": model.identity.record}
         return JsonResponse(body, headers=model.identity.headers)
 
     return router
+
+
+def _describe_template(model: ServedModel) -> dict[str, object]:
+    template = model.chat_template
+    return {
+        "name": None if template is None else template.name,
+        "source": None if template is None else template.origin.value,
+        "findings": [dataclasses.asdict(finding) for finding in model.template_findings],
+    }
 
 
 def _describe(status: VariantStatus, model: ServedModel | None) -> dict[str, object]:
