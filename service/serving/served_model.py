@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from engine.transport.wire import IntegrityReport
     from loaders.checkpoint.generation_defaults import GenerationDefaults
     from loaders.reports.self_test import SelfTestReport
+    from service.text.template_check import TemplateFinding
     from service.text.templates import ChatTemplate
     from service.worker_protocol.model_description import MemoryReport
 
@@ -108,6 +109,7 @@ class ServedModel:
     identity: Identity
     self_test: SelfTestReport | None = None  # of its engine's load
     memory: MemoryReport | None = None
+    template_findings: tuple[TemplateFinding, ...] = ()  # reasons to doubt the chat template
 
     def require_chat_template(self) -> ChatTemplate:
         """Return the template, or raise ChatNotSupportedError."""

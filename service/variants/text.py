@@ -15,11 +15,13 @@ from loaders.checkpoint.tokenizer import load_tokenizer
 from service.serving.served_model import Identity
 from service.text.errors import ChatNotSupportedError
 from service.text.facts import read_facts
+from service.text.template_check import TemplateFinding, check_refusal, check_template
 from service.text.templates import ChatTemplate, resolve_chat_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from service.text.facts import VariantFacts
     from service.worker_protocol.model_description import ModelDescription
 
 log = structlog.get_logger(__name__)
@@ -33,6 +35,7 @@ class ModelText:
     chat_template: ChatTemplate | None  # None where the variant cannot chat
     chat_refusal: str | None  # why it cannot, for people
     identity: Identity
+    template_findings: tuple[TemplateFinding, ...] = ()  # reasons to doubt the template
 
     def close(self) -> None:
         """End what runs for it."""
@@ -40,19 +43,57 @@ class ModelText:
             self.chat_template.close()
 
 
-def read_model_text(description: ModelDescription) -> ModelText:
-    """Read the small files of a model that an engine has loaded; takes a moment."""
+def read_model_text(description: ModelDescription, chat_template: str | None = None) -> ModelText:
+    """Read the small files of a model that an engine has loaded; takes a moment.
+
+    chat_template: the operator's choice. Raises LoadError, and TextError where that names none.
+    """
     folder = Path(description.folder)
     tokenizer = load_tokenizer(folder, is_tried=True)  # the engine's process did
     facts = read_facts(folder, description.repo, description, tokenizer)
-    template, refusal = None, None
+    checked = check_chat(tokenizer, facts, chat_template)
+    template = checked.template
+    if template is not None:
+        log.info("chat_template", name=template.name, origin=template.origin.value)
+    else:
+        log.info("chat_unavailable", reason=checked.refusal)
+    for finding in checked.findings:
+        log.warning(
+            "chat_template_doubtful",
+            repo=description.repo,
+            code=finding.code,
+            reason=finding.sentence,
+        )
+    return ModelText(
+        tokenizer,
+        template,
+        checked.refusal,
+        identity_of(description, template),
+        checked.findings,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedChat:
+    """A variant's chat template, or why it has none, and the reasons to doubt it."""
+
+    template: ChatTemplate | None
+    refusal: str | None
+    findings: tuple[TemplateFinding, ...]
+
+
+def check_chat(
+    tokenizer: PreTrainedTokenizerFast, facts: VariantFacts, asked: str | None
+) -> CheckedChat:
+    """Choose a variant's template, start and check it; asked: the operator's choice.
+
+    Raises TemplateSettingError.
+    """
     try:
-        template = resolve_chat_template(tokenizer, facts)
-        log.info("chat_template", name=template.name)
+        template = resolve_chat_template(tokenizer, facts, asked)
     except ChatNotSupportedError as error:
-        refusal = str(error)
-        log.info("chat_unavailable", reason=refusal)
-    return ModelText(tokenizer, template, refusal, identity_of(description, template))
+        return CheckedChat(None, str(error), check_refusal(facts))
+    return CheckedChat(template, None, check_template(template, tokenizer, facts))
 
 
 def identity_of(description: ModelDescription, template: ChatTemplate | None) -> Identity:
@@ -69,6 +110,7 @@ def identity_of(description: ModelDescription, template: ChatTemplate | None) ->
         "device": description.device,
         "batch_invariant": description.is_batch_invariant,
         "chat_template": None if template is None else template.name,
+        "chat_template_sha256": None if template is None else template.source_sha256,
         "versions": {package: version(package) for package in packages},
     }
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

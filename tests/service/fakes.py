@@ -32,6 +32,7 @@ from service.errors import ModelNotFoundError, UnavailableError
 from service.server.lifecycle import Lifecycle, Phase
 from service.serving.served_model import Identity, ServedModel
 from service.team.keys import ApiKeys
+from service.text.template_choice import TemplateOrigin
 from service.variants.variant import VariantState, VariantStatus
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from engine.statistics import LiveCheckStatistics
     from engine.transport.client import Submission
     from loaders.reports.suspicion import Suspicion
+    from service.text.render_options import RenderOptions
 
 MODEL = "owner/name:gptq-4bit-32g@x"
 VOCAB_SIZE = 512
@@ -179,12 +181,19 @@ class PlainTemplate:
     """One line a turn; no marks."""
 
     name = "plain"
+    origin = TemplateOrigin.FAMILY
+    kwargs_names = frozenset[str]()
     stop_token_ids = frozenset({TURN_END})
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast | ByteTokenizer) -> None:
         self._tokenizer = tokenizer
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def reads(self, name: str) -> bool:
+        return False
+
+    def render(
+        self, messages: Sequence[Mapping[str, str]], options: RenderOptions | None = None
+    ) -> list[int]:
         text = "".join(f"{turn['role']}: {turn['content']}\n" for turn in messages)
         return [0, *self._tokenizer.encode(text, add_special_tokens=False)]
 
