@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from engine.transport.client import Submission
     from loaders.reports.suspicion import Suspicion
     from service.text.render_options import RenderOptions
+    from service.text.templates import ChatTemplate
 
 MODEL = "owner/name:gptq-4bit-32g@x"
 VOCAB_SIZE = 512
@@ -221,13 +222,14 @@ def served_model(
     tokenizer: PreTrainedTokenizerFast | ByteTokenizer,
     defaults: Defaults | None = None,
     chat_refusal: str | None = None,
+    chat_template: ChatTemplate | None = None,
 ) -> ServedModel:
     return ServedModel(
         name=MODEL,
         created=1_700_000_000,
         engine=engine,
         tokenizer=tokenizer,
-        chat_template=PlainTemplate(tokenizer) if chat_refusal is None else None,
+        chat_template=None if chat_refusal else chat_template or PlainTemplate(tokenizer),
         chat_refusal=chat_refusal,
         defaults=defaults or Defaults(),
         stop_token_ids=frozenset({END, TURN_END}),
@@ -391,11 +393,12 @@ def running_server(
     max_body_bytes: int = 4 * 1024 * 1024,
     suspicions: tuple[Suspicion, ...] = (),
     limits: RequestLimits = LIMITS,
+    chat_template: ChatTemplate | None = None,
 ) -> Iterator[RunningServer]:
     """Run a server; engine: None leaves it loading."""
     served = None
     if engine is not None:
-        served = served_model(engine, tokenizer, defaults, chat_refusal)
+        served = served_model(engine, tokenizer, defaults, chat_refusal, chat_template)
     models = FakeModels(served, suspicions)
     lifecycle = Lifecycle(models)
     context = api_context(
