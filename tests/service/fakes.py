@@ -73,6 +73,12 @@ class FakeStream:
         if self not in self.engine.running:
             return []
         await asyncio.sleep(self.engine.delay_s)
+        outputs: list[TokenOutput] = []
+        while len(outputs) < self.engine.num_together and self in self.engine.running:
+            outputs.append(self._next())
+        return outputs
+
+    def _next(self) -> TokenOutput:
         if self.engine.fails_after is not None and self.given >= self.engine.fails_after:
             self.engine.running.discard(self)
             raise self.engine.failure
@@ -89,7 +95,7 @@ class FakeStream:
         logprobs = None
         if self.engine.logprobs is not None and self.params.logprobs is not None:
             logprobs = self.engine.logprobs(token_id, self.params)
-        return [TokenOutput(self.sequence_id, token_id, logprobs, reason)]
+        return TokenOutput(self.sequence_id, token_id, logprobs, reason)
 
     async def aclose(self) -> None:
         if self in self.engine.running:
@@ -117,6 +123,7 @@ class FakeEngine:
     refusal: Exception | None = None  # of every request
     logprobs: Logprobs | None = None  # of a token, for whoever asks; None tells none
     num_cached_tokens: int = 0  # of every prompt
+    num_together: int = 1  # tokens that come at once
     statistics: None = None
     live_check: LiveCheckStatistics | None = None
     _ids: Iterator[int] = field(default_factory=itertools.count)

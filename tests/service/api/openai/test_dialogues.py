@@ -1,4 +1,4 @@
-"""What the variant's own template makes of a dialogue, and what is named because it reads it not."""
+"""What the variant's own template makes of a dialogue; what it does not read is named."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 SOURCE = (
     "{{ bos_token }}{% for d in documents or [] %}{{ d.title }}={{ d.text }};{% endfor %}"
     "{% for m in messages %}{{ m.role }}{% if m.name %}({{ m.name }}){% endif %}:"
-    "{% if m.reasoning_content %}<{{ m.reasoning_content }}>{% endif %}{{ m.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant:{{ style | default('') }}"
+    "{% if m.reasoning_content %}<{{ m.reasoning_content }}>{% endif %}{{ m.content }}\n"
+    "{% endfor %}{% if add_generation_prompt %}assistant:{{ style | default('') }}"
     "{{ reasoning_effort | default('') }}{% endif %}"
 )
 PLAIN = "{{ bos_token }}{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}assistant:"
