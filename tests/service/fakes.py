@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from loaders.reports.suspicion import Suspicion
     from service.text.render_options import RenderOptions
     from service.text.template_check import TemplateFinding
+    from service.text.templates import ChatTemplate
 
 MODEL = "owner/name:gptq-4bit-32g@x"
 VOCAB_SIZE = 512
@@ -73,6 +74,12 @@ class FakeStream:
         if self not in self.engine.running:
             return []
         await asyncio.sleep(self.engine.delay_s)
+        outputs: list[TokenOutput] = []
+        while len(outputs) < self.engine.num_together and self in self.engine.running:
+            outputs.append(self._next())
+        return outputs
+
+    def _next(self) -> TokenOutput:
         if self.engine.fails_after is not None and self.given >= self.engine.fails_after:
             self.engine.running.discard(self)
             raise self.engine.failure
@@ -89,7 +96,7 @@ class FakeStream:
         logprobs = None
         if self.engine.logprobs is not None and self.params.logprobs is not None:
             logprobs = self.engine.logprobs(token_id, self.params)
-        return [TokenOutput(self.sequence_id, token_id, logprobs, reason)]
+        return TokenOutput(self.sequence_id, token_id, logprobs, reason)
 
     async def aclose(self) -> None:
         if self in self.engine.running:
@@ -117,6 +124,7 @@ class FakeEngine:
     refusal: Exception | None = None  # of every request
     logprobs: Logprobs | None = None  # of a token, for whoever asks; None tells none
     num_cached_tokens: int = 0  # of every prompt
+    num_together: int = 1  # tokens that come at once
     statistics: None = None
     live_check: LiveCheckStatistics | None = None
     _ids: Iterator[int] = field(default_factory=itertools.count)
@@ -223,13 +231,14 @@ def served_model(
     defaults: Defaults | None = None,
     chat_refusal: str | None = None,
     template_findings: tuple[TemplateFinding, ...] = (),
+    chat_template: ChatTemplate | None = None,
 ) -> ServedModel:
     return ServedModel(
         name=MODEL,
         created=1_700_000_000,
         engine=engine,
         tokenizer=tokenizer,
-        chat_template=PlainTemplate(tokenizer) if chat_refusal is None else None,
+        chat_template=None if chat_refusal else chat_template or PlainTemplate(tokenizer),
         chat_refusal=chat_refusal,
         defaults=defaults or Defaults(),
         stop_token_ids=frozenset({END, TURN_END}),
@@ -395,11 +404,19 @@ def running_server(
     suspicions: tuple[Suspicion, ...] = (),
     limits: RequestLimits = LIMITS,
     template_findings: tuple[TemplateFinding, ...] = (),
+    chat_template: ChatTemplate | None = None,
 ) -> Iterator[RunningServer]:
     """Run a server; engine: None leaves it loading."""
     served = None
     if engine is not None:
-        served = served_model(engine, tokenizer, defaults, chat_refusal, template_findings)
+        served = served_model(
+            engine,
+            tokenizer,
+            defaults,
+            chat_refusal,
+            template_findings=template_findings,
+            chat_template=chat_template,
+        )
     models = FakeModels(served, suspicions)
     lifecycle = Lifecycle(models)
     context = api_context(

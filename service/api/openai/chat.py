@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import BeforeValidator, FailFast, Field, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, FailFast, Field, ValidationInfo
 from pydantic import model_validator as check_together
 
 from engine.sampling_params import MAX_LOGPROBS
 from service.api.endpoint import Endpoint
 from service.api.openai.chat_answers import ChatCompletion, ChatCompletionChunk, ChatWriter
+from service.api.openai.dialogues import render, unread
 from service.api.openai.fields import OpenAIRequest
 from service.api.openai.messages import Message
 from service.api.openai.truncation import truncated
-from service.api.request_bodies import read_request
-from service.api.requests import Ignored, Unsupported, limits_of
+from service.api.request_bodies import read_request, tell_ignored
+from service.api.requests import MAX_FIELDS, Ignored, Name, Unsupported, limits_of
 from service.api.respond import acquire, answer
 from service.api.scope import note_id
 from service.serving.generation_request import GenerationRequest
 from service.serving.prompts import Prompt, room_behind
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection
 
     from starlette.requests import Request
     from starlette.responses import Response
@@ -40,12 +40,24 @@ def _check_messages(messages: object, info: ValidationInfo) -> object:
     return messages
 
 
+def _check_num_items(items: Collection[object] | None) -> object:
+    if items is not None and len(items) > MAX_FIELDS:
+        raise ValueError(f"has {len(items)} items; give at most {MAX_FIELDS}")
+    return items
+
+
 def _none_if_free(choice: object) -> object:
     return None if choice in ("none", "auto") else choice
 
 
 def _none_if_text(modalities: object) -> object:
     return None if modalities == ["text"] else modalities
+
+
+TemplateKwargs = Annotated[
+    dict[str, bool | str | int | float | None] | None, AfterValidator(_check_num_items)
+]
+Documents = Annotated[list[dict[str, str]] | None, AfterValidator(_check_num_items)]
 
 
 class ChatRequest(OpenAIRequest):
@@ -59,6 +71,24 @@ class ChatRequest(OpenAIRequest):
     logprobs: bool | None = Field(None, description="Tell each token's logprob.")
     top_logprobs: int | None = Field(
         None, ge=0, le=MAX_LOGPROBS, description="So many likeliest ones too; with logprobs."
+    )
+
+    # How the template writes it
+    add_generation_prompt: bool | None = Field(
+        None, description="false: end with the last message, and open no turn for the assistant."
+    )
+    continue_final_message: bool | None = Field(
+        None, description="The last message is the beginning of the answer, which goes on from it."
+    )
+    chat_template_kwargs: TemplateKwargs = Field(
+        None,
+        description="Variables of the template's own; others are named as ignored.",
+    )
+    documents: Documents = Field(
+        None, description="Texts to cite, for templates that do; refused where one does not."
+    )
+    reasoning_effort: Name = Field(
+        None, description="Given to the template, if it takes it; else named as ignored."
     )
 
     # Not yet
@@ -75,7 +105,6 @@ class ChatRequest(OpenAIRequest):
     )
     audio: Unsupported = Field(None, description="Not supported.")
     parallel_tool_calls: Ignored
-    reasoning_effort: Ignored
 
     @check_together(mode="after")
     def _logprobs_agree(self) -> ChatRequest:
@@ -93,6 +122,7 @@ def chat_endpoints(context: ApiContext) -> list[Endpoint]:
         request = await read_request(http_request, ChatRequest, context)
         model = await acquire(http_request, request.model, context)
         note_id(http_request.scope, request.request_id)
+        tell_ignored(http_request.scope, unread(request, model), context.limits)
         planned = await plan(request, model)
         return await answer(
             http_request,
@@ -118,7 +148,7 @@ def chat_endpoints(context: ApiContext) -> list[Endpoint]:
 
 async def plan(request: ChatRequest, model: ServedModel) -> GenerationRequest:
     """Translate a request. Raises a RequestError or TextError."""
-    prompt = Prompt(truncated(await render(request.messages, model), request, model))
+    prompt = Prompt(truncated(await render(request, model), request, model))
     asked: int | None = request.value_of("max_tokens")
     room = room_behind(
         len(prompt.token_ids),
@@ -136,10 +166,3 @@ async def plan(request: ChatRequest, model: ServedModel) -> GenerationRequest:
         form=request.answer_form(tells_tokens=tells),
         terms=request.terms,
     )
-
-
-async def render(messages: Sequence[Message], model: ServedModel) -> list[int]:
-    """Return the ids of a dialogue up to where the assistant speaks next."""
-    turns = [{"role": message.role, "content": message.text} for message in messages]
-    # In a thread: a checkpoint's template runs in another process, which is waited for.
-    return await asyncio.to_thread(model.require_chat_template().render, turns)
