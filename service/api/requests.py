@@ -234,9 +234,14 @@ def _read_words(value: object, info: ValidationInfo) -> list[str] | None:
     return value
 
 
+# Bounds stand inside, beside the type: around a validator they would be asked of null, too.
 Text = Annotated[str | None, BeforeValidator(_none_if_empty)]  # where empty is absent
-Name = Annotated[str | None, BeforeValidator(_none_if_empty), Field(max_length=MAX_NAME_LENGTH)]
-MaxTokens = Annotated[int | None, BeforeValidator(_none_if_negative), Field(ge=0, le=MAX_COUNT)]
+Name = Annotated[
+    Annotated[str, Field(max_length=MAX_NAME_LENGTH)] | None, BeforeValidator(_none_if_empty)
+]
+MaxTokens = Annotated[
+    Annotated[int, Field(ge=0, le=MAX_COUNT)] | None, BeforeValidator(_none_if_negative)
+]
 NumChoices = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_at_most_choices)]
 Stop = Annotated[
     list[str] | None, PlainValidator(_read_stop, json_schema_input_type=str | list[str] | None)

@@ -32,6 +32,8 @@ from service.errors import ModelNotFoundError, UnavailableError
 from service.server.lifecycle import Lifecycle, Phase
 from service.serving.served_model import Identity, ServedModel
 from service.team.keys import ApiKeys
+from service.text.infilling.families import STARCODER
+from service.text.infilling.infilling import Infilling
 from service.variants.variant import VariantState, VariantStatus
 
 if TYPE_CHECKING:
@@ -110,6 +112,7 @@ class FakeEngine:
     num_tokens: int = 0
     callers: list[str] = field(default_factory=list)
     groups: list[int | None] = field(default_factory=list)
+    salts: list[str] = field(default_factory=list)
     refusal: Exception | None = None  # of every request
     logprobs: Logprobs | None = None  # of a token, for whoever asks; None tells none
     num_cached_tokens: int = 0  # of every prompt
@@ -124,6 +127,7 @@ class FakeEngine:
             raise EngineDeadError("the engine has stopped")
         if any(max(submission.prompt_token_ids) >= VOCAB_SIZE for submission in submissions):
             raise InvalidTokenError(f"this model's ids are 0 to {VOCAB_SIZE - 1}")
+        self.salts += [terms.cache_salt] * len(submissions)
         return [self._run(submission, terms.caller) for submission in submissions]
 
     def _run(self, submission: Submission, caller: str) -> FakeStream:
@@ -156,13 +160,17 @@ class Defaults:
 class ByteTokenizer:
     """A token a byte, after one `<s>`."""
 
-    def __init__(self) -> None:
+    bos_token, eos_token = "<s>", "</s>"
+    eos_token_id = END
+
+    def __init__(self, more_pieces: Sequence[str] = ()) -> None:
+        """more_pieces: special ones, whose ids follow those of the bytes."""
         pieces = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
         vocabulary = {piece: i for i, piece in enumerate(pieces)}
         for letter in sorted(pre_tokenizers.ByteLevel.alphabet()):
             vocabulary[letter] = len(vocabulary)
         self.backend_tokenizer = Tokenizer(models.BPE(vocabulary, []))
-        self.backend_tokenizer.add_special_tokens(pieces)
+        self.backend_tokenizer.add_special_tokens([*pieces, *more_pieces])
         self.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         self.backend_tokenizer.decoder = decoders.ByteLevel()
         self.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -171,6 +179,21 @@ class ByteTokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+
+GAP_PIECES = (
+    *("<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<fim_pad>"),
+    *("<file_sep>", "<repo_name>", "<|endoftext|>"),
+)
+
+
+def gap_tokenizer() -> ByteTokenizer:
+    """One that knows StarCoder's pieces around a gap."""
+    return ByteTokenizer(GAP_PIECES)
+
+
+def gap_infilling(tokenizer: ByteTokenizer) -> Infilling:
+    return Infilling(tokenizer, STARCODER)
 
 
 class PlainTemplate:
@@ -210,6 +233,7 @@ def served_model(
     tokenizer: PreTrainedTokenizerFast | ByteTokenizer,
     defaults: Defaults | None = None,
     chat_refusal: str | None = None,
+    infilling: Infilling | None = None,
 ) -> ServedModel:
     return ServedModel(
         name=MODEL,
@@ -228,6 +252,8 @@ def served_model(
             record={"commit": "0123abc"},
         ),
         self_test=SELF_TEST,
+        infilling=infilling,
+        infilling_refusal=None if infilling else "it has no pieces that mark a gap",
     )
 
 
@@ -374,6 +400,7 @@ def running_server(
     key: str | None = None,
     defaults: Defaults | None = None,
     chat_refusal: str | None = None,
+    infilling: Infilling | None = None,
     keep_alive_interval_s: float = 15,
     stall_limit_s: float = 30,
     max_body_bytes: int = 4 * 1024 * 1024,
@@ -382,7 +409,7 @@ def running_server(
     """Run a server; engine: None leaves it loading."""
     served = None
     if engine is not None:
-        served = served_model(engine, tokenizer, defaults, chat_refusal)
+        served = served_model(engine, tokenizer, defaults, chat_refusal, infilling)
     models = FakeModels(served, suspicions)
     lifecycle = Lifecycle(models)
     context = api_context(
