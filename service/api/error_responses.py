@@ -40,6 +40,7 @@ from service.server.lifecycle import RETRY_AFTER_S
 from service.text.errors import (
     ChatNotSupportedError,
     InfillingNotSupportedError,
+    InvalidTemplateOptionsError,
     TemplateFailedError,
     TextError,
     TokenizerFailedError,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 INVALID = "invalid_request_error"
+NAMES_A_FIELD = (RequestError, InvalidTemplateOptionsError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ def error_body(error: Exception) -> dict[str, object]:
     message = (
         str(error) if form is not UNEXPECTED else "the server failed; this is a fault of its own"
     )
-    param = error.param if isinstance(error, RequestError) else None
+    param = error.param if isinstance(error, NAMES_A_FIELD) else None
     return _body(message, form.type, param, form.code)
 
 

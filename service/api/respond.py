@@ -44,7 +44,8 @@ async def answer(
     context: ApiContext,
 ) -> Response:
     """Generate for as long as the client is there for it."""
-    note_truncated(http_request.scope, dataclasses.asdict(_cut_of(request)))
+    if cut := _cut_of(request):
+        note_truncated(http_request.scope, dataclasses.asdict(cut))
     generation = await start(model, request)
     headers = model.identity.headers
     if is_stream:

@@ -7,7 +7,7 @@ from the beginning of the answer's text.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from service.text.detokenizer import Detokenizer
@@ -28,6 +28,7 @@ class AnswerToken:
     token_id: int
     logprobs: TokenLogprobs | None  # None for a prompt's first token
     offset: int  # where its text begins; a character of several tokens begins with its first
+    num_cut: int = 0  # characters at its end that a stop string cut off
 
 
 @dataclass(slots=True)
@@ -65,7 +66,9 @@ class AnswerTokens:
 
     def take_until(self, num_sent: int) -> list[AnswerToken]:
         """Return what begins within the first `num_sent` characters, where the rest was cut off."""
-        return self._take(sum(waiting.token.offset < num_sent for waiting in self._waiting))
+        ends = {id(waiting.token): waiting.end for waiting in self._waiting}
+        taken = self._take(sum(waiting.token.offset < num_sent for waiting in self._waiting))
+        return [replace(token, num_cut=max(ends[id(token)] - num_sent, 0)) for token in taken]
 
     def _take(self, count: int) -> list[AnswerToken]:
         taken = [waiting.token for waiting in self._waiting[:count]]

@@ -11,9 +11,11 @@ from service.api.endpoint import Endpoint
 from service.api.openai.chat_answers import ChatCompletion, ChatCompletionChunk, ChatWriter
 from service.api.openai.fields import TurnRequest
 from service.api.openai.messages import Message
+from service.api.openai.truncation import truncated
 from service.api.request_bodies import read_request
 from service.api.requests import Ignored, Unsupported, limits_of
 from service.api.respond import acquire, answer
+from service.api.scope import note_id
 from service.serving.generation_request import GenerationRequest
 from service.serving.prompts import Prompt, room_behind
 
@@ -78,6 +80,7 @@ def chat_endpoints(context: ApiContext) -> list[Endpoint]:
         context.lifecycle.require_open()
         request = await read_request(http_request, ChatRequest, context)
         model = await acquire(http_request, request.model, context)
+        note_id(http_request.scope, request.request_id)
         planned = await plan(request, model)
         return await answer(
             http_request,
@@ -103,7 +106,7 @@ def chat_endpoints(context: ApiContext) -> list[Endpoint]:
 
 async def plan(request: ChatRequest, model: ServedModel) -> GenerationRequest:
     """Translate a request. Raises a RequestError or TextError."""
-    prompt = Prompt(await render(request.messages, model))
+    prompt = Prompt(truncated(await render(request.messages, model), request, model))
     asked: int | None = request.value_of("max_tokens")
     room = room_behind(
         len(prompt.token_ids),

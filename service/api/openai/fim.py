@@ -18,6 +18,7 @@ from service.api.openai.gaps import fill_gap
 from service.api.request_bodies import read_request
 from service.api.requests import Text
 from service.api.respond import acquire, answer
+from service.api.scope import note_id
 from service.serving.generation_request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def fim_endpoints(context: ApiContext) -> list[Endpoint]:
         context.lifecycle.require_open()
         request = await read_request(http_request, FimRequest, context)
         model = await acquire(http_request, request.model, context)
+        note_id(http_request.scope, request.request_id)
         return await answer(
             http_request,
             await plan(request, model),

@@ -40,6 +40,7 @@ def model_endpoints(context: ApiContext) -> list[Endpoint]:
             return JsonResponse({**_describe(status, model), **own})
         if model.memory is not None:
             own["memory"] = msgspec.to_builtins(model.memory)
+        own["chat_template"] = _describe_template(model)
         body = {**_describe(status, model), **own, "provenance": model.identity.record}
         return JsonResponse(body, headers=model.identity.headers)
 
@@ -48,6 +49,15 @@ def model_endpoints(context: ApiContext) -> list[Endpoint]:
         # A path: names hold slashes, colons and at signs, percent-encoded or not.
         Endpoint(method="GET", path="/v1/models/{name:path}", tag="OpenAI", handler=get_model),
     ]
+
+
+def _describe_template(model: ServedModel) -> dict[str, object]:
+    template = model.chat_template
+    return {
+        "name": None if template is None else template.name,
+        "source": None if template is None else template.origin.value,
+        "findings": [dataclasses.asdict(finding) for finding in model.template_findings],
+    }
 
 
 def _describe(status: VariantStatus, model: ServedModel | None) -> dict[str, object]:

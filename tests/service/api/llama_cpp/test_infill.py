@@ -193,10 +193,10 @@ def test_timings_are_those_of_the_clock(editor):
 
 
 def test_prompt_that_is_not_to_be_cached_has_a_salt_of_its_own(editor):
-    salts = editor.engine.salts
     editor.infill(cache_prompt=True)
     editor.infill(cache_prompt=False)
     editor.infill(cache_prompt=False)
+    salts = [terms.cache_salt for terms in editor.engine.terms[-3:]]
     assert salts[-3] == ""
     assert "" not in salts[-2:]
     assert salts[-1] != salts[-2]

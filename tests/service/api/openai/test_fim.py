@@ -114,6 +114,12 @@ def test_silent_max_tokens_is_bounded(http, engine):
     assert params.max_tokens == min(256, engine.max_model_len - len(prompt))
 
 
+def test_request_can_bring_its_id(http):
+    response = http.post("/v1/fim/completions", json={"prompt": "a", "request_id": "mine"})
+    assert response.json()["id"] == "chatcmpl-mine"
+    assert response.headers["x-request-id"] == "mine"
+
+
 def test_stop_ends_it(http):
     choice = fill(http, stop="rn")["choices"][0]
     assert choice["message"]["content"] == "retu"
