@@ -12,9 +12,12 @@ from starlette.routing import Route
 from service.api.access import access_rule
 from service.api.cors import cors_middleware
 from service.api.error_responses import http_error_response
+from service.api.llama_cpp.infill import infill_endpoints
+from service.api.llama_cpp.props import props_endpoints
 from service.api.middleware import AuthMiddleware, ErrorBoundary, OpenRequests, RequestId
 from service.api.openai.chat import chat_endpoints
 from service.api.openai.completions import completion_endpoints
+from service.api.openai.fim import fim_endpoints
 from service.api.openai.models import model_endpoints
 from service.api.operations.admin import admin_endpoints
 from service.api.operations.documents import document_endpoints
@@ -39,7 +42,10 @@ def endpoints_of(
     endpoints = [
         *completion_endpoints(context),
         *chat_endpoints(context),
+        *fim_endpoints(context),
         *model_endpoints(context),
+        *infill_endpoints(context),
+        *props_endpoints(context),
         *health_endpoints(context),
         *(() if administration is None else admin_endpoints(administration, context)),
     ]

@@ -32,6 +32,8 @@ from service.errors import ModelNotFoundError, UnavailableError
 from service.server.lifecycle import Lifecycle, Phase
 from service.serving.served_model import Identity, ServedModel
 from service.team.keys import ApiKeys
+from service.text.infilling.families import STARCODER
+from service.text.infilling.infilling import Infilling
 from service.text.template_choice import TemplateOrigin
 from service.variants.variant import VariantState, VariantStatus
 
@@ -169,13 +171,17 @@ class Defaults:
 class ByteTokenizer:
     """A token a byte, after one `<s>`."""
 
-    def __init__(self) -> None:
+    bos_token, eos_token = "<s>", "</s>"
+    eos_token_id = END
+
+    def __init__(self, more_pieces: Sequence[str] = ()) -> None:
+        """more_pieces: special ones, whose ids follow those of the bytes."""
         pieces = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
         vocabulary = {piece: i for i, piece in enumerate(pieces)}
         for letter in sorted(pre_tokenizers.ByteLevel.alphabet()):
             vocabulary[letter] = len(vocabulary)
         self.backend_tokenizer = Tokenizer(models.BPE(vocabulary, []))
-        self.backend_tokenizer.add_special_tokens(pieces)
+        self.backend_tokenizer.add_special_tokens([*pieces, *more_pieces])
         self.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         self.backend_tokenizer.decoder = decoders.ByteLevel()
         self.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -184,6 +190,21 @@ class ByteTokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+
+GAP_PIECES = (
+    *("<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<fim_pad>"),
+    *("<file_sep>", "<repo_name>", "<|endoftext|>"),
+)
+
+
+def gap_tokenizer() -> ByteTokenizer:
+    """One that knows StarCoder's pieces around a gap."""
+    return ByteTokenizer(GAP_PIECES)
+
+
+def gap_infilling(tokenizer: ByteTokenizer) -> Infilling:
+    return Infilling(tokenizer, STARCODER)
 
 
 class PlainTemplate:
@@ -232,6 +253,7 @@ def served_model(
     chat_refusal: str | None = None,
     template_findings: tuple[TemplateFinding, ...] = (),
     chat_template: ChatTemplate | None = None,
+    infilling: Infilling | None = None,
 ) -> ServedModel:
     return ServedModel(
         name=MODEL,
@@ -251,6 +273,8 @@ def served_model(
         ),
         self_test=SELF_TEST,
         template_findings=template_findings,
+        infilling=infilling,
+        infilling_refusal=None if infilling else "it has no pieces that mark a gap",
     )
 
 
@@ -398,6 +422,7 @@ def running_server(
     key: str | None = None,
     defaults: Defaults | None = None,
     chat_refusal: str | None = None,
+    infilling: Infilling | None = None,
     keep_alive_interval_s: float = 15,
     stall_limit_s: float = 30,
     max_body_bytes: int = 4 * 1024 * 1024,
@@ -416,6 +441,7 @@ def running_server(
             chat_refusal,
             template_findings=template_findings,
             chat_template=chat_template,
+            infilling=infilling,
         )
     models = FakeModels(served, suspicions)
     lifecycle = Lifecycle(models)
