@@ -50,7 +50,7 @@ class ChoiceReader:
             stop_strings=form.stop_strings,
             # Not every end piece is marked special; none is text unless it is asked for.
             stop_token_ids=frozenset() if form.keeps_stop else ends,
-            keep_stop_string=form.keeps_stop,
+            keep_stop_string=form.keeps_stop or form.keeps_stop_string,
             skip_special_tokens=form.skips_special_tokens,
         )
 

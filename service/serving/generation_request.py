@@ -25,6 +25,7 @@ class AnswerForm:
 
     stop_strings: Sequence[str] = ()
     keeps_stop: bool = False  # what ended the answer is part of its text
+    keeps_stop_string: bool = False  # only a stop string is, an end token is not
     skips_special_tokens: bool = True
     echoes: bool = False  # the text begins with the prompt
     tells_tokens: bool = False  # each token of the answer with its place in the text

@@ -156,6 +156,8 @@ class Defaults:
 class ByteTokenizer:
     """A token a byte, after one `<s>`."""
 
+    bos_token_id = 0
+
     def __init__(self) -> None:
         pieces = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
         vocabulary = {piece: i for i, piece in enumerate(pieces)}
@@ -183,8 +185,10 @@ class PlainTemplate:
         self._tokenizer = tokenizer
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        text = "".join(f"{turn['role']}: {turn['content']}\n" for turn in messages)
-        return [0, *self._tokenizer.encode(text, add_special_tokens=False)]
+        return [0, *self._tokenizer.encode(self.render_text(messages), add_special_tokens=False)]
+
+    def render_text(self, messages: Sequence[Mapping[str, str]]) -> str:
+        return "".join(f"{turn['role']}: {turn['content']}\n" for turn in messages)
 
     def close(self) -> None:
         """Nothing runs."""

@@ -1,4 +1,7 @@
-"""GET /health/live and /health/ready (also /health): for supervisors and routers; no key needed."""
+"""GET /health/live and /health/ready (also /health and /ping), for supervisors and routers.
+
+No key is needed.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ def health_endpoints(context: ApiContext) -> list[Endpoint]:
             access=Access.OPEN,
         )
 
-    return [endpoint("/health/live", live), endpoint("/health/ready", ready, "/health")]
+    return [endpoint("/health/live", live), endpoint("/health/ready", ready, "/health", "/ping")]
 
 
 def _describe(status: VariantStatus) -> dict[str, object]:
