@@ -36,6 +36,8 @@ from service.settings import (
     unknown_variables,
 )
 from service.team.keys import ApiKeys
+from service.text.errors import TemplateSettingError
+from service.text.template_choice import check_setting
 from service.variants.fallback import FallbackPolicy
 from service.variants.handles import EngineInThread, EngineProcess
 from service.variants.loaded import LoadedVariant
@@ -130,6 +132,11 @@ def make_variants(settings: Settings) -> list[ServedVariant]:
 def make_variant(settings: WorkerSettings, *, in_process: bool) -> ServedVariant:
     """Make one variant, without starting anything. Raises SettingsError."""
     name = resolve_served_name(settings)
+    if settings.chat_template is not None:
+        try:
+            check_setting(settings.chat_template)
+        except TemplateSettingError as error:
+            raise SettingsError(str(error)) from error
     start = partial(start_thread if in_process else EngineProcess.start, settings)
     rules = VariantRules(
         is_on_demand=settings.on_demand,
@@ -138,7 +145,13 @@ def make_variant(settings: WorkerSettings, *, in_process: bool) -> ServedVariant
         max_restarts=settings.max_restarts,
         aliases=tuple(settings.aliases),
     )
-    source = LoadedVariant(name, settings.variant or DEMO_NAME, FallbackPolicy(settings), start)
+    source = LoadedVariant(
+        name,
+        settings.variant or DEMO_NAME,
+        FallbackPolicy(settings),
+        start,
+        chat_template=settings.chat_template,
+    )
     return ServedVariant(name, source, rules)
 
 

@@ -22,7 +22,6 @@ from service.api.openai.render import render_endpoints
 from service.api.operations.admin import admin_endpoints
 from service.api.operations.documents import document_endpoints
 from service.api.operations.health import health_endpoints
-from service.api.operations.version import version_endpoints
 from service.api.tgi.generate import generate_endpoints
 from service.api.tgi.info import info_endpoints
 from service.api.tokens.detokenize import detokenize_endpoints
@@ -56,7 +55,6 @@ def endpoints_of(
         *template_endpoints(context),
         *generate_endpoints(context),
         *info_endpoints(context),
-        *version_endpoints(),
         *health_endpoints(context),
         *(() if administration is None else admin_endpoints(administration, context)),
     ]

@@ -5,18 +5,12 @@ Shared: other APIs take them in the same shape.
 
 from __future__ import annotations
 
-import asyncio
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.api.requests import Ignored, RequestModel, Text, Unsupported, limits_of
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from service.serving.served_model import ServedModel
+from service.api.requests import Ignored, RequestModel, Text, Unsupported
 
 
 class TextPart(RequestModel):
@@ -77,36 +71,3 @@ class Message(RequestModel):
         if isinstance(self.content, list):
             return "\n".join(part.text for part in self.content)
         return self.content or ""
-
-
-def _check_messages(messages: object, info: ValidationInfo) -> object:
-    limit = limits_of(info).max_messages
-    if messages == []:
-        raise ValueError("is empty; give at least one message")
-    if isinstance(messages, list) and len(messages) > limit:
-        raise ValueError(f"has {len(messages)} messages; give at most {limit}")
-    return messages
-
-
-# By `Field`, as `FailFast()` itself cannot be part of a union.
-Messages: TypeAlias = Annotated[
-    list[Message], Field(fail_fast=True), BeforeValidator(_check_messages)
-]
-
-
-async def render(messages: Sequence[Message], model: ServedModel) -> list[int]:
-    """Return the ids of a dialogue up to where the assistant speaks next.
-
-    Raises ChatNotSupportedError, InvalidMessagesError or TemplateFailedError.
-    """
-    # In a thread: a checkpoint's template runs in another process, which is waited for.
-    return await asyncio.to_thread(model.require_chat_template().render, _turns(messages))
-
-
-async def render_text(messages: Sequence[Message], model: ServedModel) -> str:
-    """Return the same as text for people; raises the same."""
-    return await asyncio.to_thread(model.require_chat_template().render_text, _turns(messages))
-
-
-def _turns(messages: Sequence[Message]) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.text} for message in messages]

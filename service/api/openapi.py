@@ -103,9 +103,15 @@ class _Document:
                 "responses": self._error_responses(),
                 "headers": _header_components(),
                 "parameters": {"x-request-id": _REQUEST_ID},
-                "securitySchemes": _SECURITY_SCHEMES,
+                "securitySchemes": self._security_schemes(),
             },
         }
+
+    def _security_schemes(self) -> Node:
+        """Return the keys that something asks for; without an administrator there is one less."""
+        access = {endpoint.access for endpoint in self._endpoints}
+        used = {name for one in access for key in _SECURITY[one] for name in key}
+        return {name: scheme for name, scheme in _SECURITY_SCHEMES.items() if name in used}
 
     def _paths(self) -> Node:
         paths: Node = {}

@@ -31,9 +31,8 @@ MAX_FIELDS = 64  # of one object that no model knows
 # What happens to fields without effect: they are named in the answer's x-ignored-params, refused by
 # name, or nothing is said.
 UnknownFields: TypeAlias = Literal["warn", "strict", "ignore"]
-NO_EFFECT: dict[str, Any] = {
-    "effect": "none"
-}  # in a field's json_schema_extra: it is taken, and does nothing
+# In a field's json_schema_extra: it is taken, and does nothing.
+NO_EFFECT: dict[str, Any] = {"effect": "none"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +83,16 @@ class RequestModel(BaseModel):
                 raise ValueError(f"{' and '.join(given)} mean the same; give one of them")
         return self
 
+    def own_ignored(self) -> list[str]:
+        """Name the fields that were given and have no effect, but for those of objects within."""
+        extra = self.model_extra or {}
+        fields = type(self).model_fields
+        known = [name for name, field in fields.items() if field.json_schema_extra == NO_EFFECT]
+        return [
+            *(name for name, value in extra.items() if not is_empty(value)),
+            *(name for name in known if not is_neutral(getattr(self, name))),
+        ]
+
     def value_of(self, name: str) -> Any:
         """Return a field's value under whichever of its names it was given; None if under none."""
         names = (name, *self.other_names.get(name, ()))
@@ -103,16 +112,10 @@ class ClosedModel(RequestModel):
 
 def ignored_paths(model: RequestModel, prefix: str = "") -> list[str]:
     """Name what was given and has no effect, at any depth; items of a list share one name."""
-    found: dict[str, None] = {}
-    for name, value in (model.model_extra or {}).items():
-        if not is_empty(value):
-            found[prefix + name] = None
-    for name in model.model_fields_set & type(model).model_fields.keys():
-        value = getattr(model, name)
-        if type(model).model_fields[name].json_schema_extra == NO_EFFECT and not is_empty(value):
-            found[prefix + name] = None
+    found = dict.fromkeys(prefix + name for name in model.own_ignored())
+    for name, value in model:
+        places = "[]." if isinstance(value, list) else "."
         for inner in _models_in(value):
-            places = "[]." if isinstance(value, list) else "."
             found |= dict.fromkeys(ignored_paths(inner, f"{prefix}{name}{places}"))
     return list(found)
 
@@ -127,15 +130,20 @@ def is_empty(value: object) -> bool:
     return value is None or value == "" or value == [] or value == {}
 
 
+def is_neutral(value: object) -> bool:
+    """Whether a value of a field that this server knows asks for no more than silence would."""
+    return is_empty(value) or value is False
+
+
 # ── kinds of fields ─────────────────────────────────────────────────────────────────────────────
 
 
 def _none_if_empty(value: object) -> object:
-    return None if is_empty(value) else value
+    return None if value == "" else value
 
 
 def _refuse(value: object) -> None:
-    if is_empty(value) or value is False:
+    if is_neutral(value):
         return
     raise PydanticCustomError(
         "unsupported_field", "this server does not support it yet; leave it out"
@@ -164,7 +172,7 @@ def _at_most_choices(value: object, info: ValidationInfo) -> object:
 
 
 def _read_stop(stop: object, info: ValidationInfo) -> list[str] | None:
-    if is_empty(stop):
+    if stop is None or stop in ("", []):
         return None
     strings = [stop] if isinstance(stop, str) else stop
     if not isinstance(strings, list) or not all(isinstance(string, str) for string in strings):
@@ -185,7 +193,7 @@ def is_token_ids(items: object) -> bool:
 
 
 def _read_token_ids(value: object, info: ValidationInfo) -> list[int] | None:
-    if is_empty(value):
+    if value is None or value == []:
         return None
     if not isinstance(value, list) or not is_token_ids(value):
         raise ValueError("give a list of token ids (integers of at least 0)")
@@ -200,7 +208,7 @@ def _require_few(num_tokens: int, info: ValidationInfo) -> None:
 
 
 def _read_logit_bias(value: object, info: ValidationInfo) -> dict[int, float] | None:
-    if is_empty(value):
+    if value is None or value == {}:
         return None
     if not isinstance(value, dict):
         raise ValueError("give an object of token ids and biases")
@@ -222,7 +230,7 @@ def _bias(bias: object) -> float:
 
 
 def _read_words(value: object, info: ValidationInfo) -> list[str] | None:
-    if is_empty(value):
+    if value is None or value == []:
         return None
     if not isinstance(value, list) or not all(isinstance(word, str) and word for word in value):
         raise ValueError("give a list of strings that are not empty")
@@ -234,9 +242,14 @@ def _read_words(value: object, info: ValidationInfo) -> list[str] | None:
     return value
 
 
+# Bounds stand inside, beside the type: around a validator they would be asked of null, too.
 Text = Annotated[str | None, BeforeValidator(_none_if_empty)]  # where empty is absent
-Name = Annotated[str | None, BeforeValidator(_none_if_empty), Field(max_length=MAX_NAME_LENGTH)]
-MaxTokens = Annotated[int | None, BeforeValidator(_none_if_negative), Field(ge=0, le=MAX_COUNT)]
+Name = Annotated[
+    Annotated[str, Field(max_length=MAX_NAME_LENGTH)] | None, BeforeValidator(_none_if_empty)
+]
+MaxTokens = Annotated[
+    Annotated[int, Field(ge=0, le=MAX_COUNT)] | None, BeforeValidator(_none_if_negative)
+]
 NumChoices = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_at_most_choices)]
 Stop = Annotated[
     list[str] | None, PlainValidator(_read_stop, json_schema_input_type=str | list[str] | None)

@@ -44,6 +44,12 @@ def straight_send(scope: Scope) -> Send:
     return send
 
 
+def note_id(scope: Scope, request_id: str | None) -> None:
+    """Let a request be known by the id that its body gives it, if it gives one."""
+    if request_id is not None:
+        scope["request_id"] = request_id
+
+
 def note_ignored(scope: Scope, names: Sequence[str]) -> None:
     """Leave the names of what the request's body holds in vain, for a header."""
     scope[_IGNORED] = [*scope.get(_IGNORED, ()), *names]

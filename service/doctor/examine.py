@@ -21,6 +21,7 @@ from loaders.model.stock import STOCK, absent_packages
 from loaders.quantization.packed_format import PackedFormat
 from loaders.repository.hub import HubProbe, default_hub_cache, probe_hub
 from service.doctor import gpus, hub, machine, places, software
+from service.doctor.chat_template import check_chat_template
 from service.doctor.finding import Finding, fix, ok, warning
 from service.doctor.needs import (
     NamedVariant,
@@ -152,6 +153,7 @@ def _variant_checks(facts: Facts, settings: Settings) -> Iterator[tuple[str, Che
         yield "variant", lambda: ok("variant", "none named")
     for index in range(num_named):
         yield "variant", partial(_variant, facts, index)
+        yield "chat template", partial(_chat_template, facts, settings, index)
     for name in ("cache folder", "downloads"):
         folder = facts.cache_dir if name == "cache folder" else facts.download_dir
         yield name, partial(places.check_folder, name, folder, places.write_and_remove)
@@ -162,6 +164,11 @@ def _variant_checks(facts: Facts, settings: Settings) -> Iterator[tuple[str, Che
 
 def _variant(facts: Facts, index: int) -> Finding:
     return check_variant(facts.named[index])
+
+
+def _chat_template(facts: Facts, settings: Settings, index: int) -> Finding:
+    own = [one for one in settings.variants() if one.variant is not None][index]
+    return check_chat_template(own, facts.named[index].needs)
 
 
 def _disk(facts: Facts) -> Finding:

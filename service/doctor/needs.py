@@ -30,6 +30,7 @@ class Needs:
 
     download_bytes: int  # 0 where its files are here
     memory_bytes: int  # weights, KV cache, activations and process
+    spec: VariantSpec | None = None  # of what would be loaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +72,9 @@ def find_needs(settings: WorkerSettings) -> Needs:
     if choice.plan is None:
         raise LoadError("; ".join([choice.reason, *(one.reason for one in choice.losers)]))
     chosen = choice.plan.variant
-    is_here = _is_here(parse_spec(name_of(spec, chosen)), settings.cache_dir)
-    return Needs(0 if is_here else chosen.weight_bytes, choice.plan.fullest.total)
+    exact = parse_spec(name_of(spec, chosen))
+    is_here = _is_here(exact, settings.cache_dir)
+    return Needs(0 if is_here else chosen.weight_bytes, choice.plan.fullest.total, exact)
 
 
 def _is_here(spec: VariantSpec, cache_dir: Path | None) -> bool:

@@ -7,7 +7,7 @@ from the beginning of the answer's text.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from service.text.detokenizer import Detokenizer
@@ -29,6 +29,7 @@ class AnswerToken:
     logprobs: TokenLogprobs | None  # None for a prompt's first token
     offset: int  # where its text begins; a character of several tokens begins with its first
     end: int  # of its text; its offset where the text is part of a later token's character
+    num_cut: int = 0  # characters before its end that a stop string cut off
 
 
 class AnswerTokens:
@@ -60,7 +61,8 @@ class AnswerTokens:
 
     def take_until(self, num_sent: int) -> list[AnswerToken]:
         """Return what begins within the first `num_sent` characters, where the rest was cut off."""
-        return self._take(sum(token.offset < num_sent for token in self._waiting))
+        taken = self._take(sum(token.offset < num_sent for token in self._waiting))
+        return [replace(token, num_cut=max(token.end - num_sent, 0)) for token in taken]
 
     def _take(self, count: int) -> list[AnswerToken]:
         taken = self._waiting[:count]

@@ -43,7 +43,9 @@ class ChoiceReader:
         self.index = index
         self._choice = choice
         self._form = form
-        ends = model.stop_token_ids | choice.params.end_token_ids
+        ends = choice.params.end_token_ids
+        if form.skips_special_tokens:  # also those that are ignored
+            ends |= choice.params.eos_token_ids
         self._text = TextStream(
             model.tokenizer,
             choice.prompt.token_ids,
@@ -151,7 +153,10 @@ class DetailedReader(ChoiceReader):
         piece = self._text.push(output.token_id)
         if output.logprobs is not None:
             self.sum_logprobs += output.logprobs.logprob
-        if self._form.tells_tokens:
+        form = self._form
+        tells_ends = form.keeps_stop or form.tells_ends
+        is_hidden_end = output.finish_reason is FinishReason.STOP and not tells_ends
+        if form.tells_tokens and not is_hidden_end:
             self._tokens.add(output.token_id, output.logprobs, begin, self._text.num_chars)
         return piece
 

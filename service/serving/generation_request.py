@@ -29,6 +29,7 @@ class AnswerForm:
     skips_special_tokens: bool = True
     echoes: bool = False  # the text begins with the prompt
     tells_tokens: bool = False  # each token of the answer with its place in the text
+    tells_ends: bool = False  # of those also an end token that is no text
     tells_token_ids: bool = False
     max_seconds_of_text: float | None = None  # from the first token; then a line's end ends it
 

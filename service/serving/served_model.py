@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from loaders.checkpoint.generation_defaults import GenerationDefaults
     from loaders.reports.self_test import SelfTestReport
     from service.text.infilling.infilling import Infilling
+    from service.text.template_check import TemplateFinding
     from service.text.templates import ChatTemplate
     from service.worker_protocol.model_description import MemoryReport
 
@@ -111,6 +112,7 @@ class ServedModel:
     memory: MemoryReport | None = None
     infilling: Infilling | None = None  # None where the variant cannot infill
     infilling_refusal: str | None = None  # why it cannot, for people
+    template_findings: tuple[TemplateFinding, ...] = ()  # reasons to doubt the chat template
 
     def require_chat_template(self) -> ChatTemplate:
         """Return the template, or raise ChatNotSupportedError."""

@@ -71,6 +71,14 @@ class VariantSettings(BaseModel):
         max_length=64,
         description="Other names that clients may send as `model`; answers carry the served name.",
     )
+    chat_template: str | None = Field(
+        None,
+        min_length=1,
+        max_length=4096,
+        description="Chat template instead of the tokenizer's own: the path of a `.jinja` file, the"
+        " name of another of the tokenizer's templates, or a family's: `llama-2`, `codellama-70b`,"
+        " `chatml`, `mistral`, `deepseek-coder`, `alpaca`. Not inherited by further variants.",
+    )
     device: str = Field(
         "auto",
         description="Where the weights go: `auto` (a GPU if there is one), `cpu`, `cuda:0`.",
@@ -295,7 +303,10 @@ def _check_origin(origin: str) -> str:
 
 
 class VariantEntry(VariantSettings):
-    """One more variant; what it leaves unset it takes from the settings of the first."""
+    """One more variant; what it leaves unset it takes from the settings of the first.
+
+    But its name and its chat template, which belong to one variant.
+    """
 
     variant: str = Field(min_length=1)
 
@@ -439,7 +450,12 @@ class Settings(WorkerSettings, BaseSettings):
     def inherited(self, entry: VariantEntry) -> dict[str, Any]:
         """Fill a further variant's settings up with those of the first."""
         own = self.model_dump(include=set(WorkerSettings.model_fields))
-        named: dict[str, Any] = {"variant": None, "served_model_name": None, "aliases": []}
+        named: dict[str, Any] = {
+            "variant": None,
+            "served_model_name": None,
+            "aliases": [],
+            "chat_template": None,
+        }
         return {**own, **named, **entry.model_dump(exclude_unset=True)}
 
 

@@ -116,17 +116,16 @@ class ControlPieces:
         )
 
     def encode(self, text: str, disguise: Disguise | None) -> list[int]:
-        """Encode a rendered dialog; its control pieces become ids, disguised ones plain text."""
-        if disguise is None:
-            return encode_text(self._backend, text)
+        """Encode a rendered dialog; its control pieces become ids, disguised ones plain text.
+
+        By the second tokenizer also without a disguise: vocabularies may join pieces of text that
+        does not hold them, as CodeLlama's "▁<PRE>" of " <PRE>".
+        """
         marked = self._piece.sub(lambda found: self._secret + found[0], text)
-        return encode_text(self._guarded, disguise.take_off(marked), owner=self._backend)
+        return self.encode_typed(disguise.take_off(marked) if disguise else marked)
 
     def encode_typed(self, text: str) -> list[int]:
-        """Encode what somebody typed; no control piece comes of it, however it is spelt.
-
-        Vocabularies may make one of text that does not hold it: CodeLlama's "▁<PRE>" of " <PRE>".
-        """
+        """Encode what somebody typed; no control piece comes of it, however it is spelt."""
         return encode_text(self._guarded, text, owner=self._backend)
 
 

@@ -6,10 +6,13 @@ TextError
 │   ├── InvalidPromptError         text that is not Unicode
 │   ├── InvalidInfillingError      an order that the family has not, or no room
 │   ├── InvalidStopStringError     nothing to stop at
-│   └── InvalidBadWordError        nothing to ban, or too much
+│   ├── InvalidBadWordError        nothing to ban, or too much
+│   └── InvalidTemplateOptionsError  what the chat template has no use for
 ├── ChatNotSupportedError        the variant cannot chat; the message says why, and what works
+│   └── BaseModelError             it was not trained to
 ├── InfillingNotSupportedError   the variant cannot infill; the message says why, and what works
 ├── TemplateFailedError          the checkpoint's template broke or went past its limits
+├── TemplateSettingError         the operator's choice of a template names none that works
 ├── TokenizerFailedError         the checkpoint's tokenizer broke on a text, or takes too long
 └── UnsupportedTokenizerError    the tokenizer cannot be used as it was loaded
 """
@@ -45,6 +48,15 @@ class InvalidBadWordError(InvalidTextError):
     """A bad word is empty or too long, or there are too many."""
 
 
+class InvalidTemplateOptionsError(InvalidTextError):
+    """The chat template has no use for what the request says beside its messages."""
+
+    def __init__(self, message: str, *, param: str) -> None:
+        """param: the field of the request that is at fault."""
+        super().__init__(message)
+        self.param = param
+
+
 class ChatNotSupportedError(TextError):
     """No chat template fits the variant."""
 
@@ -53,8 +65,16 @@ class InfillingNotSupportedError(TextError):
     """The variant was not trained to fill in the middle, or nothing tells that it was."""
 
 
+class BaseModelError(ChatNotSupportedError):
+    """The variant is a base model, which continues text."""
+
+
 class TemplateFailedError(TextError):
     """The chat template itself is at fault, not the messages."""
+
+
+class TemplateSettingError(TextError):
+    """The setting `chat_template` names no template that works for the variant."""
 
 
 class TokenizerFailedError(TextError):

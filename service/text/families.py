@@ -1,6 +1,7 @@
 """Chat templates of model families, and the rules by which a variant gets one.
 
-For checkpoints whose tokenizer has no template of its own: older quantised repositories, mostly.
+For checkpoints whose tokenizer has no template of its own (older quantised repositories, mostly),
+and as what the templates of others are compared with.
 The texts are ours, written to the formats that the families were trained on. The rules look at
 names, at the tokenizer's pieces, and at the model card last, which may show an instruction block
 for a base model.
@@ -12,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from service.text.errors import ChatNotSupportedError
+from service.text.errors import BaseModelError, ChatNotSupportedError
 from service.text.facts import plain_name
 
 if TYPE_CHECKING:
@@ -24,12 +25,16 @@ class TemplateFamily:
     """A way of writing dialogs."""
 
     name: str
-    template: str  # Jinja; sees messages, bos_token, eos_token
+    template: str  # Jinja; sees messages, bos_token, eos_token, add_generation_prompt
     # Written by the template and parsed as single ids; without them the text would mean nothing.
     needed_pieces: frozenset[str] = frozenset()
+    # Whether every right template of the family writes a dialog in the same way. Others differ
+    # between versions, or in default texts and white space.
+    has_one_form: bool = False
 
 
-# Sets `system` (stripped, or none) and `turns`, which must alternate and end with the user's.
+# Sets `system` (stripped, or none) and `turns`, which must alternate, and end with the user's where
+# the assistant shall speak next. An answer that comes last is one to be continued.
 _ALTERNATING_TURNS = r"""
 {%- set system = none -%}
 {%- set turns = messages -%}
@@ -42,7 +47,7 @@ _ALTERNATING_TURNS = r"""
         {{- raise_exception('user and assistant must take turns, the user first') -}}
     {%- endif -%}
 {%- endfor -%}
-{%- if turns | length is even -%}
+{%- if not turns or (turns | length is even and add_generation_prompt) -%}
     {{- raise_exception('the last message must be the user\'s') -}}
 {%- endif -%}
 """
@@ -63,20 +68,29 @@ LLAMA_2 = TemplateFamily(
     {%- endif -%}
 {%- endfor -%}
 """,
+    has_one_form=True,
 )
 
 # A dialog without a system turn gets one with no content: the model has seen no other beginning.
+# An answer that comes last has the opening that the model itself continues.
 CODELLAMA_70B = TemplateFamily(
     "CodeLlama 70B Instruct",
     _ALTERNATING_TURNS
     + r"""
 {{- bos_token + 'Source: system\n\n ' + (system or '') + ' <step> ' -}}
 {%- for turn in turns -%}
-    {{- 'Source: ' + turn.role + '\n\n ' + turn.content | trim + ' <step> ' -}}
+    {{- 'Source: ' + turn.role -}}
+    {%- if loop.last and turn.role == 'assistant' -%}
+        {{- '\nDestination: user' -}}
+    {%- endif -%}
+    {{- '\n\n ' + turn.content | trim + ' <step> ' -}}
 {%- endfor -%}
-{{- 'Source: assistant\nDestination: user\n\n ' -}}
+{%- if add_generation_prompt -%}
+    {{- 'Source: assistant\nDestination: user\n\n ' -}}
+{%- endif -%}
 """,
     frozenset({"<step>"}),
+    has_one_form=True,
 )
 
 CHATML = TemplateFamily(
@@ -85,9 +99,12 @@ CHATML = TemplateFamily(
 {%- for message in messages -%}
     {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' -}}
 {%- endfor -%}
-{{- '<|im_start|>assistant\n' -}}
+{%- if add_generation_prompt -%}
+    {{- '<|im_start|>assistant\n' -}}
+{%- endif -%}
 """,
     frozenset({"<|im_start|>", "<|im_end|>"}),
+    has_one_form=True,
 )
 
 # The family has no system turn; a system text stands before the first user's.
@@ -125,7 +142,9 @@ DEEPSEEK_CODER = TemplateFamily(
         {{- '### Response:\n' + message.content + '\n<|EOT|>\n' -}}
     {%- endif -%}
 {%- endfor -%}
-{{- '### Response:\n' -}}
+{%- if add_generation_prompt -%}
+    {{- '### Response:\n' -}}
+{%- endif -%}
 """,
     frozenset({"<|EOT|>"}),
 )
@@ -146,9 +165,21 @@ ALPACA = TemplateFamily(
         {{- '### Response:\n' + message.content | trim + eos_token + '\n\n' -}}
     {%- endif -%}
 {%- endfor -%}
-{{- '### Response:\n' -}}
+{%- if add_generation_prompt -%}
+    {{- '### Response:\n' -}}
+{%- endif -%}
 """,
 )
+
+# By the names that operators write.
+FAMILIES = {
+    "llama-2": LLAMA_2,
+    "codellama-70b": CODELLAMA_70B,
+    "chatml": CHATML,
+    "mistral": MISTRAL,
+    "deepseek-coder": DEEPSEEK_CODER,
+    "alpaca": ALPACA,
+}
 
 # Words of a name that tell of storage, size or version, not of what the model was trained for.
 _NEUTRAL_WORD = re.compile(
@@ -189,7 +220,7 @@ def decide_family(facts: VariantFacts) -> TemplateFamily:
     3. ChatML's pieces, if a name or the model card says that it chats: base models have them too.
     4. The model card's name for its template, or an Alpaca block in it.
 
-    Raises ChatNotSupportedError for base models, and where nothing is known.
+    Raises BaseModelError, and ChatNotSupportedError where nothing is known.
     """
     family = (
         _family_by_name(facts)
@@ -200,8 +231,8 @@ def decide_family(facts: VariantFacts) -> TemplateFamily:
     if family is None:
         raise ChatNotSupportedError(
             f"{facts.repo} has no chat template, and neither its name, its special pieces nor its "
-            "model card tell of a known one. Use /v1/completions, or put a chat_template into its "
-            "tokenizer_config.json."
+            "model card tell of a known one. Use /v1/completions, or choose one by the setting "
+            "chat_template: a family's name or a Jinja file."
         )
     missing = family.needed_pieces - facts.pieces
     if missing:
@@ -227,7 +258,7 @@ def _apply(rule: _NameRule, words: list[str], facts: VariantFacts) -> TemplateFa
     if telling == [rule.chat_word]:
         return rule.large_family if rule.large_family and "70b" in words else rule.family
     if not telling or telling in [[word] for word in rule.base_words]:
-        raise ChatNotSupportedError(
+        raise BaseModelError(
             _base_model_message(" ".join([rule.label, *map(str.capitalize, telling)]), facts)
         )
     return None

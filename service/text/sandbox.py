@@ -41,12 +41,15 @@ CHARS_PER_CHAR = 4
 class TemplateSandbox:
     """One template in a process of its own; may be used from several threads, one at a time."""
 
+    names: frozenset[str]  # of the variables that the template reads and does not set itself
+
     def __init__(self, source: str, *, cpu_s: float = CPU_S) -> None:
         """Start the process; raises TemplateFailedError if the template does not compile."""
         self._source = source
         self._cpu_s = cpu_s
         self._lock = threading.Lock()
-        self._worker: _Worker | None = self._start()
+        self._worker: _Worker | None = None
+        self._worker, self.names = self._start()
 
     def render(self, variables: Mapping[str, Any], *, num_chars: int) -> str:
         """Render the template.
@@ -61,8 +64,9 @@ class TemplateSandbox:
         max_chars = CHARS_PER_CHAR * num_chars + EXTRA_CHARS
         with self._lock:
             if self._worker is None:
-                self._worker = self._start()
-            return self._ask(self._worker, variables=variables, max_chars=max_chars)
+                self._worker, _ = self._start()
+            answer = self._ask(self._worker, variables=variables, max_chars=max_chars)
+        return str(answer["text"])
 
     def close(self) -> None:
         """End the process; a later text would start it again."""
@@ -71,12 +75,12 @@ class TemplateSandbox:
                 self._worker.stop()
             self._worker = None
 
-    def _start(self) -> _Worker:
+    def _start(self) -> tuple[_Worker, frozenset[str]]:
         worker = _Worker()
-        self._ask(worker, source=self._source)
-        return worker
+        answer = self._ask(worker, source=self._source)
+        return worker, frozenset(answer["names"])
 
-    def _ask(self, worker: _Worker, **request: Any) -> str:
+    def _ask(self, worker: _Worker, **request: Any) -> dict[str, Any]:
         answer = worker.ask({**request, "cpu_s": self._cpu_s})
         if answer is None:
             self._worker = None
@@ -90,7 +94,7 @@ class TemplateSandbox:
             )
         if "failed" in answer:
             raise TemplateFailedError(f"the chat template failed: {answer['failed'][:500]}")
-        return str(answer["text"])
+        return answer
 
 
 class _Worker:
@@ -109,7 +113,7 @@ class _Worker:
         )
         self.stop = weakref.finalize(self, _end, self._process)
 
-    def ask(self, request: Mapping[str, Any]) -> dict[str, str] | None:
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any] | None:
         """Send one line and wait for the answer; None if the process ended instead."""
         requests, answers = _pipes(self._process)
         try:
@@ -120,7 +124,7 @@ class _Worker:
         line = _read_line(answers, deadline=time.monotonic() + WALL_S)
         if line is None:
             return None
-        answer: dict[str, str] = json.loads(line)
+        answer: dict[str, Any] = json.loads(line)
         return answer
 
     def end(self) -> str:

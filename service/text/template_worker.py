@@ -5,8 +5,9 @@ file, and is killed by the kernel when a template uses more processor time than 
 counting loops inside Jinja would miss what one expression can do ("a" * 10**12, a list that holds
 itself twice).
 
-First line: {"source", "cpu_s"}. Then one line per text: {"variables", "max_chars", "cpu_s"}.
-Answers: {"text"}, {"refused": why} where the template called raise_exception, {"failed": why}.
+First line: {"source", "cpu_s"}, answered {"names": variables that the template reads}. Then one
+line per text: {"variables", "max_chars", "cpu_s"}, answered {"text"} or {"refused": why} where the
+template called raise_exception. What goes wrong in either is answered {"failed": why}.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sys
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Template, TemplateError, nodes
+from jinja2 import Template, TemplateError, meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from jinja2.parser import Parser
 
 MAX_MEMORY_BYTES = 512 * 1024**2  # address space; Python and Jinja take 47 MB (2026-11)
+# What has names of its own.
+LOCAL = (nodes.For, nodes.Macro, nodes.CallBlock, nodes.FilterBlock, nodes.With, nodes.Scope)
 # What an expression in a template can raise besides Jinja's own errors.
 EXPRESSION_ERRORS = (
     ArithmeticError,
@@ -64,14 +67,14 @@ class GenerationTag(Extension):
 def main() -> None:
     """Compile the template of the first line, then render until the input ends."""
     limit_resources()
-    template = None
+    template: Template | None = None
     for line in sys.stdin.buffer:
         request = json.loads(line)
         limit_cpu(request["cpu_s"])
         try:
             if template is None:
-                template = environment().from_string(request["source"])
-                answer = {"text": ""}
+                template, names = compile_template(request["source"])
+                answer: dict[str, Any] = {"names": names}
             else:
                 answer = {"text": render(template, request["variables"], request["max_chars"])}
         except RefusedError as error:
@@ -83,6 +86,36 @@ def main() -> None:
         limit_cpu(None)
         sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
         sys.stdout.buffer.flush()
+
+
+def compile_template(source: str) -> tuple[Template, list[str]]:
+    """Compile; also list the variables that the template reads before it sets them, if ever.
+
+    Jinja alone would also list what every branch sets and only then reads.
+    """
+    made = environment()
+    template = made.from_string(source)
+    parsed = made.parse(source)
+    read: set[str] = set()
+    in_order(parsed, read, set())
+    return template, sorted(read & meta.find_undeclared_variables(parsed))
+
+
+def in_order(node: nodes.Node, read: set[str], written: set[str]) -> None:
+    """Go through a template as it is worked out, and note which names are read first."""
+    if isinstance(node, nodes.Name):
+        if node.ctx != "load":
+            written.add(node.name)
+        elif node.name not in written:
+            read.add(node.name)
+    if isinstance(node, LOCAL):
+        written = set(written)  # what is set in it is not set behind it
+    # {% set x = x or 1 %} and {% for x in x %} read before they write.
+    late = [node.target] if isinstance(node, nodes.Assign | nodes.AssignBlock) else []
+    early = [node.iter] if isinstance(node, nodes.For) else []
+    others = [c for c in node.iter_child_nodes() if not any(c is one for one in early + late)]
+    for child in (*early, *others, *late):
+        in_order(child, read, written)
 
 
 def render(template: Template, variables: Mapping[str, Any], max_chars: int) -> str:

@@ -1,23 +1,35 @@
 """Dialogs to token ids, by the template that the variant was trained on.
 
-The tokenizer's own template counts; `families` helps where there is none. Rendering happens in
-`sandbox`, what users typed is kept apart from control pieces in `control_pieces`.
+Which template that is, `template_choice` decides. Rendering happens in `sandbox`, what users typed
+is held together in `dialog` and kept apart from control pieces in `control_pieces`.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 from typing import TYPE_CHECKING, Any
 
 from service.text.backend import fast_backend, leading_ids, without_leading
 from service.text.control_pieces import ControlPieces, Disguise
+from service.text.dialog import Dialog, cut_at_mark, mark_end
 from service.text.errors import (
     ChatNotSupportedError,
     InvalidMessagesError,
+    InvalidTemplateOptionsError,
     TemplateFailedError,
+    TemplateSettingError,
 )
-from service.text.families import decide_family
-from service.text.messages import checked_turns, out_of_order
+from service.text.messages import EXTRAS, checked_turns, out_of_order
+from service.text.render_options import (
+    AS_USUAL,
+    RenderOptions,
+    checked_documents,
+    checked_kwargs,
+    kwargs_among,
+)
 from service.text.sandbox import TemplateSandbox
+from service.text.template_choice import TemplateOrigin, choose_template
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,7 +38,6 @@ if TYPE_CHECKING:
 
     from service.text.facts import VariantFacts
 
-_OWN_TEMPLATE = "the tokenizer's own"
 _PROBE_ANSWER = "probe answer"
 _PROBE = (
     {"role": "user", "content": "probe question"},
@@ -35,22 +46,23 @@ _PROBE = (
 )
 
 
-def resolve_chat_template(tokenizer: PreTrainedTokenizerBase, facts: VariantFacts) -> ChatTemplate:
-    """Choose the variant's chat template and make it ready.
+def resolve_chat_template(
+    tokenizer: PreTrainedTokenizerBase, facts: VariantFacts, asked: str | None = None
+) -> ChatTemplate:
+    """Choose the variant's chat template and make it ready; asked: the setting `chat_template`.
 
-    Raises ChatNotSupportedError, whose message says why the variant can't chat and what it can do.
+    Raises ChatNotSupportedError, whose message says why the variant can't chat and what it can do;
+    TemplateSettingError where what the operator asked for does not work.
     """
-    source = _own_template(tokenizer)
-    if source is not None:
-        name = _OWN_TEMPLATE
-    else:
-        family = decide_family(facts)
-        name, source = family.name, family.template
+    chosen = choose_template(tokenizer, facts, asked)
     try:
-        return ChatTemplate(tokenizer, name=name, source=source)
+        return ChatTemplate(tokenizer, name=chosen.name, source=chosen.source, origin=chosen.origin)
     except TemplateFailedError as error:
+        if chosen.is_operators_choice:
+            raise TemplateSettingError(f"chat_template is {asked!r}, but {error}") from error
         raise ChatNotSupportedError(
-            f"{facts.repo} cannot chat: {error}. Use /v1/completions until then."
+            f"{facts.repo} cannot chat: {error}. Use /v1/completions until then, or give it"
+            " another template by the setting chat_template."
         ) from error
 
 
@@ -58,62 +70,125 @@ class ChatTemplate:
     """Renders dialogs for one tokenizer; may be used from several threads."""
 
     name: str  # whose template it is, for people
+    origin: TemplateOrigin
+    source_sha256: str
     stop_token_ids: frozenset[int]  # what the template writes right after an assistant's turn
+    kwargs_names: frozenset[str]  # what `RenderOptions.template_kwargs` may set
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, name: str, source: str) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str,
+        source: str,
+        origin: TemplateOrigin = TemplateOrigin.TOKENIZER,
+    ) -> None:
         """Start the template; raises TemplateFailedError if it doesn't work at all."""
         backend = fast_backend(tokenizer)
         self.name = name
+        self.origin = origin
+        self.source_sha256 = hashlib.sha256(source.encode(errors="surrogatepass")).hexdigest()
         self._source = source
         self._pieces = ControlPieces.of(tokenizer)
         self._leading = leading_ids(backend)
         self._bos_id: int | None = tokenizer.bos_token_id
         self._special_tokens = _json_values(tokenizer.special_tokens_map)
         self._sandbox = TemplateSandbox(source)
+        self.kwargs_names = kwargs_among(self._sandbox.names, self._special_tokens)
         self.stop_token_ids = self._find_turn_end()
+        self._extras = self._find_extras()
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Render a dialog up to where the assistant speaks next, as token ids with exactly one BOS.
+    def reads(self, name: str) -> bool:
+        """Whether it reads a variable, such as "documents", or a message's field of `EXTRAS`.
 
-        Raises InvalidMessagesError if the messages or their order don't fit, TemplateFailedError if
-        the template breaks on them.
+        What it does not read has no effect.
         """
-        turns = checked_turns(messages)
-        disguise = self._disguise(turns)
-        ids = self._pieces.encode(self._render(turns, disguise), disguise)
-        return self._with_one_bos(ids)
+        return name in self._extras or name in self._sandbox.names
 
-    def render_text(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], options: RenderOptions = AS_USUAL
+    ) -> list[int]:
+        """Render a dialog, as token ids with exactly one BOS; by default up to the answer.
+
+        Raises InvalidMessagesError if the messages or their order don't fit,
+        InvalidTemplateOptionsError if the options don't, TemplateFailedError if the template breaks
+        on them.
+        """
+        text, disguise = self._render_disguised(messages, options)
+        return self._with_one_bos(self._pieces.encode(text, disguise))
+
+    def render_text(
+        self, messages: Sequence[Mapping[str, Any]], options: RenderOptions = AS_USUAL
+    ) -> str:
         """Render a dialog as text for people; typed control pieces look like real ones in it."""
-        turns = checked_turns(messages)
-        disguise = self._disguise(turns)
-        text = self._render(turns, disguise)
+        text, disguise = self._render_disguised(messages, options)
         return disguise.take_off(text) if disguise else text
 
     def close(self) -> None:
         """End the template's process."""
         self._sandbox.close()
 
-    def _disguise(self, turns: list[dict[str, str]]) -> Disguise | None:
-        return self._pieces.disguise_for([turn["content"] for turn in turns], self._source)
+    def _render_disguised(
+        self, messages: Sequence[Mapping[str, Any]], options: RenderOptions
+    ) -> tuple[str, Disguise | None]:
+        dialog = self._read(messages, options)
+        disguise = self._pieces.disguise_for(list(dialog.texts()), self._source)
+        hidden = dialog.with_texts(disguise.put_on) if disguise else dialog
+        if options.continue_final_message:
+            return self._render_unfinished(hidden), disguise
+        return self._render(hidden, add_generation_prompt=options.add_generation_prompt), disguise
 
-    def _render(self, turns: list[dict[str, str]], disguise: Disguise | None) -> str:
-        contents = [turn["content"] for turn in turns]
-        hidden = [disguise.put_on(content) for content in contents] if disguise else contents
+    def _read(self, messages: Sequence[Mapping[str, Any]], options: RenderOptions) -> Dialog:
+        dropped = set(EXTRAS) - self._extras
+        turns = [
+            {key: value for key, value in turn.items() if key not in dropped}
+            for turn in checked_turns(messages)
+        ]
+        return Dialog(
+            turns,
+            checked_kwargs(options.template_kwargs, self.kwargs_names),
+            checked_documents(options.documents, are_read="documents" in self._sandbox.names),
+        )
+
+    def _render_unfinished(self, dialog: Dialog) -> str:
+        """Render up to the end of the last message, which the model shall continue.
+
+        An empty one gives nothing to continue, so the model begins as it does without. That
+        matters where templates write a space between: behind a lone one no word begins.
+        """
+        role = dialog.turns[-1]["role"]
+        if role != "assistant":
+            raise InvalidTemplateOptionsError(
+                "continue_final_message continues an answer, but messages ends with role"
+                f" {role!r}; end with the beginning of the assistant's, or leave it out",
+                param="continue_final_message",
+            )
+        if dialog.says_nothing_last:
+            return self._render(dialog.without_last(), add_generation_prompt=True)
+        marked, mark = mark_end(dialog, self._source)
+        try:
+            text = self._render(marked, add_generation_prompt=False)
+        except InvalidMessagesError as error:
+            if out_of_order(dialog.turns, last="assistant"):
+                raise
+            raise InvalidMessagesError(
+                f"{error}. It takes no dialog that ends with an answer, so none can be continued;"
+                " leave continue_final_message out, or use /v1/completions"
+            ) from error
+        return cut_at_mark(text, mark)
+
+    def _render(self, dialog: Dialog, *, add_generation_prompt: bool) -> str:
         variables = {
             **self._special_tokens,
-            "messages": [
-                {"role": turn["role"], "content": content}
-                for turn, content in zip(turns, hidden, strict=True)
-            ],
             "tools": None,
-            "documents": None,
-            "add_generation_prompt": True,
+            **dialog.variables(),
+            "add_generation_prompt": add_generation_prompt,
         }
         try:
-            return self._sandbox.render(variables, num_chars=sum(map(len, contents)))
+            return self._sandbox.render(variables, num_chars=sum(map(len, dialog.texts())))
         except InvalidMessagesError as error:
-            place = out_of_order(turns)
+            last = "user" if add_generation_prompt else dialog.turns[-1]["role"]
+            place = out_of_order(dialog.turns, last=last)
             raise InvalidMessagesError(f"{error}; {place}" if place else str(error)) from error
 
     def _with_one_bos(self, ids: list[int]) -> list[int]:
@@ -126,21 +201,31 @@ class ChatTemplate:
 
     def _find_turn_end(self) -> frozenset[int]:
         """See which control piece the template writes behind an answer; none if it writes text."""
-        try:
-            text = self._render(checked_turns(_PROBE), disguise=None)
-        except InvalidMessagesError:
+        text = self._render_probe()
+        if text is None:
             return frozenset()
         _, found, rest = text.partition(_PROBE_ANSWER)
         end = self._pieces.id_at(rest.lstrip()) if found else None
         return frozenset() if end is None else frozenset({end})
 
+    def _find_extras(self) -> frozenset[str]:
+        """See which fields of messages the template reads, beside role and text.
 
-def _own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Give the tokenizer's template; of several named ones the default."""
-    template = tokenizer.chat_template
-    if isinstance(template, dict):
-        template = template.get("default")
-    return template or None
+        Reasoning is written for some turns only, so what the source mentions counts. A "name" is
+        mentioned wherever tools are, so it is tried.
+        """
+        mentioned = {name for name in EXTRAS if re.search(rf"\b{name}\b", self._source)}
+        if "name" in mentioned and self._render_probe() == self._render_probe(name="probe_name"):
+            mentioned.remove("name")
+        return frozenset(mentioned)
+
+    def _render_probe(self, **fields: str) -> str | None:
+        """Render an ordinary dialog; None where the template refuses it."""
+        try:
+            dialog = Dialog([{**turn, **fields} for turn in _PROBE])
+            return self._render(dialog, add_generation_prompt=True)
+        except InvalidMessagesError:
+            return None
 
 
 def _json_values(special_tokens: Mapping[str, Any]) -> dict[str, Any]:

@@ -64,8 +64,8 @@ class TokenTexts:
         return raw
 
     def is_special(self, token_id: int) -> bool:
-        """Whether a token is one of those that texts leave out."""
-        return self._pieces.is_special(token_id)
+        """Tell whether a token is marked special, and so no text unless it is asked for."""
+        return token_id in self._pieces.special
 
     def ids_of(self, raw: bytes) -> tuple[int, ...]:
         """Give the tokens that stand for exactly these bytes; often none, seldom several.
@@ -87,7 +87,7 @@ class _Pieces:
         # Matched before anything is spelled, so what they hold is text: DeepSeek-Coder's "ü" is not
         # the letter for byte 0xFC.
         self._added = {token_id: token.content for token_id, token in added.items()}
-        self._special = {token_id for token_id, token in added.items() if token.special}
+        self.special = {token_id for token_id, token in added.items() if token.special}
         steps = _decoder_steps(backend)
         self._is_byte_level = any(step["type"] == "ByteLevel" for step in steps)
         self._has_byte_pieces = any(step["type"] == "ByteFallback" for step in steps)
@@ -107,7 +107,7 @@ class _Pieces:
         piece = self._backend.id_to_token(token_id) if in_range else None
         if piece is None:
             return None
-        if token_id in self._special:
+        if token_id in self.special:
             return self._added[token_id].encode()
         if self._is_byte_level:
             return piece.encode() if token_id in self._added else _bytes_of_letters(piece)
@@ -116,9 +116,6 @@ class _Pieces:
         if self._space is not None:
             return piece.replace(self._space, " ").encode()
         return self._decode_behind_text(token_id).encode()
-
-    def is_special(self, token_id: int) -> bool:
-        return token_id in self._special
 
     def find(self, raw: bytes) -> Iterator[int]:
         """Give the ids of the pieces that these bytes may be spelled as."""

@@ -43,11 +43,15 @@ class LoadedVariant:
         variant: str,
         fallback: FallbackPolicy,
         start: Callable[[LoadRequest, OnProgress], Awaitable[EngineHandle]],
+        *,
+        chat_template: str | None = None,
     ) -> None:
+        """chat_template: the operator's choice, by name or as a file."""
         self._asked = variant
         self._fallback = fallback
         self._name = name
         self._start = start
+        self._chat_template = chat_template
         self._description: ModelDescription | None = None  # of what `_text` was read for
         self._text: ModelText | None = None
         self._shortened: str | None = None  # by the engine itself, in words
@@ -93,6 +97,7 @@ class LoadedVariant:
             tokenizer=text.tokenizer,
             chat_template=template,
             chat_refusal=text.chat_refusal,
+            template_findings=text.template_findings,
             defaults=description.defaults,
             stop_token_ids=description.defaults.stop_token_ids | turn_ends,
             identity=text.identity,
@@ -145,7 +150,7 @@ class LoadedVariant:
         description = structs.replace(description, self_test=None, memory=None, suspicions=())
         if self._text is None or description != self._description:
             await self.close()
-            self._text = await asyncio.to_thread(read_model_text, description)
+            self._text = await asyncio.to_thread(read_model_text, description, self._chat_template)
             self._description = description
             garbage.settle()
         return self._text

@@ -16,11 +16,13 @@ from service.serving.served_model import Identity
 from service.text.errors import ChatNotSupportedError, InfillingNotSupportedError
 from service.text.facts import VariantFacts, read_facts
 from service.text.infilling.infilling import Infilling, resolve_infilling
+from service.text.template_check import TemplateFinding, check_refusal, check_template
 from service.text.templates import ChatTemplate, resolve_chat_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from service.text.facts import VariantFacts
     from service.worker_protocol.model_description import ModelDescription
 
 log = structlog.get_logger(__name__)
@@ -36,6 +38,7 @@ class ModelText:
     identity: Identity
     infilling: Infilling | None = None  # None where the variant cannot infill
     infilling_refusal: str | None = None  # why it cannot, for people
+    template_findings: tuple[TemplateFinding, ...] = ()  # reasons to doubt the template
 
     def close(self) -> None:
         """End what runs for it."""
@@ -43,27 +46,60 @@ class ModelText:
             self.chat_template.close()
 
 
-def read_model_text(description: ModelDescription) -> ModelText:
-    """Read the small files of a model that an engine has loaded; takes a moment."""
+def read_model_text(description: ModelDescription, chat_template: str | None = None) -> ModelText:
+    """Read the small files of a model that an engine has loaded; takes a moment.
+
+    chat_template: the operator's choice. Raises LoadError, and TextError where that names none.
+    """
     folder = Path(description.folder)
     tokenizer = load_tokenizer(folder, is_tried=True)  # the engine's process did
     facts = read_facts(folder, description.repo, description, tokenizer)
+    checked = check_chat(tokenizer, facts, chat_template)
+    template = checked.template
+    if template is not None:
+        log.info("chat_template", name=template.name, origin=template.origin.value)
+    else:
+        log.info("chat_unavailable", reason=checked.refusal)
+    for finding in checked.findings:
+        log.warning(
+            "chat_template_doubtful",
+            repo=description.repo,
+            code=finding.code,
+            reason=finding.sentence,
+        )
     infilling, infilling_refusal = _read_infilling(tokenizer, facts)
-    template, refusal = None, None
-    try:
-        template = resolve_chat_template(tokenizer, facts)
-        log.info("chat_template", name=template.name)
-    except ChatNotSupportedError as error:
-        refusal = str(error)
-        log.info("chat_unavailable", reason=refusal)
     return ModelText(
         tokenizer=tokenizer,
         chat_template=template,
-        chat_refusal=refusal,
+        chat_refusal=checked.refusal,
         identity=identity_of(description, template, infilling),
         infilling=infilling,
         infilling_refusal=infilling_refusal,
+        template_findings=checked.findings,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedChat:
+    """A variant's chat template, or why it has none, and the reasons to doubt it."""
+
+    template: ChatTemplate | None
+    refusal: str | None
+    findings: tuple[TemplateFinding, ...]
+
+
+def check_chat(
+    tokenizer: PreTrainedTokenizerFast, facts: VariantFacts, asked: str | None
+) -> CheckedChat:
+    """Choose a variant's template, start and check it; asked: the operator's choice.
+
+    Raises TemplateSettingError.
+    """
+    try:
+        template = resolve_chat_template(tokenizer, facts, asked)
+    except ChatNotSupportedError as error:
+        return CheckedChat(None, str(error), check_refusal(facts))
+    return CheckedChat(template, None, check_template(template, tokenizer, facts))
 
 
 def _read_infilling(
@@ -98,6 +134,7 @@ def identity_of(
         "batch_invariant": description.is_batch_invariant,
         "chat_template": None if template is None else template.name,
         "infilling": None if infilling is None else infilling.family,
+        "chat_template_sha256": None if template is None else template.source_sha256,
         "versions": {package: version(package) for package in packages},
     }
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

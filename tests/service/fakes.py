@@ -32,6 +32,7 @@ from service.errors import ModelNotFoundError, UnavailableError
 from service.server.lifecycle import Lifecycle, Phase
 from service.serving.served_model import Identity, ServedModel
 from service.team.keys import ApiKeys
+from service.text.template_choice import TemplateOrigin
 from service.variants.variant import VariantState, VariantStatus
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from engine.statistics import LiveCheckStatistics
     from engine.transport.client import Submission
     from loaders.reports.suspicion import Suspicion
+    from service.text.render_options import RenderOptions
 
 MODEL = "owner/name:gptq-4bit-32g@x"
 VOCAB_SIZE = 512
@@ -73,7 +75,7 @@ class FakeStream:
         if self.engine.fails_after is not None and self.given >= self.engine.fails_after:
             self.engine.running.discard(self)
             raise self.engine.failure
-        token_id = self.token_ids[self.given]
+        token_id = self.token_ids[min(self.given, len(self.token_ids) - 1)]
         self.given += 1
         self.engine.num_tokens += 1
         reason = None
@@ -109,6 +111,7 @@ class FakeEngine:
     num_aborted: int = 0
     num_tokens: int = 0
     callers: list[str] = field(default_factory=list)
+    terms: list[Terms] = field(default_factory=list)  # of each request
     groups: list[int | None] = field(default_factory=list)
     refusal: Exception | None = None  # of every request
     logprobs: Logprobs | None = None  # of a token, for whoever asks; None tells none
@@ -124,6 +127,7 @@ class FakeEngine:
             raise EngineDeadError("the engine has stopped")
         if any(max(submission.prompt_token_ids) >= VOCAB_SIZE for submission in submissions):
             raise InvalidTokenError(f"this model's ids are 0 to {VOCAB_SIZE - 1}")
+        self.terms.append(terms)
         return [self._run(submission, terms.caller) for submission in submissions]
 
     def _run(self, submission: Submission, caller: str) -> FakeStream:
@@ -179,15 +183,25 @@ class PlainTemplate:
     """One line a turn; no marks."""
 
     name = "plain"
+    origin = TemplateOrigin.FAMILY
+    kwargs_names = frozenset[str]()
     stop_token_ids = frozenset({TURN_END})
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast | ByteTokenizer) -> None:
         self._tokenizer = tokenizer
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        return [0, *self._tokenizer.encode(self.render_text(messages), add_special_tokens=False)]
+    def reads(self, name: str) -> bool:
+        return False
 
-    def render_text(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def render(
+        self, messages: Sequence[Mapping[str, str]], options: RenderOptions | None = None
+    ) -> list[int]:
+        text = self.render_text(messages, options)
+        return [0, *self._tokenizer.encode(text, add_special_tokens=False)]
+
+    def render_text(
+        self, messages: Sequence[Mapping[str, str]], options: RenderOptions | None = None
+    ) -> str:
         return "".join(f"{turn['role']}: {turn['content']}\n" for turn in messages)
 
     def close(self) -> None:
@@ -336,11 +350,12 @@ def api_context(
     keep_alive_interval_s: float = 15,
     stall_limit_s: float = 30,
     max_body_bytes: int = 4 * 1024 * 1024,
+    limits: RequestLimits = LIMITS,
 ) -> ApiContext:
     return ApiContext(
         lifecycle=lifecycle,
         models=models,
-        limits=LIMITS,
+        limits=limits,
         timing=StreamTiming(
             keep_alive_interval_s=keep_alive_interval_s, stall_limit_s=stall_limit_s
         ),
@@ -382,6 +397,7 @@ def running_server(
     stall_limit_s: float = 30,
     max_body_bytes: int = 4 * 1024 * 1024,
     suspicions: tuple[Suspicion, ...] = (),
+    limits: RequestLimits = LIMITS,
 ) -> Iterator[RunningServer]:
     """Run a server; engine: None leaves it loading."""
     served = None
@@ -395,6 +411,7 @@ def running_server(
         keep_alive_interval_s=keep_alive_interval_s,
         stall_limit_s=stall_limit_s,
         max_body_bytes=max_body_bytes,
+        limits=limits,
     )
     app = create_app(context, None if key is None else ApiKeys(key))
     config = uvicorn.Config(

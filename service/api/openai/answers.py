@@ -21,6 +21,7 @@ from service.api.json_encoding import encode_json, encode_numbers, encode_text
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from service.serving.answer_tokens import AnswerToken
     from service.serving.choice_reader import TextDelta
     from service.serving.generation import CompleteChoice, Generation
     from service.serving.generation import Usage as CountedTokens
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from service.text.token_text import TokenTexts
 
 DONE = b"data: [DONE]\n\n"
+_LATER_BYTES = bytes(range(0x80, 0xC0))  # of a character of several
 
 
 class AnswerModel(BaseModel):
@@ -113,6 +115,7 @@ class ChunkShape:
     after_text: bytes
     end: bytes  # what a choice's last chunk says beside the reason
     logprobs: Callable[[TextDelta], object]  # of a chunk, as plain values
+    tells_prompt_first: bool = False  # the prompt's ids: in the first chunk, else in each choice's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +155,10 @@ class OpenAIFrames:
         if self._shape.start is None:
             return b""
         opened = self._opened(index) + self._shape.start
-        return opened + b',"logprobs":null,"finish_reason":null' + self._closed(b"")
+        frame = opened + b',"logprobs":null,"finish_reason":null' + self._closed(b"")
+        if index or not (self._telling.token_ids and self._shape.tells_prompt_first):
+            return frame
+        return frame.removesuffix(b"}\n\n") + self._prompt_ids(index) + b"}\n\n"
 
     def delta(self, delta: TextDelta) -> bytes:
         """Return the chunks of one delta: its text, then its end."""
@@ -198,11 +204,14 @@ class OpenAIFrames:
         if not self._telling.token_ids:
             return b""
         told = b',"token_ids":' + encode_json(list(delta.token_ids)).encode()
-        if delta.index not in self._told_prompts:
+        if delta.index not in self._told_prompts and not self._shape.tells_prompt_first:
             self._told_prompts.add(delta.index)
-            prompt = self._generation.prompt_of(delta.index).token_ids
-            told += b',"prompt_token_ids":' + encode_json(list(prompt)).encode()
+            told += self._prompt_ids(delta.index)
         return told
+
+    def _prompt_ids(self, index: int) -> bytes:
+        token_ids = list(self._generation.prompt_of(index).token_ids)
+        return b',"prompt_token_ids":' + encode_json(token_ids).encode()
 
     def _reason(self, delta: TextDelta) -> bytes:
         if delta.finish_reason is None:
@@ -228,6 +237,20 @@ class OpenAIFrames:
 
     def _opened(self, index: int) -> bytes:
         return self._head + str(index).encode() + b","
+
+
+def text_of(token: AnswerToken, texts: TokenTexts) -> str:
+    """Return as much of a token's text as is part of the answer's."""
+    text = texts.text(token.token_id)
+    return text[: -token.num_cut] if token.num_cut else text
+
+
+def bytes_of(token: AnswerToken, texts: TokenTexts) -> bytes:
+    """Return as much of a token's bytes as is part of the answer's text."""
+    raw = texts.raw_bytes(token.token_id)
+    for _ in range(token.num_cut):
+        raw = raw.rstrip(_LATER_BYTES)[:-1]
+    return raw
 
 
 def prompt_logprobs_of(

@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, FailFast, Field, ValidationInfo
 from pydantic import model_validator as check_together
 
 from engine.sampling_params import MAX_LOGPROBS
 from service.api.endpoint import Endpoint
-from service.api.messages import Messages, render
+from service.api.messages import Message
 from service.api.openai.chat_answers import ChatCompletion, ChatCompletionChunk, ChatWriter
 from service.api.openai.fields import OpenAIRequest
+from service.api.openai.truncation import truncated
 from service.api.request_bodies import read_request
-from service.api.requests import Ignored, Unsupported
+from service.api.requests import Ignored, Unsupported, limits_of
 from service.api.respond import acquire, answer
+from service.api.scope import note_id
 from service.serving.generation_request import GenerationRequest
 from service.serving.prompts import Prompt, room_behind
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from starlette.requests import Request
     from starlette.responses import Response
 
     from service.api.context import ApiContext
     from service.serving.served_model import ServedModel
+
+
+def _check_messages(messages: object, info: ValidationInfo) -> object:
+    limit = limits_of(info).max_messages
+    if messages == []:
+        raise ValueError("is empty; give at least one message")
+    if isinstance(messages, list) and len(messages) > limit:
+        raise ValueError(f"has {len(messages)} messages; give at most {limit}")
+    return messages
 
 
 def _none_if_free(choice: object) -> object:
@@ -39,7 +53,7 @@ class ChatRequest(OpenAIRequest):
 
     other_names: ClassVar = OpenAIRequest.other_names
 
-    messages: Messages = Field(
+    messages: Annotated[list[Message], FailFast(), BeforeValidator(_check_messages)] = Field(
         description="The dialogue so far, oldest first.", json_schema_extra={"minItems": 1}
     )
     logprobs: bool | None = Field(None, description="Tell each token's logprob.")
@@ -78,6 +92,7 @@ def chat_endpoints(context: ApiContext) -> list[Endpoint]:
         context.lifecycle.require_open()
         request = await read_request(http_request, ChatRequest, context)
         model = await acquire(http_request, request.model, context)
+        note_id(http_request.scope, request.request_id)
         planned = await plan(request, model)
         return await answer(
             http_request,
@@ -103,7 +118,7 @@ def chat_endpoints(context: ApiContext) -> list[Endpoint]:
 
 async def plan(request: ChatRequest, model: ServedModel) -> GenerationRequest:
     """Translate a request. Raises a RequestError or TextError."""
-    prompt = Prompt(await render(request.messages, model))
+    prompt = Prompt(truncated(await render(request.messages, model), request, model))
     asked: int | None = request.value_of("max_tokens")
     room = room_behind(
         len(prompt.token_ids),
@@ -121,3 +136,10 @@ async def plan(request: ChatRequest, model: ServedModel) -> GenerationRequest:
         form=request.answer_form(tells_tokens=tells),
         terms=request.terms,
     )
+
+
+async def render(messages: Sequence[Message], model: ServedModel) -> list[int]:
+    """Return the ids of a dialogue up to where the assistant speaks next."""
+    turns = [{"role": message.role, "content": message.text} for message in messages]
+    # In a thread: a checkpoint's template runs in another process, which is waited for.
+    return await asyncio.to_thread(model.require_chat_template().render, turns)

@@ -13,8 +13,10 @@ from service.api.openai.answers import (
     PromptLogprob,
     Telling,
     Usage,
+    bytes_of,
     make_envelope,
     prompt_logprobs_of,
+    text_of,
     usage_of,
 )
 from service.text.token_text import TokenTexts
@@ -100,7 +102,6 @@ class ChatChunkChoice(AnswerModel):
     finish_reason: Literal["stop", "length"] | None
     stop_reason: str | int | None = None
     token_ids: list[int] | None = None
-    prompt_token_ids: list[int] | None = None
 
 
 class ChatCompletionChunk(AnswerModel):
@@ -113,6 +114,7 @@ class ChatCompletionChunk(AnswerModel):
     system_fingerprint: str
     choices: list[ChatChunkChoice]
     usage: Usage | None = None
+    prompt_token_ids: list[int] | None = Field(None, description="In the first chunk.")
 
 
 class ChatWriter:
@@ -151,6 +153,7 @@ class ChatWriter:
             after_text=b"}",
             end=b'"delta":{}',
             logprobs=lambda delta: logprobs_fields(delta.tokens, self._texts, num_top),
+            tells_prompt_first=True,
         )
         telling = Telling(
             usage=request.include_usage,
@@ -185,7 +188,9 @@ def logprobs_fields(
     return {
         "content": [
             {
-                **_likely(token.token_id, token.logprobs.logprob, texts),
+                "token": text_of(token, texts),
+                "logprob": token.logprobs.logprob,
+                "bytes": list(bytes_of(token, texts)),
                 "top_logprobs": [
                     _likely(top_id, logprob, texts)
                     for top_id, logprob in token.logprobs.top[:num_top]

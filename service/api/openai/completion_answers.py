@@ -15,6 +15,7 @@ from service.api.openai.answers import (
     Usage,
     make_envelope,
     prompt_logprobs_of,
+    text_of,
     usage_of,
 )
 from service.text.token_text import TokenTexts
@@ -155,7 +156,7 @@ def logprobs_fields(
     return {
         "text_offset": [token.offset for token in tokens],
         "token_logprobs": [token.logprobs and token.logprobs.logprob for token in tokens],
-        "tokens": [texts.text(token.token_id) for token in tokens],
+        "tokens": [text_of(token, texts) for token in tokens],
         "top_logprobs": [_likeliest(token, texts, num_top) for token in tokens],
     }
 
@@ -164,8 +165,9 @@ def _likeliest(token: AnswerToken, texts: TokenTexts, num_top: int) -> dict[str,
     """Return the likeliest tokens and the one that came; of two with one text, the likelier."""
     if token.logprobs is None:
         return None
-    pairs = [*token.logprobs.top[:num_top], (token.token_id, token.logprobs.logprob)]
     likeliest: dict[str, float] = {}
-    for token_id, logprob in pairs:
-        likeliest.setdefault(texts.text(token_id), logprob)
+    for token_id, logprob in token.logprobs.top[:num_top]:
+        is_own = token_id == token.token_id
+        likeliest.setdefault(text_of(token, texts) if is_own else texts.text(token_id), logprob)
+    likeliest.setdefault(text_of(token, texts), token.logprobs.logprob)
     return likeliest

@@ -15,12 +15,15 @@ from loaders.checkpoint.rust_panics import panics_as
 from service.api.endpoint import Endpoint
 from service.api.openai.completion_answers import Completion, CompletionChunk, CompletionWriter
 from service.api.openai.fields import OpenAIRequest
+from service.api.openai.truncation import DEFAULT_MAX_TOKENS, truncated
 from service.api.request_bodies import read_request
 from service.api.requests import NumChoices, Text, is_token_ids, limits_of
 from service.api.respond import acquire, answer
+from service.api.scope import note_id
 from service.errors import InvalidFieldError
 from service.serving.generation_request import GenerationRequest
-from service.serving.prompts import Prompt, room_behind, truncate
+from service.serving.prompts import Prompt, room_behind
+from service.text.backend import fast_backend
 from service.text.errors import broken_tokenizer
 from service.text.prompt import encode_prompt
 
@@ -32,7 +35,6 @@ if TYPE_CHECKING:
     from service.serving.sampling import SamplingOptions
     from service.serving.served_model import ServedModel
 
-DEFAULT_MAX_TOKENS = 16  # OpenAI's own
 _PROMPT_FORMS = (
     "give a string, a list of strings, a list of token ids (integers of at least 0), "
     "or a list of such lists"
@@ -65,6 +67,9 @@ def _none_if_false(value: object) -> object:
     return None if value is False else value
 
 
+NumLogprobs = Annotated[
+    Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None, BeforeValidator(_none_if_false)
+]
 _PromptForms = str | list[str] | list[int] | list[list[int]]
 
 
@@ -86,11 +91,8 @@ class CompletionRequest(OpenAIRequest):
         description="Make so many choices of each prompt and return the n of highest mean logprob;"
         " not with stream.",
     )
-    logprobs: Annotated[int | None, BeforeValidator(_none_if_false)] = Field(
-        None,
-        ge=0,
-        le=MAX_LOGPROBS,
-        description="Tell each token's logprob, and so many likeliest ones.",
+    logprobs: NumLogprobs = Field(
+        None, description="Tell each token's logprob, and so many likeliest ones."
     )
     add_special_tokens: bool | None = Field(
         None, description="false: a prompt given as text gets no BOS. true by default."
@@ -118,6 +120,7 @@ def completion_endpoints(context: ApiContext) -> list[Endpoint]:
         context.lifecycle.require_open()
         request = await read_request(http_request, CompletionRequest, context)
         model = await acquire(http_request, request.model, context)
+        note_id(http_request.scope, request.request_id)
         planned = await plan(request, model)
         writer = CompletionWriter(request, model)
         return await answer(
@@ -194,27 +197,12 @@ async def _read_prompt(
             raise InvalidFieldError("prompt: is empty; give at least one character", param="prompt")
     else:
         token_ids = prompt
-    kept = _truncated(token_ids, request, model)
+    kept = truncated(token_ids, request, model)
     if not request.echo:
         return Prompt(kept)
     if isinstance(prompt, str) and len(kept) == len(token_ids):
         return Prompt(kept, prompt)
+    skips = request.skip_special_tokens is not False
     with panics_as(broken_tokenizer):
-        return Prompt(kept, str(model.tokenizer.decode(list(kept), skip_special_tokens=True)))
-
-
-def _truncated(
-    token_ids: Sequence[int], request: CompletionRequest, model: ServedModel
-) -> Sequence[int]:
-    most = request.truncate_prompt_tokens
-    if most is None:
-        return token_ids
-    if most == -1:
-        asked = request.value_of("max_tokens")
-        most = model.engine.max_model_len - (DEFAULT_MAX_TOKENS if asked is None else max(asked, 1))
-    if most < 1:
-        raise InvalidFieldError(
-            "truncate_prompt_tokens: give at least 1, or -1 with a max_tokens that leaves room",
-            param="truncate_prompt_tokens",
-        )
-    return truncate(token_ids, most, model.tokenizer)
+        text = fast_backend(model.tokenizer).decode(list(kept), skip_special_tokens=skips)
+    return Prompt(kept, text)

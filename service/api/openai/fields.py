@@ -46,7 +46,7 @@ class StreamOptions(RequestModel):
 
     include_usage: bool | None = Field(None, description="End with a chunk that counts the tokens.")
     continuous_usage_stats: bool | None = Field(
-        None, description="Count the tokens so far in every chunk; with include_usage."
+        None, description="Count the tokens so far in every chunk."
     )
 
 
@@ -70,6 +70,11 @@ def _text_format_only(value: object) -> object:
             "unsupported_field", 'this server supports only {"type": "text"} so far; leave it out'
         )
     return None
+
+
+Priority = Annotated[
+    Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None, AfterValidator(_check_priority)
+]
 
 
 class OpenAIRequest(RequestModel):
@@ -181,7 +186,8 @@ class OpenAIRequest(RequestModel):
         None,
         ge=0,
         le=MAX_LOGPROBS,
-        description="For each token of the prompt its logprob, and so many likeliest ones.",
+        description="For each token of the prompt its logprob, and so many likeliest ones; not with"
+        " stream.",
     )
     return_token_ids: bool | None = Field(
         None, description="Tell the ids of the prompt (prompt_token_ids) and of each answer."
@@ -196,10 +202,8 @@ class OpenAIRequest(RequestModel):
 
     # On what terms
     user: Name = Field(None, description="On whose behalf it is; users share the engine fairly.")
-    priority: Annotated[int | None, AfterValidator(_check_priority)] = Field(
+    priority: Priority = Field(
         None,
-        ge=-MAX_PRIORITY,
-        le=MAX_PRIORITY,
         description="Lower runs first. Only where the setting allow_priority lets requests say.",
     )
     cache_salt: Name = Field(
@@ -242,9 +246,12 @@ class OpenAIRequest(RequestModel):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> OpenAIRequest:
-        options = self.stream_options
-        if options is not None and not self.stream and options.model_dump(exclude_none=True):
+        if not self.stream and (self.include_usage or self.counts_always):
             raise ValueError("stream_options has an effect only with stream set to true")
+        if self.stream and self.prompt_logprobs is not None:
+            raise ValueError(
+                "prompt_logprobs are not streamed; leave them out, or leave out stream"
+            )
         return self
 
     @property
@@ -260,9 +267,7 @@ class OpenAIRequest(RequestModel):
     @property
     def counts_always(self) -> bool:
         """Whether every chunk counts the tokens so far."""
-        return self.include_usage and bool(
-            self.stream_options and self.stream_options.continuous_usage_stats
-        )
+        return bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
     def sampling_options(self, logprobs: int | None) -> SamplingOptions:
         """Return what these fields say of picking tokens."""

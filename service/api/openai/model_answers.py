@@ -15,6 +15,7 @@ from pydantic import Field
 from engine.statistics import LiveCheckStatistics
 from loaders.reports.self_test import SelfTestReport
 from service.api.openai.answers import AnswerModel
+from service.text.template_check import TemplateFinding
 
 if TYPE_CHECKING:
     from service.serving.served_model import ServedModel
@@ -35,7 +36,9 @@ class Capabilities(AnswerModel):
 class TemplateInfo(AnswerModel):
     """How a variant's dialogues are written."""
 
-    name: str = Field(description="Whose template it is.")
+    name: str | None = Field(description="Whose template it is; null where it cannot chat.")
+    source: str | None = Field(description="Where it was found.")
+    findings: list[TemplateFinding] = Field(description="Reasons to doubt it.")
 
 
 class InfillingInfo(AnswerModel):
@@ -159,7 +162,11 @@ def _describe_loaded(model: ServedModel | None) -> dict[str, Any]:
         "capabilities": Capabilities(
             completion=True, chat=template is not None, infilling=infilling is not None
         ),
-        "chat_template": None if template is None else TemplateInfo(name=template.name),
+        "chat_template": TemplateInfo(
+            name=None if template is None else template.name,
+            source=None if template is None else template.origin.value,
+            findings=list(model.template_findings),
+        ),
         "chat_refusal": model.chat_refusal,
         "infilling": infilling and InfillingInfo.model_validate(infilling.record),
         "infilling_refusal": model.infilling_refusal,

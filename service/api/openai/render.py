@@ -21,6 +21,7 @@ from service.api.openai.completions import CompletionRequest
 from service.api.request_bodies import read_request
 from service.api.respond import acquire
 from service.api.responses import ModelResponse
+from service.api.scope import note_id
 from service.serving.generation_request import plan_choices
 from service.text.backend import fast_backend
 from service.text.errors import broken_tokenizer
@@ -85,6 +86,7 @@ def render_endpoints(context: ApiContext) -> list[Endpoint]:
         context.lifecycle.require_open()
         request = await read_request(http_request, ChatRequest, context)
         model = await acquire(http_request, request.model, context)
+        note_id(http_request.scope, request.request_id)
         request_id = make_envelope("chatcmpl", model, request.request_id).id
         (rendered,) = await _rendered(await chat.plan(request, model), request_id, model)
         return ModelResponse(rendered, headers=model.identity.headers)
@@ -94,6 +96,7 @@ def render_endpoints(context: ApiContext) -> list[Endpoint]:
         context.lifecycle.require_open()
         request = await read_request(http_request, CompletionRequest, context)
         model = await acquire(http_request, request.model, context)
+        note_id(http_request.scope, request.request_id)
         request_id = make_envelope("cmpl", model, request.request_id).id
         rendered = await _rendered(await completions.plan(request, model), request_id, model)
         return ModelResponse(RenderedPrompts(rendered), headers=model.identity.headers)

@@ -157,6 +157,7 @@ async def plan(form: TgiAnswerForm, model: ServedModel, *, is_stream: bool) -> G
             stop_strings=parameters.value_of("stop") or (),
             keeps_stop_string=True,
             tells_tokens=tells_tokens,
+            tells_ends=True,
         ),
     )
 

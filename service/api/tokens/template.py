@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.api.dialogues import DialogueRequest, Messages, render_text
 from service.api.endpoint import Endpoint
-from service.api.messages import Messages, render_text
 from service.api.request_bodies import read_request
-from service.api.requests import Forbidden, Name, RequestModel, Unsupported
+from service.api.requests import Name
 from service.api.respond import acquire
 from service.api.responses import ModelResponse
 
@@ -20,15 +20,13 @@ if TYPE_CHECKING:
     from service.api.context import ApiContext
 
 
-class TemplateRequest(RequestModel):
+class TemplateRequest(DialogueRequest):
     """The body of POST /apply-template."""
 
     model: Name = Field(
         None, description="A served name. Where one variant is served, silence means it."
     )
     messages: Messages = Field(description="The dialogue so far, oldest first.")
-    tools: Unsupported = Field(None, description="Not supported yet.")
-    chat_template: Forbidden = Field(None, description="Never taken from a request.")
 
 
 class AppliedTemplate(BaseModel):
@@ -50,8 +48,8 @@ def template_endpoints(context: ApiContext) -> list[Endpoint]:
         context.lifecycle.require_open()
         request = await read_request(http_request, TemplateRequest, context)
         model = await acquire(http_request, request.model, context)
-        answer = AppliedTemplate(prompt=await render_text(request.messages, model))
-        return ModelResponse(answer, headers=model.identity.headers)
+        text = await render_text(request.messages, request.render_options, model)
+        return ModelResponse(AppliedTemplate(prompt=text), headers=model.identity.headers)
 
     return [
         Endpoint(

@@ -7,15 +7,15 @@ which pieces are special, and where BOS came from.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, RootModel
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 from pydantic import model_validator as check_together
 
+from service.api.dialogues import DialogueRequest, Messages, render, render_text
 from service.api.endpoint import Endpoint
-from service.api.messages import Messages, render, render_text
 from service.api.request_bodies import read_request
-from service.api.requests import Forbidden, Name, RequestModel, Unsupported
+from service.api.requests import Name
 from service.api.respond import acquire
 from service.api.responses import ModelResponse
 from service.text.backend import fast_backend
@@ -40,14 +40,12 @@ _ONLY_WITH = {
     "add_special": ("content",),
     "parse_special": ("prompt", "content"),
     "with_pieces": ("content",),
+    "continue_final_message": ("messages",),
+    "chat_template_kwargs": ("messages",),
 }
 
 
-def _none_if_true(value: object) -> object:
-    return None if value is True else value
-
-
-class TokenizeRequest(RequestModel):
+class TokenizeRequest(DialogueRequest):
     """The body of POST /tokenize: one of `prompt`, `messages` and `content`."""
 
     model: Name = Field(
@@ -72,13 +70,6 @@ class TokenizeRequest(RequestModel):
     with_pieces: bool | None = Field(
         None, description="With `content`: each token is told with its text, or bytes."
     )
-    add_generation_prompt: Annotated[Unsupported, BeforeValidator(_none_if_true)] = Field(
-        None, description="Not supported yet; `true` is taken."
-    )
-    continue_final_message: Unsupported = Field(None, description="Not supported yet.")
-    chat_template_kwargs: Unsupported = Field(None, description="Not supported yet.")
-    tools: Unsupported = Field(None, description="Not supported yet.")
-    chat_template: Forbidden = Field(None, description="Never taken from a request.")
 
     @check_together(mode="after")
     def _has_one_source(self) -> TokenizeRequest:
@@ -89,6 +80,8 @@ class TokenizeRequest(RequestModel):
         for name, sources in _ONLY_WITH.items():
             if getattr(self, name) and given[0] not in sources:
                 raise ValueError(f"{name} has an effect only with {' or '.join(sources)}")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise ValueError("continue_final_message leaves no room for add_generation_prompt")
         return self
 
 
@@ -172,8 +165,8 @@ async def tokenize_prompt(request: TokenizeRequest, model: ServedModel) -> Promp
 async def tokenize_messages(request: TokenizeRequest, model: ServedModel) -> PromptTokens:
     """Encode `messages` as a chat completion's are."""
     messages = request.messages or []
-    token_ids = await render(messages, model)
-    text = await render_text(messages, model)
+    token_ids = await render(messages, request.render_options, model)
+    text = await render_text(messages, request.render_options, model)
     origin = bos_origin(model.tokenizer, token_ids, text, BosOrigin.TEMPLATE)
     return _prompt_tokens(token_ids, origin, request, model)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from service.text.backend import fast_backend, leading_ids
 from service.text.errors import InvalidInfillingError
 from service.text.infilling.choice import choose_family, every_piece
-from service.text.infilling.families import FilePieces, InfillOrder, Part
+from service.text.infilling.families import InfillOrder, Part
 from service.text.infilling.fitting import FileIds, keep_files, share_room
 from service.text.infilling.parts import PartEncoder
 
@@ -97,6 +97,8 @@ class Infilling:
         )
         self._stops = sorted(filter(None, map(backend.id_to_token, self.stop_token_ids)))
         self._encoder = PartEncoder(backend, family.pieces)
+        self._snippet = self._encoder.go_on(_SNIPPET)
+        self._before_files, self._behind_files = self._around_files()
 
     @property
     def record(self) -> dict[str, object]:
@@ -153,16 +155,17 @@ class Infilling:
         """Give the ids of the files that have room, and how many were cut."""
         if not files:
             return [], 0
-        before, behind = self._around_files(self._files)
-        every = [self._one_file(file, self._files) for file in files]
+        before, behind = self._before_files, self._behind_files
+        every = [self._one_file(file) for file in files]
         kept = keep_files(every, room - len(before) - len(behind))
         num_cut = sum(file.size for file in every) - sum(file.size for file in kept)
         if not kept:
             return [], num_cut
         return [*before, *chain.from_iterable(file.ids for file in kept), *behind], num_cut
 
-    def _around_files(self, pieces: FilePieces | None) -> tuple[list[int], list[int]]:
+    def _around_files(self) -> tuple[list[int], list[int]]:
         """Give what stands before the first file, and between the last and the gap's own."""
+        pieces = self._files
         if pieces is None:
             return [], []
         named = [] if pieces.project is None else [self._ids[pieces.project]]
@@ -171,10 +174,11 @@ class Infilling:
             return before, []
         return before, [self._ids[pieces.separator], *self._encoder.go_on(pieces.gap_name)]
 
-    def _one_file(self, file: InfillFile, pieces: FilePieces | None) -> FileIds:
+    def _one_file(self, file: InfillFile) -> FileIds:
+        pieces = self._files
         text = self._encoder.go_on(file.text)
         if pieces is None:
-            return FileIds(self._encoder.go_on(_SNIPPET), text, [])
+            return FileIds(self._snippet, text, [])
         name = self._encoder.go_on(f"{file.filename}\n")
         separator = [self._ids[pieces.separator]]
         if pieces.ends_files:

@@ -9,6 +9,7 @@ import json
 import re
 import socket
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import httpx2 as httpx
@@ -17,6 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.sampling_params import MAX_SEED
+from service.api.openai.chat import ChatRequest
+from service.api.openai.completions import CompletionRequest
 from tests.service.fakes import LIMITS, MODEL, FakeEngine, RunningServer, running_server, says
 
 if TYPE_CHECKING:
@@ -43,6 +46,18 @@ def server(tiny_tokenizer: PreTrainedTokenizerFast) -> Iterator[RunningServer]:
 @pytest.fixture(scope="module")
 def client(server: RunningServer) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=20) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def strict_client(tiny_tokenizer: PreTrainedTokenizerFast) -> Iterator[httpx.Client]:
+    """Of a server whose policy is to refuse what has no effect."""
+    limits = replace(LIMITS, unknown_fields="strict")
+    engine = FakeEngine(says(tiny_tokenizer, "yes"), max_model_len=4096)
+    with (
+        running_server(engine, tiny_tokenizer, limits=limits) as running,
+        httpx.Client(base_url=running.url, timeout=20) as made,
+    ):
         yield made
 
 
@@ -116,7 +131,7 @@ BOUNDS = [
     ("top_p", 0.0001, 1, 0, 1.0001),
     ("top_k", -1, 2**31 - 1, -2, 2**31),
     ("seed", 0, MAX_SEED, -1, MAX_SEED + 1),
-    ("max_tokens", 1, 4000, 0, 10**30),
+    ("max_tokens", 0, 4000, -3, 10**30),  # -1 and -2 are silence
     ("n", 1, LIMITS.max_choices, 0, LIMITS.max_choices + 1),
 ]
 
@@ -136,11 +151,11 @@ def test_integers_are_integers(client, name):
 
 
 WRONG_TYPES: dict[str, list[object]] = {
-    "model": [None, 1, [], {}, "", "x" * 513],
+    "model": [1, [], {}, "x" * 513],
     "prompt": [None, 1, {}, [], [[]], ["a", 1], [1, "a"], [[1], "a"], [True], [-1], [1.5], [[[1]]]],
-    "stop": [1, True, {}, [1], [None], "", ["a", ""], "x" * 257, ["x"] * 17, "é" * 129],
+    "stop": [1, True, {}, [1], [None], ["a", ""], "x" * 257, ["x"] * 17, "é" * 129],
     "stream": [1, "true", []],
-    "stream_options": [{}, {"include_usage": True}, 1],  # without stream
+    "stream_options": [{"include_usage": True}, {"continuous_usage_stats": True}, 1],  # no stream
     "echo": [1, "yes"],
     "max_completion_tokens": [1],  # max_tokens is given too
 }
@@ -170,7 +185,8 @@ WRONG_MESSAGES: list[object] = [
     [{"role": "user", "content": ["hi"]}],
     [{"role": "user", "content": [{"type": "text"}]}],
     [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}],
-    [{"role": "user", "content": "hi", "name": "me"}],
+    [{"role": "user", "content": "hi", "name": 1}],
+    [{"role": "assistant", "content": "hi", "tool_calls": [{}]}],
     [{"role": "user", "content": "hi", **{f"k{i}": 0 for i in range(5000)}}],
     [{"role": "user", "content": ""}] * 2049,
 ]
@@ -183,22 +199,77 @@ def test_wrong_messages(client):
 
 
 UNSUPPORTED = [
-    "logit_bias", "logprobs", "presence_penalty", "frequency_penalty", "suffix", "best_of",
-    "tools", "tool_choice", "response_format", "chat_template", "prompt_embeds", "min_p", "store",
+    "tools", "tool_choice", "functions", "function_call", "modalities", "audio", "response_format",
+    "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
+    "json_schema", "grammar", "regex", "chat_template", "prompt_embeds",
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_what_would_change_the_answer_and_is_not_supported_is_refused_by_name(client, name):
+    for value in (1, "x", ["x"], {"type": "x"}, {"a": 1}):
+        error = refused(client.post("/v1/chat/completions", json={**CHAT, name: value}))
+        assert (error["code"], error["param"]) == ("unsupported_parameter", name)
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+@pytest.mark.parametrize("value", [None, "", [], {}])
+def test_unsupported_fields_that_say_nothing_are_taken(client, name, value):
+    response = client.post("/v1/chat/completions", json={**CHAT, name: value})
+    assert response.is_success, response.text
+    assert "x-ignored-params" not in response.headers
+
+
+UNKNOWN = ["best_off", "top_a", "mirostat", "dry_multiplier", "use_beam_search"]
+
+
 @pytest.mark.parametrize(("path", "body"), BOTH)
-@pytest.mark.parametrize("value", [None, 0, "", [], {}])
-def test_unsupported_fields_are_refused_by_name_whatever_their_value(client, path, body, value):
-    for name in UNSUPPORTED:
-        error = refused(client.post(path, json={**body, name: value}))
+def test_unknown_fields_are_named_and_the_answer_is_as_without(client, path, body):
+    response = client.post(path, json={**body, **dict.fromkeys(UNKNOWN, 1)})
+    assert response.is_success
+    assert response.headers["x-ignored-params"] == ", ".join(UNKNOWN)
+
+
+@pytest.mark.parametrize(("path", "body"), BOTH)
+@pytest.mark.parametrize("value", [1, True, "x", [1], {"a": {}}])
+def test_strict_policy_refuses_unknown_fields_by_name(strict_client, path, body, value):
+    for name in (*UNKNOWN, "store", "metadata", "prompt_cache_key"):
+        error = refused(strict_client.post(path, json={**body, name: value}))
         assert (error["code"], error["param"]) == ("unknown_parameter", name)
 
 
-def test_fields_of_one_endpoint_are_unknown_to_the_other(client):
-    refused(client.post("/v1/chat/completions", json={**CHAT, "echo": True}))
-    refused(client.post("/v1/completions", json={**COMPLETION, "messages": []}))
+@pytest.mark.parametrize(("path", "body"), BOTH)
+@pytest.mark.parametrize("value", [None, "", [], {}])
+def test_strict_policy_takes_unknown_fields_that_say_nothing(strict_client, path, body, value):
+    for name in (*UNKNOWN, "store", "metadata", "prompt_cache_key"):
+        assert strict_client.post(path, json={**body, name: value}).is_success
+
+
+def test_strict_policy_refuses_unknown_fields_at_any_depth(strict_client):
+    part = {"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}
+    body = {**CHAT, "messages": [{"role": "user", "content": [part]}]}
+    error = refused(strict_client.post("/v1/chat/completions", json=body))
+    assert error["param"] == "messages[].content[].cache_control"
+
+
+def test_ignore_policy_says_nothing(tiny_tokenizer):
+    limits = replace(LIMITS, unknown_fields="ignore")
+    with running_server(
+        FakeEngine(says(tiny_tokenizer, "yes")), tiny_tokenizer, limits=limits
+    ) as own:
+        response = httpx.post(f"{own.url}/v1/completions", json={**COMPLETION, "top_a": 1})
+    assert response.is_success
+    assert "x-ignored-params" not in response.headers
+
+
+def test_fields_of_one_endpoint_are_unknown_to_the_other(client, strict_client):
+    for path, body in (
+        ("/v1/chat/completions", {**CHAT, "echo": True}),
+        ("/v1/completions", {**COMPLETION, "messages": [1]}),
+    ):
+        (name,) = body.keys() - dict(BOTH)[path].keys()
+        assert client.post(path, json=body).headers["x-ignored-params"] == name
+        assert refused(strict_client.post(path, json=body))["param"] == name
 
 
 def test_unknown_names_are_counted_and_cut(client):
@@ -208,18 +279,23 @@ def test_unknown_names_are_counted_and_cut(client):
 
 
 @pytest.mark.parametrize("name", ["<script>", "a b", "x" * 65, "ключ", "a\nb", ""])
-def test_odd_names_are_not_echoed(client, name):
-    error = refused(client.post("/v1/completions", json={**COMPLETION, name: 1}))
+def test_odd_names_are_not_echoed(client, strict_client, name):
+    named = client.post("/v1/completions", json={**COMPLETION, name: 1}).headers["x-ignored-params"]
+    assert named == "(a name of other than 1 to 64 plain characters)"
+    error = refused(strict_client.post("/v1/completions", json={**COMPLETION, name: 1}))
     assert name not in error["message"].replace(" ", "") or name in ("", "a b")
     assert name != error["param"]
 
 
-def test_values_are_never_echoed(client):
+def test_values_are_never_echoed(client, strict_client):
     secret = "hunter 2"  # as a name too: a field nobody would write is not named
     for name in ("model", "prompt", "stop", "n", "seed", "temperature", "echo", "stream_options"):
-        response = client.post("/v1/completions", json={**COMPLETION, name: {secret: secret}})
+        body = {**COMPLETION, name: {secret: secret}}
+        response = strict_client.post("/v1/completions", json=body)
         refused(response)
         assert secret not in response.text
+        lenient = client.post("/v1/completions", json=body)
+        assert secret not in lenient.text + str(lenient.headers)
     assert secret not in client.post("/v1/completions", json={**COMPLETION, "model": secret}).text
 
 
@@ -319,10 +395,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
     max_leaves=5,
 )
-FIELDS = [
-    "model", "prompt", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p",
-    "top_k", "seed", "stop", "stream", "stream_options", "n", "echo",
-]  # fmt: skip
+FIELDS = sorted(CompletionRequest.model_fields | ChatRequest.model_fields)
 
 
 @settings(

@@ -147,6 +147,11 @@ def test_each_operation_names_the_keys_that_open_it():
     assert {name for one in (*callers, *admin) for name in one} == set(schemes)
 
 
+def test_keys_that_nothing_asks_for_are_not_named():
+    schemes = openapi_document(ENDPOINTS[:1], version="1")["components"]["securitySchemes"]
+    assert set(schemes) == {"bearer", "x-api-key", "api-key"}
+
+
 def test_headers_stand_beside_the_answers_they_come_with():
     def names(status):
         return set(resolve(CHAT["responses"][status])["headers"])

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from service.text.control_pieces import ControlPieces
@@ -147,3 +147,18 @@ def test_further_pieces_can_be_named(small):
     assert pieces.id_at("<think>") == think
     assert think not in pieces.encode_typed("<think>")
     assert pieces.id_at("<not there>") is None
+
+
+def test_a_piece_that_the_vocabulary_joins_of_typed_text_stays_text():
+    """The text does not hold it: "▁" in a piece is a space, so there is nothing to disguise."""
+    steps = [("▁", "<"), ("▁<", "P"), ("▁<P", ">")]
+    pieces = [*"▁<P>x", *(left + right for left, right in steps)]
+    backend = Tokenizer(models.BPE({piece: n for n, piece in enumerate(pieces)}, steps))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.add_special_tokens([AddedToken("▁<P>", normalized=False)])
+    control = backend.token_to_id("▁<P>")
+    assert control in backend.encode("x <P>").ids
+    found = ControlPieces(backend)
+    assert found.disguise_for(["x <P>"], "") is None
+    assert control not in found.encode("x <P>", None)
+    assert found.encode("x▁<P>", None) == [backend.token_to_id("x"), control]

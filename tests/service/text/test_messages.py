@@ -25,9 +25,28 @@ def test_text_parts_are_joined_line_by_line():
     ]
 
 
-def test_fields_without_a_value_are_not_there():
-    message = {"role": "user", "content": "x", "name": None, "tool_calls": None}
-    assert checked_turns([message]) == turns("user")
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_fields_without_a_value_are_not_there(role):
+    """As clients send back what they got, every field of it."""
+    absent = {"refusal": None, "audio": None, "function_call": None, "name": None, "other": {}}
+    message = {"role": role, "content": "x", "tool_calls": [], "annotations": [], "reasoning": ""}
+    assert checked_turns([message | absent]) == turns(role)
+
+
+@pytest.mark.parametrize("message", [{"content": None}, {"content": []}, {"content": ""}, {}])
+def test_an_answer_that_said_nothing_is_empty(message):
+    assert checked_turns([{"role": "assistant", **message}]) == [
+        {"role": "assistant", "content": ""}
+    ]
+
+
+def test_names_and_reasoning_stay_beside_the_text():
+    assert checked_turns([{"role": "user", "content": "x", "name": "Ada"}]) == [
+        {"role": "user", "content": "x", "name": "Ada"}
+    ]
+    expected = [{"role": "assistant", "content": "x", "reasoning_content": "since"}]
+    for both in ({"reasoning_content": "since", "reasoning": "other"}, {"reasoning": "since"}):
+        assert checked_turns([{"role": "assistant", "content": "x", **both}]) == expected
 
 
 @pytest.mark.parametrize(
@@ -45,7 +64,14 @@ def test_fields_without_a_value_are_not_there():
         ([{"role": "user", "content": [{"type": "image_url"}]}], "content\\[0\\].*'image_url'"),
         ([{"role": "user", "content": ["x"]}], "content\\[0\\].*'str'"),
         ([{"role": "user", "content": [{"type": "text"}]}], "content\\[0\\].text is missing"),
-        ([{"role": "user", "content": "x", "name": "me"}], "'name'.*only role and content"),
+        (
+            [{"role": "user", "content": "x", "colour": "red"}],
+            "'colour'; supported are role, content, name, reasoning_content",
+        ),
+        ([{"role": "user", "content": "x", "tool_calls": [{}]}], "has 'tool_calls'"),
+        ([{"role": "user", "content": "x", "name": 5}], "name is of type int; send a string"),
+        ([{"role": "user", "content": "x", "name": "\ud800"}], "name has a lone surrogate"),
+        ([{"role": "system", "content": None}], "content is missing"),
         ([{"role": "user", "content": "a\ud800"}], "lone surrogate at position 1"),
         ([{"role": "r" * 999, "content": "x"}], "'r{50}'"),
     ],
@@ -72,3 +98,10 @@ def test_what_is_wrong_is_said_with_its_place(messages, why):
 )
 def test_the_first_message_out_of_order_is_named(roles, place):
     assert out_of_order(turns(*roles)) == place
+
+
+def test_an_answer_to_be_continued_is_in_order():
+    assert out_of_order(turns("user", "assistant"), last="assistant") is None
+    assert out_of_order(turns("assistant", "assistant"), last="assistant") == (
+        "messages[0] is of role 'assistant', expected 'user'"
+    )

@@ -1,0 +1,96 @@
+"""What a template is given of a request: everything in it that a user wrote.
+
+Holds it together, so that control pieces are hidden in all of it alike, and marks where the last
+message ends when it is to be continued.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from service.text.errors import InvalidMessagesError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from service.text.render_options import KwargValue
+
+# Private use, apart from the stand-ins of `control_pieces`.
+_MARKS = range(0x100000, 0x10FFFE)
+
+
+@dataclass(frozen=True, slots=True)
+class Dialog:
+    """Checked turns, and what was sent beside them."""
+
+    turns: list[dict[str, str]]
+    kwargs: dict[str, KwargValue] = field(default_factory=dict)
+    documents: list[dict[str, str]] | None = None
+
+    def texts(self) -> Iterator[str]:
+        """Yield every text that a user wrote."""
+        for turn in self.turns:
+            yield from (text for key, text in turn.items() if key != "role")
+        yield from (value for value in self.kwargs.values() if isinstance(value, str))
+        for document in self.documents or ():
+            yield from document.keys()
+            yield from document.values()
+
+    def with_texts(self, change: Callable[[str], str]) -> Dialog:
+        """Return it with each of these texts changed."""
+        return Dialog(
+            turns=[
+                {key: text if key == "role" else change(text) for key, text in turn.items()}
+                for turn in self.turns
+            ],
+            kwargs={
+                name: change(value) if isinstance(value, str) else value
+                for name, value in self.kwargs.items()
+            },
+            documents=self.documents
+            and [{change(k): change(v) for k, v in one.items()} for one in self.documents],
+        )
+
+    @property
+    def says_nothing_last(self) -> bool:
+        """Whether the last of several turns is empty."""
+        return len(self.turns) > 1 and not self.turns[-1]["content"] and len(self.turns[-1]) == 2
+
+    def without_last(self) -> Dialog:
+        """Return it without its last turn."""
+        return replace(self, turns=self.turns[:-1])
+
+    def variables(self) -> dict[str, Any]:
+        """Return it as templates know it."""
+        return {**self.kwargs, "messages": self.turns, "documents": self.documents}
+
+
+def mark_end(dialog: Dialog, template: str) -> tuple[Dialog, str]:
+    """Put a mark behind the last message, and return it: a character that occurs nowhere else.
+
+    Templates strip contents; what stands before the mark stays as it was sent.
+    """
+    taken = set(template).union(*dialog.texts())
+    mark = next((chr(code) for code in _MARKS if chr(code) not in taken), None)
+    if mark is None:
+        raise InvalidMessagesError(
+            "the messages hold every private-use character of Unicode's plane 16; send fewer"
+        )
+    last = dialog.turns[-1]
+    marked = {**last, "content": last["content"] + mark}
+    return replace(dialog, turns=[*dialog.turns[:-1], marked]), mark
+
+
+def cut_at_mark(text: str, mark: str) -> str:
+    """Return what a template wrote up to the end of the last message.
+
+    Raises InvalidMessagesError where it did not write the message, or more than once.
+    """
+    if (times := text.count(mark)) != 1:
+        found = "leaves it out" if times == 0 else f"writes it {times} times"
+        raise InvalidMessagesError(
+            f"the assistant's last message cannot be continued: this model's chat template {found};"
+            " leave continue_final_message out, or send the dialog as a prompt to /v1/completions"
+        )
+    return text[: text.index(mark)]
