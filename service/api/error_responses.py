@@ -40,6 +40,7 @@ from service.errors import (
 from service.server.lifecycle import RETRY_AFTER_S
 from service.text.errors import (
     ChatNotSupportedError,
+    InvalidTemplateOptionsError,
     TemplateFailedError,
     TextError,
     TokenizerFailedError,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 INVALID = "invalid_request_error"
+NAMES_A_FIELD = (RequestError, InvalidTemplateOptionsError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,7 @@ def error_form(error: Exception) -> ErrorForm:
 def error_body(error: Exception) -> dict[str, object]:
     """Return an error in OpenAI's shape."""
     form = error_form(error)
-    param = error.param if isinstance(error, RequestError) else None
+    param = error.param if isinstance(error, NAMES_A_FIELD) else None
     return _body(_message(error), form.type, param, form.code)
 
 

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from engine.transport.client import Submission
     from loaders.reports.suspicion import Suspicion
     from service.text.render_options import RenderOptions
+    from service.text.template_check import TemplateFinding
 
 MODEL = "owner/name:gptq-4bit-32g@x"
 VOCAB_SIZE = 512
@@ -228,6 +229,7 @@ def served_model(
     tokenizer: PreTrainedTokenizerFast | ByteTokenizer,
     defaults: Defaults | None = None,
     chat_refusal: str | None = None,
+    template_findings: tuple[TemplateFinding, ...] = (),
 ) -> ServedModel:
     return ServedModel(
         name=MODEL,
@@ -246,6 +248,7 @@ def served_model(
             record={"commit": "0123abc"},
         ),
         self_test=SELF_TEST,
+        template_findings=template_findings,
     )
 
 
@@ -398,11 +401,12 @@ def running_server(
     max_body_bytes: int = 4 * 1024 * 1024,
     suspicions: tuple[Suspicion, ...] = (),
     limits: RequestLimits = LIMITS,
+    template_findings: tuple[TemplateFinding, ...] = (),
 ) -> Iterator[RunningServer]:
     """Run a server; engine: None leaves it loading."""
     served = None
     if engine is not None:
-        served = served_model(engine, tokenizer, defaults, chat_refusal)
+        served = served_model(engine, tokenizer, defaults, chat_refusal, template_findings)
     models = FakeModels(served, suspicions)
     lifecycle = Lifecycle(models)
     context = api_context(

@@ -19,7 +19,7 @@ from service.api.frames import KEEP_ALIVE
 from service.api.json_encoding import encode_json, encode_numbers, encode_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from service.serving.answer_tokens import AnswerToken
     from service.serving.choice_reader import TextDelta
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from service.text.token_text import TokenTexts
 
 DONE = b"data: [DONE]\n\n"
+LEAST_LOGPROB = -9999.0  # OpenAI's own word for "hardly ever"
 _LATER_BYTES = bytes(range(0x80, 0xC0))  # of a character of several
 
 
@@ -114,7 +115,7 @@ class ChunkShape:
     before_text: bytes  # around the text in a chunk
     after_text: bytes
     end: bytes  # what a choice's last chunk says beside the reason
-    logprobs: Callable[[TextDelta], object]  # of a chunk, as plain values
+    logprobs: Callable[[Sequence[AnswerToken]], bytes]  # what is told of a chunk's tokens
     tells_prompt_first: bool = False  # the prompt's ids: in the first chunk, else in each choice's
 
 
@@ -198,7 +199,7 @@ class OpenAIFrames:
     def _logprobs(self, delta: TextDelta) -> bytes:
         if not (self._telling.logprobs and delta.tokens):
             return b"null"
-        return encode_numbers(self._shape.logprobs(delta))
+        return self._shape.logprobs(delta.tokens)
 
     def _ids(self, delta: TextDelta) -> bytes:
         if not self._telling.token_ids:
@@ -239,6 +240,18 @@ class OpenAIFrames:
         return self._head + str(index).encode() + b","
 
 
+def told_logprob(logprob: float) -> float:
+    """Return a logprob as clients are told it: JSON has no infinity."""
+    return logprob if logprob > LEAST_LOGPROB else LEAST_LOGPROB
+
+
+def encode_logprobs(logprobs: Sequence[float]) -> list[bytes]:
+    """Return each logprob as JSON, as pydantic's models write it."""
+    if min(logprobs) < LEAST_LOGPROB:
+        logprobs = [told_logprob(logprob) for logprob in logprobs]
+    return encode_numbers(logprobs)[1:-1].split(b",")
+
+
 def text_of(token: AnswerToken, texts: TokenTexts) -> str:
     """Return as much of a token's text as is part of the answer's."""
     text = texts.text(token.token_id)
@@ -265,7 +278,7 @@ def prompt_logprobs_of(
         told.append(
             {
                 str(i): PromptLogprob(
-                    logprob=logprob, rank=ranks.get(i), decoded_token=texts.text(i)
+                    logprob=told_logprob(logprob), rank=ranks.get(i), decoded_token=texts.text(i)
                 )
                 for i, logprob in likely.items()
             }

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from service.api.json_encoding import encode_numbers
 from service.api.openai.answers import (
     AnswerModel,
     ChunkShape,
@@ -16,6 +17,7 @@ from service.api.openai.answers import (
     make_envelope,
     prompt_logprobs_of,
     text_of,
+    told_logprob,
     usage_of,
 )
 from service.text.token_text import TokenTexts
@@ -105,7 +107,7 @@ class CompletionWriter:
             before_text=b'"text":',
             after_text=b"",
             end=b'"text":""',
-            logprobs=lambda delta: logprobs_fields(delta.tokens, self._texts, num_top),
+            logprobs=lambda tokens: encode_numbers(logprobs_fields(tokens, self._texts, num_top)),
         )
         telling = Telling(
             usage=request.include_usage,
@@ -155,7 +157,9 @@ def logprobs_fields(
     """Tell each token's place and logprob, and the likeliest ones, as plain values."""
     return {
         "text_offset": [token.offset for token in tokens],
-        "token_logprobs": [token.logprobs and token.logprobs.logprob for token in tokens],
+        "token_logprobs": [
+            token.logprobs and told_logprob(token.logprobs.logprob) for token in tokens
+        ],
         "tokens": [text_of(token, texts) for token in tokens],
         "top_logprobs": [_likeliest(token, texts, num_top) for token in tokens],
     }
@@ -168,6 +172,8 @@ def _likeliest(token: AnswerToken, texts: TokenTexts, num_top: int) -> dict[str,
     likeliest: dict[str, float] = {}
     for token_id, logprob in token.logprobs.top[:num_top]:
         is_own = token_id == token.token_id
-        likeliest.setdefault(text_of(token, texts) if is_own else texts.text(token_id), logprob)
-    likeliest.setdefault(text_of(token, texts), token.logprobs.logprob)
+        likeliest.setdefault(
+            text_of(token, texts) if is_own else texts.text(token_id), told_logprob(logprob)
+        )
+    likeliest.setdefault(text_of(token, texts), told_logprob(token.logprobs.logprob))
     return likeliest

@@ -111,6 +111,10 @@ def test_the_template_beside_the_model_is_read(tmp_path):
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     tokenizer = load_tokenizer(folder)
     assert (tokenizer.chat_template, tokenizer.model_max_length) == ("{{ messages }}", 77)
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "rag.jinja").write_text("{{ documents }}")
+    named = {"default": "{{ messages }}", "rag": "{{ documents }}"}
+    assert load_tokenizer(folder).chat_template == named
 
 
 def test_without_legacy_only_the_first_stretch_of_text_gets_a_space(tmp_path):

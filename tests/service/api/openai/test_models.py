@@ -11,6 +11,7 @@ import pytest
 
 from engine.statistics import LiveCheckStatistics
 from loaders.reports.suspicion import Suspicion
+from service.text.template_check import TemplateFinding
 from tests.service.fakes import MODEL, FakeEngine, RunningServer, running_server, says
 
 if TYPE_CHECKING:
@@ -47,6 +48,20 @@ def test_models_say_why_their_files_are_suspect(server, tiny_tokenizer):
         (listed,) = suspect.client().models.list()
         found = suspect.client().models.retrieve(MODEL)
     assert listed.suspect == found.suspect == ["one: this is odd", "other: that too"]
+
+
+def test_a_model_tells_its_chat_template_and_the_doubts_about_it(server, tiny_tokenizer):
+    model = server.client().models.retrieve(MODEL)
+    assert model.chat_template == {"name": "plain", "source": "family", "findings": []}
+    engine, finding = FakeEngine(says(tiny_tokenizer, "yes")), TemplateFinding("code", "a sentence")
+    with running_server(
+        engine, tiny_tokenizer, chat_refusal="a base model", template_findings=(finding,)
+    ) as doubtful:
+        assert doubtful.client().models.retrieve(MODEL).chat_template == {
+            "name": None,
+            "source": None,
+            "findings": [{"code": "code", "sentence": "a sentence"}],
+        }
 
 
 def test_official_client_finds_a_model_by_its_name(server):
