@@ -17,12 +17,12 @@ import statistics
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import uvloop
 from rich.console import Console
 from rich.table import Table
-from service.api.response_body import COMPLETION, Frames
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads the annotation
@@ -30,13 +30,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from benchmarks import record
-from engine.outputs import FinishReason
-from service.api.error_responses import JsonResponse
 from service.api.event_stream import EventStream, StreamTiming
+from service.api.frames import KEEP_ALIVE
+from service.api.json_encoding import encode_text
 from service.api.middleware import ErrorBoundary, RequestId
+from service.api.openai.completions import CompletionRequest
 from service.api.request_bodies import read_request
-from service.api.requests import CompletionRequest, RequestLimits
-from service.serving.generation import TextDelta, Usage
+from service.api.requests import RequestLimits
+from service.api.responses import JsonResponse
+from service.serving.choice_reader import TextDelta
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -55,21 +57,38 @@ LIMITS = RequestLimits(
 )
 BODY = {"model": "owner/name", "prompt": "def fibonacci(n):", "max_tokens": 200, "temperature": 0}
 ENVELOPE = {"id": "cmpl-0123", "object": "text_completion", "created": 1, "model": "owner/name"}
+CONTEXT = SimpleNamespace(limits=LIMITS, max_body_bytes=1 << 22)  # what reading a body asks for
 
 
 class Script:
     """A generation that says a word 200 times."""
 
     num_choices = 1
-    usage = Usage(8, TOKENS_PER_STREAM)
 
     async def run(self, deliver: Callable[[TextDelta], Awaitable[None]]) -> None:
-        for _ in range(TOKENS_PER_STREAM - 1):
+        for _ in range(TOKENS_PER_STREAM):
             await deliver(TextDelta(0, " word", None))
-        await deliver(TextDelta(0, " word", FinishReason.LENGTH))
 
     async def aclose(self) -> None:
         """Nothing runs."""
+
+
+class WordFrames:
+    """Frames put together from bytes, as the endpoints' own are."""
+
+    keep_alive = KEEP_ALIVE
+
+    def start(self, _: int) -> bytes:
+        return b""
+
+    def delta(self, delta: TextDelta) -> bytes:
+        return b'data: {"choices":[{"text":' + encode_text(delta.text) + b"}]}\n\n"
+
+    def end(self) -> bytes:
+        return b"data: [DONE]\n\n"
+
+    def error(self, error: Exception) -> bytes:
+        raise error
 
 
 class NothingEnds:
@@ -84,14 +103,12 @@ class NothingEnds:
 
 
 async def answer(http_request: Request) -> Response:
-    request = await read_request(
-        http_request, CompletionRequest, limits=LIMITS, max_body_bytes=1 << 22
-    )
+    request = await read_request(http_request, CompletionRequest, CONTEXT)
     if not request.stream:
         return JsonResponse({**ENVELOPE, "choices": [{"index": 0, "text": "a + b"}]})
     return EventStream(
         Script(),
-        Frames(COMPLETION, ENVELOPE, include_usage=False),
+        WordFrames(),
         lifecycle=NothingEnds(),
         timing=StreamTiming(keep_alive_interval_s=15, stall_limit_s=30),
         headers={},

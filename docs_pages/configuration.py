@@ -59,7 +59,7 @@ def _row(name: str, field: FieldInfo) -> str:
 
 def _default(field: FieldInfo) -> str:
     value = field.default
-    if value is None:
+    if value is None or value == []:
         return "none"
     if isinstance(value, bool):
         return "`true`" if value else "`false`"

@@ -1,1 +1,1 @@
-"""HTTP in, HTTP out: text, templates, keys, and the only place that knows FastAPI and OpenAI."""
+"""HTTP in, HTTP out: text, templates, keys, and the only place that knows Starlette and OpenAI."""

@@ -2,7 +2,8 @@
 
 `tests/engine/attention/test_paged.py` tests `engine/attention/paged.py`, and so would
 `test_paged_with_graphs.py`. Tests of a package as a whole are named after it. What crosses packages
-lies in `tests/end_to_end`, what needs a GPU in `tests/gpu`, what is about the project beside them.
+lies in `tests/end_to_end`, what runs other people's clients in `tests/clients`, what needs a GPU in
+`tests/gpu`, what is about the project beside them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import pytest
 TESTS = Path(__file__).parent
 SOURCE = TESTS.parent
 MIRRORED = ["engine", "loaders", "service"]
-ELSEWHERE = {"benchmarks", "docs", "docs_pages", "end_to_end", "gpu"}
+ELSEWHERE = {"benchmarks", "clients", "docs", "docs_pages", "end_to_end", "gpu"}
 
 
 @pytest.mark.parametrize("package", MIRRORED)

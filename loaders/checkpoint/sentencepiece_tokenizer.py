@@ -51,6 +51,7 @@ _OTHER_NUMBERING = re.compile(
     "(XGLM|Camembert|XLMRoberta|MBart|MBart50|Barthez|M2M100|Pegasus|BigBirdPegasus|Nllb)Tokenizer"
 )
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
+_MORE_TEMPLATES = "additional_chat_templates"  # a folder of them, by name
 _MAX_PROBED = 256  # of pieces that users defined
 # Texts on which both libraries must agree.
 _PROBES = (
@@ -326,6 +327,10 @@ def _with_settings(
         for template in _TEMPLATES:
             if (folder / template).is_file():
                 shutil.copyfile(folder / template, beside / template)
+        if (folder / _MORE_TEMPLATES).is_dir():
+            (beside / _MORE_TEMPLATES).mkdir()
+            for file in (folder / _MORE_TEMPLATES).glob("*.jinja"):
+                shutil.copyfile(file, beside / _MORE_TEMPLATES / file.name)
         made: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(
             beside, local_files_only=True, trust_remote_code=False
         )

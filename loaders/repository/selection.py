@@ -7,6 +7,7 @@ none is trusted: one that could reach outside the cache makes the repository unu
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from loaders.gguf.parts import GgufParts
     from loaders.repository.spec import VariantSpec
 
-# All in the repository's top folder, as loaders and tokenizers read nothing below it.
+# In the repository's top folder; below it, tokenizers read nothing but templates that have names.
+_NAMED_TEMPLATES = re.compile(r"additional_chat_templates/[^/]+\.jinja")
 _SMALL_FILES = (
     "*.json", "*.jinja", "tokenizer.model", "spiece.model", "*.tiktoken", "merges.txt",
     "vocab.txt", "README.md", "LICENSE*",
@@ -102,7 +104,7 @@ def find_local(paths: Collection[str], spec: VariantSpec, read: ReadJson) -> Sel
     top = [path for path in paths if "/" not in path]
     weights = [path for path in top if path.endswith(".safetensors")]
     if spec.file is None and weights:
-        small = tuple(path for path in top if is_small(path))
+        small = tuple(path for path in paths if is_small(path))
         with suppress(LoadError):  # else all of them, of which the loader says what is wrong
             weights = list(choose_weight_files(top, read, where=str(spec)).shards)
         return Selection(small=small, weights=tuple(weights), file=None)
@@ -137,7 +139,9 @@ def by_quantisation(spec: VariantSpec, paths: Iterable[str]) -> VariantSpec | No
 
 def is_small(path: str) -> bool:
     """Tell whether a path is one of the small files that loaders and tokenizers read."""
-    return "/" not in path and any(fnmatchcase(path, pattern) for pattern in _SMALL_FILES)
+    if "/" in path:
+        return _NAMED_TEMPLATES.fullmatch(path) is not None
+    return any(fnmatchcase(path, pattern) for pattern in _SMALL_FILES)
 
 
 def _choose_gguf(variants: Sequence[GgufParts], spec: VariantSpec) -> GgufParts:

@@ -12,11 +12,15 @@ from starlette.routing import Route
 from service.api.access import access_rule
 from service.api.cors import cors_middleware
 from service.api.error_responses import http_error_response
+from service.api.llama_cpp.infill import infill_endpoints
+from service.api.llama_cpp.props import props_endpoints
 from service.api.middleware import AuthMiddleware, ErrorBoundary, OpenRequests, RequestId
 from service.api.openai.chat import chat_endpoints
 from service.api.openai.completions import completion_endpoints
+from service.api.openai.fim import fim_endpoints
 from service.api.openai.models import model_endpoints
 from service.api.operations.admin import admin_endpoints
+from service.api.operations.documents import document_endpoints
 from service.api.operations.health import health_endpoints
 
 if TYPE_CHECKING:
@@ -35,13 +39,17 @@ def endpoints_of(
     context: ApiContext, administration: Administration | None = None
 ) -> list[Endpoint]:
     """Return every endpoint there is."""
-    return [
+    endpoints = [
         *completion_endpoints(context),
         *chat_endpoints(context),
+        *fim_endpoints(context),
         *model_endpoints(context),
+        *infill_endpoints(context),
+        *props_endpoints(context),
         *health_endpoints(context),
         *(() if administration is None else admin_endpoints(administration, context)),
     ]
+    return [*endpoints, *document_endpoints(endpoints)]
 
 
 def create_app(

@@ -7,11 +7,11 @@ rule of keys are made from, so that none of them can forget an endpoint.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from pydantic import BaseModel
     from starlette.requests import Request
@@ -50,8 +50,11 @@ class Endpoint:
     list_response: type[BaseModel] | None = None  # of each item, where the answer is a list
     chunk: type[BaseModel] | None = None  # of each event where the answer may be a stream
     statuses: tuple[int, ...] = ()  # what it may answer beside 200 and what every endpoint may
+    # What it answers with other statuses, where that is no error's body.
+    other_answers: Mapping[int, type[BaseModel]] = field(default_factory=dict)
     success: int = 200
     media_type: str = "application/json"  # of the answer
+    infills: bool = False  # text around a gap may be cut, which a header tells
     access: Access = Access.CALLER
     errors: ErrorShape = ErrorShape.OPENAI
 

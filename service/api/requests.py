@@ -265,7 +265,9 @@ Words = Annotated[
     list[str] | None, PlainValidator(_read_words, json_schema_input_type=list[str] | None)
 ]
 # Known, and without effect here.
-Ignored = Annotated[Any, Field(None, json_schema_extra=NO_EFFECT)]
+Ignored = Annotated[
+    Any, Field(None, description="Taken, and without effect.", json_schema_extra=NO_EFFECT)
+]
 # Known, and refused where it says anything: to leave it out would change the answer.
 Unsupported = Annotated[Any, AfterValidator(_refuse)]
 # Never a request's business.

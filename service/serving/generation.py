@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from engine.outputs import FinishReason, TokenLogprobs
+    from engine.sampling_params import SamplingParams
     from service.serving.answer_tokens import AnswerToken
     from service.serving.choice_reader import ChoiceReader
-    from service.serving.generation_request import AnswerForm, GenerationRequest, PlannedChoice
+    from service.serving.generation_request import GenerationRequest, PlannedChoice
     from service.serving.prompts import Prompt
     from service.serving.served_model import ServedModel, TokenStream
 
@@ -37,6 +39,14 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0  # of the prompts': known from earlier ones
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerTimes:
+    """How long one answer has taken so far."""
+
+    prompt_s: float  # from its submission to its first token, waiting in the queue included
+    text_s: float  # from there to its last token
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,28 +70,19 @@ Deliver: TypeAlias = "Callable[[TextDelta], Awaitable[None]]"
 _groups = itertools.count()
 
 
-def submit(model: ServedModel, request: GenerationRequest) -> Generation:
+async def start(model: ServedModel, request: GenerationRequest) -> Generation:
     """Submit every choice, so that what the engine refuses is known before an answer begins.
 
     Raises what `plan_choices` and `TokenEngine.submit` raise.
     """
-    return _submit(model, request, plan_choices(request, model))
-
-
-async def submit_beside(model: ServedModel, request: GenerationRequest) -> Generation:
-    """Submit like `submit`; what takes long to plan is planned in a thread.
-
-    Many bad words may take a second to spell out.
-    """
-    if not request.options.bad_words:
-        return submit(model, request)
-    choices = await asyncio.to_thread(plan_choices, request, model)
-    return _submit(model, request, choices)
-
-
-def _submit(
-    model: ServedModel, request: GenerationRequest, choices: Sequence[PlannedChoice]
-) -> Generation:
+    if request.options.bad_words:  # are encoded, which is not for the event loop
+        choices = await asyncio.to_thread(plan_choices, request, model)
+    else:
+        choices = plan_choices(request, model)
+    with panics_as(broken_tokenizer):  # before anything runs that would have to be ended
+        readers = [
+            make_reader(index, choice, request.form, model) for index, choice in enumerate(choices)
+        ]
     groups = {id(prompt): next(_groups) for prompt in request.prompts}
     streams = model.engine.submit(
         [
@@ -90,24 +91,22 @@ def _submit(
         ],
         terms=request.terms,
     )
-    return Generation(model, choices, streams, request.form)
+    return Generation(choices, readers, streams)
 
 
 class Generation:
-    """The sequences of one request, running side by side; made by `submit`."""
+    """The sequences of one request, running side by side; made by `start`."""
 
     def __init__(
         self,
-        model: ServedModel,
         choices: Sequence[PlannedChoice],
+        readers: Sequence[ChoiceReader],
         streams: Sequence[TokenStream],
-        form: AnswerForm,
     ) -> None:
-        self._model = model
         self._choices = choices
+        self._readers = readers
         self._streams = streams
-        self._form = form
-        self._readers: dict[int, ChoiceReader] = {}  # by index, of those that have begun
+        self._submitted_at = time.monotonic()
 
     @property
     def num_choices(self) -> int:
@@ -122,13 +121,27 @@ class Generation:
         }
         return Usage(
             prompt_tokens=sum(num_tokens for num_tokens, _ in firsts.values()),
-            completion_tokens=sum(reader.num_tokens for reader in self._readers.values()),
+            completion_tokens=sum(reader.num_tokens for reader in self._readers),
             cached_tokens=sum(num_cached for _, num_cached in firsts.values()),
         )
 
     def prompt_of(self, index: int) -> Prompt:
         """Return a choice's prompt."""
         return self._choices[index].prompt
+
+    def params_of(self, index: int) -> SamplingParams:
+        """Return how a choice's tokens are picked."""
+        return self._choices[index].params
+
+    def times_of(self, index: int) -> AnswerTimes:
+        """Return how long a choice has taken so far; its form must ask that it be timed."""
+        reader = self._readers[index]
+        if reader.first_token_at is None or reader.last_token_at is None:
+            return AnswerTimes(time.monotonic() - self._submitted_at, 0.0)
+        return AnswerTimes(
+            prompt_s=reader.first_token_at - self._submitted_at,
+            text_s=reader.last_token_at - reader.first_token_at,
+        )
 
     def prompt_logprobs_of(self, index: int) -> Sequence[TokenLogprobs]:
         """Return what is told of a choice's prompt, from its first delta on."""
@@ -139,7 +152,7 @@ class Generation:
 
         A slow `deliver` holds up its own choice only. Cancelling aborts every sequence.
         """
-        runs = [self._run_safely(index, deliver) for index in range(len(self._streams))]
+        runs = [self._run_safely(reader, deliver) for reader in self._readers]
         if len(runs) == 1:  # the usual case needs no task of its own
             await runs[0]
             return
@@ -178,17 +191,14 @@ class Generation:
             mean_logprob=reader.sum_logprobs / max(reader.num_tokens, 1),
         )
 
-    async def _run_safely(self, index: int, deliver: Deliver) -> None:
+    async def _run_safely(self, reader: ChoiceReader, deliver: Deliver) -> None:
         with panics_as(broken_tokenizer):  # around all tokens, as it costs 1 µs
-            await self._run_choice(index, deliver)
+            await self._run_choice(reader, deliver)
 
-    async def _run_choice(self, index: int, deliver: Deliver) -> None:
-        stream = self._streams[index]
+    async def _run_choice(self, reader: ChoiceReader, deliver: Deliver) -> None:
+        stream = self._streams[reader.index]
         async with aclosing(stream):  # leaving early, as a stop string does, aborts the sequence
-            reader = self._readers[index] = make_reader(
-                index, self._choices[index], self._form, self._model, stream.prompt_logprobs
-            )
-            if (begun := reader.begin()) is not None:
+            if (begun := reader.begin(stream.prompt_logprobs)) is not None:
                 await deliver(begun)
             while outputs := await stream.take():
                 delta = reader.read(outputs)

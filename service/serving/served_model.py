@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from service.text.errors import ChatNotSupportedError
+from service.text.errors import ChatNotSupportedError, InfillingNotSupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from engine.transport.wire import IntegrityReport
     from loaders.checkpoint.generation_defaults import GenerationDefaults
     from loaders.reports.self_test import SelfTestReport
+    from service.text.infilling.infilling import Infilling
     from service.text.template_check import TemplateFinding
     from service.text.templates import ChatTemplate
     from service.worker_protocol.model_description import MemoryReport
@@ -109,6 +110,8 @@ class ServedModel:
     identity: Identity
     self_test: SelfTestReport | None = None  # of its engine's load
     memory: MemoryReport | None = None
+    infilling: Infilling | None = None  # None where the variant cannot infill
+    infilling_refusal: str | None = None  # why it cannot, for people
     template_findings: tuple[TemplateFinding, ...] = ()  # reasons to doubt the chat template
 
     def require_chat_template(self) -> ChatTemplate:
@@ -116,3 +119,9 @@ class ServedModel:
         if self.chat_template is None:
             raise ChatNotSupportedError(self.chat_refusal)
         return self.chat_template
+
+    def require_infilling(self) -> Infilling:
+        """Return how it infills, or raise InfillingNotSupportedError."""
+        if self.infilling is None:
+            raise InfillingNotSupportedError(self.infilling_refusal)
+        return self.infilling

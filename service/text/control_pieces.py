@@ -6,6 +6,7 @@ a stand-in; afterwards the pieces still readable are the template's own. They ge
 under which a second tokenizer knows the control pieces, and only under it; the stand-ins are taken
 back. So templates may strip, cut and test contents as they like, and one pass encodes the whole
 text. Not covered: a template that deletes text inside a content and so joins two halves of a piece.
+Where there is no template (infilling), users' texts go to the second tokenizer alone.
 """
 
 from __future__ import annotations
@@ -58,13 +59,16 @@ class Disguise:
 class ControlPieces:
     """The control pieces of one tokenizer, and how to encode dialogs in which some may be typed."""
 
-    def __init__(self, backend: Tokenizer) -> None:
+    def __init__(self, backend: Tokenizer, also: Iterable[str] = ()) -> None:
+        """Find the control pieces; `also`: further ones, which the tokenizer takes for ordinary."""
         added = backend.get_added_tokens_decoder()
         self._ids = {
             token.content: token_id
             for token_id, token in added.items()
             if token.special or _MARKER.fullmatch(token.content)
         }
+        ids = {piece: backend.token_to_id(piece) for piece in also}
+        self._ids |= {piece: number for piece, number in ids.items() if number is not None}
         self._backend = backend
         # Longest first, as the tokenizer itself would choose.
         either = "|".join(re.escape(piece) for piece in sorted(self._ids, key=len, reverse=True))
@@ -111,16 +115,18 @@ class ControlPieces:
             originals={ord(stand_in): first for first, stand_in in pairs},
         )
 
-    def encode_typed(self, text: str) -> list[int]:
-        """Encode text in which nothing is a control piece, whatever it looks like."""
-        return encode_text(self._guarded, text, owner=self._backend)
-
     def encode(self, text: str, disguise: Disguise | None) -> list[int]:
-        """Encode a rendered dialog; its control pieces become ids, disguised ones plain text."""
-        if disguise is None:
-            return encode_text(self._backend, text)
+        """Encode a rendered dialog; its control pieces become ids, disguised ones plain text.
+
+        By the second tokenizer also without a disguise: vocabularies may join pieces of text that
+        does not hold them, as CodeLlama's "▁<PRE>" of " <PRE>".
+        """
         marked = self._piece.sub(lambda found: self._secret + found[0], text)
-        return encode_text(self._guarded, disguise.take_off(marked), owner=self._backend)
+        return self.encode_typed(disguise.take_off(marked) if disguise else marked)
+
+    def encode_typed(self, text: str) -> list[int]:
+        """Encode what somebody typed; no control piece comes of it, however it is spelt."""
+        return encode_text(self._guarded, text, owner=self._backend)
 
 
 # Made once a tokenizer: a second tokenizer is in it, which takes 0.1 to 0.3 s to make, 0.9 s for

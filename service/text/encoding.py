@@ -51,13 +51,18 @@ def encode_text(backend: Tokenizer, text: str, owner: Tokenizer | None = None) -
     owner: the tokenizer that `backend` is a copy of.
     Raises InvalidPromptError for text with a lone surrogate, TokenizerFailedError.
     """
+    require_unicode(text)
+    return encode_in_time(backend, text, owner)
+
+
+def require_unicode(text: str) -> None:
+    """Raise InvalidPromptError for text with a lone surrogate."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise InvalidPromptError(
             f"the text has a lone surrogate at position {error.start}; send well-formed Unicode"
         ) from error
-    return encode_in_time(backend, text, owner)
 
 
 def encode_in_time(backend: Tokenizer, text: str, owner: Tokenizer | None = None) -> list[int]:

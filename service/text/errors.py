@@ -4,11 +4,13 @@ TextError
 ├── InvalidTextError             the caller can mend it
 │   ├── InvalidMessagesError       roles, contents or their order
 │   ├── InvalidPromptError         text that is not Unicode
+│   ├── InvalidInfillingError      an order that the family has not, or no room
 │   ├── InvalidStopStringError     nothing to stop at
 │   ├── InvalidBadWordError        nothing to ban, or too much
 │   └── InvalidTemplateOptionsError  what the chat template has no use for
 ├── ChatNotSupportedError        the variant cannot chat; the message says why, and what works
 │   └── BaseModelError             it was not trained to
+├── InfillingNotSupportedError   the variant cannot infill; the message says why, and what works
 ├── TemplateFailedError          the checkpoint's template broke or went past its limits
 ├── TemplateSettingError         the operator's choice of a template names none that works
 ├── TokenizerFailedError         the checkpoint's tokenizer broke on a text, or takes too long
@@ -34,6 +36,10 @@ class InvalidPromptError(InvalidTextError):
     """The prompt is not well-formed text."""
 
 
+class InvalidInfillingError(InvalidTextError):
+    """The parts around a gap cannot be put together as asked."""
+
+
 class InvalidStopStringError(InvalidTextError):
     """A stop string is empty."""
 
@@ -53,6 +59,10 @@ class InvalidTemplateOptionsError(InvalidTextError):
 
 class ChatNotSupportedError(TextError):
     """No chat template fits the variant."""
+
+
+class InfillingNotSupportedError(TextError):
+    """The variant was not trained to fill in the middle, or nothing tells that it was."""
 
 
 class BaseModelError(ChatNotSupportedError):

@@ -1,11 +1,12 @@
-"""What is known of a variant when its chat template is chosen.
+"""What is known of a variant when its chat template and its way of infilling are chosen.
 
-Names, numbers, pieces and the model card. Gathers and judges nothing; `families` draws the
-conclusions.
+Names, numbers, pieces and the model card. Gathers and judges nothing; `families` and
+`infilling.choice` draw the conclusions.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -30,7 +31,7 @@ class ModelConfig(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VariantFacts:
-    """What template selection may look at."""
+    """What the choice of a family may look at."""
 
     repo: str  # as its users call it: "owner/name", or the name of a local folder
     model_type: str  # the config's: "llama", "qwen2", …
@@ -38,6 +39,19 @@ class VariantFacts:
     num_hidden_layers: int | None = None
     pieces: frozenset[str] = frozenset()  # what the tokenizer has beside its ordinary vocabulary
     model_card: ModelCard | None = None  # None without a README.md of its own
+
+    @property
+    def names(self) -> list[str]:
+        """Its names without owners, plain: the repository's, then the model card's two."""
+        names = [self.repo]
+        if self.model_card is not None:
+            names += [self.model_card.model_name or "", self.model_card.base_model or ""]
+        return [plain_name(name.rstrip("/").rsplit("/", maxsplit=1)[-1]) for name in names if name]
+
+
+def plain_name(name: str) -> str:
+    """Write a name as lower-case words joined by "-"."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def read_facts(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from service.text.errors import BaseModelError, ChatNotSupportedError
+from service.text.facts import plain_name
 
 if TYPE_CHECKING:
     from service.text.facts import VariantFacts
@@ -243,7 +244,7 @@ def decide_family(facts: VariantFacts) -> TemplateFamily:
 
 
 def _family_by_name(facts: VariantFacts) -> TemplateFamily | None:
-    for name in _names(facts):
+    for name in facts.names:
         for rule in _NAME_RULES:
             start = re.match(f"(?:{rule.start})(?:-|$)", name)
             if start:
@@ -281,7 +282,7 @@ def _family_by_shape(facts: VariantFacts) -> TemplateFamily | None:
 
 
 def _family_by_pieces(facts: VariantFacts) -> TemplateFamily | None:
-    words = {word for name in _names(facts) for word in name.split("-")}
+    words = {word for name in facts.names for word in name.split("-")}
     chats = bool(words & _CHAT_WORDS) or _card_template_name(facts) == "chatml"
     return CHATML if chats and facts.pieces >= CHATML.needed_pieces else None
 
@@ -294,16 +295,4 @@ def _family_by_model_card(facts: VariantFacts) -> TemplateFamily | None:
 
 
 def _card_template_name(facts: VariantFacts) -> str:
-    return _plain((facts.model_card and facts.model_card.template_name) or "")
-
-
-def _names(facts: VariantFacts) -> list[str]:
-    """Give the variant's names without owners, as lower-case words joined by "-"."""
-    names = [facts.repo]
-    if facts.model_card is not None:
-        names += [facts.model_card.model_name or "", facts.model_card.base_model or ""]
-    return [_plain(name.rstrip("/").rsplit("/", maxsplit=1)[-1]) for name in names if name]
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return plain_name((facts.model_card and facts.model_card.template_name) or "")

@@ -124,4 +124,7 @@ def _own_templates(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """Give the tokenizer's templates by name; a single one is the default."""
     template = tokenizer.chat_template
     named = template if isinstance(template, dict) else {_DEFAULT: template}
-    return {name: source for name, source in named.items() if source}
+    # As they come from a file, they may be anything.
+    return {
+        str(name): source for name, source in named.items() if source and isinstance(source, str)
+    }

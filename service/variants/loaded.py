@@ -103,6 +103,8 @@ class LoadedVariant:
             identity=text.identity,
             self_test=description.self_test,
             memory=description.memory,
+            infilling=text.infilling,
+            infilling_refusal=text.infilling_refusal,
         )
 
     def fall_back(self, error: LiveCheckError) -> str:

@@ -13,8 +13,9 @@ import structlog
 
 from loaders.checkpoint.tokenizer import load_tokenizer
 from service.serving.served_model import Identity
-from service.text.errors import ChatNotSupportedError
-from service.text.facts import read_facts
+from service.text.errors import ChatNotSupportedError, InfillingNotSupportedError
+from service.text.facts import VariantFacts, read_facts
+from service.text.infilling.infilling import Infilling, resolve_infilling
 from service.text.template_check import TemplateFinding, check_refusal, check_template
 from service.text.templates import ChatTemplate, resolve_chat_template
 
@@ -35,6 +36,8 @@ class ModelText:
     chat_template: ChatTemplate | None  # None where the variant cannot chat
     chat_refusal: str | None  # why it cannot, for people
     identity: Identity
+    infilling: Infilling | None = None  # None where the variant cannot infill
+    infilling_refusal: str | None = None  # why it cannot, for people
     template_findings: tuple[TemplateFinding, ...] = ()  # reasons to doubt the template
 
     def close(self) -> None:
@@ -64,12 +67,15 @@ def read_model_text(description: ModelDescription, chat_template: str | None = N
             code=finding.code,
             reason=finding.sentence,
         )
+    infilling, infilling_refusal = _read_infilling(tokenizer, facts)
     return ModelText(
-        tokenizer,
-        template,
-        checked.refusal,
-        identity_of(description, template),
-        checked.findings,
+        tokenizer=tokenizer,
+        chat_template=template,
+        chat_refusal=checked.refusal,
+        identity=identity_of(description, template, infilling),
+        infilling=infilling,
+        infilling_refusal=infilling_refusal,
+        template_findings=checked.findings,
     )
 
 
@@ -96,7 +102,24 @@ def check_chat(
     return CheckedChat(template, None, check_template(template, tokenizer, facts))
 
 
-def identity_of(description: ModelDescription, template: ChatTemplate | None) -> Identity:
+def _read_infilling(
+    tokenizer: PreTrainedTokenizerFast, facts: VariantFacts
+) -> tuple[Infilling | None, str | None]:
+    """Return how the variant infills, or why it can't."""
+    try:
+        infilling = resolve_infilling(tokenizer, facts)
+    except InfillingNotSupportedError as error:
+        log.info("infilling_unavailable", reason=str(error))
+        return None, str(error)
+    log.info("infilling", family=infilling.family, order=infilling.order.value)
+    return infilling, None
+
+
+def identity_of(
+    description: ModelDescription,
+    template: ChatTemplate | None,
+    infilling: Infilling | None = None,
+) -> Identity:
     """Return where answers come from; the fingerprint covers all of it but where it lies."""
     packages = ("tetrad", "torch", "transformers", "tokenizers")
     record: dict[str, object] = {
@@ -110,6 +133,7 @@ def identity_of(description: ModelDescription, template: ChatTemplate | None) ->
         "device": description.device,
         "batch_invariant": description.is_batch_invariant,
         "chat_template": None if template is None else template.name,
+        "infilling": None if infilling is None else infilling.family,
         "chat_template_sha256": None if template is None else template.source_sha256,
         "versions": {package: version(package) for package in packages},
     }

@@ -32,6 +32,8 @@ from service.errors import ModelNotFoundError, UnavailableError
 from service.server.lifecycle import Lifecycle, Phase
 from service.serving.served_model import Identity, ServedModel
 from service.team.keys import ApiKeys
+from service.text.infilling.families import STARCODER
+from service.text.infilling.infilling import Infilling
 from service.text.template_choice import TemplateOrigin
 from service.variants.variant import VariantState, VariantStatus
 
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from engine.transport.client import Submission
     from loaders.reports.suspicion import Suspicion
     from service.text.render_options import RenderOptions
+    from service.text.template_check import TemplateFinding
     from service.text.templates import ChatTemplate
 
 MODEL = "owner/name:gptq-4bit-32g@x"
@@ -168,13 +171,17 @@ class Defaults:
 class ByteTokenizer:
     """A token a byte, after one `<s>`."""
 
-    def __init__(self) -> None:
+    bos_token, eos_token = "<s>", "</s>"
+    eos_token_id = END
+
+    def __init__(self, more_pieces: Sequence[str] = ()) -> None:
+        """more_pieces: special ones, whose ids follow those of the bytes."""
         pieces = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
         vocabulary = {piece: i for i, piece in enumerate(pieces)}
         for letter in sorted(pre_tokenizers.ByteLevel.alphabet()):
             vocabulary[letter] = len(vocabulary)
         self.backend_tokenizer = Tokenizer(models.BPE(vocabulary, []))
-        self.backend_tokenizer.add_special_tokens(pieces)
+        self.backend_tokenizer.add_special_tokens([*pieces, *more_pieces])
         self.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         self.backend_tokenizer.decoder = decoders.ByteLevel()
         self.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -183,6 +190,21 @@ class ByteTokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+
+GAP_PIECES = (
+    *("<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<fim_pad>"),
+    *("<file_sep>", "<repo_name>", "<|endoftext|>"),
+)
+
+
+def gap_tokenizer() -> ByteTokenizer:
+    """One that knows StarCoder's pieces around a gap."""
+    return ByteTokenizer(GAP_PIECES)
+
+
+def gap_infilling(tokenizer: ByteTokenizer) -> Infilling:
+    return Infilling(tokenizer, STARCODER)
 
 
 class PlainTemplate:
@@ -229,7 +251,9 @@ def served_model(
     tokenizer: PreTrainedTokenizerFast | ByteTokenizer,
     defaults: Defaults | None = None,
     chat_refusal: str | None = None,
+    template_findings: tuple[TemplateFinding, ...] = (),
     chat_template: ChatTemplate | None = None,
+    infilling: Infilling | None = None,
 ) -> ServedModel:
     return ServedModel(
         name=MODEL,
@@ -248,6 +272,9 @@ def served_model(
             record={"commit": "0123abc"},
         ),
         self_test=SELF_TEST,
+        template_findings=template_findings,
+        infilling=infilling,
+        infilling_refusal=None if infilling else "it has no pieces that mark a gap",
     )
 
 
@@ -395,17 +422,27 @@ def running_server(
     key: str | None = None,
     defaults: Defaults | None = None,
     chat_refusal: str | None = None,
+    infilling: Infilling | None = None,
     keep_alive_interval_s: float = 15,
     stall_limit_s: float = 30,
     max_body_bytes: int = 4 * 1024 * 1024,
     suspicions: tuple[Suspicion, ...] = (),
     limits: RequestLimits = LIMITS,
+    template_findings: tuple[TemplateFinding, ...] = (),
     chat_template: ChatTemplate | None = None,
 ) -> Iterator[RunningServer]:
     """Run a server; engine: None leaves it loading."""
     served = None
     if engine is not None:
-        served = served_model(engine, tokenizer, defaults, chat_refusal, chat_template)
+        served = served_model(
+            engine,
+            tokenizer,
+            defaults,
+            chat_refusal,
+            template_findings=template_findings,
+            chat_template=chat_template,
+            infilling=infilling,
+        )
     models = FakeModels(served, suspicions)
     lifecycle = Lifecycle(models)
     context = api_context(

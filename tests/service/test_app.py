@@ -56,6 +56,26 @@ def test_two_variants_cannot_share_a_name():
         make_variants(Settings(variant="a/b", also=["a/b"]))
 
 
+def test_a_chat_template_is_of_one_variant(tmp_path: Path):
+    """Of another model it would be wrong, so further variants have their own."""
+    template = tmp_path / "mine.jinja"
+    template.write_text("{{ messages }}")
+    entry = {"variant": "c/d", "chat_template": "chatml"}
+    settings = Settings(variant="a/b", chat_template=str(template), also=["e/f", entry])
+    assert [one.chat_template for one in settings.variants()] == [str(template), None, "chatml"]
+    assert len(make_variants(settings)) == 3
+
+
+def test_a_chat_template_that_cannot_be_read_is_told_before_loading(tmp_path: Path):
+    missing = str(tmp_path / "missing.jinja")
+    for named in (
+        {"chat_template": missing},
+        {"also": [{"variant": "c", "chat_template": missing}]},
+    ):
+        with pytest.raises(SettingsError, match=r"chat_template: cannot read .*missing\.jinja"):
+            make_variants(Settings(variant="a/b", **named))
+
+
 def test_api_process_brings_in_nothing_that_computes_with_weights():
     """It takes hundreds of megabytes and seconds, and one process more would hold a device."""
     code = "import service.app, sys; print('torch' in sys.modules)"

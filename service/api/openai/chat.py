@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, FailFast, Field, ValidationInfo
-from pydantic import model_validator as check_together
 
-from engine.sampling_params import MAX_LOGPROBS
 from service.api.endpoint import Endpoint
 from service.api.openai.chat_answers import ChatCompletion, ChatCompletionChunk, ChatWriter
 from service.api.openai.dialogues import render, unread
-from service.api.openai.fields import OpenAIRequest
+from service.api.openai.fields import TurnRequest
 from service.api.openai.messages import Message
 from service.api.openai.truncation import truncated
 from service.api.request_bodies import read_request, tell_ignored
@@ -60,17 +58,13 @@ TemplateKwargs = Annotated[
 Documents = Annotated[list[dict[str, str]] | None, AfterValidator(_check_num_items)]
 
 
-class ChatRequest(OpenAIRequest):
+class ChatRequest(TurnRequest):
     """The body of POST /v1/chat/completions."""
 
-    other_names: ClassVar = OpenAIRequest.other_names
+    other_names: ClassVar = TurnRequest.other_names
 
     messages: Annotated[list[Message], FailFast(), BeforeValidator(_check_messages)] = Field(
         description="The dialogue so far, oldest first.", json_schema_extra={"minItems": 1}
-    )
-    logprobs: bool | None = Field(None, description="Tell each token's logprob.")
-    top_logprobs: int | None = Field(
-        None, ge=0, le=MAX_LOGPROBS, description="So many likeliest ones too; with logprobs."
     )
 
     # How the template writes it
@@ -105,12 +99,6 @@ class ChatRequest(OpenAIRequest):
     )
     audio: Unsupported = Field(None, description="Not supported.")
     parallel_tool_calls: Ignored
-
-    @check_together(mode="after")
-    def _logprobs_agree(self) -> ChatRequest:
-        if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs has an effect only with logprobs set to true")
-        return self
 
 
 def chat_endpoints(context: ApiContext) -> list[Endpoint]:
@@ -157,12 +145,11 @@ async def plan(request: ChatRequest, model: ServedModel) -> GenerationRequest:
         prompt_param="messages",
         length_param=request.given_name_of("max_tokens"),
     )
-    tells = bool(request.logprobs)
     return GenerationRequest(
         prompts=[prompt],
         max_tokens=[room if asked is None else asked],
         num_choices=request.n or 1,
-        options=request.sampling_options((request.top_logprobs or 0) if tells else None),
-        form=request.answer_form(tells_tokens=tells),
+        options=request.sampling_options(request.num_logprobs),
+        form=request.answer_form(tells_tokens=bool(request.logprobs)),
         terms=request.terms,
     )

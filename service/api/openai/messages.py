@@ -13,8 +13,8 @@ from service.api.requests import Ignored, RequestModel, Text, Unsupported
 class TextPart(RequestModel):
     """A part of a message's content."""
 
-    type: Literal["text"]
-    text: str
+    type: Literal["text"] = Field(description="Parts of other kinds are not taken.")
+    text: str = Field(description="What it says.")
 
 
 def _check_parts(content: object) -> object:
@@ -40,7 +40,7 @@ class Message(RequestModel):
 
     role: Annotated[
         Literal["system", "developer", "user", "assistant"], BeforeValidator(_check_role)
-    ]
+    ] = Field(description="Whose turn it is; `developer` is another name of `system`.")
     content: Annotated[str | list[TextPart] | None, BeforeValidator(_check_parts)] = Field(
         None,
         description="Text, or parts of it, which are joined by line breaks; an assistant's may be"

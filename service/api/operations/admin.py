@@ -6,16 +6,24 @@ each route but `check` begins what it is asked for, answers 202, and the list te
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import structlog
 from pydantic import Field
 
 from service.api.endpoint import Access, Endpoint, Handler
+from service.api.operations.answers import (
+    IntegrityAnswer,
+    ListedVariant,
+    OperationsAnswer,
+    Removal,
+    VariantList,
+    VariantReport,
+)
 from service.api.request_bodies import read_request
 from service.api.requests import MAX_NAME_LENGTH, ClosedModel
-from service.api.responses import JsonResponse
+from service.api.responses import ModelResponse
 from service.errors import InvalidFieldError, SettingsError
 
 if TYPE_CHECKING:
@@ -94,14 +102,20 @@ def admin_endpoints(administration: Administration, context: ApiContext) -> list
     """Return the endpoints."""
     routes = AdminRoutes(administration, context)
 
-    def endpoint(path: str, handler: Handler, body: type[ClosedModel], success: int) -> Endpoint:
+    def endpoint(
+        path: str,
+        handler: Handler,
+        body: type[ClosedModel],
+        answer: type[OperationsAnswer] = VariantReport,
+    ) -> Endpoint:
         return Endpoint(
             method="POST",
             path=f"/admin/models/{path}",
             tag="Administration",
             handler=handler,
             request=body,
-            success=success,
+            response=answer,
+            success=ACCEPTED if answer is VariantReport else 200,
             access=Access.ADMIN,
         )
 
@@ -111,14 +125,15 @@ def admin_endpoints(administration: Administration, context: ApiContext) -> list
             path="/admin/models",
             tag="Administration",
             handler=routes.list_variants,
+            response=VariantList,
             access=Access.ADMIN,
         ),
-        endpoint("load", routes.load, NewModel, ACCEPTED),
-        endpoint("swap", routes.swap, NewModel, ACCEPTED),
-        endpoint("drain", routes.drain, NamedModel, ACCEPTED),
-        endpoint("unload", routes.unload, NamedModel, ACCEPTED),
-        endpoint("remove", routes.remove, NamedModel, 200),
-        endpoint("check", routes.check, NamedModel, 200),
+        endpoint("load", routes.load, NewModel),
+        endpoint("swap", routes.swap, NewModel),
+        endpoint("drain", routes.drain, NamedModel),
+        endpoint("unload", routes.unload, NamedModel),
+        endpoint("remove", routes.remove, NamedModel, Removal),
+        endpoint("check", routes.check, NamedModel, IntegrityAnswer),
     ]
 
 
@@ -133,14 +148,12 @@ class AdminRoutes:
     async def list_variants(self, _: Request) -> Response:
         """List the variants: what each is doing, and why."""
         data = [
-            {
-                **describe_status(status),
-                "role": role,
-                "failed_swap": self._variants.failed_swap(status.name),
-            }
+            ListedVariant(
+                **_describe(status), role=role, failed_swap=self._variants.failed_swap(status.name)
+            )
             for status, role in self._variants.roles()
         ]
-        return JsonResponse({"data": data})
+        return ModelResponse(VariantList(data=data))
 
     async def load(self, http_request: Request) -> Response:
         """Load a variant: one more if `variant` is given, else one that is served already."""
@@ -180,13 +193,13 @@ class AdminRoutes:
         name = await self._read_name(http_request)
         self._variants.remove(name)
         log.info("admin_request", action="remove", model=name)
-        return JsonResponse({"removed": name})
+        return ModelResponse(Removal(removed=name))
 
     async def check(self, http_request: Request) -> Response:
         """Check the engine's accounting: all that was handed out must be back where it is idle."""
         name = await self._read_name(http_request)
         report = await self._variants.require(name).require_served().engine.check_integrity()
-        return JsonResponse({"is_idle": report.is_idle, "problem": report.problem})
+        return ModelResponse(IntegrityAnswer(is_idle=report.is_idle, problem=report.problem))
 
     async def _read_name(self, http_request: Request) -> str:
         return (await self._read(http_request, NamedModel)).model
@@ -197,7 +210,8 @@ class AdminRoutes:
     def _begun(self, name: str, action: str) -> Response:
         """Answer that what was asked for has begun."""
         log.info("admin_request", action=action, model=name)
-        return JsonResponse(describe_status(self._variants.require(name).status), ACCEPTED)
+        status = self._variants.require(name).status
+        return ModelResponse(VariantReport(**_describe(status)), ACCEPTED)
 
     def _make(self, request: NewModel) -> ServedVariant:
         if request.variant is None:
@@ -209,12 +223,11 @@ class AdminRoutes:
             raise InvalidFieldError(str(error), param="settings") from error
 
 
-def describe_status(status: VariantStatus) -> dict[str, object]:
-    """Describe a variant for its administrator."""
+def _describe(status: VariantStatus) -> dict[str, Any]:
     return {
         "model": status.name,
         "variant": status.variant,
-        "state": status.state.value,
+        "state": status.state,
         "step": status.phase,
         "percent": status.percent,
         "reason": status.reason,
@@ -223,6 +236,6 @@ def describe_status(status: VariantStatus) -> dict[str, object]:
         "restarts": status.num_restarts,
         "open_requests": status.num_requests,
         "pid": status.pid,
-        "statistics": None if status.statistics is None else asdict(status.statistics),
-        "live_check": None if status.live_check is None else asdict(status.live_check),
+        "statistics": status.statistics,
+        "live_check": status.live_check,
     }

@@ -1,11 +1,22 @@
-"""GET /health/live and /health/ready (also /health): for supervisors and routers; no key needed."""
+"""Health, for supervisors and routers, and this server's version.
+
+/health/live, and /health/ready with its other names, ask for no key.
+"""
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from service.api.endpoint import Access, Endpoint, Handler
-from service.api.responses import JsonResponse
+from service.api.endpoint import Access, Endpoint
+from service.api.operations.answers import (
+    Liveness,
+    Readiness,
+    SelfTestOutcome,
+    ServerVersion,
+    VariantHealth,
+)
+from service.api.responses import ModelResponse
 from service.server.lifecycle import RETRY_AFTER_S, Phase
 
 if TYPE_CHECKING:
@@ -22,43 +33,61 @@ def health_endpoints(context: ApiContext) -> list[Endpoint]:
 
     async def live(_: Request) -> Response:
         """Answer 200 as long as this process can answer at all."""
-        return JsonResponse({"status": "alive"})
+        return ModelResponse(Liveness(status="alive"))
 
     async def ready(_: Request) -> Response:
         """Answer 200 while requests are served, else 503: routers take this replica out on it."""
-        phase = lifecycle.phase
-        body = {
-            "phase": phase.value,
-            "uptime_s": round(lifecycle.uptime_s, 1),
-            "variants": [_describe(status) for status in context.models.statuses],
-        }
-        if phase is Phase.SERVING:
-            return JsonResponse(body)
-        return JsonResponse(body, 503, {"retry-after": str(RETRY_AFTER_S)})
-
-    def endpoint(path: str, handler: Handler, *other_paths: str) -> Endpoint:
-        return Endpoint(
-            method="GET",
-            path=path,
-            other_paths=other_paths,
-            tag="Operations",
-            handler=handler,
-            access=Access.OPEN,
+        body = Readiness(
+            phase=lifecycle.phase,
+            uptime_s=round(lifecycle.uptime_s, 1),
+            variants=[_describe(status) for status in context.models.statuses],
         )
+        if body.phase is Phase.SERVING:
+            return ModelResponse(body)
+        return ModelResponse(body, 503, {"retry-after": str(RETRY_AFTER_S)})
 
-    return [endpoint("/health/live", live), endpoint("/health/ready", ready, "/health")]
+    async def show_version(_: Request) -> Response:
+        """Tell this server's version."""
+        return ModelResponse(ServerVersion(version=version("tetrad")))
+
+    return [
+        Endpoint(
+            method="GET",
+            path="/health/live",
+            tag="Operations",
+            handler=live,
+            response=Liveness,
+            access=Access.OPEN,
+        ),
+        Endpoint(
+            method="GET",
+            path="/health/ready",
+            other_paths=("/health", "/ping"),
+            tag="Operations",
+            handler=ready,
+            response=Readiness,
+            other_answers={503: Readiness},
+            access=Access.OPEN,
+        ),
+        Endpoint(
+            method="GET",
+            path="/version",
+            tag="Operations",
+            handler=show_version,
+            response=ServerVersion,
+        ),
+    ]
 
 
-def _describe(status: VariantStatus) -> dict[str, object]:
-    """Say how a variant stands; not its name, nor why it failed: nobody was asked for a key."""
-    found: dict[str, object] = {"state": status.state.value}
+def _describe(status: VariantStatus) -> VariantHealth:
+    found = VariantHealth(state=status.state)
     if status.degraded is not None:
-        found["degraded"] = True
+        found.degraded = True
     if status.suspicions:
-        found["suspect"] = True
+        found.suspect = True
     if status.phase is not None:
-        percent = None if status.percent is None else round(status.percent)
-        found |= {"step": status.phase, "percent": percent}
+        found.step = status.phase
+        found.percent = None if status.percent is None else round(status.percent)
     if (report := status.self_test) is not None:
-        found["self_test"] = {"passed": report.passed, "finished": report.finished}
+        found.self_test = SelfTestOutcome(passed=report.passed, finished=report.finished)
     return found

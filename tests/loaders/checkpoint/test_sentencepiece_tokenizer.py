@@ -9,7 +9,7 @@ import pytest
 from loaders.checkpoint.tokenizer import load_tokenizer
 from loaders.errors import CheckpointError
 from loaders.gguf.files import open_files
-from tests.sentencepiece_models import sentencepiece_ids, train_sentencepiece
+from tests.sentencepiece_models import sentencepiece_ids, train_sentencepiece, write_sentencepiece
 
 LLAMA_VOCABULARY = Path(__file__).parents[4] / "shared" / "data" / "ggml-vocab-llama-spm.gguf"
 MODELS = {
@@ -111,6 +111,10 @@ def test_the_template_beside_the_model_is_read(tmp_path):
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     tokenizer = load_tokenizer(folder)
     assert (tokenizer.chat_template, tokenizer.model_max_length) == ("{{ messages }}", 77)
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "rag.jinja").write_text("{{ documents }}")
+    named = {"default": "{{ messages }}", "rag": "{{ documents }}"}
+    assert load_tokenizer(folder).chat_template == named
 
 
 def test_without_legacy_only_the_first_stretch_of_text_gets_a_space(tmp_path):
@@ -180,32 +184,9 @@ def test_llama_2s_own_vocabulary_gives_its_own_ids(tmp_path):
     tokens, scores, kinds = (
         metadata[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores", "token_type")
     )
-    content = model_file(tokens, scores, kinds)
+    content = write_sentencepiece(list(zip(tokens, scores, kinds, strict=True)))
     tokenizer = load_tokenizer(write(tmp_path, content=content))
     assert tokenizer("Hello world").input_ids == [1, 15043, 3186]
     texts = ("def f(x):\n    return 1", "a  b", "漢字😀", " ▁ ", "x = {'ß': 0.5}\t# é")
     for text in texts:
         assert ids_of(tokenizer, text) == sentencepiece_ids(content, text)
-
-
-def model_file(tokens, scores, kinds):
-    """Write pieces as a SentencePiece model, by the format's own field numbers."""
-    from struct import pack
-
-    def varint(number):
-        low, rest = number & 127, number >> 7
-        return bytes([low | 128]) + varint(rest) if rest else bytes([low])
-
-    def part(field, content):
-        return varint(field << 3 | 2) + varint(len(content)) + content
-
-    def flag(field, value):
-        return varint(field << 3) + varint(value)
-
-    pieces = b"".join(
-        part(1, part(1, text.encode()) + varint(2 << 3 | 5) + pack("<f", score) + flag(3, kind))
-        for text, score, kind in zip(tokens, scores, kinds, strict=True)
-    )
-    trainer = flag(3, 2) + flag(35, 1)  # BPE, falls back to bytes
-    normalizer = part(1, b"identity") + flag(3, 1) + flag(4, 0) + flag(5, 1)
-    return pieces + part(2, trainer) + part(3, normalizer)

@@ -37,6 +37,13 @@ def test_one_safetensors_file_goes_with_the_small_ones():
     assert chosen.file is None
 
 
+def test_templates_that_have_names_come_from_their_folder():
+    named = ["additional_chat_templates/rag.jinja", "chat_template.jinja"]
+    others = ["additional_chat_templates/a/b.jinja", "additional_chat_templates/notes.txt"]
+    paths = [*named, *others, "other/rag.jinja", "model.safetensors"]
+    assert select_files(paths, spec()).small == tuple(named)
+
+
 def test_the_index_says_which_shards():
     shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     paths = [INDEX_FILE, *shards, "model-fp32.safetensors", "pytorch_model.bin"]

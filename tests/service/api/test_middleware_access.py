@@ -10,7 +10,8 @@ import httpx2 as httpx
 import openai
 import pytest
 
-from service.api.application import create_app
+from service.api.application import endpoints_of
+from service.api.endpoint import Access
 from service.server.lifecycle import Lifecycle
 from tests.service.fakes import (
     MODEL,
@@ -47,15 +48,19 @@ def raw(server: RunningServer, request: bytes) -> bytes:
 
 def test_every_route_asks_for_the_key_but_health(server):
     models = FakeModels(None)
-    app = create_app(api_context(Lifecycle(models), models), None)
-    paths = set(app.openapi()["paths"]) | {"/openapi.json", "/docs", "/metrics", "/"}
-    assert paths >= OPEN_PATHS
+    listed = endpoints_of(api_context(Lifecycle(models), models))
+    paths = {path for endpoint in listed for path in endpoint.paths}
+    open_paths = {
+        p for endpoint in listed for p in endpoint.paths if endpoint.access is Access.OPEN
+    }
+    assert open_paths >= {"/health", "/health/live", "/health/ready"}
+    paths |= {"/openapi.json", "/docs", "/metrics", "/"}
     methods = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE")
     with httpx.Client(base_url=server.url) as client:
         for path, method in itertools.product(paths, methods):
             response = client.request(method, path.replace("{name}", "x"))
-            if path in OPEN_PATHS:
-                assert response.status_code == (200 if method == "GET" else 405)
+            if path in open_paths:
+                assert response.status_code == (200 if method in ("GET", "HEAD") else 405)
             else:
                 assert response.status_code == 401, (method, path)
                 assert response.headers["www-authenticate"] == "Bearer"

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from service.text.control_pieces import ControlPieces
@@ -127,3 +127,38 @@ def test_control_pieces_are_made_once_a_tokenizer_and_not_kept_longer(small):
     del tokenizer
     gc.collect()
     assert reference() is None
+
+
+@given(text=st.text(max_size=40))
+@with_vocabulary
+def test_typed_text_without_pieces_gets_the_ids_it_always_gets(tokenizer, pieces, text):
+    assert pieces.encode_typed(text) == encode(tokenizer, text)
+
+
+def test_no_control_piece_comes_of_typed_text(tokenizer, pieces):
+    every = "".join(tokenizer.convert_ids_to_tokens(sorted(control_ids(tokenizer))))
+    assert not control_ids(tokenizer) & set(pieces.encode_typed(every))
+
+
+def test_further_pieces_can_be_named(small):
+    assert ControlPieces(small.backend_tokenizer).id_at("<think>") is None
+    pieces = ControlPieces(small.backend_tokenizer, also=["<think>", "<not there>"])
+    think = small.convert_tokens_to_ids("<think>")
+    assert pieces.id_at("<think>") == think
+    assert think not in pieces.encode_typed("<think>")
+    assert pieces.id_at("<not there>") is None
+
+
+def test_a_piece_that_the_vocabulary_joins_of_typed_text_stays_text():
+    """The text does not hold it: "▁" in a piece is a space, so there is nothing to disguise."""
+    steps = [("▁", "<"), ("▁<", "P"), ("▁<P", ">")]
+    pieces = [*"▁<P>x", *(left + right for left, right in steps)]
+    backend = Tokenizer(models.BPE({piece: n for n, piece in enumerate(pieces)}, steps))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.add_special_tokens([AddedToken("▁<P>", normalized=False)])
+    control = backend.token_to_id("▁<P>")
+    assert control in backend.encode("x <P>").ids
+    found = ControlPieces(backend)
+    assert found.disguise_for(["x <P>"], "") is None
+    assert control not in found.encode("x <P>", None)
+    assert found.encode("x▁<P>", None) == [backend.token_to_id("x"), control]

@@ -39,3 +39,9 @@ def test_a_card_that_lies_elsewhere_is_none(tmp_path, small):
     (tmp_path / "model" / "README.md").symlink_to(tmp_path / "secret")
     facts = read_facts(tmp_path / "model", "name", SimpleNamespace(model_type="x"), small)
     assert facts.model_card is None
+
+
+def test_names_are_plain_and_without_owners():
+    card = ModelCard(model_name="CodeLlama 7B Instruct", base_model="codellama/CodeLlama-7b-hf/")
+    facts = VariantFacts(repo="TheBloke/CodeLlama_7B-GPTQ", model_type="llama", model_card=card)
+    assert facts.names == ["codellama-7b-gptq", "codellama-7b-instruct", "codellama-7b-hf"]

@@ -77,6 +77,16 @@ def test_blocks_leave_no_lines_and_dates_and_generation_marks_are_known(sandbox)
     assert sandbox(source).render({}, num_chars=0) == f'x{year}{{"a<": "ü"}}'
 
 
+def test_a_template_tells_which_variables_it_reads(sandbox):
+    template = sandbox(
+        "{% set own = 1 %}{{ own }}{% if mode is defined %}{{ messages }}{% endif %}"
+    )
+    assert template.names == {"mode", "messages"}
+    template.close()
+    template.render({"messages": []}, num_chars=0)
+    assert template.names == {"mode", "messages"}
+
+
 def test_a_refusal_by_the_template_is_the_callers_error(sandbox):
     template = sandbox("{{ raise_exception('only one message') }}")
     with pytest.raises(InvalidMessagesError, match="only one message"):

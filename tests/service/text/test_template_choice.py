@@ -36,6 +36,8 @@ def choose(tokenizer, template, asked=None, repo="TheBloke/CodeLlama-7B-Instruct
         (None, LLAMA_2.template, TemplateOrigin.FAMILY),
         ("", LLAMA_2.template, TemplateOrigin.FAMILY),
         ({"tool_use": "with tools"}, LLAMA_2.template, TemplateOrigin.FAMILY),
+        ({"default": 5, "rag": {"a": "b"}}, LLAMA_2.template, TemplateOrigin.FAMILY),
+        (5, LLAMA_2.template, TemplateOrigin.FAMILY),
     ],
 )
 def test_the_tokenizers_default_goes_before_the_familys(small, template, source, origin):

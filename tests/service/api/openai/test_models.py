@@ -11,6 +11,7 @@ import pytest
 
 from engine.statistics import LiveCheckStatistics
 from loaders.reports.suspicion import Suspicion
+from service.text.template_check import TemplateFinding
 from tests.service.fakes import MODEL, FakeEngine, RunningServer, running_server, says
 
 if TYPE_CHECKING:
@@ -47,6 +48,20 @@ def test_models_say_why_their_files_are_suspect(server, tiny_tokenizer):
         (listed,) = suspect.client().models.list()
         found = suspect.client().models.retrieve(MODEL)
     assert listed.suspect == found.suspect == ["one: this is odd", "other: that too"]
+
+
+def test_a_model_tells_its_chat_template_and_the_doubts_about_it(server, tiny_tokenizer):
+    model = server.client().models.retrieve(MODEL)
+    assert model.chat_template == {"name": "plain", "source": "family", "findings": []}
+    engine, finding = FakeEngine(says(tiny_tokenizer, "yes")), TemplateFinding("code", "a sentence")
+    with running_server(
+        engine, tiny_tokenizer, chat_refusal="a base model", template_findings=(finding,)
+    ) as doubtful:
+        assert doubtful.client().models.retrieve(MODEL).chat_template == {
+            "name": None,
+            "source": None,
+            "findings": [{"code": "code", "sentence": "a sentence"}],
+        }
 
 
 def test_official_client_finds_a_model_by_its_name(server):
@@ -92,11 +107,13 @@ def test_openapi_describes_the_bodies(server):
     body = description["paths"]["/v1/chat/completions"]["post"]["requestBody"]
     reference = body["content"]["application/json"]["schema"]["$ref"]
     schemas = description["components"]["schemas"]
-    assert schemas[reference.rsplit("/", 1)[1]]["required"] == ["model", "messages"]
+    assert schemas[reference.rsplit("/", 1)[1]]["required"] == ["messages"]
     assert "Message" in schemas
     assert '"#/$defs' not in str(description)
 
 
 def test_there_is_no_page_that_loads_scripts_from_elsewhere(server):
-    for path in ("/docs", "/redoc"):
-        assert httpx.get(server.url + path).status_code == 404
+    assert httpx.get(f"{server.url}/redoc").status_code == 404
+    page = httpx.get(f"{server.url}/docs").text
+    assert "<script" not in page
+    assert "src=" not in page

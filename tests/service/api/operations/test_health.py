@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+
 import httpx2 as httpx
 import pytest
 
 from loaders.reports.suspicion import Suspicion
+from service.api.operations.answers import Liveness, Readiness
 from tests.service.fakes import MODEL, FakeEngine, running_server, says
 
 
@@ -64,3 +67,30 @@ def test_health_needs_no_key_and_tells_nothing_of_the_model(tiny_tokenizer):
             assert response.json().keys() <= {"status", "phase", "uptime_s", "variants"}
             assert MODEL not in response.text
             assert "layers" not in response.text
+
+
+def test_answers_are_as_their_models_say(tiny_tokenizer):
+    with running_server(FakeEngine(says(tiny_tokenizer, "yes")), tiny_tokenizer) as server:
+        live = httpx.get(f"{server.url}/health/live")
+        ready = httpx.get(f"{server.url}/health/ready")
+        assert Liveness.model_validate_json(live.content).status == "alive"
+        assert Readiness.model_validate_json(ready.content).variants[0].self_test.passed
+    with running_server(None, tiny_tokenizer) as server:
+        loading = httpx.get(f"{server.url}/health/ready")
+        assert Readiness.model_validate_json(loading.content).phase.value == "loading"
+
+
+@pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready", "/ping"])
+def test_monitors_may_ask_by_head_and_without_a_key(tiny_tokenizer, path):
+    engine = FakeEngine(says(tiny_tokenizer, "yes"))
+    with running_server(engine, tiny_tokenizer, key="sk-1") as server:
+        assert httpx.head(server.url + path).status_code == 200
+        assert httpx.get(server.url + path).status_code == 200
+
+
+def test_version_is_told_to_who_has_the_key(tiny_tokenizer):
+    engine = FakeEngine(says(tiny_tokenizer, "yes"))
+    with running_server(engine, tiny_tokenizer, key="sk-1") as server:
+        assert httpx.get(f"{server.url}/version").status_code == 401
+        response = httpx.get(f"{server.url}/version", headers={"x-api-key": "sk-1"})
+        assert response.json() == {"version": version("tetrad")}

@@ -1,0 +1,48 @@
+"""The bodies of errors, as models: one for each server in whose words errors are told.
+
+They describe; bodies are put together in `service.api.error_responses`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.api.endpoint import ErrorShape
+
+OpenAIErrorType: TypeAlias = Literal[
+    "invalid_request_error", "rate_limit_error", "server_error", "service_unavailable"
+]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class OpenAIErrorDetail(_Body):
+    """What went wrong."""
+
+    message: str = Field(description="What was found, what is expected, and what to do.")
+    type: OpenAIErrorType = Field(description="The kind of error, coarsely.")
+    param: str | None = Field(description="The field it is about, if it is about one.")
+    code: str | None = Field(description="The kind of error, finely; for programs.")
+
+
+class OpenAIError(_Body):
+    """An error in the words of OpenAI's API."""
+
+    error: OpenAIErrorDetail
+
+
+class TgiError(_Body):
+    """An error in the words of text-generation-inference."""
+
+    error: str = Field(description="What was found, what is expected, and what to do.")
+    error_type: str = Field(description="The kind of error, such as `validation`.")
+
+
+ERROR_MODELS: dict[ErrorShape, type[BaseModel]] = {
+    ErrorShape.OPENAI: OpenAIError,
+    ErrorShape.TGI: TgiError,
+}

@@ -1,0 +1,102 @@
+"""`langchain-openai`: its chat class and its completion class."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from langchain_core.messages import HumanMessage, SystemMessage
+from langchain_openai import ChatOpenAI, OpenAI
+from openai import BadRequestError
+
+QUESTION = "What is the capital of France?"
+PROMPT = "Colours of the rainbow: red,"
+
+
+def settings(server, **others):
+    return {
+        "base_url": server.base_url,
+        "api_key": server.key,
+        "model": server.model,
+        "temperature": 0,
+        "max_retries": 0,
+        **others,
+    }
+
+
+@pytest.fixture
+def chat(server):
+    return ChatOpenAI(**settings(server, max_tokens=20))
+
+
+@pytest.fixture
+def completion(server):
+    return OpenAI(**settings(server, max_tokens=6))
+
+
+def test_chat_invoked_and_streamed(chat):
+    answer = chat.invoke(QUESTION)
+    assert "Paris" in answer.content
+    assert answer.usage_metadata["output_tokens"] > 1
+    assert answer.response_metadata["finish_reason"] == "stop"
+    assert "".join(chunk.content for chunk in chat.stream(QUESTION)) == answer.content
+
+    async def ask() -> str:
+        return "".join([chunk.content async for chunk in chat.astream(QUESTION)])
+
+    assert asyncio.run(ask()) == answer.content
+
+
+def test_chat_streams_its_usage(server):
+    chat = ChatOpenAI(**settings(server, max_tokens=4, stream_usage=True))
+    whole = None
+    for chunk in chat.stream(QUESTION):
+        whole = chunk if whole is None else whole + chunk
+    assert whole.usage_metadata["output_tokens"] == 4
+
+
+def test_chat_goes_on_with_its_own_answer(chat):
+    first = chat.invoke([SystemMessage("Be brief."), HumanMessage(QUESTION)])
+    again = chat.invoke([HumanMessage(QUESTION), first, HumanMessage("And of Italy?")])
+    assert again.content
+
+
+def test_chat_logprobs(chat):
+    answer = chat.bind(logprobs=True, top_logprobs=2).invoke(QUESTION)
+    entries = answer.response_metadata["logprobs"]["content"]
+    assert entries[0]["token"] == "The"
+    assert len(entries[0]["top_logprobs"]) == 2
+
+
+def test_chat_stop_and_penalties(server):
+    chat = ChatOpenAI(
+        **settings(server, max_tokens=20, stop=[" is"], frequency_penalty=0.5, presence_penalty=0.5)
+    )
+    assert chat.invoke(QUESTION).content == "The capital of France"
+
+
+def test_completion_invoked_and_streamed(completion):
+    text = completion.invoke(PROMPT)
+    assert text
+    assert "".join(completion.stream(PROMPT)) == text
+    assert asyncio.run(completion.ainvoke(PROMPT)) == text
+
+
+def test_completion_of_several_prompts_with_logprobs(server):
+    completion = OpenAI(**settings(server, max_tokens=3, logprobs=2))
+    result = completion.generate([PROMPT, "One, two,"])
+    for (generation,) in result.generations:
+        told = generation.generation_info["logprobs"]
+        assert "".join(told["tokens"]) == generation.text
+        assert generation.generation_info["finish_reason"] == "length"
+    assert result.llm_output["token_usage"]["completion_tokens"] == 6
+
+
+def test_best_of_several_completions(server):
+    completion = OpenAI(**settings(server, max_tokens=3, best_of=2, seed=5) | {"temperature": 1})
+    assert completion.invoke(PROMPT)
+
+
+def test_too_long_prompt_is_a_bad_request(server, chat):
+    with pytest.raises(BadRequestError, match="maximum context length"):
+        chat.invoke(server.too_long)

@@ -1,0 +1,99 @@
+"""`litellm` by both of its names for servers like this one, and its own error classes."""
+
+from __future__ import annotations
+
+import asyncio
+
+import litellm
+import pytest
+
+PROMPT = "Colours of the rainbow: red,"
+PROVIDERS = ["openai", "hosted_vllm"]
+
+
+@pytest.fixture(params=PROVIDERS)
+def asked(request, server, question):
+    return {
+        "model": f"{request.param}/{server.model}",
+        "api_base": server.base_url,
+        "api_key": server.key,
+        "messages": question,
+        "temperature": 0,
+        "max_tokens": 20,
+        "num_retries": 0,
+    }
+
+
+def test_completion_streamed_and_not(asked):
+    answer = litellm.completion(**asked)
+    assert "Paris" in answer.choices[0].message.content
+    assert answer.usage.completion_tokens > 1
+    stream = litellm.completion(**asked, stream=True, stream_options={"include_usage": True})
+    text, usage = "", None
+    for chunk in stream:
+        text += (chunk.choices[0].delta.content or "") if chunk.choices else ""
+        usage = getattr(chunk, "usage", None) or usage
+    assert text == answer.choices[0].message.content
+    assert usage.completion_tokens == answer.usage.completion_tokens
+
+    async def ask() -> str:
+        stream = await litellm.acompletion(**asked, stream=True)
+        return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+    assert asyncio.run(ask()) == text
+
+
+def test_fields_beyond_openais(asked):
+    answer = litellm.completion(
+        **asked | {"max_tokens": 3, "temperature": 0.5},
+        top_p=0.9,
+        seed=1,
+        n=2,
+        stop=["\n"],
+        frequency_penalty=0.1,
+        logprobs=True,
+        top_logprobs=2,
+        extra_body={"top_k": 20, "min_p": 0.05, "repetition_penalty": 1.1},
+    )
+    assert len(answer.choices) == 2
+    assert len(answer.choices[0].logprobs.content[0].top_logprobs) == 2
+
+
+def test_message_is_taken_back(asked, question):
+    answer = litellm.completion(**asked)
+    dialog = [
+        *question,
+        answer.choices[0].message.model_dump(),
+        {"role": "user", "content": "And of Italy?"},
+    ]
+    assert litellm.completion(**asked | {"messages": dialog}).choices[0].message.content
+
+
+def test_text_completion_streamed_and_not(server):
+    asked = {
+        "model": f"text-completion-openai/{server.model}",
+        "api_base": server.base_url,
+        "api_key": server.key,
+        "prompt": PROMPT,
+        "temperature": 0,
+        "max_tokens": 5,
+    }
+    text = litellm.text_completion(**asked).choices[0].text
+    assert text
+    stream = litellm.text_completion(**asked, stream=True)
+    assert "".join(chunk.choices[0].text or "" for chunk in stream) == text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_too_long_prompt_raises_its_own_class(server, asked, stream):
+    asked["messages"] = [{"role": "user", "content": server.too_long}]
+    with pytest.raises(litellm.ContextWindowExceededError):
+        litellm.completion(**asked, stream=stream)
+
+
+def test_wrong_key_and_unknown_model(asked):
+    with pytest.raises(litellm.AuthenticationError):
+        litellm.completion(**asked | {"api_key": "sk-wrong"})
+    provider = asked["model"].split("/")[0]
+    with pytest.raises(litellm.NotFoundError):
+        litellm.completion(**asked | {"model": f"{provider}/unknown"})
