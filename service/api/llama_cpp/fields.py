@@ -65,7 +65,7 @@ _UnsupportedCount = Annotated[Unsupported, _none_if(1)]
 
 
 def _read_biases(value: object, info: ValidationInfo) -> Biases | None:
-    if is_empty(value):
+    if value is None or value == [] or value == {}:
         return None
     pairs = list(value.items()) if isinstance(value, dict) else value
     if not isinstance(pairs, list):
