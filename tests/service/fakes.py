@@ -12,9 +12,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -402,11 +402,13 @@ def running_server(
     suspicions: tuple[Suspicion, ...] = (),
     limits: RequestLimits = LIMITS,
     template_findings: tuple[TemplateFinding, ...] = (),
+    changes: Mapping[str, Any] | None = None,
 ) -> Iterator[RunningServer]:
-    """Run a server; engine: None leaves it loading."""
+    """Run a server; engine: None leaves it loading. changes: other fields of the served model."""
     served = None
     if engine is not None:
         served = served_model(engine, tokenizer, defaults, chat_refusal, template_findings)
+        served = replace(served, **(changes or {}))
     models = FakeModels(served, suspicions)
     lifecycle = Lifecycle(models)
     context = api_context(

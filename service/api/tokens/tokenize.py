@@ -129,12 +129,12 @@ def tokenize_endpoints(context: ApiContext) -> list[Endpoint]:
         context.lifecycle.require_open()
         request = await read_request(http_request, TokenizeRequest, context)
         model = await acquire(http_request, request.model, context)
-        if request.content is not None:
-            answer: PromptTokens | ContentTokens = await tokenize_content(request, model)
-        elif request.messages is not None:
-            answer = await tokenize_messages(request, model)
+        if request.messages is not None:
+            answer: PromptTokens | ContentTokens = await tokenize_messages(request, model)
         else:
-            answer = await tokenize_prompt(request, model)
+            # All of it beside the event loop: a body may hold a million tokens.
+            read = tokenize_prompt if request.content is None else tokenize_content
+            answer = await asyncio.to_thread(read, request, model)
         return ModelResponse(answer, headers=model.identity.headers)
 
     return [
@@ -149,42 +149,43 @@ def tokenize_endpoints(context: ApiContext) -> list[Endpoint]:
     ]
 
 
-async def tokenize_prompt(request: TokenizeRequest, model: ServedModel) -> PromptTokens:
+def tokenize_prompt(request: TokenizeRequest, model: ServedModel) -> PromptTokens:
     """Encode `prompt` as a completion's is."""
     text = request.prompt or ""
-    token_ids = await asyncio.to_thread(
-        encode_prompt,
+    token_ids = encode_prompt(
         model.tokenizer,
         text,
         add_special_tokens=request.add_special_tokens is not False,
         parse_special=request.parse_special is not False,
     )
-    return _prompt_tokens(token_ids, bos_origin(model.tokenizer, token_ids, text), request, model)
+    origin = bos_origin(model.tokenizer, token_ids, text)
+    return _prompt_tokens(token_ids, origin, request, model)
 
 
 async def tokenize_messages(request: TokenizeRequest, model: ServedModel) -> PromptTokens:
     """Encode `messages` as a chat completion's are."""
-    messages = request.messages or []
-    token_ids = await render(messages, request.render_options, model)
-    text = await render_text(messages, request.render_options, model)
+    messages, options = request.messages or [], request.render_options
+    token_ids = await render(messages, options, model)
+    text = await render_text(messages, options, model)
     origin = bos_origin(model.tokenizer, token_ids, text, BosOrigin.TEMPLATE)
-    return _prompt_tokens(token_ids, origin, request, model)
+    return await asyncio.to_thread(_prompt_tokens, token_ids, origin, request, model)
 
 
-async def tokenize_content(request: TokenizeRequest, model: ServedModel) -> ContentTokens:
+def tokenize_content(request: TokenizeRequest, model: ServedModel) -> ContentTokens:
     """Encode `content` as llama.cpp's clients ask for it."""
     text = request.content or ""
-    token_ids = await asyncio.to_thread(
-        encode_prompt,
+    token_ids = encode_prompt(
         model.tokenizer,
         text,
         add_special_tokens=bool(request.add_special),
         parse_special=request.parse_special is not False,
     )
     texts = TokenTexts(model.tokenizer)
-    pieces = [TokenPiece(id=i, piece=_piece(texts.raw_bytes(i))) for i in token_ids]
+    tokens: list[int] | list[TokenPiece] = token_ids
+    if request.with_pieces:
+        tokens = [TokenPiece(id=i, piece=_piece(texts.raw_bytes(i))) for i in token_ids]
     return ContentTokens(
-        tokens=pieces if request.with_pieces else token_ids,
+        tokens=tokens,
         special=[texts.is_special(token_id) for token_id in token_ids],
         bos=bos_origin(model.tokenizer, token_ids, text),
     )
