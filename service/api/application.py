@@ -13,10 +13,13 @@ from service.api.access import access_rule
 from service.api.cors import cors_middleware
 from service.api.error_responses import http_error_response
 from service.api.error_shapes import shape_rule
+from service.api.llama_cpp.infill import infill_endpoints
+from service.api.llama_cpp.props import props_endpoints
 from service.api.middleware import AuthMiddleware, ErrorBoundary, OpenRequests, RequestId
 from service.api.not_offered import not_offered
 from service.api.openai.chat import chat_endpoints
 from service.api.openai.completions import completion_endpoints
+from service.api.openai.fim import fim_endpoints
 from service.api.openai.models import model_endpoints
 from service.api.openai.render import render_endpoints
 from service.api.operations.admin import admin_endpoints
@@ -49,10 +52,13 @@ def endpoints_of(
         *completion_endpoints(context),
         *chat_endpoints(context),
         *render_endpoints(context),
+        *fim_endpoints(context),
         *model_endpoints(context),
         *tokenize_endpoints(context),
         *detokenize_endpoints(context),
         *template_endpoints(context),
+        *infill_endpoints(context),
+        *props_endpoints(context),
         *generate_endpoints(context),
         *info_endpoints(context),
         *health_endpoints(context),

@@ -54,6 +54,7 @@ class Endpoint:
     other_answers: Mapping[int, type[BaseModel]] = field(default_factory=dict)
     success: int = 200
     media_type: str = "application/json"  # of the answer
+    infills: bool = False  # text around a gap may be cut, which a header tells
     access: Access = Access.CALLER
     errors: ErrorShape = ErrorShape.OPENAI
 

@@ -40,6 +40,7 @@ from service.errors import (
 from service.server.lifecycle import RETRY_AFTER_S
 from service.text.errors import (
     ChatNotSupportedError,
+    InfillingNotSupportedError,
     InvalidTemplateOptionsError,
     TemplateFailedError,
     TextError,
@@ -75,6 +76,7 @@ STATUS: dict[type[Exception], ErrorForm] = {
     InvalidRequestError: ErrorForm(400, INVALID, "invalid_value"),
     TextError: ErrorForm(400, INVALID, "invalid_value"),
     ChatNotSupportedError: ErrorForm(400, INVALID, "chat_not_supported"),
+    InfillingNotSupportedError: ErrorForm(400, INVALID, "infilling_not_supported"),
     TemplateFailedError: ErrorForm(400, INVALID, "template_failed"),
     TokenizerFailedError: ErrorForm(400, INVALID, "tokenizer_failed"),
     InvalidKeyError: ErrorForm(401, INVALID, "invalid_api_key"),

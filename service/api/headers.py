@@ -18,6 +18,10 @@ IGNORED = {
     "x-ignored-params": "Paths of the request's fields that had no effect, with commas between.",
 }
 
+TRUNCATED = {
+    "x-truncated-prompt": "Tokens of the text around a gap that had no room, as in prefix=12.",
+}
+
 # By the status they come with.
 WITH_STATUS = {
     401: {"www-authenticate": "How a key is sent."},
@@ -29,7 +33,7 @@ WITH_STATUS = {
 
 def exposed() -> list[str]:
     """List the headers that a page in a browser may read: all that say something to a client."""
-    names = [*ALWAYS, *ORIGIN, *IGNORED]
+    names = [*ALWAYS, *ORIGIN, *IGNORED, *TRUNCATED]
     for headers in WITH_STATUS.values():
         names += [name for name in headers if name not in names]
     return names

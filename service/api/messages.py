@@ -20,12 +20,14 @@ class TextPart(RequestModel):
     text: str = Field(description="What it says.")
 
 
-def _check_part(part: object) -> object:
-    if isinstance(part, dict) and part.get("type") not in (None, "text"):
-        raise PydanticCustomError(
-            "unsupported_field", 'this server takes parts of type "text" alone'
-        )
-    return part
+def _check_parts(content: object) -> object:
+    # Before the parts' own types, whose findings would not say that this is meant.
+    for part in content if isinstance(content, list) else ():
+        if isinstance(part, dict) and part.get("type") not in (None, "text"):
+            raise PydanticCustomError(
+                "unsupported_field", 'this server takes parts of type "text" alone'
+            )
+    return content
 
 
 def _check_role(role: object) -> object:
@@ -42,7 +44,7 @@ class Message(RequestModel):
     role: Annotated[
         Literal["system", "developer", "user", "assistant"], BeforeValidator(_check_role)
     ] = Field(description="Whose turn it is; `developer` is another name of `system`.")
-    content: str | list[Annotated[TextPart, BeforeValidator(_check_part)]] | None = Field(
+    content: Annotated[str | list[TextPart] | None, BeforeValidator(_check_parts)] = Field(
         None,
         description="Text, or parts of it, which are joined by line breaks; an assistant's may be"
         " empty.",
@@ -52,6 +54,9 @@ class Message(RequestModel):
         None, description="An assistant's thoughts, where the variant's template writes them."
     )
     reasoning: Text = Field(None, description="Another name of reasoning_content.")
+    prefix: bool | None = Field(
+        None, description="true on the last message: it is the beginning of the answer."
+    )
     tool_calls: Unsupported = Field(None, description="Not supported yet.")
     tool_call_id: Unsupported = Field(None, description="Not supported yet.")
     function_call: Unsupported = Field(None, description="Not supported yet.")
@@ -64,6 +69,17 @@ class Message(RequestModel):
         if self.content is None and self.role != "assistant":
             raise ValueError("has no content; give a string, or a list of text parts")
         return self
+
+    @property
+    def turn(self) -> dict[str, str | None]:
+        """Return the turn as templates are given it."""
+        reasoning = self.reasoning_content or self.reasoning
+        return {
+            "role": self.role,
+            "content": self.text,
+            "name": self.name,
+            "reasoning_content": reasoning,
+        }
 
     @property
     def text(self) -> str:

@@ -21,6 +21,7 @@ from service.api.scope import (
     ignored,
     keep_send,
     keep_until_answered,
+    truncated,
 )
 from service.errors import ClientGoneError, StalledReaderError
 
@@ -59,6 +60,9 @@ class RequestId:
                 own = [(b"x-request-id", scope["request_id"].encode())]
                 if names := ignored(scope):
                     own.append((b"x-ignored-params", ", ".join(names).encode()))
+                if cut := truncated(scope):
+                    parts = ", ".join(f"{part}={num_cut}" for part, num_cut in cut.items())
+                    own.append((b"x-truncated-prompt", parts.encode()))
                 message["headers"] = [*message["headers"], *own]
             await send(message)
 

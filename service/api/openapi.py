@@ -272,6 +272,8 @@ def _success_headers(endpoint: Endpoint) -> Node:
         names += headers.IGNORED
     if endpoint.access is Access.CALLER:
         names += headers.ORIGIN
+    if endpoint.infills:
+        names += headers.TRUNCATED
     return {name: _ref("headers", name) for name in names}
 
 
@@ -281,7 +283,7 @@ def _headers(status: int) -> Node:
 
 
 def _header_components() -> Node:
-    described = {**headers.ALWAYS, **headers.IGNORED, **headers.ORIGIN}
+    described = {**headers.ALWAYS, **headers.IGNORED, **headers.ORIGIN, **headers.TRUNCATED}
     for of_status in headers.WITH_STATUS.values():
         described |= of_status
     return {

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from pydantic_core import ErrorDetails
     from starlette.requests import Request
+    from starlette.types import Scope
 
     from service.api.context import ApiContext
     from service.api.requests import RequestLimits
@@ -40,6 +41,7 @@ MAX_ERRORS = 10
 MAX_ERROR_LENGTH = 200
 MAX_NAMED = 32  # names in x-ignored-params
 _FIELD_NAME = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
+_TYPE_NAME = re.compile(r"str|int|float|bool|[a-z-]+\[.*\]")
 _UNSPEAKABLE = "(a name of other than 1 to 64 plain characters)"
 
 AnyRequest = TypeVar("AnyRequest", bound=RequestModel)
@@ -51,10 +53,22 @@ async def read_request(
     """Return the body as a request of this kind; raise a RequestError that says what is wrong."""
     check_body_type(http_request)
     body = await _read_body(http_request, context.max_body_bytes)
-    request, ignored = parse_request(body, kind, context.limits)
-    if ignored:
-        note_ignored(http_request.scope, ignored)
+    request = parse_request(body, kind, context.limits)
+    tell_ignored(http_request.scope, ignored_paths(request), context.limits)
     return request
+
+
+def tell_ignored(scope: Scope, names: Sequence[str], limits: RequestLimits) -> None:
+    """Deal with what has no effect by the policy: name it in the answer, or raise, or neither.
+
+    Raises UnknownFieldError.
+    """
+    if not names or limits.unknown_fields == "ignore":
+        return
+    if limits.unknown_fields == "strict":
+        raise _no_effect(names)
+    more = [f"and {len(names) - MAX_NAMED} more"] if len(names) > MAX_NAMED else []
+    note_ignored(scope, [_safe_name(name) for name in names[:MAX_NAMED]] + more)
 
 
 def check_body_type(request: Request) -> None:
@@ -88,13 +102,8 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
     return b"".join(pieces)
 
 
-def parse_request(
-    body: bytes, kind: type[AnyRequest], limits: RequestLimits
-) -> tuple[AnyRequest, list[str]]:
-    """Parse and check a body; return it and the names of what has no effect.
-
-    Raises a RequestError naming the fields that are wrong.
-    """
+def parse_request(body: bytes, kind: type[AnyRequest], limits: RequestLimits) -> AnyRequest:
+    """Parse and check a body. Raises a RequestError naming the fields that are wrong."""
     try:
         fields = from_json(body, allow_inf_nan=False)
     except ValueError as error:
@@ -106,17 +115,9 @@ def parse_request(
     if unknown and (issubclass(kind, ClosedModel) or len(unknown) > MAX_NAMED):
         raise _no_effect(unknown)
     try:
-        request = kind.model_validate(fields, context=limits)
+        return kind.model_validate(fields, context=limits)
     except ValidationError as error:
         raise _describe(error.errors(include_url=False, include_input=False)) from None
-    ignored = ignored_paths(request)
-    if ignored and limits.unknown_fields == "strict":
-        raise _no_effect(ignored)
-    if limits.unknown_fields == "ignore":
-        return request, []
-    return request, [_safe_name(name) for name in ignored[:MAX_NAMED]] + (
-        [f"and {len(ignored) - MAX_NAMED} more"] if len(ignored) > MAX_NAMED else []
-    )
 
 
 def _no_effect(names: Sequence[str]) -> UnknownFieldError:
@@ -151,7 +152,9 @@ def _describe_one(detail: ErrorDetails) -> str:
 
 
 def _path(loc: Iterable[str | int]) -> str:
-    return ".".join(_safe_name(str(part)) for part in loc)
+    names = [str(part) for part in loc]
+    # Where a value may be of several types, pydantic names the one that it tried, as a step.
+    return ".".join(_safe_name(name) for name in names if not _TYPE_NAME.fullmatch(name))
 
 
 def _safe_name(name: str) -> str:

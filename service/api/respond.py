@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from service.api.connection import while_connected
 from service.api.event_stream import EventStream
 from service.api.responses import ModelResponse
-from service.api.scope import until_answered
+from service.api.scope import note_truncated, until_answered
 from service.serving.generation import start
+from service.serving.prompts import CutTokens
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -42,6 +44,8 @@ async def answer(
     context: ApiContext,
 ) -> Response:
     """Generate for as long as the client is there for it."""
+    if cut := _cut_of(request):
+        note_truncated(http_request.scope, dataclasses.asdict(cut))
     generation = await start(model, request)
     headers = model.identity.headers
     if is_stream:
@@ -54,6 +58,10 @@ async def answer(
         )
     choices = await collect(http_request, generation, context)
     return ModelResponse(writer.whole(generation, choices), headers=headers)
+
+
+def _cut_of(request: GenerationRequest) -> CutTokens:
+    return sum((prompt.cut for prompt in request.prompts), start=CutTokens())
 
 
 async def collect(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import ExitStack
 
     from starlette.requests import Request
@@ -16,6 +16,7 @@ EVENT_STREAM = "text/event-stream"
 _UNTIL_ANSWERED = "tetrad.until_answered"
 _SEND = "tetrad.send"
 _IGNORED = "tetrad.ignored"
+_TRUNCATED = "tetrad.truncated"
 _ERROR_FRAMES = "tetrad.error_frames"
 
 
@@ -59,6 +60,17 @@ def ignored(scope: Scope) -> Sequence[str]:
     """Return the names of what the request's body holds in vain."""
     names: Sequence[str] = scope.get(_IGNORED, ())
     return names
+
+
+def note_truncated(scope: Scope, tokens: Mapping[str, int]) -> None:
+    """Leave how many tokens of a prompt's parts had no room, for a header."""
+    scope[_TRUNCATED] = tokens
+
+
+def truncated(scope: Scope) -> Mapping[str, int]:
+    """Return how many tokens of a prompt's parts had no room; those that had are not named."""
+    tokens: Mapping[str, int] = scope.get(_TRUNCATED, {})
+    return {part: num_cut for part, num_cut in tokens.items() if num_cut}
 
 
 def keep_error_frames(scope: Scope, make: Callable[[Exception], bytes]) -> None:

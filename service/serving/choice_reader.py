@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from engine.outputs import FinishReason
 from service.serving.answer_tokens import AnswerToken, AnswerTokens, prompt_tokens
+from service.text.indentation import Indentation
 from service.text.text_stream import TextStream
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ class ChoiceReader:
 
     num_tokens = 0  # generated so far
     sum_logprobs = 0.0  # of those, where logprobs were asked for
+    # By the monotonic clock, where the answer is timed: when the first token came, and the last
+    first_token_at: float | None = None
+    last_token_at: float | None = None
 
     def __init__(
         self, index: int, choice: PlannedChoice, form: AnswerForm, model: ServedModel
@@ -111,6 +115,7 @@ class DetailedReader(ChoiceReader):
         self._tokens = AnswerTokens(self._num_sent)
         self._deadline: float | None = None  # of the text, once it has begun
         self._has_line_end = False
+        self._indentation = Indentation(form.min_indent) if form.min_indent else None
 
     def begin(self, prompt_logprobs: Sequence[TokenLogprobs]) -> TextDelta | None:
         """Return what is told before any token has come; an echo with tokens comes with those."""
@@ -119,33 +124,54 @@ class DetailedReader(ChoiceReader):
 
     def read(self, outputs: Sequence[TokenOutput]) -> TextDelta | None:
         """Return what these outputs add; None where that is nothing to tell yet."""
+        self._note_time()
         echo, told = self._echo() if self.num_tokens == 0 else ("", [])
         if self._choice.is_prompt_only:
             return TextDelta(self.index, echo, FinishReason.LENGTH, None, told)
         piece, reason, ids = "", None, []
         for output in outputs:
             ids.append(output.token_id)
-            piece += self._push(output)
+            text = self._push(output)
             reason = output.finish_reason
             if reason is not None:
-                piece += self._text.flush()
+                text += self._text.flush()
             if self._text.stopped:
                 reason = FinishReason.STOP
+            piece += self._indented(text, is_last=reason is not None)
+            if self._is_outdented:
+                reason = FinishReason.LENGTH
             if reason is not None:
                 break
+        if reason is None and self._is_time_up():
+            piece += self._indented(self._text.flush(), is_last=True)
+            reason = FinishReason.LENGTH
         self._num_sent += len(piece)
-        if reason is None and self._is_time_up(piece):
-            held = self._text.flush()
-            self._num_sent += len(held)
-            piece, reason = piece + held, FinishReason.LENGTH
         if self._form.tells_tokens:
             told = [*told, *self._released(is_last=reason is not None)]
         ids = ids if self._form.tells_token_ids else []
         if reason is None:
             is_silent = not (echo or piece or told or ids)
             return None if is_silent else TextDelta(self.index, echo + piece, None, None, told, ids)
-        why = self._stop_reason(output)
+        why = None if self._is_outdented else self._stop_reason(output)
         return TextDelta(self.index, echo + piece, reason, why, told, ids)
+
+    @property
+    def _is_outdented(self) -> bool:
+        """Whether a line that was indented too little has ended the text."""
+        return self._indentation is not None and self._indentation.is_over
+
+    def _note_time(self) -> None:
+        self.last_token_at = time.monotonic()
+        if self.first_token_at is None:
+            self.first_token_at = self.last_token_at
+
+    def _indented(self, text: str, *, is_last: bool) -> str:
+        """Return what may be sent of a text, as far as the lines' indentation decides."""
+        self._has_line_end = self._has_line_end or "\n" in text
+        if self._indentation is None:
+            return text
+        sent = self._indentation.push(text)
+        return sent + self._indentation.flush() if is_last else sent
 
     def _push(self, output: TokenOutput) -> str:
         self.num_tokens += 1
@@ -163,7 +189,7 @@ class DetailedReader(ChoiceReader):
     def _released(self, *, is_last: bool) -> list[AnswerToken]:
         if not is_last:
             return self._tokens.take(self._num_sent)
-        if self._text.stopped:
+        if self._text.stopped or self._is_outdented:
             return self._tokens.take_until(self._num_sent)
         return self._tokens.take_rest()
 
@@ -177,14 +203,12 @@ class DetailedReader(ChoiceReader):
         )
         return prompt.text, tokens
 
-    def _is_time_up(self, piece: str) -> bool:
-        limit_s = self._form.max_seconds_of_text
-        if limit_s is None:
+    def _is_time_up(self) -> bool:
+        limit_s, now = self._form.max_seconds_of_text, self.last_token_at
+        if limit_s is None or now is None:
             return False
-        now = time.monotonic()
         if self._deadline is None:
             self._deadline = now + limit_s
-        self._has_line_end = self._has_line_end or "\n" in piece
         return self._has_line_end and now >= self._deadline
 
 
@@ -199,6 +223,8 @@ def make_reader(
         form.tells_tokens
         or form.tells_token_ids
         or form.max_seconds_of_text is not None
+        or form.min_indent > 0
+        or form.is_timed
         or choice.is_prompt_only
         or choice.params.logprobs is not None
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from engine.outputs import FinishReason, TokenLogprobs
+    from engine.sampling_params import SamplingParams
     from service.serving.answer_tokens import AnswerToken
     from service.serving.choice_reader import ChoiceReader
     from service.serving.generation_request import GenerationRequest, PlannedChoice
@@ -37,6 +39,14 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0  # of the prompts': known from earlier ones
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerTimes:
+    """How long one answer has taken so far."""
+
+    prompt_s: float  # from its submission to its first token, waiting in the queue included
+    text_s: float  # from there to its last token
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +106,7 @@ class Generation:
         self._choices = choices
         self._readers = readers
         self._streams = streams
+        self._submitted_at = time.monotonic()
 
     @property
     def num_choices(self) -> int:
@@ -117,6 +128,20 @@ class Generation:
     def prompt_of(self, index: int) -> Prompt:
         """Return a choice's prompt."""
         return self._choices[index].prompt
+
+    def params_of(self, index: int) -> SamplingParams:
+        """Return how a choice's tokens are picked."""
+        return self._choices[index].params
+
+    def times_of(self, index: int) -> AnswerTimes:
+        """Return how long a choice has taken so far; its form must ask that it be timed."""
+        reader = self._readers[index]
+        if reader.first_token_at is None or reader.last_token_at is None:
+            return AnswerTimes(time.monotonic() - self._submitted_at, 0.0)
+        return AnswerTimes(
+            prompt_s=reader.first_token_at - self._submitted_at,
+            text_s=reader.last_token_at - reader.first_token_at,
+        )
 
     def prompt_logprobs_of(self, index: int) -> Sequence[TokenLogprobs]:
         """Return what is told of a choice's prompt, from its first delta on."""

@@ -32,6 +32,8 @@ class AnswerForm:
     tells_ends: bool = False  # of those also an end token that is no text
     tells_token_ids: bool = False
     max_seconds_of_text: float | None = None  # from the first token; then a line's end ends it
+    min_indent: int = 0  # spaces and tabs before each further line; one with fewer ends the text
+    is_timed: bool = False  # when its tokens came is noted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

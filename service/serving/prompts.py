@@ -14,12 +14,30 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
+@dataclass(frozen=True, slots=True)
+class CutTokens:
+    """How many tokens around a gap had no room; each was cut from the end farthest from it."""
+
+    prefix: int = 0
+    suffix: int = 0
+    files: int = 0
+
+    def __add__(self, other: CutTokens) -> CutTokens:
+        return CutTokens(
+            self.prefix + other.prefix, self.suffix + other.suffix, self.files + other.files
+        )
+
+    def __bool__(self) -> bool:
+        return any((self.prefix, self.suffix, self.files))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
     """One prompt, ready to run."""
 
     token_ids: Sequence[int]
     text: str = ""  # what an answer that echoes its prompt begins with
+    cut: CutTokens = CutTokens()
 
 
 def truncate(
@@ -34,6 +52,11 @@ def truncate(
     return token_ids[-most:]
 
 
+def context_words(limit: int) -> str:
+    """Begin the message on what does not fit: some clients know it by these words alone."""
+    return f"This model's maximum context length is {limit} tokens"
+
+
 def room_behind(
     num_prompt_tokens: int, asked: int | None, limit: int, *, prompt_param: str, length_param: str
 ) -> int:
@@ -42,8 +65,7 @@ def room_behind(
     asked: tokens that the request wants, None where it is silent. Raises ContextLengthError.
     """
     room = limit - num_prompt_tokens
-    # Some clients know a prompt that is too long by these first words alone.
-    context = f"This model's maximum context length is {limit} tokens"
+    context = context_words(limit)
     if room < 1:
         raise ContextLengthError(
             f"{context}, answer included; the prompt has {num_prompt_tokens} tokens: shorten it",

@@ -346,7 +346,7 @@ def _about_card(
 
 
 def _without_spaces(text: str) -> str:
-    return "".join(text.split())
+    return "".join(text.replace(_SYSTEM, "{system_message}").split())
 
 
 def _between(text: str, start: str, end: str | None = None) -> str:

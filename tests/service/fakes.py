@@ -12,9 +12,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import uvicorn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -32,6 +32,8 @@ from service.errors import ModelNotFoundError, UnavailableError
 from service.server.lifecycle import Lifecycle, Phase
 from service.serving.served_model import Identity, ServedModel
 from service.team.keys import ApiKeys
+from service.text.infilling.families import STARCODER
+from service.text.infilling.infilling import Infilling
 from service.text.template_choice import TemplateOrigin
 from service.variants.variant import VariantState, VariantStatus
 
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from loaders.reports.suspicion import Suspicion
     from service.text.render_options import RenderOptions
     from service.text.template_check import TemplateFinding
+    from service.text.templates import ChatTemplate
 
 MODEL = "owner/name:gptq-4bit-32g@x"
 VOCAB_SIZE = 512
@@ -73,6 +76,12 @@ class FakeStream:
         if self not in self.engine.running:
             return []
         await asyncio.sleep(self.engine.delay_s)
+        outputs: list[TokenOutput] = []
+        while len(outputs) < self.engine.num_together and self in self.engine.running:
+            outputs.append(self._next())
+        return outputs
+
+    def _next(self) -> TokenOutput:
         if self.engine.fails_after is not None and self.given >= self.engine.fails_after:
             self.engine.running.discard(self)
             raise self.engine.failure
@@ -89,7 +98,7 @@ class FakeStream:
         logprobs = None
         if self.engine.logprobs is not None and self.params.logprobs is not None:
             logprobs = self.engine.logprobs(token_id, self.params)
-        return [TokenOutput(self.sequence_id, token_id, logprobs, reason)]
+        return TokenOutput(self.sequence_id, token_id, logprobs, reason)
 
     async def aclose(self) -> None:
         if self in self.engine.running:
@@ -117,6 +126,7 @@ class FakeEngine:
     refusal: Exception | None = None  # of every request
     logprobs: Logprobs | None = None  # of a token, for whoever asks; None tells none
     num_cached_tokens: int = 0  # of every prompt
+    num_together: int = 1  # tokens that come at once
     statistics: None = None
     live_check: LiveCheckStatistics | None = None
     _ids: Iterator[int] = field(default_factory=itertools.count)
@@ -161,15 +171,17 @@ class Defaults:
 class ByteTokenizer:
     """A token a byte, after one `<s>`."""
 
-    bos_token_id = 0
+    bos_token, eos_token = "<s>", "</s>"
+    bos_token_id, eos_token_id = 0, END
 
-    def __init__(self) -> None:
+    def __init__(self, more_pieces: Sequence[str] = ()) -> None:
+        """more_pieces: special ones, whose ids follow those of the bytes."""
         pieces = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
         vocabulary = {piece: i for i, piece in enumerate(pieces)}
         for letter in sorted(pre_tokenizers.ByteLevel.alphabet()):
             vocabulary[letter] = len(vocabulary)
         self.backend_tokenizer = Tokenizer(models.BPE(vocabulary, []))
-        self.backend_tokenizer.add_special_tokens(pieces)
+        self.backend_tokenizer.add_special_tokens([*pieces, *more_pieces])
         self.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         self.backend_tokenizer.decoder = decoders.ByteLevel()
         self.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -178,6 +190,21 @@ class ByteTokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+
+GAP_PIECES = (
+    *("<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<fim_pad>"),
+    *("<file_sep>", "<repo_name>", "<|endoftext|>"),
+)
+
+
+def gap_tokenizer() -> ByteTokenizer:
+    """One that knows StarCoder's pieces around a gap."""
+    return ByteTokenizer(GAP_PIECES)
+
+
+def gap_infilling(tokenizer: ByteTokenizer) -> Infilling:
+    return Infilling(tokenizer, STARCODER)
 
 
 class PlainTemplate:
@@ -230,13 +257,15 @@ def served_model(
     defaults: Defaults | None = None,
     chat_refusal: str | None = None,
     template_findings: tuple[TemplateFinding, ...] = (),
+    chat_template: ChatTemplate | None = None,
+    infilling: Infilling | None = None,
 ) -> ServedModel:
     return ServedModel(
         name=MODEL,
         created=1_700_000_000,
         engine=engine,
         tokenizer=tokenizer,
-        chat_template=PlainTemplate(tokenizer) if chat_refusal is None else None,
+        chat_template=None if chat_refusal else chat_template or PlainTemplate(tokenizer),
         chat_refusal=chat_refusal,
         defaults=defaults or Defaults(),
         stop_token_ids=frozenset({END, TURN_END}),
@@ -249,6 +278,8 @@ def served_model(
         ),
         self_test=SELF_TEST,
         template_findings=template_findings,
+        infilling=infilling,
+        infilling_refusal=None if infilling else "it has no pieces that mark a gap",
     )
 
 
@@ -396,19 +427,27 @@ def running_server(
     key: str | None = None,
     defaults: Defaults | None = None,
     chat_refusal: str | None = None,
+    infilling: Infilling | None = None,
     keep_alive_interval_s: float = 15,
     stall_limit_s: float = 30,
     max_body_bytes: int = 4 * 1024 * 1024,
     suspicions: tuple[Suspicion, ...] = (),
     limits: RequestLimits = LIMITS,
     template_findings: tuple[TemplateFinding, ...] = (),
-    changes: Mapping[str, Any] | None = None,
+    chat_template: ChatTemplate | None = None,
 ) -> Iterator[RunningServer]:
-    """Run a server; engine: None leaves it loading. changes: other fields of the served model."""
+    """Run a server; engine: None leaves it loading."""
     served = None
     if engine is not None:
-        served = served_model(engine, tokenizer, defaults, chat_refusal, template_findings)
-        served = replace(served, **(changes or {}))
+        served = served_model(
+            engine,
+            tokenizer,
+            defaults,
+            chat_refusal,
+            template_findings=template_findings,
+            chat_template=chat_template,
+            infilling=infilling,
+        )
     models = FakeModels(served, suspicions)
     lifecycle = Lifecycle(models)
     context = api_context(

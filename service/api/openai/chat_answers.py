@@ -1,4 +1,4 @@
-"""What /v1/chat/completions answers: its typed models, and how it writes them."""
+"""What chat and fim/completions answer: their typed models, and how they are written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from engine.outputs import TokenLogprobs
-    from service.api.openai.chat import ChatRequest
+    from service.api.openai.fields import TurnRequest
     from service.serving.answer_tokens import AnswerToken
     from service.serving.generation import CompleteChoice, Generation
     from service.serving.served_model import ServedModel
@@ -76,7 +76,7 @@ class ChatChoice(AnswerModel):
 
 
 class ChatCompletion(AnswerModel):
-    """A whole answer of /v1/chat/completions."""
+    """A whole answer."""
 
     id: str
     object: Literal["chat.completion"]
@@ -108,7 +108,7 @@ class ChatChunkChoice(AnswerModel):
 
 
 class ChatCompletionChunk(AnswerModel):
-    """One event of a streamed answer of /v1/chat/completions."""
+    """One event of a streamed answer."""
 
     id: str
     object: Literal["chat.completion.chunk"]
@@ -123,7 +123,7 @@ class ChatCompletionChunk(AnswerModel):
 class ChatWriter:
     """Writes the answer to one request."""
 
-    def __init__(self, request: ChatRequest, model: ServedModel) -> None:
+    def __init__(self, request: TurnRequest, model: ServedModel) -> None:
         self._request = request
         self._texts = TokenTexts(model.tokenizer)
         self._envelope = make_envelope("chatcmpl", model, request.request_id)

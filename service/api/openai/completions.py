@@ -15,6 +15,7 @@ from loaders.checkpoint.rust_panics import panics_as
 from service.api.endpoint import Endpoint
 from service.api.openai.completion_answers import Completion, CompletionChunk, CompletionWriter
 from service.api.openai.fields import OpenAIRequest
+from service.api.openai.gaps import fill_gap
 from service.api.openai.truncation import DEFAULT_MAX_TOKENS, truncated
 from service.api.request_bodies import read_request
 from service.api.requests import NumChoices, Text, is_token_ids, limits_of
@@ -83,7 +84,9 @@ class CompletionRequest(OpenAIRequest):
         PlainValidator(_read_prompts, json_schema_input_type=_PromptForms),
     ] = Field(description="One prompt or several, as text or as token ids.")
     suffix: Text = Field(
-        None, description="What follows the answer: the variant fills in the middle, if it can."
+        None,
+        description="What follows the answer: the variant fills in the middle, if it can. Prompts"
+        " must be texts.",
     )
     echo: bool | None = Field(None, description="Begin each answer with its prompt.")
     best_of: NumChoices = Field(
@@ -104,6 +107,18 @@ class CompletionRequest(OpenAIRequest):
             raise ValueError(f"best_of is {self.best_of} and n {self.n}; give at least n")
         if self.stream and (self.best_of or 1) > (self.n or 1):
             raise ValueError("best_of cannot be streamed; leave it out, or leave out stream")
+        return self
+
+    @check_together(mode="after")
+    def _gap_agrees(self) -> CompletionRequest:
+        if self.suffix is None:
+            return self
+        if not all(isinstance(prompt, str) for prompt in self.prompt):
+            raise ValueError("with suffix, give prompt as text: its ids are put together here")
+        if self.add_special_tokens is False:
+            raise ValueError("with suffix, leave out add_special_tokens: the gap's form needs them")
+        if self.echo and self.logprobs is not None:
+            raise ValueError("with suffix, echo has no logprobs: leave out one of the three")
         return self
 
     @property
@@ -141,12 +156,15 @@ def completion_endpoints(context: ApiContext) -> list[Endpoint]:
             request=CompletionRequest,
             response=Completion,
             chunk=CompletionChunk,
+            infills=True,
         )
     ]
 
 
 async def plan(request: CompletionRequest, model: ServedModel) -> GenerationRequest:
     """Translate a request. Raises a RequestError or TextError."""
+    if request.suffix is not None:
+        return await _plan_gaps(request, request.suffix, model)
     prompts = [await _read_prompt(prompt, request, model) for prompt in request.prompt]
     asked = request.value_of("max_tokens")
     rooms = [
@@ -164,6 +182,34 @@ async def plan(request: CompletionRequest, model: ServedModel) -> GenerationRequ
         max_tokens=[min(DEFAULT_MAX_TOKENS, room) if asked is None else asked for room in rooms],
         num_choices=request.num_choices,
         options=_sampling_options(request),
+        form=request.answer_form(
+            echoes=bool(request.echo), tells_tokens=request.logprobs is not None
+        ),
+        terms=request.terms,
+    )
+
+
+async def _plan_gaps(
+    request: CompletionRequest, suffix: str, model: ServedModel
+) -> GenerationRequest:
+    planned = [
+        await fill_gap(
+            prefix,
+            suffix,
+            request,
+            model,
+            default_max_tokens=DEFAULT_MAX_TOKENS,
+            echo=prefix if request.echo else "",
+        )
+        for prefix in request.prompt
+        if isinstance(prefix, str)
+    ]
+    return GenerationRequest(
+        prompts=[gap.prompt for gap in planned],
+        max_tokens=[gap.max_tokens for gap in planned],
+        num_choices=request.num_choices,
+        options=_sampling_options(request),
+        end_token_ids=planned[0].end_token_ids,
         form=request.answer_form(
             echoes=bool(request.echo), tells_tokens=request.logprobs is not None
         ),

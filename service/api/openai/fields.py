@@ -312,3 +312,25 @@ class OpenAIRequest(RequestModel):
             cache_salt=self.cache_salt or "",
             timeout_s=self.timeout,
         )
+
+
+class TurnRequest(OpenAIRequest):
+    """The fields that the endpoints share which answer with a turn of a dialogue."""
+
+    other_names: ClassVar = OpenAIRequest.other_names
+
+    logprobs: bool | None = Field(None, description="Tell each token's logprob.")
+    top_logprobs: int | None = Field(
+        None, ge=0, le=MAX_LOGPROBS, description="So many likeliest ones too; with logprobs."
+    )
+
+    @model_validator(mode="after")
+    def _logprobs_agree(self) -> TurnRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs has an effect only with logprobs set to true")
+        return self
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Return how many likeliest tokens are told; None where no logprob is."""
+        return (self.top_logprobs or 0) if self.logprobs else None

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 from pydantic import model_validator as check_together
 
-from service.api.dialogues import DialogueRequest, Messages, render, render_text
+from service.api.dialogues import DialogueRequest, render, render_text, unread
 from service.api.endpoint import Endpoint
-from service.api.request_bodies import read_request
-from service.api.requests import Name
+from service.api.request_bodies import read_request, tell_ignored
+from service.api.requests import Forbidden, Name, Unsupported
 from service.api.respond import acquire
 from service.api.responses import ModelResponse
 from service.text.backend import fast_backend
@@ -42,6 +42,8 @@ _ONLY_WITH = {
     "with_pieces": ("content",),
     "continue_final_message": ("messages",),
     "chat_template_kwargs": ("messages",),
+    "documents": ("messages",),
+    "reasoning_effort": ("messages",),
 }
 
 
@@ -52,7 +54,6 @@ class TokenizeRequest(DialogueRequest):
         None, description="A served name. Where one variant is served, silence means it."
     )
     prompt: str | None = Field(None, description="A text, as vLLM's clients send it.")
-    messages: Messages | None = Field(None, description="A dialogue, through the chat template.")
     content: str | None = Field(None, description="A text, as llama.cpp's clients send it.")
 
     add_special_tokens: bool | None = Field(
@@ -70,6 +71,8 @@ class TokenizeRequest(DialogueRequest):
     with_pieces: bool | None = Field(
         None, description="With `content`: each token is told with its text, or bytes."
     )
+    tools: Unsupported = Field(None, description="Not supported yet.")
+    chat_template: Forbidden = Field(None, description="Never taken from a request.")
 
     @check_together(mode="after")
     def _has_one_source(self) -> TokenizeRequest:
@@ -80,8 +83,6 @@ class TokenizeRequest(DialogueRequest):
         for name, sources in _ONLY_WITH.items():
             if getattr(self, name) and given[0] not in sources:
                 raise ValueError(f"{name} has an effect only with {' or '.join(sources)}")
-        if self.continue_final_message and self.add_generation_prompt:
-            raise ValueError("continue_final_message leaves no room for add_generation_prompt")
         return self
 
 
@@ -130,6 +131,7 @@ def tokenize_endpoints(context: ApiContext) -> list[Endpoint]:
         request = await read_request(http_request, TokenizeRequest, context)
         model = await acquire(http_request, request.model, context)
         if request.messages is not None:
+            tell_ignored(http_request.scope, unread(request, model), context.limits)
             answer: PromptTokens | ContentTokens = await tokenize_messages(request, model)
         else:
             # All of it beside the event loop: a body may hold a million tokens.
@@ -164,9 +166,8 @@ def tokenize_prompt(request: TokenizeRequest, model: ServedModel) -> PromptToken
 
 async def tokenize_messages(request: TokenizeRequest, model: ServedModel) -> PromptTokens:
     """Encode `messages` as a chat completion's are."""
-    messages, options = request.messages or [], request.render_options
-    token_ids = await render(messages, options, model)
-    text = await render_text(messages, options, model)
+    token_ids = await render(request, model)
+    text = await render_text(request, model)
     origin = bos_origin(model.tokenizer, token_ids, text, BosOrigin.TEMPLATE)
     return await asyncio.to_thread(_prompt_tokens, token_ids, origin, request, model)
 

@@ -88,7 +88,7 @@ ENDPOINTS = [
     ),
     Endpoint(
         method="POST", path="/v1/completions", tag="OpenAI", handler=create_completion,
-        request=CompletionRequest, response=Answer, chunk=Chunk, statuses=(501,),
+        request=CompletionRequest, response=Answer, chunk=Chunk, statuses=(501,), infills=True,
     ),
     Endpoint(method="GET", path="/v1/models", tag="OpenAI", handler=list_models, response=Answer),
     Endpoint(

@@ -161,6 +161,14 @@ def test_headers_stand_beside_the_answers_they_come_with():
     assert "retry-after" in names("429") & names("503")
 
 
+def test_what_was_cut_is_told_where_gaps_are_filled():
+    def names(path):
+        return set(resolve(PATHS[path]["post"]["responses"]["200"])["headers"])
+
+    assert "x-truncated-prompt" in names("/v1/completions")
+    assert "x-truncated-prompt" not in names("/v1/chat/completions")
+
+
 def test_path_parameters_are_described():
     (name, request_id) = PATHS["/v1/models/{name}"]["get"]["parameters"]
     assert (name["name"], name["in"], name["required"]) == ("name", "path", True)

@@ -236,6 +236,7 @@ def test_cards_that_show_the_same_raise_no_doubt(findings, block):
     [
         ("USER: {prompt} ASSISTANT:", "shows 'USER:' before the user's text"),
         ("<|user|>\n{prompt}</s>\n", "shows '</s>' after the user's text"),
+        ("{system} USER: {prompt}", "shows '{system_message}USER:' before the user's text"),
     ],
 )
 def test_a_card_that_shows_another_block_is_told(findings, block, told):

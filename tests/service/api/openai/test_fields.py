@@ -111,6 +111,11 @@ CHAT_NEUTRAL: dict[str, list[object]] = {
     "function_call": ["none", "auto"],
     "modalities": [["text"]],
     "top_logprobs": [0],
+    "add_generation_prompt": [True],
+    "continue_final_message": [False],
+    "chat_template_kwargs": [{}],
+    "documents": [[]],
+    "reasoning_effort": [""],
 }
 # Taken, and named in x-ignored-params.
 IGNORED: dict[str, object] = {
@@ -123,7 +128,7 @@ IGNORED: dict[str, object] = {
     "verbosity": "low",
     "prediction": {"type": "content", "content": "x"},
 }
-CHAT_IGNORED: dict[str, object] = {"parallel_tool_calls": True, "reasoning_effort": "low"}
+CHAT_IGNORED: dict[str, object] = {"parallel_tool_calls": True}
 # Refused where they say anything.
 REFUSED: dict[str, object] = {
     "response_format": {"type": "json_object"},
@@ -633,7 +638,11 @@ OTHERS: dict[str, Callable[..., None]] = {
     "best_of": test_best_of_returns_the_choices_of_highest_mean_logprob,
     "add_special_tokens": test_prompt_gets_no_beginning_of_text_where_that_is_asked,
 }
-TESTED_ELSEWHERE = {"suffix"}  # tests/service/api/openai/test_suffix.py
+TESTED_ELSEWHERE = {
+    "suffix",  # test_suffix.py
+    *("add_generation_prompt", "continue_final_message", "chat_template_kwargs", "documents"),
+    "reasoning_effort",  # these in test_dialogues.py
+}
 
 
 @pytest.mark.parametrize("kind", [CompletionRequest, ChatRequest])

@@ -98,18 +98,16 @@ def test_list_says_what_a_variant_can_do(server):
     assert model.aliases == []
     assert model.max_model_len == model.context_length == 256
     assert model.capabilities == {"completion": True, "chat": True, "infilling": False}
-    assert (model.infilling, model.infilling_refusal) == (None, None)
+    assert (model.infilling, model.chat_refusal) == (None, None)
 
 
 def test_list_says_why_a_variant_cannot(tiny_tokenizer):
     engine = FakeEngine(says(tiny_tokenizer, "yes"))
-    changes = {"infilling_refusal": "no pieces for it"}
-    with running_server(
-        engine, tiny_tokenizer, chat_refusal="a base model", changes=changes
-    ) as running:
+    with running_server(engine, tiny_tokenizer, chat_refusal="a base model") as running:
         (model,) = running.client().models.list()
     assert not model.capabilities["chat"]
-    assert (model.chat_refusal, model.infilling_refusal) == ("a base model", "no pieces for it")
+    assert model.chat_refusal == "a base model"
+    assert model.infilling_refusal == "it has no pieces that mark a gap"
 
 
 def test_infilling_is_told_as_its_record(tiny_tokenizer):
@@ -121,8 +119,8 @@ def test_infilling_is_told_as_its_record(tiny_tokenizer):
         "file_pieces": False,
     }
     engine = FakeEngine(says(tiny_tokenizer, "yes"))
-    changes = {"infilling": SimpleNamespace(record=record)}
-    with running_server(engine, tiny_tokenizer, changes=changes) as running:
+    infilling = SimpleNamespace(record=record)
+    with running_server(engine, tiny_tokenizer, infilling=infilling) as running:
         (model,) = running.client().models.list()
     assert model.infilling == record
     assert model.capabilities["infilling"]

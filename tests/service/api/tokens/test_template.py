@@ -16,7 +16,7 @@ TURNS = [{"role": "user", "content": "Hi"}]
 def server(tiny_tokenizer):
     template = ChatTemplate(tiny_tokenizer, name="ChatML", source=models.CHATML)
     engine = FakeEngine(says(tiny_tokenizer, "yes"))
-    with running_server(engine, tiny_tokenizer, changes={"chat_template": template}) as running:
+    with running_server(engine, tiny_tokenizer, chat_template=template) as running:
         yield running
     template.close()
 

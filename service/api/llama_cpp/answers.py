@@ -1,0 +1,359 @@
+"""What POST /infill answers: its typed model, and how it is written, whole or as a stream.
+
+Only what is true here: there are no slots, so no `id_slot`. A stream's events are put together from
+bytes made once a request, as on the other APIs; tests hold them against the model, byte by byte.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from engine.outputs import FinishReason
+from loaders.checkpoint.rust_panics import panics_as
+from service.api.error_responses import error_body
+from service.api.frames import KEEP_ALIVE
+from service.api.json_encoding import encode_json, encode_text
+from service.text.backend import fast_backend
+from service.text.errors import broken_tokenizer
+from service.text.token_text import TokenTexts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from engine.sampling_params import SamplingParams
+    from service.api.llama_cpp.fields import InfillRequest
+    from service.serving.answer_tokens import AnswerToken
+    from service.serving.choice_reader import TextDelta
+    from service.serving.generation import CompleteChoice, Generation
+    from service.serving.served_model import ServedModel
+
+
+class AnswerModel(BaseModel):
+    """An object of an answer; only what was set is sent."""
+
+    model_config = ConfigDict(protected_namespaces=(), extra="forbid")
+
+
+class CutCounts(AnswerModel):
+    """Tokens of the prompt's parts that had no room."""
+
+    prefix: int = Field(description="From its beginning.")
+    suffix: int = Field(description="From its end.")
+    files: int = Field(description="Of the first ones.")
+
+
+class SamplingSettings(AnswerModel):
+    """How tokens are picked, the variant's own settings filled in."""
+
+    seed: int = Field(description="-1: a random one.")
+    temperature: float
+    top_k: int = Field(description="0: all.")
+    top_p: float
+    min_p: float
+    typical_p: float
+    repeat_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: list[tuple[int, float]]
+    ignore_eos: bool
+
+
+class GenerationSettings(SamplingSettings):
+    """How an answer was made."""
+
+    n_predict: int = Field(description="Most tokens that were asked for and had room.")
+    stop: list[str]
+    n_indent: int
+    n_probs: int
+    stream: bool
+    timings_per_token: bool
+
+
+class Timings(AnswerModel):
+    """How long the answer took, as measured; rates are 0 where there is nothing to divide."""
+
+    cache_n: int = Field(description="Tokens of the prompt known from earlier ones.")
+    prompt_n: int = Field(description="Those that were read.")
+    prompt_ms: float = Field(description="Up to the first token; waiting in the queue included.")
+    prompt_per_token_ms: float
+    prompt_per_second: float
+    predicted_n: int = Field(description="Tokens of the answer, the one that ended it included.")
+    predicted_ms: float = Field(description="From the first token to the last.")
+    predicted_per_token_ms: float
+    predicted_per_second: float
+
+
+class LikelyToken(AnswerModel):
+    """A token that might have come."""
+
+    id: int
+    token: str
+    bytes: list[int] = Field(description="Exact, also where the text is half a character.")
+    logprob: float
+
+
+class ToldToken(LikelyToken):
+    """A token that came."""
+
+    top_logprobs: list[LikelyToken] = Field(description="The likeliest at its place.")
+
+
+class InfillAnswer(BaseModel):
+    """An answer of /infill, or one event of its stream, whose last has `stop: true`.
+
+    With `response_fields` it has those alone, an object's as `timings/prompt_n`.
+    """
+
+    model_config = ConfigDict(protected_namespaces=(), extra="allow")
+
+    index: int = Field(0, description="Always 0.")
+    content: str = Field("", description="The text; in a stream, what is new of it.")
+    tokens: list[int] = Field([], description="Its ids, where they were asked for, and streamed.")
+    stop: bool = Field(True, description="Whether the answer is at its end.")
+    model: str = ""
+    tokens_predicted: int = Field(0, description="Generated so far.")
+    tokens_evaluated: int = Field(0, description="Of the prompt.")
+    generation_settings: GenerationSettings | None = None
+    prompt: str = Field("", description="The prompt as the model saw it, its pieces shown.")
+    has_new_line: bool = Field(False, description="Whether the answer holds a line's end.")
+    truncated: bool = Field(
+        False, description="Whether the prompt was cut, or the answer ended with the context."
+    )
+    tokens_cut: CutCounts | None = Field(None, description="What of the prompt had no room.")
+    stop_type: Literal["eos", "limit", "word"] = Field(
+        "eos",
+        description="limit: n_predict, the context's end, n_indent or t_max_predict_ms.",
+    )
+    stopping_word: str = Field("", description="The string of `stop` that ended it.")
+    tokens_cached: int = Field(0, description="Tokens of the prompt known from earlier ones.")
+    timings: Timings | None = None
+    completion_probabilities: list[ToldToken] | None = Field(
+        None, description="Each token, with n_probs."
+    )
+
+
+class InfillWriter:
+    """Writes the answer to one request."""
+
+    def __init__(self, request: InfillRequest, model: ServedModel) -> None:
+        self._request = request
+        self._model = model
+
+    def whole(self, generation: Generation, choices: Sequence[CompleteChoice]) -> InfillAnswer:
+        """Return an answer that is not streamed."""
+        choice = choices[0]
+        fields: dict[str, Any] = {"content": choice.text, "tokens": list(choice.token_ids)}
+        fields |= self.last_fields(
+            generation,
+            choice.finish_reason,
+            choice.stop_reason,
+            has_new_line="\n" in choice.text,
+        )
+        if self._request.n_probs:
+            fields["completion_probabilities"] = self.told(choice.tokens)
+        return self.selected(fields)
+
+    def frames(self, generation: Generation) -> InfillFrames:
+        """Return the frames of an answer that is streamed."""
+        return InfillFrames(self, self._request, generation)
+
+    def last_fields(
+        self,
+        generation: Generation,
+        finish_reason: FinishReason,
+        stop_reason: str | int | None,
+        *,
+        has_new_line: bool,
+    ) -> dict[str, Any]:
+        """Return what is told once the answer is at its end."""
+        usage, prompt = generation.usage, generation.prompt_of(0)
+        num_tokens = usage.prompt_tokens + usage.completion_tokens
+        is_full = finish_reason is FinishReason.LENGTH and (
+            num_tokens >= self._model.engine.max_model_len
+        )
+        is_word = isinstance(stop_reason, str)
+        end = "limit" if finish_reason is FinishReason.LENGTH else "word" if is_word else "eos"
+        fields = {
+            "index": 0,
+            "stop": True,
+            "model": self._model.name,
+            "tokens_predicted": usage.completion_tokens,
+            "tokens_evaluated": usage.prompt_tokens,
+            "generation_settings": self._settings(generation.params_of(0)),
+            "has_new_line": has_new_line,
+            "truncated": bool(prompt.cut) or is_full,
+            "tokens_cut": CutCounts(**dataclasses.asdict(prompt.cut)),
+            "stop_type": end,
+            "stopping_word": stop_reason if is_word else "",
+            "tokens_cached": usage.cached_tokens,
+            "timings": timings_of(generation),
+        }
+        if self._request.response_fields is None or "prompt" in self._request.response_fields:
+            fields["prompt"] = self._text_of(prompt.token_ids)
+        return fields
+
+    def selected(self, fields: Mapping[str, Any]) -> InfillAnswer:
+        """Return an answer with the fields that were asked for."""
+        answer = InfillAnswer(**fields)
+        if self._request.response_fields is None:
+            return answer
+        told = answer.model_dump(exclude_unset=True)
+        return InfillAnswer.model_validate(select(told, self._request.response_fields))
+
+    def told(self, tokens: Sequence[AnswerToken]) -> list[ToldToken]:
+        """Tell each token's logprob, and the likeliest ones."""
+        texts, num_top = TokenTexts(self._model.tokenizer), self._request.n_probs or 0
+        return [
+            ToldToken(
+                **_likely(token.token_id, token.logprobs.logprob, texts),
+                top_logprobs=[
+                    LikelyToken(**_likely(token_id, logprob, texts))
+                    for token_id, logprob in token.logprobs.top[:num_top]
+                ],
+            )
+            for token in tokens
+            if token.logprobs is not None
+        ]
+
+    def _settings(self, params: SamplingParams) -> GenerationSettings:
+        request = self._request
+        return GenerationSettings(
+            **sampling_settings(params).model_dump(),
+            n_predict=0 if request.value_of("n_predict") == 0 else params.max_tokens,
+            stop=request.stop or [],
+            n_indent=request.n_indent or 0,
+            n_probs=request.n_probs or 0,
+            stream=request.is_stream,
+            timings_per_token=bool(request.timings_per_token),
+        )
+
+    def _text_of(self, token_ids: Sequence[int]) -> str:
+        backend = fast_backend(self._model.tokenizer)
+        with panics_as(broken_tokenizer):
+            return backend.decode(list(token_ids), skip_special_tokens=False)
+
+
+class InfillFrames:
+    """Makes the server-sent events of one answer; the last one is whole but for the text."""
+
+    keep_alive = KEEP_ALIVE
+
+    def __init__(
+        self, writer: InfillWriter, request: InfillRequest, generation: Generation
+    ) -> None:
+        self._writer = writer
+        self._request = request
+        self._generation = generation
+        self._last: TextDelta | None = None
+        self._has_new_line = False
+        self._num_prompt = str(generation.usage.prompt_tokens).encode()
+
+    def start(self, index: int) -> bytes:  # noqa: ARG002
+        """Return nothing: an answer has no opening."""
+        return b""
+
+    def delta(self, delta: TextDelta) -> bytes:
+        """Return the event of one delta."""
+        self._has_new_line = self._has_new_line or "\n" in delta.text
+        if delta.finish_reason is not None:
+            self._last = delta
+        if not (delta.text or delta.tokens or delta.token_ids):
+            return b""
+        num_predicted = str(self._generation.usage.completion_tokens).encode()
+        event = b'data: {"index":0,"content":' + encode_text(delta.text) + b',"tokens":'
+        event += encode_json(list(delta.token_ids)).encode() + b',"stop":false,"tokens_predicted":'
+        event += num_predicted + b',"tokens_evaluated":' + self._num_prompt
+        return event + self._details(delta) + b"}\n\n"
+
+    def end(self) -> bytes:
+        """Return the last event, which tells all but the text."""
+        if self._last is None or self._last.finish_reason is None:
+            return b""
+        fields: dict[str, Any] = {"content": "", "tokens": []}
+        fields |= self._writer.last_fields(
+            self._generation,
+            self._last.finish_reason,
+            self._last.stop_reason,
+            has_new_line=self._has_new_line,
+        )
+        answer = self._writer.selected(fields)
+        return b"data: " + answer.model_dump_json(exclude_unset=True).encode() + b"\n\n"
+
+    def error(self, error: Exception) -> bytes:
+        """Return what ends a stream that failed."""
+        return b"data: " + encode_json(error_body(error)).encode() + b"\n\n"
+
+    def _details(self, delta: TextDelta) -> bytes:
+        details = b""
+        if self._request.timings_per_token:
+            details += b',"timings":' + timings_of(self._generation).model_dump_json().encode()
+        if self._request.n_probs and delta.tokens:
+            told = b",".join(t.model_dump_json().encode() for t in self._writer.told(delta.tokens))
+            details += b',"completion_probabilities":[' + told + b"]"
+        return details
+
+
+def select(fields: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return the named fields under those names; a name with slashes leads into objects."""
+    found: dict[str, Any] = {}
+    for name in names:
+        value: Any = fields
+        for part in name.split("/"):
+            value = value.get(part, _ABSENT) if isinstance(value, dict) else _ABSENT
+        if value is not _ABSENT:
+            found[name] = value
+    return found
+
+
+def sampling_settings(params: SamplingParams) -> SamplingSettings:
+    """Tell in llama.cpp's words how tokens are picked."""
+    return SamplingSettings(
+        seed=-1 if params.seed is None else params.seed,
+        temperature=params.temperature,
+        top_k=params.top_k or 0,
+        top_p=params.top_p,
+        min_p=params.min_p,
+        typical_p=params.typical_p,
+        repeat_penalty=params.repetition_penalty,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        logit_bias=list(params.logit_bias.items()),
+        ignore_eos=params.ignore_eos,
+    )
+
+
+def timings_of(generation: Generation) -> Timings:
+    """Return how long an answer took so far."""
+    usage, times = generation.usage, generation.times_of(0)
+    prompt_n, prompt_ms = usage.prompt_tokens - usage.cached_tokens, times.prompt_s * 1000
+    predicted_n, predicted_ms = usage.completion_tokens, times.text_s * 1000
+    return Timings(
+        cache_n=usage.cached_tokens,
+        prompt_n=prompt_n,
+        prompt_ms=prompt_ms,
+        prompt_per_token_ms=_ratio(prompt_ms, prompt_n),
+        prompt_per_second=_ratio(prompt_n, times.prompt_s),
+        predicted_n=predicted_n,
+        predicted_ms=predicted_ms,
+        predicted_per_token_ms=_ratio(predicted_ms, predicted_n),
+        predicted_per_second=_ratio(predicted_n, times.text_s),
+    )
+
+
+_ABSENT = object()
+
+
+def _ratio(above: float, below: float) -> float:
+    return above / below if below else 0.0
+
+
+def _likely(token_id: int, logprob: float, texts: TokenTexts) -> dict[str, Any]:
+    return {
+        "id": token_id,
+        "token": texts.text(token_id),
+        "bytes": list(texts.raw_bytes(token_id)),
+        "logprob": logprob,
+    }

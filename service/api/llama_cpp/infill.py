@@ -1,0 +1,130 @@
+"""POST /infill: fills a gap in code, in llama.cpp's words; editors ask it at each keystroke."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import TYPE_CHECKING
+
+from engine.request import Terms
+from engine.sampling_params import MAX_BIAS
+from service.api.endpoint import Endpoint
+from service.api.llama_cpp.answers import InfillAnswer, InfillWriter
+from service.api.llama_cpp.fields import InfillRequest
+from service.api.request_bodies import read_request
+from service.api.respond import acquire, answer
+from service.serving.generation_request import AnswerForm, GenerationRequest
+from service.serving.infilling import Gap, at_most, plan_infill
+from service.serving.sampling import SamplingOptions
+from service.text.infilling.infilling import InfillFile
+from service.text.prompt import encode_prompt
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from service.api.context import ApiContext
+    from service.serving.infilling import PlannedInfill
+    from service.serving.served_model import ServedModel
+
+_UNNAMED = "tmp"  # a file without a name, as llama.cpp calls it
+
+
+def infill_endpoints(context: ApiContext) -> list[Endpoint]:
+    """Return the endpoint."""
+
+    async def infill(http_request: Request) -> Response:
+        """Fill the gap between two texts, in llama.cpp's words.
+
+        Needs no `model` where one variant is served. What has no room in the context is cut from
+        the ends that are farthest from the gap; `truncated` and `tokens_cut` say so.
+        """
+        context.lifecycle.require_open()
+        request = await read_request(http_request, InfillRequest, context)
+        model = await acquire(http_request, request.model, context)
+        return await answer(
+            http_request,
+            await plan(request, model),
+            InfillWriter(request, model),
+            is_stream=request.is_stream,
+            model=model,
+            context=context,
+        )
+
+    return [
+        Endpoint(
+            method="POST",
+            path="/infill",
+            tag="llama.cpp",
+            handler=infill,
+            request=InfillRequest,
+            response=InfillAnswer,
+            chunk=InfillAnswer,
+            infills=True,
+        )
+    ]
+
+
+async def plan_gap(request: InfillRequest, model: ServedModel) -> PlannedInfill:
+    """Put the prompt together. Raises a RequestError or TextError."""
+    gap = Gap(
+        prefix=request.input_prefix,
+        suffix=request.input_suffix,
+        prompt=request.prompt or "",
+        files=[
+            InfillFile(file.filename or _UNNAMED, file.text) for file in request.input_extra or ()
+        ],
+    )
+    room = at_most(request.value_of("n_predict"), model.engine.max_model_len)
+    return await plan_infill(gap, model, room)
+
+
+async def plan(request: InfillRequest, model: ServedModel) -> GenerationRequest:
+    """Translate a request. Raises a RequestError or TextError."""
+    planned = await plan_gap(request, model)
+    return GenerationRequest(
+        prompts=[planned.prompt],
+        max_tokens=[planned.max_tokens],
+        options=SamplingOptions(
+            temperature=request.temperature,
+            top_k=request.top_k,
+            top_p=request.top_p,
+            min_p=request.min_p,
+            typical_p=request.typical_p,
+            repetition_penalty=request.repeat_penalty,
+            presence_penalty=request.presence_penalty,
+            frequency_penalty=request.frequency_penalty,
+            logit_bias=await _biases(request, model),
+            seed=request.seed,
+            ignore_eos=bool(request.ignore_eos),
+            logprobs=request.n_probs or None,
+        ),
+        end_token_ids=planned.end_token_ids,
+        form=AnswerForm(
+            stop_strings=request.stop or (),
+            tells_tokens=bool(request.n_probs),
+            tells_token_ids=request.is_stream or bool(request.return_tokens),
+            max_seconds_of_text=request.max_seconds_of_text,
+            min_indent=request.n_indent or 0,
+            is_timed=True,
+        ),
+        # Nobody else has this salt, so nothing that is cached is found.
+        terms=Terms(cache_salt=uuid.uuid4().hex if request.cache_prompt is False else ""),
+    )
+
+
+async def _biases(request: InfillRequest, model: ServedModel) -> dict[int, float]:
+    """Return the biases by token; of several for one token the sum, within the bounds."""
+    biases: dict[int, float] = {}
+    for token, bias in request.token_biases:
+        ids = [token] if isinstance(token, int) else await _ids_of(token, model)
+        for token_id in ids:
+            total = biases.get(token_id, 0.0) + bias
+            biases[token_id] = max(-MAX_BIAS, min(total, MAX_BIAS))
+    return biases
+
+
+async def _ids_of(text: str, model: ServedModel) -> list[int]:
+    return await asyncio.to_thread(
+        encode_prompt, model.tokenizer, text, add_special_tokens=False, parse_special=False
+    )
