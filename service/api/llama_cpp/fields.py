@@ -27,7 +27,6 @@ from service.api.requests import (
     Stop,
     Text,
     Unsupported,
-    is_empty,
     limits_of,
 )
 
@@ -65,7 +64,7 @@ _UnsupportedCount = Annotated[Unsupported, _none_if(1)]
 
 
 def _read_biases(value: object, info: ValidationInfo) -> Biases | None:
-    if is_empty(value):
+    if value is None or value == [] or value == {}:
         return None
     pairs = list(value.items()) if isinstance(value, dict) else value
     if not isinstance(pairs, list):
@@ -93,7 +92,7 @@ def _read_bias(pair: object, max_bytes: int) -> tuple[int | str, float]:
 
 
 def _read_field_names(value: object) -> list[str] | None:
-    if is_empty(value):
+    if value is None or value == []:
         return None
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise ValueError('give a list of strings such as "timings/prompt_n"')

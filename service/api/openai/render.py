@@ -18,7 +18,7 @@ from service.api.endpoint import Endpoint
 from service.api.openai import chat, completions
 from service.api.openai.answers import AnswerModel, make_envelope
 from service.api.openai.chat import ChatRequest
-from service.api.openai.completions import CompletionRequest
+from service.api.openai.completion_request import CompletionRequest
 from service.api.request_bodies import read_request, tell_ignored
 from service.api.respond import acquire
 from service.api.responses import ModelResponse
