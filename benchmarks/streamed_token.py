@@ -3,8 +3,9 @@
     .venv/bin/python -m benchmarks.streamed_token [--against CHECKOUT] [--record]
 
 A server process with a scripted engine for each side, asked in turns by this one; what is counted
-is the server's own time, user and system. `--against` names a checkout of an older commit (`git worktree add`), which
-runs the same script with its own code and is asked for what it can answer: plain streams.
+is the server's own time, user and system. `--against` names a checkout of an older commit
+(`git worktree add`), which runs the same script with its own code and is asked for what it can
+answer: plain streams.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from benchmarks import record
+from service.api.error_shapes import shape_rule
 from service.api.event_stream import EventStream, StreamTiming
 from service.api.frames import KEEP_ALIVE
 from service.api.json_encoding import encode_text
@@ -120,7 +121,7 @@ async def other(_: Request) -> Response:
 
 
 def middleware() -> list[Middleware]:
-    return [Middleware(RequestId), Middleware(ErrorBoundary)]
+    return [Middleware(RequestId), Middleware(ErrorBoundary, shape_of=shape_rule([]))]
 
 
 def make_fastapi(num_other_paths: int) -> Any:

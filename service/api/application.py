@@ -12,25 +12,34 @@ from starlette.routing import Route
 from service.api.access import access_rule
 from service.api.cors import cors_middleware
 from service.api.error_responses import http_error_response
+from service.api.error_shapes import shape_rule
 from service.api.llama_cpp.infill import infill_endpoints
 from service.api.llama_cpp.props import props_endpoints
 from service.api.middleware import AuthMiddleware, ErrorBoundary, OpenRequests, RequestId
+from service.api.not_offered import not_offered
 from service.api.openai.chat import chat_endpoints
 from service.api.openai.completions import completion_endpoints
 from service.api.openai.fim import fim_endpoints
 from service.api.openai.models import model_endpoints
+from service.api.openai.render import render_endpoints
 from service.api.operations.admin import admin_endpoints
 from service.api.operations.documents import document_endpoints
 from service.api.operations.health import health_endpoints
+from service.api.tgi.generate import generate_endpoints
+from service.api.tgi.info import info_endpoints
+from service.api.tokens.detokenize import detokenize_endpoints
+from service.api.tokens.template import template_endpoints
+from service.api.tokens.tokenize import tokenize_endpoints
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from starlette.requests import Request
     from starlette.responses import Response
 
     from service.api.context import ApiContext
     from service.api.endpoint import Endpoint
+    from service.api.error_shapes import ShapeRule
     from service.api.operations.admin import Administration
     from service.team.keys import ApiKeys
 
@@ -46,6 +55,12 @@ def endpoints_of(
         *model_endpoints(context),
         *infill_endpoints(context),
         *props_endpoints(context),
+        *render_endpoints(context),
+        *tokenize_endpoints(context),
+        *detokenize_endpoints(context),
+        *template_endpoints(context),
+        *generate_endpoints(context),
+        *info_endpoints(context),
         *health_endpoints(context),
         *(() if administration is None else admin_endpoints(administration, context)),
     ]
@@ -67,17 +82,17 @@ def create_app(
     """
     admin_keys = None if administration is None else administration.keys
     endpoints = endpoints_of(context, administration)
-    access_of = access_rule(endpoints)
+    access_of, shape_of = access_rule(endpoints), shape_rule(endpoints)
     app = Starlette(
         routes=[route for endpoint in endpoints for route in _routes(endpoint)],
         middleware=[
             Middleware(RequestId),
             *cors_middleware(cors_origins),
-            Middleware(ErrorBoundary),
+            Middleware(ErrorBoundary, shape_of=shape_of),
             Middleware(AuthMiddleware, keys=keys, admin_keys=admin_keys, access_of=access_of),
             Middleware(OpenRequests, lifecycle=context.lifecycle, access_of=access_of),
         ],
-        exception_handlers={HTTPException: _refused_by_router},
+        exception_handlers={HTTPException: _refused_by_router(shape_of)},
     )
     app.router.redirect_slashes = False
     return app
@@ -90,14 +105,20 @@ def _routes(endpoint: Endpoint) -> list[Route]:
     ]
 
 
-async def _refused_by_router(request: Request, error: Exception) -> Response:
-    if not isinstance(error, HTTPException):
-        raise error
-    if error.status_code == 405:
-        allowed = (error.headers or {}).get("allow") or (error.headers or {}).get("Allow")
-        message = f"this path does not take {request.method}; it takes {allowed}"
-    elif error.status_code == 404:
-        message = "there is no such path here; see /openapi.json"
-    else:
-        message = error.detail
-    return http_error_response(error.status_code, message, error.headers)
+def _refused_by_router(shape_of: ShapeRule) -> Callable[[Request, Exception], Awaitable[Response]]:
+    """Return what answers where no route does: no such path, or not by this method."""
+
+    async def refuse(request: Request, error: Exception) -> Response:
+        if not isinstance(error, HTTPException):
+            raise error
+        path: str = request.scope["path"]
+        if error.status_code == 405:
+            allowed = (error.headers or {}).get("allow") or (error.headers or {}).get("Allow")
+            message = f"this path does not take {request.method}; it takes {allowed}"
+        elif error.status_code == 404:
+            message = not_offered(path) or "there is no such path here; see /openapi.json"
+        else:
+            message = error.detail
+        return http_error_response(error.status_code, message, error.headers, shape_of(path))
+
+    return refuse

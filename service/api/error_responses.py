@@ -20,6 +20,7 @@ from engine.errors import (
     PromptTooLongError,
     QueueFullError,
 )
+from service.api.endpoint import ErrorShape
 from service.api.responses import JsonResponse
 from service.errors import (
     BodyTooLargeError,
@@ -93,6 +94,17 @@ STATUS: dict[type[Exception], ErrorForm] = {
 }
 UNEXPECTED = ErrorForm(500, "server_error", "internal_error")
 
+# By the status in the table above: text-generation-inference's own status and word. Where it has
+# none (no key, no such model, not ready), ours stay.
+_TGI = {
+    400: (422, "validation"),
+    405: (405, "validation"),
+    413: (413, "validation"),
+    415: (415, "validation"),
+    429: (429, "overloaded"),
+    500: (424, "generation"),
+}
+
 
 def error_form(error: Exception) -> ErrorForm:
     """Find how clients see an error: by its class, else the nearest one above."""
@@ -102,21 +114,46 @@ def error_form(error: Exception) -> ErrorForm:
 def error_body(error: Exception) -> dict[str, object]:
     """Return an error in OpenAI's shape."""
     form = error_form(error)
-    message = (
-        str(error) if form is not UNEXPECTED else "the server failed; this is a fault of its own"
-    )
     param = error.param if isinstance(error, NAMES_A_FIELD) else None
-    return _body(message, form.type, param, form.code)
+    return _body(_message(error), form.type, param, form.code)
 
 
-def error_response(error: Exception) -> Response:
-    """Return an error as a response."""
-    return JsonResponse(error_body(error), error_form(error).status, _headers(error))
+def tgi_error_body(error: Exception) -> dict[str, object]:
+    """Return an error in text-generation-inference's shape."""
+    return {"error": _message(error), "error_type": _tgi_form(error_form(error))[1]}
 
 
-def http_error_response(status: int, message: str, headers: Mapping[str, str] | None) -> Response:
+def error_response(error: Exception, shape: ErrorShape = ErrorShape.OPENAI) -> Response:
+    """Return an error as a response, in the words of the server whose path was asked."""
+    form = error_form(error)
+    if shape is ErrorShape.TGI:
+        return JsonResponse(tgi_error_body(error), _tgi_form(form)[0], _headers(error))
+    return JsonResponse(error_body(error), form.status, _headers(error))
+
+
+def http_error_response(
+    status: int,
+    message: str,
+    headers: Mapping[str, str] | None,
+    shape: ErrorShape = ErrorShape.OPENAI,
+) -> Response:
     """Return what the router refuses (no such route, no such method) in the same shape."""
+    if shape is ErrorShape.TGI:
+        status, kind = _tgi_form(ErrorForm(status, INVALID))
+        return JsonResponse({"error": message, "error_type": kind}, status, headers)
     return JsonResponse(_body(message, INVALID, None, None), status, headers)
+
+
+def _message(error: Exception) -> str:
+    if error_form(error) is UNEXPECTED:
+        return "the server failed; this is a fault of its own"
+    return str(error)
+
+
+def _tgi_form(form: ErrorForm) -> tuple[int, str]:
+    if form is UNEXPECTED:
+        return form.status, "internal_error"
+    return _TGI.get(form.status, (form.status, form.code or form.type))
 
 
 def _body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, object]:

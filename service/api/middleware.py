@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from service.api.access import AccessRule
+    from service.api.error_shapes import ShapeRule
     from service.server.lifecycle import Lifecycle
     from service.team.keys import ApiKeys
 
@@ -71,8 +72,10 @@ class RequestId:
 class ErrorBoundary:
     """Tells the client whatever was raised: as a response, or at the end of a stream begun."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, shape_of: ShapeRule) -> None:
+        """shape_of: in whose words a path's errors are told, also those raised on the way to it."""
         self._app = app
+        self._shape_of = shape_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the request; answer its error if it has one."""
@@ -89,22 +92,21 @@ class ErrorBoundary:
             failure = _failure(error)
             if failure is None:
                 raise
-            await _answer_error(_innermost(failure), begun, scope, receive, send)
+            await self._answer(_innermost(failure), begun, scope, receive, send)
 
-
-async def _answer_error(
-    error: Exception, begun: list[Message], scope: Scope, receive: Receive, send: Send
-) -> None:
-    if isinstance(error, ClientGoneError | ClientDisconnect | StalledReaderError):
-        log.debug("client_gone", reason=str(error), request_id=scope.get("request_id"))
-        return
-    if error_form(error) is UNEXPECTED:
-        log.error("request_failed", request_id=scope.get("request_id"), exc_info=error)
-    if not begun:
-        await error_response(error)(scope, receive, send)
-    elif (make_frames := error_frames_of(scope)) is not None:
-        frames = make_frames(error)
-        await send({"type": "http.response.body", "body": frames, "more_body": False})
+    async def _answer(
+        self, error: Exception, begun: list[Message], scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        if isinstance(error, ClientGoneError | ClientDisconnect | StalledReaderError):
+            log.debug("client_gone", reason=str(error), request_id=scope.get("request_id"))
+            return
+        if error_form(error) is UNEXPECTED:
+            log.error("request_failed", request_id=scope.get("request_id"), exc_info=error)
+        if not begun:
+            await error_response(error, self._shape_of(scope["path"]))(scope, receive, send)
+        elif (make_frames := error_frames_of(scope)) is not None:
+            frames = make_frames(error)
+            await send({"type": "http.response.body", "body": frames, "more_body": False})
 
 
 def _failure(error: BaseException) -> Exception | None:

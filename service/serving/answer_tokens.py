@@ -28,13 +28,8 @@ class AnswerToken:
     token_id: int
     logprobs: TokenLogprobs | None  # None for a prompt's first token
     offset: int  # where its text begins; a character of several tokens begins with its first
-    num_cut: int = 0  # characters at its end that a stop string cut off
-
-
-@dataclass(slots=True)
-class _Waiting:
-    token: AnswerToken
     end: int  # of its text; its offset where the text is part of a later token's character
+    num_cut: int = 0  # characters before its end that a stop string cut off
 
 
 class AnswerTokens:
@@ -43,20 +38,20 @@ class AnswerTokens:
     def __init__(self, start: int = 0) -> None:
         """start: where the first token's text begins."""
         self._start = start
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[AnswerToken] = []
 
     def add(self, token_id: int, logprobs: TokenLogprobs | None, begin: int, end: int) -> None:
         """Take the next token; begin, end: characters of all tokens' text before and after it."""
-        token = AnswerToken(token_id, logprobs, self._start + begin)
-        self._waiting.append(_Waiting(token, self._start + end))
+        token = AnswerToken(token_id, logprobs, self._start + begin, self._start + end)
+        self._waiting.append(token)
 
     def take(self, num_sent: int) -> list[AnswerToken]:
         """Return the tokens whose text is among the first `num_sent` characters of the answer."""
         count = 0
-        for position, waiting in enumerate(self._waiting, start=1):
-            if waiting.end > num_sent:
+        for position, token in enumerate(self._waiting, start=1):
+            if token.end > num_sent:
                 break
-            if waiting.end > waiting.token.offset:  # else it waits for what it is part of
+            if token.end > token.offset:  # else it waits for what it is part of
                 count = position
         return self._take(count)
 
@@ -66,12 +61,11 @@ class AnswerTokens:
 
     def take_until(self, num_sent: int) -> list[AnswerToken]:
         """Return what begins within the first `num_sent` characters, where the rest was cut off."""
-        ends = {id(waiting.token): waiting.end for waiting in self._waiting}
-        taken = self._take(sum(waiting.token.offset < num_sent for waiting in self._waiting))
-        return [replace(token, num_cut=max(ends[id(token)] - num_sent, 0)) for token in taken]
+        taken = self._take(sum(token.offset < num_sent for token in self._waiting))
+        return [replace(token, num_cut=max(token.end - num_sent, 0)) for token in taken]
 
     def _take(self, count: int) -> list[AnswerToken]:
-        taken = [waiting.token for waiting in self._waiting[:count]]
+        taken = self._waiting[:count]
         del self._waiting[:count]
         return taken
 
@@ -90,9 +84,10 @@ def prompt_tokens(
     tokens: list[AnswerToken] = []
     offset = 0
     for token_id, found in zip(token_ids, (None, *logprobs), strict=True):
-        tokens.append(AnswerToken(token_id, found, min(offset, len(text))))
         piece = detokenizer.push(token_id)
         if not piece and text.startswith(shown := texts.text(token_id), offset):
             piece = shown if texts.is_special(token_id) else ""
-        offset += len(piece)
+        end = offset + len(piece)
+        tokens.append(AnswerToken(token_id, found, min(offset, len(text)), min(end, len(text))))
+        offset = end
     return tokens

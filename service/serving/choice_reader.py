@@ -56,7 +56,7 @@ class ChoiceReader:
             stop_strings=form.stop_strings,
             # Not every end piece is marked special; none is text unless it is asked for.
             stop_token_ids=frozenset() if form.keeps_stop else ends,
-            keep_stop_string=form.keeps_stop,
+            keep_stop_string=form.keeps_stop or form.keeps_stop_string,
             skip_special_tokens=form.skips_special_tokens,
         )
 
@@ -179,8 +179,10 @@ class DetailedReader(ChoiceReader):
         piece = self._text.push(output.token_id)
         if output.logprobs is not None:
             self.sum_logprobs += output.logprobs.logprob
-        is_hidden_end = output.finish_reason is FinishReason.STOP and not self._form.keeps_stop
-        if self._form.tells_tokens and not is_hidden_end:
+        form = self._form
+        tells_ends = form.keeps_stop or form.tells_ends
+        is_hidden_end = output.finish_reason is FinishReason.STOP and not tells_ends
+        if form.tells_tokens and not is_hidden_end:
             self._tokens.add(output.token_id, output.logprobs, begin, self._text.num_chars)
         return piece
 

@@ -129,6 +129,7 @@ class VariantStatus:
     self_test: SelfTestReport | None = None  # the last one that was made
     live_check: LiveCheckStatistics | None = None  # what goes on with it while serving
     suspicions: tuple[Suspicion, ...] = ()  # reasons to doubt that its files were read right
+    aliases: tuple[str, ...] = ()  # names beside its own that requests may send
 
     @property
     def suspect(self) -> list[str] | None:
@@ -187,6 +188,7 @@ class ServedVariant:
             self_test=self._self_test,
             suspicions=self._source.suspicions,
             live_check=None if self._served is None else self._served.engine.live_check,
+            aliases=self.rules.aliases,
         )
 
     @property

@@ -172,7 +172,7 @@ class ByteTokenizer:
     """A token a byte, after one `<s>`."""
 
     bos_token, eos_token = "<s>", "</s>"
-    eos_token_id = END
+    bos_token_id, eos_token_id = 0, END
 
     def __init__(self, more_pieces: Sequence[str] = ()) -> None:
         """more_pieces: special ones, whose ids follow those of the bytes."""
@@ -224,8 +224,13 @@ class PlainTemplate:
     def render(
         self, messages: Sequence[Mapping[str, str]], options: RenderOptions | None = None
     ) -> list[int]:
-        text = "".join(f"{turn['role']}: {turn['content']}\n" for turn in messages)
+        text = self.render_text(messages, options)
         return [0, *self._tokenizer.encode(text, add_special_tokens=False)]
+
+    def render_text(
+        self, messages: Sequence[Mapping[str, str]], options: RenderOptions | None = None
+    ) -> str:
+        return "".join(f"{turn['role']}: {turn['content']}\n" for turn in messages)
 
     def close(self) -> None:
         """Nothing runs."""

@@ -4,44 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import AfterValidator, BeforeValidator, FailFast, Field, ValidationInfo
+from pydantic import BeforeValidator, Field
 
+from service.api.dialogues import DialogueRequest, Messages, render, unread
 from service.api.endpoint import Endpoint
 from service.api.openai.chat_answers import ChatCompletion, ChatCompletionChunk, ChatWriter
-from service.api.openai.dialogues import render, unread
 from service.api.openai.fields import TurnRequest
-from service.api.openai.messages import Message
 from service.api.openai.truncation import truncated
 from service.api.request_bodies import read_request, tell_ignored
-from service.api.requests import MAX_FIELDS, Ignored, Name, Unsupported, limits_of
+from service.api.requests import Ignored, Unsupported
 from service.api.respond import acquire, answer
 from service.api.scope import note_id
 from service.serving.generation_request import GenerationRequest
 from service.serving.prompts import Prompt, room_behind
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from starlette.requests import Request
     from starlette.responses import Response
 
     from service.api.context import ApiContext
     from service.serving.served_model import ServedModel
-
-
-def _check_messages(messages: object, info: ValidationInfo) -> object:
-    limit = limits_of(info).max_messages
-    if messages == []:
-        raise ValueError("is empty; give at least one message")
-    if isinstance(messages, list) and len(messages) > limit:
-        raise ValueError(f"has {len(messages)} messages; give at most {limit}")
-    return messages
-
-
-def _check_num_items(items: Collection[object] | None) -> object:
-    if items is not None and len(items) > MAX_FIELDS:
-        raise ValueError(f"has {len(items)} items; give at most {MAX_FIELDS}")
-    return items
 
 
 def _none_if_free(choice: object) -> object:
@@ -52,41 +34,14 @@ def _none_if_text(modalities: object) -> object:
     return None if modalities == ["text"] else modalities
 
 
-TemplateKwargs = Annotated[
-    dict[str, bool | str | int | float | None] | None, AfterValidator(_check_num_items)
-]
-Documents = Annotated[list[dict[str, str]] | None, AfterValidator(_check_num_items)]
-
-
-class ChatRequest(TurnRequest):
+class ChatRequest(DialogueRequest, TurnRequest):
     """The body of POST /v1/chat/completions."""
 
     other_names: ClassVar = TurnRequest.other_names
 
-    messages: Annotated[list[Message], FailFast(), BeforeValidator(_check_messages)] = Field(
-        description="The dialogue so far, oldest first.", json_schema_extra={"minItems": 1}
-    )
-
-    # How the template writes it
-    add_generation_prompt: bool | None = Field(
-        None, description="false: end with the last message, and open no turn for the assistant."
-    )
-    continue_final_message: bool | None = Field(
-        None, description="The last message is the beginning of the answer, which goes on from it."
-    )
-    chat_template_kwargs: TemplateKwargs = Field(
-        None,
-        description="Variables of the template's own; others are named as ignored.",
-    )
-    documents: Documents = Field(
-        None, description="Texts to cite, for templates that do; refused where one does not."
-    )
-    reasoning_effort: Name = Field(
-        None, description="Given to the template, if it takes it; else named as ignored."
-    )
+    messages: Messages = Field(description="The dialogue so far, oldest first.")
 
     # Not yet
-    tools: Unsupported = Field(None, description="Not supported yet.")
     tool_choice: Annotated[Unsupported, BeforeValidator(_none_if_free)] = Field(
         None, description="Not supported yet; `none` and `auto` are taken."
     )

@@ -25,7 +25,7 @@ from service.text.token_text import TokenTexts
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from service.api.openai.completions import CompletionRequest
+    from service.api.openai.completion_request import CompletionRequest
     from service.serving.answer_tokens import AnswerToken
     from service.serving.generation import CompleteChoice, Generation
     from service.serving.served_model import ServedModel

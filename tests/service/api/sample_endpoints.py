@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, PlainSerializer
 
 from service.api.endpoint import Access, Endpoint, ErrorShape
 from service.api.openai.chat import ChatRequest
-from service.api.openai.completions import CompletionRequest
+from service.api.openai.completion_request import CompletionRequest
 from service.api.operations.admin import NamedModel
 
 

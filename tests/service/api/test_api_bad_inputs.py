@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from engine.sampling_params import MAX_SEED
 from service.api.openai.chat import ChatRequest
-from service.api.openai.completions import CompletionRequest
+from service.api.openai.completion_request import CompletionRequest
 from tests.service.fakes import LIMITS, MODEL, FakeEngine, RunningServer, running_server, says
 
 if TYPE_CHECKING:

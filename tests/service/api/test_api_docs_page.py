@@ -8,7 +8,7 @@ import pytest
 
 from service.api.error_responses import STATUS, UNEXPECTED
 from service.api.openai.chat import ChatRequest
-from service.api.openai.completions import CompletionRequest
+from service.api.openai.completion_request import CompletionRequest
 from service.api.openai.fields import StreamOptions
 from service.server.lifecycle import Phase
 

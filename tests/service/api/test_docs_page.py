@@ -10,7 +10,7 @@ import pytest
 from service.api.docs_page import docs_html
 from service.api.error_responses import STATUS
 from service.api.openai.chat import ChatRequest
-from service.api.openai.completions import CompletionRequest
+from service.api.openai.completion_request import CompletionRequest
 from service.api.openai.fields import StreamOptions
 from service.api.openapi import openapi_document
 from tests.service.api.sample_endpoints import ENDPOINTS, TgiParameters

@@ -15,7 +15,7 @@ import pytest
 
 from engine.outputs import TokenLogprobs
 from service.api.openai.chat import ChatRequest
-from service.api.openai.completions import CompletionRequest
+from service.api.openai.completion_request import CompletionRequest
 from service.api.openai.fields import StreamOptions
 from tests.service.fakes import (
     END,

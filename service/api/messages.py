@@ -1,4 +1,7 @@
-"""One turn of a dialogue, as OpenAI's clients send it, or send back what they were sent."""
+"""The turns of a dialogue, as OpenAI's clients send them, or send back what they were sent.
+
+Shared: other APIs take them in the same shape.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,149 @@
+"""Dialogues in requests: their fields, and what the variant's template makes of them.
+
+What the template has no use for is named to the client, as any field without effect is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+
+from service.api.messages import Message
+from service.api.requests import MAX_FIELDS, Forbidden, Name, RequestModel, Unsupported, limits_of
+from service.errors import InvalidFieldError
+from service.text.render_options import RenderOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from service.serving.served_model import ServedModel
+    from service.text.render_options import KwargValue
+    from service.text.templates import ChatTemplate
+
+EFFORT = "reasoning_effort"  # a field of requests that templates know by the same name
+
+
+def _check_messages(messages: object, info: ValidationInfo) -> object:
+    limit = limits_of(info).max_messages
+    if messages == []:
+        raise ValueError("is empty; give at least one message")
+    if isinstance(messages, list) and len(messages) > limit:
+        raise ValueError(f"has {len(messages)} messages; give at most {limit}")
+    return messages
+
+
+def _check_num_items(items: Collection[object] | None) -> object:
+    if items is not None and len(items) > MAX_FIELDS:
+        raise ValueError(f"has {len(items)} items; give at most {MAX_FIELDS}")
+    return items
+
+
+# By `Field`, as `FailFast()` itself cannot be part of a union.
+Messages: TypeAlias = Annotated[
+    list[Message], Field(fail_fast=True, min_length=1), BeforeValidator(_check_messages)
+]
+TemplateKwargs: TypeAlias = Annotated[
+    dict[str, bool | str | int | float | None] | None, AfterValidator(_check_num_items)
+]
+Documents: TypeAlias = Annotated[list[dict[str, str]] | None, AfterValidator(_check_num_items)]
+
+
+class DialogueRequest(RequestModel):
+    """A dialogue, and how the template writes it."""
+
+    messages: Messages | None = Field(None, description="The dialogue so far, oldest first.")
+    add_generation_prompt: bool | None = Field(
+        None, description="false: end with the last message, and open no turn for the assistant."
+    )
+    continue_final_message: bool | None = Field(
+        None, description="The last message is the beginning of the answer, which goes on from it."
+    )
+    chat_template_kwargs: TemplateKwargs = Field(
+        None, description="Variables of the template's own; others are named as ignored."
+    )
+    documents: Documents = Field(
+        None, description="Texts to cite, for templates that do; refused where one does not."
+    )
+    reasoning_effort: Name = Field(
+        None, description="Given to the template, if it takes it; else named as ignored."
+    )
+    tools: Unsupported = Field(None, description="Not supported yet.")
+    chat_template: Forbidden = Field(None, description="Never taken from a request.")
+
+    @property
+    def dialogue(self) -> Sequence[Message]:
+        """Return the messages; none where there are none."""
+        return self.messages or []
+
+
+async def render(request: DialogueRequest, model: ServedModel) -> list[int]:
+    """Return the ids of a dialogue, by default up to where the assistant speaks next.
+
+    Raises a RequestError or TextError.
+    """
+    template = model.require_chat_template()
+    turns = [message.turn for message in request.dialogue]
+    # In a thread: a checkpoint's template runs in another process, which is waited for.
+    return await asyncio.to_thread(template.render, turns, options_for(template, request))
+
+
+async def render_text(request: DialogueRequest, model: ServedModel) -> str:
+    """Return a dialogue as text for people. Raises a RequestError or TextError."""
+    template = model.require_chat_template()
+    turns = [message.turn for message in request.dialogue]
+    return await asyncio.to_thread(template.render_text, turns, options_for(template, request))
+
+
+def options_for(template: ChatTemplate, request: DialogueRequest) -> RenderOptions:
+    """Return how the template is to render. Raises InvalidFieldError."""
+    goes_on = bool(request.continue_final_message) or _ends_with_prefix(request.dialogue)
+    if goes_on and request.add_generation_prompt:
+        raise InvalidFieldError(
+            "add_generation_prompt: opens another turn, where the last message is to be continued;"
+            " leave it out",
+            param="add_generation_prompt",
+        )
+    return RenderOptions(
+        add_generation_prompt=request.add_generation_prompt is not False and not goes_on,
+        continue_final_message=goes_on,
+        template_kwargs={
+            name: value for name, value in _kwargs(request).items() if name in template.kwargs_names
+        },
+        documents=request.documents,
+    )
+
+
+def unread(request: DialogueRequest, model: ServedModel) -> list[str]:
+    """Name what the variant's template does not read, and so has no effect."""
+    template = model.require_chat_template()
+    names = [
+        f"chat_template_kwargs.{name}"
+        for name, value in (request.chat_template_kwargs or {}).items()
+        if value is not None and name not in template.kwargs_names
+    ]
+    if request.reasoning_effort and EFFORT not in template.kwargs_names:
+        names.append(EFFORT)
+    for name in ("name", "reasoning_content", "reasoning"):
+        is_given = any(getattr(message, name) for message in request.dialogue)
+        if is_given and not template.reads("name" if name == "name" else "reasoning_content"):
+            names.append(f"messages[].{name}")
+    return names
+
+
+def _kwargs(request: DialogueRequest) -> dict[str, KwargValue]:
+    effort = {EFFORT: request.reasoning_effort} if request.reasoning_effort else {}
+    given = {**effort, **(request.chat_template_kwargs or {})}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _ends_with_prefix(messages: Sequence[Message]) -> bool:
+    for number, message in enumerate(messages):
+        if message.prefix and (message is not messages[-1] or message.role != "assistant"):
+            raise InvalidFieldError(
+                f"messages.{number}.prefix: only the last message, an assistant's, can be the"
+                " beginning of the answer",
+                param=f"messages.{number}.prefix",
+            )
+    return bool(messages and messages[-1].prefix)

@@ -1,0 +1,172 @@
+"""POST /, /generate and /generate_stream: text on from where a prompt ends."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from functools import partial
+from typing import TYPE_CHECKING
+
+from service.api.endpoint import Endpoint, ErrorShape
+from service.api.request_bodies import read_request
+from service.api.respond import acquire, answer
+from service.api.tgi.answers import GeneratedText, StreamedToken, TgiAnswerForm, TgiWriter
+from service.api.tgi.parameters import (
+    CompatibleRequest,
+    GenerateRequest,
+    GenerateStreamRequest,
+    TgiRequest,
+)
+from service.errors import InvalidFieldError
+from service.serving.generation_request import AnswerForm, GenerationRequest
+from service.serving.prompts import Prompt, room_behind, truncate
+from service.text.prompt import encode_prompt
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from service.api.context import ApiContext
+    from service.api.tgi.parameters import GenerationParameters
+    from service.serving.served_model import ServedModel
+
+DEFAULT_MAX_NEW_TOKENS = 100
+_SEEDS = 2**53  # as far as JSON's readers agree on whole numbers
+
+
+def generate_endpoints(context: ApiContext) -> list[Endpoint]:
+    """Return the endpoints."""
+
+    async def generate_compatibly(http_request: Request) -> Response:
+        """Go on from a text: a list of one answer, or a stream where `stream` says so."""
+        context.lifecycle.require_open()
+        request = await read_request(http_request, CompatibleRequest, context)
+        is_stream = bool(request.stream)
+        return await respond(http_request, request, context, is_stream=is_stream, is_list=True)
+
+    async def generate(http_request: Request) -> Response:
+        """Go on from a text."""
+        context.lifecycle.require_open()
+        request = await read_request(http_request, GenerateRequest, context)
+        return await respond(http_request, request, context)
+
+    async def generate_stream(http_request: Request) -> Response:
+        """Go on from a text, told token by token."""
+        context.lifecycle.require_open()
+        request = await read_request(http_request, GenerateStreamRequest, context)
+        return await respond(http_request, request, context, is_stream=True)
+
+    endpoint = partial(Endpoint, method="POST", tag="TGI", errors=ErrorShape.TGI, statuses=(424,))
+    return [
+        endpoint(
+            path="/",
+            handler=generate_compatibly,
+            request=CompatibleRequest,
+            list_response=GeneratedText,
+            chunk=StreamedToken,
+        ),
+        endpoint(
+            path="/generate",
+            handler=generate,
+            request=GenerateRequest,
+            response=GeneratedText,
+        ),
+        endpoint(
+            path="/generate_stream",
+            handler=generate_stream,
+            request=GenerateStreamRequest,
+            chunk=StreamedToken,
+        ),
+    ]
+
+
+async def respond(
+    http_request: Request,
+    request: TgiRequest,
+    context: ApiContext,
+    *,
+    is_stream: bool = False,
+    is_list: bool = False,
+) -> Response:
+    """Answer a request, whole or as a stream. Raises a RequestError or TextError."""
+    _check(request, is_stream=is_stream)
+    model = await acquire(http_request, request.model, context)
+    form = TgiAnswerForm(request.inputs, request.settings, _seed(request.settings))
+    return await answer(
+        http_request,
+        await plan(form, model, is_stream=is_stream),
+        TgiWriter(form, model, is_list=is_list),
+        is_stream=is_stream,
+        model=model,
+        context=context,
+    )
+
+
+def _seed(parameters: GenerationParameters) -> int | None:
+    """Return what to draw by: chosen here where the request is silent, so that it can be told."""
+    if not parameters.is_sampled:
+        return None
+    return secrets.randbelow(_SEEDS) if parameters.seed is None else parameters.seed
+
+
+def _check(request: TgiRequest, *, is_stream: bool) -> None:
+    parameters = request.settings
+    num_choices = parameters.best_of or 1
+    if num_choices > 1 and not parameters.is_sampled:
+        raise InvalidFieldError(
+            "parameters.best_of: without sampling all answers are alike; set do_sample",
+            param="parameters.best_of",
+        )
+    if num_choices > 1 and is_stream:
+        raise InvalidFieldError(
+            "parameters.best_of: cannot be streamed; leave it out, or do not stream",
+            param="parameters.best_of",
+        )
+    if parameters.decoder_input_details and is_stream:
+        raise InvalidFieldError(
+            "parameters.decoder_input_details: cannot be streamed; leave it out, or do not stream",
+            param="parameters.decoder_input_details",
+        )
+
+
+async def plan(form: TgiAnswerForm, model: ServedModel, *, is_stream: bool) -> GenerationRequest:
+    """Translate a request. Raises a RequestError or TextError."""
+    parameters = form.parameters
+    prompt = await _prompt(form, model)
+    room = room_behind(
+        len(prompt.token_ids),
+        parameters.max_new_tokens,
+        model.engine.max_model_len,
+        prompt_param="inputs",
+        length_param="parameters.max_new_tokens",
+    )
+    num_choices = parameters.best_of or 1
+    tells_tokens = is_stream or parameters.tells_details
+    # Of several answers the best is told by their logprobs, also where nobody else hears of them.
+    needs_logprobs = tells_tokens or num_choices > 1
+    return GenerationRequest(
+        prompts=[prompt],
+        max_tokens=[parameters.max_new_tokens or min(DEFAULT_MAX_NEW_TOKENS, room)],
+        num_choices=num_choices,
+        options=parameters.sampling_options(
+            seed=form.seed,
+            logprobs=form.num_top if needs_logprobs else None,
+            prompt_logprobs=0 if parameters.decoder_input_details else None,
+        ),
+        form=AnswerForm(
+            stop_strings=parameters.value_of("stop") or (),
+            keeps_stop_string=True,
+            tells_tokens=tells_tokens,
+            tells_ends=True,
+        ),
+    )
+
+
+async def _prompt(form: TgiAnswerForm, model: ServedModel) -> Prompt:
+    # Beside the event loop, however short it is: some expressions are slow on short texts.
+    token_ids = await asyncio.to_thread(encode_prompt, model.tokenizer, form.inputs)
+    if not form.inputs:
+        raise InvalidFieldError("inputs: is empty; give at least one character", param="inputs")
+    if form.parameters.truncate is not None:
+        return Prompt(truncate(token_ids, form.parameters.truncate, model.tokenizer))
+    return Prompt(token_ids)

@@ -1,0 +1,212 @@
+"""POST /tokenize: a text or a dialogue to token ids, and what a model will see of it.
+
+vLLM's shape by `prompt` or `messages`, llama.cpp's by `content`. Beside theirs each answer tells
+which pieces are special, and where BOS came from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field, RootModel
+from pydantic import model_validator as check_together
+
+from service.api.dialogues import DialogueRequest, render, render_text, unread
+from service.api.endpoint import Endpoint
+from service.api.request_bodies import read_request, tell_ignored
+from service.api.requests import Name
+from service.api.respond import acquire
+from service.api.responses import ModelResponse
+from service.text.backend import fast_backend
+from service.text.bos import BosOrigin, bos_origin
+from service.text.prompt import encode_prompt
+from service.text.token_text import TokenTexts
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from service.api.context import ApiContext
+    from service.serving.served_model import ServedModel
+
+_SOURCES = ("prompt", "messages", "content")
+# What has an effect on which of them.
+_ONLY_WITH = {
+    "add_special_tokens": ("prompt",),
+    "return_token_strs": ("prompt", "messages"),
+    "add_special": ("content",),
+    "parse_special": ("prompt", "content"),
+    "with_pieces": ("content",),
+    "continue_final_message": ("messages",),
+    "chat_template_kwargs": ("messages",),
+}
+
+
+class TokenizeRequest(DialogueRequest):
+    """The body of POST /tokenize: one of `prompt`, `messages` and `content`."""
+
+    model: Name = Field(
+        None, description="A served name. Where one variant is served, silence means it."
+    )
+    prompt: str | None = Field(None, description="A text, as vLLM's clients send it.")
+    content: str | None = Field(None, description="A text, as llama.cpp's clients send it.")
+
+    add_special_tokens: bool | None = Field(
+        None, description="false: `prompt` gets no BOS. true by default."
+    )
+    return_token_strs: bool | None = Field(
+        None, description="Tell the pieces of the vocabulary too; not with `content`."
+    )
+    add_special: bool | None = Field(
+        None, description="true: `content` gets one BOS, if the tokenizer adds any."
+    )
+    parse_special: bool | None = Field(
+        None, description="false: special pieces in the text are plain text; not with `messages`."
+    )
+    with_pieces: bool | None = Field(
+        None, description="With `content`: each token is told with its text, or bytes."
+    )
+
+    @check_together(mode="after")
+    def _has_one_source(self) -> TokenizeRequest:
+        given = [name for name in _SOURCES if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = f"has {' and '.join(given)}" if given else "has none of them"
+            raise ValueError(f"give one of {', '.join(_SOURCES)}; the body {found}")
+        for name, sources in _ONLY_WITH.items():
+            if getattr(self, name) and given[0] not in sources:
+                raise ValueError(f"{name} has an effect only with {' or '.join(sources)}")
+        return self
+
+
+class PromptTokens(BaseModel):
+    """A text's tokens, or a dialogue's."""
+
+    model_config = ConfigDict(protected_namespaces=(), extra="forbid")
+
+    count: int
+    max_model_len: int = Field(description="Most tokens of a prompt and its answer together.")
+    tokens: list[int]
+    token_strs: list[str] | None = Field(description="The pieces; null where not asked for.")
+    special: list[bool] = Field(description="Of each token: whether texts leave it out.")
+    bos: BosOrigin | None = Field(description="Who put BOS before it; null where there is none.")
+
+
+class TokenPiece(BaseModel):
+    """A token and what it stands for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: int
+    piece: str | list[int] = Field(description="Text, or bytes that are no whole character.")
+
+
+class ContentTokens(BaseModel):
+    """The tokens of `content`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tokens: list[int] | list[TokenPiece]
+    special: list[bool] = Field(description="Of each token: whether texts leave it out.")
+    bos: BosOrigin | None = Field(description="Who put BOS before it; null where there is none.")
+
+
+class TokenizedText(RootModel[PromptTokens | ContentTokens]):
+    """The answer: of `content` it has llama.cpp's shape, else vLLM's."""
+
+
+def tokenize_endpoints(context: ApiContext) -> list[Endpoint]:
+    """Return the endpoint."""
+
+    async def tokenize(http_request: Request) -> Response:
+        """Turn a text or a dialogue into token ids; nothing is generated."""
+        context.lifecycle.require_open()
+        request = await read_request(http_request, TokenizeRequest, context)
+        model = await acquire(http_request, request.model, context)
+        if request.content is not None:
+            answer: PromptTokens | ContentTokens = await tokenize_content(request, model)
+        elif request.messages is not None:
+            tell_ignored(http_request.scope, unread(request, model), context.limits)
+            answer = await tokenize_messages(request, model)
+        else:
+            answer = await tokenize_prompt(request, model)
+        return ModelResponse(answer, headers=model.identity.headers)
+
+    return [
+        Endpoint(
+            method="POST",
+            path="/tokenize",
+            tag="Tokens",
+            handler=tokenize,
+            request=TokenizeRequest,
+            response=TokenizedText,
+        )
+    ]
+
+
+async def tokenize_prompt(request: TokenizeRequest, model: ServedModel) -> PromptTokens:
+    """Encode `prompt` as a completion's is."""
+    text = request.prompt or ""
+    token_ids = await asyncio.to_thread(
+        encode_prompt,
+        model.tokenizer,
+        text,
+        add_special_tokens=request.add_special_tokens is not False,
+        parse_special=request.parse_special is not False,
+    )
+    return _prompt_tokens(token_ids, bos_origin(model.tokenizer, token_ids, text), request, model)
+
+
+async def tokenize_messages(request: TokenizeRequest, model: ServedModel) -> PromptTokens:
+    """Encode `messages` as a chat completion's are."""
+    token_ids = await render(request, model)
+    text = await render_text(request, model)
+    origin = bos_origin(model.tokenizer, token_ids, text, BosOrigin.TEMPLATE)
+    return _prompt_tokens(token_ids, origin, request, model)
+
+
+async def tokenize_content(request: TokenizeRequest, model: ServedModel) -> ContentTokens:
+    """Encode `content` as llama.cpp's clients ask for it."""
+    text = request.content or ""
+    token_ids = await asyncio.to_thread(
+        encode_prompt,
+        model.tokenizer,
+        text,
+        add_special_tokens=bool(request.add_special),
+        parse_special=request.parse_special is not False,
+    )
+    texts = TokenTexts(model.tokenizer)
+    pieces = [TokenPiece(id=i, piece=_piece(texts.raw_bytes(i))) for i in token_ids]
+    return ContentTokens(
+        tokens=pieces if request.with_pieces else token_ids,
+        special=[texts.is_special(token_id) for token_id in token_ids],
+        bos=bos_origin(model.tokenizer, token_ids, text),
+    )
+
+
+def _prompt_tokens(
+    token_ids: Sequence[int],
+    origin: BosOrigin | None,
+    request: TokenizeRequest,
+    model: ServedModel,
+) -> PromptTokens:
+    backend, texts = fast_backend(model.tokenizer), TokenTexts(model.tokenizer)
+    strings = [backend.id_to_token(token_id) or "" for token_id in token_ids]
+    return PromptTokens(
+        count=len(token_ids),
+        max_model_len=model.engine.max_model_len,
+        tokens=list(token_ids),
+        token_strs=strings if request.return_token_strs else None,
+        special=[texts.is_special(token_id) for token_id in token_ids],
+        bos=origin,
+    )
+
+
+def _piece(raw: bytes) -> str | list[int]:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return list(raw)
