@@ -59,7 +59,7 @@ def events_conform(
     error = ERROR_MODELS[endpoint.errors]
     assert response.text is not None
     for event in response.text.removesuffix("\n\n").split("\n\n"):
-        data = event.removeprefix("data: ")
+        data = event.removeprefix("data:").removeprefix(" ")
         if data.startswith('{"error"'):
             error.model_validate_json(data)
         elif data != "[DONE]":
