@@ -15,7 +15,7 @@ from pydantic import model_validator as check_together
 from service.api.dialogues import DialogueRequest, render, render_text, unread
 from service.api.endpoint import Endpoint
 from service.api.request_bodies import read_request, tell_ignored
-from service.api.requests import Name
+from service.api.requests import Forbidden, Name, Unsupported
 from service.api.respond import acquire
 from service.api.responses import ModelResponse
 from service.errors import MissingFieldError
@@ -72,6 +72,8 @@ class TokenizeRequest(DialogueRequest):
     with_pieces: bool | None = Field(
         None, description="With `content`: each token is told with its text, or bytes."
     )
+    tools: Unsupported = Field(None, description="Not supported yet.")
+    chat_template: Forbidden = Field(None, description="Never taken from a request.")
 
     @check_together(mode="after")
     def _has_one_source(self) -> TokenizeRequest:
