@@ -18,6 +18,7 @@ from service.api.request_bodies import read_request, tell_ignored
 from service.api.requests import Forbidden, Name, Unsupported
 from service.api.respond import acquire
 from service.api.responses import ModelResponse
+from service.errors import MissingFieldError
 from service.text.backend import fast_backend
 from service.text.bos import BosOrigin, bos_origin
 from service.text.prompt import encode_prompt
@@ -77,9 +78,10 @@ class TokenizeRequest(DialogueRequest):
     @check_together(mode="after")
     def _has_one_source(self) -> TokenizeRequest:
         given = [name for name in _SOURCES if getattr(self, name) is not None]
-        if len(given) != 1:
-            found = f"has {' and '.join(given)}" if given else "has none of them"
-            raise ValueError(f"give one of {', '.join(_SOURCES)}; the body {found}")
+        if not given:  # no ValueError, so pydantic passes it on as it is
+            raise MissingFieldError(f"give one of {', '.join(_SOURCES)}", param="prompt")
+        if len(given) > 1:
+            raise ValueError(f"has {' and '.join(given)}; give one of {', '.join(_SOURCES)}")
         for name, sources in _ONLY_WITH.items():
             if getattr(self, name) and given[0] not in sources:
                 raise ValueError(f"{name} has an effect only with {' or '.join(sources)}")
