@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 from pydantic import BeforeValidator, Field, ValidationInfo
 
 from service.api.messages import Message
-from service.api.requests import MAX_FIELDS, Name, RequestModel, limits_of
+from service.api.requests import EMPTY_IS_SILENCE, MAX_FIELDS, Name, RequestModel, limits_of
 from service.errors import InvalidFieldError
 from service.text.render_options import RenderOptions
 
@@ -47,11 +47,14 @@ Messages: TypeAlias = Annotated[
     list[Message], Field(fail_fast=True), BeforeValidator(_check_messages)
 ]
 TemplateKwargs: TypeAlias = Annotated[
-    dict[str, bool | str | int | float | None] | None, BeforeValidator(_check_num_items)
+    dict[str, bool | str | int | float | None] | None,
+    BeforeValidator(_check_num_items),
+    EMPTY_IS_SILENCE,
 ]
 Documents: TypeAlias = Annotated[
     list[Annotated[dict[str, str], BeforeValidator(_check_num_items)]] | None,
     BeforeValidator(_check_num_items),
+    EMPTY_IS_SILENCE,
 ]
 
 

@@ -13,16 +13,21 @@ from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from engine.request import Terms
-from engine.sampling_params import MAX_LOGPROBS, MAX_PENALTY, MAX_SEED
+from engine.sampling_params import MAX_LOGPROBS, MAX_PENALTY
 from service.api.requests import (
+    EMPTY_IS_SILENCE,
     MAX_COUNT,
+    Flag,
     Forbidden,
     Ignored,
     LogitBias,
     MaxTokens,
     Name,
     NumChoices,
+    RepetitionPenalty,
     RequestModel,
+    Seed,
+    Share,
     Stop,
     TokenIds,
     Unsupported,
@@ -102,7 +107,11 @@ class OpenAIRequest(RequestModel):
     n_predict: MaxTokens = Field(None, description="Another name of max_tokens.")
     max_length: MaxTokens = Field(None, description="Another name of max_tokens.")
     min_tokens: int | None = Field(
-        None, ge=0, le=MAX_COUNT, description="No end is picked before so many tokens."
+        None,
+        ge=0,
+        le=MAX_COUNT,
+        description="No end is picked before so many tokens, and no stop string looked for in their"
+        " text.",
     )
     n: NumChoices = Field(None, description="How many choices to return of each prompt.")
     truncate_prompt_tokens: int | None = Field(
@@ -129,10 +138,10 @@ class OpenAIRequest(RequestModel):
     min_p: float | None = Field(
         None, ge=0, le=1, description="Drop tokens below this share of the likeliest one's."
     )
-    typical_p: float | None = Field(
-        None, gt=0, le=1, description="Keep the mass whose surprise is nearest the entropy."
+    typical_p: Share = Field(
+        None, description="Keep the mass whose surprise is nearest the entropy."
     )
-    typical: float | None = Field(None, gt=0, le=1, description="Another name of typical_p.")
+    typical: Share = Field(None, description="Another name of typical_p.")
     presence_penalty: float | None = Field(
         None,
         ge=-MAX_PENALTY,
@@ -145,28 +154,22 @@ class OpenAIRequest(RequestModel):
         le=MAX_PENALTY,
         description="Taken off a token's logit for every time that it was generated.",
     )
-    repetition_penalty: float | None = Field(
+    repetition_penalty: RepetitionPenalty = Field(
         None,
-        gt=0,
-        le=100,
         description="Divides the logits (multiplies negative ones) of tokens in prompt or answer.",
     )
-    repeat_penalty: float | None = Field(
-        None, gt=0, le=100, description="Another name of repetition_penalty."
+    repeat_penalty: RepetitionPenalty = Field(
+        None, description="Another name of repetition_penalty."
     )
-    rep_pen: float | None = Field(
-        None, gt=0, le=100, description="Another name of repetition_penalty."
-    )
+    rep_pen: RepetitionPenalty = Field(None, description="Another name of repetition_penalty.")
     logit_bias: LogitBias = Field(
         None, description="Added to logits, by token id as text; -100 to 100."
     )
     allowed_token_ids: TokenIds = Field(None, description="Nothing else is picked.")
     bad_words: Words = Field(None, description="Texts that never come about.")
-    seed: int | None = Field(
+    seed: Seed = Field(
         None,
-        ge=0,
-        le=MAX_SEED,
-        description="Makes sampling repeatable; choice i of a prompt takes seed + i.",
+        description="Makes sampling repeatable; choice i of a prompt takes seed + i; -1: silence.",
     )
 
     # Where an answer ends
@@ -176,10 +179,10 @@ class OpenAIRequest(RequestModel):
     include_stop_str_in_output: bool | None = Field(
         None, description="What ended the answer, string or token, stays at the end of its text."
     )
-    ignore_eos: bool | None = Field(
+    ignore_eos: Flag = Field(
         None, description="Go on past the variant's own end, up to max_tokens."
     )
-    ban_eos_token: bool | None = Field(None, description="Another name of ignore_eos.")
+    ban_eos_token: Flag = Field(None, description="Another name of ignore_eos.")
 
     # What is told
     prompt_logprobs: int | None = Field(
@@ -198,7 +201,9 @@ class OpenAIRequest(RequestModel):
     stream: bool | None = Field(
         None, description="Send the answer as it comes, as server-sent events."
     )
-    stream_options: StreamOptions | None = Field(None, description="Only with stream.")
+    stream_options: Annotated[StreamOptions | None, EMPTY_IS_SILENCE] = Field(
+        None, description="Only with stream."
+    )
 
     # On what terms
     user: Name = Field(None, description="On whose behalf it is; users share the engine fairly.")
