@@ -48,3 +48,10 @@ def test_ids_out_of_range_are_refused(server, token_id):
 @pytest.mark.parametrize("tokens", [None, "1", [1.0], ["1"], [True], [[1]]])
 def test_what_is_no_list_of_ids_is_refused(server, tokens):
     assert detokenize(server, tokens).status_code == 400
+
+
+def test_of_many_wrong_ids_the_first_is_told(server):
+    """To describe each of a million takes seconds."""
+    error = detokenize(server, ["a"] * 1000).json()["error"]
+    assert "tokens.0" in error["message"]
+    assert "tokens.1" not in error["message"]
