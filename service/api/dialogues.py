@@ -1,6 +1,7 @@
-"""Dialogues in requests: their fields, and what the variant's template makes of them.
+"""From a request's dialogue to the ids of a prompt: what the variant's template is given, and told.
 
-What the template has no use for is named to the client, as any field without effect is.
+Shared by the APIs that take dialogues. What the template has no use for is named to the client, as
+any field without effect is.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from service.api.messages import Message
-from service.api.requests import MAX_FIELDS, Forbidden, Name, RequestModel, Unsupported, limits_of
+from service.api.requests import MAX_FIELDS, Name, RequestModel, limits_of
 from service.errors import InvalidFieldError
 from service.text.render_options import RenderOptions
 
@@ -42,7 +43,7 @@ def _check_num_items(items: Collection[object] | None) -> object:
 
 # By `Field`, as `FailFast()` itself cannot be part of a union.
 Messages: TypeAlias = Annotated[
-    list[Message], Field(fail_fast=True, min_length=1), BeforeValidator(_check_messages)
+    list[Message], Field(fail_fast=True), BeforeValidator(_check_messages)
 ]
 TemplateKwargs: TypeAlias = Annotated[
     dict[str, bool | str | int | float | None] | None, AfterValidator(_check_num_items)
@@ -51,9 +52,9 @@ Documents: TypeAlias = Annotated[list[dict[str, str]] | None, AfterValidator(_ch
 
 
 class DialogueRequest(RequestModel):
-    """A dialogue, and how the template writes it."""
+    """A dialogue, and what is said of how the template writes it."""
 
-    messages: Messages | None = Field(None, description="The dialogue so far, oldest first.")
+    messages: Messages | None = Field(None, description="A dialogue, oldest turn first.")
     add_generation_prompt: bool | None = Field(
         None, description="false: end with the last message, and open no turn for the assistant."
     )
@@ -61,7 +62,8 @@ class DialogueRequest(RequestModel):
         None, description="The last message is the beginning of the answer, which goes on from it."
     )
     chat_template_kwargs: TemplateKwargs = Field(
-        None, description="Variables of the template's own; others are named as ignored."
+        None,
+        description="Variables of the template's own; others are named as ignored.",
     )
     documents: Documents = Field(
         None, description="Texts to cite, for templates that do; refused where one does not."
@@ -69,13 +71,6 @@ class DialogueRequest(RequestModel):
     reasoning_effort: Name = Field(
         None, description="Given to the template, if it takes it; else named as ignored."
     )
-    tools: Unsupported = Field(None, description="Not supported yet.")
-    chat_template: Forbidden = Field(None, description="Never taken from a request.")
-
-    @property
-    def dialogue(self) -> Sequence[Message]:
-        """Return the messages; none where there are none."""
-        return self.messages or []
 
 
 async def render(request: DialogueRequest, model: ServedModel) -> list[int]:
@@ -84,21 +79,21 @@ async def render(request: DialogueRequest, model: ServedModel) -> list[int]:
     Raises a RequestError or TextError.
     """
     template = model.require_chat_template()
-    turns = [message.turn for message in request.dialogue]
     # In a thread: a checkpoint's template runs in another process, which is waited for.
-    return await asyncio.to_thread(template.render, turns, options_for(template, request))
+    return await asyncio.to_thread(template.render, _turns(request), options_for(template, request))
 
 
 async def render_text(request: DialogueRequest, model: ServedModel) -> str:
-    """Return a dialogue as text for people. Raises a RequestError or TextError."""
+    """Return the same as text for people. Raises a RequestError or TextError."""
     template = model.require_chat_template()
-    turns = [message.turn for message in request.dialogue]
-    return await asyncio.to_thread(template.render_text, turns, options_for(template, request))
+    return await asyncio.to_thread(
+        template.render_text, _turns(request), options_for(template, request)
+    )
 
 
 def options_for(template: ChatTemplate, request: DialogueRequest) -> RenderOptions:
     """Return how the template is to render. Raises InvalidFieldError."""
-    goes_on = bool(request.continue_final_message) or _ends_with_prefix(request.dialogue)
+    goes_on = bool(request.continue_final_message) or _ends_with_prefix(request.messages or ())
     if goes_on and request.add_generation_prompt:
         raise InvalidFieldError(
             "add_generation_prompt: opens another turn, where the last message is to be continued;"
@@ -126,10 +121,14 @@ def unread(request: DialogueRequest, model: ServedModel) -> list[str]:
     if request.reasoning_effort and EFFORT not in template.kwargs_names:
         names.append(EFFORT)
     for name in ("name", "reasoning_content", "reasoning"):
-        is_given = any(getattr(message, name) for message in request.dialogue)
+        is_given = any(getattr(message, name) for message in request.messages or ())
         if is_given and not template.reads("name" if name == "name" else "reasoning_content"):
             names.append(f"messages[].{name}")
     return names
+
+
+def _turns(request: DialogueRequest) -> list[dict[str, str | None]]:
+    return [message.turn for message in request.messages or ()]
 
 
 def _kwargs(request: DialogueRequest) -> dict[str, KwargValue]:

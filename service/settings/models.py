@@ -48,6 +48,16 @@ def _read_entries(entries: object) -> object:
     return json.loads(entries) if entries.lstrip().startswith("[") else entries.split()
 
 
+def _check_name(name: str) -> str:
+    """Refuse a name that nobody could type or read in a list."""
+    if not name.isprintable() or name != name.strip():
+        raise ValueError("give printable characters alone, with no space at either end")
+    return name
+
+
+ModelName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_check_name)]
+
+
 class VariantSettings(BaseModel):
     """What an operator can choose for one served variant."""
 
@@ -60,13 +70,11 @@ class VariantSettings(BaseModel):
         "`repo:Q4_K_M`, a folder, a git clone or a `.gguf` file. Where the branch is left open, "
         "the one that fits best. The embedded demo when absent.",
     )
-    served_model_name: str | None = Field(
+    served_model_name: ModelName | None = Field(
         None,
-        min_length=1,
-        max_length=200,
         description="Name clients send as `model`. The variant's own name when absent.",
     )
-    aliases: Annotated[list[str], NoDecode, BeforeValidator(_read_entries)] = Field(
+    aliases: Annotated[list[ModelName], NoDecode, BeforeValidator(_read_entries)] = Field(
         [],
         max_length=64,
         description="Other names that clients may send as `model`; answers carry the served name.",

@@ -13,6 +13,7 @@ from service.api.llama_cpp.answers import InfillAnswer, InfillWriter
 from service.api.llama_cpp.fields import InfillRequest
 from service.api.request_bodies import read_request
 from service.api.respond import acquire, answer
+from service.errors import InvalidFieldError
 from service.serving.generation_request import AnswerForm, GenerationRequest
 from service.serving.infilling import Gap, at_most, plan_infill
 from service.serving.sampling import SamplingOptions
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from service.serving.served_model import ServedModel
 
 _UNNAMED = "tmp"  # a file without a name, as llama.cpp calls it
+MAX_BIASED = 1024  # tokens, as many as may be given as ids; a short body's texts hold far more
 
 
 def infill_endpoints(context: ApiContext) -> list[Endpoint]:
@@ -114,17 +116,27 @@ async def plan(request: InfillRequest, model: ServedModel) -> GenerationRequest:
 
 
 async def _biases(request: InfillRequest, model: ServedModel) -> dict[int, float]:
-    """Return the biases by token; of several for one token the sum, within the bounds."""
+    """Return the biases by token; of several for one token the sum, within the bounds.
+
+    Raises InvalidFieldError where texts name more tokens than are taken as ids.
+    """
+    texts = [token for token, _ in request.token_biases if isinstance(token, str)]
+    ids_by_text = await asyncio.to_thread(_ids_by_text, texts, model) if texts else {}
     biases: dict[int, float] = {}
     for token, bias in request.token_biases:
-        ids = [token] if isinstance(token, int) else await _ids_of(token, model)
-        for token_id in ids:
+        for token_id in [token] if isinstance(token, int) else ids_by_text[token]:
             total = biases.get(token_id, 0.0) + bias
             biases[token_id] = max(-MAX_BIAS, min(total, MAX_BIAS))
+    if len(biases) > MAX_BIASED:
+        raise InvalidFieldError(
+            f"logit_bias: its texts name {len(biases)} tokens; give at most {MAX_BIASED}",
+            param="logit_bias",
+        )
     return biases
 
 
-async def _ids_of(text: str, model: ServedModel) -> list[int]:
-    return await asyncio.to_thread(
-        encode_prompt, model.tokenizer, text, add_special_tokens=False, parse_special=False
-    )
+def _ids_by_text(texts: list[str], model: ServedModel) -> dict[str, list[int]]:
+    return {
+        text: encode_prompt(model.tokenizer, text, add_special_tokens=False, parse_special=False)
+        for text in texts
+    }

@@ -39,9 +39,12 @@ class ChatRequest(DialogueRequest, TurnRequest):
 
     other_names: ClassVar = TurnRequest.other_names
 
-    messages: Messages = Field(description="The dialogue so far, oldest first.")
+    messages: Messages = Field(
+        description="The dialogue so far, oldest first.", json_schema_extra={"minItems": 1}
+    )
 
     # Not yet
+    tools: Unsupported = Field(None, description="Not supported yet.")
     tool_choice: Annotated[Unsupported, BeforeValidator(_none_if_free)] = Field(
         None, description="Not supported yet; `none` and `auto` are taken."
     )

@@ -19,7 +19,6 @@ from service.api.requests import (
     RequestModel,
     Stop,
     Unsupported,
-    is_empty,
 )
 from service.serving.sampling import SamplingOptions
 
@@ -142,12 +141,8 @@ class GenerationParameters(RequestModel):
         )
 
 
-def _none_if_false(value: object) -> object:
-    return None if value is False or is_empty(value) else value
-
-
 def _none_if_true(value: object) -> object:
-    return None if value is True or is_empty(value) else value
+    return None if value is True else value
 
 
 class TgiRequest(RequestModel):
@@ -170,7 +165,7 @@ class TgiRequest(RequestModel):
 class GenerateRequest(TgiRequest):
     """The body of POST /generate."""
 
-    stream: Annotated[Any, BeforeValidator(_none_if_false)] = Field(
+    stream: Any = Field(
         None, json_schema_extra=NO_EFFECT, description="No effect: it is never one here."
     )
 

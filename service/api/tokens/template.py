@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.api.dialogues import DialogueRequest, Messages, render_text, unread
 from service.api.endpoint import Endpoint
 from service.api.request_bodies import read_request, tell_ignored
-from service.api.requests import Name
+from service.api.requests import Forbidden, Name, Unsupported
 from service.api.respond import acquire
 from service.api.responses import ModelResponse
 
@@ -26,7 +26,9 @@ class TemplateRequest(DialogueRequest):
     model: Name = Field(
         None, description="A served name. Where one variant is served, silence means it."
     )
-    messages: Messages = Field(description="The dialogue so far, oldest first.")
+    messages: Messages = Field(description="A dialogue, oldest turn first.")
+    tools: Unsupported = Field(None, description="Not supported yet.")
+    chat_template: Forbidden = Field(None, description="Never taken from a request.")
 
 
 class AppliedTemplate(BaseModel):

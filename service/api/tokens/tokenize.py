@@ -15,9 +15,10 @@ from pydantic import model_validator as check_together
 from service.api.dialogues import DialogueRequest, render, render_text, unread
 from service.api.endpoint import Endpoint
 from service.api.request_bodies import read_request, tell_ignored
-from service.api.requests import Name
+from service.api.requests import Forbidden, Name, Unsupported
 from service.api.respond import acquire
 from service.api.responses import ModelResponse
+from service.errors import MissingFieldError
 from service.text.backend import fast_backend
 from service.text.bos import BosOrigin, bos_origin
 from service.text.prompt import encode_prompt
@@ -42,6 +43,8 @@ _ONLY_WITH = {
     "with_pieces": ("content",),
     "continue_final_message": ("messages",),
     "chat_template_kwargs": ("messages",),
+    "documents": ("messages",),
+    "reasoning_effort": ("messages",),
 }
 
 
@@ -69,13 +72,16 @@ class TokenizeRequest(DialogueRequest):
     with_pieces: bool | None = Field(
         None, description="With `content`: each token is told with its text, or bytes."
     )
+    tools: Unsupported = Field(None, description="Not supported yet.")
+    chat_template: Forbidden = Field(None, description="Never taken from a request.")
 
     @check_together(mode="after")
     def _has_one_source(self) -> TokenizeRequest:
         given = [name for name in _SOURCES if getattr(self, name) is not None]
-        if len(given) != 1:
-            found = f"has {' and '.join(given)}" if given else "has none of them"
-            raise ValueError(f"give one of {', '.join(_SOURCES)}; the body {found}")
+        if not given:  # no ValueError, so pydantic passes it on as it is
+            raise MissingFieldError(f"give one of {', '.join(_SOURCES)}", param="prompt")
+        if len(given) > 1:
+            raise ValueError(f"has {' and '.join(given)}; give one of {', '.join(_SOURCES)}")
         for name, sources in _ONLY_WITH.items():
             if getattr(self, name) and given[0] not in sources:
                 raise ValueError(f"{name} has an effect only with {' or '.join(sources)}")
@@ -126,13 +132,13 @@ def tokenize_endpoints(context: ApiContext) -> list[Endpoint]:
         context.lifecycle.require_open()
         request = await read_request(http_request, TokenizeRequest, context)
         model = await acquire(http_request, request.model, context)
-        if request.content is not None:
-            answer: PromptTokens | ContentTokens = await tokenize_content(request, model)
-        elif request.messages is not None:
+        if request.messages is not None:
             tell_ignored(http_request.scope, unread(request, model), context.limits)
-            answer = await tokenize_messages(request, model)
+            answer: PromptTokens | ContentTokens = await tokenize_messages(request, model)
         else:
-            answer = await tokenize_prompt(request, model)
+            # All of it beside the event loop: a body may hold a million tokens.
+            read = tokenize_prompt if request.content is None else tokenize_content
+            answer = await asyncio.to_thread(read, request, model)
         return ModelResponse(answer, headers=model.identity.headers)
 
     return [
@@ -147,17 +153,17 @@ def tokenize_endpoints(context: ApiContext) -> list[Endpoint]:
     ]
 
 
-async def tokenize_prompt(request: TokenizeRequest, model: ServedModel) -> PromptTokens:
+def tokenize_prompt(request: TokenizeRequest, model: ServedModel) -> PromptTokens:
     """Encode `prompt` as a completion's is."""
     text = request.prompt or ""
-    token_ids = await asyncio.to_thread(
-        encode_prompt,
+    token_ids = encode_prompt(
         model.tokenizer,
         text,
         add_special_tokens=request.add_special_tokens is not False,
         parse_special=request.parse_special is not False,
     )
-    return _prompt_tokens(token_ids, bos_origin(model.tokenizer, token_ids, text), request, model)
+    origin = bos_origin(model.tokenizer, token_ids, text)
+    return _prompt_tokens(token_ids, origin, request, model)
 
 
 async def tokenize_messages(request: TokenizeRequest, model: ServedModel) -> PromptTokens:
@@ -165,23 +171,24 @@ async def tokenize_messages(request: TokenizeRequest, model: ServedModel) -> Pro
     token_ids = await render(request, model)
     text = await render_text(request, model)
     origin = bos_origin(model.tokenizer, token_ids, text, BosOrigin.TEMPLATE)
-    return _prompt_tokens(token_ids, origin, request, model)
+    return await asyncio.to_thread(_prompt_tokens, token_ids, origin, request, model)
 
 
-async def tokenize_content(request: TokenizeRequest, model: ServedModel) -> ContentTokens:
+def tokenize_content(request: TokenizeRequest, model: ServedModel) -> ContentTokens:
     """Encode `content` as llama.cpp's clients ask for it."""
     text = request.content or ""
-    token_ids = await asyncio.to_thread(
-        encode_prompt,
+    token_ids = encode_prompt(
         model.tokenizer,
         text,
         add_special_tokens=bool(request.add_special),
         parse_special=request.parse_special is not False,
     )
     texts = TokenTexts(model.tokenizer)
-    pieces = [TokenPiece(id=i, piece=_piece(texts.raw_bytes(i))) for i in token_ids]
+    tokens: list[int] | list[TokenPiece] = token_ids
+    if request.with_pieces:
+        tokens = [TokenPiece(id=i, piece=_piece(texts.raw_bytes(i))) for i in token_ids]
     return ContentTokens(
-        tokens=pieces if request.with_pieces else token_ids,
+        tokens=tokens,
         special=[texts.is_special(token_id) for token_id in token_ids],
         bos=bos_origin(model.tokenizer, token_ids, text),
     )

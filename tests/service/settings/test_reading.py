@@ -150,3 +150,16 @@ def test_origins_of_pages_are_taken_from_a_flag_and_a_variable(monkeypatch, orig
 def test_origin_that_no_browser_sends_is_an_error(origin):
     with pytest.raises(SettingsError, match=r"--cors-origins is .*scheme and a host"):
         load_settings({"cors_origins": [origin]}, None)
+
+
+@pytest.mark.parametrize("name", ["", " a", "a\r\nb", "a\x00", "a" * 201])
+def test_names_that_no_client_could_send_are_errors(name):
+    with pytest.raises(SettingsError, match="--aliases is "):
+        load_settings({"aliases": ["a", name]}, None)
+    with pytest.raises(SettingsError, match="--served-model-name is "):
+        load_settings({"served_model_name": name}, None)
+
+
+def test_names_may_hold_slashes_colons_and_letters_of_any_script():
+    names = ["owner/name:branch@x", "Modèle für 子 1"]
+    assert load_settings({"aliases": names}, None).aliases == names

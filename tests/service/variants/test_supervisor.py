@@ -261,3 +261,11 @@ def test_request_does_not_lift_an_administrators_drain():
         await supervisor.close()
 
     run(test())
+
+
+def test_a_variants_status_tells_its_aliases():
+    async def test() -> None:
+        supervisor = supervise(make("one", aliases=("uno", "eins")), make("two"))
+        assert [status.aliases for status in supervisor.statuses] == [("uno", "eins"), ()]
+
+    run(test())

@@ -6,6 +6,7 @@ import httpx2 as httpx
 import pytest
 
 from engine.outputs import TokenLogprobs
+from service.api.llama_cpp import infill
 from tests.service.fakes import END, FakeEngine, running_server, says
 
 from .conftest import TEXT
@@ -245,6 +246,15 @@ def test_biases_are_of_ids_and_of_texts(editor, tokenizer, biases):
     editor.infill(logit_bias=biases)
     (letter,) = tokenizer.encode("A", add_special_tokens=False)
     assert editor.params.logit_bias == {70: 1.5, letter: -2.0, 71: -100.0}
+
+
+def test_texts_that_name_too_many_tokens_are_refused(monkeypatch, editor):
+    monkeypatch.setattr(infill, "MAX_BIASED", 2)
+    editor.infill(logit_bias=[["ab", 1.0], ["ba", 1.0]])
+    refused = editor.ask(logit_bias=[["abc", 1.0]])
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "logit_bias"
+    assert "name 3 tokens; give at most 2" in refused.json()["error"]["message"]
 
 
 def test_tokens_are_told_with_their_logprobs(editor):

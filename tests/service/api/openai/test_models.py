@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -88,6 +89,61 @@ def test_a_model_tells_how_far_its_live_check_has_come(tiny_tokenizer):
             "last_round_s": 12.5,
             "problem": None,
         }
+
+
+def test_list_says_what_a_variant_can_do(server):
+    (model,) = server.client().models.list()
+    assert model.root == MODEL
+    assert model.parent is None
+    assert model.aliases == []
+    assert model.max_model_len == model.context_length == 256
+    assert model.capabilities == {"completion": True, "chat": True, "infilling": False}
+    assert (model.infilling, model.chat_refusal) == (None, None)
+
+
+def test_list_says_why_a_variant_cannot(tiny_tokenizer):
+    engine = FakeEngine(says(tiny_tokenizer, "yes"))
+    with running_server(engine, tiny_tokenizer, chat_refusal="a base model") as running:
+        (model,) = running.client().models.list()
+    assert not model.capabilities["chat"]
+    assert model.chat_refusal == "a base model"
+    assert model.infilling_refusal == "it has no pieces that mark a gap"
+
+
+def test_infilling_is_told_as_its_record(tiny_tokenizer):
+    record = {
+        "family": "Some",
+        "orders": ["psm", "spm"],
+        "default_order": "psm",
+        "stop": ["<end>"],
+        "file_pieces": False,
+    }
+    engine = FakeEngine(says(tiny_tokenizer, "yes"))
+    infilling = SimpleNamespace(record=record)
+    with running_server(engine, tiny_tokenizer, infilling=infilling) as running:
+        (model,) = running.client().models.list()
+    assert model.infilling == record
+    assert model.capabilities["infilling"]
+
+
+def test_anthropics_clients_get_their_fields(server):
+    headers = {"anthropic-version": "2023-06-01"}
+    listed = httpx.get(f"{server.url}/v1/models", headers=headers).json()
+    assert (listed["has_more"], listed["first_id"], listed["last_id"]) == (False, MODEL, MODEL)
+    model = httpx.get(f"{server.url}/v1/models/{MODEL}", headers=headers).json()
+    for found in (listed["data"][0], model):
+        assert (found["type"], found["display_name"]) == ("model", MODEL)
+        assert found["created_at"] == "2023-11-14T22:13:20Z"
+        assert found["object"] == "model"
+    plain = httpx.get(f"{server.url}/v1/models").json()
+    assert plain.keys() == {"object", "data"}
+    assert "created_at" not in plain["data"][0]
+
+
+def test_codex_gets_a_list_of_its_own(server):
+    listed = httpx.get(f"{server.url}/models", params={"client_version": "0.99.0"}).json()
+    assert listed["models"] == []
+    assert [model["id"] for model in listed["data"]] == [MODEL]
 
 
 @pytest.mark.parametrize("spelt", [MODEL, quote(MODEL), quote(MODEL, safe="")])

@@ -12,7 +12,7 @@ from service.api.operations.answers import Liveness, Readiness
 from tests.service.fakes import MODEL, FakeEngine, running_server, says
 
 
-@pytest.mark.parametrize("path", ["/health", "/health/ready"])
+@pytest.mark.parametrize("path", ["/health", "/health/ready", "/ping"])
 def test_ready_only_while_serving(tiny_tokenizer, path):
     engine = FakeEngine(says(tiny_tokenizer, "yes"))
     with running_server(engine, tiny_tokenizer) as server:

@@ -1,0 +1,79 @@
+"""Where answers are written: those that tell of many tokens, beside the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import dataclass, field
+
+import pytest
+from pydantic import BaseModel
+from starlette.requests import Request
+
+from engine.outputs import TokenLogprobs
+from service.api.respond import MAX_TOLD_AT_ONCE, answer
+from service.server.lifecycle import Lifecycle
+from service.serving.generation_request import GenerationRequest
+from service.serving.prompts import Prompt
+from service.serving.sampling import SamplingOptions
+from tests.service.fakes import (
+    ByteTokenizer,
+    FakeEngine,
+    FakeModels,
+    api_context,
+    says,
+    served_model,
+)
+
+
+class Written(BaseModel):
+    """An answer."""
+
+    text: str
+
+
+@dataclass
+class Writer:
+    """Remembers which threads wrote."""
+
+    written_by: list[int] = field(default_factory=list)
+
+    def whole(self, generation, choices) -> Written:
+        self.written_by.append(threading.get_ident())
+        return Written(text=choices[0].text)
+
+
+@pytest.mark.parametrize("num_prompt_tokens", [2, MAX_TOLD_AT_ONCE + 2])
+def test_answers_that_tell_of_many_tokens_are_written_beside_the_event_loop(num_prompt_tokens):
+    tokenizer = ByteTokenizer()
+    engine = FakeEngine(
+        says(tokenizer, "hi"),
+        max_model_len=1024,
+        logprobs=lambda token_id, params: TokenLogprobs(-1.0, ((token_id, -1.0),)),
+    )
+    model, writer = served_model(engine, tokenizer), Writer()
+    request = GenerationRequest(
+        prompts=[Prompt([5] * num_prompt_tokens)],
+        max_tokens=[2],
+        options=SamplingOptions(prompt_logprobs=1),
+    )
+
+    async def run() -> bytes:
+        async def receive() -> dict[str, object]:
+            await asyncio.Event().wait()
+            return {}
+
+        models = FakeModels(model)
+        response = await answer(
+            Request({"type": "http", "headers": []}, receive),
+            request,
+            writer,
+            is_stream=False,
+            model=model,
+            context=api_context(Lifecycle(models), models),
+        )
+        return bytes(response.body)
+
+    assert asyncio.run(run()) == b'{"text":"hi"}'
+    is_large = num_prompt_tokens > MAX_TOLD_AT_ONCE
+    assert (writer.written_by == [threading.get_ident()]) is not is_large

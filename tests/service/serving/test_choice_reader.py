@@ -1,0 +1,52 @@
+"""What a reader tells of an answer's end."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.outputs import FinishReason, TokenOutput
+from engine.sampling_params import SamplingParams
+from service.serving.choice_reader import make_reader
+from service.serving.generation_request import AnswerForm, PlannedChoice
+from service.serving.prompts import Prompt
+from tests.service.fakes import END, ByteTokenizer, FakeEngine, says, served_model
+
+
+def read(text: str, form: AnswerForm) -> tuple[str, list[int], str | int | None]:
+    """Read an answer that ends by itself; return text, ids of the tokens told, and the reason."""
+    tokenizer = ByteTokenizer()
+    model = served_model(FakeEngine(says(tokenizer, "")), tokenizer)
+    params = SamplingParams(max_tokens=100, eos_token_ids=frozenset({END}))
+    reader = make_reader(0, PlannedChoice(Prompt([0]), params), form, model)
+    told: list[int] = []
+    written = ""
+    for token_id in [*tokenizer.encode(text, add_special_tokens=False), END]:
+        reason = FinishReason.STOP if token_id == END else None
+        delta = reader.read([TokenOutput(0, token_id, None, reason)])
+        if delta is None:
+            continue
+        written += delta.text
+        told += [token.token_id for token in delta.tokens]
+        if delta.finish_reason is not None:
+            return written, told, delta.stop_reason
+    raise AssertionError("the answer has no end")
+
+
+@pytest.mark.parametrize(
+    ("kept", "text"),
+    [({}, "on"), ({"keeps_stop_string": True}, "one"), ({"keeps_stop": True}, "one")],
+)
+def test_stop_string_stays_where_that_is_asked_for(kept, text):
+    assert read("one two", AnswerForm(stop_strings=["e"], **kept))[::2] == (text, "e")
+
+
+def test_end_token_is_no_text_where_only_stop_strings_stay():
+    form = AnswerForm(keeps_stop_string=True, skips_special_tokens=False)
+    assert read("one", form)[0] == "one"
+    assert read("one", AnswerForm(keeps_stop=True, skips_special_tokens=False))[0] == "one</s>"
+
+
+def test_end_token_is_told_where_that_is_asked_for():
+    assert END not in read("one", AnswerForm(tells_tokens=True))[1]
+    text, told, _ = read("one", AnswerForm(tells_tokens=True, tells_ends=True))
+    assert (text, told[-1], len(told)) == ("one", END, 4)
