@@ -127,7 +127,8 @@ async def _rendered(
     request: GenerationRequest, request_id: str, model: ServedModel
 ) -> list[RenderedPrompt]:
     backend = fast_backend(model.tokenizer)
-    first_choices = plan_choices(replace(request, num_choices=1), model)
+    # In a thread: bad words may take as long as a second.
+    first_choices = await asyncio.to_thread(plan_choices, replace(request, num_choices=1), model)
     return [
         RenderedPrompt(
             request_id=request_id,
