@@ -6,6 +6,7 @@ import pytest
 
 from engine.outputs import TokenLogprobs
 from service.serving.answer_tokens import AnswerTokens, prompt_tokens
+from service.text.token_text import without_end
 
 KNOWN = TokenLogprobs(-1.0, ())
 
@@ -51,9 +52,20 @@ def test_what_has_no_text_at_the_end_is_told_with_the_rest():
     [(0, [], []), (2, [0], [1]), (3, [0], [0]), (4, [0, 1], [0, 1]), (9, [0, 1, 2], [0, 0, 0])],
 )
 def test_where_the_text_is_cut_tokens_are(num_sent, told, num_cut):
-    taken = tokens_of(3, 2, 4).take_until(num_sent)
+    taken = tokens_of(3, 2, 4).take_until(num_sent, [b"abc", b"de", b"fghi"].__getitem__)
     assert ids(taken) == told
     assert [token.num_cut for token in taken] == num_cut
+
+
+def test_a_character_that_is_cut_off_is_told_by_none_of_its_tokens():
+    """Of "a 🙂" the space comes with three bytes of the character, its last by itself."""
+    tokens = AnswerTokens()
+    for token_id, (begin, end) in enumerate([(0, 1), (1, 1), (1, 3)]):
+        tokens.add(token_id, KNOWN, begin, end)
+    raw = [b"a", b" \xf0\x9f\x99", b"\x82"]
+    taken = tokens.take_until(2, raw.__getitem__)
+    assert [(token.token_id, token.num_cut) for token in taken] == [(0, 0), (1, 1)]
+    assert without_end(raw[1], 1) == b" "
 
 
 def test_offsets_count_from_the_beginning_of_a_text_that_has_begun_already():
