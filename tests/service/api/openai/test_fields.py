@@ -701,7 +701,7 @@ OTHERS: dict[str, Callable[..., None]] = {
 TESTED_ELSEWHERE = {
     "suffix",  # test_gaps.py
     *("add_generation_prompt", "continue_final_message", "chat_template_kwargs", "documents"),
-    "reasoning_effort",  # these in test_dialogues.py
+    "reasoning_effort",  # these in tests/service/api/test_dialogues.py
 }
 
 
