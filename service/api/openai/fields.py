@@ -7,9 +7,9 @@ in its module; how they reach the engine, in `service.serving`.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from engine.request import Terms
@@ -55,6 +55,12 @@ class StreamOptions(RequestModel):
     )
 
 
+class ResponseFormat(RequestModel):
+    """What kind of text an answer is."""
+
+    type: Literal["text"] = Field(description="Any text.")
+
+
 def _check_priority(value: int | None, info: ValidationInfo) -> int | None:
     if value and not limits_of(info).may_set_priority:
         raise ValueError("requests may not set it here (see the setting allow_priority)")
@@ -68,13 +74,13 @@ def _check_id(value: str | None) -> str | None:
 
 
 def _text_format_only(value: object) -> object:
-    if isinstance(value, dict) and value.get("type") == "text":
+    if is_empty(value):
         return None
-    if not is_empty(value):
+    if not isinstance(value, dict) or value.get("type") != "text":
         raise PydanticCustomError(
             "unsupported_field", 'this server supports only {"type": "text"} so far; leave it out'
         )
-    return None
+    return value
 
 
 Priority = Annotated[
@@ -235,7 +241,7 @@ class OpenAIRequest(RequestModel):
     prediction: Ignored
 
     # Refused where they say anything
-    response_format: Annotated[Any, AfterValidator(_text_format_only)] = Field(
+    response_format: Annotated[ResponseFormat | None, BeforeValidator(_text_format_only)] = Field(
         None, description='Only {"type": "text"} so far.'
     )
     structured_outputs: Unsupported = Field(None, description="Not supported yet.")

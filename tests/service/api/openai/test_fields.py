@@ -201,6 +201,23 @@ def texts_of(answer: dict[str, Any]) -> list[str]:
     ]
 
 
+@BOTH
+def test_names_that_are_not_known_are_told_at_any_depth(client, path):
+    fields = {
+        "stream": True,
+        "stream_options": {"chunk_size": 3},
+        "response_format": {"type": "text", "strict": True},
+        "no_such_field": 1,
+    }
+    response = ask(client, path, **fields)
+    assert response.status_code == 200
+    assert set(response.headers["x-ignored-params"].split(", ")) == {
+        "stream_options.chunk_size",
+        "response_format.strict",
+        "no_such_field",
+    }
+
+
 def events_of(response: httpx.Response) -> list[str]:
     assert response.status_code == 200, response.text
     *events, done, rest = response.text.split("\n\n")
