@@ -12,6 +12,8 @@ _AUDIO = "this server makes text; it neither speaks nor listens"
 _STORED = "this server keeps nothing between requests; it has no files, batches or stored threads"
 _OLLAMA = "this server does not speak Ollama's API; use OpenAI's, under /v1"
 _LM_STUDIO = "this server does not speak LM Studio's API; use OpenAI's, under /v1"
+_COMPLETION = "of llama.cpp's API this server has /infill and /props; use /v1/completions"
+_SLOTS = "this server has no slots: sequences share the engine and its prefix cache"
 
 # By how a path begins, without /v1; the longest beginning counts.
 _WORDS = {
@@ -34,6 +36,9 @@ _WORDS = {
     "/threads": _STORED,
     "/vector_stores": _STORED,
     "/fine_tuning": "this server does not train",
+    "/completion": _COMPLETION,
+    "/slots": _SLOTS,
+    "/lora-adapters": "this server serves no adapters",
     "/api": _OLLAMA,
     "/api/v0": _LM_STUDIO,
     "/api/v1": _LM_STUDIO,

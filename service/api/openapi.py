@@ -38,7 +38,6 @@ come from. What a schema cannot say stands in docs/api.md."""
 
 TAGS = {
     "OpenAI": "OpenAI's API, as its official clients use it.",
-    "vLLM": "What vLLM's users are used to beside OpenAI's API.",
     "llama.cpp": "llama.cpp's API, as editors use it.",
     "Mistral": "Mistral's API for infilling, as editors use it.",
     "TGI": "The API of text-generation-inference.",

@@ -12,6 +12,7 @@ from engine.outputs import FinishReason
 from service.serving.answer_tokens import AnswerToken, AnswerTokens, prompt_tokens
 from service.text.indentation import Indentation
 from service.text.text_stream import TextStream
+from service.text.token_text import TokenTexts
 
 if TYPE_CHECKING:
     from engine.outputs import TokenLogprobs, TokenOutput
@@ -193,7 +194,7 @@ class DetailedReader(ChoiceReader):
         if not is_last:
             return self._tokens.take(self._num_sent)
         if self._text.stopped or self._is_outdented:
-            return self._tokens.take_until(self._num_sent)
+            return self._tokens.take_until(self._num_sent, TokenTexts(self._tokenizer).raw_bytes)
         return self._tokens.take_rest()
 
     def _echo(self) -> tuple[str, list[AnswerToken]]:

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.outputs import FinishReason
-from loaders.checkpoint.rust_panics import panics_as
 from service.api.error_responses import error_body
 from service.api.frames import KEEP_ALIVE
 from service.api.json_encoding import encode_json, encode_text
-from service.text.backend import fast_backend
-from service.text.errors import broken_tokenizer
+from service.text.prompt import decode_prompt
 from service.text.token_text import TokenTexts
 
 if TYPE_CHECKING:
@@ -192,7 +190,7 @@ class InfillWriter:
             "timings": timings_of(generation),
         }
         if self._request.response_fields is None or "prompt" in self._request.response_fields:
-            fields["prompt"] = self._text_of(prompt.token_ids)
+            fields["prompt"] = decode_prompt(self._model.tokenizer, prompt.token_ids)
         return fields
 
     def selected(self, fields: Mapping[str, Any]) -> InfillAnswer:
@@ -229,11 +227,6 @@ class InfillWriter:
             stream=request.is_stream,
             timings_per_token=bool(request.timings_per_token),
         )
-
-    def _text_of(self, token_ids: Sequence[int]) -> str:
-        backend = fast_backend(self._model.tokenizer)
-        with panics_as(broken_tokenizer):
-            return backend.decode(list(token_ids), skip_special_tokens=False)
 
 
 class InfillFrames:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from service.serving.served_model import ServedModel
     from service.variants.variant import VariantStatus
 
-
 _FOR_ANTHROPIC = "With the header anthropic-version."
 
 
@@ -83,9 +82,7 @@ class Model(AnswerModel):
     infilling: InfillingInfo | None
     infilling_refusal: str | None = Field(description="Why it cannot infill, where it cannot.")
 
-    type: Literal["model"] | None = Field(
-        default=None, description="With the header anthropic-version."
-    )
+    type: Literal["model"] | None = Field(default=None, description=_FOR_ANTHROPIC)
     display_name: str | None = Field(default=None, description=_FOR_ANTHROPIC)
     created_at: str | None = Field(default=None, description=_FOR_ANTHROPIC)
 

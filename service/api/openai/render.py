@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, RootModel
 
-from loaders.checkpoint.rust_panics import panics_as
 from service.api.dialogues import unread
 from service.api.endpoint import Endpoint
 from service.api.openai import chat, completions
@@ -24,17 +23,14 @@ from service.api.respond import acquire
 from service.api.responses import ModelResponse
 from service.api.scope import note_id
 from service.serving.generation_request import plan_choices
-from service.text.backend import fast_backend
-from service.text.errors import broken_tokenizer
+from service.text.prompt import decode_prompt
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
-    from tokenizers import Tokenizer
 
     from service.api.context import ApiContext
     from service.serving.generation_request import GenerationRequest, PlannedChoice
-    from service.serving.prompts import Prompt
     from service.serving.served_model import ServedModel
 
 
@@ -90,7 +86,9 @@ def render_endpoints(context: ApiContext) -> list[Endpoint]:
         note_id(http_request.scope, request.request_id)
         tell_ignored(http_request.scope, unread(request, model), context.limits)
         request_id = make_envelope("chatcmpl", model, request.request_id).id
-        (rendered,) = await _rendered(await chat.plan(request, model), request_id, model)
+        planned = await chat.plan(request, model)
+        # Beside the event loop: bad words are encoded, and the prompt decoded.
+        (rendered,) = await asyncio.to_thread(_rendered, planned, request_id, model)
         return ModelResponse(rendered, headers=model.identity.headers)
 
     async def render_completion(http_request: Request) -> Response:
@@ -100,7 +98,8 @@ def render_endpoints(context: ApiContext) -> list[Endpoint]:
         model = await acquire(http_request, request.model, context)
         note_id(http_request.scope, request.request_id)
         request_id = make_envelope("cmpl", model, request.request_id).id
-        rendered = await _rendered(await completions.plan(request, model), request_id, model)
+        planned = await completions.plan(request, model)
+        rendered = await asyncio.to_thread(_rendered, planned, request_id, model)
         return ModelResponse(RenderedPrompts(rendered), headers=model.identity.headers)
 
     return [
@@ -123,10 +122,9 @@ def render_endpoints(context: ApiContext) -> list[Endpoint]:
     ]
 
 
-async def _rendered(
+def _rendered(
     request: GenerationRequest, request_id: str, model: ServedModel
 ) -> list[RenderedPrompt]:
-    backend = fast_backend(model.tokenizer)
     first_choices = plan_choices(replace(request, num_choices=1), model)
     return [
         RenderedPrompt(
@@ -134,7 +132,7 @@ async def _rendered(
             model=model.name,
             token_ids=list(choice.prompt.token_ids),
             sampling_params=_sampling(choice, num_tokens, request),
-            text=await asyncio.to_thread(_text, backend, choice.prompt),
+            text=decode_prompt(model.tokenizer, choice.prompt.token_ids),
         )
         for choice, num_tokens in zip(first_choices, request.max_tokens, strict=True)
     ]
@@ -169,8 +167,3 @@ def _sampling(
         logprobs=params.logprobs,
         prompt_logprobs=params.prompt_logprobs,
     )
-
-
-def _text(backend: Tokenizer, prompt: Prompt) -> str:
-    with panics_as(broken_tokenizer):
-        return backend.decode(list(prompt.token_ids), skip_special_tokens=False)

@@ -35,7 +35,10 @@ class DetokenizeRequest(RequestModel):
     model: Name = Field(
         None, description="A served name. Where one variant is served, silence means it."
     )
-    tokens: list[int] = Field(description="Token ids, each of a piece that the tokenizer has.")
+    # Fails at the first: a body may hold a million wrong ones, each of which would be described.
+    tokens: list[int] = Field(
+        description="Token ids, each of a piece that the tokenizer has.", fail_fast=True
+    )
 
 
 class DetokenizedText(BaseModel):

@@ -139,7 +139,8 @@ def tokenize_endpoints(context: ApiContext) -> list[Endpoint]:
             # All of it beside the event loop: a body may hold a million tokens.
             read = tokenize_prompt if request.content is None else tokenize_content
             answer = await asyncio.to_thread(read, request, model)
-        return ModelResponse(answer, headers=model.identity.headers)
+        # Written there, too: half a million pieces with their texts take 0.8 s (2026-11).
+        return await asyncio.to_thread(ModelResponse, answer, headers=model.identity.headers)
 
     return [
         Endpoint(

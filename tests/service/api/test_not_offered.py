@@ -20,6 +20,9 @@ from tests.service.fakes import FakeEngine, running_server, says
         ("/v1/audio/speech", "speaks"),
         ("/audio/transcriptions", "listens"),
         ("/v1/files/abc", "files"),
+        ("/completion", "/v1/completions"),
+        ("/slots/0", "no slots"),
+        ("/lora-adapters", "no adapters"),
         ("/api/tags", "Ollama"),
         ("/api/chat", "Ollama"),
         ("/api/v0/models", "LM Studio"),
@@ -31,7 +34,7 @@ def test_words_say_what_there_is_not(path, word):
 
 
 @pytest.mark.parametrize(
-    "path", ["", "/", "/v1", "/v1/", "/v1/chat", "/embeddingsx", "/apix", "/x/embeddings", "//api"]
+    "path", ["", "/", "/v1", "/v1/", "/v1/chat", "/completionx", "/apix", "/x/embeddings", "//api"]
 )
 def test_other_paths_are_unknown(path):
     assert not_offered(path) is None

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from service.text.backend import leading_ids
 from service.text.errors import InvalidPromptError, UnsupportedTokenizerError
-from service.text.prompt import encode_prompt
+from service.text.prompt import decode_prompt, encode_prompt
 
 with_vocabulary = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None
@@ -137,3 +137,11 @@ def test_time_grows_with_the_length_only(tokenizer, unit):
         encode_prompt(tokenizer, text)
         times.append(time.process_time() - start)
     assert times[1] < 30 * max(times[0], 0.01)
+
+
+def test_a_prompt_is_shown_with_its_special_pieces(tokenizer):
+    ids = encode_prompt(tokenizer, "Hello world")
+    bos = "".join(tokenizer.convert_ids_to_tokens(leading_ids(tokenizer.backend_tokenizer)))
+    shown = decode_prompt(tokenizer, ids)
+    assert shown.startswith(bos)
+    assert shown.removeprefix(bos).strip() == "Hello world"

@@ -696,7 +696,7 @@ def test_field_that_is_not_supported_is_refused(client, name):
 
 OTHERS: dict[str, Callable[..., None]] = {
     "model": test_model_may_be_absent_and_another_is_not_found,
-    "messages": test_n_makes_so_many_choices,  # and tests/service/api/openai/test_messages.py
+    "messages": test_n_makes_so_many_choices,  # and tests/service/api/test_messages.py
     "prompt": test_prompt_forms,
     "n": test_n_makes_so_many_choices,
     "truncate_prompt_tokens": (
@@ -718,9 +718,9 @@ OTHERS: dict[str, Callable[..., None]] = {
     "add_special_tokens": test_prompt_gets_no_beginning_of_text_where_that_is_asked,
 }
 TESTED_ELSEWHERE = {
-    "suffix",  # test_suffix.py
+    "suffix",  # test_gaps.py
     *("add_generation_prompt", "continue_final_message", "chat_template_kwargs", "documents"),
-    "reasoning_effort",  # these in test_dialogues.py
+    "reasoning_effort",  # these in tests/service/api/test_dialogues.py
 }
 
 

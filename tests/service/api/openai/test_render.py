@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -9,13 +10,17 @@ import httpx2 as httpx
 import pytest
 
 from engine.sampling_params import SamplingParams
+from service.api.openai import render
 from service.api.openai.render import RenderedSampling
+from service.serving.generation_request import plan_choices
 from tests.service.fakes import MODEL, Defaults, FakeEngine, RunningServer, running_server, says
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from transformers import PreTrainedTokenizerFast
+
+    from service.serving.generation_request import PlannedChoice
 
 TURNS = [{"role": "user", "content": "Hi"}]
 SETTINGS = {
@@ -129,3 +134,28 @@ def test_bad_words_are_told_as_tokens(server, tiny_tokenizer):
 def test_what_would_be_refused_is_refused(server, path, body):
     assert post(server, path, **body).status_code == 400
     assert post(server, path.removeprefix("/v1"), **body).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions/render", {"messages": TURNS}),
+        ("/v1/completions/render", {"prompt": "a"}),
+    ],
+)
+def test_choices_are_planned_beside_the_event_loop(monkeypatch, server, path, body):
+    """Bad words are encoded then, each in all its splittings."""
+    planned_in_loop: list[bool] = []
+
+    def plan(*args: Any) -> list[PlannedChoice]:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            planned_in_loop.append(False)
+        else:
+            planned_in_loop.append(True)
+        return plan_choices(*args)
+
+    monkeypatch.setattr(render, "plan_choices", plan)
+    assert post(server, path, bad_words=["x"], **body).status_code == 200
+    assert planned_in_loop == [False]

@@ -48,3 +48,10 @@ def test_ids_out_of_range_are_refused(server, token_id):
 @pytest.mark.parametrize("tokens", [None, "1", [1.0], ["1"], [True], [[1]]])
 def test_what_is_no_list_of_ids_is_refused(server, tokens):
     assert detokenize(server, tokens).status_code == 400
+
+
+def test_of_ids_that_are_wrong_the_first_is_described(server):
+    """Else each of a million would be."""
+    message = detokenize(server, ["1"] * 5).json()["error"]["message"]
+    assert "tokens.0" in message
+    assert "tokens.1" not in message

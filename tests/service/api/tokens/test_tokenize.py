@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import httpx2 as httpx
 import pytest
 
+from service.api.responses import ModelResponse
+from service.api.tokens import tokenize as endpoint
 from service.api.tokens.tokenize import TokenizeRequest
 from service.text.templates import ChatTemplate
 from tests import models
@@ -185,3 +188,22 @@ def test_odd_values_are_taken_or_refused(server, source):
             for value in ODD_VALUES:
                 response = client.post("/tokenize", json={**source, name: value})
                 assert response.status_code in (200, 400, 404), (name, value)
+
+
+@pytest.mark.parametrize("body", [{"prompt": "a"}, {"content": "a"}, {"messages": TURNS}])
+def test_answers_are_written_beside_the_event_loop(monkeypatch, server, body):
+    """A text may have a million tokens, and others wait meanwhile."""
+    written_in_loop: list[bool] = []
+
+    def write(*args: Any, **others: Any) -> ModelResponse:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            written_in_loop.append(False)
+        else:
+            written_in_loop.append(True)
+        return ModelResponse(*args, **others)
+
+    monkeypatch.setattr(endpoint, "ModelResponse", write)
+    tokenize(server, **body)
+    assert written_in_loop == [False]
