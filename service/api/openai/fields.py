@@ -34,6 +34,7 @@ from service.api.requests import (
     Words,
     is_empty,
     limits_of,
+    none_if,
 )
 from service.serving.generation_request import AnswerForm
 from service.serving.sampling import SamplingOptions
@@ -230,14 +231,14 @@ class OpenAIRequest(RequestModel):
         None, description="Becomes part of the answer's id, and its x-request-id."
     )
 
-    # Accepted, and named as ignored
+    # Accepted, and named as ignored, but for OpenAI's own defaults
     store: Ignored
     metadata: Ignored
-    service_tier: Ignored
+    service_tier: Annotated[Ignored, none_if("auto", "default")]
     prompt_cache_key: Ignored
     prompt_cache_retention: Ignored
     safety_identifier: Ignored
-    verbosity: Ignored
+    verbosity: Annotated[Ignored, none_if("medium")]
     prediction: Ignored
 
     # Refused where they say anything

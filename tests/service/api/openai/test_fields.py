@@ -105,6 +105,8 @@ NEUTRAL: dict[str, list[object]] = {
     "logprobs": [False],
     "store": [False],
     "metadata": [{}],
+    "service_tier": ["auto", "default"],
+    "verbosity": ["medium"],
     "request_id": [""],
     "model": ["", "dummy"],
 }
