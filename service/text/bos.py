@@ -29,7 +29,8 @@ def bos_origin(
 ) -> BosOrigin | None:
     """Tell who put BOS at the beginning of a prompt; None where there is none.
 
-    text: that the ids were made of, written by `writer`.
+    text: that the ids were made of, written by `writer`; empty where what it holds of special
+    pieces was taken for plain text.
     """
     backend = fast_backend(tokenizer)
     leading = leading_ids(backend)

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 from pydantic import BaseModel, Field
 
 from docs_pages import api_fields
-from docs_pages.api_fields import BEGIN, END, PAGE, all_endpoints, main, render_page, render_table
+from docs_pages.api_fields import (
+    BEGIN,
+    END,
+    PAGE,
+    all_endpoints,
+    main,
+    render_page,
+    render_table,
+    rows_of,
+)
 from service.api.endpoint import Endpoint
+
+TESTS = Path(__file__).parents[1] / "service" / "api"
 
 
 class Options(BaseModel):
@@ -50,6 +63,18 @@ def test_table_has_every_field_of_every_request():
     for endpoint in all_endpoints():
         if endpoint.request is not None:
             assert all(f"| `{name}` |" in table for name in endpoint.request.model_fields)
+
+
+@pytest.mark.parametrize(
+    "endpoint", [one for one in all_endpoints() if one.request], ids=lambda one: one.name
+)
+def test_every_field_is_named_in_a_test_of_its_api(endpoint):
+    """What such a test says of it no test can tell; that there is none, this one can."""
+    api = endpoint.request.__module__.split(".")[2]
+    tests = [*(TESTS / api).glob("*.py"), *TESTS.glob("*.py")]
+    told = "".join(path.read_text(encoding="utf-8") for path in tests)
+    names = {re.findall(r"[a-z_]+", row.path)[-1] for row in rows_of(endpoint)}
+    assert [name for name in sorted(names) if not re.search(rf"\b{name}\b", told)] == []
 
 
 def test_table_has_every_field_once_with_the_endpoints_that_take_it():

@@ -163,10 +163,10 @@ async def plan(form: TgiAnswerForm, model: ServedModel, *, is_stream: bool) -> G
 
 
 async def _prompt(form: TgiAnswerForm, model: ServedModel) -> Prompt:
-    # Beside the event loop, however short it is: some expressions are slow on short texts.
-    token_ids = await asyncio.to_thread(encode_prompt, model.tokenizer, form.inputs)
     if not form.inputs:
         raise InvalidFieldError("inputs: is empty; give at least one character", param="inputs")
+    # Beside the event loop, however short it is: some expressions are slow on short texts.
+    token_ids = await asyncio.to_thread(encode_prompt, model.tokenizer, form.inputs)
     if form.parameters.truncate is not None:
         return Prompt(truncate(token_ids, form.parameters.truncate, model.tokenizer))
     return Prompt(token_ids)

@@ -75,6 +75,11 @@ class TokenizeRequest(DialogueRequest):
     tools: Unsupported = Field(None, description="Not supported yet.")
     chat_template: Forbidden = Field(None, description="Never taken from a request.")
 
+    @property
+    def parses_special(self) -> bool:
+        """Whether special pieces that were typed become their tokens."""
+        return self.parse_special is not False
+
     @check_together(mode="after")
     def _has_one_source(self) -> TokenizeRequest:
         given = [name for name in _SOURCES if getattr(self, name) is not None]
@@ -161,9 +166,9 @@ def tokenize_prompt(request: TokenizeRequest, model: ServedModel) -> PromptToken
         model.tokenizer,
         text,
         add_special_tokens=request.add_special_tokens is not False,
-        parse_special=request.parse_special is not False,
+        parse_special=request.parses_special,
     )
-    origin = bos_origin(model.tokenizer, token_ids, text)
+    origin = bos_origin(model.tokenizer, token_ids, text if request.parses_special else "")
     return _prompt_tokens(token_ids, origin, request, model)
 
 
@@ -182,7 +187,7 @@ def tokenize_content(request: TokenizeRequest, model: ServedModel) -> ContentTok
         model.tokenizer,
         text,
         add_special_tokens=bool(request.add_special),
-        parse_special=request.parse_special is not False,
+        parse_special=request.parses_special,
     )
     texts = TokenTexts(model.tokenizer)
     tokens: list[int] | list[TokenPiece] = token_ids
@@ -191,7 +196,7 @@ def tokenize_content(request: TokenizeRequest, model: ServedModel) -> ContentTok
     return ContentTokens(
         tokens=tokens,
         special=[texts.is_special(token_id) for token_id in token_ids],
-        bos=bos_origin(model.tokenizer, token_ids, text),
+        bos=bos_origin(model.tokenizer, token_ids, text if request.parses_special else ""),
     )
 
 

@@ -86,6 +86,7 @@ def test_unknown_keys_are_named_by_their_path_once(ask):
     [
         ({"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}, "tool_calls"),
         ({"role": "assistant", "content": "x", "function_call": {"name": "f"}}, "function_call"),
+        ({"role": "user", "content": "x", "tool_call_id": "1"}, "tool_call_id"),
         ({"role": "user", "content": "x", "audio": {"id": "1"}}, "audio"),
         ({"role": "tool", "content": "x"}, "role"),
         ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "content"),

@@ -75,6 +75,14 @@ def test_bos_that_was_typed_is_not_doubled_and_is_told(server):
     assert (answer["tokens"].count(0), answer["bos"]) == (1, "typed")
 
 
+@pytest.mark.parametrize("field", ["prompt", "content"])
+def test_bos_that_is_plain_text_was_not_typed_as_bos(server, field):
+    body = {field: "<s>Hi", "parse_special": False}
+    wanted = {"add_special": True} if field == "content" else {}
+    answer = tokenize(server, **body, **wanted)
+    assert (answer["special"].count(True), answer["bos"]) == (1, "tokenizer")
+
+
 def test_no_bos_where_none_is_wanted(server):
     answer = tokenize(server, prompt="H", add_special_tokens=False)
     assert (answer["count"], answer["bos"]) == (1, None)
