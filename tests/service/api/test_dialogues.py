@@ -112,7 +112,7 @@ def test_arguments_never_replace_what_is_the_servers(asks, name):
 
 
 def test_wrong_arguments_are_refused(asks):
-    for kwargs in ([], "x", {"style": []}, {"style": {}}, {f"k{i}": 1 for i in range(65)}):
+    for kwargs in ([1], "x", {"style": []}, {"style": {}}, {f"k{i}": 1 for i in range(65)}):
         response, _ = asks("rich", chat_template_kwargs=kwargs)
         assert response.status_code == 400
         assert response.json()["error"]["param"].startswith("chat_template_kwargs")
