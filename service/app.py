@@ -122,10 +122,18 @@ def make_variants(settings: Settings) -> list[ServedVariant]:
     Raises SettingsError.
     """
     variants = [make_variant(own, in_process=settings.in_process) for own in settings.variants()]
-    names = [name for variant in variants for name in (variant.name, *variant.rules.aliases)]
-    for name in names:
-        if names.count(name) > 1:
-            raise SettingsError(f"two variants are served as {name!r}; name one of them otherwise")
+    taken: dict[str, ServedVariant] = {}
+    for variant in variants:
+        for name in (variant.name, *variant.rules.aliases):
+            if taken.get(name) is variant:
+                raise SettingsError(
+                    f"{variant.name!r} has the name {name!r} twice; see its aliases"
+                )
+            if name in taken:
+                raise SettingsError(
+                    f"two variants are served as {name!r}; name one of them otherwise"
+                )
+            taken[name] = variant
     return variants
 
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+from pydantic import BeforeValidator, Field, ValidationInfo
 
 from service.api.messages import Message
-from service.api.requests import MAX_FIELDS, Name, RequestModel, limits_of
+from service.api.requests import EMPTY_IS_SILENCE, MAX_FIELDS, Name, RequestModel, limits_of
 from service.errors import InvalidFieldError
 from service.text.render_options import RenderOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
     from service.serving.served_model import ServedModel
     from service.text.render_options import KwargValue
@@ -35,8 +35,9 @@ def _check_messages(messages: object, info: ValidationInfo) -> object:
     return messages
 
 
-def _check_num_items(items: Collection[object] | None) -> object:
-    if items is not None and len(items) > MAX_FIELDS:
+def _check_num_items(items: object) -> object:
+    # Before their types: pydantic would describe each of a million wrong ones, for seconds.
+    if isinstance(items, list | dict) and len(items) > MAX_FIELDS:
         raise ValueError(f"has {len(items)} items; give at most {MAX_FIELDS}")
     return items
 
@@ -46,9 +47,15 @@ Messages: TypeAlias = Annotated[
     list[Message], Field(fail_fast=True), BeforeValidator(_check_messages)
 ]
 TemplateKwargs: TypeAlias = Annotated[
-    dict[str, bool | str | int | float | None] | None, AfterValidator(_check_num_items)
+    dict[str, bool | str | int | float | None] | None,
+    BeforeValidator(_check_num_items),
+    EMPTY_IS_SILENCE,
 ]
-Documents: TypeAlias = Annotated[list[dict[str, str]] | None, AfterValidator(_check_num_items)]
+Documents: TypeAlias = Annotated[
+    list[Annotated[dict[str, str], BeforeValidator(_check_num_items)]] | None,
+    BeforeValidator(_check_num_items),
+    EMPTY_IS_SILENCE,
+]
 
 
 class DialogueRequest(RequestModel):

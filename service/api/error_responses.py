@@ -167,6 +167,9 @@ def _headers(error: Exception) -> dict[str, str]:
         return {"retry-after": str(error.retry_after_s)}
     if isinstance(error, QueueFullError):
         return {"retry-after": str(math.ceil(error.retry_after_s))}
+    if isinstance(error, DeadlineExceededError):
+        # The official clients ask again after a 408, twice: three times the work, for nothing.
+        return {"x-should-retry": "false"}
     if isinstance(error, EngineDeadError):
         return {"retry-after": str(RETRY_AFTER_S)}
     return {}

@@ -26,6 +26,7 @@ TRUNCATED = {
 WITH_STATUS = {
     401: {"www-authenticate": "How a key is sent."},
     405: {"allow": "The methods that this path takes."},
+    408: {"x-should-retry": "false: the deadline was the request's own, and would pass again."},
     429: {"retry-after": "Seconds after which to try again."},
     503: {"retry-after": "Seconds after which to try again."},
 }

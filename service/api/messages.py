@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.api.requests import Ignored, RequestModel, Text, Unsupported
+from service.api.requests import Ignored, RequestModel, Text, Unsupported, limits_of
 
 
 class TextPart(RequestModel):
@@ -20,7 +20,11 @@ class TextPart(RequestModel):
     text: str = Field(description="What it says.")
 
 
-def _check_parts(content: object) -> object:
+def _check_parts(content: object, info: ValidationInfo) -> object:
+    # Before their types: pydantic would describe each of a million wrong ones, for seconds.
+    limit = limits_of(info).max_messages
+    if isinstance(content, list) and len(content) > limit:
+        raise ValueError(f"has {len(content)} parts; give at most {limit}")
     # Before the parts' own types, whose findings would not say that this is meant.
     for part in content if isinstance(content, list) else ():
         if isinstance(part, dict) and part.get("type") not in (None, "text"):
@@ -44,7 +48,9 @@ class Message(RequestModel):
     role: Annotated[
         Literal["system", "developer", "user", "assistant"], BeforeValidator(_check_role)
     ] = Field(description="Whose turn it is; `developer` is another name of `system`.")
-    content: Annotated[str | list[TextPart] | None, BeforeValidator(_check_parts)] = Field(
+    content: Annotated[
+        str | Annotated[list[TextPart], Field(fail_fast=True)] | None, BeforeValidator(_check_parts)
+    ] = Field(
         None,
         description="Text, or parts of it, which are joined by line breaks; an assistant's may be"
         " empty.",

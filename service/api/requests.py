@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from engine.sampling_params import MAX_BIAS
+from engine.sampling_params import MAX_BIAS, MAX_SEED
 
 # Far above any context; it keeps numbers that no machine integer holds out of the arithmetic.
 MAX_COUNT = 2**31 - 1
@@ -80,7 +80,9 @@ class RequestModel(BaseModel):
         for name, others in self.other_names.items():
             given = [one for one in (name, *others) if getattr(self, one) is not None]
             if any(getattr(self, one) != getattr(self, given[0]) for one in given):
-                raise ValueError(f"{' and '.join(given)} mean the same; give one of them")
+                raise ValueError(
+                    f"{' and '.join(given)} mean the same and differ; give one of them"
+                )
         return self
 
     def own_ignored(self) -> list[str]:
@@ -138,8 +140,24 @@ def is_neutral(value: object) -> bool:
 # ── kinds of fields ─────────────────────────────────────────────────────────────────────────────
 
 
+def none_if(*neutral: object) -> BeforeValidator:
+    """Take neutral values for silence."""
+
+    def read(value: object) -> object:
+        is_one = any(
+            value == one and isinstance(value, bool) is isinstance(one, bool) for one in neutral
+        )
+        return None if is_one else value
+
+    return BeforeValidator(read)
+
+
 def _none_if_empty(value: object) -> object:
-    return None if value == "" else value
+    return None if is_empty(value) else value
+
+
+# Of lists and objects: PHP's clients write {} as [], and forms leave "" where nothing is.
+EMPTY_IS_SILENCE = BeforeValidator(_none_if_empty)
 
 
 def _refuse(value: object) -> None:
@@ -159,11 +177,6 @@ def _refuse_always(value: object) -> None:
     )
 
 
-def _none_if_negative(value: object) -> object:
-    # Several clients say "no bound" with -1, llama.cpp's with -2 too ("until the context is full").
-    return None if type(value) is int and value in (-1, -2) else value
-
-
 def _at_most_choices(value: object, info: ValidationInfo) -> object:
     limit = limits_of(info).max_choices
     if type(value) is int and value > limit:
@@ -172,7 +185,7 @@ def _at_most_choices(value: object, info: ValidationInfo) -> object:
 
 
 def _read_stop(stop: object, info: ValidationInfo) -> list[str] | None:
-    if stop is None or stop in ("", []):
+    if is_empty(stop):
         return None
     strings = [stop] if isinstance(stop, str) else stop
     if not isinstance(strings, list) or not all(isinstance(string, str) for string in strings):
@@ -180,10 +193,9 @@ def _read_stop(stop: object, info: ValidationInfo) -> list[str] | None:
     limits = limits_of(info)
     if len(strings) > limits.max_stop_strings:
         raise ValueError(f"has {len(strings)} strings; give at most {limits.max_stop_strings}")
-    for string in strings:
-        if not 1 <= len(string.encode()) <= limits.max_stop_bytes:
-            raise ValueError(f"give strings of 1 to {limits.max_stop_bytes} bytes")
-    return strings
+    if any(len(string.encode()) > limits.max_stop_bytes for string in strings):
+        raise ValueError(f"give strings of at most {limits.max_stop_bytes} bytes")
+    return [string for string in strings if string] or None
 
 
 def is_token_ids(items: object) -> bool:
@@ -193,7 +205,7 @@ def is_token_ids(items: object) -> bool:
 
 
 def _read_token_ids(value: object, info: ValidationInfo) -> list[int] | None:
-    if value is None or value == []:
+    if is_empty(value):
         return None
     if not isinstance(value, list) or not is_token_ids(value):
         raise ValueError("give a list of token ids (integers of at least 0)")
@@ -208,7 +220,7 @@ def _require_few(num_tokens: int, info: ValidationInfo) -> None:
 
 
 def _read_logit_bias(value: object, info: ValidationInfo) -> dict[int, float] | None:
-    if value is None or value == {}:
+    if is_empty(value):
         return None
     if not isinstance(value, dict):
         raise ValueError("give an object of token ids and biases")
@@ -218,8 +230,13 @@ def _read_logit_bias(value: object, info: ValidationInfo) -> dict[int, float] | 
 
 def _token_id(name: object) -> int:
     text = str(name)
-    if not (text.isascii() and text.isdecimal() and int(text[:11]) <= MAX_COUNT):
-        raise ValueError("its names must be token ids (integers of at least 0)")
+    # The length first: Python refuses to read thousands of digits, in words of its own.
+    is_id = len(text) <= len(str(MAX_COUNT)) and text.isascii() and text.isdecimal()
+    # Of "1" and "01" one would take the other's place.
+    if not is_id or int(text) > MAX_COUNT or text != str(int(text)):
+        raise ValueError(
+            f"its names must be token ids: integers of 0 to {MAX_COUNT}, without leading zeros"
+        )
     return int(text)
 
 
@@ -230,26 +247,28 @@ def _bias(bias: object) -> float:
 
 
 def _read_words(value: object, info: ValidationInfo) -> list[str] | None:
-    if value is None or value == []:
+    if is_empty(value):
         return None
-    if not isinstance(value, list) or not all(isinstance(word, str) and word for word in value):
-        raise ValueError("give a list of strings that are not empty")
+    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        raise ValueError("give a list of strings")
     limits = limits_of(info)
     if len(value) > limits.max_token_ids:
         raise ValueError(f"has {len(value)} words; give at most {limits.max_token_ids}")
     if any(len(word.encode()) > limits.max_stop_bytes for word in value):
         raise ValueError(f"give words of at most {limits.max_stop_bytes} bytes")
-    return value
+    return [word for word in value if word] or None
 
 
 # Bounds stand inside, beside the type: around a validator they would be asked of null, too.
-Text = Annotated[str | None, BeforeValidator(_none_if_empty)]  # where empty is absent
-Name = Annotated[
-    Annotated[str, Field(max_length=MAX_NAME_LENGTH)] | None, BeforeValidator(_none_if_empty)
-]
-MaxTokens = Annotated[
-    Annotated[int, Field(ge=0, le=MAX_COUNT)] | None, BeforeValidator(_none_if_negative)
-]
+Text = Annotated[str | None, none_if("")]  # where empty is absent
+Name = Annotated[Annotated[str, Field(max_length=MAX_NAME_LENGTH)] | None, none_if("")]
+# Several clients say "no bound" with -1, llama.cpp's with -2 too ("until the context is full").
+MaxTokens = Annotated[Annotated[int, Field(ge=0, le=MAX_COUNT)] | None, none_if(-1, -2)]
+Seed = Annotated[Annotated[int, Field(ge=0, le=MAX_SEED)] | None, none_if(-1)]
+# Neutral values are silence here, so that one of several names may have one beside another.
+Share = Annotated[Annotated[float, Field(gt=0, le=1)] | None, none_if(1)]
+RepetitionPenalty = Annotated[Annotated[float, Field(gt=0, le=100)] | None, none_if(1)]
+Flag = Annotated[bool | None, none_if(False)]
 NumChoices = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_at_most_choices)]
 Stop = Annotated[
     list[str] | None, PlainValidator(_read_stop, json_schema_input_type=str | list[str] | None)

@@ -10,13 +10,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec.structs import replace
 
 from engine.outputs import TokenLogprobs
 from service.text.detokenizer import Detokenizer
-from service.text.token_text import TokenTexts
+from service.text.token_text import TokenTexts, num_begun, without_end
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from transformers import PreTrainedTokenizerFast
 
@@ -61,12 +62,29 @@ class AnswerTokens:
         """Return what is left, once the answer has come to its end by itself."""
         return self._take(len(self._waiting))
 
-    def take_until(self, num_sent: int) -> list[AnswerToken]:
-        """Return what begins within the first `num_sent` characters, where the rest was cut off."""
+    def take_until(self, num_sent: int, raw_bytes: Callable[[int], bytes]) -> list[AnswerToken]:
+        """Return what begins within the first `num_sent` characters, where the rest was cut off.
+
+        Of the last token, and of those that its first character began in, only what is left; none
+        of which nothing is. raw_bytes: of a token by its id.
+        """
         taken = self._take(sum(token.offset < num_sent for token in self._waiting))
-        return [
-            msgspec.structs.replace(token, num_cut=max(token.end - num_sent, 0)) for token in taken
-        ]
+        if not taken:
+            return []
+        last = taken.pop()
+        group = [last]  # and the tokens without text before it
+        while taken and taken[-1].end == taken[-1].offset:
+            group.append(taken.pop())
+        num_cut = max(last.end - num_sent, 0)
+        left: list[AnswerToken] = []
+        for token in group:
+            raw = raw_bytes(token.token_id)
+            if num_cut <= 0:
+                left.append(token)
+            elif without_end(raw, num_cut):
+                left.append(replace(token, num_cut=num_cut))
+            num_cut -= num_begun(raw)
+        return taken + left[::-1]
 
     def _take(self, count: int) -> list[AnswerToken]:
         taken = self._waiting[:count]

@@ -12,6 +12,7 @@ from engine.outputs import FinishReason
 from service.serving.answer_tokens import AnswerToken, AnswerTokens, prompt_tokens
 from service.text.indentation import Indentation
 from service.text.text_stream import TextStream
+from service.text.token_text import TokenTexts
 
 if TYPE_CHECKING:
     from engine.outputs import TokenLogprobs, TokenOutput
@@ -60,6 +61,7 @@ class ChoiceReader:
             stop_token_ids=frozenset() if form.keeps_stop else ends,
             keep_stop_string=form.keeps_stop or form.keeps_stop_string,
             skip_special_tokens=form.skips_special_tokens,
+            min_tokens=choice.params.min_tokens,
         )
 
     def begin(self, prompt_logprobs: Sequence[TokenLogprobs]) -> TextDelta | None:  # noqa: ARG002
@@ -192,7 +194,7 @@ class DetailedReader(ChoiceReader):
         if not is_last:
             return self._tokens.take(self._num_sent)
         if self._text.stopped or self._is_outdented:
-            return self._tokens.take_until(self._num_sent)
+            return self._tokens.take_until(self._num_sent, TokenTexts(self._tokenizer).raw_bytes)
         return self._tokens.take_rest()
 
     def _echo(self) -> tuple[str, list[AnswerToken]]:

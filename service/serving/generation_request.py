@@ -63,16 +63,19 @@ def plan_choices(request: GenerationRequest, model: ServedModel) -> list[Planned
 
     Raises an InvalidRequestError or an InvalidTextError.
     """
+    # Once for all: many bad words take as long as a second.
+    shared = resolve_sampling(
+        request.options,
+        model,
+        max_tokens=max(1, *request.max_tokens),
+        end_token_ids=request.end_token_ids,
+    )
     return [
-        PlannedChoice(prompt, replace(params, seed=seed_of(params.seed, index)), max_tokens == 0)
-        for prompt, max_tokens in zip(request.prompts, request.max_tokens, strict=True)
-        for params in (
-            resolve_sampling(
-                request.options,
-                model,
-                max_tokens=max(max_tokens, 1),
-                end_token_ids=request.end_token_ids,
-            ),
+        PlannedChoice(
+            prompt,
+            replace(shared, max_tokens=max(1, most), seed=seed_of(shared.seed, index)),
+            is_prompt_only=most == 0,
         )
+        for prompt, most in zip(request.prompts, request.max_tokens, strict=True)
         for index in range(request.num_choices)
     ]

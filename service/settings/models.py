@@ -402,7 +402,7 @@ class Settings(WorkerSettings, BaseSettings):
     )
     max_messages: Positive = Field(
         2048,
-        description="Most messages in one chat request.",
+        description="Most messages in one chat request, and parts in one of them.",
         json_schema_extra={"unit": "messages"},
     )
     max_stop_strings: Positive = Field(

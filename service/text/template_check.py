@@ -233,8 +233,9 @@ def _about_bos(
         yield TemplateFinding(
             "missing_bos",
             f"the chat template ({template.name}) writes no {bos}, with which the tokenizer begins"
-            " every text; it is put before dialogs here, but other servers may leave it out: mend"
-            " the template, or, where the model was trained without it, set add_bos_token to false",
+            " every text; it is put before dialogs here, as before texts, so nothing need be done;"
+            " other servers may leave it out. Where the model was trained on dialogs without it,"
+            " set the tokenizer's add_bos_token to false, or give a chat_template that fits",
         )
 
 

@@ -28,8 +28,13 @@ class TextStream:
         stop_token_ids: Collection[int] = (),
         keep_stop_string: bool = False,
         skip_special_tokens: bool = True,
+        min_tokens: int = 0,
     ) -> None:
-        """stop_token_ids: what never becomes text."""
+        """Begin behind a prompt.
+
+        stop_token_ids: what never becomes text. min_tokens: of so many ids, as they come first, the
+        text is not searched for stop strings.
+        """
         self.num_chars = 0  # of the ids' text so far, also what is held back or cut off
         self._detokenizer = Detokenizer(
             tokenizer, prompt_token_ids, skip_special_tokens=skip_special_tokens
@@ -37,6 +42,7 @@ class TextStream:
         self._stop_strings = StopStrings(stop_strings, keep=keep_stop_string)
         # Not every end piece is marked special (DeepSeek's "<|EOT|>" often isn't); none is text.
         self._stop_token_ids = stop_token_ids
+        self._num_unsearched = min_tokens  # ids still to come
 
     @property
     def stopped(self) -> bool:
@@ -50,14 +56,19 @@ class TextStream:
 
     def push(self, token_id: int) -> str:
         """Take the next id; give the text that is safe to send now, possibly none."""
+        is_searched = self._num_unsearched == 0
+        if not is_searched:
+            self._num_unsearched -= 1
         if token_id in self._stop_token_ids:
             return ""
         text = self._detokenizer.push(token_id)
         self.num_chars += len(text)
-        return self._stop_strings.push(text)
+        return self._stop_strings.push(text) if is_searched else text
 
     def flush(self) -> str:
         """Give the rest, once the sequence has ended; this too may meet a stop string."""
         text = self._detokenizer.flush()
         self.num_chars += len(text)
+        if self._num_unsearched:
+            return text
         return self._stop_strings.push(text) + self._stop_strings.flush()

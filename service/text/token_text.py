@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
+_LATER_BYTES = bytes(range(0x80, 0xC0))  # of a character of several
 _END_OF_IDS = 2**32  # the library takes no larger ones
 _BYTE_PIECE = re.compile("<0x([0-9A-Fa-f]{2})>")
 
@@ -74,6 +75,18 @@ class TokenTexts:
         """
         found = dict.fromkeys(self._pieces.find(raw))
         return tuple(token_id for token_id in found if self.raw_bytes(token_id) == raw)
+
+
+def without_end(raw: bytes, num_characters: int) -> bytes:
+    """Leave out so many characters at the end, each with its first byte, if that is there."""
+    for _ in range(num_characters):
+        raw = raw.rstrip(_LATER_BYTES)[:-1]
+    return raw
+
+
+def num_begun(raw: bytes) -> int:
+    """Count the characters that begin in some bytes."""
+    return sum(byte & 0xC0 != 0x80 for byte in raw)
 
 
 class _Pieces:

@@ -95,6 +95,18 @@ def test_a_bad_word_never_comes(server):
     assert not set(words) & set(banned.split())
 
 
+def test_bans_on_all_that_is_allowed_end_in_words_and_hurt_nobody(server):
+    before = ids(server)
+    assert ids(server, allowed_token_ids=[300], logit_bias={"300": -100}) == [300] * NUM_TOKENS
+    (word,) = [ask(server, allowed_token_ids=[300], max_tokens=1)["choices"][0]["text"]]
+    body = {"prompt": PROMPT, "allowed_token_ids": [300], "bad_words": [word]}
+    for stream in (False, True):
+        response = server.client.post("/v1/completions", json={**body, "stream": stream})
+        assert response.status_code == (200 if stream else 400)
+        assert '"code":"nothing_to_pick"' in response.text
+    assert ids(server) == before
+
+
 def test_penalties_make_other_tokens_come(server):
     allowed = {"allowed_token_ids": [300, 301], "logit_bias": {"300": 1}, "max_tokens": 30}
     counts = [

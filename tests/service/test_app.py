@@ -56,6 +56,12 @@ def test_two_variants_cannot_share_a_name():
         make_variants(Settings(variant="a/b", also=["a/b"]))
 
 
+def test_a_name_that_one_variant_has_twice_is_not_called_two_variants():
+    for aliases in (["a", "a"], ["a/b"]):
+        with pytest.raises(SettingsError, match=f"'a/b' has the name '{aliases[0]}' twice"):
+            make_variants(Settings(variant="a/b", aliases=aliases))
+
+
 def test_a_chat_template_is_of_one_variant(tmp_path: Path):
     """Of another model it would be wrong, so further variants have their own."""
     template = tmp_path / "mine.jinja"

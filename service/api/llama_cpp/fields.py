@@ -16,25 +16,29 @@ from pydantic import (
     ValidationInfo,
 )
 
-from engine.sampling_params import MAX_BIAS, MAX_LOGPROBS, MAX_PENALTY, MAX_SEED
+from engine.sampling_params import MAX_BIAS, MAX_LOGPROBS, MAX_PENALTY
 from service.api.requests import (
+    EMPTY_IS_SILENCE,
     MAX_COUNT,
     MAX_NAME_LENGTH,
     Ignored,
     MaxTokens,
     Name,
     RequestModel,
+    Seed,
     Stop,
     Text,
     Unsupported,
+    is_empty,
     limits_of,
+    none_if,
 )
 
 MAX_FILES = 1024
 MAX_INDENT = 10_000
 MAX_RESPONSE_FIELDS = 64
 MAX_MS = 86_400_000
-_RANDOM_SEEDS = (-1, 2**32 - 1)  # the second is how llama.cpp shows the first
+_RANDOM_SEED = 2**32 - 1  # how llama.cpp shows -1
 _BIAS_FORMS = (
     "give a list of pairs such as [15043, 1.0], or an object; of token ids, or of texts whose every"
     f" token is meant; biases are {-MAX_BIAS:g} to {MAX_BIAS:g}, or false"
@@ -43,28 +47,16 @@ _BIAS_FORMS = (
 Biases: TypeAlias = list[tuple[int | str, float]]  # of token ids, and of texts
 
 
-def _none_if(*neutral: object) -> BeforeValidator:
-    """Take neutral values for silence."""
-
-    def read(value: object) -> object:
-        is_neutral = any(
-            value == one and isinstance(value, bool) is isinstance(one, bool) for one in neutral
-        )
-        return None if is_neutral else value
-
-    return BeforeValidator(read)
-
-
 # Without effect here; some numbers say no more than silence.
-_IgnoredNumber = Annotated[Ignored, _none_if(0, -1, False)]
-_IgnoredSlot = Annotated[Ignored, _none_if(-1)]
+_IgnoredNumber = Annotated[Ignored, none_if(0, -1, False)]
+_IgnoredSlot = Annotated[Ignored, none_if(-1)]
 # Refused, but for the number by which llama.cpp turns it off.
-_UnsupportedNumber = Annotated[Unsupported, _none_if(0, -1)]
-_UnsupportedCount = Annotated[Unsupported, _none_if(1)]
+_UnsupportedNumber = Annotated[Unsupported, none_if(0, -1)]
+_UnsupportedCount = Annotated[Unsupported, none_if(1)]
 
 
 def _read_biases(value: object, info: ValidationInfo) -> Biases | None:
-    if value is None or value == [] or value == {}:
+    if is_empty(value):
         return None
     pairs = list(value.items()) if isinstance(value, dict) else value
     if not isinstance(pairs, list):
@@ -92,7 +84,7 @@ def _read_bias(pair: object, max_bytes: int) -> tuple[int | str, float]:
 
 
 def _read_field_names(value: object) -> list[str] | None:
-    if value is None or value == []:
+    if is_empty(value):
         return None
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise ValueError('give a list of strings such as "timings/prompt_n"')
@@ -133,12 +125,12 @@ class InfillRequest(RequestModel):
     # The gap
     input_prefix: str = Field(description="The text before the gap; it may be empty.")
     input_suffix: str = Field(description="The text behind the gap; it may be empty.")
-    input_extra: Annotated[list[ExtraFile] | None, FailFast(), BeforeValidator(_at_most_files)] = (
-        Field(
-            None,
-            description="Other files of the project; those that matter most last, as the first are"
-            " left out where the context is short.",
-        )
+    input_extra: Annotated[
+        list[ExtraFile] | None, FailFast(), BeforeValidator(_at_most_files), EMPTY_IS_SILENCE
+    ] = Field(
+        None,
+        description="Other files of the project; those that matter most last, as the first are"
+        " left out where the context is short.",
     )
     prompt: Text = Field(
         None, description="What was typed of the answer already; it goes on from there."
@@ -203,8 +195,8 @@ class InfillRequest(RequestModel):
         le=MAX_PENALTY,
         description="Taken off a token's logit for every time that it was generated.",
     )
-    seed: Annotated[int | None, _none_if(*_RANDOM_SEEDS)] = Field(
-        None, ge=0, le=MAX_SEED, description="Makes sampling repeatable; -1 and 4294967295 do not."
+    seed: Annotated[Seed, none_if(_RANDOM_SEED)] = Field(
+        None, description="Makes sampling repeatable; -1 and 4294967295 do not."
     )
     logit_bias: Annotated[
         Biases | None,

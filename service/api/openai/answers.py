@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.api.error_responses import error_body
 from service.api.frames import KEEP_ALIVE
 from service.api.json_encoding import encode_json, encode_numbers, encode_text
+from service.text.token_text import without_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 DONE = b"data: [DONE]\n\n"
 LEAST_LOGPROB = -9999.0  # OpenAI's own word for "hardly ever"
-_LATER_BYTES = bytes(range(0x80, 0xC0))  # of a character of several
 
 
 class AnswerModel(BaseModel):
@@ -254,16 +254,14 @@ def encode_logprobs(logprobs: Sequence[float]) -> list[bytes]:
 
 def text_of(token: AnswerToken, texts: TokenTexts) -> str:
     """Return as much of a token's text as is part of the answer's."""
-    text = texts.text(token.token_id)
-    return text[: -token.num_cut] if token.num_cut else text
+    if token.num_cut:
+        return bytes_of(token, texts).decode(errors="replace")
+    return texts.text(token.token_id)
 
 
 def bytes_of(token: AnswerToken, texts: TokenTexts) -> bytes:
     """Return as much of a token's bytes as is part of the answer's text."""
-    raw = texts.raw_bytes(token.token_id)
-    for _ in range(token.num_cut):
-        raw = raw.rstrip(_LATER_BYTES)[:-1]
-    return raw
+    return without_end(texts.raw_bytes(token.token_id), token.num_cut)
 
 
 def prompt_logprobs_of(

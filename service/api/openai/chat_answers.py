@@ -198,19 +198,26 @@ class LogprobsWriter:
 
     def write(self, tokens: Sequence[AnswerToken]) -> bytes:
         """Return an object of `ChatLogprobs`."""
-        told = [self._write_one(token, token.logprobs) for token in tokens if token.logprobs]
-        return b'{"content":[' + b",".join(told) + b'],"refusal":null}'
+        parts: list[bytes] = []
+        for token in tokens:
+            if token.logprobs is not None:
+                parts.append(b"," if parts else b'{"content":[')
+                self._write_one(token, token.logprobs, parts)
+        parts.append(b'],"refusal":null}' if parts else b'{"content":[],"refusal":null}')
+        return b"".join(parts)
 
-    def _write_one(self, token: AnswerToken, found: TokenLogprobs) -> bytes:
+    def _write_one(self, token: AnswerToken, found: TokenLogprobs, parts: list[bytes]) -> None:
         top = found.top[: self._num_top]
         own, *numbers = encode_logprobs([found.logprob, *[logprob for _, logprob in top]])
         before, after = self._ends_of(token)
-        likeliest = [
-            ends[0] + number + ends[1] + b"}"
-            for number, (token_id, _) in zip(numbers, top, strict=True)
-            for ends in (self._known.get(token_id) or self._learn(token_id),)
-        ]
-        return before + own + after + b',"top_logprobs":[' + b",".join(likeliest) + b"]}"
+        parts += (before, own, after, b',"top_logprobs":[')
+        known = self._known
+        between = b""
+        for number, (token_id, _) in zip(numbers, top, strict=True):
+            before, after = known.get(token_id) or self._learn(token_id)
+            parts += (between, before, number, after)
+            between = b"},"
+        parts.append(b"}]}" if top else b"]}")
 
     def _ends_of(self, token: AnswerToken) -> tuple[bytes, bytes]:
         if token.num_cut:

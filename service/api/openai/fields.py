@@ -7,28 +7,34 @@ in its module; how they reach the engine, in `service.serving`.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from engine.request import Terms
-from engine.sampling_params import MAX_LOGPROBS, MAX_PENALTY, MAX_SEED
+from engine.sampling_params import MAX_LOGPROBS, MAX_PENALTY
 from service.api.requests import (
+    EMPTY_IS_SILENCE,
     MAX_COUNT,
+    Flag,
     Forbidden,
     Ignored,
     LogitBias,
     MaxTokens,
     Name,
     NumChoices,
+    RepetitionPenalty,
     RequestModel,
+    Seed,
+    Share,
     Stop,
     TokenIds,
     Unsupported,
     Words,
     is_empty,
     limits_of,
+    none_if,
 )
 from service.serving.generation_request import AnswerForm
 from service.serving.sampling import SamplingOptions
@@ -50,6 +56,12 @@ class StreamOptions(RequestModel):
     )
 
 
+class ResponseFormat(RequestModel):
+    """What kind of text an answer is."""
+
+    type: Literal["text"] = Field(description="Any text.")
+
+
 def _check_priority(value: int | None, info: ValidationInfo) -> int | None:
     if value and not limits_of(info).may_set_priority:
         raise ValueError("requests may not set it here (see the setting allow_priority)")
@@ -63,13 +75,13 @@ def _check_id(value: str | None) -> str | None:
 
 
 def _text_format_only(value: object) -> object:
-    if isinstance(value, dict) and value.get("type") == "text":
+    if is_empty(value):
         return None
-    if not is_empty(value):
+    if not isinstance(value, dict) or value.get("type") != "text":
         raise PydanticCustomError(
             "unsupported_field", 'this server supports only {"type": "text"} so far; leave it out'
         )
-    return None
+    return value
 
 
 Priority = Annotated[
@@ -102,7 +114,11 @@ class OpenAIRequest(RequestModel):
     n_predict: MaxTokens = Field(None, description="Another name of max_tokens.")
     max_length: MaxTokens = Field(None, description="Another name of max_tokens.")
     min_tokens: int | None = Field(
-        None, ge=0, le=MAX_COUNT, description="No end is picked before so many tokens."
+        None,
+        ge=0,
+        le=MAX_COUNT,
+        description="No end is picked before so many tokens, and no stop string looked for in their"
+        " text.",
     )
     n: NumChoices = Field(None, description="How many choices to return of each prompt.")
     truncate_prompt_tokens: int | None = Field(
@@ -129,10 +145,10 @@ class OpenAIRequest(RequestModel):
     min_p: float | None = Field(
         None, ge=0, le=1, description="Drop tokens below this share of the likeliest one's."
     )
-    typical_p: float | None = Field(
-        None, gt=0, le=1, description="Keep the mass whose surprise is nearest the entropy."
+    typical_p: Share = Field(
+        None, description="Keep the mass whose surprise is nearest the entropy."
     )
-    typical: float | None = Field(None, gt=0, le=1, description="Another name of typical_p.")
+    typical: Share = Field(None, description="Another name of typical_p.")
     presence_penalty: float | None = Field(
         None,
         ge=-MAX_PENALTY,
@@ -145,28 +161,22 @@ class OpenAIRequest(RequestModel):
         le=MAX_PENALTY,
         description="Taken off a token's logit for every time that it was generated.",
     )
-    repetition_penalty: float | None = Field(
+    repetition_penalty: RepetitionPenalty = Field(
         None,
-        gt=0,
-        le=100,
         description="Divides the logits (multiplies negative ones) of tokens in prompt or answer.",
     )
-    repeat_penalty: float | None = Field(
-        None, gt=0, le=100, description="Another name of repetition_penalty."
+    repeat_penalty: RepetitionPenalty = Field(
+        None, description="Another name of repetition_penalty."
     )
-    rep_pen: float | None = Field(
-        None, gt=0, le=100, description="Another name of repetition_penalty."
-    )
+    rep_pen: RepetitionPenalty = Field(None, description="Another name of repetition_penalty.")
     logit_bias: LogitBias = Field(
         None, description="Added to logits, by token id as text; -100 to 100."
     )
     allowed_token_ids: TokenIds = Field(None, description="Nothing else is picked.")
     bad_words: Words = Field(None, description="Texts that never come about.")
-    seed: int | None = Field(
+    seed: Seed = Field(
         None,
-        ge=0,
-        le=MAX_SEED,
-        description="Makes sampling repeatable; choice i of a prompt takes seed + i.",
+        description="Makes sampling repeatable; choice i of a prompt takes seed + i; -1: silence.",
     )
 
     # Where an answer ends
@@ -176,10 +186,10 @@ class OpenAIRequest(RequestModel):
     include_stop_str_in_output: bool | None = Field(
         None, description="What ended the answer, string or token, stays at the end of its text."
     )
-    ignore_eos: bool | None = Field(
+    ignore_eos: Flag = Field(
         None, description="Go on past the variant's own end, up to max_tokens."
     )
-    ban_eos_token: bool | None = Field(None, description="Another name of ignore_eos.")
+    ban_eos_token: Flag = Field(None, description="Another name of ignore_eos.")
 
     # What is told
     prompt_logprobs: int | None = Field(
@@ -198,7 +208,9 @@ class OpenAIRequest(RequestModel):
     stream: bool | None = Field(
         None, description="Send the answer as it comes, as server-sent events."
     )
-    stream_options: StreamOptions | None = Field(None, description="Only with stream.")
+    stream_options: Annotated[StreamOptions | None, EMPTY_IS_SILENCE] = Field(
+        None, description="Only with stream."
+    )
 
     # On what terms
     user: Name = Field(None, description="On whose behalf it is; users share the engine fairly.")
@@ -219,18 +231,18 @@ class OpenAIRequest(RequestModel):
         None, description="Becomes part of the answer's id, and its x-request-id."
     )
 
-    # Accepted, and named as ignored
+    # Accepted, and named as ignored, but for OpenAI's own defaults
     store: Ignored
     metadata: Ignored
-    service_tier: Ignored
+    service_tier: Annotated[Ignored, none_if("auto", "default")]
     prompt_cache_key: Ignored
     prompt_cache_retention: Ignored
     safety_identifier: Ignored
-    verbosity: Ignored
+    verbosity: Annotated[Ignored, none_if("medium")]
     prediction: Ignored
 
     # Refused where they say anything
-    response_format: Annotated[Any, AfterValidator(_text_format_only)] = Field(
+    response_format: Annotated[ResponseFormat | None, BeforeValidator(_text_format_only)] = Field(
         None, description='Only {"type": "text"} so far.'
     )
     structured_outputs: Unsupported = Field(None, description="Not supported yet.")

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from engine.sampling_params import MAX_SEED
 from service.api.endpoint import Endpoint
 from service.api.openai.chat_answers import ChatCompletion, ChatCompletionChunk, ChatWriter
 from service.api.openai.fields import TurnRequest
 from service.api.openai.gaps import fill_gap
 from service.api.request_bodies import read_request
-from service.api.requests import Text
+from service.api.requests import Seed, Text
 from service.api.respond import acquire, answer
 from service.api.scope import note_id
 from service.serving.generation_request import GenerationRequest
@@ -40,9 +39,7 @@ class FimRequest(TurnRequest):
 
     prompt: str = Field(description="The text before the gap; it may be empty.")
     suffix: Text = Field(None, description="The text behind the gap; silence is an empty one.")
-    random_seed: int | None = Field(
-        None, ge=0, le=MAX_SEED, description="Another name of seed, Mistral's own."
-    )
+    random_seed: Seed = Field(None, description="Another name of seed, Mistral's own.")
 
 
 def fim_endpoints(context: ApiContext) -> list[Endpoint]:

@@ -10,13 +10,15 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field
 
-from engine.sampling_params import MAX_LOGPROBS, MAX_PENALTY, MAX_SEED
+from engine.sampling_params import MAX_LOGPROBS, MAX_PENALTY
 from service.api.requests import (
+    EMPTY_IS_SILENCE,
     MAX_COUNT,
     NO_EFFECT,
     Name,
     NumChoices,
     RequestModel,
+    Seed,
     Stop,
     Unsupported,
 )
@@ -77,11 +79,9 @@ class GenerationParameters(RequestModel):
         le=MAX_PENALTY,
         description="Taken off a token's logit for every time that it was generated.",
     )
-    seed: int | None = Field(
+    seed: Seed = Field(
         None,
-        ge=0,
-        le=MAX_SEED,
-        description="Makes sampling repeatable; answer i of best_of takes seed + i.",
+        description="Makes sampling repeatable; answer i of best_of takes seed + i; -1 is silence.",
     )
 
     # What is told
@@ -151,7 +151,9 @@ class TgiRequest(RequestModel):
     inputs: str = Field(
         description="The text to go on from. Special pieces in it are parsed; it gets one BOS."
     )
-    parameters: GenerationParameters | None = Field(None, description="How to go on.")
+    parameters: Annotated[GenerationParameters | None, EMPTY_IS_SILENCE] = Field(
+        None, description="How to go on."
+    )
     model: Name = Field(
         None, description="A served name; needed only where several variants are served."
     )

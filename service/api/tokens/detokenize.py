@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field
+from pydantic import BaseModel, ConfigDict, Field
 
+from loaders.checkpoint.rust_panics import panics_as
 from service.api.endpoint import Endpoint
 from service.api.request_bodies import read_request
 from service.api.requests import Name, RequestModel
@@ -14,7 +15,7 @@ from service.api.respond import acquire
 from service.api.responses import ModelResponse
 from service.errors import InvalidFieldError
 from service.text.backend import fast_backend
-from service.text.prompt import decode_prompt
+from service.text.errors import broken_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
     from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerBase
 
     from service.api.context import ApiContext
 
@@ -35,9 +35,9 @@ class DetokenizeRequest(RequestModel):
     model: Name = Field(
         None, description="A served name. Where one variant is served, silence means it."
     )
-    # Only the first wrong one is told: to describe a million takes 8 s and 900 MB (2026-11).
-    tokens: Annotated[list[int], FailFast()] = Field(
-        description="Token ids, each of a piece that the tokenizer has."
+    # Fails at the first: a body may hold a million wrong ones, each of which would be described.
+    tokens: list[int] = Field(
+        description="Token ids, each of a piece that the tokenizer has.", fail_fast=True
     )
 
 
@@ -58,7 +58,7 @@ def detokenize_endpoints(context: ApiContext) -> list[Endpoint]:
         context.lifecycle.require_open()
         request = await read_request(http_request, DetokenizeRequest, context)
         model = await acquire(http_request, request.model, context)
-        text = await asyncio.to_thread(decode, model.tokenizer, request.tokens)
+        text = await asyncio.to_thread(decode, fast_backend(model.tokenizer), request.tokens)
         answer = DetokenizedText(prompt=text, content=text)
         return ModelResponse(answer, headers=model.identity.headers)
 
@@ -74,12 +74,8 @@ def detokenize_endpoints(context: ApiContext) -> list[Endpoint]:
     ]
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
-    """Decode token ids.
-
-    Raises InvalidFieldError for one that no piece belongs to, TokenizerFailedError.
-    """
-    backend = fast_backend(tokenizer)
+def decode(backend: Tokenizer, token_ids: Sequence[int]) -> str:
+    """Decode token ids. Raises InvalidFieldError for one that no piece belongs to."""
     for position, token_id in enumerate(token_ids):
         if not 0 <= token_id < _END_OF_IDS or backend.id_to_token(token_id) is None:
             raise InvalidFieldError(
@@ -87,7 +83,8 @@ def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
                 f" 0 to {_last_id(backend)}",
                 param="tokens",
             )
-    return decode_prompt(tokenizer, token_ids)
+    with panics_as(broken_tokenizer):
+        return backend.decode(list(token_ids), skip_special_tokens=False)
 
 
 def _last_id(backend: Tokenizer) -> int:

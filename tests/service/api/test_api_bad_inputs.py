@@ -130,7 +130,7 @@ BOUNDS = [
     ("temperature", 0, 2, -0.01, 2.01),
     ("top_p", 0.0001, 1, 0, 1.0001),
     ("top_k", -1, 2**31 - 1, -2, 2**31),
-    ("seed", 0, MAX_SEED, -1, MAX_SEED + 1),
+    ("seed", 0, MAX_SEED, -2, MAX_SEED + 1),  # -1 is silence
     ("max_tokens", 0, 4000, -3, 10**30),  # -1 and -2 are silence
     ("n", 1, LIMITS.max_choices, 0, LIMITS.max_choices + 1),
 ]
@@ -153,7 +153,7 @@ def test_integers_are_integers(client, name):
 WRONG_TYPES: dict[str, list[object]] = {
     "model": [1, [], {}, "x" * 513],
     "prompt": [None, 1, {}, [], [[]], ["a", 1], [1, "a"], [[1], "a"], [True], [-1], [1.5], [[[1]]]],
-    "stop": [1, True, {}, [1], [None], ["a", ""], "x" * 257, ["x"] * 17, "é" * 129],
+    "stop": [1, True, {"a": 1}, [1], [None], ["a", 1], "x" * 257, ["x"] * 17, "é" * 129],
     "stream": [1, "true", []],
     "stream_options": [{"include_usage": True}, {"continuous_usage_stats": True}, 1],  # no stream
     "echo": [1, "yes"],

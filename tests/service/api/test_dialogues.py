@@ -146,3 +146,24 @@ def test_names_and_reasoning_reach_a_template_that_writes_them(asks, name):
     assert response.headers["x-ignored-params"] == f"messages[].name, messages[].{name}"
     assert text == "user:hi\nassistant:yes\nuser:hi\nassistant:"
     assert asks("strict", messages=messages)[0].status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        ({"documents": [1] * 65}, "documents: has 65 items; give at most 64"),
+        (
+            {"documents": [{str(i): 1 for i in range(65)}]},
+            "documents.0: has 65 items; give at most 64",
+        ),
+        (
+            {"chat_template_kwargs": {str(i): [] for i in range(65)}},
+            "chat_template_kwargs: has 65 items; give at most 64",
+        ),
+    ],
+)
+def test_items_are_counted_before_they_are_looked_at(asks, fields, found):
+    """Else each of a million wrong ones would be described."""
+    response, _ = asks("rich", **fields)
+    assert response.status_code == 400
+    assert response.json()["error"]["message"] == found

@@ -9,7 +9,12 @@ import openai
 import pytest
 import structlog.testing
 
-from engine.errors import EngineDeadError, NonFiniteLogitsError, QueueFullError
+from engine.errors import (
+    DeadlineExceededError,
+    EngineDeadError,
+    NonFiniteLogitsError,
+    QueueFullError,
+)
 from service.api.error_responses import error_form
 from tests.service.fakes import MODEL, FakeEngine, RunningServer, running_server, says
 
@@ -95,6 +100,21 @@ def test_later_prompt_that_is_refused_lets_nothing_run(tiny_tokenizer):
         with pytest.raises(openai.BadRequestError):
             server.client().completions.create(model=MODEL, prompt=[[5], [512]])
         assert engine.submitted == []
+
+
+def test_a_deadline_that_passed_is_not_asked_for_again(tiny_tokenizer):
+    """The official client repeats what ends with 408, unless it is told not to."""
+    engine = FakeEngine(says(tiny_tokenizer, "yes"))
+    engine.fails_after, engine.failure = 1, DeadlineExceededError("it took longer than 2 s")
+    with (
+        running_server(engine, tiny_tokenizer) as server,
+        server.client().with_options(max_retries=2) as client,
+    ):
+        with pytest.raises(openai.APIStatusError) as caught:
+            client.completions.create(model=MODEL, prompt="hi", extra_body={"timeout": 2})
+        assert caught.value.status_code == 408
+        assert caught.value.response.headers["x-should-retry"] == "false"
+        assert len(engine.submitted) == 1
 
 
 def test_unknown_path_and_method_have_the_same_shape(server):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import httpx2 as httpx
 import pytest
 
-from tests.service.fakes import MODEL, FakeEngine, running_server, says
+from tests.service.fakes import LIMITS, MODEL, FakeEngine, running_server, says
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -109,3 +109,18 @@ def test_choosing_among_no_tools_has_no_effect(ask):
     response, _ = ask(USER, tools=[], tool_choice="auto", parallel_tool_calls=False)
     assert response.status_code == 200
     assert "x-ignored-params" not in response.headers
+
+
+def test_parts_are_counted_before_they_are_looked_at(ask):
+    """Else each of a million wrong ones would be described."""
+    response, _ = ask({"role": "user", "content": [1] * (LIMITS.max_messages + 1)})
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "messages.0.content")
+    assert error["message"] == "messages.0.content: has 2049 parts; give at most 2048"
+
+
+def test_of_parts_that_are_wrong_the_first_is_described(ask):
+    response, _ = ask({"role": "user", "content": [{"type": "text"}] * 5})
+    message = response.json()["error"]["message"]
+    assert "content.0.text" in message
+    assert "content.1" not in message

@@ -29,7 +29,7 @@ def test_what_a_stop_string_cuts_off_is_counted():
     tokens = AnswerTokens()
     tokens.add(5, None, 0, 4)
     tokens.add(6, None, 4, 5)
-    (token,) = tokens.take_until(3)
+    (token,) = tokens.take_until(3, lambda _: b"four")
     assert (token.end, token.num_cut) == (4, 1)
 
 

@@ -140,6 +140,13 @@ def test_what_is_wrong_is_said_with_what_to_do(findings, source, code, told):
     assert "chat_template" in found[code] or "mend the template" in found[code]
 
 
+def test_a_missing_bos_that_is_added_here_asks_nobody_to_do_anything(findings):
+    """Templates of ChatML's kind are right to write none, and many tokenizers add it."""
+    told = findings(GOOD.replace("{{ bos_token }}", ""))["missing_bos"]
+    assert "it is put before dialogs here, as before texts, so nothing need be done" in told
+    assert "mend" not in told
+
+
 def test_a_tokenizer_without_bos_misses_none(findings):
     assert findings(TURNS + ASKED, bos=False) == {}
 

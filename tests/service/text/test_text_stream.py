@@ -38,6 +38,20 @@ def test_what_the_detokenizer_held_back_may_complete_a_stop_string(small):
     assert text.stopped
 
 
+def test_the_first_ids_are_not_searched_for_stop_strings(small):
+    text = stream(small, stop_strings=["ab"], min_tokens=3)
+    assert [text.push(byte) for byte in b"abaacab"] == ["a", "b", "a", "", "ac", "", ""]
+    assert text.stopped
+    assert text.push(ord("c")) == ""
+
+
+def test_a_text_that_ends_among_those_is_not_searched_either(small):
+    text = stream(small, stop_strings=["\ufffd"], min_tokens=3)
+    assert [text.push(byte) for byte in "€".encode()[:-1]] == ["", ""]
+    assert text.flush() == "\ufffd"
+    assert not text.stopped
+
+
 def test_an_end_piece_is_no_text_even_if_it_is_not_marked_special(small):
     end = small.convert_tokens_to_ids("<|EOT|>")
     text = stream(small, stop_token_ids={end})

@@ -85,23 +85,28 @@ NEUTRAL: dict[str, list[object]] = {
     "max_completion_tokens": [-1],
     "presence_penalty": [0, 0.0],
     "frequency_penalty": [0],
-    "repetition_penalty": [1],
-    "logit_bias": [{}],
-    "allowed_token_ids": [[]],
-    "bad_words": [[]],
-    "stop": ["", []],
-    "stop_token_ids": [[]],
+    "repetition_penalty": [1, 1.0],
+    "typical_p": [1],
+    "seed": [-1],
+    "ignore_eos": [False],
+    "logit_bias": [{}, [], ""],
+    "allowed_token_ids": [[], {}, ""],
+    "bad_words": [[], {}, "", [""]],
+    "stop": ["", [], {}, [""], ["", ""]],
+    "stop_token_ids": [[], {}, ""],
     "n": [1],
     "top_k": [0, -1],
     "min_tokens": [0],
     "stream": [False],
-    "stream_options": [{}, {"include_usage": False}],
+    "stream_options": [{}, [], "", {"include_usage": False}],
     "priority": [0],
     "user": [""],
     "response_format": [{"type": "text"}],
     "logprobs": [False],
     "store": [False],
     "metadata": [{}],
+    "service_tier": ["auto", "default"],
+    "verbosity": ["medium"],
     "request_id": [""],
     "model": ["", "dummy"],
 }
@@ -113,8 +118,8 @@ CHAT_NEUTRAL: dict[str, list[object]] = {
     "top_logprobs": [0],
     "add_generation_prompt": [True],
     "continue_final_message": [False],
-    "chat_template_kwargs": [{}],
-    "documents": [[]],
+    "chat_template_kwargs": [{}, [], ""],
+    "documents": [[], {}, ""],
     "reasoning_effort": [""],
 }
 # Taken, and named in x-ignored-params.
@@ -198,6 +203,23 @@ def texts_of(answer: dict[str, Any]) -> list[str]:
     ]
 
 
+@BOTH
+def test_names_that_are_not_known_are_told_at_any_depth(client, path):
+    fields = {
+        "stream": True,
+        "stream_options": {"chunk_size": 3},
+        "response_format": {"type": "text", "strict": True},
+        "no_such_field": 1,
+    }
+    response = ask(client, path, **fields)
+    assert response.status_code == 200
+    assert set(response.headers["x-ignored-params"].split(", ")) == {
+        "stream_options.chunk_size",
+        "response_format.strict",
+        "no_such_field",
+    }
+
+
 def events_of(response: httpx.Response) -> list[str]:
     assert response.status_code == 200, response.text
     *events, done, rest = response.text.split("\n\n")
@@ -266,10 +288,67 @@ def test_two_names_of_one_field_must_agree(client, engine, path):
             both = {"max_tokens": DROPPED, name: value, other: value}
             assert ask(client, path, **both).status_code == 200
             unequal = [False, 1, 0.5, ["y"]]
-            for second in unequal:
+            for second in (one for one in unequal if one not in NEUTRAL.get(name, ())):
                 response = ask(client, path, **{**both, other: second})
                 assert response.status_code == 400
                 assert response.json()["error"]["code"] == "invalid_value"
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("neutral", "given", "told"),
+    [
+        ({"ignore_eos": False}, {"ban_eos_token": True}, {"ignore_eos": True}),
+        ({"ban_eos_token": False}, {"ignore_eos": True}, {"ignore_eos": True}),
+        ({"repetition_penalty": 1}, {"repeat_penalty": 1.1}, {"repetition_penalty": 1.1}),
+        ({"rep_pen": 1.0}, {"repetition_penalty": 1.1}, {"repetition_penalty": 1.1}),
+        ({"typical_p": 1}, {"typical": 0.9}, {"typical_p": 0.9}),
+        ({"max_completion_tokens": -1}, {"n_predict": 7}, {"max_tokens": 7}),
+        ({"stop": [""]}, {"stop_sequence": ["x"]}, {}),
+    ],
+)
+def test_a_neutral_value_under_one_name_leaves_the_other_its_say(
+    client, engine, path, neutral, given, told
+):
+    silence = {"max_tokens": DROPPED}
+    before = answered_params(client, engine, path, **silence)
+    params = answered_params(client, engine, path, **silence, **neutral, **given)
+    assert params == replace(before, **told)
+
+
+@BOTH
+def test_an_empty_stop_string_leaves_the_others_theirs(client, path):
+    assert texts_of(answered(client, path, stop=["", " three"])) == ["one two"]
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "token_id", ["00000000000999", "01", "9" * 5000, "2147483648", "-1", "+1", " 1", "1.0", "٣", ""]
+)
+def test_names_of_biases_are_token_ids_as_people_write_them(client, path, token_id):
+    response = ask(client, path, logit_bias={token_id: 1})
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "logit_bias")
+    assert "token ids: integers of 0 to 2147483647, without leading zeros" in error["message"]
+    assert ask(client, path, logit_bias={"0": 1, "10": 1}).status_code == 200
+
+
+@BOTH
+def test_two_bounds_that_differ_are_refused_by_name(client, path):
+    response = ask(client, path, max_tokens=4, max_completion_tokens=8)
+    assert response.status_code == 400
+    assert response.json()["error"]["message"] == (
+        "max_tokens and max_completion_tokens mean the same and differ; give one of them"
+    )
+
+
+@BOTH
+def test_stop_strings_are_not_looked_for_in_the_least_tokens(client, tiny_tokenizer, path):
+    num_tokens = len(tiny_tokenizer.encode("one two", add_special_tokens=False))
+    for least, text in ((0, "one"), (num_tokens, TEXT)):
+        for stream in (False, True):
+            response = ask(client, path, stop=" two", min_tokens=least, stream=stream)
+            assert text_of(response, stream) == text
 
 
 @BOTH
@@ -641,7 +720,7 @@ OTHERS: dict[str, Callable[..., None]] = {
 TESTED_ELSEWHERE = {
     "suffix",  # test_gaps.py
     *("add_generation_prompt", "continue_final_message", "chat_template_kwargs", "documents"),
-    "reasoning_effort",  # these in test_dialogues.py
+    "reasoning_effort",  # these in tests/service/api/test_dialogues.py
 }
 
 

@@ -106,6 +106,8 @@ def test_seed_has_two_names_that_must_agree(http, engine):
     assert engine.submitted[-1][1].seed == 3
     body = {"prompt": "a", "seed": 3, "random_seed": 4}
     assert http.post("/v1/fim/completions", json=body).status_code == 400
+    fill(http, seed=3, random_seed=-1)
+    assert engine.submitted[-1][1].seed == 3
 
 
 def test_silent_max_tokens_is_bounded(http, engine):

@@ -319,6 +319,7 @@ def test_null_and_neutral_values_say_nothing(server, engine):
     assert "x-ignored-params" not in response.headers
     assert post(server, parameters=None).status_code == 200
     assert post(server, parameters={"watermark": False, "stop": []}).status_code == 200
+    assert post(server, parameters={"seed": -1, "stop": [""]}).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -340,11 +341,11 @@ def test_null_and_neutral_values_say_nothing(server, engine):
         ({"typical_p": 0}, "typical_p"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"frequency_penalty": 3}, "frequency_penalty"),
-        ({"seed": -1}, "seed"),
+        ({"seed": -2}, "seed"),
         ({"top_n_tokens": 21}, "top_n_tokens"),
         ({"truncate": 0}, "truncate"),
         ({"stop": ["a"], "stop_sequences": ["b"]}, "stop and stop_sequences"),
-        ({"stop": [""]}, "stop"),
+        ({"stop": [1]}, "stop"),
     ],
 )
 def test_wrong_parameters_are_named(server, parameters, name):

@@ -50,8 +50,8 @@ def test_what_is_no_list_of_ids_is_refused(server, tokens):
     assert detokenize(server, tokens).status_code == 400
 
 
-def test_of_many_wrong_ids_the_first_is_told(server):
-    """To describe each of a million takes seconds."""
-    error = detokenize(server, ["a"] * 1000).json()["error"]
-    assert "tokens.0" in error["message"]
-    assert "tokens.1" not in error["message"]
+def test_of_ids_that_are_wrong_the_first_is_described(server):
+    """Else each of a million would be."""
+    message = detokenize(server, ["1"] * 5).json()["error"]["message"]
+    assert "tokens.0" in message
+    assert "tokens.1" not in message
