@@ -45,6 +45,7 @@ class Endpoint:
     tag: str  # whose API it belongs to, as in "OpenAI" or "llama.cpp"
     handler: Handler
     other_paths: tuple[str, ...] = ()  # the same under other names
+    query: Mapping[str, str] = field(default_factory=dict)  # what may stand in it, and its meaning
     request: type[BaseModel] | None = None  # of the body
     response: type[BaseModel] | None = None  # of the answer; None where it is no JSON
     list_response: type[BaseModel] | None = None  # of each item, where the answer is a list

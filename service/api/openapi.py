@@ -129,7 +129,11 @@ class _Document:
             "operationId": self._operation_id(endpoint, path, method),
             "tags": [endpoint.tag],
             "summary": summary,
-            "parameters": [*_path_parameters(path), _ref("parameters", "x-request-id")],
+            "parameters": [
+                *_path_parameters(path),
+                *_query_parameters(endpoint),
+                _ref("parameters", "x-request-id"),
+            ],
             "responses": self._responses(endpoint, has_body=method != "head"),
             "security": _SECURITY[endpoint.access],
         }
@@ -253,6 +257,19 @@ def _path_parameters(path: str) -> list[Node]:
             parameter["description"] = "May hold slashes, percent-encoded or not."
         parameters.append(parameter)
     return parameters
+
+
+def _query_parameters(endpoint: Endpoint) -> list[Node]:
+    return [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "schema": {"type": "string"},
+            "description": description,
+        }
+        for name, description in endpoint.query.items()
+    ]
 
 
 _REQUEST_ID: Node = {

@@ -71,6 +71,7 @@ def props_endpoints(context: ApiContext) -> list[Endpoint]:
             path="/props",
             tag="llama.cpp",
             handler=props,
+            query={"model": "A served name; needed only where several variants are served."},
             response=Props,
             statuses=(404, 503),
         )

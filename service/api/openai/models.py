@@ -56,6 +56,7 @@ def model_endpoints(context: ApiContext) -> list[Endpoint]:
             path="/v1/models",
             tag="OpenAI",
             handler=list_models,
+            query={"client_version": "Whatever it is, the answer has `models`, which Codex reads."},
             response=ModelList,
         ),
         # A path: names hold slashes, colons and at signs, percent-encoded or not.

@@ -71,6 +71,7 @@ def info_endpoints(context: ApiContext) -> list[Endpoint]:
             path="/info",
             tag="TGI",
             handler=get_info,
+            query={"model": "A served name; needed only where several variants are served."},
             response=ServerInfo,
             statuses=(404,),
             errors=ErrorShape.TGI,

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from loaders.checkpoint.rust_panics import panics_as
 from service.api.endpoint import Endpoint
 from service.api.request_bodies import read_request
 from service.api.requests import Name, RequestModel
@@ -15,7 +14,7 @@ from service.api.respond import acquire
 from service.api.responses import ModelResponse
 from service.errors import InvalidFieldError
 from service.text.backend import fast_backend
-from service.text.errors import broken_tokenizer
+from service.text.prompt import decode_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
     from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
 
     from service.api.context import ApiContext
 
@@ -58,7 +58,7 @@ def detokenize_endpoints(context: ApiContext) -> list[Endpoint]:
         context.lifecycle.require_open()
         request = await read_request(http_request, DetokenizeRequest, context)
         model = await acquire(http_request, request.model, context)
-        text = await asyncio.to_thread(decode, fast_backend(model.tokenizer), request.tokens)
+        text = await asyncio.to_thread(decode, model.tokenizer, request.tokens)
         answer = DetokenizedText(prompt=text, content=text)
         return ModelResponse(answer, headers=model.identity.headers)
 
@@ -74,8 +74,12 @@ def detokenize_endpoints(context: ApiContext) -> list[Endpoint]:
     ]
 
 
-def decode(backend: Tokenizer, token_ids: Sequence[int]) -> str:
-    """Decode token ids. Raises InvalidFieldError for one that no piece belongs to."""
+def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
+    """Decode token ids.
+
+    Raises InvalidFieldError for one that no piece belongs to, TokenizerFailedError.
+    """
+    backend = fast_backend(tokenizer)
     for position, token_id in enumerate(token_ids):
         if not 0 <= token_id < _END_OF_IDS or backend.id_to_token(token_id) is None:
             raise InvalidFieldError(
@@ -83,8 +87,7 @@ def decode(backend: Tokenizer, token_ids: Sequence[int]) -> str:
                 f" 0 to {_last_id(backend)}",
                 param="tokens",
             )
-    with panics_as(broken_tokenizer):
-        return backend.decode(list(token_ids), skip_special_tokens=False)
+    return decode_prompt(tokenizer, token_ids)
 
 
 def _last_id(backend: Tokenizer) -> int:

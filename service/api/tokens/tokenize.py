@@ -90,6 +90,8 @@ class TokenizeRequest(DialogueRequest):
         for name, sources in _ONLY_WITH.items():
             if getattr(self, name) and given[0] not in sources:
                 raise ValueError(f"{name} has an effect only with {' or '.join(sources)}")
+        if self.add_generation_prompt is False and given[0] != "messages":  # true is neutral
+            raise ValueError("add_generation_prompt has an effect only with messages")
         return self
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import pytest
 
+from docs_pages.api_fields import all_endpoints
 from service.api.error_responses import STATUS, UNEXPECTED
 from service.api.openapi import TAGS, openapi_document
 from tests.service.api.sample_endpoints import ENDPOINTS
@@ -173,6 +175,23 @@ def test_path_parameters_are_described():
     (name, request_id) = PATHS["/v1/models/{name}"]["get"]["parameters"]
     assert (name["name"], name["in"], name["required"]) == ("name", "path", True)
     assert resolve(request_id)["name"] == "x-request-id"
+
+
+def test_what_may_stand_in_the_query_is_described():
+    asked = dataclasses.replace(ENDPOINTS[0], query={"model": "A served name."})
+    document = openapi_document([asked], version="1")
+    for operation in document["paths"][asked.path].values():
+        (parameter,) = [one for one in operation["parameters"] if one.get("in") == "query"]
+        assert (parameter["name"], parameter["required"]) == ("model", False)
+        assert parameter["description"] == "A served name."
+
+
+def test_every_query_that_a_handler_reads_is_described():
+    rooms = Path(__file__).parents[3] / "service" / "api"
+    source = "".join(path.read_text(encoding="utf-8") for path in rooms.rglob("*.py"))
+    read = set(re.findall(r'query_params\.get\("(\w+)"|"(\w+)" in \w+\.query_params', source))
+    described = {name for endpoint in all_endpoints() for name in endpoint.query}
+    assert {one or other for one, other in read} == described
 
 
 def test_tags_are_described_in_the_order_of_the_list():

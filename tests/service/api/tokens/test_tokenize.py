@@ -215,3 +215,11 @@ def test_answers_are_written_beside_the_event_loop(monkeypatch, server, body):
     monkeypatch.setattr(endpoint, "ModelResponse", write)
     tokenize(server, **body)
     assert written_in_loop == [False]
+
+
+@pytest.mark.parametrize("source", ["prompt", "content"])
+def test_turns_are_neither_opened_nor_closed_in_a_text(server, source):
+    assert tokenize(server, **{source: "a"}, add_generation_prompt=True)
+    response = post(server, **{source: "a"}, add_generation_prompt=False)
+    assert response.status_code == 400
+    assert "only with messages" in response.json()["error"]["message"]
