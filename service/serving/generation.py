@@ -18,6 +18,7 @@ from engine.transport.client import Submission
 from loaders.checkpoint.rust_panics import panics_as
 from service.serving.choice_reader import TextDelta, make_reader
 from service.serving.generation_request import plan_choices
+from service.serving.text_lanes import run_in_lane
 from service.text.errors import broken_tokenizer
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ async def start(model: ServedModel, request: GenerationRequest) -> Generation:
     Raises what `plan_choices` and `TokenEngine.submit` raise.
     """
     if request.options.bad_words:  # are encoded, which is not for the event loop
-        choices = await asyncio.to_thread(plan_choices, request, model)
+        size = sum(map(len, request.options.bad_words))
+        choices = await run_in_lane(size, lambda: plan_choices(request, model))
     else:
         choices = plan_choices(request, model)
     with panics_as(broken_tokenizer):  # before anything runs that would have to be ended

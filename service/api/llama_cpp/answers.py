@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.outputs import FinishReason
-from loaders.checkpoint.rust_panics import panics_as
 from service.api.error_responses import error_body
 from service.api.frames import KEEP_ALIVE
 from service.api.json_encoding import encode_json, encode_text
-from service.text.backend import fast_backend
-from service.text.errors import broken_tokenizer
+from service.text.backend import decode_whole, fast_backend
 from service.text.token_text import TokenTexts
 
 if TYPE_CHECKING:
@@ -231,9 +229,7 @@ class InfillWriter:
         )
 
     def _text_of(self, token_ids: Sequence[int]) -> str:
-        backend = fast_backend(self._model.tokenizer)
-        with panics_as(broken_tokenizer):
-            return backend.decode(list(token_ids), skip_special_tokens=False)
+        return decode_whole(fast_backend(self._model.tokenizer), token_ids)
 
 
 class InfillFrames:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from loaders.checkpoint.rust_panics import panics_as
 from service.api.endpoint import Endpoint
 from service.api.request_bodies import read_request
 from service.api.requests import Name, RequestModel
 from service.api.respond import acquire
 from service.api.responses import ModelResponse
 from service.errors import InvalidFieldError
-from service.text.backend import fast_backend
-from service.text.errors import broken_tokenizer
+from service.serving.text_lanes import run_in_lane
+from service.text.backend import decode_whole, fast_backend
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,9 +56,14 @@ def detokenize_endpoints(context: ApiContext) -> list[Endpoint]:
         context.lifecycle.require_open()
         request = await read_request(http_request, DetokenizeRequest, context)
         model = await acquire(http_request, request.model, context)
-        text = await asyncio.to_thread(decode, fast_backend(model.tokenizer), request.tokens)
-        answer = DetokenizedText(prompt=text, content=text)
-        return ModelResponse(answer, headers=model.identity.headers)
+
+        def write() -> Response:
+            text = decode(fast_backend(model.tokenizer), request.tokens)
+            answer = DetokenizedText(prompt=text, content=text)
+            return ModelResponse(answer, headers=model.identity.headers)
+
+        # Beside the event loop: a body may hold two million ids.
+        return await run_in_lane(len(request.tokens), write)
 
     return [
         Endpoint(
@@ -83,8 +86,7 @@ def decode(backend: Tokenizer, token_ids: Sequence[int]) -> str:
                 f" 0 to {_last_id(backend)}",
                 param="tokens",
             )
-    with panics_as(broken_tokenizer):
-        return backend.decode(list(token_ids), skip_special_tokens=False)
+    return decode_whole(backend, token_ids)
 
 
 def _last_id(backend: Tokenizer) -> int:
