@@ -6,7 +6,6 @@ any field without effect is.
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 from pydantic import BeforeValidator, Field, ValidationInfo
@@ -14,10 +13,11 @@ from pydantic import BeforeValidator, Field, ValidationInfo
 from service.api.messages import Message
 from service.api.requests import EMPTY_IS_SILENCE, MAX_FIELDS, Name, RequestModel, limits_of
 from service.errors import InvalidFieldError
+from service.serving.text_lanes import run_in_lane
 from service.text.render_options import RenderOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from service.serving.served_model import ServedModel
     from service.text.render_options import KwargValue
@@ -86,16 +86,16 @@ async def render(request: DialogueRequest, model: ServedModel) -> list[int]:
     Raises a RequestError or TextError.
     """
     template = model.require_chat_template()
-    # In a thread: a checkpoint's template runs in another process, which is waited for.
-    return await asyncio.to_thread(template.render, _turns(request), options_for(template, request))
+    turns, options = _turns(request), options_for(template, request)
+    # Beside the event loop: a checkpoint's template runs in another process, which is waited for.
+    return await run_in_lane(_size(turns, options), lambda: template.render(turns, options))
 
 
 async def render_text(request: DialogueRequest, model: ServedModel) -> str:
     """Return the same as text for people. Raises a RequestError or TextError."""
     template = model.require_chat_template()
-    return await asyncio.to_thread(
-        template.render_text, _turns(request), options_for(template, request)
-    )
+    turns, options = _turns(request), options_for(template, request)
+    return await run_in_lane(_size(turns, options), lambda: template.render_text(turns, options))
 
 
 def options_for(template: ChatTemplate, request: DialogueRequest) -> RenderOptions:
@@ -136,6 +136,13 @@ def unread(request: DialogueRequest, model: ServedModel) -> list[str]:
 
 def _turns(request: DialogueRequest) -> list[dict[str, str | None]]:
     return [message.turn for message in request.messages or ()]
+
+
+def _size(turns: Sequence[Mapping[str, str | None]], options: RenderOptions) -> int:
+    """Count the characters that a template is given."""
+    given = [*turns, *(options.documents or ()), options.template_kwargs]
+    texts = (text for fields in given for text in fields.values() if isinstance(text, str))
+    return sum(map(len, texts))
 
 
 def _kwargs(request: DialogueRequest) -> dict[str, KwargValue]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from starlette.responses import Response
 
 from service.api.connection import while_connected
+from service.api.frames import MAX_TOLD_AT_ONCE
 from service.api.scope import EVENT_STREAM, keep_error_frames, straight_send
 from service.errors import StalledReaderError
 
@@ -76,11 +77,18 @@ class EventStream(Response):
         def deliver(delta: TextDelta) -> Awaitable[None]:
             return writer.write(self._frames.delta(delta))
 
+        async def deliver_any(delta: TextDelta) -> None:
+            if len(delta.tokens) > MAX_TOLD_AT_ONCE:
+                await writer.write(await asyncio.to_thread(self._frames.delta, delta))
+            else:
+                await deliver(delta)
+
         async with asyncio.TaskGroup() as group:
             watch = group.create_task(writer.watch())
             for index in range(self._generation.num_choices):
                 await writer.write(self._frames.start(index))
-            await self._generation.run(deliver)
+            # Which of the two is asked here, as to ask costs something a token.
+            await self._generation.run(deliver_any if self._generation.tells_prompts else deliver)
             watch.cancel()
 
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 # One line without an empty one of its own: the next event ends it. Followed by an empty line it is
 # an event without data, at which several clients break off with a JSON error.
 KEEP_ALIVE = b": keep-alive\n"
+# What tells of more tokens is written beside the event loop: 30 000 of a prompt, with 20 likeliest
+# ones each, take 5 s (2026-11).
+MAX_TOLD_AT_ONCE = 512
 
 
 class Frames(Protocol):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from service.api.connection import while_connected
 from service.api.event_stream import EventStream
+from service.api.frames import MAX_TOLD_AT_ONCE
 from service.api.responses import ModelResponse
 from service.api.scope import note_truncated, until_answered
 from service.serving.generation import start
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     from service.serving.generation import CompleteChoice, Generation
     from service.serving.generation_request import GenerationRequest
     from service.serving.served_model import ServedModel
-
-# Answers that tell of more tokens are written beside the event loop: 30 000 of a prompt, with 20
-# likeliest ones each, take 5 s (2026-11).
-MAX_TOLD_AT_ONCE = 512
 
 
 async def acquire(http_request: Request, name: str | None, context: ApiContext) -> ServedModel:

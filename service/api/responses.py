@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from starlette.responses import Response
@@ -35,3 +36,8 @@ class ModelResponse(Response):
     ) -> None:
         content = body.model_dump_json(exclude_unset=True, by_alias=True)
         super().__init__(content.encode(), status_code, headers)
+
+
+async def model_response(body: BaseModel, headers: Mapping[str, str]) -> ModelResponse:
+    """Return a response that is written beside the event loop, as large ones should be."""
+    return await asyncio.to_thread(ModelResponse, body, headers=headers)

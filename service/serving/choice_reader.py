@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from engine.outputs import FinishReason
-from service.serving.answer_tokens import AnswerToken, AnswerTokens, prompt_tokens
+from service.serving.answer_tokens import AnswerToken, AnswerTokens
 from service.text.indentation import Indentation
 from service.text.text_stream import TextStream
 from service.text.token_text import TokenTexts
 
 if TYPE_CHECKING:
-    from engine.outputs import TokenLogprobs, TokenOutput
+    from engine.outputs import TokenOutput
     from service.serving.generation_request import AnswerForm, PlannedChoice
     from service.serving.served_model import ServedModel
 
@@ -38,6 +38,7 @@ class TextDelta(msgspec.Struct, frozen=True, gc=False):
 class ChoiceReader:
     """Read one choice's tokens; the plain case, of nothing but text."""
 
+    tells_prompt = False  # whether its first delta tells the prompt's tokens
     num_tokens = 0  # generated so far
     sum_logprobs = 0.0  # of those, where logprobs were asked for
     # By the monotonic clock, where the answer is timed: when the first token came, and the last
@@ -64,10 +65,10 @@ class ChoiceReader:
             min_tokens=choice.params.min_tokens,
         )
 
-    def begin(self, prompt_logprobs: Sequence[TokenLogprobs]) -> TextDelta | None:  # noqa: ARG002
-        """Return what is told before any token has come.
+    def begin(self, prompt_tokens: Sequence[AnswerToken]) -> TextDelta | None:  # noqa: ARG002
+        """Return what is told before any token of the answer.
 
-        prompt_logprobs: filled before the first one comes.
+        prompt_tokens: where the reader tells the prompt, else none.
         """
         echo = self._choice.prompt.text if self._form.echoes else ""
         return TextDelta(self.index, echo, None) if echo else None
@@ -114,22 +115,23 @@ class DetailedReader(ChoiceReader):
     ) -> None:
         super().__init__(index, choice, form, model)
         self._tokenizer = model.tokenizer
-        self._prompt_logprobs: Sequence[TokenLogprobs] = ()
+        self.tells_prompt = form.echoes and form.tells_tokens
+        self._prompt_tokens: Sequence[AnswerToken] = ()
         self._num_sent = len(choice.prompt.text) if form.echoes else 0
         self._tokens = AnswerTokens(self._num_sent)
         self._deadline: float | None = None  # of the text, once it has begun
         self._has_line_end = False
         self._indentation = Indentation(form.min_indent) if form.min_indent else None
 
-    def begin(self, prompt_logprobs: Sequence[TokenLogprobs]) -> TextDelta | None:
-        """Return what is told before any token has come; an echo with tokens comes with those."""
-        self._prompt_logprobs = prompt_logprobs
-        return None if self._form.tells_tokens else super().begin(prompt_logprobs)
+    def begin(self, prompt_tokens: Sequence[AnswerToken]) -> TextDelta | None:
+        """Return what is told before any token; an echo with tokens comes with the first one."""
+        self._prompt_tokens = prompt_tokens
+        return None if self._form.tells_tokens else super().begin(prompt_tokens)
 
     def read(self, outputs: Sequence[TokenOutput]) -> TextDelta | None:
         """Return what these outputs add; None where that is nothing to tell yet."""
         self._note_time()
-        echo, told = self._echo() if self.num_tokens == 0 else ("", [])
+        echo, told = self._echo() if self.num_tokens == 0 else ("", ())
         if self._choice.is_prompt_only:
             return TextDelta(self.index, echo, FinishReason.LENGTH, None, told)
         piece, reason, ids = "", None, []
@@ -197,15 +199,11 @@ class DetailedReader(ChoiceReader):
             return self._tokens.take_until(self._num_sent, TokenTexts(self._tokenizer).raw_bytes)
         return self._tokens.take_rest()
 
-    def _echo(self) -> tuple[str, list[AnswerToken]]:
+    def _echo(self) -> tuple[str, Sequence[AnswerToken]]:
         """Return the prompt's text and tokens, where they come with the first of the answer."""
-        if not (self._form.echoes and self._form.tells_tokens):
-            return "", []
-        prompt = self._choice.prompt
-        tokens = prompt_tokens(
-            self._tokenizer, prompt.token_ids, self._prompt_logprobs, prompt.text
-        )
-        return prompt.text, tokens
+        if not self.tells_prompt:
+            return "", ()
+        return self._choice.prompt.text, self._prompt_tokens
 
     def _is_time_up(self) -> bool:
         limit_s, now = self._form.max_seconds_of_text, self.last_token_at

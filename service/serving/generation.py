@@ -7,10 +7,10 @@ framing is `service.api`'s.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from contextlib import aclosing
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import TYPE_CHECKING, TypeAlias
 
 from engine.errors import EngineDeadError
@@ -18,6 +18,8 @@ from engine.transport.client import Submission
 from loaders.checkpoint.rust_panics import panics_as
 from service.serving.choice_reader import TextDelta, make_reader
 from service.serving.generation_request import plan_choices
+from service.serving.prompt_echo import PromptEcho
+from service.serving.text_lanes import run_in_lane
 from service.text.errors import broken_tokenizer
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ class CompleteChoice:
 Deliver: TypeAlias = "Callable[[TextDelta], Awaitable[None]]"
 
 
-_groups = itertools.count()
+_groups = count()
 
 
 async def start(model: ServedModel, request: GenerationRequest) -> Generation:
@@ -76,7 +78,8 @@ async def start(model: ServedModel, request: GenerationRequest) -> Generation:
     Raises what `plan_choices` and `TokenEngine.submit` raise.
     """
     if request.options.bad_words:  # are encoded, which is not for the event loop
-        choices = await asyncio.to_thread(plan_choices, request, model)
+        size = sum(map(len, request.options.bad_words))
+        choices = await run_in_lane(size, lambda: plan_choices(request, model))
     else:
         choices = plan_choices(request, model)
     with panics_as(broken_tokenizer):  # before anything runs that would have to be ended
@@ -91,7 +94,7 @@ async def start(model: ServedModel, request: GenerationRequest) -> Generation:
         ],
         terms=request.terms,
     )
-    return Generation(choices, readers, streams)
+    return Generation(choices, readers, streams, PromptEcho(model.tokenizer))
 
 
 class Generation:
@@ -102,8 +105,10 @@ class Generation:
         choices: Sequence[PlannedChoice],
         readers: Sequence[ChoiceReader],
         streams: Sequence[TokenStream],
+        echo: PromptEcho,
     ) -> None:
         self._choices = choices
+        self._echo = echo
         self._readers = readers
         self._streams = streams
         self._submitted_at = time.monotonic()
@@ -111,6 +116,11 @@ class Generation:
     @property
     def num_choices(self) -> int:
         return len(self._streams)
+
+    @property
+    def tells_prompts(self) -> bool:
+        """Whether a choice's first delta holds as many tokens as its prompt."""
+        return any(reader.tells_prompt for reader in self._readers)
 
     @property
     def usage(self) -> Usage:
@@ -184,8 +194,8 @@ class Generation:
             text="".join(delta.text for delta in deltas),
             finish_reason=last.finish_reason,
             stop_reason=last.stop_reason,
-            tokens=[token for delta in deltas for token in delta.tokens],
-            token_ids=[token_id for delta in deltas for token_id in delta.token_ids],
+            tokens=list(chain.from_iterable(delta.tokens for delta in deltas)),
+            token_ids=list(chain.from_iterable(delta.token_ids for delta in deltas)),
             prompt=self.prompt_of(index),
             prompt_logprobs=self.prompt_logprobs_of(index),
             mean_logprob=reader.sum_logprobs / max(reader.num_tokens, 1),
@@ -198,12 +208,17 @@ class Generation:
     async def _run_choice(self, reader: ChoiceReader, deliver: Deliver) -> None:
         stream = self._streams[reader.index]
         async with aclosing(stream):  # leaving early, as a stop string does, aborts the sequence
-            if (begun := reader.begin(stream.prompt_logprobs)) is not None:
+            if not reader.tells_prompt and (begun := reader.begin(())) is not None:
                 await deliver(begun)
-            while outputs := await stream.take():
+            outputs = await stream.take()
+            if reader.tells_prompt and outputs:  # the prompt's logprobs are complete now
+                prompt = self._choices[reader.index].prompt
+                reader.begin(await self._echo.tokens_of(prompt, stream.prompt_logprobs))
+            while outputs:
                 delta = reader.read(outputs)
                 if delta is not None:
                     await deliver(delta)
                     if delta.finish_reason is not None:
                         return
+                outputs = await stream.take()
         raise EngineDeadError("the engine ended a sequence without a reason")

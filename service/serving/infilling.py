@@ -6,12 +6,13 @@ What every API that infills needs, and nothing of their names. How a prompt is p
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from service.errors import ContextLengthError
 from service.serving.prompts import CutTokens, Prompt, context_words
+from service.serving.text_lanes import run_in_lane
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +34,12 @@ class Gap:
     suffix: str
     prompt: str = ""  # behind the prefix: what was typed of the answer already
     files: Sequence[InfillFile] = ()  # others of the project; those that matter most last
+
+    @property
+    def size(self) -> int:
+        """Count the characters that are to be encoded."""
+        files = sum(len(file.filename) + len(file.text) for file in self.files)
+        return len(self.prefix) + len(self.prompt) + len(self.suffix) + files
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +102,7 @@ async def plan_infill(
     limit = model.engine.max_model_len
     fits = limit - room.reserved
     # Beside the event loop, however short it is: some expressions are slow on short texts.
-    made = await asyncio.to_thread(
+    assemble = partial(
         infilling.assemble,
         gap.prefix,
         gap.suffix,
@@ -103,6 +110,7 @@ async def plan_infill(
         files=gap.files,
         prompt=gap.prompt,
     )
+    made = await run_in_lane(gap.size, assemble)
     cut = CutTokens(made.num_cut_prefix, made.num_cut_suffix, made.num_cut_files)
     left = limit - len(made.token_ids)
     return PlannedInfill(

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
-from service.text.errors import UnsupportedTokenizerError
+from loaders.checkpoint.rust_panics import panics_as
+from service.text.errors import UnsupportedTokenizerError, broken_tokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transformers import PreTrainedTokenizerBase
 
 
@@ -40,6 +43,16 @@ def leading_ids(backend: Tokenizer) -> list[int]:
     probe = backend.encode("a")
     first_of_text = probe.special_tokens_mask.index(0)
     return probe.ids[:first_of_text]
+
+
+def decode_whole(
+    backend: Tokenizer, token_ids: Sequence[int], *, skip_special_tokens: bool = False
+) -> str:
+    """Give the text of token ids, however many. Raises TokenizerFailedError."""
+    with panics_as(broken_tokenizer):
+        # Of a batch, since `decode` keeps Python's lock (tokenizers 0.23): 0.36 s for 2 million.
+        (text,) = backend.decode_batch([list(token_ids)], skip_special_tokens=skip_special_tokens)
+    return text
 
 
 def without_leading(ids: list[int], leading: list[int]) -> list[int]:

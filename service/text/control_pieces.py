@@ -45,7 +45,7 @@ class Disguise:
 
     typed_piece: re.Pattern[str]
     stand_ins: Mapping[int, str]
-    originals: Mapping[int, str]
+    originals: Mapping[str, str]
 
     def put_on(self, text: str) -> str:
         """Make every control piece in the text unreadable as one."""
@@ -53,7 +53,9 @@ class Disguise:
 
     def take_off(self, text: str) -> str:
         """Give the text as it was typed."""
-        return text.translate(self.originals)
+        for stand_in, first in self.originals.items():  # 0.3 s for 4 MB by `translate`
+            text = text.replace(stand_in, first)
+        return text
 
 
 class ControlPieces:
@@ -112,7 +114,7 @@ class ControlPieces:
         return Disguise(
             typed_piece=self._beginning,
             stand_ins={ord(first): stand_in for first, stand_in in pairs},
-            originals={ord(stand_in): first for first, stand_in in pairs},
+            originals={stand_in: first for first, stand_in in pairs},
         )
 
     def encode(self, text: str, disguise: Disguise | None) -> list[int]:

@@ -5,7 +5,8 @@ that nobody tried when it was loaded (`loaders.checkpoint.tokenizer_trial`), and
 into the library but its process. So each runs in a thread of its own, without Python's lock, that
 is left behind when its time is up: its request gets an error, all others go on. As any text may be
 such a one, a tokenizer has few under way at once; others wait for their turn. So it cannot take
-every core, and once all that it has are given up, it gets no more.
+every core, and once all that it has are given up, it gets no more. That long texts leave a turn to
+short ones is the callers' part: `service.serving.text_lanes`.
 """
 
 from __future__ import annotations

@@ -9,15 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loaders.checkpoint.rust_panics import panics_as
 from service.text.backend import fast_backend, leading_ids, without_leading
 from service.text.control_pieces import ControlPieces
 from service.text.encoding import encode_text
-from service.text.errors import broken_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from transformers import PreTrainedTokenizerBase
 
 
@@ -43,16 +39,6 @@ def encode_prompt(
     # mark, so "<s>Hi" and "Hi" would give different ids although both mean the same prompt.
     ids = encode_text(backend, _without_prefix(text, typed_bos))
     return leading + without_leading(ids, leading)
-
-
-def decode_prompt(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
-    """Return a prompt's ids as text for people, special pieces shown. Raises TokenizerFailedError.
-
-    Not for the event loop, where there may be many: 0.2 µs an id (2026-11).
-    """
-    backend = fast_backend(tokenizer)
-    with panics_as(broken_tokenizer):
-        return backend.decode(list(token_ids), skip_special_tokens=False)
 
 
 def _without_prefix(text: str, prefix: str) -> str:

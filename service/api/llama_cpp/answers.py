@@ -15,7 +15,7 @@ from engine.outputs import FinishReason
 from service.api.error_responses import error_body
 from service.api.frames import KEEP_ALIVE
 from service.api.json_encoding import encode_json, encode_text
-from service.text.prompt import decode_prompt
+from service.text.backend import decode_whole, fast_backend
 from service.text.token_text import TokenTexts
 
 if TYPE_CHECKING:
@@ -190,7 +190,8 @@ class InfillWriter:
             "timings": timings_of(generation),
         }
         if self._request.response_fields is None or "prompt" in self._request.response_fields:
-            fields["prompt"] = decode_prompt(self._model.tokenizer, prompt.token_ids)
+            backend = fast_backend(self._model.tokenizer)
+            fields["prompt"] = decode_whole(backend, prompt.token_ids)
         return fields
 
     def selected(self, fields: Mapping[str, Any]) -> InfillAnswer:

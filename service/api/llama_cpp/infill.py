@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
+from functools import partial
 from typing import TYPE_CHECKING
 
 from engine.request import Terms
@@ -17,6 +17,7 @@ from service.errors import InvalidFieldError
 from service.serving.generation_request import AnswerForm, GenerationRequest
 from service.serving.infilling import Gap, at_most, plan_infill
 from service.serving.sampling import SamplingOptions
+from service.serving.text_lanes import run_in_lane
 from service.text.infilling.infilling import InfillFile
 from service.text.prompt import encode_prompt
 
@@ -121,7 +122,10 @@ async def _biases(request: InfillRequest, model: ServedModel) -> dict[int, float
     Raises InvalidFieldError where texts name more tokens than are taken as ids.
     """
     texts = [token for token, _ in request.token_biases if isinstance(token, str)]
-    ids_by_text = await asyncio.to_thread(_ids_by_text, texts, model) if texts else {}
+    ids_by_text: dict[str, list[int]] = {}
+    if texts:
+        encode = partial(_ids_by_text, texts, model)
+        ids_by_text = await run_in_lane(sum(map(len, texts)), encode)
     biases: dict[int, float] = {}
     for token, bias in request.token_biases:
         for token_id in [token] if isinstance(token, int) else ids_by_text[token]:

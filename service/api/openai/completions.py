@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
-from loaders.checkpoint.rust_panics import panics_as
 from service.api.endpoint import Endpoint
 from service.api.openai.completion_answers import Completion, CompletionChunk, CompletionWriter
 from service.api.openai.completion_request import CompletionRequest
@@ -18,8 +17,8 @@ from service.api.scope import note_id
 from service.errors import InvalidFieldError
 from service.serving.generation_request import GenerationRequest
 from service.serving.prompts import Prompt, room_behind
-from service.text.backend import fast_backend
-from service.text.errors import broken_tokenizer
+from service.serving.text_lanes import run_in_lane
+from service.text.backend import decode_whole, fast_backend
 from service.text.prompt import encode_prompt
 
 if TYPE_CHECKING:
@@ -71,18 +70,9 @@ async def plan(request: CompletionRequest, model: ServedModel) -> GenerationRequ
     """Translate a request. Raises a RequestError or TextError."""
     if request.suffix is not None:
         return await _plan_gaps(request, request.suffix, model)
-    prompts = [await _read_prompt(prompt, request, model) for prompt in request.prompt]
-    asked = request.value_of("max_tokens")
-    rooms = [
-        room_behind(
-            len(prompt.token_ids),
-            asked,
-            model.engine.max_model_len,
-            prompt_param="prompt",
-            length_param=request.given_name_of("max_tokens"),
-        )
-        for prompt in prompts
-    ]
+    asked: int | None = request.value_of("max_tokens")
+    read = [await _read_prompt(given, request, model) for given in request.prompt]
+    prompts, rooms = [prompt for prompt, _ in read], [room for _, room in read]
     return GenerationRequest(
         prompts=prompts,
         max_tokens=[min(DEFAULT_MAX_TOKENS, room) if asked is None else asked for room in rooms],
@@ -135,26 +125,44 @@ def _sampling_options(request: CompletionRequest) -> SamplingOptions:
 
 
 async def _read_prompt(
-    prompt: str | list[int], request: CompletionRequest, model: ServedModel
-) -> Prompt:
-    if isinstance(prompt, str):
-        # Beside the event loop, however short it is: some expressions are slow on short texts.
-        token_ids: Sequence[int] = await asyncio.to_thread(
-            encode_prompt,
-            model.tokenizer,
-            prompt,
-            add_special_tokens=request.add_special_tokens is not False,
-        )
-        if not token_ids:
-            raise InvalidFieldError("prompt: is empty; give at least one character", param="prompt")
-    else:
-        token_ids = prompt
-    kept = truncated(token_ids, request, model)
+    given: str | list[int], request: CompletionRequest, model: ServedModel
+) -> tuple[Prompt, int]:
+    """Return a prompt, and the room behind it."""
+    whole = await _read_ids(given, request, model)
+    kept = truncated(whole, request, model)
+    room = room_behind(
+        len(kept),
+        request.value_of("max_tokens"),
+        model.engine.max_model_len,
+        prompt_param="prompt",
+        length_param=request.given_name_of("max_tokens"),
+    )
     if not request.echo:
-        return Prompt(kept)
-    if isinstance(prompt, str) and len(kept) == len(token_ids):
-        return Prompt(kept, prompt)
-    skips = request.skip_special_tokens is not False
-    with panics_as(broken_tokenizer):
-        text = fast_backend(model.tokenizer).decode(list(kept), skip_special_tokens=skips)
-    return Prompt(kept, text)
+        return Prompt(kept), room
+    if isinstance(given, str) and len(kept) == len(whole):
+        return Prompt(kept, given), room
+    decode = partial(
+        decode_whole,
+        fast_backend(model.tokenizer),
+        kept,
+        skip_special_tokens=request.skip_special_tokens is not False,
+    )
+    return Prompt(kept, await run_in_lane(len(kept), decode)), room
+
+
+async def _read_ids(
+    given: str | list[int], request: CompletionRequest, model: ServedModel
+) -> Sequence[int]:
+    if not isinstance(given, str):
+        return given
+    # Beside the event loop, however short it is: some expressions are slow on short texts.
+    encode = partial(
+        encode_prompt,
+        model.tokenizer,
+        given,
+        add_special_tokens=request.add_special_tokens is not False,
+    )
+    token_ids = await run_in_lane(len(given), encode)
+    if not token_ids:
+        raise InvalidFieldError("prompt: is empty; give at least one character", param="prompt")
+    return token_ids

@@ -6,8 +6,8 @@ refuse before the engine sees it is refused here, too.
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pydantic import Field, RootModel
@@ -20,10 +20,11 @@ from service.api.openai.chat import ChatRequest
 from service.api.openai.completion_request import CompletionRequest
 from service.api.request_bodies import read_request, tell_ignored
 from service.api.respond import acquire
-from service.api.responses import ModelResponse
+from service.api.responses import model_response
 from service.api.scope import note_id
 from service.serving.generation_request import plan_choices
-from service.text.prompt import decode_prompt
+from service.serving.text_lanes import run_in_lane
+from service.text.backend import decode_whole, fast_backend
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -86,10 +87,8 @@ def render_endpoints(context: ApiContext) -> list[Endpoint]:
         note_id(http_request.scope, request.request_id)
         tell_ignored(http_request.scope, unread(request, model), context.limits)
         request_id = make_envelope("chatcmpl", model, request.request_id).id
-        planned = await chat.plan(request, model)
-        # Beside the event loop: bad words are encoded, and the prompt decoded.
-        (rendered,) = await asyncio.to_thread(_rendered, planned, request_id, model)
-        return ModelResponse(rendered, headers=model.identity.headers)
+        (rendered,) = await _rendered(await chat.plan(request, model), request_id, model)
+        return await model_response(rendered, model.identity.headers)
 
     async def render_completion(http_request: Request) -> Response:
         """Show the prompts and the settings that they would run with; nothing is generated."""
@@ -98,9 +97,8 @@ def render_endpoints(context: ApiContext) -> list[Endpoint]:
         model = await acquire(http_request, request.model, context)
         note_id(http_request.scope, request.request_id)
         request_id = make_envelope("cmpl", model, request.request_id).id
-        planned = await completions.plan(request, model)
-        rendered = await asyncio.to_thread(_rendered, planned, request_id, model)
-        return ModelResponse(RenderedPrompts(rendered), headers=model.identity.headers)
+        rendered = await _rendered(await completions.plan(request, model), request_id, model)
+        return await model_response(RenderedPrompts(rendered), model.identity.headers)
 
     return [
         Endpoint(
@@ -122,9 +120,18 @@ def render_endpoints(context: ApiContext) -> list[Endpoint]:
     ]
 
 
-def _rendered(
+async def _rendered(
     request: GenerationRequest, request_id: str, model: ServedModel
 ) -> list[RenderedPrompt]:
+    # Beside the event loop: bad words are encoded, and every prompt is decoded.
+    size = max(len(prompt.token_ids) for prompt in request.prompts)
+    return await run_in_lane(size, partial(_render_all, request, request_id, model))
+
+
+def _render_all(
+    request: GenerationRequest, request_id: str, model: ServedModel
+) -> list[RenderedPrompt]:
+    backend = fast_backend(model.tokenizer)
     first_choices = plan_choices(replace(request, num_choices=1), model)
     return [
         RenderedPrompt(
@@ -132,7 +139,7 @@ def _rendered(
             model=model.name,
             token_ids=list(choice.prompt.token_ids),
             sampling_params=_sampling(choice, num_tokens, request),
-            text=decode_prompt(model.tokenizer, choice.prompt.token_ids),
+            text=decode_whole(backend, choice.prompt.token_ids),
         )
         for choice, num_tokens in zip(first_choices, request.max_tokens, strict=True)
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from service.api.tgi.parameters import (
 from service.errors import InvalidFieldError
 from service.serving.generation_request import AnswerForm, GenerationRequest
 from service.serving.prompts import Prompt, room_behind, truncate
+from service.serving.text_lanes import run_in_lane
 from service.text.prompt import encode_prompt
 
 if TYPE_CHECKING:
@@ -166,7 +166,8 @@ async def _prompt(form: TgiAnswerForm, model: ServedModel) -> Prompt:
     if not form.inputs:
         raise InvalidFieldError("inputs: is empty; give at least one character", param="inputs")
     # Beside the event loop, however short it is: some expressions are slow on short texts.
-    token_ids = await asyncio.to_thread(encode_prompt, model.tokenizer, form.inputs)
+    encode = partial(encode_prompt, model.tokenizer, form.inputs)
+    token_ids = await run_in_lane(len(form.inputs), encode)
     if form.parameters.truncate is not None:
         return Prompt(truncate(token_ids, form.parameters.truncate, model.tokenizer))
     return Prompt(token_ids)

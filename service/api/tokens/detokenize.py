@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,8 +12,8 @@ from service.api.requests import Name, RequestModel
 from service.api.respond import acquire
 from service.api.responses import ModelResponse
 from service.errors import InvalidFieldError
-from service.text.backend import fast_backend
-from service.text.prompt import decode_prompt
+from service.serving.text_lanes import run_in_lane
+from service.text.backend import decode_whole, fast_backend
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
     from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerBase
 
     from service.api.context import ApiContext
 
@@ -58,9 +56,14 @@ def detokenize_endpoints(context: ApiContext) -> list[Endpoint]:
         context.lifecycle.require_open()
         request = await read_request(http_request, DetokenizeRequest, context)
         model = await acquire(http_request, request.model, context)
-        text = await asyncio.to_thread(decode, model.tokenizer, request.tokens)
-        answer = DetokenizedText(prompt=text, content=text)
-        return ModelResponse(answer, headers=model.identity.headers)
+
+        def write() -> Response:
+            text = decode(fast_backend(model.tokenizer), request.tokens)
+            answer = DetokenizedText(prompt=text, content=text)
+            return ModelResponse(answer, headers=model.identity.headers)
+
+        # Beside the event loop: a body may hold two million ids.
+        return await run_in_lane(len(request.tokens), write)
 
     return [
         Endpoint(
@@ -74,12 +77,11 @@ def detokenize_endpoints(context: ApiContext) -> list[Endpoint]:
     ]
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
+def decode(backend: Tokenizer, token_ids: Sequence[int]) -> str:
     """Decode token ids.
 
     Raises InvalidFieldError for one that no piece belongs to, TokenizerFailedError.
     """
-    backend = fast_backend(tokenizer)
     for position, token_id in enumerate(token_ids):
         if not 0 <= token_id < _END_OF_IDS or backend.id_to_token(token_id) is None:
             raise InvalidFieldError(
@@ -87,7 +89,7 @@ def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
                 f" 0 to {_last_id(backend)}",
                 param="tokens",
             )
-    return decode_prompt(tokenizer, token_ids)
+    return decode_whole(backend, token_ids)
 
 
 def _last_id(backend: Tokenizer) -> int:

@@ -11,7 +11,7 @@ from service.api.endpoint import Endpoint
 from service.api.request_bodies import read_request, tell_ignored
 from service.api.requests import Forbidden, Name, Unsupported
 from service.api.respond import acquire
-from service.api.responses import ModelResponse
+from service.api.responses import model_response
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -51,8 +51,8 @@ def template_endpoints(context: ApiContext) -> list[Endpoint]:
         request = await read_request(http_request, TemplateRequest, context)
         model = await acquire(http_request, request.model, context)
         tell_ignored(http_request.scope, unread(request, model), context.limits)
-        text = await render_text(request, model)
-        return ModelResponse(AppliedTemplate(prompt=text), headers=model.identity.headers)
+        answer = AppliedTemplate(prompt=await render_text(request, model))
+        return await model_response(answer, model.identity.headers)
 
     return [
         Endpoint(

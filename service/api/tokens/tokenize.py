@@ -6,7 +6,7 @@ which pieces are special, and where BOS came from.
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel
@@ -17,8 +17,9 @@ from service.api.endpoint import Endpoint
 from service.api.request_bodies import read_request, tell_ignored
 from service.api.requests import Forbidden, Name, Unsupported
 from service.api.respond import acquire
-from service.api.responses import ModelResponse
+from service.api.responses import model_response
 from service.errors import MissingFieldError
+from service.serving.text_lanes import run_in_lane
 from service.text.backend import fast_backend
 from service.text.bos import BosOrigin, bos_origin
 from service.text.prompt import encode_prompt
@@ -145,9 +146,9 @@ def tokenize_endpoints(context: ApiContext) -> list[Endpoint]:
         else:
             # All of it beside the event loop: a body may hold a million tokens.
             read = tokenize_prompt if request.content is None else tokenize_content
-            answer = await asyncio.to_thread(read, request, model)
-        # Written there, too: half a million pieces with their texts take 0.8 s (2026-11).
-        return await asyncio.to_thread(ModelResponse, answer, headers=model.identity.headers)
+            size = len(request.prompt or request.content or "")
+            answer = await run_in_lane(size, partial(read, request, model))
+        return await model_response(answer, model.identity.headers)
 
     return [
         Endpoint(
@@ -179,7 +180,8 @@ async def tokenize_messages(request: TokenizeRequest, model: ServedModel) -> Pro
     token_ids = await render(request, model)
     text = await render_text(request, model)
     origin = bos_origin(model.tokenizer, token_ids, text, BosOrigin.TEMPLATE)
-    return await asyncio.to_thread(_prompt_tokens, token_ids, origin, request, model)
+    tell = partial(_prompt_tokens, token_ids, origin, request, model)
+    return await run_in_lane(len(token_ids), tell)
 
 
 def tokenize_content(request: TokenizeRequest, model: ServedModel) -> ContentTokens:

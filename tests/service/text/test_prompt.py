@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.text.backend import leading_ids
+from service.text.backend import decode_whole, leading_ids
 from service.text.errors import InvalidPromptError, UnsupportedTokenizerError
-from service.text.prompt import decode_prompt, encode_prompt
+from service.text.prompt import encode_prompt
 
 with_vocabulary = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None
@@ -142,6 +142,6 @@ def test_time_grows_with_the_length_only(tokenizer, unit):
 def test_a_prompt_is_shown_with_its_special_pieces(tokenizer):
     ids = encode_prompt(tokenizer, "Hello world")
     bos = "".join(tokenizer.convert_ids_to_tokens(leading_ids(tokenizer.backend_tokenizer)))
-    shown = decode_prompt(tokenizer, ids)
+    shown = decode_whole(tokenizer.backend_tokenizer, ids)
     assert shown.startswith(bos)
     assert shown.removeprefix(bos).strip() == "Hello world"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
+import openai
 import pytest
 
+from service.api.openai import completions
 from tests.service.fakes import MODEL, FakeEngine, running_server, says
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import openai
     from transformers import PreTrainedTokenizerFast
 
 TEXT = "one two three, Grüße 世界 🙂 four five six"
@@ -165,3 +167,29 @@ def test_broken_bytes_become_one_mark_not_an_error(tiny_tokenizer):
         client = server.client()
         assert complete(client).choices[0].text == "\ufffd"
         assert streamed(client) == {0: "\ufffd"}
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[tuple[int, str]]:
+    """How many ids were decoded to be echoed, and in which thread."""
+    seen: list[tuple[int, str]] = []
+
+    def decode(backend, token_ids, **options):
+        seen.append((len(token_ids), threading.current_thread().name))
+        return "text"
+
+    monkeypatch.setattr(completions, "decode_whole", decode)
+    return seen
+
+
+def test_ids_without_room_are_refused_before_their_echo_is_made(client, decoded):
+    with pytest.raises(openai.BadRequestError, match="maximum context length"):
+        complete(client, prompt=[5] * 10_000, echo=True, max_tokens=1)
+    assert decoded == []
+
+
+def test_echo_of_ids_is_made_beside_the_event_loop(client, decoded):
+    answer = complete(client, prompt=[[5] * 7, [5] * 9], echo=True, max_tokens=1)
+    assert [choice.text[:4] for choice in answer.choices] == ["text"] * 2
+    assert [num_ids for num_ids, _ in decoded] == [7, 9]
+    assert all(name.startswith("short-text") for _, name in decoded)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 import httpx2 as httpx
 import pytest
 
+from service.api.tokens import detokenize as detokenize_module
+from service.serving.text_lanes import MAX_SHORT
 from tests.service.fakes import FakeEngine, RunningServer, running_server, says
 
 if TYPE_CHECKING:
@@ -55,3 +58,16 @@ def test_of_ids_that_are_wrong_the_first_is_described(server):
     message = detokenize(server, ["1"] * 5).json()["error"]["message"]
     assert "tokens.0" in message
     assert "tokens.1" not in message
+
+
+def test_ids_are_decoded_beside_the_event_loop(server, monkeypatch):
+    seen_by: list[str] = []
+
+    def decode(backend, token_ids):
+        seen_by.append(threading.current_thread().name)
+        return "text"
+
+    monkeypatch.setattr(detokenize_module, "decode_whole", decode)
+    for num_ids in (1, MAX_SHORT + 1):
+        assert detokenize(server, [5] * num_ids).json()["prompt"] == "text"
+    assert [name[:10] for name in seen_by] == ["short-text", "long-text_"]
