@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import httpx2 as httpx
 import pytest
 
+from service.api import responses
 from service.api.responses import ModelResponse
-from service.api.tokens import tokenize as endpoint
 from service.api.tokens.tokenize import TokenizeRequest
 from service.text.templates import ChatTemplate
 from tests import models
@@ -212,7 +212,7 @@ def test_answers_are_written_beside_the_event_loop(monkeypatch, server, body):
             written_in_loop.append(True)
         return ModelResponse(*args, **others)
 
-    monkeypatch.setattr(endpoint, "ModelResponse", write)
+    monkeypatch.setattr(responses, "ModelResponse", write)
     tokenize(server, **body)
     assert written_in_loop == [False]
 
