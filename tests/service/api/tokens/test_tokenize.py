@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import httpx2 as httpx
 import pytest
 
+from service.api.tokens import tokenize as tokenize_module
 from service.api.tokens.tokenize import TokenizeRequest
 from service.text.templates import ChatTemplate
 from tests import models
@@ -185,3 +186,17 @@ def test_odd_values_are_taken_or_refused(server, source):
             for value in ODD_VALUES:
                 response = client.post("/tokenize", json={**source, name: value})
                 assert response.status_code in (200, 400, 404), (name, value)
+
+
+def test_each_piece_is_spelt_once_however_often_it_comes(server, monkeypatch):
+    spelt: list[bytes] = []
+
+    def spell(raw: bytes) -> str:
+        spelt.append(raw)
+        return raw.decode()
+
+    monkeypatch.setattr(tokenize_module, "_piece", spell)
+    body = {"content": "a\n" * 50, "with_pieces": True}
+    told = httpx.post(f"{server.url}/tokenize", json=body).json()["tokens"]
+    assert "".join(token["piece"] for token in told) == "a\n" * 50
+    assert len(spelt) == len({token["id"] for token in told}) < len(told)
