@@ -7,7 +7,7 @@ which pieces are special, and where BOS came from.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 from pydantic import model_validator as check_together
@@ -123,7 +123,8 @@ class ContentTokens(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    tokens: list[int] | list[TokenPiece]
+    # Else it would be noted of each piece that it is no number.
+    tokens: Annotated[list[int], Field(fail_fast=True)] | list[TokenPiece]
     special: list[bool] = Field(description="Of each token: whether texts leave it out.")
     bos: BosOrigin | None = Field(description="Who put BOS before it; null where there is none.")
 
@@ -196,7 +197,9 @@ def tokenize_content(request: TokenizeRequest, model: ServedModel) -> ContentTok
     texts = TokenTexts(model.tokenizer)
     tokens: list[int] | list[TokenPiece] = token_ids
     if request.with_pieces:
-        tokens = [TokenPiece(id=i, piece=_piece(texts.raw_bytes(i))) for i in token_ids]
+        # One for each piece of the vocabulary, not for each of a million tokens.
+        pieces = {i: TokenPiece(id=i, piece=_piece(texts.raw_bytes(i))) for i in set(token_ids)}
+        tokens = [pieces[token_id] for token_id in token_ids]
     return ContentTokens(
         tokens=tokens,
         special=[texts.is_special(token_id) for token_id in token_ids],

@@ -10,6 +10,7 @@ import pytest
 
 from service.api import responses
 from service.api.responses import ModelResponse
+from service.api.tokens import tokenize as tokenize_module
 from service.api.tokens.tokenize import TokenizeRequest
 from service.text.templates import ChatTemplate
 from tests import models
@@ -223,3 +224,17 @@ def test_turns_are_neither_opened_nor_closed_in_a_text(server, source):
     response = post(server, **{source: "a"}, add_generation_prompt=False)
     assert response.status_code == 400
     assert "only with messages" in response.json()["error"]["message"]
+
+
+def test_each_piece_is_spelt_once_however_often_it_comes(server, monkeypatch):
+    spelt: list[bytes] = []
+
+    def spell(raw: bytes) -> str:
+        spelt.append(raw)
+        return raw.decode()
+
+    monkeypatch.setattr(tokenize_module, "_piece", spell)
+    body = {"content": "a\n" * 50, "with_pieces": True}
+    told = httpx.post(f"{server.url}/tokenize", json=body).json()["tokens"]
+    assert "".join(token["piece"] for token in told) == "a\n" * 50
+    assert len(spelt) == len({token["id"] for token in told}) < len(told)
