@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from engine.outputs import FinishReason
+from service.api.answer_model import AnswerModel
 from service.api.error_responses import error_body
 from service.api.frames import KEEP_ALIVE
 from service.api.json_encoding import encode_json, encode_text
@@ -27,12 +28,6 @@ if TYPE_CHECKING:
     from service.serving.choice_reader import TextDelta
     from service.serving.generation import CompleteChoice, Generation
     from service.serving.served_model import ServedModel
-
-
-class AnswerModel(BaseModel):
-    """An object of an answer; only what was set is sent."""
-
-    model_config = ConfigDict(protected_namespaces=(), extra="forbid")
 
 
 class CutCounts(AnswerModel):
@@ -99,13 +94,13 @@ class ToldToken(LikelyToken):
     top_logprobs: list[LikelyToken] = Field(description="The likeliest at its place.")
 
 
-class InfillAnswer(BaseModel):
+class InfillAnswer(AnswerModel):
     """An answer of /infill, or one event of its stream, whose last has `stop: true`.
 
     With `response_fields` it has those alone, an object's as `timings/prompt_n`.
     """
 
-    model_config = ConfigDict(protected_namespaces=(), extra="allow")
+    model_config = ConfigDict(extra="allow")
 
     index: int = Field(0, description="Always 0.")
     content: str = Field("", description="The text; in a stream, what is new of it.")

@@ -12,8 +12,9 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from service.api.answer_model import AnswerModel
 from service.api.error_responses import error_body
 from service.api.frames import KEEP_ALIVE
 from service.api.json_encoding import encode_json, encode_numbers, encode_text
@@ -31,12 +32,6 @@ if TYPE_CHECKING:
 
 DONE = b"data: [DONE]\n\n"
 LEAST_LOGPROB = -9999.0  # OpenAI's own word for "hardly ever"
-
-
-class AnswerModel(BaseModel):
-    """An object of an answer; only what was set is sent."""
-
-    model_config = ConfigDict(protected_namespaces=(), extra="forbid")
 
 
 class PromptTokensDetails(AnswerModel):

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from service.api.answer_model import AnswerModel
 from service.api.json_encoding import encode_json, encode_text
 from service.api.openai.answers import (
-    AnswerModel,
     ChunkShape,
     OpenAIFrames,
     PromptLogprob,

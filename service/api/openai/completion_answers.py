@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from service.api.answer_model import AnswerModel
 from service.api.json_encoding import encode_numbers
 from service.api.openai.answers import (
-    AnswerModel,
     ChunkShape,
     OpenAIFrames,
     PromptLogprob,

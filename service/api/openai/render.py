@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, RootModel
 
+from service.api.answer_model import AnswerModel
 from service.api.dialogues import unread
 from service.api.endpoint import Endpoint
 from service.api.openai import chat, completions
-from service.api.openai.answers import AnswerModel, make_envelope
+from service.api.openai.answers import make_envelope
 from service.api.openai.chat import ChatRequest
 from service.api.openai.completion_request import CompletionRequest
 from service.api.request_bodies import read_request, tell_ignored

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel
+from pydantic import Field, RootModel
 
 from engine.outputs import FinishReason
+from service.api.answer_model import AnswerModel
 from service.api.error_responses import tgi_error_body
 from service.api.frames import KEEP_ALIVE
 from service.api.json_encoding import encode_json, encode_numbers, encode_text
@@ -30,13 +31,7 @@ if TYPE_CHECKING:
 Reason: TypeAlias = Literal["length", "eos_token", "stop_sequence"]
 
 
-class TgiModel(BaseModel):
-    """An object of an answer; only what was set is sent."""
-
-    model_config = ConfigDict(protected_namespaces=(), extra="forbid")
-
-
-class PrefillToken(TgiModel):
+class PrefillToken(AnswerModel):
     """A token of the prompt."""
 
     id: int
@@ -44,7 +39,7 @@ class PrefillToken(TgiModel):
     logprob: float | None = Field(description="null for the first.")
 
 
-class Token(TgiModel):
+class Token(AnswerModel):
     """A token of an answer."""
 
     id: int
@@ -53,7 +48,7 @@ class Token(TgiModel):
     special: bool = Field(description="Not part of generated_text.")
 
 
-class BestOfSequence(TgiModel):
+class BestOfSequence(AnswerModel):
     """One answer, with what is told of it."""
 
     generated_text: str
@@ -65,7 +60,7 @@ class BestOfSequence(TgiModel):
     top_tokens: list[list[Token]] | None = Field(default=None, description="With top_n_tokens.")
 
 
-class Details(TgiModel):
+class Details(AnswerModel):
     """What is told of an answer."""
 
     finish_reason: Reason
@@ -79,7 +74,7 @@ class Details(TgiModel):
     top_tokens: list[list[Token]] | None = Field(default=None, description="With top_n_tokens.")
 
 
-class GeneratedText(TgiModel):
+class GeneratedText(AnswerModel):
     """A whole answer."""
 
     generated_text: str
@@ -90,7 +85,7 @@ class GeneratedTexts(RootModel[list[GeneratedText]]):
     """A whole answer of POST /: a list of one."""
 
 
-class StreamDetails(TgiModel):
+class StreamDetails(AnswerModel):
     """What is told of a streamed answer, at its end."""
 
     finish_reason: Reason
@@ -99,7 +94,7 @@ class StreamDetails(TgiModel):
     input_length: int
 
 
-class StreamedToken(TgiModel):
+class StreamedToken(AnswerModel):
     """One event of a streamed answer."""
 
     index: int = Field(description="From 1.")

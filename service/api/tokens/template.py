@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from service.api.answer_model import AnswerModel
 from service.api.dialogues import DialogueRequest, Messages, render_text, unread
 from service.api.endpoint import Endpoint
 from service.api.request_bodies import read_request, tell_ignored
@@ -31,10 +32,8 @@ class TemplateRequest(DialogueRequest):
     chat_template: Forbidden = Field(None, description="Never taken from a request.")
 
 
-class AppliedTemplate(BaseModel):
+class AppliedTemplate(AnswerModel):
     """A dialogue as text."""
-
-    model_config = ConfigDict(extra="forbid")
 
     prompt: str = Field(
         description="For people: special pieces that somebody typed look like the template's own,"

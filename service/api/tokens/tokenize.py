@@ -9,9 +9,10 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel
+from pydantic import Field, RootModel
 from pydantic import model_validator as check_together
 
+from service.api.answer_model import AnswerModel
 from service.api.dialogues import DialogueRequest, render, render_text, unread
 from service.api.endpoint import Endpoint
 from service.api.request_bodies import read_request, tell_ignored
@@ -96,10 +97,8 @@ class TokenizeRequest(DialogueRequest):
         return self
 
 
-class PromptTokens(BaseModel):
+class PromptTokens(AnswerModel):
     """A text's tokens, or a dialogue's."""
-
-    model_config = ConfigDict(protected_namespaces=(), extra="forbid")
 
     count: int
     max_model_len: int = Field(description="Most tokens of a prompt and its answer together.")
@@ -109,19 +108,15 @@ class PromptTokens(BaseModel):
     bos: BosOrigin | None = Field(description="Who put BOS before it; null where there is none.")
 
 
-class TokenPiece(BaseModel):
+class TokenPiece(AnswerModel):
     """A token and what it stands for."""
-
-    model_config = ConfigDict(extra="forbid")
 
     id: int
     piece: str | list[int] = Field(description="Text, or bytes that are no whole character.")
 
 
-class ContentTokens(BaseModel):
+class ContentTokens(AnswerModel):
     """The tokens of `content`."""
-
-    model_config = ConfigDict(extra="forbid")
 
     tokens: list[int] | list[TokenPiece]
     special: list[bool] = Field(description="Of each token: whether texts leave it out.")
