@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from engine.request import Terms
 from engine.sampling_params import MAX_BIAS
 from service.api.endpoint import Endpoint
-from service.api.llama_cpp.answers import InfillAnswer, InfillWriter
+from service.api.llama_cpp.answer_models import InfillAnswer
+from service.api.llama_cpp.answers import InfillWriter
 from service.api.llama_cpp.fields import InfillRequest
 from service.api.request_bodies import read_request
 from service.api.respond import acquire, answer

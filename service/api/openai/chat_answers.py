@@ -8,18 +8,14 @@ from pydantic import Field
 
 from service.api.answer_model import AnswerModel
 from service.api.json_encoding import encode_json, encode_text
-from service.api.openai.answers import (
-    ChunkShape,
-    OpenAIFrames,
+from service.api.openai.answers import Usage, make_envelope, usage_of
+from service.api.openai.frames import ChunkShape, OpenAIFrames, Telling
+from service.api.openai.logprobs import (
     PromptLogprob,
-    Telling,
-    Usage,
     bytes_of,
     encode_logprobs,
-    make_envelope,
     prompt_logprobs_of,
     text_of,
-    usage_of,
 )
 from service.text.token_text import TokenTexts
 

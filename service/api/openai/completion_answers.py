@@ -8,18 +8,9 @@ from pydantic import Field
 
 from service.api.answer_model import AnswerModel
 from service.api.json_encoding import encode_numbers
-from service.api.openai.answers import (
-    ChunkShape,
-    OpenAIFrames,
-    PromptLogprob,
-    Telling,
-    Usage,
-    make_envelope,
-    prompt_logprobs_of,
-    text_of,
-    told_logprob,
-    usage_of,
-)
+from service.api.openai.answers import Usage, make_envelope, usage_of
+from service.api.openai.frames import ChunkShape, OpenAIFrames, Telling
+from service.api.openai.logprobs import PromptLogprob, prompt_logprobs_of, text_of, told_logprob
 from service.text.token_text import TokenTexts
 
 if TYPE_CHECKING:

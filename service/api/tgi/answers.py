@@ -1,21 +1,29 @@
-"""What text-generation-inference answers: its typed models, and how they are written.
+"""Writes what text-generation-inference answers, whole or as a stream.
 
-A stream's frames are put together from bytes; tests compare them with the typed chunk, byte by
-byte. There is one frame a token, and none to end the stream: its last token's frame does.
+A stream's frames are put together from bytes; tests compare them with the typed chunk of
+`service.api.tgi.answer_models`, byte by byte. There is one frame a token, and none to end the
+stream: its last token's frame does.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
-
-from pydantic import Field, RootModel
+from typing import TYPE_CHECKING, Any
 
 from engine.outputs import FinishReason
-from service.api.answer_model import AnswerModel
 from service.api.error_responses import tgi_error_body
 from service.api.frames import KEEP_ALIVE
 from service.api.json_encoding import encode_json, encode_numbers, encode_text
+from service.api.tgi.answer_models import (
+    BestOfSequence,
+    Details,
+    GeneratedText,
+    GeneratedTexts,
+    PrefillToken,
+    Reason,
+    StreamDetails,
+    Token,
+)
 from service.serving.sampling import seed_of
 from service.text.token_text import TokenTexts
 
@@ -27,81 +35,6 @@ if TYPE_CHECKING:
     from service.serving.choice_reader import TextDelta
     from service.serving.generation import CompleteChoice, Generation
     from service.serving.served_model import ServedModel
-
-Reason: TypeAlias = Literal["length", "eos_token", "stop_sequence"]
-
-
-class PrefillToken(AnswerModel):
-    """A token of the prompt."""
-
-    id: int
-    text: str
-    logprob: float | None = Field(description="null for the first.")
-
-
-class Token(AnswerModel):
-    """A token of an answer."""
-
-    id: int
-    text: str = Field(description="Its part of the text; special pieces show here only.")
-    logprob: float = Field(description="By the model alone, whatever settings changed after it.")
-    special: bool = Field(description="Not part of generated_text.")
-
-
-class BestOfSequence(AnswerModel):
-    """One answer, with what is told of it."""
-
-    generated_text: str
-    finish_reason: Reason
-    generated_tokens: int
-    seed: int | None
-    prefill: list[PrefillToken]
-    tokens: list[Token]
-    top_tokens: list[list[Token]] | None = Field(default=None, description="With top_n_tokens.")
-
-
-class Details(AnswerModel):
-    """What is told of an answer."""
-
-    finish_reason: Reason
-    generated_tokens: int
-    seed: int | None = Field(description="Which makes the same answer again; null where greedy.")
-    prefill: list[PrefillToken] = Field(description="Empty without decoder_input_details.")
-    tokens: list[Token]
-    best_of_sequences: list[BestOfSequence] | None = Field(
-        default=None, description="With best_of: the answers that were not the best."
-    )
-    top_tokens: list[list[Token]] | None = Field(default=None, description="With top_n_tokens.")
-
-
-class GeneratedText(AnswerModel):
-    """A whole answer."""
-
-    generated_text: str
-    details: Details | None = Field(default=None, description="Where asked for.")
-
-
-class GeneratedTexts(RootModel[list[GeneratedText]]):
-    """A whole answer of POST /: a list of one."""
-
-
-class StreamDetails(AnswerModel):
-    """What is told of a streamed answer, at its end."""
-
-    finish_reason: Reason
-    generated_tokens: int
-    seed: int | None
-    input_length: int
-
-
-class StreamedToken(AnswerModel):
-    """One event of a streamed answer."""
-
-    index: int = Field(description="From 1.")
-    token: Token
-    top_tokens: list[Token] | None = Field(default=None, description="With top_n_tokens.")
-    generated_text: str | None = Field(description="The whole text, with the last token.")
-    details: StreamDetails | None = Field(description="With the last token, where asked for.")
 
 
 class TokenWords:
@@ -197,37 +130,33 @@ class TgiWriter:
         return TgiFrames(self._form, self._words, len(generation.prompt_of(0).token_ids))
 
     def _details(self, best: CompleteChoice, others: Sequence[CompleteChoice]) -> Details:
-        told = self._told(best)
-        details = Details(
-            finish_reason=told.finish_reason,
-            generated_tokens=told.generated_tokens,
-            seed=told.seed,
-            prefill=told.prefill,
-            tokens=told.tokens,
-        )
+        details = Details(**self._details_fields(best))
         if others:
-            details.best_of_sequences = [self._told(other) for other in others]
-        if told.top_tokens is not None:
-            details.top_tokens = told.top_tokens
+            details.best_of_sequences = [self._sequence(other) for other in others]
         return details
 
-    def _told(self, choice: CompleteChoice) -> BestOfSequence:
+    def _sequence(self, choice: CompleteChoice) -> BestOfSequence:
+        return BestOfSequence(
+            generated_text=self._form.full(choice.text), **self._details_fields(choice)
+        )
+
+    def _details_fields(self, choice: CompleteChoice) -> dict[str, Any]:
+        """Return what is told of any answer, as fields of its model."""
         shown = self._words.shown_last(choice.tokens, choice.text)
-        told = BestOfSequence(
-            generated_text=self._form.full(choice.text),
-            finish_reason=reason_of(choice.finish_reason, choice.stop_reason),
-            generated_tokens=len(choice.tokens),
-            seed=seed_of(self._form.seed, choice.index),
-            prefill=self._prefill(choice),
-            tokens=[
+        fields: dict[str, Any] = {
+            "finish_reason": reason_of(choice.finish_reason, choice.stop_reason),
+            "generated_tokens": len(choice.tokens),
+            "seed": seed_of(self._form.seed, choice.index),
+            "prefill": self._prefill(choice),
+            "tokens": [
                 self._token(token, text) for token, text in zip(choice.tokens, shown, strict=True)
             ],
-        )
+        }
         if self._form.num_top:
-            told.top_tokens = [
+            fields["top_tokens"] = [
                 self._words.top(token, self._form.num_top) for token in choice.tokens
             ]
-        return told
+        return fields
 
     def _token(self, token: AnswerToken, shown: str) -> Token:
         return Token(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from service.api.endpoint import Endpoint, ErrorShape
 from service.api.request_bodies import read_request
 from service.api.respond import acquire, answer
-from service.api.tgi.answers import GeneratedText, StreamedToken, TgiAnswerForm, TgiWriter
+from service.api.tgi.answer_models import GeneratedText, StreamedToken
+from service.api.tgi.answers import TgiAnswerForm, TgiWriter
 from service.api.tgi.parameters import (
     CompatibleRequest,
     GenerateRequest,

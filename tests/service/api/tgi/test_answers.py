@@ -6,9 +6,8 @@ import pytest
 
 from engine.errors import QueueFullError
 from engine.outputs import FinishReason, TokenLogprobs
+from service.api.tgi.answer_models import Reason, StreamedToken
 from service.api.tgi.answers import (
-    Reason,
-    StreamedToken,
     TgiAnswerForm,
     TgiFrames,
     TokenWords,
