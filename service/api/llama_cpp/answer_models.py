@@ -70,7 +70,7 @@ class LikelyToken(AnswerModel):
     logprob: float
 
 
-class ToldToken(LikelyToken):
+class ReportedToken(LikelyToken):
     """A token that came."""
 
     top_logprobs: list[LikelyToken] = Field(description="The likeliest at its place.")
@@ -105,6 +105,6 @@ class InfillAnswer(AnswerModel):
     stopping_word: str = Field("", description="The string of `stop` that ended it.")
     tokens_cached: int = Field(0, description="Tokens of the prompt known from earlier ones.")
     timings: Timings | None = None
-    completion_probabilities: list[ToldToken] | None = Field(
+    completion_probabilities: list[ReportedToken] | None = Field(
         None, description="Each token, with n_probs."
     )

@@ -18,9 +18,9 @@ from service.api.llama_cpp.answer_models import (
     GenerationSettings,
     InfillAnswer,
     LikelyToken,
+    ReportedToken,
     SamplingSettings,
     Timings,
-    ToldToken,
 )
 from service.text.backend import decode_whole, fast_backend
 from service.text.token_text import TokenTexts
@@ -54,7 +54,7 @@ class InfillWriter:
             has_new_line="\n" in choice.text,
         )
         if self._request.n_probs:
-            fields["completion_probabilities"] = self.told(choice.tokens)
+            fields["completion_probabilities"] = self.reported_tokens(choice.tokens)
         return self.selected(fields)
 
     def frames(self, generation: Generation) -> InfillFrames:
@@ -102,14 +102,14 @@ class InfillWriter:
         answer = InfillAnswer(**fields)
         if self._request.response_fields is None:
             return answer
-        told = answer.model_dump(exclude_unset=True)
-        return InfillAnswer.model_validate(select(told, self._request.response_fields))
+        whole = answer.model_dump(exclude_unset=True)
+        return InfillAnswer.model_validate(select(whole, self._request.response_fields))
 
-    def told(self, tokens: Sequence[AnswerToken]) -> list[ToldToken]:
+    def reported_tokens(self, tokens: Sequence[AnswerToken]) -> list[ReportedToken]:
         """Tell each token's logprob, and the likeliest ones."""
         texts, num_top = TokenTexts(self._model.tokenizer), self._request.n_probs or 0
         return [
-            ToldToken(
+            ReportedToken(
                 **_likely(token.token_id, token.logprobs.logprob, texts),
                 top_logprobs=[
                     LikelyToken(**_likely(token_id, logprob, texts))
@@ -188,8 +188,10 @@ class InfillFrames:
         if self._request.timings_per_token:
             details += b',"timings":' + timings_of(self._generation).model_dump_json().encode()
         if self._request.n_probs and delta.tokens:
-            told = b",".join(t.model_dump_json().encode() for t in self._writer.told(delta.tokens))
-            details += b',"completion_probabilities":[' + told + b"]"
+            reported = b",".join(
+                t.model_dump_json().encode() for t in self._writer.reported_tokens(delta.tokens)
+            )
+            details += b',"completion_probabilities":[' + reported + b"]"
         return details
 
 

@@ -36,12 +36,13 @@ class ChunkShape:
     after_text: bytes
     end: bytes  # what a choice's last chunk says beside the reason
     logprobs: Callable[[Sequence[AnswerToken]], bytes]  # what is told of a chunk's tokens
-    tells_prompt_first: bool = False  # the prompt's ids: in the first chunk, else in each choice's
+    # The prompt's ids: in the first chunk, else in each choice's.
+    reports_prompt_first: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Telling:
-    """What a stream's chunks tell beside the text."""
+class ChunkContents:
+    """What a stream's chunks hold beside the text."""
 
     usage: bool = False  # a last chunk counts the tokens
     usage_always: bool = False  # every chunk does
@@ -55,21 +56,21 @@ class OpenAIFrames:
     keep_alive = KEEP_ALIVE
 
     def __init__(
-        self, shape: ChunkShape, envelope: Envelope, generation: Generation, telling: Telling
+        self, shape: ChunkShape, envelope: Envelope, generation: Generation, contents: ChunkContents
     ) -> None:
         self._shape = shape
-        self._telling = telling
+        self._contents = contents
         self._generation = generation
         # Every chunk but the last is: head, index, what is new, reason, tail.
         fields = encode_json(envelope.fields(shape.object_name)).encode()
         self._envelope = b"data: " + fields[:-1]
         self._head = self._envelope + b',"choices":[{"index":'
-        self._tail = b'}],"usage":null}\n\n' if telling.usage else b"}]}\n\n"
+        self._tail = b'}],"usage":null}\n\n' if contents.usage else b"}]}\n\n"
         self._after_text = shape.after_text + b',"logprobs":null,"finish_reason":null'
         self._plain_end = self._after_text + self._tail
         self._before_texts: dict[int, bytes] = {}  # by index
-        self._told_prompts: set[int] = set()  # choices that have told their prompt's ids
-        self._is_plain = not (telling.usage_always or telling.logprobs or telling.token_ids)
+        self._reported_prompts: set[int] = set()  # choices that have reported their prompt's ids
+        self._is_plain = not (contents.usage_always or contents.logprobs or contents.token_ids)
 
     def start(self, index: int) -> bytes:
         """Return what opens a choice."""
@@ -77,7 +78,7 @@ class OpenAIFrames:
             return b""
         opened = self._opened(index) + self._shape.start
         frame = opened + b',"logprobs":null,"finish_reason":null' + self._closed(b"")
-        if index or not (self._telling.token_ids and self._shape.tells_prompt_first):
+        if index or not (self._contents.token_ids and self._shape.reports_prompt_first):
             return frame
         return frame.removesuffix(b"}\n\n") + self._prompt_ids(index) + b"}\n\n"
 
@@ -95,7 +96,7 @@ class OpenAIFrames:
 
     def end(self) -> bytes:
         """Return what closes the stream once every choice has ended."""
-        if not self._telling.usage:
+        if not self._contents.usage:
             return DONE
         return self._envelope + b',"choices":[]' + self._counted() + b"}\n\n" + DONE
 
@@ -117,18 +118,18 @@ class OpenAIFrames:
         return frames
 
     def _logprobs(self, delta: TextDelta) -> bytes:
-        if not (self._telling.logprobs and delta.tokens):
+        if not (self._contents.logprobs and delta.tokens):
             return b"null"
         return self._shape.logprobs(delta.tokens)
 
     def _ids(self, delta: TextDelta) -> bytes:
-        if not self._telling.token_ids:
+        if not self._contents.token_ids:
             return b""
-        told = b',"token_ids":' + encode_json(list(delta.token_ids)).encode()
-        if delta.index not in self._told_prompts and not self._shape.tells_prompt_first:
-            self._told_prompts.add(delta.index)
-            told += self._prompt_ids(delta.index)
-        return told
+        reported = b',"token_ids":' + encode_json(list(delta.token_ids)).encode()
+        if delta.index not in self._reported_prompts and not self._shape.reports_prompt_first:
+            self._reported_prompts.add(delta.index)
+            reported += self._prompt_ids(delta.index)
+        return reported
 
     def _prompt_ids(self, index: int) -> bytes:
         token_ids = list(self._generation.prompt_of(index).token_ids)
@@ -142,7 +143,7 @@ class OpenAIFrames:
         return b',"finish_reason":' + reason + b',"stop_reason":' + stop_reason
 
     def _closed(self, extra: bytes) -> bytes:
-        if not self._telling.usage_always:
+        if not self._contents.usage_always:
             return extra + self._tail
         return extra + b"}]" + self._counted() + b"}\n\n"
 

@@ -28,7 +28,7 @@ class PromptLogprob(AnswerModel):
     decoded_token: str
 
 
-def told_logprob(logprob: float) -> float:
+def finite_logprob(logprob: float) -> float:
     """Return a logprob as clients are told it: JSON has no infinity."""
     return logprob if logprob > LEAST_LOGPROB else LEAST_LOGPROB
 
@@ -36,7 +36,7 @@ def told_logprob(logprob: float) -> float:
 def encode_logprobs(logprobs: Sequence[float]) -> list[bytes]:
     """Return each logprob as JSON, as pydantic's models write it."""
     if min(logprobs) < LEAST_LOGPROB:
-        logprobs = [told_logprob(logprob) for logprob in logprobs]
+        logprobs = [finite_logprob(logprob) for logprob in logprobs]
     return encode_numbers(logprobs)[1:-1].split(b",")
 
 
@@ -57,16 +57,16 @@ def prompt_logprobs_of(
 ) -> list[dict[str, PromptLogprob] | None]:
     """Tell how likely a prompt's tokens were: of each, by id, itself and the likeliest ones."""
     ids = choice.prompt.token_ids[1:]
-    told: list[dict[str, PromptLogprob] | None] = [None]
+    reported: list[dict[str, PromptLogprob] | None] = [None]
     for token_id, found in zip(ids, choice.prompt_logprobs, strict=True):
         ranks = {top_id: rank for rank, (top_id, _) in enumerate(found.top[:num_top], start=1)}
         likely = {token_id: found.logprob, **dict(found.top[:num_top])}
-        told.append(
+        reported.append(
             {
                 str(i): PromptLogprob(
-                    logprob=told_logprob(logprob), rank=ranks.get(i), decoded_token=texts.text(i)
+                    logprob=finite_logprob(logprob), rank=ranks.get(i), decoded_token=texts.text(i)
                 )
                 for i, logprob in likely.items()
             }
         )
-    return told
+    return reported

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from service.serving.served_model import ServedModel
 
 
-class TokenWords:
-    """Tells tokens in TGI's words."""
+class TgiTokens:
+    """Describes tokens as TGI does."""
 
     def __init__(self, model: ServedModel) -> None:
         self.texts = TokenTexts(model.tokenizer)
@@ -110,7 +110,7 @@ class TgiWriter:
     def __init__(self, form: TgiAnswerForm, model: ServedModel, *, is_list: bool = False) -> None:
         """is_list: whether a whole answer is a list of one."""
         self._form = form
-        self._words = TokenWords(model)
+        self._tokens = TgiTokens(model)
         self._is_list = is_list
 
     def whole(
@@ -121,13 +121,13 @@ class TgiWriter:
         """Return an answer that is not streamed: the best of those that were made."""
         best = max(choices, key=lambda choice: choice.mean_logprob)
         answer = GeneratedText(generated_text=self._form.full(best.text))
-        if self._form.parameters.tells_details:
+        if self._form.parameters.reports_details:
             answer.details = self._details(best, [one for one in choices if one is not best])
         return GeneratedTexts([answer]) if self._is_list else answer
 
     def frames(self, generation: Generation) -> TgiFrames:
         """Return the frames of an answer that is streamed."""
-        return TgiFrames(self._form, self._words, len(generation.prompt_of(0).token_ids))
+        return TgiFrames(self._form, self._tokens, len(generation.prompt_of(0).token_ids))
 
     def _details(self, best: CompleteChoice, others: Sequence[CompleteChoice]) -> Details:
         details = Details(**self._details_fields(best))
@@ -142,7 +142,7 @@ class TgiWriter:
 
     def _details_fields(self, choice: CompleteChoice) -> dict[str, Any]:
         """Return what is told of any answer, as fields of its model."""
-        shown = self._words.shown_last(choice.tokens, choice.text)
+        shown = self._tokens.shown_last(choice.tokens, choice.text)
         fields: dict[str, Any] = {
             "finish_reason": reason_of(choice.finish_reason, choice.stop_reason),
             "generated_tokens": len(choice.tokens),
@@ -154,16 +154,16 @@ class TgiWriter:
         }
         if self._form.num_top:
             fields["top_tokens"] = [
-                self._words.top(token, self._form.num_top) for token in choice.tokens
+                self._tokens.top(token, self._form.num_top) for token in choice.tokens
             ]
         return fields
 
     def _token(self, token: AnswerToken, shown: str) -> Token:
         return Token(
             id=token.token_id,
-            text=self._words.text_of(token.token_id, shown),
+            text=self._tokens.text_of(token.token_id, shown),
             logprob=logprob_of(token),
-            special=self._words.is_special(token.token_id),
+            special=self._tokens.is_special(token.token_id),
         )
 
     def _prefill(self, choice: CompleteChoice) -> list[PrefillToken]:
@@ -171,7 +171,7 @@ class TgiWriter:
             return []
         logprobs = (None, *(found.logprob for found in choice.prompt_logprobs))
         return [
-            PrefillToken(id=token_id, text=self._words.texts.text(token_id), logprob=logprob)
+            PrefillToken(id=token_id, text=self._tokens.texts.text(token_id), logprob=logprob)
             for token_id, logprob in zip(choice.prompt.token_ids, logprobs, strict=True)
         ]
 
@@ -181,11 +181,11 @@ class TgiFrames:
 
     keep_alive = KEEP_ALIVE
 
-    def __init__(self, form: TgiAnswerForm, words: TokenWords, num_prompt_tokens: int) -> None:
+    def __init__(self, form: TgiAnswerForm, tokens: TgiTokens, num_prompt_tokens: int) -> None:
         self._form = form
-        self._words = words
+        self._tokens = tokens
         self._num_prompt_tokens = num_prompt_tokens
-        self._num_told = 0
+        self._num_reported = 0
         self._pieces: list[str] = []  # of the whole text
         self._tail = ""  # of the text, as far as its tokens have not been told
         self._tail_start = 0
@@ -201,11 +201,11 @@ class TgiFrames:
         if not delta.tokens:
             return b""
         is_last = delta.finish_reason is not None
-        split = self._words.shown_last if is_last else self._words.shown
+        split = self._tokens.shown_last if is_last else self._tokens.shown
         shown = split(delta.tokens, self._tail, self._tail_start)
         frames = [self._token(token, text) for token, text in zip(delta.tokens, shown, strict=True)]
-        told = delta.tokens[-1].end - self._tail_start
-        self._tail, self._tail_start = self._tail[told:], delta.tokens[-1].end
+        reported = delta.tokens[-1].end - self._tail_start
+        self._tail, self._tail_start = self._tail[reported:], delta.tokens[-1].end
         open_end = b',"generated_text":null,"details":null}\n\n'
         closing = self._last(delta) if is_last else open_end
         return open_end.join(frames) + closing
@@ -219,19 +219,19 @@ class TgiFrames:
         return b"data:" + encode_json(tgi_error_body(error)).encode() + b"\n\n"
 
     def _token(self, token: AnswerToken, shown: str) -> bytes:
-        self._num_told += 1
-        frame = b'data:{"index":%d,"token":{"id":%d,"text":' % (self._num_told, token.token_id)
-        frame += encode_text(self._words.text_of(token.token_id, shown))
+        self._num_reported += 1
+        frame = b'data:{"index":%d,"token":{"id":%d,"text":' % (self._num_reported, token.token_id)
+        frame += encode_text(self._tokens.text_of(token.token_id, shown))
         frame += b',"logprob":' + encode_numbers(logprob_of(token))
         frame += b',"special":true}' if self._is_special(token) else b',"special":false}'
         if self._form.num_top:
-            top = self._words.top(token, self._form.num_top)
-            told = ",".join(one.model_dump_json() for one in top)
-            frame += b',"top_tokens":[' + told.encode() + b"]"
+            top = self._tokens.top(token, self._form.num_top)
+            reported = ",".join(one.model_dump_json() for one in top)
+            frame += b',"top_tokens":[' + reported.encode() + b"]"
         return frame
 
     def _is_special(self, token: AnswerToken) -> bool:
-        return self._words.is_special(token.token_id)
+        return self._tokens.is_special(token.token_id)
 
     def _last(self, delta: TextDelta) -> bytes:
         text = self._form.full("".join(self._pieces))
@@ -240,7 +240,7 @@ class TgiFrames:
             return closing + b"null}\n\n"
         details = StreamDetails(
             finish_reason=reason_of(delta.finish_reason, delta.stop_reason),
-            generated_tokens=self._num_told,
+            generated_tokens=self._num_reported,
             seed=self._form.seed,
             input_length=self._num_prompt_tokens,
         )

@@ -15,7 +15,7 @@ from pydantic import model_validator as check_together
 from service.api.answer_model import AnswerModel
 from service.api.dialogues import DialogueRequest, render, render_text, unread
 from service.api.endpoint import Endpoint
-from service.api.request_bodies import read_request, tell_ignored
+from service.api.request_bodies import read_request, report_ignored
 from service.api.requests import Forbidden, Name, Unsupported
 from service.api.respond import acquire
 from service.api.responses import model_response
@@ -136,7 +136,7 @@ def tokenize_endpoints(context: ApiContext) -> list[Endpoint]:
         request = await read_request(http_request, TokenizeRequest, context)
         model = await acquire(http_request, request.model, context)
         if request.messages is not None:
-            tell_ignored(http_request.scope, unread(request, model), context.limits)
+            report_ignored(http_request.scope, unread(request, model), context.limits)
             answer: PromptTokens | ContentTokens = await tokenize_messages(request, model)
         else:
             # All of it beside the event loop: a body may hold a million tokens.
@@ -175,8 +175,8 @@ async def tokenize_messages(request: TokenizeRequest, model: ServedModel) -> Pro
     token_ids = await render(request, model)
     text = await render_text(request, model)
     origin = bos_origin(model.tokenizer, token_ids, text, BosOrigin.TEMPLATE)
-    tell = partial(_prompt_tokens, token_ids, origin, request, model)
-    return await run_in_lane(len(token_ids), tell)
+    report = partial(_prompt_tokens, token_ids, origin, request, model)
+    return await run_in_lane(len(token_ids), report)
 
 
 def tokenize_content(request: TokenizeRequest, model: ServedModel) -> ContentTokens:
