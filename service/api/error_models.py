@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
+from service.api.answer_model import AnswerModel
 from service.api.endpoint import ErrorShape
 
 OpenAIErrorType: TypeAlias = Literal[
@@ -16,11 +17,7 @@ OpenAIErrorType: TypeAlias = Literal[
 ]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class OpenAIErrorDetail(_Body):
+class OpenAIErrorDetail(AnswerModel):
     """What went wrong."""
 
     message: str = Field(description="What was found, what is expected, and what to do.")
@@ -29,13 +26,13 @@ class OpenAIErrorDetail(_Body):
     code: str | None = Field(description="The kind of error, finely; for programs.")
 
 
-class OpenAIError(_Body):
+class OpenAIError(AnswerModel):
     """An error in the words of OpenAI's API."""
 
     error: OpenAIErrorDetail
 
 
-class TgiError(_Body):
+class TgiError(AnswerModel):
     """An error in the words of text-generation-inference."""
 
     error: str = Field(description="What was found, what is expected, and what to do.")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from starlette.responses import Response
 
 from service.api.connection import while_connected
-from service.api.frames import MAX_TOLD_AT_ONCE
+from service.api.frames import MAX_REPORTED_AT_ONCE
 from service.api.scope import EVENT_STREAM, keep_error_frames, straight_send
 from service.errors import StalledReaderError
 
@@ -78,7 +78,7 @@ class EventStream(Response):
             return writer.write(self._frames.delta(delta))
 
         async def deliver_any(delta: TextDelta) -> None:
-            if len(delta.tokens) > MAX_TOLD_AT_ONCE:
+            if len(delta.tokens) > MAX_REPORTED_AT_ONCE:
                 await writer.write(await asyncio.to_thread(self._frames.delta, delta))
             else:
                 await deliver(delta)
@@ -88,7 +88,7 @@ class EventStream(Response):
             for index in range(self._generation.num_choices):
                 await writer.write(self._frames.start(index))
             # Which of the two is asked here, as to ask costs something a token.
-            await self._generation.run(deliver_any if self._generation.tells_prompts else deliver)
+            await self._generation.run(deliver_any if self._generation.reports_prompts else deliver)
             watch.cancel()
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 KEEP_ALIVE = b": keep-alive\n"
 # What tells of more tokens is written beside the event loop: 30 000 of a prompt, with 20 likeliest
 # ones each, take 5 s (2026-11).
-MAX_TOLD_AT_ONCE = 512
+MAX_REPORTED_AT_ONCE = 512
 
 
 class Frames(Protocol):

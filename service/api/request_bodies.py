@@ -60,7 +60,7 @@ async def read_request(
         request, ignored = await asyncio.to_thread(_parse_and_look, body, kind, context.limits)
     else:
         request, ignored = _parse_and_look(body, kind, context.limits)
-    tell_ignored(http_request.scope, ignored, context.limits)
+    report_ignored(http_request.scope, ignored, context.limits)
     return request
 
 
@@ -72,7 +72,7 @@ def _parse_and_look(
     return request, ignored_paths(request)
 
 
-def tell_ignored(scope: Scope, names: Sequence[str], limits: RequestLimits) -> None:
+def report_ignored(scope: Scope, names: Sequence[str], limits: RequestLimits) -> None:
     """Deal with what has no effect by the policy: name it in the answer, or raise, or neither.
 
     Raises UnknownFieldError.

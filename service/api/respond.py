@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from service.api.connection import while_connected
 from service.api.event_stream import EventStream
-from service.api.frames import MAX_TOLD_AT_ONCE
+from service.api.frames import MAX_REPORTED_AT_ONCE
 from service.api.responses import ModelResponse
 from service.api.scope import note_truncated, until_answered
 from service.serving.generation import start
@@ -63,8 +63,8 @@ async def answer(
     def write() -> Response:
         return ModelResponse(writer.whole(generation, choices), headers=headers)
 
-    num_told = sum(len(choice.tokens) + len(choice.prompt_logprobs) for choice in choices)
-    return await asyncio.to_thread(write) if num_told > MAX_TOLD_AT_ONCE else write()
+    num_reported = sum(len(choice.tokens) + len(choice.prompt_logprobs) for choice in choices)
+    return await asyncio.to_thread(write) if num_reported > MAX_REPORTED_AT_ONCE else write()
 
 
 def _cut_of(request: GenerationRequest) -> CutTokens:

@@ -38,7 +38,7 @@ class TextDelta(msgspec.Struct, frozen=True, gc=False):
 class ChoiceReader:
     """Read one choice's tokens; the plain case, of nothing but text."""
 
-    tells_prompt = False  # whether its first delta tells the prompt's tokens
+    reports_prompt = False  # whether its first delta reports the prompt's tokens
     num_tokens = 0  # generated so far
     sum_logprobs = 0.0  # of those, where logprobs were asked for
     # By the monotonic clock, where the answer is timed: when the first token came, and the last
@@ -68,7 +68,7 @@ class ChoiceReader:
     def begin(self, prompt_tokens: Sequence[AnswerToken]) -> TextDelta | None:  # noqa: ARG002
         """Return what is told before any token of the answer.
 
-        prompt_tokens: where the reader tells the prompt, else none.
+        prompt_tokens: where the reader reports the prompt, else none.
         """
         echo = self._choice.prompt.text if self._form.echoes else ""
         return TextDelta(self.index, echo, None) if echo else None
@@ -115,7 +115,7 @@ class DetailedReader(ChoiceReader):
     ) -> None:
         super().__init__(index, choice, form, model)
         self._tokenizer = model.tokenizer
-        self.tells_prompt = form.echoes and form.tells_tokens
+        self.reports_prompt = form.echoes and form.reports_tokens
         self._prompt_tokens: Sequence[AnswerToken] = ()
         self._num_sent = len(choice.prompt.text) if form.echoes else 0
         self._tokens = AnswerTokens(self._num_sent)
@@ -126,14 +126,14 @@ class DetailedReader(ChoiceReader):
     def begin(self, prompt_tokens: Sequence[AnswerToken]) -> TextDelta | None:
         """Return what is told before any token; an echo with tokens comes with the first one."""
         self._prompt_tokens = prompt_tokens
-        return None if self._form.tells_tokens else super().begin(prompt_tokens)
+        return None if self._form.reports_tokens else super().begin(prompt_tokens)
 
     def read(self, outputs: Sequence[TokenOutput]) -> TextDelta | None:
         """Return what these outputs add; None where that is nothing to tell yet."""
         self._note_time()
-        echo, told = self._echo() if self.num_tokens == 0 else ("", ())
+        echo, reported = self._echo() if self.num_tokens == 0 else ("", ())
         if self._choice.is_prompt_only:
-            return TextDelta(self.index, echo, FinishReason.LENGTH, None, told)
+            return TextDelta(self.index, echo, FinishReason.LENGTH, None, reported)
         piece, reason, ids = "", None, []
         for output in outputs:
             ids.append(output.token_id)
@@ -152,14 +152,15 @@ class DetailedReader(ChoiceReader):
             piece += self._indented(self._text.flush(), is_last=True)
             reason = FinishReason.LENGTH
         self._num_sent += len(piece)
-        if self._form.tells_tokens:
-            told = [*told, *self._released(is_last=reason is not None)]
-        ids = ids if self._form.tells_token_ids else []
+        if self._form.reports_tokens:
+            reported = [*reported, *self._released(is_last=reason is not None)]
+        ids = ids if self._form.reports_token_ids else []
         if reason is None:
-            is_silent = not (echo or piece or told or ids)
-            return None if is_silent else TextDelta(self.index, echo + piece, None, None, told, ids)
+            if not (echo or piece or reported or ids):
+                return None
+            return TextDelta(self.index, echo + piece, None, None, reported, ids)
         why = None if self._is_outdented else self._stop_reason(output)
-        return TextDelta(self.index, echo + piece, reason, why, told, ids)
+        return TextDelta(self.index, echo + piece, reason, why, reported, ids)
 
     @property
     def _is_outdented(self) -> bool:
@@ -186,9 +187,9 @@ class DetailedReader(ChoiceReader):
         if output.logprobs is not None:
             self.sum_logprobs += output.logprobs.logprob
         form = self._form
-        tells_ends = form.keeps_stop or form.tells_ends
-        is_hidden_end = output.finish_reason is FinishReason.STOP and not tells_ends
-        if form.tells_tokens and not is_hidden_end:
+        reports_ends = form.keeps_stop or form.reports_ends
+        is_hidden_end = output.finish_reason is FinishReason.STOP and not reports_ends
+        if form.reports_tokens and not is_hidden_end:
             self._tokens.add(output.token_id, output.logprobs, begin, self._text.num_chars)
         return piece
 
@@ -201,7 +202,7 @@ class DetailedReader(ChoiceReader):
 
     def _echo(self) -> tuple[str, Sequence[AnswerToken]]:
         """Return the prompt's text and tokens, where they come with the first of the answer."""
-        if not self.tells_prompt:
+        if not self.reports_prompt:
             return "", ()
         return self._choice.prompt.text, self._prompt_tokens
 
@@ -222,8 +223,8 @@ def make_reader(
 ) -> ChoiceReader:
     """Return the reader that a choice needs: the plain one costs least a token."""
     is_detailed = (
-        form.tells_tokens
-        or form.tells_token_ids
+        form.reports_tokens
+        or form.reports_token_ids
         or form.max_seconds_of_text is not None
         or form.min_indent > 0
         or form.is_timed

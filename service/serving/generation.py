@@ -118,9 +118,9 @@ class Generation:
         return len(self._streams)
 
     @property
-    def tells_prompts(self) -> bool:
+    def reports_prompts(self) -> bool:
         """Whether a choice's first delta holds as many tokens as its prompt."""
-        return any(reader.tells_prompt for reader in self._readers)
+        return any(reader.reports_prompt for reader in self._readers)
 
     @property
     def usage(self) -> Usage:
@@ -208,10 +208,10 @@ class Generation:
     async def _run_choice(self, reader: ChoiceReader, deliver: Deliver) -> None:
         stream = self._streams[reader.index]
         async with aclosing(stream):  # leaving early, as a stop string does, aborts the sequence
-            if not reader.tells_prompt and (begun := reader.begin(())) is not None:
+            if not reader.reports_prompt and (begun := reader.begin(())) is not None:
                 await deliver(begun)
             outputs = await stream.take()
-            if reader.tells_prompt and outputs:  # the prompt's logprobs are complete now
+            if reader.reports_prompt and outputs:  # the prompt's logprobs are complete now
                 prompt = self._choices[reader.index].prompt
                 reader.begin(await self._echo.tokens_of(prompt, stream.prompt_logprobs))
             while outputs:

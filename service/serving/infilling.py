@@ -58,29 +58,29 @@ class AnswerRoom:
     max_tokens: int | None  # None: up to the end of the context
     reserved: int  # where the prompt must be cut
 
+    @classmethod
+    def exactly(cls, asked: int, limit: int, *, length_param: str) -> AnswerRoom:
+        """Keep all that is asked for, however much of the prompt must be cut.
 
-def exactly(asked: int, limit: int, *, length_param: str) -> AnswerRoom:
-    """Keep all that is asked for, however much of the prompt must be cut.
+        limit: the model's context. Raises ContextLengthError where nothing is left for a prompt.
+        """
+        if asked >= limit:
+            raise ContextLengthError(
+                f"{context_words(limit)}, the prompt included; {length_param} asks for {asked}: ask"
+                " for less",
+                param=length_param,
+            )
+        return cls(max_tokens=asked, reserved=max(asked, 1))
 
-    limit: the model's context. Raises ContextLengthError where nothing is left for a prompt.
-    """
-    if asked >= limit:
-        raise ContextLengthError(
-            f"{context_words(limit)}, the prompt included; {length_param} asks for {asked}: ask"
-            " for less",
-            param=length_param,
-        )
-    return AnswerRoom(max_tokens=asked, reserved=max(asked, 1))
+    @classmethod
+    def at_most(cls, most: int | None, limit: int) -> AnswerRoom:
+        """Allow so many tokens, as far as the prompt leaves room; None: all that it leaves.
 
-
-def at_most(most: int | None, limit: int) -> AnswerRoom:
-    """Allow so many tokens, as far as the prompt leaves room; None: all that it leaves.
-
-    limit: the model's context. Of a prompt that would fill it, as much is cut as the answer may
-    need, but no more than `OPEN_ANSWER_ROOM` tokens and a quarter.
-    """
-    room = min(OPEN_ANSWER_ROOM, limit // _OPEN_ANSWER_SHARE)
-    return AnswerRoom(max_tokens=most, reserved=max(1, room if most is None else min(most, room)))
+        limit: the model's context. Of a prompt that would fill it, as much is cut as the answer may
+        need, but no more than `OPEN_ANSWER_ROOM` tokens and a quarter.
+        """
+        room = min(OPEN_ANSWER_ROOM, limit // _OPEN_ANSWER_SHARE)
+        return cls(max_tokens=most, reserved=max(1, room if most is None else min(most, room)))
 
 
 async def plan_infill(

@@ -41,7 +41,7 @@ _STAND_INS = range(0xF0000, 0xFFFFE)
 
 @dataclass(frozen=True, slots=True)
 class Disguise:
-    """Stand-ins for the first characters of control pieces, none of which occurs in the dialog."""
+    """Stand-ins for the first characters of control pieces, none of which the dialogue holds."""
 
     typed_piece: re.Pattern[str]
     stand_ins: Mapping[int, str]
@@ -59,7 +59,7 @@ class Disguise:
 
 
 class ControlPieces:
-    """The control pieces of one tokenizer, and how to encode dialogs in which some may be typed."""
+    """One tokenizer's control pieces, and how to encode dialogues in which some may be typed."""
 
     def __init__(self, backend: Tokenizer, also: Iterable[str] = ()) -> None:
         """Find the control pieces; `also`: further ones, which the tokenizer takes for ordinary."""
@@ -118,7 +118,7 @@ class ControlPieces:
         )
 
     def encode(self, text: str, disguise: Disguise | None) -> list[int]:
-        """Encode a rendered dialog; its control pieces become ids, disguised ones plain text.
+        """Encode a rendered dialogue; its control pieces become ids, disguised ones plain text.
 
         By the second tokenizer also without a disguise: vocabularies may join pieces of text that
         does not hold them, as CodeLlama's "▁<PRE>" of " <PRE>".

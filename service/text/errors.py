@@ -29,7 +29,7 @@ class InvalidTextError(TextError):
 
 
 class InvalidMessagesError(InvalidTextError):
-    """The messages are not a dialog that this variant can take."""
+    """The messages are not a dialogue that this variant can take."""
 
 
 class InvalidPromptError(InvalidTextError):

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TemplateFamily:
-    """A way of writing dialogs."""
+    """A way of writing dialogues."""
 
     name: str
     template: str  # Jinja; sees messages, bos_token, eos_token, add_generation_prompt
     # Written by the template and parsed as single ids; without them the text would mean nothing.
     needed_pieces: frozenset[str] = frozenset()
-    # Whether every right template of the family writes a dialog in the same way. Others differ
+    # Whether every right template of the family writes a dialogue in the same way. Others differ
     # between versions, or in default texts and white space.
     has_one_form: bool = False
 
@@ -71,7 +71,7 @@ LLAMA_2 = TemplateFamily(
     has_one_form=True,
 )
 
-# A dialog without a system turn gets one with no content: the model has seen no other beginning.
+# A dialogue without a system turn gets one with no content: the model has seen no other beginning.
 # An answer that comes last has the opening that the model itself continues.
 CODELLAMA_70B = TemplateFamily(
     "CodeLlama 70B Instruct",
@@ -206,7 +206,7 @@ _NAME_RULES = (
     _NameRule("CodeLlama", "code-?llama", "instruct", LLAMA_2, CODELLAMA_70B, ("base", "python")),
     _NameRule("Llama 2", "(meta-)?llama-?2", "chat", LLAMA_2),
     _NameRule("Mistral", "mistral|mixtral", "instruct", MISTRAL),
-    # Version 2 writes dialogs in another way.
+    # Version 2 writes dialogues in another way.
     _NameRule("DeepSeek-Coder", "deepseek-coder(?!-v2)", "instruct", DEEPSEEK_CODER),
 )
 

@@ -1,6 +1,6 @@
-"""Checks a dialog before a template sees it, and explains where one is out of order.
+"""Checks a dialogue before a template sees it, and explains where one is out of order.
 
-The shape of the JSON is the API's business; here it is about what a dialog of plain texts can be.
+The shape of the JSON is the API's business; here it is about what a dialogue of plain texts can be.
 """
 
 from __future__ import annotations

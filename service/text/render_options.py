@@ -1,4 +1,4 @@
-"""What a request may say of how its dialog is rendered, and whether a template has a use for it.
+"""What a request may say of how its dialogue is rendered, and whether a template has a use for it.
 
 Keyword arguments are an allow-list: names that the template itself reads, and that are not ours to
 fill. What shape the JSON had is the API's business; what becomes of the values is `templates`'s.
@@ -29,7 +29,7 @@ _RESERVED = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class RenderOptions:
-    """How a dialog is rendered."""
+    """How a dialogue is rendered."""
 
     add_generation_prompt: bool = True  # end with the opening of the assistant's turn
     # End with the last message, which is the assistant's, as it stands; no generation prompt then.

@@ -1,8 +1,8 @@
 """Reasons to doubt a chat template, found when a variant is loaded.
 
-Renders small dialogs with the template in use, and looks at what it wrote, at what the template of
-the variant's family writes, and at the block that the model card shows. Judges and warns; what is
-rendered stays as it is, and which template is used is decided in `template_choice`.
+Renders small dialogues with the template in use, and looks at what it wrote, at what the template
+of the variant's family writes, and at the block that the model card shows. Judges and warns; what
+is rendered stays as it is, and which template is used is decided in `template_choice`.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def check_refusal(facts: VariantFacts) -> tuple[TemplateFinding, ...]:
 
 
 class _Renderings:
-    """What a template makes of small dialogs; None where it refuses one.
+    """What a template makes of small dialogues; None where it refuses one.
 
     render: of turns, and whether the assistant is asked to speak next.
     """
@@ -167,7 +167,7 @@ def _about_texts(seen: _Renderings, template: ChatTemplate) -> Iterator[Template
 
 
 def _about_final_turn(seen: _Renderings, template: ChatTemplate) -> Iterator[TemplateFinding]:
-    """Compare how an answer begins in a dialog with how it is asked for at the end.
+    """Compare how an answer begins in a dialogue with how it is asked for at the end.
 
     A template may open it further ("<think>"), or less far (gpt-oss's channel is the model's to
     choose), or in another mode, but must write something towards it beyond the user's turn.
@@ -256,7 +256,7 @@ def _about_family(
     if not family.has_one_form:
         return
     expected = _renderings_of(family, tokenizer)
-    # A default system text may be added to dialogs without one, so the fullest dialog counts.
+    # A default system text may be added to dialogues without one, so the fullest dialogue counts.
     for found, wanted in ((seen.full, expected.full), (seen.later, expected.later)):
         if found is not None and wanted is not None:
             break
@@ -295,7 +295,7 @@ def _renderings_of(family: TemplateFamily, tokenizer: PreTrainedTokenizerBase) -
 
 
 def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Encode a rendered dialog without what stands before every text."""
+    """Encode a rendered dialogue without what stands before every text."""
     ids = encode_text(fast_backend(tokenizer), text)
     return ids[1:] if ids[:1] == [tokenizer.bos_token_id] else ids
 

@@ -1,7 +1,7 @@
-"""Dialogs to token ids, by the template that the variant was trained on.
+"""Dialogues to token ids, by the template that the variant was trained on.
 
 Which template that is, `template_choice` decides. Rendering happens in `sandbox`, what users typed
-is held together in `dialog` and kept apart from control pieces in `control_pieces`.
+is held together in `dialogue` and kept apart from control pieces in `control_pieces`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from service.text.backend import fast_backend, leading_ids, without_leading
 from service.text.control_pieces import ControlPieces, Disguise
-from service.text.dialog import Dialog, cut_at_mark, mark_end
+from service.text.dialogue import Dialogue, cut_at_mark, mark_end
 from service.text.errors import (
     ChatNotSupportedError,
     InvalidMessagesError,
@@ -67,7 +67,7 @@ def resolve_chat_template(
 
 
 class ChatTemplate:
-    """Renders dialogs for one tokenizer; may be used from several threads."""
+    """Renders dialogues for one tokenizer; may be used from several threads."""
 
     name: str  # whose template it is, for people
     origin: TemplateOrigin
@@ -108,7 +108,7 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[Mapping[str, Any]], options: RenderOptions = AS_USUAL
     ) -> list[int]:
-        """Render a dialog, as token ids with exactly one BOS; by default up to the answer.
+        """Render a dialogue, as token ids with exactly one BOS; by default up to the answer.
 
         Raises InvalidMessagesError if the messages or their order don't fit,
         InvalidTemplateOptionsError if the options don't, TemplateFailedError if the template breaks
@@ -120,7 +120,7 @@ class ChatTemplate:
     def render_text(
         self, messages: Sequence[Mapping[str, Any]], options: RenderOptions = AS_USUAL
     ) -> str:
-        """Render a dialog as text for people; typed control pieces look like real ones in it."""
+        """Render a dialogue as text for people; typed control pieces look like real ones in it."""
         text, disguise = self._render_disguised(messages, options)
         return disguise.take_off(text) if disguise else text
 
@@ -131,45 +131,45 @@ class ChatTemplate:
     def _render_disguised(
         self, messages: Sequence[Mapping[str, Any]], options: RenderOptions
     ) -> tuple[str, Disguise | None]:
-        dialog = self._read(messages, options)
-        disguise = self._pieces.disguise_for(list(dialog.texts()), self._source)
-        hidden = dialog.with_texts(disguise.put_on) if disguise else dialog
+        dialogue = self._read(messages, options)
+        disguise = self._pieces.disguise_for(list(dialogue.texts()), self._source)
+        hidden = dialogue.with_texts(disguise.put_on) if disguise else dialogue
         if options.continue_final_message:
             return self._render_unfinished(hidden), disguise
         return self._render(hidden, add_generation_prompt=options.add_generation_prompt), disguise
 
-    def _read(self, messages: Sequence[Mapping[str, Any]], options: RenderOptions) -> Dialog:
+    def _read(self, messages: Sequence[Mapping[str, Any]], options: RenderOptions) -> Dialogue:
         dropped = set(EXTRAS) - self._extras
         turns = [
             {key: value for key, value in turn.items() if key not in dropped}
             for turn in checked_turns(messages)
         ]
-        return Dialog(
+        return Dialogue(
             turns,
             checked_kwargs(options.template_kwargs, self.kwargs_names),
             checked_documents(options.documents, are_read="documents" in self._sandbox.names),
         )
 
-    def _render_unfinished(self, dialog: Dialog) -> str:
+    def _render_unfinished(self, dialogue: Dialogue) -> str:
         """Render up to the end of the last message, which the model shall continue.
 
         An empty one gives nothing to continue, so the model begins as it does without. That
         matters where templates write a space between: behind a lone one no word begins.
         """
-        role = dialog.turns[-1]["role"]
+        role = dialogue.turns[-1]["role"]
         if role != "assistant":
             raise InvalidTemplateOptionsError(
                 "continue_final_message continues an answer, but messages ends with role"
                 f" {role!r}; end with the beginning of the assistant's, or leave it out",
                 param="continue_final_message",
             )
-        if dialog.says_nothing_last:
-            return self._render(dialog.without_last(), add_generation_prompt=True)
-        marked, mark = mark_end(dialog, self._source)
+        if dialogue.says_nothing_last:
+            return self._render(dialogue.without_last(), add_generation_prompt=True)
+        marked, mark = mark_end(dialogue, self._source)
         try:
             text = self._render(marked, add_generation_prompt=False)
         except InvalidMessagesError as error:
-            if out_of_order(dialog.turns, last="assistant"):
+            if out_of_order(dialogue.turns, last="assistant"):
                 raise
             raise InvalidMessagesError(
                 f"{error}. It takes no dialog that ends with an answer, so none can be continued;"
@@ -177,18 +177,18 @@ class ChatTemplate:
             ) from error
         return cut_at_mark(text, mark)
 
-    def _render(self, dialog: Dialog, *, add_generation_prompt: bool) -> str:
+    def _render(self, dialogue: Dialogue, *, add_generation_prompt: bool) -> str:
         variables = {
             **self._special_tokens,
             "tools": None,
-            **dialog.variables(),
+            **dialogue.variables(),
             "add_generation_prompt": add_generation_prompt,
         }
         try:
-            return self._sandbox.render(variables, num_chars=sum(map(len, dialog.texts())))
+            return self._sandbox.render(variables, num_chars=sum(map(len, dialogue.texts())))
         except InvalidMessagesError as error:
-            last = "user" if add_generation_prompt else dialog.turns[-1]["role"]
-            place = out_of_order(dialog.turns, last=last)
+            last = "user" if add_generation_prompt else dialogue.turns[-1]["role"]
+            place = out_of_order(dialogue.turns, last=last)
             raise InvalidMessagesError(f"{error}; {place}" if place else str(error)) from error
 
     def _with_one_bos(self, ids: list[int]) -> list[int]:
@@ -220,10 +220,10 @@ class ChatTemplate:
         return frozenset(mentioned)
 
     def _render_probe(self, **fields: str) -> str | None:
-        """Render an ordinary dialog; None where the template refuses it."""
+        """Render an ordinary dialogue; None where the template refuses it."""
         try:
-            dialog = Dialog([{**turn, **fields} for turn in _PROBE])
-            return self._render(dialog, add_generation_prompt=True)
+            dialogue = Dialogue([{**turn, **fields} for turn in _PROBE])
+            return self._render(dialogue, add_generation_prompt=True)
         except InvalidMessagesError:
             return None
 

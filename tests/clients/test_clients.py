@@ -151,7 +151,7 @@ def test_an_editors_chat_says_minus_one_for_no_limit(
 
 
 def test_agents_fields_are_taken(http: httpx.Client, demo: DemoRepositories) -> None:
-    """What Cline and Zed send beside the dialog, and what they read."""
+    """What Cline and Zed send beside the dialogue, and what they read."""
     text = {"type": "text", "text": "Say hello.", "cache_control": {"type": "ephemeral"}}
     body = {
         "model": demo.default_spec,

@@ -1,20 +1,27 @@
-"""What POST /infill answers: its typed model, and how it is written, whole or as a stream.
+"""Writes the answer of POST /infill, whole or as a stream.
 
-Only what is true here: there are no slots, so no `id_slot`. A stream's events are put together from
-bytes made once a request, as on the other APIs; tests hold them against the model, byte by byte.
+A stream's events are put together from bytes, as on the other APIs; tests hold them against
+`service.api.llama_cpp.answer_models`, byte by byte.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import TYPE_CHECKING, Any
 
 from engine.outputs import FinishReason
 from service.api.error_responses import error_body
 from service.api.frames import KEEP_ALIVE
 from service.api.json_encoding import encode_json, encode_text
+from service.api.llama_cpp.answer_models import (
+    CutCounts,
+    GenerationSettings,
+    InfillAnswer,
+    LikelyToken,
+    ReportedToken,
+    SamplingSettings,
+    Timings,
+)
 from service.text.backend import decode_whole, fast_backend
 from service.text.token_text import TokenTexts
 
@@ -27,110 +34,6 @@ if TYPE_CHECKING:
     from service.serving.choice_reader import TextDelta
     from service.serving.generation import CompleteChoice, Generation
     from service.serving.served_model import ServedModel
-
-
-class AnswerModel(BaseModel):
-    """An object of an answer; only what was set is sent."""
-
-    model_config = ConfigDict(protected_namespaces=(), extra="forbid")
-
-
-class CutCounts(AnswerModel):
-    """Tokens of the prompt's parts that had no room."""
-
-    prefix: int = Field(description="From its beginning.")
-    suffix: int = Field(description="From its end.")
-    files: int = Field(description="Of the first ones.")
-
-
-class SamplingSettings(AnswerModel):
-    """How tokens are picked, the variant's own settings filled in."""
-
-    seed: int = Field(description="-1: a random one.")
-    temperature: float
-    top_k: int = Field(description="0: all.")
-    top_p: float
-    min_p: float
-    typical_p: float
-    repeat_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    logit_bias: list[tuple[int, float]]
-    ignore_eos: bool
-
-
-class GenerationSettings(SamplingSettings):
-    """How an answer was made."""
-
-    n_predict: int = Field(description="Most tokens that were asked for and had room.")
-    stop: list[str]
-    n_indent: int
-    n_probs: int
-    stream: bool
-    timings_per_token: bool
-
-
-class Timings(AnswerModel):
-    """How long the answer took, as measured; rates are 0 where there is nothing to divide."""
-
-    cache_n: int = Field(description="Tokens of the prompt known from earlier ones.")
-    prompt_n: int = Field(description="Those that were read.")
-    prompt_ms: float = Field(description="Up to the first token; waiting in the queue included.")
-    prompt_per_token_ms: float
-    prompt_per_second: float
-    predicted_n: int = Field(description="Tokens of the answer, the one that ended it included.")
-    predicted_ms: float = Field(description="From the first token to the last.")
-    predicted_per_token_ms: float
-    predicted_per_second: float
-
-
-class LikelyToken(AnswerModel):
-    """A token that might have come."""
-
-    id: int
-    token: str
-    bytes: list[int] = Field(description="Exact, also where the text is half a character.")
-    logprob: float
-
-
-class ToldToken(LikelyToken):
-    """A token that came."""
-
-    top_logprobs: list[LikelyToken] = Field(description="The likeliest at its place.")
-
-
-class InfillAnswer(BaseModel):
-    """An answer of /infill, or one event of its stream, whose last has `stop: true`.
-
-    With `response_fields` it has those alone, an object's as `timings/prompt_n`.
-    """
-
-    model_config = ConfigDict(protected_namespaces=(), extra="allow")
-
-    index: int = Field(0, description="Always 0.")
-    content: str = Field("", description="The text; in a stream, what is new of it.")
-    tokens: list[int] = Field([], description="Its ids, where they were asked for, and streamed.")
-    stop: bool = Field(True, description="Whether the answer is at its end.")
-    model: str = ""
-    tokens_predicted: int = Field(0, description="Generated so far.")
-    tokens_evaluated: int = Field(0, description="Of the prompt.")
-    generation_settings: GenerationSettings | None = None
-    prompt: str = Field("", description="The prompt as the model saw it, its pieces shown.")
-    has_new_line: bool = Field(False, description="Whether the answer holds a line's end.")
-    truncated: bool = Field(
-        False, description="Whether the prompt was cut, or the answer ended with the context."
-    )
-    tokens_cut: CutCounts | None = Field(None, description="What of the prompt had no room.")
-    stop_type: Literal["eos", "limit", "word"] = Field(
-        "eos",
-        description="limit: n_predict, the context's end, n_indent or t_max_predict_ms.",
-    )
-    stopping_word: str = Field("", description="The string of `stop` that ended it.")
-    tokens_cached: int = Field(0, description="Tokens of the prompt known from earlier ones.")
-    timings: Timings | None = None
-    completion_probabilities: list[ToldToken] | None = Field(
-        None, description="Each token, with n_probs."
-    )
 
 
 class InfillWriter:
@@ -151,7 +54,7 @@ class InfillWriter:
             has_new_line="\n" in choice.text,
         )
         if self._request.n_probs:
-            fields["completion_probabilities"] = self.told(choice.tokens)
+            fields["completion_probabilities"] = self.reported_tokens(choice.tokens)
         return self.selected(fields)
 
     def frames(self, generation: Generation) -> InfillFrames:
@@ -199,14 +102,14 @@ class InfillWriter:
         answer = InfillAnswer(**fields)
         if self._request.response_fields is None:
             return answer
-        told = answer.model_dump(exclude_unset=True)
-        return InfillAnswer.model_validate(select(told, self._request.response_fields))
+        whole = answer.model_dump(exclude_unset=True)
+        return InfillAnswer.model_validate(select(whole, self._request.response_fields))
 
-    def told(self, tokens: Sequence[AnswerToken]) -> list[ToldToken]:
+    def reported_tokens(self, tokens: Sequence[AnswerToken]) -> list[ReportedToken]:
         """Tell each token's logprob, and the likeliest ones."""
         texts, num_top = TokenTexts(self._model.tokenizer), self._request.n_probs or 0
         return [
-            ToldToken(
+            ReportedToken(
                 **_likely(token.token_id, token.logprobs.logprob, texts),
                 top_logprobs=[
                     LikelyToken(**_likely(token_id, logprob, texts))
@@ -285,8 +188,10 @@ class InfillFrames:
         if self._request.timings_per_token:
             details += b',"timings":' + timings_of(self._generation).model_dump_json().encode()
         if self._request.n_probs and delta.tokens:
-            told = b",".join(t.model_dump_json().encode() for t in self._writer.told(delta.tokens))
-            details += b',"completion_probabilities":[' + told + b"]"
+            reported = b",".join(
+                t.model_dump_json().encode() for t in self._writer.reported_tokens(delta.tokens)
+            )
+            details += b',"completion_probabilities":[' + reported + b"]"
         return details
 
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 from engine.request import Terms
 from engine.sampling_params import MAX_BIAS
 from service.api.endpoint import Endpoint
-from service.api.llama_cpp.answers import InfillAnswer, InfillWriter
+from service.api.llama_cpp.answer_models import InfillAnswer
+from service.api.llama_cpp.answers import InfillWriter
 from service.api.llama_cpp.fields import InfillRequest
 from service.api.request_bodies import read_request
 from service.api.respond import acquire, answer
 from service.errors import InvalidFieldError
 from service.serving.generation_request import AnswerForm, GenerationRequest
-from service.serving.infilling import Gap, at_most, plan_infill
+from service.serving.infilling import AnswerRoom, Gap, plan_infill
 from service.serving.sampling import SamplingOptions
 from service.serving.text_lanes import run_in_lane
 from service.text.infilling.infilling import InfillFile
@@ -78,7 +79,7 @@ async def plan_gap(request: InfillRequest, model: ServedModel) -> PlannedInfill:
             InfillFile(file.filename or _UNNAMED, file.text) for file in request.input_extra or ()
         ],
     )
-    room = at_most(request.value_of("n_predict"), model.engine.max_model_len)
+    room = AnswerRoom.at_most(request.value_of("n_predict"), model.engine.max_model_len)
     return await plan_infill(gap, model, room)
 
 
@@ -105,8 +106,8 @@ async def plan(request: InfillRequest, model: ServedModel) -> GenerationRequest:
         end_token_ids=planned.end_token_ids,
         form=AnswerForm(
             stop_strings=request.stop or (),
-            tells_tokens=bool(request.n_probs),
-            tells_token_ids=request.is_stream or bool(request.return_tokens),
+            reports_tokens=bool(request.n_probs),
+            reports_token_ids=request.is_stream or bool(request.return_tokens),
             max_seconds_of_text=request.max_seconds_of_text,
             min_indent=request.n_indent or 0,
             is_timed=True,

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from service.api.answer_model import AnswerModel
 from service.api.endpoint import Endpoint
-from service.api.llama_cpp.answers import AnswerModel, SamplingSettings, sampling_settings
+from service.api.llama_cpp.answer_models import SamplingSettings
+from service.api.llama_cpp.answers import sampling_settings
 from service.api.responses import ModelResponse
 from service.errors import UnavailableError
 from service.server.lifecycle import RETRY_AFTER_S

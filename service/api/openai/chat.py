@@ -11,7 +11,7 @@ from service.api.endpoint import Endpoint
 from service.api.openai.chat_answers import ChatCompletion, ChatCompletionChunk, ChatWriter
 from service.api.openai.fields import TurnRequest
 from service.api.openai.truncation import truncated
-from service.api.request_bodies import read_request, tell_ignored
+from service.api.request_bodies import read_request, report_ignored
 from service.api.requests import Ignored, Unsupported
 from service.api.respond import acquire, answer
 from service.api.scope import note_id
@@ -68,7 +68,7 @@ def chat_endpoints(context: ApiContext) -> list[Endpoint]:
         request = await read_request(http_request, ChatRequest, context)
         model = await acquire(http_request, request.model, context)
         note_id(http_request.scope, request.request_id)
-        tell_ignored(http_request.scope, unread(request, model), context.limits)
+        report_ignored(http_request.scope, unread(request, model), context.limits)
         planned = await plan(request, model)
         return await answer(
             http_request,
@@ -108,6 +108,6 @@ async def plan(request: ChatRequest, model: ServedModel) -> GenerationRequest:
         max_tokens=[room if asked is None else asked],
         num_choices=request.n or 1,
         options=request.sampling_options(request.num_logprobs),
-        form=request.answer_form(tells_tokens=bool(request.logprobs)),
+        form=request.answer_form(reports_tokens=bool(request.logprobs)),
         terms=request.terms,
     )

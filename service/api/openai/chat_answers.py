@@ -6,20 +6,16 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from service.api.answer_model import AnswerModel
 from service.api.json_encoding import encode_json, encode_text
-from service.api.openai.answers import (
-    AnswerModel,
-    ChunkShape,
-    OpenAIFrames,
+from service.api.openai.answers import Usage, make_envelope, usage_of
+from service.api.openai.frames import ChunkContents, ChunkShape, OpenAIFrames
+from service.api.openai.logprobs import (
     PromptLogprob,
-    Telling,
-    Usage,
     bytes_of,
     encode_logprobs,
-    make_envelope,
     prompt_logprobs_of,
     text_of,
-    usage_of,
 )
 from service.text.token_text import TokenTexts
 
@@ -136,14 +132,14 @@ class ChatWriter:
             choices=[self._choice(choice) for choice in choices],
             usage=usage_of(generation.usage),
         )
-        told: dict[str, object] = {}
+        reported: dict[str, object] = {}
         if request.return_token_ids:
-            told["prompt_token_ids"] = list(choices[0].prompt.token_ids)
+            reported["prompt_token_ids"] = list(choices[0].prompt.token_ids)
         if request.prompt_logprobs is not None:
-            told["prompt_logprobs"] = prompt_logprobs_of(
+            reported["prompt_logprobs"] = prompt_logprobs_of(
                 choices[0], self._texts, request.prompt_logprobs
             )
-        return answer.model_copy(update=told) if told else answer
+        return answer.model_copy(update=reported) if reported else answer
 
     def frames(self, generation: Generation) -> OpenAIFrames:
         """Return the frames of an answer that is streamed."""
@@ -156,15 +152,15 @@ class ChatWriter:
             after_text=b"}",
             end=b'"delta":{}',
             logprobs=writer.write,
-            tells_prompt_first=True,
+            reports_prompt_first=True,
         )
-        telling = Telling(
+        contents = ChunkContents(
             usage=request.include_usage,
             usage_always=request.counts_always,
             logprobs=bool(request.logprobs),
             token_ids=bool(request.return_token_ids),
         )
-        return OpenAIFrames(shape, self._envelope, generation, telling)
+        return OpenAIFrames(shape, self._envelope, generation, contents)
 
     def _choice(self, choice: CompleteChoice) -> ChatChoice:
         request = self._request

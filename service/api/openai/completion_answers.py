@@ -6,20 +6,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from service.api.answer_model import AnswerModel
 from service.api.json_encoding import encode_numbers
-from service.api.openai.answers import (
-    AnswerModel,
-    ChunkShape,
-    OpenAIFrames,
-    PromptLogprob,
-    Telling,
-    Usage,
-    make_envelope,
-    prompt_logprobs_of,
-    text_of,
-    told_logprob,
-    usage_of,
-)
+from service.api.openai.answers import Usage, make_envelope, usage_of
+from service.api.openai.frames import ChunkContents, ChunkShape, OpenAIFrames
+from service.api.openai.logprobs import PromptLogprob, finite_logprob, prompt_logprobs_of, text_of
 from service.text.token_text import TokenTexts
 
 if TYPE_CHECKING:
@@ -109,13 +100,13 @@ class CompletionWriter:
             end=b'"text":""',
             logprobs=lambda tokens: encode_numbers(logprobs_fields(tokens, self._texts, num_top)),
         )
-        telling = Telling(
+        contents = ChunkContents(
             usage=request.include_usage,
             usage_always=request.counts_always,
             logprobs=request.logprobs is not None,
             token_ids=bool(request.return_token_ids),
         )
-        return OpenAIFrames(shape, self._envelope, generation, telling)
+        return OpenAIFrames(shape, self._envelope, generation, contents)
 
     def _best(self, choices: Sequence[CompleteChoice]) -> list[CompleteChoice]:
         num_made, num_returned = self._request.num_choices, self._request.n or 1
@@ -140,15 +131,15 @@ class CompletionWriter:
             finish_reason=choice.finish_reason.value,
             stop_reason=choice.stop_reason,
         )
-        told: dict[str, object] = {}
+        reported: dict[str, object] = {}
         if request.return_token_ids:
-            told["token_ids"] = list(choice.token_ids)
-            told["prompt_token_ids"] = list(choice.prompt.token_ids)
+            reported["token_ids"] = list(choice.token_ids)
+            reported["prompt_token_ids"] = list(choice.prompt.token_ids)
         if request.prompt_logprobs is not None:
-            told["prompt_logprobs"] = prompt_logprobs_of(
+            reported["prompt_logprobs"] = prompt_logprobs_of(
                 choice, self._texts, request.prompt_logprobs
             )
-        return answer.model_copy(update=told) if told else answer
+        return answer.model_copy(update=reported) if reported else answer
 
 
 def logprobs_fields(
@@ -158,7 +149,7 @@ def logprobs_fields(
     return {
         "text_offset": [token.offset for token in tokens],
         "token_logprobs": [
-            token.logprobs and told_logprob(token.logprobs.logprob) for token in tokens
+            token.logprobs and finite_logprob(token.logprobs.logprob) for token in tokens
         ],
         "tokens": [text_of(token, texts) for token in tokens],
         "top_logprobs": [_likeliest(token, texts, num_top) for token in tokens],
@@ -173,7 +164,7 @@ def _likeliest(token: AnswerToken, texts: TokenTexts, num_top: int) -> dict[str,
     for token_id, logprob in token.logprobs.top[:num_top]:
         is_own = token_id == token.token_id
         likeliest.setdefault(
-            text_of(token, texts) if is_own else texts.text(token_id), told_logprob(logprob)
+            text_of(token, texts) if is_own else texts.text(token_id), finite_logprob(logprob)
         )
-    likeliest.setdefault(text_of(token, texts), told_logprob(token.logprobs.logprob))
+    likeliest.setdefault(text_of(token, texts), finite_logprob(token.logprobs.logprob))
     return likeliest

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from service.api.endpoint import Endpoint
 from service.api.openai.completion_answers import Completion, CompletionChunk, CompletionWriter
 from service.api.openai.completion_request import CompletionRequest
-from service.api.openai.gaps import fill_gap
+from service.api.openai.gaps import plan_gap
 from service.api.openai.truncation import DEFAULT_MAX_TOKENS, truncated
 from service.api.request_bodies import read_request
 from service.api.respond import acquire, answer
@@ -79,7 +79,7 @@ async def plan(request: CompletionRequest, model: ServedModel) -> GenerationRequ
         num_choices=request.num_choices,
         options=_sampling_options(request),
         form=request.answer_form(
-            echoes=bool(request.echo), tells_tokens=request.logprobs is not None
+            echoes=bool(request.echo), reports_tokens=request.logprobs is not None
         ),
         terms=request.terms,
     )
@@ -89,7 +89,7 @@ async def _plan_gaps(
     request: CompletionRequest, suffix: str, model: ServedModel
 ) -> GenerationRequest:
     planned = [
-        await fill_gap(
+        await plan_gap(
             prefix,
             suffix,
             request,
@@ -107,7 +107,7 @@ async def _plan_gaps(
         options=_sampling_options(request),
         end_token_ids=planned[0].end_token_ids,
         form=request.answer_form(
-            echoes=bool(request.echo), tells_tokens=request.logprobs is not None
+            echoes=bool(request.echo), reports_tokens=request.logprobs is not None
         ),
         terms=request.terms,
     )
@@ -120,8 +120,8 @@ def _sampling_options(request: CompletionRequest) -> SamplingOptions:
     options = request.sampling_options(logprobs)
     if not request.echo or request.logprobs is None:
         return options
-    told = max(request.logprobs, request.prompt_logprobs or 0)
-    return replace(options, prompt_logprobs=told)
+    reported = max(request.logprobs, request.prompt_logprobs or 0)
+    return replace(options, prompt_logprobs=reported)
 
 
 async def _read_prompt(

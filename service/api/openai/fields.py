@@ -303,7 +303,7 @@ class OpenAIRequest(RequestModel):
             prompt_logprobs=self.prompt_logprobs,
         )
 
-    def answer_form(self, *, echoes: bool = False, tells_tokens: bool = False) -> AnswerForm:
+    def answer_form(self, *, echoes: bool = False, reports_tokens: bool = False) -> AnswerForm:
         """Return what these fields say of the answer's text."""
         stop: Sequence[str] | None = self.value_of("stop")
         return AnswerForm(
@@ -311,8 +311,8 @@ class OpenAIRequest(RequestModel):
             keeps_stop=bool(self.include_stop_str_in_output),
             skips_special_tokens=self.skip_special_tokens is not False,
             echoes=echoes,
-            tells_tokens=tells_tokens,
-            tells_token_ids=bool(self.return_token_ids),
+            reports_tokens=reports_tokens,
+            reports_token_ids=bool(self.return_token_ids),
         )
 
     @property

@@ -13,7 +13,7 @@ from pydantic import Field
 from service.api.endpoint import Endpoint
 from service.api.openai.chat_answers import ChatCompletion, ChatCompletionChunk, ChatWriter
 from service.api.openai.fields import TurnRequest
-from service.api.openai.gaps import fill_gap
+from service.api.openai.gaps import plan_gap
 from service.api.request_bodies import read_request
 from service.api.requests import Seed, Text
 from service.api.respond import acquire, answer
@@ -80,7 +80,7 @@ def fim_endpoints(context: ApiContext) -> list[Endpoint]:
 
 async def plan(request: FimRequest, model: ServedModel) -> GenerationRequest:
     """Translate a request. Raises a RequestError or TextError."""
-    planned = await fill_gap(
+    planned = await plan_gap(
         request.prompt, request.suffix or "", request, model, default_max_tokens=DEFAULT_MAX_TOKENS
     )
     options = request.sampling_options(request.num_logprobs)
@@ -90,6 +90,6 @@ async def plan(request: FimRequest, model: ServedModel) -> GenerationRequest:
         num_choices=request.n or 1,
         options=replace(options, seed=request.value_of("seed")),
         end_token_ids=planned.end_token_ids,
-        form=request.answer_form(tells_tokens=bool(request.logprobs)),
+        form=request.answer_form(reports_tokens=bool(request.logprobs)),
         terms=request.terms,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from service.errors import InvalidFieldError
-from service.serving.infilling import Gap, at_most, exactly, plan_infill
+from service.serving.infilling import AnswerRoom, Gap, plan_infill
 
 if TYPE_CHECKING:
     from service.api.openai.fields import OpenAIRequest
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from service.serving.served_model import ServedModel
 
 
-async def fill_gap(
+async def plan_gap(
     prefix: str,
     suffix: str,
     request: OpenAIRequest,
@@ -22,13 +22,13 @@ async def fill_gap(
     default_max_tokens: int,
     echo: str = "",
 ) -> PlannedInfill:
-    """Put a gap's prompt together. Raises a RequestError or TextError."""
+    """Plan a gap's prompt and answer. Raises a RequestError or TextError."""
     limit = model.engine.max_model_len
     asked: int | None = request.value_of("max_tokens")
     if asked is None:
-        room = at_most(default_max_tokens, limit)
+        room = AnswerRoom.at_most(default_max_tokens, limit)
     else:
-        room = exactly(asked, limit, length_param=request.given_name_of("max_tokens"))
+        room = AnswerRoom.exactly(asked, limit, length_param=request.given_name_of("max_tokens"))
     most_prompt = request.truncate_prompt_tokens
     if most_prompt == 0:
         raise InvalidFieldError(

@@ -14,7 +14,7 @@ from pydantic import Field
 # Read by pydantic, which makes schemas of them.
 from engine.statistics import LiveCheckStatistics
 from loaders.reports.self_test import SelfTestReport
-from service.api.openai.answers import AnswerModel
+from service.api.answer_model import AnswerModel
 from service.text.template_check import TemplateFinding
 
 if TYPE_CHECKING:

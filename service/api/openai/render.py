@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, RootModel
 
+from service.api.answer_model import AnswerModel
 from service.api.dialogues import unread
 from service.api.endpoint import Endpoint
 from service.api.openai import chat, completions
-from service.api.openai.answers import AnswerModel, make_envelope
+from service.api.openai.answers import make_envelope
 from service.api.openai.chat import ChatRequest
 from service.api.openai.completion_request import CompletionRequest
-from service.api.request_bodies import read_request, tell_ignored
+from service.api.request_bodies import read_request, report_ignored
 from service.api.respond import acquire
 from service.api.responses import model_response
 from service.api.scope import note_id
@@ -85,7 +86,7 @@ def render_endpoints(context: ApiContext) -> list[Endpoint]:
         request = await read_request(http_request, ChatRequest, context)
         model = await acquire(http_request, request.model, context)
         note_id(http_request.scope, request.request_id)
-        tell_ignored(http_request.scope, unread(request, model), context.limits)
+        report_ignored(http_request.scope, unread(request, model), context.limits)
         request_id = make_envelope("chatcmpl", model, request.request_id).id
         (rendered,) = await _rendered(await chat.plan(request, model), request_id, model)
         return await model_response(rendered, model.identity.headers)

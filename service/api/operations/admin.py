@@ -16,7 +16,6 @@ from service.api.endpoint import Access, Endpoint, Handler
 from service.api.operations.answers import (
     IntegrityAnswer,
     ListedVariant,
-    OperationsAnswer,
     Removal,
     VariantList,
     VariantReport,
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from service.api.answer_model import AnswerModel
     from service.api.context import ApiContext
     from service.team.keys import ApiKeys
     from service.variants.variant import ServedVariant, VariantStatus
@@ -106,7 +106,7 @@ def admin_endpoints(administration: Administration, context: ApiContext) -> list
         path: str,
         handler: Handler,
         body: type[ClosedModel],
-        answer: type[OperationsAnswer] = VariantReport,
+        answer: type[AnswerModel] = VariantReport,
     ) -> Endpoint:
         return Endpoint(
             method="POST",

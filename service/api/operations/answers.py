@@ -4,39 +4,34 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from engine.statistics import EngineStatistics, LiveCheckStatistics
+from service.api.answer_model import AnswerModel
 from service.server.lifecycle import Phase
 from service.variants.variant import VariantState
 
 
-class OperationsAnswer(BaseModel):
-    """An object of an answer; only what was set is sent."""
-
-    model_config = ConfigDict(protected_namespaces=(), extra="forbid")
-
-
-class Liveness(OperationsAnswer):
+class Liveness(AnswerModel):
     """That this process answers."""
 
     status: Literal["alive"]
 
 
-class ServerVersion(OperationsAnswer):
+class ServerVersion(AnswerModel):
     """What this server is."""
 
     version: str
 
 
-class SelfTestOutcome(OperationsAnswer):
+class SelfTestOutcome(AnswerModel):
     """How a variant's last self-test ended."""
 
     passed: bool
     finished: float = Field(description="Seconds since 1970.")
 
 
-class VariantHealth(OperationsAnswer):
+class VariantHealth(AnswerModel):
     """How a variant stands; not its name, nor why it failed: nobody was asked for a key."""
 
     state: VariantState
@@ -51,7 +46,7 @@ class VariantHealth(OperationsAnswer):
     self_test: SelfTestOutcome | None = None
 
 
-class Readiness(OperationsAnswer):
+class Readiness(AnswerModel):
     """How the server stands."""
 
     phase: Phase
@@ -59,7 +54,7 @@ class Readiness(OperationsAnswer):
     variants: list[VariantHealth]
 
 
-class VariantReport(OperationsAnswer):
+class VariantReport(AnswerModel):
     """How a variant stands, for its administrator."""
 
     model: str = Field(description="Its served name.")
@@ -84,19 +79,19 @@ class ListedVariant(VariantReport):
     failed_swap: str | None = Field(description="Why the last swap by this name failed.")
 
 
-class VariantList(OperationsAnswer):
+class VariantList(AnswerModel):
     """Every variant."""
 
     data: list[ListedVariant]
 
 
-class Removal(OperationsAnswer):
+class Removal(AnswerModel):
     """What was forgotten."""
 
     removed: str = Field(description="Its served name.")
 
 
-class IntegrityAnswer(OperationsAnswer):
+class IntegrityAnswer(AnswerModel):
     """Whether an engine's accounting is right."""
 
     is_idle: bool

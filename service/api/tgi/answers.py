@@ -1,20 +1,29 @@
-"""What text-generation-inference answers: its typed models, and how they are written.
+"""Writes what text-generation-inference answers, whole or as a stream.
 
-A stream's frames are put together from bytes; tests compare them with the typed chunk, byte by
-byte. There is one frame a token, and none to end the stream: its last token's frame does.
+A stream's frames are put together from bytes; tests compare them with the typed chunk of
+`service.api.tgi.answer_models`, byte by byte. There is one frame a token, and none to end the
+stream: its last token's frame does.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
-
-from pydantic import BaseModel, ConfigDict, Field, RootModel
+from typing import TYPE_CHECKING, Any
 
 from engine.outputs import FinishReason
 from service.api.error_responses import tgi_error_body
 from service.api.frames import KEEP_ALIVE
 from service.api.json_encoding import encode_json, encode_numbers, encode_text
+from service.api.tgi.answer_models import (
+    BestOfSequence,
+    Details,
+    GeneratedText,
+    GeneratedTexts,
+    PrefillToken,
+    Reason,
+    StreamDetails,
+    Token,
+)
 from service.serving.sampling import seed_of
 from service.text.token_text import TokenTexts
 
@@ -27,90 +36,9 @@ if TYPE_CHECKING:
     from service.serving.generation import CompleteChoice, Generation
     from service.serving.served_model import ServedModel
 
-Reason: TypeAlias = Literal["length", "eos_token", "stop_sequence"]
 
-
-class TgiModel(BaseModel):
-    """An object of an answer; only what was set is sent."""
-
-    model_config = ConfigDict(protected_namespaces=(), extra="forbid")
-
-
-class PrefillToken(TgiModel):
-    """A token of the prompt."""
-
-    id: int
-    text: str
-    logprob: float | None = Field(description="null for the first.")
-
-
-class Token(TgiModel):
-    """A token of an answer."""
-
-    id: int
-    text: str = Field(description="Its part of the text; special pieces show here only.")
-    logprob: float = Field(description="By the model alone, whatever settings changed after it.")
-    special: bool = Field(description="Not part of generated_text.")
-
-
-class BestOfSequence(TgiModel):
-    """One answer, with what is told of it."""
-
-    generated_text: str
-    finish_reason: Reason
-    generated_tokens: int
-    seed: int | None
-    prefill: list[PrefillToken]
-    tokens: list[Token]
-    top_tokens: list[list[Token]] | None = Field(default=None, description="With top_n_tokens.")
-
-
-class Details(TgiModel):
-    """What is told of an answer."""
-
-    finish_reason: Reason
-    generated_tokens: int
-    seed: int | None = Field(description="Which makes the same answer again; null where greedy.")
-    prefill: list[PrefillToken] = Field(description="Empty without decoder_input_details.")
-    tokens: list[Token]
-    best_of_sequences: list[BestOfSequence] | None = Field(
-        default=None, description="With best_of: the answers that were not the best."
-    )
-    top_tokens: list[list[Token]] | None = Field(default=None, description="With top_n_tokens.")
-
-
-class GeneratedText(TgiModel):
-    """A whole answer."""
-
-    generated_text: str
-    details: Details | None = Field(default=None, description="Where asked for.")
-
-
-class GeneratedTexts(RootModel[list[GeneratedText]]):
-    """A whole answer of POST /: a list of one."""
-
-
-class StreamDetails(TgiModel):
-    """What is told of a streamed answer, at its end."""
-
-    finish_reason: Reason
-    generated_tokens: int
-    seed: int | None
-    input_length: int
-
-
-class StreamedToken(TgiModel):
-    """One event of a streamed answer."""
-
-    index: int = Field(description="From 1.")
-    token: Token
-    top_tokens: list[Token] | None = Field(default=None, description="With top_n_tokens.")
-    generated_text: str | None = Field(description="The whole text, with the last token.")
-    details: StreamDetails | None = Field(description="With the last token, where asked for.")
-
-
-class TokenWords:
-    """Tells tokens in TGI's words."""
+class TgiTokens:
+    """Describes tokens as TGI does."""
 
     def __init__(self, model: ServedModel) -> None:
         self.texts = TokenTexts(model.tokenizer)
@@ -182,7 +110,7 @@ class TgiWriter:
     def __init__(self, form: TgiAnswerForm, model: ServedModel, *, is_list: bool = False) -> None:
         """is_list: whether a whole answer is a list of one."""
         self._form = form
-        self._words = TokenWords(model)
+        self._tokens = TgiTokens(model)
         self._is_list = is_list
 
     def whole(
@@ -193,53 +121,49 @@ class TgiWriter:
         """Return an answer that is not streamed: the best of those that were made."""
         best = max(choices, key=lambda choice: choice.mean_logprob)
         answer = GeneratedText(generated_text=self._form.full(best.text))
-        if self._form.parameters.tells_details:
+        if self._form.parameters.reports_details:
             answer.details = self._details(best, [one for one in choices if one is not best])
         return GeneratedTexts([answer]) if self._is_list else answer
 
     def frames(self, generation: Generation) -> TgiFrames:
         """Return the frames of an answer that is streamed."""
-        return TgiFrames(self._form, self._words, len(generation.prompt_of(0).token_ids))
+        return TgiFrames(self._form, self._tokens, len(generation.prompt_of(0).token_ids))
 
     def _details(self, best: CompleteChoice, others: Sequence[CompleteChoice]) -> Details:
-        told = self._told(best)
-        details = Details(
-            finish_reason=told.finish_reason,
-            generated_tokens=told.generated_tokens,
-            seed=told.seed,
-            prefill=told.prefill,
-            tokens=told.tokens,
-        )
+        details = Details(**self._details_fields(best))
         if others:
-            details.best_of_sequences = [self._told(other) for other in others]
-        if told.top_tokens is not None:
-            details.top_tokens = told.top_tokens
+            details.best_of_sequences = [self._sequence(other) for other in others]
         return details
 
-    def _told(self, choice: CompleteChoice) -> BestOfSequence:
-        shown = self._words.shown_last(choice.tokens, choice.text)
-        told = BestOfSequence(
-            generated_text=self._form.full(choice.text),
-            finish_reason=reason_of(choice.finish_reason, choice.stop_reason),
-            generated_tokens=len(choice.tokens),
-            seed=seed_of(self._form.seed, choice.index),
-            prefill=self._prefill(choice),
-            tokens=[
+    def _sequence(self, choice: CompleteChoice) -> BestOfSequence:
+        return BestOfSequence(
+            generated_text=self._form.full(choice.text), **self._details_fields(choice)
+        )
+
+    def _details_fields(self, choice: CompleteChoice) -> dict[str, Any]:
+        """Return what is told of any answer, as fields of its model."""
+        shown = self._tokens.shown_last(choice.tokens, choice.text)
+        fields: dict[str, Any] = {
+            "finish_reason": reason_of(choice.finish_reason, choice.stop_reason),
+            "generated_tokens": len(choice.tokens),
+            "seed": seed_of(self._form.seed, choice.index),
+            "prefill": self._prefill(choice),
+            "tokens": [
                 self._token(token, text) for token, text in zip(choice.tokens, shown, strict=True)
             ],
-        )
+        }
         if self._form.num_top:
-            told.top_tokens = [
-                self._words.top(token, self._form.num_top) for token in choice.tokens
+            fields["top_tokens"] = [
+                self._tokens.top(token, self._form.num_top) for token in choice.tokens
             ]
-        return told
+        return fields
 
     def _token(self, token: AnswerToken, shown: str) -> Token:
         return Token(
             id=token.token_id,
-            text=self._words.text_of(token.token_id, shown),
+            text=self._tokens.text_of(token.token_id, shown),
             logprob=logprob_of(token),
-            special=self._words.is_special(token.token_id),
+            special=self._tokens.is_special(token.token_id),
         )
 
     def _prefill(self, choice: CompleteChoice) -> list[PrefillToken]:
@@ -247,7 +171,7 @@ class TgiWriter:
             return []
         logprobs = (None, *(found.logprob for found in choice.prompt_logprobs))
         return [
-            PrefillToken(id=token_id, text=self._words.texts.text(token_id), logprob=logprob)
+            PrefillToken(id=token_id, text=self._tokens.texts.text(token_id), logprob=logprob)
             for token_id, logprob in zip(choice.prompt.token_ids, logprobs, strict=True)
         ]
 
@@ -257,11 +181,11 @@ class TgiFrames:
 
     keep_alive = KEEP_ALIVE
 
-    def __init__(self, form: TgiAnswerForm, words: TokenWords, num_prompt_tokens: int) -> None:
+    def __init__(self, form: TgiAnswerForm, tokens: TgiTokens, num_prompt_tokens: int) -> None:
         self._form = form
-        self._words = words
+        self._tokens = tokens
         self._num_prompt_tokens = num_prompt_tokens
-        self._num_told = 0
+        self._num_reported = 0
         self._pieces: list[str] = []  # of the whole text
         self._tail = ""  # of the text, as far as its tokens have not been told
         self._tail_start = 0
@@ -277,11 +201,11 @@ class TgiFrames:
         if not delta.tokens:
             return b""
         is_last = delta.finish_reason is not None
-        split = self._words.shown_last if is_last else self._words.shown
+        split = self._tokens.shown_last if is_last else self._tokens.shown
         shown = split(delta.tokens, self._tail, self._tail_start)
         frames = [self._token(token, text) for token, text in zip(delta.tokens, shown, strict=True)]
-        told = delta.tokens[-1].end - self._tail_start
-        self._tail, self._tail_start = self._tail[told:], delta.tokens[-1].end
+        reported = delta.tokens[-1].end - self._tail_start
+        self._tail, self._tail_start = self._tail[reported:], delta.tokens[-1].end
         open_end = b',"generated_text":null,"details":null}\n\n'
         closing = self._last(delta) if is_last else open_end
         return open_end.join(frames) + closing
@@ -295,19 +219,19 @@ class TgiFrames:
         return b"data:" + encode_json(tgi_error_body(error)).encode() + b"\n\n"
 
     def _token(self, token: AnswerToken, shown: str) -> bytes:
-        self._num_told += 1
-        frame = b'data:{"index":%d,"token":{"id":%d,"text":' % (self._num_told, token.token_id)
-        frame += encode_text(self._words.text_of(token.token_id, shown))
+        self._num_reported += 1
+        frame = b'data:{"index":%d,"token":{"id":%d,"text":' % (self._num_reported, token.token_id)
+        frame += encode_text(self._tokens.text_of(token.token_id, shown))
         frame += b',"logprob":' + encode_numbers(logprob_of(token))
         frame += b',"special":true}' if self._is_special(token) else b',"special":false}'
         if self._form.num_top:
-            top = self._words.top(token, self._form.num_top)
-            told = ",".join(one.model_dump_json() for one in top)
-            frame += b',"top_tokens":[' + told.encode() + b"]"
+            top = self._tokens.top(token, self._form.num_top)
+            reported = ",".join(one.model_dump_json() for one in top)
+            frame += b',"top_tokens":[' + reported.encode() + b"]"
         return frame
 
     def _is_special(self, token: AnswerToken) -> bool:
-        return self._words.is_special(token.token_id)
+        return self._tokens.is_special(token.token_id)
 
     def _last(self, delta: TextDelta) -> bytes:
         text = self._form.full("".join(self._pieces))
@@ -316,7 +240,7 @@ class TgiFrames:
             return closing + b"null}\n\n"
         details = StreamDetails(
             finish_reason=reason_of(delta.finish_reason, delta.stop_reason),
-            generated_tokens=self._num_told,
+            generated_tokens=self._num_reported,
             seed=self._form.seed,
             input_length=self._num_prompt_tokens,
         )

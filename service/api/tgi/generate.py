@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from service.api.endpoint import Endpoint, ErrorShape
 from service.api.request_bodies import read_request
 from service.api.respond import acquire, answer
-from service.api.tgi.answers import GeneratedText, StreamedToken, TgiAnswerForm, TgiWriter
+from service.api.tgi.answer_models import GeneratedText, StreamedToken
+from service.api.tgi.answers import TgiAnswerForm, TgiWriter
 from service.api.tgi.parameters import (
     CompatibleRequest,
     GenerateRequest,
@@ -141,9 +142,9 @@ async def plan(form: TgiAnswerForm, model: ServedModel, *, is_stream: bool) -> G
         length_param="parameters.max_new_tokens",
     )
     num_choices = parameters.best_of or 1
-    tells_tokens = is_stream or parameters.tells_details
+    reports_tokens = is_stream or parameters.reports_details
     # Of several answers the best is told by their logprobs, also where nobody else hears of them.
-    needs_logprobs = tells_tokens or num_choices > 1
+    needs_logprobs = reports_tokens or num_choices > 1
     return GenerationRequest(
         prompts=[prompt],
         max_tokens=[parameters.max_new_tokens or min(DEFAULT_MAX_NEW_TOKENS, room)],
@@ -156,8 +157,8 @@ async def plan(form: TgiAnswerForm, model: ServedModel, *, is_stream: bool) -> G
         form=AnswerForm(
             stop_strings=parameters.value_of("stop") or (),
             keeps_stop_string=True,
-            tells_tokens=tells_tokens,
-            tells_ends=True,
+            reports_tokens=reports_tokens,
+            reports_ends=True,
         ),
     )
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from service.api.answer_model import AnswerModel
 from service.api.endpoint import Endpoint, ErrorShape
 from service.api.responses import ModelResponse
-from service.api.tgi.answers import TgiModel
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 
-class ServerInfo(TgiModel):
+class ServerInfo(AnswerModel):
     """What is served, and within which bounds."""
 
     model_id: str = Field(description="The served name.")

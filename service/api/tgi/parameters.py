@@ -102,7 +102,7 @@ class GenerationParameters(RequestModel):
     adapter_id: Unsupported = Field(None, description="Not supported.")
 
     @property
-    def tells_details(self) -> bool:
+    def reports_details(self) -> bool:
         """Whether a whole answer has details."""
         return bool(self.details or self.decoder_input_details)
 

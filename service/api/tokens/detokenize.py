@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from service.api.answer_model import AnswerModel
 from service.api.endpoint import Endpoint
 from service.api.request_bodies import read_request
 from service.api.requests import Name, RequestModel
@@ -39,10 +40,8 @@ class DetokenizeRequest(RequestModel):
     )
 
 
-class DetokenizedText(BaseModel):
+class DetokenizedText(AnswerModel):
     """The text of token ids, under the names of two servers."""
-
-    model_config = ConfigDict(extra="forbid")
 
     prompt: str = Field(description="The text, as vLLM names it.")
     content: str = Field(description="The same, as llama.cpp names it.")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from service.api.answer_model import AnswerModel
 from service.api.dialogues import DialogueRequest, Messages, render_text, unread
 from service.api.endpoint import Endpoint
-from service.api.request_bodies import read_request, tell_ignored
+from service.api.request_bodies import read_request, report_ignored
 from service.api.requests import Forbidden, Name, Unsupported
 from service.api.respond import acquire
 from service.api.responses import model_response
@@ -31,10 +32,8 @@ class TemplateRequest(DialogueRequest):
     chat_template: Forbidden = Field(None, description="Never taken from a request.")
 
 
-class AppliedTemplate(BaseModel):
+class AppliedTemplate(AnswerModel):
     """A dialogue as text."""
-
-    model_config = ConfigDict(extra="forbid")
 
     prompt: str = Field(
         description="For people: special pieces that somebody typed look like the template's own,"
@@ -50,7 +49,7 @@ def template_endpoints(context: ApiContext) -> list[Endpoint]:
         context.lifecycle.require_open()
         request = await read_request(http_request, TemplateRequest, context)
         model = await acquire(http_request, request.model, context)
-        tell_ignored(http_request.scope, unread(request, model), context.limits)
+        report_ignored(http_request.scope, unread(request, model), context.limits)
         answer = AppliedTemplate(prompt=await render_text(request, model))
         return await model_response(answer, model.identity.headers)
 

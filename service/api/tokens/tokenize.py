@@ -9,12 +9,13 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel
+from pydantic import Field, RootModel
 from pydantic import model_validator as check_together
 
+from service.api.answer_model import AnswerModel
 from service.api.dialogues import DialogueRequest, render, render_text, unread
 from service.api.endpoint import Endpoint
-from service.api.request_bodies import read_request, tell_ignored
+from service.api.request_bodies import read_request, report_ignored
 from service.api.requests import Forbidden, Name, Unsupported
 from service.api.respond import acquire
 from service.api.responses import model_response
@@ -96,10 +97,8 @@ class TokenizeRequest(DialogueRequest):
         return self
 
 
-class PromptTokens(BaseModel):
+class PromptTokens(AnswerModel):
     """A text's tokens, or a dialogue's."""
-
-    model_config = ConfigDict(protected_namespaces=(), extra="forbid")
 
     count: int
     max_model_len: int = Field(description="Most tokens of a prompt and its answer together.")
@@ -109,19 +108,15 @@ class PromptTokens(BaseModel):
     bos: BosOrigin | None = Field(description="Who put BOS before it; null where there is none.")
 
 
-class TokenPiece(BaseModel):
+class TokenPiece(AnswerModel):
     """A token and what it stands for."""
-
-    model_config = ConfigDict(extra="forbid")
 
     id: int
     piece: str | list[int] = Field(description="Text, or bytes that are no whole character.")
 
 
-class ContentTokens(BaseModel):
+class ContentTokens(AnswerModel):
     """The tokens of `content`."""
-
-    model_config = ConfigDict(extra="forbid")
 
     # Else it would be noted of each piece that it is no number.
     tokens: Annotated[list[int], Field(fail_fast=True)] | list[TokenPiece]
@@ -142,7 +137,7 @@ def tokenize_endpoints(context: ApiContext) -> list[Endpoint]:
         request = await read_request(http_request, TokenizeRequest, context)
         model = await acquire(http_request, request.model, context)
         if request.messages is not None:
-            tell_ignored(http_request.scope, unread(request, model), context.limits)
+            report_ignored(http_request.scope, unread(request, model), context.limits)
             answer: PromptTokens | ContentTokens = await tokenize_messages(request, model)
         else:
             # All of it beside the event loop: a body may hold a million tokens.
@@ -181,8 +176,8 @@ async def tokenize_messages(request: TokenizeRequest, model: ServedModel) -> Pro
     token_ids = await render(request, model)
     text = await render_text(request, model)
     origin = bos_origin(model.tokenizer, token_ids, text, BosOrigin.TEMPLATE)
-    tell = partial(_prompt_tokens, token_ids, origin, request, model)
-    return await run_in_lane(len(token_ids), tell)
+    report = partial(_prompt_tokens, token_ids, origin, request, model)
+    return await run_in_lane(len(token_ids), report)
 
 
 def tokenize_content(request: TokenizeRequest, model: ServedModel) -> ContentTokens:

@@ -45,5 +45,5 @@ def server() -> Server:
 
 @pytest.fixture
 def question() -> list[dict[str, str]]:
-    """A dialog that the demo answers in a few words, and ends by itself."""
+    """A dialogue that the demo answers in a few words, and ends by itself."""
     return [{"role": "user", "content": QUESTION}]

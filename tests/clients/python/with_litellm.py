@@ -61,12 +61,12 @@ def test_fields_beyond_openais(asked):
 
 def test_message_is_taken_back(asked, question):
     answer = litellm.completion(**asked)
-    dialog = [
+    dialogue = [
         *question,
         answer.choices[0].message.model_dump(),
         {"role": "user", "content": "And of Italy?"},
     ]
-    assert litellm.completion(**asked | {"messages": dialog}).choices[0].message.content
+    assert litellm.completion(**asked | {"messages": dialogue}).choices[0].message.content
 
 
 def test_text_completion_streamed_and_not(server):

@@ -208,16 +208,16 @@ def collect_logprobs(stream) -> tuple[list[str], list[int]]:
 
 def test_message_is_taken_back_as_the_client_dumps_it(client, asked, question):
     answer = client.chat.completions.create(**asked)
-    dialog = [
+    dialogue = [
         *question,
         answer.choices[0].message.model_dump(),
         {"role": "user", "content": "And of Italy?"},
     ]
-    again = client.chat.completions.create(**{**asked, "messages": dialog})
+    again = client.chat.completions.create(**{**asked, "messages": dialogue})
     assert again.choices[0].message.content
     assert again.usage.prompt_tokens > answer.usage.prompt_tokens
-    dialog[1] = answer.choices[0].message  # the object itself, which the client dumps its own way
-    same = client.chat.completions.create(**{**asked, "messages": dialog})
+    dialogue[1] = answer.choices[0].message  # the object itself, which the client dumps its own way
+    same = client.chat.completions.create(**{**asked, "messages": dialogue})
     assert same.choices[0].message.content == again.choices[0].message.content
 
 

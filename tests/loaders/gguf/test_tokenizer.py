@@ -105,7 +105,7 @@ def test_fillers_of_a_vocabulary_are_text_where_they_are_typed():
 
 
 @pytest.mark.parametrize("kind", [3, 4])
-def test_a_dialog_of_codellama_70b_has_the_ids_that_its_own_tokenizer_gives(tmp_path, kind):
+def test_a_dialogue_of_codellama_70b_has_the_ids_that_its_own_tokenizer_gives(tmp_path, kind):
     """Its extra pieces are control pieces in some files, user-defined ones in others."""
     metadata = vocabulary("llama-spm")
     count = len(CODELLAMA_70B)

@@ -9,7 +9,7 @@ import pytest
 
 from engine.outputs import TokenLogprobs
 from service.api.event_stream import EventStream, StreamTiming
-from service.api.frames import KEEP_ALIVE, MAX_TOLD_AT_ONCE
+from service.api.frames import KEEP_ALIVE, MAX_REPORTED_AT_ONCE
 from service.api.scope import keep_send
 from service.server.lifecycle import Lifecycle
 from service.serving.generation import start
@@ -41,7 +41,7 @@ class Frames:
         raise error
 
 
-@pytest.mark.parametrize("num_prompt", [2, MAX_TOLD_AT_ONCE])
+@pytest.mark.parametrize("num_prompt", [2, MAX_REPORTED_AT_ONCE])
 def test_frames_of_a_long_prompt_are_made_beside_the_event_loop_and_others_on_it(num_prompt):
     tokenizer, frames, body = ByteTokenizer(), Frames(), []
     engine = FakeEngine(
@@ -54,7 +54,7 @@ def test_frames_of_a_long_prompt_are_made_beside_the_event_loop_and_others_on_it
         prompts=[Prompt(tokenizer.encode(text), text)],
         max_tokens=[9],
         options=SamplingOptions(logprobs=0, prompt_logprobs=0),
-        form=AnswerForm(echoes=True, tells_tokens=True),
+        form=AnswerForm(echoes=True, reports_tokens=True),
     )
 
     async def receive() -> dict[str, object]:
@@ -81,7 +81,7 @@ def test_frames_of_a_long_prompt_are_made_beside_the_event_loop_and_others_on_it
     asyncio.run(run())
     assert b"".join(body) == text.encode() + b"hi"
     (num_first, first), *others = frames.made
-    is_long = num_prompt >= MAX_TOLD_AT_ONCE
+    is_long = num_prompt >= MAX_REPORTED_AT_ONCE
     assert num_first == num_prompt + 2  # the prompt's BOS, and the answer's first token
     assert (first != threading.get_ident()) is is_long
     assert {thread for _, thread in others} == {threading.get_ident()}

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 
 from engine.outputs import TokenLogprobs
-from service.api.respond import MAX_TOLD_AT_ONCE, answer
+from service.api.respond import MAX_REPORTED_AT_ONCE, answer
 from service.server.lifecycle import Lifecycle
 from service.serving.generation_request import GenerationRequest
 from service.serving.prompts import Prompt
@@ -43,7 +43,7 @@ class Writer:
         return Written(text=choices[0].text)
 
 
-@pytest.mark.parametrize("num_prompt_tokens", [2, MAX_TOLD_AT_ONCE + 2])
+@pytest.mark.parametrize("num_prompt_tokens", [2, MAX_REPORTED_AT_ONCE + 2])
 def test_answers_that_tell_of_many_tokens_are_written_beside_the_event_loop(num_prompt_tokens):
     tokenizer = ByteTokenizer()
     engine = FakeEngine(
@@ -75,5 +75,5 @@ def test_answers_that_tell_of_many_tokens_are_written_beside_the_event_loop(num_
         return bytes(response.body)
 
     assert asyncio.run(run()) == b'{"text":"hi"}'
-    is_large = num_prompt_tokens > MAX_TOLD_AT_ONCE
+    is_large = num_prompt_tokens > MAX_REPORTED_AT_ONCE
     assert (writer.written_by == [threading.get_ident()]) is not is_large

@@ -47,6 +47,6 @@ def test_end_token_is_no_text_where_only_stop_strings_stay():
 
 
 def test_end_token_is_told_where_that_is_asked_for():
-    assert END not in read("one", AnswerForm(tells_tokens=True))[1]
-    text, told, _ = read("one", AnswerForm(tells_tokens=True, tells_ends=True))
+    assert END not in read("one", AnswerForm(reports_tokens=True))[1]
+    text, told, _ = read("one", AnswerForm(reports_tokens=True, reports_ends=True))
     assert (text, told[-1], len(told)) == ("one", END, 4)

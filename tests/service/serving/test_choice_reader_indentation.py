@@ -57,7 +57,7 @@ def test_text_that_ends_by_itself_keeps_what_was_held_back(model):
 
 
 def test_tokens_of_what_was_cut_off_are_not_told(model):
-    deltas = read(model, TEXT, tells_tokens=True)
+    deltas = read(model, TEXT, reports_tokens=True)
     tokens = [token for delta in deltas for token in delta.tokens]
     assert len(tokens) == len("a\n    b")
     assert [token.offset for token in tokens] == list(range(len(tokens)))

@@ -41,7 +41,7 @@ def test_each_prompt_is_placed_once_however_many_answers_it_has(placed):
         max_tokens=[2, 2],
         num_choices=4,
         options=SamplingOptions(logprobs=0, prompt_logprobs=0),
-        form=AnswerForm(echoes=True, tells_tokens=True),
+        form=AnswerForm(echoes=True, reports_tokens=True),
     )
 
     async def run():

@@ -89,7 +89,7 @@ def test_stand_ins_that_users_type_stay_as_they_are(small, text):
     assert bytes(pieces.encode(hidden, disguise)).decode() == text + "</s>" + text
 
 
-def test_a_dialog_with_every_possible_stand_in_is_refused(small):
+def test_a_dialogue_with_every_possible_stand_in_is_refused(small):
     pieces = ControlPieces(small.backend_tokenizer)
     every = "".join(map(chr, range(0xF0000, 0xFFFFE)))
     with pytest.raises(InvalidMessagesError, match="plane 15"):

@@ -1,4 +1,4 @@
-"""Dialogs: what is let through, and what a refusal tells the caller."""
+"""Dialogues: what is let through, and what a refusal tells the caller."""
 
 from __future__ import annotations
 

@@ -129,15 +129,15 @@ def test_names_and_reasoning_reach_templates_that_read_them(small, chat_template
         "{% for m in messages %}{{ m.name }}{{ m.reasoning_content }}: {{ m.content }}\n"
         "{% endfor %}"
     )
-    dialog = [{**asked("Hi")[0], "name": "Ada"}, *asked("", "Yes", reasoning="since")[1:]]
+    dialogue = [{**asked("Hi")[0], "name": "Ada"}, *asked("", "Yes", reasoning="since")[1:]]
     template = chat_template(small, source)
     assert template.reads("name")
     assert template.reads("reasoning_content")
-    assert template.render_text(dialog) == "Ada: Hi\nsince: Yes\n"
+    assert template.render_text(dialogue) == "Ada: Hi\nsince: Yes\n"
     plain = chat_template(small, PLAIN)
     assert not plain.reads("name")
     assert not plain.reads("reasoning_content")
-    assert plain.render_text(dialog) == "user: Hi\nassistant: Yes\n"
+    assert plain.render_text(dialogue) == "user: Hi\nassistant: Yes\n"
 
 
 def test_a_tools_name_is_not_a_messages(small, chat_template):
@@ -147,8 +147,8 @@ def test_a_tools_name_is_not_a_messages(small, chat_template):
 
 def test_pieces_typed_in_names_and_reasoning_are_text(small, chat_template):
     source = "{% for m in messages %}{{ m.name }}{{ m.reasoning_content }}{% endfor %}"
-    dialog = [{"role": "user", "content": "", "name": "</s>", "reasoning_content": "<s>"}]
-    ids = chat_template(small, source).render(dialog)
+    dialogue = [{"role": "user", "content": "", "name": "</s>", "reasoning_content": "<s>"}]
+    ids = chat_template(small, source).render(dialogue)
     assert ids == [small.bos_token_id, *b"</s><s>"]
 
 
@@ -222,11 +222,11 @@ words = st.lists(st.sampled_from(["Sure", "here", "é", "😀", "</s>", "def f(x
 
 @given(answer=words.map(" ".join), system=st.booleans())
 @with_vocabulary
-def test_the_ids_are_those_of_the_whole_dialog_up_to_there(family_on_vocabulary, answer, system):
+def test_the_ids_are_those_of_the_whole_dialogue_up_to_there(family_on_vocabulary, answer, system):
     _, template = family_on_vocabulary
-    dialog = [{"role": "system", "content": "x"}] * system + asked("Hi", answer)
-    whole = template.render(dialog, CLOSED)
-    begun = template.render(dialog, CONTINUED)
+    dialogue = [{"role": "system", "content": "x"}] * system + asked("Hi", answer)
+    whole = template.render(dialogue, CLOSED)
+    begun = template.render(dialogue, CONTINUED)
     assert len(begun) < len(whole)
     assert whole[: len(begun)] == begun
 
@@ -278,12 +278,12 @@ def test_a_template_that_takes_no_answer_last_says_so(small, chat_template):
         chat_template(small, source + PLAIN).render(asked("Hi", "Sure"), CONTINUED)
 
 
-def test_a_dialog_out_of_order_is_told_as_that_also_when_it_is_to_be_continued(
+def test_a_dialogue_out_of_order_is_told_as_that_also_when_it_is_to_be_continued(
     small, chat_template
 ):
-    dialog = [*asked("Hi"), *asked("Hi", "Sure")]
+    dialogue = [*asked("Hi"), *asked("Hi", "Sure")]
     with pytest.raises(InvalidMessagesError, match=r"messages\[1\] is of role 'user'"):
-        chat_template(small, LLAMA_2).render(dialog, CONTINUED)
+        chat_template(small, LLAMA_2).render(dialogue, CONTINUED)
 
 
 def test_a_template_that_leaves_the_answer_out_cannot_continue_it(small, chat_template):

@@ -6,7 +6,8 @@ import pytest
 
 from engine.errors import EngineDeadError
 from engine.outputs import TokenLogprobs
-from service.api.llama_cpp.answers import InfillAnswer, select
+from service.api.llama_cpp.answer_models import InfillAnswer
+from service.api.llama_cpp.answers import select
 
 from .conftest import TEXT
 

@@ -6,12 +6,11 @@ import pytest
 
 from engine.errors import QueueFullError
 from engine.outputs import FinishReason, TokenLogprobs
+from service.api.tgi.answer_models import Reason, StreamedToken
 from service.api.tgi.answers import (
-    Reason,
-    StreamedToken,
     TgiAnswerForm,
     TgiFrames,
-    TokenWords,
+    TgiTokens,
     reason_of,
 )
 from service.api.tgi.parameters import GenerationParameters
@@ -24,7 +23,7 @@ def frames(**parameters: object) -> TgiFrames:
     tokenizer = ByteTokenizer()
     model = served_model(FakeEngine(says(tokenizer, "")), tokenizer)
     asked = GenerationParameters.model_validate(parameters, context=LIMITS)
-    return TgiFrames(TgiAnswerForm("Hi ", asked, seed=7), TokenWords(model), 3)
+    return TgiFrames(TgiAnswerForm("Hi ", asked, seed=7), TgiTokens(model), 3)
 
 
 def token(text: str, offset: int, token_id: int = 80) -> AnswerToken:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from service.text.dialog import Dialog, cut_at_mark, mark_end
+from service.text.dialogue import Dialogue, cut_at_mark, mark_end
 from service.text.errors import InvalidMessagesError
 
 TURNS = [
     {"role": "user", "content": "a", "name": "b"},
     {"role": "assistant", "content": "c", "reasoning_content": "d"},
 ]
-FULL = Dialog(TURNS, {"style": "e", "thinking": True, "n": 5}, [{"f": "g"}])
+FULL = Dialogue(TURNS, {"style": "e", "thinking": True, "n": 5}, [{"f": "g"}])
 
 
 def test_every_text_that_users_wrote_is_found_and_changed():
     assert "".join(FULL.texts()) == "abcdefg"
-    assert FULL.with_texts(str.upper) == Dialog(
+    assert FULL.with_texts(str.upper) == Dialogue(
         [
             {"role": "user", "content": "A", "name": "B"},
             {"role": "assistant", "content": "C", "reasoning_content": "D"},
@@ -34,16 +34,16 @@ def test_templates_know_it_by_their_own_names():
         "thinking": True,
         "n": 5,
     }
-    assert Dialog(TURNS).variables()["documents"] is None
+    assert Dialogue(TURNS).variables()["documents"] is None
 
 
 def test_the_mark_occurs_nowhere_else_and_all_before_it_is_kept():
     first, second, third = (chr(0x100000 + n) for n in range(3))
-    dialog = Dialog([{"role": "assistant", "content": f"x {first} "}])
-    marked, mark = mark_end(dialog, template=second)
+    dialogue = Dialogue([{"role": "assistant", "content": f"x {first} "}])
+    marked, mark = mark_end(dialogue, template=second)
     assert mark == third
     assert cut_at_mark(f"head {marked.turns[-1]['content']} tail", mark) == f"head x {first} "
-    assert dialog.turns[-1]["content"] == f"x {first} "
+    assert dialogue.turns[-1]["content"] == f"x {first} "
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_a_message_that_is_not_written_once_cannot_be_continued(text, told):
         cut_at_mark(text, "|")
 
 
-def test_a_dialog_with_every_possible_mark_is_refused():
+def test_a_dialogue_with_every_possible_mark_is_refused():
     every = "".join(map(chr, range(0x100000, 0x10FFFE)))
     with pytest.raises(InvalidMessagesError, match="plane 16"):
-        mark_end(Dialog([{"role": "assistant", "content": every}]), "")
+        mark_end(Dialogue([{"role": "assistant", "content": every}]), "")

@@ -21,7 +21,7 @@ _MARKS = range(0x100000, 0x10FFFE)
 
 
 @dataclass(frozen=True, slots=True)
-class Dialog:
+class Dialogue:
     """Checked turns, and what was sent beside them."""
 
     turns: list[dict[str, str]]
@@ -37,9 +37,9 @@ class Dialog:
             yield from document.keys()
             yield from document.values()
 
-    def with_texts(self, change: Callable[[str], str]) -> Dialog:
+    def with_texts(self, change: Callable[[str], str]) -> Dialogue:
         """Return it with each of these texts changed."""
-        return Dialog(
+        return Dialogue(
             turns=[
                 {key: text if key == "role" else change(text) for key, text in turn.items()}
                 for turn in self.turns
@@ -57,7 +57,7 @@ class Dialog:
         """Whether the last of several turns is empty."""
         return len(self.turns) > 1 and not self.turns[-1]["content"] and len(self.turns[-1]) == 2
 
-    def without_last(self) -> Dialog:
+    def without_last(self) -> Dialogue:
         """Return it without its last turn."""
         return replace(self, turns=self.turns[:-1])
 
@@ -66,20 +66,20 @@ class Dialog:
         return {**self.kwargs, "messages": self.turns, "documents": self.documents}
 
 
-def mark_end(dialog: Dialog, template: str) -> tuple[Dialog, str]:
+def mark_end(dialogue: Dialogue, template: str) -> tuple[Dialogue, str]:
     """Put a mark behind the last message, and return it: a character that occurs nowhere else.
 
     Templates strip contents; what stands before the mark stays as it was sent.
     """
-    taken = set(template).union(*dialog.texts())
+    taken = set(template).union(*dialogue.texts())
     mark = next((chr(code) for code in _MARKS if chr(code) not in taken), None)
     if mark is None:
         raise InvalidMessagesError(
             "the messages hold every private-use character of Unicode's plane 16; send fewer"
         )
-    last = dialog.turns[-1]
+    last = dialogue.turns[-1]
     marked = {**last, "content": last["content"] + mark}
-    return replace(dialog, turns=[*dialog.turns[:-1], marked]), mark
+    return replace(dialogue, turns=[*dialogue.turns[:-1], marked]), mark
 
 
 def cut_at_mark(text: str, mark: str) -> str:
