@@ -152,8 +152,8 @@ class InfillRequest(RequestModel):
     )
     t_max_predict_ms: _Milliseconds = Field(
         None,
-        description="Milliseconds from the first token after which the answer ends, once it holds"
-        " a line's end; 0 and -1 are no limit.",
+        description="Milliseconds from the first token after which the answer ends, with the next"
+        " line's end; 0 and -1 are no limit.",
     )
     stop: Stop = Field(None, description="Texts that end the answer; they are not part of it.")
     ignore_eos: bool | None = Field(None, description="Go on past every end, up to n_predict.")
