@@ -15,7 +15,6 @@ from engine.outputs import FinishReason
 from service.api.error_responses import error_body
 from service.api.frames import KEEP_ALIVE
 from service.api.json_encoding import encode_json, encode_text
-from service.text.backend import decode_whole, fast_backend
 from service.text.token_text import TokenTexts
 
 if TYPE_CHECKING:
@@ -136,9 +135,13 @@ class InfillAnswer(BaseModel):
 class InfillWriter:
     """Writes the answer to one request."""
 
-    def __init__(self, request: InfillRequest, model: ServedModel) -> None:
+    def __init__(
+        self, request: InfillRequest, model: ServedModel, prompt_text: str | None = None
+    ) -> None:
+        """prompt_text: the prompt as the model sees it, where it is told."""
         self._request = request
         self._model = model
+        self._prompt_text = prompt_text
 
     def whole(self, generation: Generation, choices: Sequence[CompleteChoice]) -> InfillAnswer:
         """Return an answer that is not streamed."""
@@ -150,7 +153,7 @@ class InfillWriter:
             choice.stop_reason,
             has_new_line="\n" in choice.text,
         )
-        if self._request.n_probs:
+        if self._request.num_probs:
             fields["completion_probabilities"] = self.told(choice.tokens)
         return self.selected(fields)
 
@@ -189,9 +192,8 @@ class InfillWriter:
             "tokens_cached": usage.cached_tokens,
             "timings": timings_of(generation),
         }
-        if self._request.response_fields is None or "prompt" in self._request.response_fields:
-            backend = fast_backend(self._model.tokenizer)
-            fields["prompt"] = decode_whole(backend, prompt.token_ids)
+        if self._prompt_text is not None:
+            fields["prompt"] = self._prompt_text
         return fields
 
     def selected(self, fields: Mapping[str, Any]) -> InfillAnswer:
@@ -204,7 +206,7 @@ class InfillWriter:
 
     def told(self, tokens: Sequence[AnswerToken]) -> list[ToldToken]:
         """Tell each token's logprob, and the likeliest ones."""
-        texts, num_top = TokenTexts(self._model.tokenizer), self._request.n_probs or 0
+        texts, num_top = TokenTexts(self._model.tokenizer), self._request.num_probs
         return [
             ToldToken(
                 **_likely(token.token_id, token.logprobs.logprob, texts),
@@ -224,7 +226,7 @@ class InfillWriter:
             n_predict=0 if request.value_of("n_predict") == 0 else params.max_tokens,
             stop=request.stop or [],
             n_indent=request.n_indent or 0,
-            n_probs=request.n_probs or 0,
+            n_probs=request.num_probs,
             stream=request.is_stream,
             timings_per_token=bool(request.timings_per_token),
         )
@@ -284,7 +286,7 @@ class InfillFrames:
         details = b""
         if self._request.timings_per_token:
             details += b',"timings":' + timings_of(self._generation).model_dump_json().encode()
-        if self._request.n_probs and delta.tokens:
+        if self._request.num_probs and delta.tokens:
             told = b",".join(t.model_dump_json().encode() for t in self._writer.told(delta.tokens))
             details += b',"completion_probabilities":[' + told + b"]"
         return details
