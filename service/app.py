@@ -34,6 +34,7 @@ from service.settings import (
     read_admin_key,
     read_key,
     unknown_variables,
+    unless_auto,
 )
 from service.team.keys import ApiKeys
 from service.text.errors import TemplateSettingError
@@ -159,6 +160,7 @@ def make_variant(settings: WorkerSettings, *, in_process: bool) -> ServedVariant
         FallbackPolicy(settings),
         start,
         chat_template=settings.chat_template,
+        infill_order=unless_auto(settings.infill_order),
     )
     return ServedVariant(name, source, rules)
 

@@ -23,6 +23,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from engine.sampling_params import MAX_BIAS, MAX_SEED
+from service.text.bad_words import MAX_WORD_BYTES, MAX_WORDS
 
 # Far above any context; it keeps numbers that no machine integer holds out of the arithmetic.
 MAX_COUNT = 2**31 - 1
@@ -246,16 +247,15 @@ def _bias(bias: object) -> float:
     return float(bias)
 
 
-def _read_words(value: object, info: ValidationInfo) -> list[str] | None:
+def _read_words(value: object) -> list[str] | None:
     if is_empty(value):
         return None
     if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
         raise ValueError("give a list of strings")
-    limits = limits_of(info)
-    if len(value) > limits.max_token_ids:
-        raise ValueError(f"has {len(value)} words; give at most {limits.max_token_ids}")
-    if any(len(word.encode()) > limits.max_stop_bytes for word in value):
-        raise ValueError(f"give words of at most {limits.max_stop_bytes} bytes")
+    if len(value) > MAX_WORDS:
+        raise ValueError(f"has {len(value)} words; give at most {MAX_WORDS}")
+    if any(len(word.encode()) > MAX_WORD_BYTES for word in value):
+        raise ValueError(f"give words of at most {MAX_WORD_BYTES} bytes")
     return [word for word in value if word] or None
 
 

@@ -120,7 +120,6 @@ class DetailedReader(ChoiceReader):
         self._num_sent = len(choice.prompt.text) if form.echoes else 0
         self._tokens = AnswerTokens(self._num_sent)
         self._deadline: float | None = None  # of the text, once it has begun
-        self._has_line_end = False
         self._indentation = Indentation(form.min_indent) if form.min_indent else None
 
     def begin(self, prompt_tokens: Sequence[AnswerToken]) -> TextDelta | None:
@@ -139,6 +138,8 @@ class DetailedReader(ChoiceReader):
             ids.append(output.token_id)
             text = self._push(output)
             reason = output.finish_reason
+            if reason is None and self._is_time_up():
+                reason = FinishReason.LENGTH
             if reason is not None:
                 text += self._text.flush()
             if self._text.stopped:
@@ -148,9 +149,6 @@ class DetailedReader(ChoiceReader):
                 reason = FinishReason.LENGTH
             if reason is not None:
                 break
-        if reason is None and self._is_time_up():
-            piece += self._indented(self._text.flush(), is_last=True)
-            reason = FinishReason.LENGTH
         self._num_sent += len(piece)
         if self._form.reports_tokens:
             reported = [*reported, *self._released(is_last=reason is not None)]
@@ -174,7 +172,6 @@ class DetailedReader(ChoiceReader):
 
     def _indented(self, text: str, *, is_last: bool) -> str:
         """Return what may be sent of a text, as far as the lines' indentation decides."""
-        self._has_line_end = self._has_line_end or "\n" in text
         if self._indentation is None:
             return text
         sent = self._indentation.push(text)
@@ -207,12 +204,13 @@ class DetailedReader(ChoiceReader):
         return self._choice.prompt.text, self._prompt_tokens
 
     def _is_time_up(self) -> bool:
+        """Whether the last token holds a line's end, and came behind the time limit."""
         limit_s, now = self._form.max_seconds_of_text, self.last_token_at
         if limit_s is None or now is None:
             return False
         if self._deadline is None:
             self._deadline = now + limit_s
-        return self._has_line_end and now >= self._deadline
+        return now >= self._deadline and "\n" in self._text.last_text
 
 
 def make_reader(

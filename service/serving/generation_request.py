@@ -31,7 +31,7 @@ class AnswerForm:
     reports_tokens: bool = False  # each token of the answer with its place in the text
     reports_ends: bool = False  # of those also an end token that is no text
     reports_token_ids: bool = False
-    max_seconds_of_text: float | None = None  # from the first token; then a line's end ends it
+    max_seconds_of_text: float | None = None  # from the first token; the next line's end ends it
     min_indent: int = 0  # spaces and tabs before each further line; one with fewer ends the text
     is_timed: bool = False  # when its tokens came is noted
 

@@ -87,6 +87,11 @@ class VariantSettings(BaseModel):
         " name of another of the tokenizer's templates, or a family's: `llama-2`, `codellama-70b`,"
         " `chatml`, `mistral`, `deepseek-coder`, `alpaca`. Not inherited by further variants.",
     )
+    infill_order: Literal["auto", "psm", "spm"] = Field(
+        "auto",
+        description="Which part a prompt with a gap begins with: the prefix (`psm`), the suffix "
+        "(`spm`), or what the family was trained with first. Not inherited by further variants.",
+    )
     device: str = Field(
         "auto",
         description="Where the weights go: `auto` (a GPU if there is one), `cpu`, `cuda:0`.",
@@ -313,7 +318,7 @@ def _check_origin(origin: str) -> str:
 class VariantEntry(VariantSettings):
     """One more variant; what it leaves unset it takes from the settings of the first.
 
-    But its name and its chat template, which belong to one variant.
+    But its name, its chat template and its order around a gap, which belong to one variant.
     """
 
     variant: str = Field(min_length=1)
@@ -463,6 +468,7 @@ class Settings(WorkerSettings, BaseSettings):
             "served_model_name": None,
             "aliases": [],
             "chat_template": None,
+            "infill_order": "auto",
         }
         return {**own, **named, **entry.model_dump(exclude_unset=True)}
 

@@ -10,6 +10,7 @@ TextError
 │   └── InvalidTemplateOptionsError  what the chat template has no use for
 ├── ChatNotSupportedError        the variant cannot chat; the message says why, and what works
 │   └── BaseModelError             it was not trained to
+├── InfillSettingError           the operator's choice of an order is none of the variant's
 ├── InfillingNotSupportedError   the variant cannot infill; the message says why, and what works
 ├── TemplateFailedError          the checkpoint's template broke or went past its limits
 ├── TemplateSettingError         the operator's choice of a template names none that works
@@ -63,6 +64,10 @@ class ChatNotSupportedError(TextError):
 
 class InfillingNotSupportedError(TextError):
     """The variant was not trained to fill in the middle, or nothing tells that it was."""
+
+
+class InfillSettingError(TextError):
+    """The setting `infill_order` names an order in which the variant was not trained to infill."""
 
 
 class BaseModelError(ChatNotSupportedError):

@@ -36,6 +36,7 @@ class TextStream:
         text is not searched for stop strings.
         """
         self.num_chars = 0  # of the ids' text so far, also what is held back or cut off
+        self.last_text = ""  # of the last id, also what is held back or cut off
         self._detokenizer = Detokenizer(
             tokenizer, prompt_token_ids, skip_special_tokens=skip_special_tokens
         )
@@ -60,8 +61,9 @@ class TextStream:
         if not is_searched:
             self._num_unsearched -= 1
         if token_id in self._stop_token_ids:
+            self.last_text = ""
             return ""
-        text = self._detokenizer.push(token_id)
+        self.last_text = text = self._detokenizer.push(token_id)
         self.num_chars += len(text)
         return self._stop_strings.push(text) if is_searched else text
 

@@ -45,13 +45,15 @@ class LoadedVariant:
         start: Callable[[LoadRequest, OnProgress], Awaitable[EngineHandle]],
         *,
         chat_template: str | None = None,
+        infill_order: str | None = None,
     ) -> None:
-        """chat_template: the operator's choice, by name or as a file."""
+        """chat_template, infill_order: the operator's choice, by name (or as a file)."""
         self._asked = variant
         self._fallback = fallback
         self._name = name
         self._start = start
         self._chat_template = chat_template
+        self._infill_order = infill_order
         self._description: ModelDescription | None = None  # of what `_text` was read for
         self._text: ModelText | None = None
         self._shortened: str | None = None  # by the engine itself, in words
@@ -150,7 +152,9 @@ class LoadedVariant:
         description = structs.replace(description, self_test=None, memory=None, suspicions=())
         if self._text is None or description != self._description:
             await self.close()
-            self._text = await asyncio.to_thread(read_model_text, description, self._chat_template)
+            self._text = await asyncio.to_thread(
+                read_model_text, description, self._chat_template, self._infill_order
+            )
             self._description = description
             garbage.settle()
         return self._text

@@ -46,10 +46,15 @@ class ModelText:
             self.chat_template.close()
 
 
-def read_model_text(description: ModelDescription, chat_template: str | None = None) -> ModelText:
+def read_model_text(
+    description: ModelDescription,
+    chat_template: str | None = None,
+    infill_order: str | None = None,
+) -> ModelText:
     """Read the small files of a model that an engine has loaded; takes a moment.
 
-    chat_template: the operator's choice. Raises LoadError, and TextError where that names none.
+    chat_template, infill_order: the operator's choice. Raises LoadError, and TextError where one
+    names what the variant has not.
     """
     folder = Path(description.folder)
     tokenizer = load_tokenizer(folder, is_tried=True)  # the engine's process did
@@ -67,7 +72,7 @@ def read_model_text(description: ModelDescription, chat_template: str | None = N
             code=finding.code,
             reason=finding.sentence,
         )
-    infilling, infilling_refusal = _read_infilling(tokenizer, facts)
+    infilling, infilling_refusal = _read_infilling(tokenizer, facts, infill_order)
     return ModelText(
         tokenizer=tokenizer,
         chat_template=template,
@@ -103,11 +108,11 @@ def check_chat(
 
 
 def _read_infilling(
-    tokenizer: PreTrainedTokenizerFast, facts: VariantFacts
+    tokenizer: PreTrainedTokenizerFast, facts: VariantFacts, order: str | None
 ) -> tuple[Infilling | None, str | None]:
-    """Return how the variant infills, or why it can't."""
+    """Return how the variant infills, or why it can't. Raises InfillSettingError."""
     try:
-        infilling = resolve_infilling(tokenizer, facts)
+        infilling = resolve_infilling(tokenizer, facts, order)
     except InfillingNotSupportedError as error:
         log.info("infilling_unavailable", reason=str(error))
         return None, str(error)
@@ -134,6 +139,7 @@ def identity_of(
         "batch_invariant": description.is_batch_invariant,
         "chat_template": None if template is None else template.name,
         "infilling": None if infilling is None else infilling.family,
+        "infill_order": None if infilling is None else infilling.order.value,
         "chat_template_sha256": None if template is None else template.source_sha256,
         "versions": {package: version(package) for package in packages},
     }

@@ -72,6 +72,14 @@ def test_a_chat_template_is_of_one_variant(tmp_path: Path):
     assert len(make_variants(settings)) == 3
 
 
+def test_an_order_around_gaps_is_of_one_variant():
+    """Of another family it would be wrong, so further variants have their own."""
+    entry = {"variant": "c/d", "infill_order": "psm"}
+    settings = Settings(variant="a/b", infill_order="spm", also=["e/f", entry])
+    assert [one.infill_order for one in settings.variants()] == ["spm", "auto", "psm"]
+    assert [one._source._infill_order for one in make_variants(settings)] == ["spm", None, "psm"]
+
+
 def test_a_chat_template_that_cannot_be_read_is_told_before_loading(tmp_path: Path):
     missing = str(tmp_path / "missing.jinja")
     for named in (

@@ -22,7 +22,6 @@ from service.api.llama_cpp.answer_models import (
     SamplingSettings,
     Timings,
 )
-from service.text.backend import decode_whole, fast_backend
 from service.text.token_text import TokenTexts
 
 if TYPE_CHECKING:
@@ -39,9 +38,13 @@ if TYPE_CHECKING:
 class InfillWriter:
     """Writes the answer to one request."""
 
-    def __init__(self, request: InfillRequest, model: ServedModel) -> None:
+    def __init__(
+        self, request: InfillRequest, model: ServedModel, prompt_text: str | None = None
+    ) -> None:
+        """prompt_text: the prompt as the model sees it, where it is told."""
         self._request = request
         self._model = model
+        self._prompt_text = prompt_text
 
     def whole(self, generation: Generation, choices: Sequence[CompleteChoice]) -> InfillAnswer:
         """Return an answer that is not streamed."""
@@ -53,7 +56,7 @@ class InfillWriter:
             choice.stop_reason,
             has_new_line="\n" in choice.text,
         )
-        if self._request.n_probs:
+        if self._request.num_probs:
             fields["completion_probabilities"] = self.reported_tokens(choice.tokens)
         return self.selected(fields)
 
@@ -92,9 +95,8 @@ class InfillWriter:
             "tokens_cached": usage.cached_tokens,
             "timings": timings_of(generation),
         }
-        if self._request.response_fields is None or "prompt" in self._request.response_fields:
-            backend = fast_backend(self._model.tokenizer)
-            fields["prompt"] = decode_whole(backend, prompt.token_ids)
+        if self._prompt_text is not None:
+            fields["prompt"] = self._prompt_text
         return fields
 
     def selected(self, fields: Mapping[str, Any]) -> InfillAnswer:
@@ -107,7 +109,7 @@ class InfillWriter:
 
     def reported_tokens(self, tokens: Sequence[AnswerToken]) -> list[ReportedToken]:
         """Tell each token's logprob, and the likeliest ones."""
-        texts, num_top = TokenTexts(self._model.tokenizer), self._request.n_probs or 0
+        texts, num_top = TokenTexts(self._model.tokenizer), self._request.num_probs
         return [
             ReportedToken(
                 **_likely(token.token_id, token.logprobs.logprob, texts),
@@ -127,7 +129,7 @@ class InfillWriter:
             n_predict=0 if request.value_of("n_predict") == 0 else params.max_tokens,
             stop=request.stop or [],
             n_indent=request.n_indent or 0,
-            n_probs=request.n_probs or 0,
+            n_probs=request.num_probs,
             stream=request.is_stream,
             timings_per_token=bool(request.timings_per_token),
         )
@@ -187,7 +189,7 @@ class InfillFrames:
         details = b""
         if self._request.timings_per_token:
             details += b',"timings":' + timings_of(self._generation).model_dump_json().encode()
-        if self._request.n_probs and delta.tokens:
+        if self._request.num_probs and delta.tokens:
             reported = b",".join(
                 t.model_dump_json().encode() for t in self._writer.reported_tokens(delta.tokens)
             )

@@ -9,12 +9,14 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, TypeAlias
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     FailFast,
     Field,
     PlainValidator,
     ValidationInfo,
 )
+from pydantic_core import PydanticCustomError
 
 from engine.sampling_params import MAX_BIAS, MAX_LOGPROBS, MAX_PENALTY
 from service.api.requests import (
@@ -30,6 +32,7 @@ from service.api.requests import (
     Text,
     Unsupported,
     is_empty,
+    is_neutral,
     limits_of,
     none_if,
 )
@@ -38,6 +41,7 @@ MAX_FILES = 1024
 MAX_INDENT = 10_000
 MAX_RESPONSE_FIELDS = 64
 MAX_MS = 86_400_000
+MAX_TEMPERATURE = 100  # llama.cpp has no bound; far below it all tokens are equally likely
 _RANDOM_SEED = 2**32 - 1  # how llama.cpp shows -1
 _BIAS_FORMS = (
     "give a list of pairs such as [15043, 1.0], or an object; of token ids, or of texts whose every"
@@ -47,12 +51,20 @@ _BIAS_FORMS = (
 Biases: TypeAlias = list[tuple[int | str, float]]  # of token ids, and of texts
 
 
+def _refuse_several(value: object) -> None:
+    if not is_neutral(value):
+        raise PydanticCustomError(
+            "unsupported_field",
+            "there is one answer to a request here; ask for 1, and send it again for each more",
+        )
+
+
 # Without effect here; some numbers say no more than silence.
 _IgnoredNumber = Annotated[Ignored, none_if(0, -1, False)]
 _IgnoredSlot = Annotated[Ignored, none_if(-1)]
 # Refused, but for the number by which llama.cpp turns it off.
 _UnsupportedNumber = Annotated[Unsupported, none_if(0, -1)]
-_UnsupportedCount = Annotated[Unsupported, none_if(1)]
+_OnlyOne = Annotated[Any, AfterValidator(_refuse_several), none_if(1)]
 
 
 def _read_biases(value: object, info: ValidationInfo) -> Biases | None:
@@ -109,13 +121,14 @@ class ExtraFile(RequestModel):
     time: Ignored
 
 
+_NumProbs = Annotated[Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None, none_if(0, False)]
 _Milliseconds = Annotated[float | None, Field(ge=-1, le=MAX_MS)]
 
 
 class InfillRequest(RequestModel):
     """The body of POST /infill."""
 
-    other_names: ClassVar = {"n_predict": ("max_tokens",)}
+    other_names: ClassVar = {"n_predict": ("max_tokens",), "n_probs": ("logprobs",)}
 
     model: Name = Field(
         None,
@@ -152,15 +165,18 @@ class InfillRequest(RequestModel):
     )
     t_max_predict_ms: _Milliseconds = Field(
         None,
-        description="Milliseconds from the first token after which the answer ends, once it holds"
-        " a line's end; 0 and -1 are no limit.",
+        description="Milliseconds from the first token after which the answer ends, with the next"
+        " line's end; 0 and -1 are no limit.",
     )
     stop: Stop = Field(None, description="Texts that end the answer; they are not part of it.")
     ignore_eos: bool | None = Field(None, description="Go on past every end, up to n_predict.")
 
     # How tokens are picked
     temperature: float | None = Field(
-        None, ge=0, le=2, description="0 picks the most likely token. The variant's own by default."
+        None,
+        ge=0,
+        le=MAX_TEMPERATURE,
+        description="0 picks the most likely token. The variant's own by default.",
     )
     top_k: int | None = Field(
         None,
@@ -226,13 +242,12 @@ class InfillRequest(RequestModel):
     return_tokens: bool | None = Field(
         None, description="Tell the answer's token ids; a stream always does."
     )
-    n_probs: int | None = Field(
+    n_probs: _NumProbs = Field(
         None,
-        ge=0,
-        le=MAX_LOGPROBS,
         description="Tell each token's logprob before all settings, and so many likeliest ones; 0"
         " tells nothing.",
     )
+    logprobs: _NumProbs = Field(None, description="Another name of n_probs.")
     timings_per_token: bool | None = Field(
         None, description="Tell the timings in each event of a stream, not just in its last."
     )
@@ -262,7 +277,8 @@ class InfillRequest(RequestModel):
     sse_ping_interval: Ignored
 
     # Refused where they say anything
-    n_cmpl: _UnsupportedCount = Field(None, description="Only 1 answer.")
+    n_cmpl: _OnlyOne = Field(None, description="Only 1 answer.")
+    n: _OnlyOne = Field(None, description="Only 1; another name of n_cmpl.")
     dry_multiplier: _UnsupportedNumber = Field(None, description="Only 0.")
     xtc_probability: _UnsupportedNumber = Field(None, description="Only 0.")
     dynatemp_range: _UnsupportedNumber = Field(None, description="Only 0.")
@@ -286,6 +302,16 @@ class InfillRequest(RequestModel):
         """Return the time limit of t_max_predict_ms."""
         limit_ms = self.t_max_predict_ms
         return limit_ms / 1000 if limit_ms is not None and limit_ms > 0 else None
+
+    @property
+    def num_probs(self) -> int:
+        """How many likeliest tokens are told; 0 tells no logprobs."""
+        return self.value_of("n_probs") or 0
+
+    @property
+    def tells_prompt(self) -> bool:
+        """Whether the answer shows the prompt."""
+        return self.response_fields is None or "prompt" in self.response_fields
 
     @property
     def token_biases(self) -> Biases:

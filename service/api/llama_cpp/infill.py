@@ -19,6 +19,7 @@ from service.serving.generation_request import AnswerForm, GenerationRequest
 from service.serving.infilling import AnswerRoom, Gap, plan_infill
 from service.serving.sampling import SamplingOptions
 from service.serving.text_lanes import run_in_lane
+from service.text.backend import decode_whole, fast_backend
 from service.text.infilling.infilling import InfillFile
 from service.text.prompt import encode_prompt
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from service.serving.served_model import ServedModel
 
 _UNNAMED = "tmp"  # a file without a name, as llama.cpp calls it
-MAX_BIASED = 1024  # tokens, as many as may be given as ids; a short body's texts hold far more
 
 
 def infill_endpoints(context: ApiContext) -> list[Endpoint]:
@@ -46,10 +46,12 @@ def infill_endpoints(context: ApiContext) -> list[Endpoint]:
         context.lifecycle.require_open()
         request = await read_request(http_request, InfillRequest, context)
         model = await acquire(http_request, request.model, context)
+        planned = await plan(request, model, most_biases=context.limits.max_token_ids)
+        prompt_text = await _prompt_text(planned, model) if request.tells_prompt else None
         return await answer(
             http_request,
-            await plan(request, model),
-            InfillWriter(request, model),
+            planned,
+            InfillWriter(request, model, prompt_text),
             is_stream=request.is_stream,
             model=model,
             context=context,
@@ -83,8 +85,13 @@ async def plan_gap(request: InfillRequest, model: ServedModel) -> PlannedInfill:
     return await plan_infill(gap, model, room)
 
 
-async def plan(request: InfillRequest, model: ServedModel) -> GenerationRequest:
-    """Translate a request. Raises a RequestError or TextError."""
+async def plan(
+    request: InfillRequest, model: ServedModel, *, most_biases: int
+) -> GenerationRequest:
+    """Translate a request. Raises a RequestError or TextError.
+
+    most_biases: as many tokens as one field may name; a short body's texts hold far more.
+    """
     planned = await plan_gap(request, model)
     return GenerationRequest(
         prompts=[planned.prompt],
@@ -98,15 +105,15 @@ async def plan(request: InfillRequest, model: ServedModel) -> GenerationRequest:
             repetition_penalty=request.repeat_penalty,
             presence_penalty=request.presence_penalty,
             frequency_penalty=request.frequency_penalty,
-            logit_bias=await _biases(request, model),
+            logit_bias=await _biases(request, model, most_biases),
             seed=request.seed,
             ignore_eos=bool(request.ignore_eos),
-            logprobs=request.n_probs or None,
+            logprobs=request.num_probs or None,
         ),
         end_token_ids=planned.end_token_ids,
         form=AnswerForm(
             stop_strings=request.stop or (),
-            reports_tokens=bool(request.n_probs),
+            reports_tokens=request.num_probs > 0,
             reports_token_ids=request.is_stream or bool(request.return_tokens),
             max_seconds_of_text=request.max_seconds_of_text,
             min_indent=request.n_indent or 0,
@@ -117,7 +124,14 @@ async def plan(request: InfillRequest, model: ServedModel) -> GenerationRequest:
     )
 
 
-async def _biases(request: InfillRequest, model: ServedModel) -> dict[int, float]:
+async def _prompt_text(planned: GenerationRequest, model: ServedModel) -> str:
+    """Return the prompt as the model sees it; beside the event loop, as it may be long."""
+    token_ids = planned.prompts[0].token_ids
+    decode = partial(decode_whole, fast_backend(model.tokenizer), token_ids)
+    return await run_in_lane(len(token_ids), decode)
+
+
+async def _biases(request: InfillRequest, model: ServedModel, most: int) -> dict[int, float]:
     """Return the biases by token; of several for one token the sum, within the bounds.
 
     Raises InvalidFieldError where texts name more tokens than are taken as ids.
@@ -132,9 +146,9 @@ async def _biases(request: InfillRequest, model: ServedModel) -> dict[int, float
         for token_id in [token] if isinstance(token, int) else ids_by_text[token]:
             total = biases.get(token_id, 0.0) + bias
             biases[token_id] = max(-MAX_BIAS, min(total, MAX_BIAS))
-    if len(biases) > MAX_BIASED:
+    if len(biases) > most:
         raise InvalidFieldError(
-            f"logit_bias: its texts name {len(biases)} tokens; give at most {MAX_BIASED}",
+            f"logit_bias: its texts name {len(biases)} tokens; give at most {most}",
             param="logit_bias",
         )
     return biases

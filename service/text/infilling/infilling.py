@@ -11,14 +11,18 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from service.text.backend import fast_backend, leading_ids
-from service.text.errors import InvalidInfillingError
+from service.text.errors import (
+    InfillingNotSupportedError,
+    InfillSettingError,
+    InvalidInfillingError,
+)
 from service.text.infilling.choice import choose_family, every_piece
 from service.text.infilling.families import InfillOrder, Part
 from service.text.infilling.fitting import FileIds, keep_files, share_room
 from service.text.infilling.parts import PartEncoder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
@@ -48,22 +52,35 @@ class InfillPrompt:
     num_cut_files: int  # from the first one on, their names included
 
 
-def resolve_infilling(tokenizer: PreTrainedTokenizerBase, facts: VariantFacts) -> Infilling:
-    """Choose how the variant infills and make it ready.
+def resolve_infilling(
+    tokenizer: PreTrainedTokenizerBase, facts: VariantFacts, asked: str | None = None
+) -> Infilling:
+    """Choose how the variant infills and make it ready; asked: the setting `infill_order`.
 
-    Raises InfillingNotSupportedError, whose message says why the variant can't and what it can do.
+    Raises InfillingNotSupportedError, whose message says why the variant can't and what it can do;
+    InfillSettingError where an order is asked for that the variant has not.
     """
     backend = fast_backend(tokenizer)
     found = {piece: backend.token_to_id(piece) for piece in every_piece()}
     ids = {piece: number for piece, number in found.items() if number is not None}
-    return Infilling(tokenizer, choose_family(facts, ids), vocab_size=facts.vocab_size)
+    try:
+        family = choose_family(facts, ids)
+        order = None if asked is None else _order_of(family, asked)
+        return Infilling(tokenizer, family, vocab_size=facts.vocab_size, order=order)
+    except InfillingNotSupportedError as error:
+        if asked is None:
+            raise
+        raise InfillSettingError(
+            f"infill_order is {asked!r}, but {error} To serve it without, leave infill_order at"
+            " 'auto'."
+        ) from error
 
 
 class Infilling:
     """Makes prompts with a gap for one variant; may be used from several threads."""
 
     family: str  # the name of the family whose way it is
-    order: InfillOrder  # the family's default
+    order: InfillOrder  # the operator's choice, else the family's default
     orders: tuple[InfillOrder, ...]  # all that the family was trained with
     stop_token_ids: frozenset[int]  # the middle ends before any of them
     has_file_pieces: bool  # else other files are plain text
@@ -74,15 +91,17 @@ class Infilling:
         family: InfillFamily,
         *,
         vocab_size: int | None = None,
+        order: InfillOrder | None = None,
     ) -> None:
         """Prepare; raises InfillingNotSupportedError where text cannot be encoded exactly.
 
         vocab_size: how many rows the model has; pieces beyond them can't be generated.
+        order: one of the family's; None is its first.
         """
         backend = fast_backend(tokenizer)
         self.family = family.name
         self.orders = tuple(family.layouts)
-        self.order = self.orders[0]
+        self.order = self.orders[0] if order is None else order
         self._layouts = family.layouts
         self._leading = leading_ids(backend)
         self._ids = _known_ids({p: backend.token_to_id(p) for p in family.pieces}, vocab_size)
@@ -131,8 +150,7 @@ class Infilling:
         """
         layout = self._layouts.get(self.order if order is None else order)
         if layout is None:
-            has = " or ".join(repr(order.value) for order in self.orders)
-            raise InvalidInfillingError(f"{self.family} models infill in the order {has} alone")
+            raise InvalidInfillingError(_orders_in_words(self.family, self.orders))
         # Every prefix is the beginning of a text to its tokenizer, as the publishers' own code has
         # it, also behind the suffix.
         ids = {
@@ -184,6 +202,22 @@ class Infilling:
         if pieces.ends_files:
             return FileIds(name, text, separator)
         return FileIds([*separator, *name], text, [])
+
+
+def _order_of(family: InfillFamily, asked: str) -> InfillOrder:
+    """Return the order that a family is asked for. Raises InfillSettingError."""
+    for order in family.layouts:
+        if order.value == asked:
+            return order
+    raise InfillSettingError(
+        f"infill_order is {asked!r}, but {_orders_in_words(family.name, family.layouts)}; choose"
+        " that, or 'auto'"
+    )
+
+
+def _orders_in_words(family: str, orders: Iterable[InfillOrder]) -> str:
+    has = " or ".join(repr(order.value) for order in orders)
+    return f"{family} models infill in the order {has} alone"
 
 
 def _known_ids(ids: Mapping[str, int | None], vocab_size: int | None) -> dict[str, int]:

@@ -11,7 +11,7 @@ import pytest
 from loaders.checkpoint.generation_defaults import GenerationDefaults
 from loaders.demo.repository import find_snapshot
 from service.settings import Settings
-from service.text.errors import TemplateSettingError
+from service.text.errors import InfillSettingError, TemplateSettingError
 from service.variants.fallback import FallbackPolicy
 from service.variants.loaded import LoadedVariant
 from service.worker_protocol.model_description import ModelDescription
@@ -42,10 +42,14 @@ def serve(tiny_repo):
     async def ready() -> SimpleNamespace:
         return SimpleNamespace(model_description=description)
 
-    async def load(chat_template: str | None):
+    async def load(chat_template: str | None, infill_order: str | None):
         handle = SimpleNamespace(client=SimpleNamespace(ready=ready))
         policy = FallbackPolicy(Settings(variant="owner/name").variants()[0])
-        variant = LoadedVariant("x", "owner/name", policy, None, chat_template=chat_template)
+        variant = LoadedVariant(
+            *("x", "owner/name", policy, None),
+            chat_template=chat_template,
+            infill_order=infill_order,
+        )
         try:
             served = await variant.wait_ready(handle)
             again = await variant.wait_ready(handle)
@@ -54,7 +58,7 @@ def serve(tiny_repo):
         finally:
             await variant.close()
 
-    return lambda chat_template: asyncio.run(load(chat_template))
+    return lambda chat_template, infill_order=None: asyncio.run(load(chat_template, infill_order))
 
 
 def test_the_template_that_the_settings_name_is_served_with_its_end_and_its_doubts(serve):
@@ -69,3 +73,8 @@ def test_the_template_that_the_settings_name_is_served_with_its_end_and_its_doub
 def test_a_template_that_is_not_there_fails_the_variant(serve):
     with pytest.raises(TemplateSettingError, match="chat_template is 'other'"):
         serve("other")
+
+
+def test_an_order_that_the_variant_has_not_fails_it(serve):
+    with pytest.raises(InfillSettingError, match="infill_order is 'spm'"):
+        serve(None, "spm")

@@ -101,6 +101,16 @@ def test_a_variant_that_infills_is_read_with_its_family(tmp_path):
     assert text.identity.fingerprint != without.fingerprint
 
 
+def test_the_order_that_the_operator_asks_for_counts_and_shows_in_the_fingerprint(tmp_path):
+    pieces = ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"]
+    (tmp_path / "tokenizer.model").write_bytes(train_sentencepiece(control_symbols=pieces))
+    folder = changed(folder=str(tmp_path), vocab_size=1000)
+    own, same, other = (read_model_text(folder, None, order) for order in (None, "psm", "spm"))
+    assert (own.infilling.order.value, other.infilling.order.value) == ("psm", "spm")
+    assert other.identity.record["infill_order"] == "spm"
+    assert own.identity.fingerprint == same.identity.fingerprint != other.identity.fingerprint
+
+
 @pytest.fixture
 def read_text(tiny_repo):
     """Read the text side of the tiny model, with the template that an operator asks for."""

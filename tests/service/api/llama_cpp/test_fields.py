@@ -19,6 +19,9 @@ NEUTRAL = {
     "min_keep": 0,
     "return_progress": False,
     "n_cmpl": 1,
+    "n": 1,
+    "n_probs": 0,
+    "logprobs": False,
     "dry_multiplier": 0.0,
     "xtc_probability": 0,
     "dynatemp_range": 0,
@@ -56,6 +59,7 @@ IGNORED = {
 }
 UNSUPPORTED = {
     "n_cmpl": 2,
+    "n": 2,
     "dry_multiplier": 0.5,
     "xtc_probability": 0.5,
     "dynatemp_range": 0.5,
@@ -76,6 +80,9 @@ WRONG = [
     ("top_p", 0),
     ("seed", -2),
     ("n_probs", 21),
+    ("logprobs", 21),
+    ("logprobs", True),
+    ("temperature", 100.5),
     ("stream", 1),
     ("input_prefix", None),
     ("input_extra", [{"filename": "f"}]),
@@ -123,6 +130,17 @@ def test_wrong_values_are_refused_by_the_name_of_their_field(editor, name, value
     response = editor.ask(**{name: value})
     assert response.status_code == 400
     assert name in response.json()["error"]["message"]
+
+
+def test_several_answers_are_refused_with_what_to_do_instead(editor):
+    for name in ("n", "n_cmpl"):
+        message = editor.ask(**{name: 2}).json()["error"]["message"]
+        assert message.startswith(f"{name}: there is one answer to a request here; ask for 1")
+
+
+def test_names_of_one_field_may_not_differ_but_for_neutral_values(editor):
+    assert editor.ask(n_probs=1, logprobs=2).status_code == 400
+    assert editor.ask(n_probs=0, logprobs=2).status_code == 200
 
 
 def test_every_field_without_effect_or_support_is_tried_here():

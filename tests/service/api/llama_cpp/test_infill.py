@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import threading
+
 import httpx2 as httpx
 import pytest
 
 from engine.outputs import TokenLogprobs
 from service.api.llama_cpp import infill
-from tests.service.fakes import END, FakeEngine, running_server, says
+from service.text.backend import decode_whole
+from tests.service.fakes import END, LIMITS, FakeEngine, gap_infilling, running_server, says
 
 from .conftest import TEXT
 
@@ -248,10 +252,18 @@ def test_biases_are_of_ids_and_of_texts(editor, tokenizer, biases):
     assert editor.params.logit_bias == {70: 1.5, letter: -2.0, 71: -100.0}
 
 
-def test_texts_that_name_too_many_tokens_are_refused(monkeypatch, editor):
-    monkeypatch.setattr(infill, "MAX_BIASED", 2)
-    editor.infill(logit_bias=[["ab", 1.0], ["ba", 1.0]])
-    refused = editor.ask(logit_bias=[["abc", 1.0]])
+def test_texts_may_name_as_many_tokens_as_ids_may(tokenizer):
+    gap = {"input_prefix": "a", "input_suffix": "b"}
+    with running_server(
+        FakeEngine(says(tokenizer, "x")),
+        tokenizer,
+        infilling=gap_infilling(tokenizer),
+        limits=dataclasses.replace(LIMITS, max_token_ids=2),
+    ) as server:
+        url = f"{server.url}/infill"
+        taken = httpx.post(url, json={**gap, "logit_bias": [["ab", 1.0], ["ba", 1.0]]}, timeout=20)
+        refused = httpx.post(url, json={**gap, "logit_bias": [["abc", 1.0]]}, timeout=20)
+    assert taken.status_code == 200
     assert refused.status_code == 400
     assert refused.json()["error"]["param"] == "logit_bias"
     assert "name 3 tokens; give at most 2" in refused.json()["error"]["message"]
@@ -272,6 +284,48 @@ def test_tokens_are_told_with_their_logprobs(editor):
         ],
     }
     assert second["token"] == "e"
+
+
+def test_logprobs_is_another_name_of_n_probs(editor):
+    editor.engine.logprobs = lambda token_id, params: TokenLogprobs(-0.5, ((token_id, -0.5),))
+    asked = [editor.infill(n_predict=2, **{name: 2}) for name in ("n_probs", "logprobs")]
+    assert asked[0]["completion_probabilities"] == asked[1]["completion_probabilities"]
+    assert editor.params.logprobs == 2
+    assert asked[1]["generation_settings"]["n_probs"] == 2
+    assert "completion_probabilities" not in editor.infill(logprobs=0)
+    streamed = editor.events(n_predict=1, logprobs=1)
+    assert len(streamed[0]["completion_probabilities"]) == 1
+
+
+def test_temperature_has_no_bound_of_openai_s(editor):
+    editor.infill(temperature=50)
+    assert editor.params.temperature == 50
+
+
+@pytest.mark.parametrize(
+    ("asked", "is_told"),
+    [
+        ({}, True),
+        ({"response_fields": ["prompt"]}, True),
+        ({"response_fields": ["content"]}, False),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_prompt_is_decoded_beside_the_event_loop_and_only_where_it_is_told(
+    editor, monkeypatch, asked, is_told, stream
+):
+    """It may be as long as the context."""
+    threads = []
+
+    def decode(backend, token_ids):
+        threads.append(threading.current_thread().name)
+        return decode_whole(backend, token_ids)
+
+    monkeypatch.setattr(infill, "decode_whole", decode)
+    body = editor.events(**asked)[-1] if stream else editor.infill(**asked)
+    assert ("prompt" in body) == is_told
+    assert [name.split("_")[0] for name in threads] == ["short-text"] * is_told
+    assert not is_told or body["prompt"] == editor.prompt
 
 
 def test_tokens_come_where_they_are_asked_for(editor, tokenizer):

@@ -17,6 +17,7 @@ from engine.outputs import TokenLogprobs
 from service.api.openai.chat import ChatRequest
 from service.api.openai.completion_request import CompletionRequest
 from service.api.openai.fields import StreamOptions
+from service.text.bad_words import MAX_WORD_BYTES, MAX_WORDS
 from tests.service.fakes import (
     END,
     LIMITS,
@@ -358,6 +359,9 @@ def test_bad_words_reach_the_engine_as_ids(client, engine, tiny_tokenizer, path)
     assert ids in params.bad_words or any(word == ids[-len(word) :] for word in params.bad_words)
     refused = ask(client, path, bad_words=["x"] * 2000)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "bad_words")
+    for words in (["x"] * (MAX_WORDS + 1), ["x" * (MAX_WORD_BYTES + 1)]):
+        assert "bad_words: " in ask(client, path, bad_words=words).json()["error"]["message"]
+    assert ask(client, path, bad_words=["x" * MAX_WORD_BYTES] * MAX_WORDS).status_code == 200
 
 
 @BOTH

@@ -17,6 +17,7 @@ from tokenizers import AddedToken
 
 from service.text.errors import (
     InfillingNotSupportedError,
+    InfillSettingError,
     InvalidInfillingError,
     InvalidPromptError,
     InvalidTextError,
@@ -362,3 +363,32 @@ def test_a_variant_that_cannot_is_refused_with_a_reason_and_what_works(small):
         resolve_infilling(small, facts)
     assert str(refusal.value).startswith("owner/name cannot infill: its tokenizer has no pieces")
     assert "/v1/completions without a suffix" in str(refusal.value)
+
+
+# The order that an operator asks for
+
+
+@pytest.mark.parametrize(("asked", "order"), [(None, PSM), ("psm", PSM), ("spm", SPM)])
+def test_the_order_that_is_asked_for_is_the_default(starcoder, asked, order):
+    facts = VariantFacts(repo="starcoder", model_type="gpt_bigcode")
+    infilling = resolve_infilling(starcoder, facts, asked)
+    assert (infilling.order, infilling.record["default_order"]) == (order, order.value)
+    assert infilling.orders == (PSM, SPM)
+    made = infilling.assemble("a", "b", max_tokens=PLENTY)
+    assert made == infilling.assemble("a", "b", max_tokens=PLENTY, order=order)
+    assert infilling.stop_token_ids == resolve_infilling(starcoder, facts).stop_token_ids
+
+
+def test_an_order_that_the_family_has_not_is_refused_with_those_it_has(codestral):
+    facts = VariantFacts(repo="owner/Codestral-22B", model_type="mistral")
+    told = "infill_order is 'psm', but Codestral models infill in the order 'spm' alone; choose"
+    with pytest.raises(InfillSettingError, match=told):
+        resolve_infilling(codestral, facts, "psm")
+    assert resolve_infilling(codestral, facts, "spm").order is SPM
+
+
+def test_an_order_for_a_variant_that_cannot_infill_is_refused_with_the_reason(small):
+    facts = VariantFacts(repo="owner/name", model_type="llama")
+    told = "infill_order is 'spm', but owner/name cannot infill: .* leave infill_order at 'auto'"
+    with pytest.raises(InfillSettingError, match=told):
+        resolve_infilling(small, facts, "spm")
