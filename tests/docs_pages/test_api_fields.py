@@ -13,6 +13,7 @@ from docs_pages import api_fields
 from docs_pages.api_fields import (
     BEGIN,
     END,
+    GROUPS,
     PAGE,
     all_endpoints,
     main,
@@ -85,6 +86,28 @@ def test_table_has_every_field_once_with_the_endpoints_that_take_it():
         "| `options.depth` | `/one` | integer | ≥ 0 | `1` | How deep. |",
         "| `stop` | `/other` | list of strings |  | `[]` | Where to end. |",
     ]
+
+
+def test_endpoints_of_a_group_are_named_together_and_the_name_is_explained():
+    table = render_table(ENDPOINTS, {"both": ("/one", "/other"), "more": ("/one", "/none")})
+    assert table.splitlines()[2:5] == [
+        "A name in bold stands for several endpoints:",
+        "",
+        "* **both**: `/one`, `/other`",
+    ]
+    assert "| `text` | **both** | string |" in table
+    assert "| `options` | `/one` | object |" in table
+    assert "more" not in table
+
+
+def test_endpoints_beside_a_group_are_named_by_their_paths():
+    table = render_table(ENDPOINTS, {"first": ("/one",)})
+    assert "| `text` | **first**, `/other` | string |" in table
+
+
+def test_every_group_is_of_use():
+    table = render_table(all_endpoints())
+    assert all(f"| **{name}** |" in table for name in GROUPS)
 
 
 def test_field_that_means_something_else_elsewhere_has_a_row_for_each():
