@@ -59,6 +59,8 @@ def read_model_text(
     folder = Path(description.folder)
     tokenizer = load_tokenizer(folder, is_tried=True)  # the engine's process did
     facts = read_facts(folder, description.repo, description, tokenizer)
+    # First, as nothing runs yet that would have to be ended if it fails.
+    infilling, infilling_refusal = _read_infilling(tokenizer, facts, infill_order)
     checked = check_chat(tokenizer, facts, chat_template)
     template = checked.template
     if template is not None:
@@ -72,7 +74,6 @@ def read_model_text(
             code=finding.code,
             reason=finding.sentence,
         )
-    infilling, infilling_refusal = _read_infilling(tokenizer, facts, infill_order)
     return ModelText(
         tokenizer=tokenizer,
         chat_template=template,

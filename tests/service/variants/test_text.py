@@ -15,7 +15,7 @@ from loaders.catalogue.model_card import ModelCard
 from loaders.checkpoint.generation_defaults import GenerationDefaults
 from loaders.repository.opening import open_snapshot
 from loaders.repository.spec import parse_spec
-from service.text.errors import TemplateSettingError
+from service.text.errors import InfillSettingError, TemplateSettingError
 from service.text.facts import VariantFacts
 from service.variants.text import check_chat, identity_of, read_model_text
 from service.worker_protocol.model_description import ModelDescription
@@ -109,6 +109,13 @@ def test_the_order_that_the_operator_asks_for_counts_and_shows_in_the_fingerprin
     assert (own.infilling.order.value, other.infilling.order.value) == ("psm", "spm")
     assert other.identity.record["infill_order"] == "spm"
     assert own.identity.fingerprint == same.identity.fingerprint != other.identity.fingerprint
+
+
+def test_an_order_that_is_not_there_fails_before_anything_is_started(tmp_path, monkeypatch):
+    (tmp_path / "tokenizer.model").write_bytes(train_sentencepiece())
+    monkeypatch.setattr("service.variants.text.check_chat", lambda *_: pytest.fail("started"))
+    with pytest.raises(InfillSettingError, match="infill_order is 'spm', but owner/name cannot"):
+        read_model_text(changed(folder=str(tmp_path), vocab_size=1000), None, "spm")
 
 
 @pytest.fixture
