@@ -309,7 +309,7 @@ class InfillRequest(RequestModel):
         return self.value_of("n_probs") or 0
 
     @property
-    def tells_prompt(self) -> bool:
+    def reports_prompt(self) -> bool:
         """Whether the answer shows the prompt."""
         return self.response_fields is None or "prompt" in self.response_fields
 

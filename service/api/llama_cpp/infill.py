@@ -47,7 +47,7 @@ def infill_endpoints(context: ApiContext) -> list[Endpoint]:
         request = await read_request(http_request, InfillRequest, context)
         model = await acquire(http_request, request.model, context)
         planned = await plan(request, model, most_biases=context.limits.max_token_ids)
-        prompt_text = await _prompt_text(planned, model) if request.tells_prompt else None
+        prompt_text = await _prompt_text(planned, model) if request.reports_prompt else None
         return await answer(
             http_request,
             planned,

@@ -62,7 +62,7 @@ def test_text_of_one_line_goes_on(read):
 
 
 def test_tokens_that_come_together_are_looked_at_one_by_one(read):
-    text, last = read("abc\ndef\ngh", 0, at_once=10, tells_token_ids=True)
+    text, last = read("abc\ndef\ngh", 0, at_once=10, reports_token_ids=True)
     assert text == "abc\n"
     assert len(last.token_ids) == 4
 
