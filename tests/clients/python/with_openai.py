@@ -252,7 +252,7 @@ def test_fields_without_effect_are_taken_and_named(client, asked):
     fields = {
         "store": True,
         "metadata": {"session": "1"},
-        "service_tier": "auto",
+        "service_tier": "flex",
         "prompt_cache_key": "editor",
         "safety_identifier": "somebody",
         "verbosity": "low",
