@@ -79,7 +79,7 @@ def test_logprobs_are_told(demo_server):
     lines = output_of(CLIENT + example, demo_server, "python").splitlines()
     assert lines
     for line in lines:
-        assert re.fullmatch(r"'.*' -?\d+\.\d\d \[.+, .+, .+\]", line)
+        assert re.fullmatch(r"""(['"]).*\1 -?\d+\.\d\d \[.+, .+, .+\]""", line)
 
 
 def test_infilling_with_curl_gives_the_middle(code_server):
