@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from engine.sampling_params import MAX_BIAS, MAX_SEED
+from engine.sampling_params import MAX_BIAS, MAX_PENALTY, MAX_SEED
 from service.text.bad_words import MAX_WORD_BYTES, MAX_WORDS
 
 # Far above any context; it keeps numbers that no machine integer holds out of the arithmetic.
@@ -282,6 +282,31 @@ LogitBias = Annotated[
 ]
 Words = Annotated[
     list[str] | None, PlainValidator(_read_words, json_schema_input_type=list[str] | None)
+]
+# How tokens are picked, where two APIs mean the same by a field.
+TopP = Annotated[
+    float | None,
+    Field(gt=0, le=1, description="Share of probability to pick from. The variant's by default."),
+]
+MinP = Annotated[
+    float | None,
+    Field(ge=0, le=1, description="Drop tokens below this share of the likeliest one's."),
+]
+PresencePenalty = Annotated[
+    float | None,
+    Field(
+        ge=-MAX_PENALTY,
+        le=MAX_PENALTY,
+        description="Taken off the logit of each token that was generated already.",
+    ),
+]
+FrequencyPenalty = Annotated[
+    float | None,
+    Field(
+        ge=-MAX_PENALTY,
+        le=MAX_PENALTY,
+        description="Taken off a token's logit for every time that it was generated.",
+    ),
 ]
 # Known, and without effect here.
 Ignored = Annotated[

@@ -18,18 +18,22 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from engine.sampling_params import MAX_BIAS, MAX_LOGPROBS, MAX_PENALTY
+from engine.sampling_params import MAX_BIAS, MAX_LOGPROBS
 from service.api.requests import (
     EMPTY_IS_SILENCE,
     MAX_COUNT,
     MAX_NAME_LENGTH,
+    FrequencyPenalty,
     Ignored,
     MaxTokens,
+    MinP,
     Name,
+    PresencePenalty,
     RequestModel,
     Seed,
     Stop,
     Text,
+    TopP,
     Unsupported,
     is_empty,
     is_neutral,
@@ -184,12 +188,8 @@ class InfillRequest(RequestModel):
         le=MAX_COUNT,
         description="How many tokens to pick from; 0 and -1 are all. The variant's own by default.",
     )
-    top_p: float | None = Field(
-        None, gt=0, le=1, description="Share of probability to pick from. The variant's by default."
-    )
-    min_p: float | None = Field(
-        None, ge=0, le=1, description="Drop tokens below this share of the likeliest one's."
-    )
+    top_p: TopP = None
+    min_p: MinP = None
     typical_p: float | None = Field(
         None, gt=0, le=1, description="Keep the mass whose surprise is nearest the entropy."
     )
@@ -199,18 +199,8 @@ class InfillRequest(RequestModel):
         le=100,
         description="Divides the logits (multiplies negative ones) of tokens in prompt or answer.",
     )
-    presence_penalty: float | None = Field(
-        None,
-        ge=-MAX_PENALTY,
-        le=MAX_PENALTY,
-        description="Taken off the logit of each token that was generated already.",
-    )
-    frequency_penalty: float | None = Field(
-        None,
-        ge=-MAX_PENALTY,
-        le=MAX_PENALTY,
-        description="Taken off a token's logit for every time that it was generated.",
-    )
+    presence_penalty: PresencePenalty = None
+    frequency_penalty: FrequencyPenalty = None
     seed: Annotated[Seed, none_if(_RANDOM_SEED)] = Field(
         None, description="Makes sampling repeatable; -1 and 4294967295 do not."
     )

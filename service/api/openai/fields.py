@@ -13,23 +13,27 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, mod
 from pydantic_core import PydanticCustomError
 
 from engine.request import Terms
-from engine.sampling_params import MAX_LOGPROBS, MAX_PENALTY
+from engine.sampling_params import MAX_LOGPROBS
 from service.api.requests import (
     EMPTY_IS_SILENCE,
     MAX_COUNT,
     Flag,
     Forbidden,
+    FrequencyPenalty,
     Ignored,
     LogitBias,
     MaxTokens,
+    MinP,
     Name,
     NumChoices,
+    PresencePenalty,
     RepetitionPenalty,
     RequestModel,
     Seed,
     Share,
     Stop,
     TokenIds,
+    TopP,
     Unsupported,
     Words,
     is_empty,
@@ -133,34 +137,20 @@ class OpenAIRequest(RequestModel):
     temperature: float | None = Field(
         None, ge=0, le=2, description="0 picks the most likely token. The variant's own by default."
     )
-    top_p: float | None = Field(
-        None, gt=0, le=1, description="Share of probability to pick from. The variant's by default."
-    )
+    top_p: TopP = None
     top_k: int | None = Field(
         None,
         ge=-1,
         le=MAX_COUNT,
         description="How many tokens to pick from; 0 and -1 are all. The variant's own by default.",
     )
-    min_p: float | None = Field(
-        None, ge=0, le=1, description="Drop tokens below this share of the likeliest one's."
-    )
+    min_p: MinP = None
     typical_p: Share = Field(
         None, description="Keep the mass whose surprise is nearest the entropy."
     )
     typical: Share = Field(None, description="Another name of typical_p.")
-    presence_penalty: float | None = Field(
-        None,
-        ge=-MAX_PENALTY,
-        le=MAX_PENALTY,
-        description="Taken off the logit of each token that was generated already.",
-    )
-    frequency_penalty: float | None = Field(
-        None,
-        ge=-MAX_PENALTY,
-        le=MAX_PENALTY,
-        description="Taken off a token's logit for every time that it was generated.",
-    )
+    presence_penalty: PresencePenalty = None
+    frequency_penalty: FrequencyPenalty = None
     repetition_penalty: RepetitionPenalty = Field(
         None,
         description="Divides the logits (multiplies negative ones) of tokens in prompt or answer.",
