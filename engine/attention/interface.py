@@ -6,7 +6,7 @@ The layers see `AttentionStep` only; what stands behind it is `paged`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -15,6 +15,8 @@ from engine.errors import UnsupportedArchitectureError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from engine.kernels.step_kernels import HeadNorm, Order
 
 ATTENTION_NAME = "paged"
 
@@ -36,6 +38,29 @@ class AttentionStep(Protocol):
         query: [num_tokens, heads, head_dim]; key_value: [num_tokens, 2, kv_heads, head_dim].
         window: how many tokens back each one sees, itself included; None for all.
         Returns [num_tokens, heads, head_dim].
+        """
+
+
+@runtime_checkable
+class FusedAttentionStep(AttentionStep, Protocol):
+    """A step that takes queries, keys and values as their product leaves them."""
+
+    def attend_fused(
+        self,
+        layer_index: int,
+        qkv: Tensor,
+        rotation: Tensor,
+        *,
+        num_heads: int,
+        scale: float,
+        window: int | None,
+        head_norm: HeadNorm | None,
+        order: Order | None,
+    ) -> Tensor:
+        """Rotate, store keys and values, then attend; arguments as in `StepKernels`.
+
+        qkv: [num_tokens, (num_heads + 2 * kv_heads) * head_dim]. Returns [num_tokens, num_heads *
+        head_dim], its columns stored in the order.
         """
 
 

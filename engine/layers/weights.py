@@ -45,6 +45,10 @@ class LinearWeight(Protocol):
     def input_permutation(self) -> Tensor | None:
         """Order in which `matmul` wants its inputs, [in] int64; None for the model's own."""
 
+    @property
+    def output_permutation(self) -> Tensor | None:
+        """Order in which `matmul` gives its outputs, [out] int64: place → output; None: natural."""
+
     def matmul(self, x: Tensor) -> Tensor:
         """Multiply x [rows, in], any float dtype, its columns already permuted, and add the bias.
 
@@ -59,6 +63,7 @@ class DenseWeight:
     """An ordinary weight matrix; multiplies in its own dtype."""
 
     input_permutation = None
+    output_permutation = None
     num_invariant_rows = 1  # products of matrices sum in an order that depends on their sizes
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:

@@ -51,6 +51,7 @@ class PackedLinear(nn.Module):
         self.kernel: Kernel | None = None
         self.backend = ""  # what made the kernel
         self.expects_bias = True  # whether the layer that it stands for has one
+        self._output_permutation: Tensor | None = None
         self.is_constant = False  # whether all codes that were stored are one and the same
         self.register_buffer("bias", None)
 
@@ -148,6 +149,11 @@ class PackedLinear(nn.Module):
     def input_permutation(self) -> Tensor | None:
         """Order in which `matmul` expects the inputs, [in] int64; None for the natural one."""
         return self._ready_kernel().input_permutation
+
+    @property
+    def output_permutation(self) -> Tensor | None:
+        """Order in which `matmul` gives the outputs, [out] int64; None for the natural one."""
+        return self._output_permutation
 
     def matmul(self, x: Tensor) -> Tensor:
         """Multiply x [rows, in], already permuted, and add the bias: [rows, out] in x's dtype."""

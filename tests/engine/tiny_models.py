@@ -195,6 +195,7 @@ class RowByRowLinear(nn.Module):
     """A linear weight that multiplies one row at a time, so that no row feels its neighbours."""
 
     input_permutation = None
+    output_permutation = None
     num_invariant_rows = None
 
     def __init__(self, linear: nn.Linear) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from loaders.quantization.kernel_rules import PackedSize
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from loaders.quantization.packed_format import PackedFormat
-    from loaders.quantization.packed_tensors import PackedTensors
+    from loaders.quantization.packed_tensors import GroupedWeight, PackedTensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,9 @@ class LayerShape:
     in_features: int
     out_features: int
     device: torch.device
+    dtype: torch.dtype | None = None  # of activations; None where nobody has said
+    # Of a CUDA device, as (9, 0); None on CPU.
+    compute_capability: tuple[int, int] | None = None
 
     @property
     def size(self) -> PackedSize:
@@ -73,6 +76,27 @@ class Backend(Protocol):
 
     def prepare(self, packed: PackedTensors) -> Kernel:
         """Make the kernel; only the reference keeps the packed tensors."""
+
+
+@runtime_checkable
+class GroupedBackend(Protocol):
+    """A backend that takes grouped weights, so that layers are joined before they are packed.
+
+    Joining what is packed already would hold both at once, twice the memory.
+    """
+
+    name: str
+
+    def refusal(self, shape: LayerShape) -> str | None:
+        """Say why this backend cannot run such a layer; None if it can."""
+
+    def prepare_grouped(
+        self, weight: GroupedWeight, bias: Tensor | None, dtype: torch.dtype
+    ) -> Kernel:
+        """Make the kernel of one weight, or of several that were joined along their outputs.
+
+        bias: [out] float32, added by the kernel itself. dtype: of activations.
+        """
 
 
 # Of one rounding to the nearest: half the distance of a number with so many bits to the next.

@@ -24,6 +24,7 @@ class Permuted(nn.Module):
         super().__init__()
         self.out_features, self.in_features = linear.weight.shape
         self.input_permutation = permutation
+        self.output_permutation = None
         self.can_fuse = can_fuse
         self.calls = 0
         self.stored = linear.weight.detach()[:, permutation]
