@@ -18,3 +18,4 @@ class CompileCase(NamedTuple):
     signature: dict[str, str]
     constants: dict[str, Any]  # values of the constexpr arguments
     options: dict[str, int]  # "num_warps", "num_stages"
+    least_capability: int = 80  # the first compute capability that has what it uses
