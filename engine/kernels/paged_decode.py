@@ -42,9 +42,9 @@ _LOG2_E = 1.4426950408889634
 _MIN_TILE_HEADS, _MAX_TILE_HEADS = 16, 32
 # Programs wanted for each multiprocessor: reads enough under way, and short rows that end early
 # leave their places to the splits of long ones. With more splits the merge would be the longer
-# part.
+# part, and spilled (64 of 128 columns with a window, Triton 3.6 and 3.7).
 _PROGRAMS_A_PROCESSOR = 4
-_MAX_SPLITS = 64
+_MAX_SPLITS = 32
 _MIN_TOKENS_A_SPLIT = 64
 # For what has none: the interpreter.
 _PROCESSORS_OF_A_CPU = 8
