@@ -82,7 +82,7 @@ def build_model_input(
     return ModelInput(
         token_ids=_token_ids(slots, batch, state),
         position_ids=_tensor(np.concatenate([positions, *chunk_positions]), cache.device),
-        logits_indices=_tensor(_logits_indices(batch), cache.device),
+        logits_indices=_tensor(logits_indices(batch), cache.device),
         attention=attention,
     )
 
@@ -96,7 +96,8 @@ def _tensor(numbers: NDArray[np.int64], device: torch.device) -> Tensor:
     return torch.from_numpy(numbers).to(device, non_blocking=True)
 
 
-def _logits_indices(batch: ScheduledBatch) -> NDArray[np.int64]:
+def logits_indices(batch: ScheduledBatch) -> NDArray[np.int64]:
+    """Say after which rows logits are needed; at least one."""
     rows = [np.arange(len(batch.decodes))]
     stop = len(batch.decodes)
     for chunk in batch.chunks:
