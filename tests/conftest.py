@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import signal
+
+# Triton's kernels run in its interpreter here; it reads this once, when it is first imported.
+os.environ["TRITON_INTERPRET"] = "1"
+
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+# Triton reads it once, when it is first imported, which libraries do. Without a GPU the tests of
+# kernels run in its interpreter; nothing else here launches any.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from loaders.cache import default_cache_dir
 from loaders.demo import DemoRepositories, build_demo
