@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from engine.kernels.choice import step_kernels
-from loaders.model.kernels.triton_linear import TritonBackend
 
 from benchmarks.gpu.context import CheckFailedError
 from benchmarks.gpu.random_inputs import Sizes, attention_inputs, grouped_weight
 from engine.kernels.step_kernels import Order
+from loaders.model.kernels.triton_linear import TritonBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

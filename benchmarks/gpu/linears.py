@@ -11,10 +11,10 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 import torch
-from loaders.model.kernels.triton_linear import TritonBackend
 
 from benchmarks.gpu.random_inputs import grouped_weight
 from benchmarks.gpu.timing import measure
+from loaders.model.kernels.triton_linear import TritonBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable
