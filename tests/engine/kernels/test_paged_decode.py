@@ -18,6 +18,10 @@ from engine.kernels.paged_decode import (
 )
 from engine.kernels.step_kernels import DecodeRows, KVLayer, Order
 
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="needs Triton's interpreter; see tests/conftest.py"
+)
+
 BLOCK_SIZE = 16
 FP8 = torch.float8_e4m3fn
 
@@ -150,10 +154,16 @@ def test_reference_reads_tables_in_pieces_where_they_are_large(monkeypatch: pyte
     torch.testing.assert_close(rows.reference(), at_once, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize(("heads", "head_dim"), SHAPES)
-@pytest.mark.parametrize("dtype", list(TOLERANCES))
+@pytest.mark.parametrize(
+    ("heads", "head_dim", "dtype"),
+    [
+        (*shape, dtype)
+        for shape, narrow in zip(SHAPES, [torch.float16, torch.bfloat16] * 3, strict=True)
+        for dtype in (torch.float32, narrow)
+    ],
+)
 def test_kernels_equal_the_reference(heads: tuple[int, int], head_dim: int, dtype: torch.dtype):
-    rows = make_rows(heads, head_dim, [1, 150, 16], dtype=dtype, is_permuted=True)
+    rows = make_rows(heads, head_dim, [150, 16], dtype=dtype, is_permuted=True)
     assert_alike(rows.launch(), rows.reference())
 
 
@@ -222,8 +232,12 @@ def test_queries_may_lie_apart():
     apart[:, 2:6] = rows.query
     rows.query = apart[:, 2:6]
     assert torch.equal(rows.launch(), expected)
+    rows.query = rows.query.transpose(0, 1).contiguous().transpose(0, 1)
+    assert torch.equal(rows.launch(), expected)
+    assert_alike(rows.reference(), expected)
     rows.query = rows.query.transpose(1, 2).contiguous().transpose(1, 2)
     assert torch.equal(rows.launch(), expected)
+    assert_alike(rows.reference(), expected)
 
 
 @pytest.mark.parametrize("heads", [(4, 2), (2, 2)])
@@ -258,7 +272,7 @@ def test_places_beyond_2_to_the_31_are_reached():
 def test_splits_follow_from_shapes_and_are_no_more_than_a_card_has_use_for():
     assert num_splits(1, 32, 4096, 132) == 17
     assert num_splits(32, 32, 4096, 132) == 1
-    assert num_splits(1, 8, 65536, 132) == 64
+    assert num_splits(1, 8, 65536, 132) == 32
     assert num_splits(1, 8, 128, 132) == 2
     assert num_splits(1, 8, 16, 132) == 1
 
