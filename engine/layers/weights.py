@@ -121,11 +121,19 @@ class JoinedLinears:
         self._weights = weights if fused is None else [fused]
         self._permutation = self._weights[0].input_permutation
         self._is_order_shared = all(
-            _is_same_order(self._permutation, weight.input_permutation) for weight in self._weights
+            is_same_order(self._permutation, weight.input_permutation) for weight in self._weights
         )
+        # By weight: place → place in what `matmul` gave; None where outputs come as they should.
+        self._outputs = [
+            None if weight.output_permutation is None else weight.output_permutation.argsort()
+            for weight in self._weights
+        ]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x: [rows, in] in the model's own order. Returns all outputs side by side, [rows, out]."""
+        """x: [rows, in] in the model's own order. Returns all outputs side by side, [rows, out].
+
+        Outputs, too, are in the model's order.
+        """
         if self._is_order_shared:
             x = _permute(x, self._permutation)
             outputs = [self._multiply(weight, x) for weight in self._weights]
@@ -134,6 +142,7 @@ class JoinedLinears:
                 self._multiply(weight, _permute(x, weight.input_permutation))
                 for weight in self._weights
             ]
+        outputs = [_permute(out, order) for out, order in zip(outputs, self._outputs, strict=True)]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
     def _multiply(self, weight: LinearWeight, x: Tensor) -> Tensor:
@@ -165,7 +174,8 @@ def multiply_invariantly(weight: LinearWeight, x: Tensor) -> Tensor:
     return torch.cat([weight.matmul(rows.clone()) for rows in pieces])
 
 
-def _is_same_order(one: Tensor | None, other: Tensor | None) -> bool:
+def is_same_order(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether two permutations are alike; None is the model's own order."""
     if one is None or other is None:
         return one is other
     return torch.equal(one, other)
