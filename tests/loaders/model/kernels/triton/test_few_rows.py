@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from loaders.model.kernels.triton import few_rows
 from loaders.model.kernels.triton.levels import INTERPRETED
@@ -15,6 +17,7 @@ from tests.grouped_weights import exact, grouped_weight
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="tests/gpu runs it on a GPU")
 
 CPU = torch.device("cpu")
+block_product = few_rows._block_product
 # Of what float64 gives. The interpreter cuts float32 off to bfloat16 where a GPU rounds.
 MAX_ERROR = {torch.float16: 2**-10, torch.bfloat16: 2**-7, torch.float32: 2**-20}
 
@@ -150,3 +153,30 @@ def test_it_agrees_with_its_reference():
     expected = few_rows.reference(x, pack(weight), bias).float()
     found = multiply(weight, x, bias).float()
     assert float((found - expected).norm() / expected.norm()) < MAX_ERROR[torch.float16]
+
+
+@triton.jit
+def one_block(
+    x: tl.tensor, low: tl.tensor, scales: tl.tensor, y: tl.tensor, block: tl.tensor,
+    in_features: tl.tensor, padded_out: tl.tensor,
+) -> None:  # fmt: skip
+    outs, rows = tl.arange(0, 64), tl.arange(0, 16)
+    sums = block_product(
+        tl.zeros((16, 64), dtype=tl.float32), x + rows[:, None], rows < 1, low, None, scales, None,
+        block, outs, in_features, padded_out, 1, 4, 0, 64, 0, 0, 8, 0, tl.float32, True,
+    )  # fmt: skip
+    tl.store(y + rows[:, None] * 64 + outs[None, :], sums)
+
+
+def test_bytes_beyond_two_to_the_31_are_found():
+    """Of a plane of 2.1 GB only the pages of its last block are ever touched."""
+    padded_out, blocks = 2**18, 129
+    start = (blocks - 1) * 64 * padded_out
+    assert start == 2**31
+    low = torch.empty(blocks * 64, padded_out, dtype=torch.uint8)
+    codes = torch.randint(256, (64, 64), dtype=torch.uint8)
+    low[-64:, :64] = codes
+    x, y = torch.randn(blocks * 128), torch.empty(16, 64)
+    one_block[(1,)](x, low, torch.ones(64).half(), y, blocks - 1, len(x), padded_out)
+    weight = torch.cat((codes & 15, codes >> 4)).float() - 8
+    torch.testing.assert_close(y[0], x[-128:] @ weight, rtol=1e-4, atol=1e-4)
