@@ -58,8 +58,9 @@ prints the same for programs; `service/commands/plan_view.py` describes the docu
 What no option says comes from the settings (`max_model_len`, `users`, `prefer`,
 `kv_cache_dtype`, `gpu_memory_utilization`). `--gpu auto`, the default, is what `tetrad serve` would
 use here: the GPU with the most memory free, of those that `CUDA_VISIBLE_DEVICES` shows, or the one
-that the setting `device` names; without a GPU the CPU. Only what is free counts, as nvidia-smi
-tells it.
+that the setting `device` names; without a GPU the CPU. The driver is asked through NVML
+(`loaders/planning/driver.py`), and only what is free counts. Of a GPU that is cut into slices (MIG)
+one counts, with its own memory: the one that `CUDA_VISIBLE_DEVICES` names, else the first.
 
 Sizes here are GB of 10^9 bytes; GPUs and `--gpu NAME:SIZE` count in GB of 2^30, as they are sold.
 
@@ -125,7 +126,7 @@ where all variants have one.
 | CUDA context | {CUDA_CONTEXT_BYTES / 2**20:.0f} MiB | **unverified**: such processes usually show 300 to 600 MB |
 | reference workspace | 9 bytes a weight | measured on CPU; **unverified** on a device |
 | activations | as above | on a CPU within 5 MB of the 32 MB measured; **unverified** on CUDA |
-| GPUs' memory and bandwidth | `loaders/planning/accelerators.py` | nvidia-smi's totals in public logs and NVIDIA's data sheets (2026-11) |
+| GPUs' memory and bandwidth | `loaders/planning/accelerators.py` | drivers' totals in public logs and NVIDIA's data sheets (2026-11) |
 
 Measured on a CPU against predicted, SmolLM2-135M with 268 MB of KV cache, a prompt of 4 000 tokens
 (two cores, RSS of the process, 2026-11):

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 from loaders.catalogue import find as named_variants
 from loaders.catalogue.model_card import MAX_MODEL_CARD_BYTES
 from loaders.errors import RevisionNotFoundError
-from loaders.planning import accelerators
-from loaders.planning.accelerators import GIB, FoundDevice
+from loaders.planning import driver
+from loaders.planning.accelerators import GIB
+from loaders.planning.driver import FoundDevice
 from loaders.planning.plan import MeasuredMemory, PlannedVariants
 from service.cli import app
 from service.commands.plan import exit_code
@@ -212,7 +213,7 @@ def test_what_no_option_says_comes_from_the_settings():
 
 def test_auto_plans_for_what_is_free_where_an_engine_would_run(monkeypatch):
     gpus = [FoundDevice("NVIDIA A10G", f"GPU-{i}", 24 * GIB, 10**9 * i) for i in (9, 15)]
-    monkeypatch.setattr(accelerators, "found_by_driver", lambda: gpus)
+    monkeypatch.setattr(driver, "found_by_driver", lambda: gpus)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     hidden = answered(gptq_7b(), "auto")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
