@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from loaders.errors import InvalidDeviceError
 from loaders.memory.free import cpu_free_bytes
 from loaders.planning.driver import visible_gpus
+from loaders.quantization.kernel_rules import DeviceFacts, has_triton
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -56,11 +57,17 @@ class Devices:
     bandwidth: int | None = None  # 10^9 bytes a second; None where it is not known
     compute_capability: tuple[int, int] | None = None
     total_bytes: int | None = None  # of each, where others may hold a part of it
+    has_triton: bool = True  # False only of this machine, where it is not installed
 
     @property
     def one(self) -> Devices:
         """One of them: what an engine runs on."""
         return replace(self, count=1)
+
+    @property
+    def facts(self) -> DeviceFacts:
+        """What the choice of kernels follows from."""
+        return DeviceFacts(self.kind, self.compute_capability, self.has_triton)
 
     def lasting_share(self, gpu_memory_utilization: float) -> float:
         """Which share of `memory_bytes` weights and KV cache may take for good.
@@ -179,6 +186,7 @@ def _as_devices(found: FoundDevice) -> Devices:
         gpu.bandwidth if gpu else None,
         found.compute_capability or (gpu.compute_capability if gpu else None),
         total_bytes=found.memory_bytes,
+        has_triton=has_triton(),
     )
 
 

@@ -160,7 +160,8 @@ def _kernels(facts: Facts, device: str, backend: str) -> Finding:
     if backend == STOCK:
         return gpus.check_stock(absent_packages("gptq"))
     packed = PackedFormat("gptq", "gptq", bits=4, group_size=128)
-    shape = LayerShape(packed, 4096, 4096, place)
+    capability = torch.cuda.get_device_capability(place) if place.type == "cuda" else None
+    shape = LayerShape(packed, 4096, 4096, place, compute_capability=capability)
     found = resolve_backend(backend, shape)[0].name
     return gpus.check_kernels(facts.gpus_found, facts.build, found)
 

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from loaders.quantization.kernel_rules import TRITON_CAPABILITY
 from service.doctor.finding import Finding, fix, ok, warning
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 # The oldest driver (major version) that runs programs built with a CUDA version (NVIDIA's table of
 # minor version compatibility).
 OLDEST_DRIVERS = {11: 450, 12: 525, 13: 580}
-TRITON_CAPABILITY = (8, 0)  # that the kernels of a GPU are written for, at least
 INSTALL_TORCH = "pip install --force-reinstall torch, from the index of a CUDA build"
 
 INSTALL_STOCK = "pip install -c constraints-stock.txt '.[stock]', in an environment of its own"

@@ -14,18 +14,21 @@ from loaders.memory.layers import (
     fp16pack_bytes,
     kernel_bytes,
     kernel_of,
+    kernels_used,
     parts_of,
 )
 from loaders.model.kernels.fp16pack import Fp16PackKernel
 from loaders.model.kernels.int4pack import _pack_weight as pack_int4
 from loaders.model.kernels.int4planes import _pack_weight as pack_planes
-from loaders.quantization.kernel_rules import PackedSize
+from loaders.quantization.kernel_rules import DeviceFacts, PackedSize
 from loaders.quantization.layouts import LAYOUTS
 from loaders.quantization.layouts.gguf import BLOCK_TYPES
 from loaders.quantization.packed_format import PackedFormat
 from loaders.quantization.packed_tensors import GroupedWeight
 from loaders.quantization.quantization import Quantization
 from tests.planned import fp16_34b, gguf_13b, gptq_7b
+
+OLD_GPU = DeviceFacts("cuda", (7, 5))
 
 
 @pytest.mark.parametrize(
@@ -36,7 +39,8 @@ from tests.planned import fp16_34b, gguf_13b, gptq_7b
         ((5, 32, 4096, 64), "cpu", "int4planes", "5 bits run as two planes"),
         ((4, 16, 4096, 64), "cpu", "fp16pack", "takes groups of 16: not a multiple of 32"),
         ((4, -1, 40, 64), "cpu", "fp16pack", "takes 40 inputs: not a multiple of 32"),
-        ((4, 128, 4096, 64), "cuda", "reference", "no faster kernel runs on CUDA yet"),
+        ((4, 128, 4096, 64), "cuda", "triton", "packed up to 64 rows, from 65 on dequantised"),
+        ((4, 128, 4096, 64), OLD_GPU, "reference", "triton needs compute capability 8.0"),
     ],
 )
 def test_the_plan_names_the_kernel_and_why(size, device, kernel, reason):
@@ -85,8 +89,8 @@ def test_on_cuda_the_reference_keeps_what_the_files_hold():
     """The 7B card's sizes, in GB, within its 3 %."""
     card = (3.90, 4.28, 4.02, 3.90, 7.01, 7.16)
     for variant, gigabytes in zip(gptq_7b(), card, strict=True):
-        assert _bytes(variant, "cuda") == pytest.approx(gigabytes * 1e9, rel=0.03)
-        assert _bytes(variant, "cuda") == variant.weight_bytes
+        assert _bytes(variant, OLD_GPU) == pytest.approx(gigabytes * 1e9, rel=0.03)
+        assert _bytes(variant, OLD_GPU) == variant.weight_bytes
 
 
 def test_on_cpu_an_untied_table_stays_in_the_file_and_the_head_is_packed():
@@ -123,7 +127,7 @@ def test_dense_weights_take_two_bytes_on_cuda_and_on_cpu_by_their_type():
 
 def test_on_cuda_a_gguf_layer_is_kept_as_its_blocks_and_the_embedding_widened():
     variant = next(v for v in gguf_13b() if v.gguf_type == "Q4_K_S")
-    by_name = {p.name: p for p in parts_of(variant.tensors, None, "cuda")}
+    by_name = {p.name: p for p in parts_of(variant.tensors, None, OLD_GPU)}
     layer = by_name["blk.9.attn_q.weight"]
     assert layer.num_bytes == 5120 * 5120 // 256 * 144
     assert (layer.block, layer.kernel, layer.role) == (9, "reference", "other")
@@ -131,6 +135,26 @@ def test_on_cuda_a_gguf_layer_is_kept_as_its_blocks_and_the_embedding_widened():
     assert by_name["output.weight"].num_bytes == head // 256 * 210
     assert by_name["output.weight"].role == "head"
     assert by_name["token_embd.weight"].num_bytes == head * 2
+
+
+def test_for_triton_a_gguf_layer_is_packed_into_planes():
+    variant = next(v for v in gguf_13b() if v.gguf_type == "Q4_K_S")
+    layer = next(p for p in parts_of(variant.tensors, None, "cuda") if "9.attn_q" in p.name)
+    # Half a byte a weight, and for each 32 a scale and a zero point in half precision.
+    assert layer.num_bytes == 5120 * 5120 // 2 + 5120 * 5120 // 32 * 4
+    assert layer.kernel == "triton"
+
+
+def test_each_kernel_in_use_is_told_with_its_layers_and_rows():
+    variant = gptq_7b()[0]
+    (use,) = kernels_used(list(parts_of(variant.tensors, variant.quantization, "cuda")))
+    assert (use.kernel, use.num_layers, use.max_packed_rows) == ("triton", 224, 64)
+    (old,) = kernels_used(list(parts_of(variant.tensors, variant.quantization, OLD_GPU)))
+    assert (old.kernel, old.num_layers, old.max_packed_rows) == ("reference", 224, 0)
+    assert len(use.reasons) == len(old.reasons) == 1
+    (own,) = kernels_used(list(parts_of(variant.tensors, variant.quantization, "cpu")))
+    assert own.max_packed_rows is None
+    assert kernels_used([]) == ()
 
 
 def test_on_cpu_gguf_types_go_to_the_kernels_that_take_them():
