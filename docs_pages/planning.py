@@ -88,7 +88,8 @@ On CUDA, activations are the sum of
 * what lies between layers: 2 bytes × the largest of tokens × (2 hidden + 3 heads × head_dim + 2 KV heads × head_dim),
   tokens × (4 hidden + heads × head_dim + 3 intermediate), and, of the last layer, whose sampled rows go on alone,
   2 tokens × hidden + users × (3 hidden + heads × head_dim + 3 intermediate); and {steps.INPUT_BYTES} bytes a token for ids and places,
-* one layer's keys and values of a whole context, gathered for a chunk of a prompt: 4 bytes × context × KV heads × head_dim,
+* one layer's keys and values of whole contexts, gathered for chunks of prompts: 4 bytes × context × KV heads × head_dim,
+  of several users together {steps.MAX_PREFIX_BYTES // 2**20} MiB at most,
 * the table of rotations: 4 bytes × context × head_dim,
 * picking tokens: {steps.SAMPLING_BYTES} bytes × users × vocabulary, which is every setting in use at once; a greedy row takes 6,
 * with the reference, which multiplies in float32, 4 bytes × tokens × (hidden + intermediate).

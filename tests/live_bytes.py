@@ -1,67 +1,54 @@
-"""Counts the bytes that tensors hold while code runs: on the meta device, which has none itself.
+"""Counts the bytes that tensors hold while some code runs, on any device, meta included.
 
-What an operation holds inside for a moment (cuBLAS, SDPA's math path) is not seen; what Python
-makes is, temporaries included, and goes as soon as nothing refers to it.
+Of what PyTorch's operations return; what one of them takes inside itself for a moment is not seen.
 """
 
 from __future__ import annotations
 
-import weakref
 from typing import TYPE_CHECKING, Any
 
-import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterable
 
 
 class LiveBytes(TorchDispatchMode):
-    """While entered, follows every tensor that is made; `held` leaves out what was there before."""
+    """To be used as a context; afterwards `peak` says how much was held at most."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+        """known: tensors that are there already and count as long as anybody holds them."""
         super().__init__()
-        self.held = 0
-        self.peak = 0
-        self.at_peak: tuple[int, ...] = ()  # sizes of what was held then, largest first
-        self._num_tensors: dict[int, int] = {}  # by storage: views of it that somebody holds
-        self._sizes: dict[int, int] = {}
-        self._given: set[int] = set()
+        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._total = 0
+        for tensor in known:
+            self._note(tensor)
+        self.peak = self.held
+
+    @property
+    def held(self) -> int:
+        """Bytes of all storages that somebody holds now."""
+        gone = [key for key, (storage, _) in self._live.items() if storage.expired()]
+        for key in gone:
+            self._total -= self._live.pop(key)[1]
+        return self._total
 
     def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        for tensor in _tensors((args, kwargs)):
-            storage = tensor.untyped_storage()._cdata
-            if storage not in self._num_tensors:
-                self._given.add(storage)
         result = func(*args, **(kwargs or {}))
-        for tensor in _tensors(result):
-            self._follow(tensor)
-        if self.held > self.peak:
-            self.peak = self.held
-            self.at_peak = tuple(sorted(self._sizes.values(), reverse=True))
+        _ = self.held  # forgets those whose place in the table the new ones may take
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._note(leaf)
+        self.peak = max(self.peak, self._total)
         return result
 
-    def _follow(self, tensor: torch.Tensor) -> None:
+    def _note(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._given:
-            return
-        if key not in self._num_tensors:
-            self._num_tensors[key] = 0
-            self._sizes[key] = storage.nbytes()
-            self.held += storage.nbytes()
-        self._num_tensors[key] += 1
-        weakref.finalize(tensor, self._let_go, key)
-
-    def _let_go(self, key: int) -> None:
-        self._num_tensors[key] -= 1
-        if not self._num_tensors[key]:
-            del self._num_tensors[key]
-            self.held -= self._sizes.pop(key)
-
-
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+        if storage._cdata not in self._live:
+            self._live[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+            self._total += storage.nbytes()

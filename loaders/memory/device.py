@@ -275,7 +275,7 @@ def activation_bytes(
     tokens = demand.step_tokens(device)
     if device == "cuda":
         total = steps.layer_bytes(shape, tokens, min(tokens, demand.users))
-        total += steps.prefix_bytes(shape, demand.context)
+        total += steps.prefix_bytes(shape, demand.context, demand.users)
         total += steps.rotation_bytes(shape, demand.context)
         if is_last:
             total += steps.sampling_bytes(shape, demand.users)

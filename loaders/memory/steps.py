@@ -33,9 +33,12 @@ GRAPH_LAUNCH_BYTES = 16 * 1024
 # Of each shape the greedy step and one that draws; others are recorded when they are asked for.
 _PLANS_A_SHAPE = 2
 
+# Of what `engine.attention.prompt` gathers of several chunks at a time.
+MAX_PREFIX_BYTES = 256 * 2**20
+
 # How attention of decode steps shares out its work, as `engine.kernels.paged_decode` does.
 _PROCESSORS = 132  # of an H100 or H200; fewer make fewer splits
-_PROGRAMS_A_PROCESSOR, _MAX_SPLITS, _MIN_TOKENS_A_SPLIT = 4, 64, 64
+_PROGRAMS_A_PROCESSOR, _MAX_SPLITS, _MIN_TOKENS_A_SPLIT = 4, 32, 64
 _MIN_TILE_HEADS, _MAX_TILE_HEADS = 16, 32
 
 
@@ -55,9 +58,13 @@ def layer_bytes(shape: ModelShape, tokens: int, sampled: int) -> int:
     return NUMBER * max(attention, product, last) + INPUT_BYTES * tokens
 
 
-def prefix_bytes(shape: ModelShape, context: int) -> int:
-    """What one layer's keys and values take that a chunk reads, gathered side by side."""
-    return NUMBER * context * 2 * shape.num_kv_heads * shape.head_dim
+def prefix_bytes(shape: ModelShape, context: int, users: int) -> int:
+    """What one layer's keys and values take that chunks read, gathered side by side.
+
+    Chunks are gathered together up to a bound; a single one may need more.
+    """
+    longest = NUMBER * context * 2 * shape.num_kv_heads * shape.head_dim
+    return max(longest, min(MAX_PREFIX_BYTES, users * longest))
 
 
 def rotation_bytes(shape: ModelShape, context: int) -> int:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from engine.attention.prompt import prompt_bytes
 from engine.execution.static_decode import ROW_BUCKETS, row_bucket
+from engine.kernels.paged_decode import split_buffer_bytes
 from engine.sampling.row_plan import PlanKey, SamplingPlan
 from engine.sampling.sampler import sample
 from engine.sampling.state import Need, SamplingState
 from loaders.checkpoint.shape import ModelShape, read_shape
 from loaders.memory import steps
-from tests.live_bytes import LiveBytes
+from tests.made_bytes import MadeBytes
 from tests.published import CODELLAMA_7B, CODELLAMA_70B
 
 META = torch.device("meta")
@@ -41,13 +43,13 @@ def peak_of_sampling(needs: Need, num_top: int | None) -> int:
     state.reserve(needs)
     numbers = torch.zeros(ROWS, dtype=torch.int64, device=META)
     plan = SamplingPlan(PlanKey(needs, num_top), numbers, numbers)
-    with LiveBytes() as live, torch.inference_mode():
+    with MadeBytes() as live, torch.inference_mode():
         sample(torch.empty(ROWS, VOCAB, dtype=torch.float16, device=META).float(), plan, state)
     return live.peak
 
 
 def test_what_is_let_go_no_longer_counts():
-    with LiveBytes() as live:
+    with MadeBytes() as live:
         kept = torch.empty(1000, dtype=torch.uint8, device=META)
         view = kept[:10].view(2, 5)
         del kept
@@ -100,7 +102,25 @@ def test_split_attention_keeps_parts_only_where_tokens_are_shared_out():
     assert steps.split_bytes(SHAPE_7B, 32, 4096) == 0  # 1 024 programs without
     assert steps.split_bytes(SHAPE_7B, 1, 64) == 0  # no program takes less than 64 tokens
     # Eight queries of 70B share a key: eight tiles a row, of which 66 splits were wanted.
-    assert steps.split_bytes(SHAPE_70B, 1, 16384) == 64 * 64 * 130 * 4
+    assert steps.split_bytes(SHAPE_70B, 1, 16384) == 64 * 32 * 130 * 4
+
+
+@pytest.mark.parametrize("shape", [SHAPE_7B, SHAPE_70B], ids=["7b", "70b"])
+@pytest.mark.parametrize("rows", [1, 3, 32, 256])
+@pytest.mark.parametrize("context", [64, 1000, 16384])
+def test_attention_shares_out_its_work_as_is_counted(shape, rows, context):
+    heads = (shape.num_heads, shape.num_kv_heads, shape.head_dim)
+    for processors in (8, 108, 132):
+        made = split_buffer_bytes(rows, *heads, context, processors)
+        assert steps.split_bytes(shape, rows, context, processors) == made
+
+
+@pytest.mark.parametrize("users", [1, 4, 32])
+@pytest.mark.parametrize("context", [100, 4096, 100_000])
+def test_prompts_gather_what_is_counted(users, context):
+    token_bytes = 2 * 2 * SHAPE_7B.num_kv_heads * SHAPE_7B.head_dim
+    made = prompt_bytes(token_bytes, max_model_len=context, max_num_seqs=users)
+    assert steps.prefix_bytes(SHAPE_7B, context, users) == made
 
 
 def test_graphs_share_the_memory_of_the_largest_step():
