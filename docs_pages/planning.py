@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from docs_pages.generated_page import run
+from loaders.memory import steps
 from loaders.memory.device import (
     CPU_PROCESS_BYTES,
     CUDA_CONTEXT_BYTES,
@@ -25,6 +26,7 @@ from loaders.planning.accelerators import GPU_MODELS, parse_gpus
 from loaders.planning.other_engines import sources
 from loaders.planning.plan import DEFAULT_CONTEXT, SHOWN_USERS, choose, plan_variants
 from loaders.planning.quality import expected_quality
+from loaders.quantization.plane_layout import MAX_FEW_ROWS
 from tests import published
 from tests.planned import awq_70b, fp16_34b, gguf_13b, gptq_7b
 
@@ -58,8 +60,9 @@ prints the same for programs; `service/commands/plan_view.py` describes the docu
 What no option says comes from the settings (`max_model_len`, `users`, `prefer`,
 `kv_cache_dtype`, `gpu_memory_utilization`). `--gpu auto`, the default, is what `tetrad serve` would
 use here: the GPU with the most memory free, of those that `CUDA_VISIBLE_DEVICES` shows, or the one
-that the setting `device` names; without a GPU the CPU. Only what is free counts, as nvidia-smi
-tells it.
+that the setting `device` names; without a GPU the CPU. The driver is asked through NVML
+(`loaders/planning/driver.py`), and only what is free counts. Of a GPU that is cut into slices (MIG)
+one counts, with its own memory: the one that `CUDA_VISIBLE_DEVICES` names, else the first.
 
 Sizes here are GB of 10^9 bytes; GPUs and `--gpu NAME:SIZE` count in GB of 2^30, as they are sold.
 
@@ -69,21 +72,48 @@ Sizes here are GB of 10^9 bytes; GPUs and `--gpu NAME:SIZE` count in GB of 2^30,
 |---|---|---|
 | weights | each tensor as its kernel keeps it, see below | `loaders/memory/layers.py` |
 | KV cache | (users × ⌈context / 16⌉ + 1) × 16 × 2 × layers × KV heads × (head_dim × bytes a number) | `loaders/memory/device.py` |
-| activations | bytes × (tokens × (2 hidden + max(3 (heads + KV heads) head_dim, 5 intermediate)) + 4 context × KV heads × head_dim + 2 context × head_dim), and 12 bytes × users × vocabulary for logits | `loaders/memory/device.py` |
+| activations | on a CPU 4 bytes × (tokens × (2 hidden + max(3 (heads + KV heads) head_dim, 5 intermediate)) + 4 context × KV heads × head_dim + 2 context × head_dim), and 12 bytes × users × vocabulary for logits; on CUDA see below | `loaders/memory/device.py`, `loaders/memory/steps.py` |
 | workspace | what kernels unpack for many rows: of the largest layer | `loaders/memory/layers.py` |
+| graphs | on CUDA: the memory that recorded decode steps share, and what the driver keeps of each | `loaders/memory/steps.py` |
+| sampling's tables | on CUDA: bias, counts, ends and the prompt's tokens: {steps.SLOT_BYTES} bytes × (max_num_seqs + 1) × vocabulary, made when a request first asks | `loaders/memory/steps.py` |
 | process | on a CPU the interpreter with its libraries, tokenizer and modules; on a GPU the CUDA context | `loaders/memory/device.py` |
 
 A number has 2 bytes on CUDA and 4 on a CPU, or what `kv_cache_dtype` says; in an fp8 cache it has 1,
 and each head of 2 float16 bytes besides. `tokens` is the largest prefill of a step: {MAX_NUM_BATCHED_TOKENS["cuda"]} on CUDA, \
 {MAX_NUM_BATCHED_TOKENS["cpu"]} on a CPU, or context × users
-where that is less. On CUDA the reference multiplies in float32, which takes 4 bytes × tokens ×
-(hidden + intermediate) more.
+where that is less.
+
+On CUDA, activations are the sum of
+
+* what lies between layers: 2 bytes × the largest of tokens × (2 hidden + 3 heads × head_dim + 2 KV heads × head_dim),
+  tokens × (4 hidden + heads × head_dim + 3 intermediate), and, of the last layer, whose sampled rows go on alone,
+  2 tokens × hidden + users × (3 hidden + heads × head_dim + 3 intermediate); and {steps.INPUT_BYTES} bytes a token for ids and places,
+* one layer's keys and values of whole contexts, gathered for chunks of prompts: 4 bytes × context × KV heads × head_dim,
+  of several users together {steps.MAX_PREFIX_BYTES // 2**20} MiB at most,
+* the table of rotations: 4 bytes × context × head_dim,
+* picking tokens: {steps.SAMPLING_BYTES} bytes × users × vocabulary, which is every setting in use at once; a greedy row takes 6,
+* with the reference, which multiplies in float32, 4 bytes × tokens × (hidden + intermediate).
+
+Decode steps are recorded for {", ".join(map(str, steps.GRAPH_ROWS[:10]))} … rows up to `max_num_seqs` and share one pool of memory: what the
+largest takes between its layers with the parts of split attention, or for picking its tokens. Split attention leaves,
+for each row, head and split, (head_dim + 2) float32 numbers; there are fewer splits the more rows there are, so it stays
+below 26 MB. What the reference unpacks is in the pool once more. The driver keeps {steps.GRAPH_LAUNCH_BYTES // 1024} KiB for each launch of a graph,
+ten a layer. No decode step gathers keys and values: how wide a batch is costs nothing. What steps send and read through
+the host's pinned memory is not the device's.
+
+`tetrad serve` leaves activations, workspace, graphs and tables free when it sizes the KV cache, where
+`gpu_memory_utilization` leaves less, and says so in the log (`engine_sized`).
+
+Kernels on CUDA: `triton` from compute capability 8.0 on, `reference` before it and where Triton is missing. Up to
+{MAX_FEW_ROWS} rows Triton's kernels multiply by packed weights; with more, pieces of them are dequantised for cuBLAS. The
+reference dequantises at every step. A plan says which runs how many layers, and why.
 
 Weights, by kernel (`in`, `out` are a layer's inputs and outputs):
 
 | kernel | keeps | workspace a weight |
 |---|---|---|
-| `reference` (all of CUDA today) | the checkpoint's own tensors: codes at their bits, scales, packed zero points, g_idx; GGUF's blocks | 9 bytes |
+| `reference` | the checkpoint's own tensors: codes at their bits, scales, packed zero points, g_idx; GGUF's blocks | 9 bytes |
+| `triton` | out to 64 × in × bits / 8 (7 bits take 8), 2 bytes a group and output for a scale, and for zero points that differ 1, or 2 where they are no whole numbers, 8 bytes an input where act order sorts them | not by weight: a dequantised piece of at most 64 MiB, sums of split products and locks; all layers share one |
 | `int4pack` | out to 64 × in / 2, 4 bytes a group and output, 8 bytes an input where act order sorts them | 5 bytes, gate and up together |
 | `int4planes` | out to 64 × in, 8 bytes a group and output, the same order | 5 bytes, gate and up together |
 | `int8pack` | out × in, 10 bytes an output | 2 bytes, gate and up together |
@@ -124,8 +154,9 @@ where all variants have one.
 | process on a CPU | {CPU_PROCESS_BYTES / 1e6:.0f} MB | measured: Python with PyTorch 2.13 (CPU build) and Transformers 368 MB, tokenizer, modules and allocators 65 ± 4 (SmolLM2-135M, four branches, RSS on Linux, 2026-11); a CUDA build of PyTorch takes more |
 | CUDA context | {CUDA_CONTEXT_BYTES / 2**20:.0f} MiB | **unverified**: such processes usually show 300 to 600 MB |
 | reference workspace | 9 bytes a weight | measured on CPU; **unverified** on a device |
-| activations | as above | on a CPU within 5 MB of the 32 MB measured; **unverified** on CUDA |
-| GPUs' memory and bandwidth | `loaders/planning/accelerators.py` | nvidia-smi's totals in public logs and NVIDIA's data sheets (2026-11) |
+| activations | as above | on a CPU within 5 MB of the 32 MB measured; on CUDA counted on the meta device, operation by operation; **unverified** on a device |
+| a launch of a graph | {steps.GRAPH_LAUNCH_BYTES // 1024} KiB | **unverified**: other servers' graphs of such models took 10 to 30 KB a launch, their pool included |
+| GPUs' memory and bandwidth | `loaders/planning/accelerators.py` | drivers' totals in public logs and NVIDIA's data sheets (2026-11) |
 
 Measured on a CPU against predicted, SmolLM2-135M with 268 MB of KV cache, a prompt of 4 000 tokens
 (two cores, RSS of the process, 2026-11):
@@ -139,7 +170,7 @@ Measured on a CPU against predicted, SmolLM2-135M with 268 MB of KV cache, a pro
 
 A test keeps the prediction for the demo within a tenth of what its process takes. No device has
 confirmed a number for CUDA yet: every plan says so, until a record of the commit says what was
-measured (`memory:cuda:reference`); weights and workspace are then scaled by its measured /
+measured (`memory:cuda:triton`); weights and workspace are then scaled by its measured /
 predicted.
 """
 
@@ -187,9 +218,9 @@ def _variants(variants: Sequence[Variant]) -> str:
 def _choices(variants: Sequence[Variant], devices: Sequence[str]) -> str:
     counts = ", ".join(map(str, SHOWN_USERS))
     rows = [
-        "| device | users | takes | context | weights | KV | activations | workspace | CUDA | all |"
-        f" longest context for {counts} users | best that lost |",
-        "|---|--:|---|--:|--:|--:|--:|--:|--:|--:|---|---|",
+        "| device | users | takes | context | weights | KV | activations | workspace | graphs | CUDA |"
+        f" all | longest context for {counts} users | best that lost |",
+        "|---|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|---|---|",
     ]
     for device in devices:
         for users in SHOWN_USERS:
@@ -201,15 +232,15 @@ def _choices(variants: Sequence[Variant], devices: Sequence[str]) -> str:
 def _choice_row(device: str, users: int, choice: VariantChoice) -> str:
     lost = _best_lost(choice)
     if choice.plan is None:
-        return f"| {device} | {users} | nothing | – | | | | | | | | {lost} |"
+        return f"| {device} | {users} | nothing | – | | | | | | | | | {lost} |"
     demand = Demand(choice.context, users)
     (shown,) = plan_variants(
         [choice.plan.variant], choice.plan.devices, context=demand.context, users=users
     ).plans
     share = shown.fullest
     parts = (
-        share.weights, share.kv_cache, share.activations, share.workspace, share.context,
-        share.total,
+        share.weights, share.kv_cache, share.activations + share.slots, share.workspace,
+        share.graphs + share.graph_launches, share.context, share.total,
     )  # fmt: skip
     longest = ", ".join(str(choice.plan.max_context[count] or "–") for count in SHOWN_USERS)
     name = choice.plan.variant.gguf_type or choice.plan.variant.revision

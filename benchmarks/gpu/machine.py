@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from benchmarks import record
+from loaders.planning.driver import ask_driver
 
 if TYPE_CHECKING:
     from benchmarks.gpu.context import Context
@@ -46,7 +47,7 @@ def run(context: Context) -> None:
         packages={name: _version(name) for name in PACKAGES},
         cuda=torch.version.cuda,
         hardware=record.hardware(),
-        driver=_first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        driver=_driver(),
         nvcc=_last_line("nvcc", "--version"),
         operators={name: _schema(name) for name in OPERATORS},
         has_varlen_attention=_has_varlen_attention(),
@@ -75,6 +76,12 @@ def _describe_device(device: str) -> dict[str, Any]:
         "free_gb": round(free / 1e9, 1),
         "architectures": torch.cuda.get_arch_list(),
     }
+
+
+def _driver() -> dict[str, Any]:
+    answer = ask_driver()
+    cuda = None if answer.cuda is None else "{}.{}".format(*answer.cuda)
+    return {"version": answer.version, "cuda": cuda, "problem": answer.problem}
 
 
 def _commit() -> str | None:
@@ -110,10 +117,6 @@ def _lines(*command: str) -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return done.stdout.strip().splitlines()
-
-
-def _first_line(*command: str) -> str | None:
-    return next(iter(_lines(*command)), None)
 
 
 def _last_line(*command: str) -> str | None:

@@ -12,8 +12,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loaders.checkpoint.shape import read_shape
-from loaders.memory.engine_defaults import BLOCK_SIZE, KV_DTYPE, MAX_NUM_BATCHED_TOKENS
-from loaders.memory.layers import parts_of
+from loaders.memory import steps
+from loaders.memory.engine_defaults import (
+    BLOCK_SIZE,
+    KV_DTYPE,
+    MAX_NUM_BATCHED_TOKENS,
+    MAX_NUM_SEQS,
+)
+from loaders.memory.layers import facts_of, parts_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,6 +29,7 @@ if TYPE_CHECKING:
     from loaders.checkpoint.shape import ModelShape
     from loaders.memory.engine_defaults import DeviceKind
     from loaders.memory.layers import Part
+    from loaders.quantization.kernel_rules import DeviceFacts
     from loaders.quantization.quantization import Quantization
 
 # An engine's process without weights, KV cache or activations: Python, PyTorch and Transformers
@@ -33,7 +40,7 @@ CPU_PROCESS_BYTES = CPU_LIBRARY_BYTES + 65_000_000
 # Driver, kernels and cuBLAS's workspace on a device. Not measured: what such processes usually
 # show is 300 to 600 MB.
 CUDA_CONTEXT_BYTES = 500 * 1024**2
-# Greedy and drawn rows need logits, probabilities and a copy, float32.
+# Greedy and drawn rows need logits, probabilities and a copy, float32; on a CPU.
 _LOGIT_COPIES = 3
 # Gate and up run as one product, so twice the largest layer may be unpacked at once; the reference
 # keeps layers apart.
@@ -47,6 +54,14 @@ class Demand:
     context: int  # tokens of each sequence, prompt and answer together
     users: int = 1  # sequences that are that long at the same time
     kv_dtype: str | None = None  # what keys and values are kept in; None is the engine's `auto`
+    max_num_seqs: int = MAX_NUM_SEQS  # sequences that an engine makes room for
+    max_num_batched_tokens: int | None = None  # of a step; None is the engine's `auto`
+    has_graphs: bool = True  # whether decode steps are recorded, on CUDA
+
+    def step_tokens(self, device: DeviceKind) -> int:
+        """Tokens of the largest step."""
+        most = self.max_num_batched_tokens or MAX_NUM_BATCHED_TOKENS[device]
+        return min(most, self.context * self.users)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +72,26 @@ class MemoryBreakdown:
     kv_cache: int
     activations: int  # at the largest prefill, logits included
     workspace: int  # what kernels unpack besides
+    graphs: int  # the memory that recorded decode steps share; 0 where none are
+    graph_launches: int  # what the driver keeps of those graphs themselves
+    slots: int  # what sampling keeps of every sequence once a request asks for it; on CUDA
     context: int  # the CUDA context; on CPU the process itself
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.kv_cache + self.activations + self.workspace + self.context
+        return self.lasting + self.reserve
+
+    @property
+    def reserve(self) -> int:
+        """What steps take besides; an engine leaves it free when it sizes its cache."""
+        graphs = self.graphs + self.graph_launches
+        return self.activations + self.workspace + graphs + self.slots
+
+    @property
+    def lasting(self) -> int:
+        """What `gpu_memory_utilization` bounds: what is there for good."""
+        return self.weights + self.kv_cache + self.context
 
     def scaled(self, factor: float) -> MemoryBreakdown:
         """Correct weights and workspace by what was measured of this checkpoint before."""
@@ -83,7 +112,7 @@ class DeviceShare:
 
 @dataclass(frozen=True, slots=True)
 class PreparedWeights:
-    """A checkpoint's pieces on devices of one kind; made once, asked for many demands."""
+    """A checkpoint's pieces on devices that are alike; made once, asked for many demands."""
 
     shape: ModelShape
     device: DeviceKind
@@ -129,14 +158,45 @@ class PreparedWeights:
             MemoryBreakdown(
                 weights=share.weights,
                 kv_cache=kv * share.num_layers // self.shape.num_layers,
-                activations=activation_bytes(
-                    self.shape, demand, self.device, is_last=share.is_last
-                ),
+                activations=self._activations(demand, share),
                 workspace=share.workspace,
+                graphs=self._graphs(demand, share),
+                graph_launches=self._graph_launches(demand, share),
+                slots=self._slots(demand, share),
                 context=CPU_PROCESS_BYTES if self.device == "cpu" else CUDA_CONTEXT_BYTES,
             )
             for share in shares
         )
+
+    def _activations(self, demand: Demand, share: DeviceShare) -> int:
+        found = activation_bytes(self.shape, demand, self.device, is_last=share.is_last)
+        if self.device == "cuda" and self._has_reference:  # which multiplies in float32
+            size = self.shape.hidden_size + self.shape.intermediate_size
+            found += 4 * demand.step_tokens(self.device) * size
+        return found
+
+    def _graphs(self, demand: Demand, share: DeviceShare) -> int:
+        """Of a reference that unpacks in a graph, the graphs' memory holds what it unpacks, too."""
+        if self.device == "cpu" or not demand.has_graphs:
+            return 0
+        pool = steps.pool_bytes(
+            self.shape, demand.max_num_seqs, demand.context, has_logits=share.is_last
+        )
+        return pool + (share.workspace if self._has_reference else 0)
+
+    def _graph_launches(self, demand: Demand, share: DeviceShare) -> int:
+        if self.device == "cpu" or not demand.has_graphs:
+            return 0
+        return steps.launch_bytes(share.num_layers, demand.max_num_seqs)
+
+    def _slots(self, demand: Demand, share: DeviceShare) -> int:
+        if self.device == "cpu" or not share.is_last:
+            return 0
+        return steps.slot_bytes(self.shape, demand.max_num_seqs)
+
+    @property
+    def _has_reference(self) -> bool:
+        return any(part.kernel == "reference" for part in self.parts)
 
     def on_devices(self, demand: Demand, count: int = 1) -> tuple[MemoryBreakdown, ...]:
         """Predict what each of `count` devices holds when they serve the demand."""
@@ -147,7 +207,7 @@ def prepare(
     tensors: Mapping[str, TensorInfo],
     config: Mapping[str, Any],
     quantization: Quantization | None,
-    device: DeviceKind,
+    device: DeviceKind | DeviceFacts,
     *,
     backend: str | None = None,
 ) -> PreparedWeights:
@@ -155,15 +215,16 @@ def prepare(
 
     Raises CheckpointError where config.json does not say how large the model is.
     """
-    parts = tuple(parts_of(tensors, quantization, device, kernel=_named(backend)))
-    return PreparedWeights(read_shape(config), device, parts)
+    facts = facts_of(device)
+    parts = tuple(parts_of(tensors, quantization, facts, kernel=_named(backend)))
+    return PreparedWeights(read_shape(config), facts.kind, parts)
 
 
 def predicted_memory(
     tensors: Mapping[str, TensorInfo],
     config: Mapping[str, Any],
     quantization: Quantization | None,
-    device: DeviceKind,
+    device: DeviceKind | DeviceFacts,
     *,
     demand: Demand,
     backend: str | None = None,
@@ -183,12 +244,12 @@ def _named(backend: str | None) -> str | None:
 def weight_bytes(
     tensors: Mapping[str, TensorInfo],
     quantization: Quantization | None,
-    device: DeviceKind,
+    device: DeviceKind | DeviceFacts,
     *,
     backend: str | None = None,
 ) -> int:
     """What a checkpoint's weights take on a device once prepared; backend: None is `auto`."""
-    parts = parts_of(tensors, quantization, device, kernel=_named(backend))
+    parts = parts_of(tensors, quantization, facts_of(device), kernel=_named(backend))
     return sum(part.num_bytes for part in parts)
 
 
@@ -204,20 +265,26 @@ def activation_bytes(
 ) -> int:
     """What the largest step needs between layers: a full chunk, at the end of a full context.
 
-    Of either half of a layer the larger: residual, normed, queries with keys and values, those
-    rotated, and what attention gives; or residual, normed, gate and up, twice where they are
+    On CUDA see `loaders.memory.steps`.
+
+    On a CPU, of either half of a layer the larger: residual, normed, queries with keys and values,
+    those rotated, and what attention gives; or residual, normed, gate and up, twice where they are
     joined, and their product. Besides: one layer's keys and values, gathered and laid out for
     attention; the table of rotations; logits.
     """
-    number = 4 if device == "cpu" else 2
-    tokens = min(MAX_NUM_BATCHED_TOKENS[device], demand.context * demand.users)
+    tokens = demand.step_tokens(device)
+    if device == "cuda":
+        total = steps.layer_bytes(shape, tokens, min(tokens, demand.users))
+        total += steps.prefix_bytes(shape, demand.context, demand.users)
+        total += steps.rotation_bytes(shape, demand.context)
+        if is_last:
+            total += steps.sampling_bytes(shape, demand.users)
+        return total
     attention = 3 * (shape.num_heads + shape.num_kv_heads) * shape.head_dim
     step = tokens * (2 * shape.hidden_size + max(attention, 5 * shape.intermediate_size))
     gathered = 2 * demand.context * 2 * shape.num_kv_heads * shape.head_dim
     rotations = 2 * demand.context * shape.head_dim
-    total = number * (step + gathered + rotations)
-    if device == "cuda":  # the reference multiplies in float32
-        total += 4 * tokens * (shape.hidden_size + shape.intermediate_size)
+    total = 4 * (step + gathered + rotations)
     if is_last:
         total += demand.users * shape.vocab_size * 4 * _LOGIT_COPIES
     return total

@@ -15,6 +15,7 @@ BLOCK_SIZE = 16  # tokens of a KV block
 # Tokens that a step computes at most: half a second's reading on two cores, some tens of
 # milliseconds on a GPU.
 MAX_NUM_BATCHED_TOKENS: dict[DeviceKind, int] = {"cpu": 512, "cuda": 2048}
+MAX_NUM_SEQS = 32  # sequences that run together (`max_num_seqs`)
 # What keys and values are kept in; on CUDA the model's own type, which is of this size.
 KV_DTYPE: dict[DeviceKind, str] = {"cpu": "float32", "cuda": "float16"}
 # On a CPU other programs live in the same memory, and the cache is filled with zeros at the start

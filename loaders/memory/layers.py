@@ -23,9 +23,11 @@ from loaders.quantization.kernel_rules import (
     fastest_kernel,
     int4_group_size,
     int4_misfit,
+    refusal,
 )
 from loaders.quantization.packed_format import GGUF_GROUPS
 from loaders.quantization.plane_layout import (
+    MAX_FEW_ROWS,
     USUAL_MULTIPROCESSORS,
     WIDEST_ITEM,
     PlaneLayout,
@@ -68,13 +70,18 @@ _GGUF_ZERO_BYTES = {
     "Q2_K": 2, "Q3_K": 0, "Q4_K": 2, "Q5_K": 2, "Q6_K": 0,
 }  # fmt: skip
 _SCALE_BYTES = 2
+# Up to how many rows a step multiplies by packed weights: beyond, by those that it dequantises. The
+# CPU's kernels find theirs at load, by measuring.
+_MAX_PACKED_ROWS = {"triton": MAX_FEW_ROWS, "reference": 0}
 # Why a kernel is the fastest for a layer.
 _REASONS = {
     "int4pack": "PyTorch's int4 kernel takes up to 4 bits in groups of 32 to 256",
     "int8pack": "PyTorch's int8 kernel takes 8 bits with one scale an output",
     "int4planes": "{bits} bits run as two planes of PyTorch's int4 kernel",
-    "triton": "Triton's kernels take 2 to 8 bits in any groups",
-    "reference": "dequantises at every call: no faster kernel runs on this GPU",
+    "triton": (
+        "Triton's kernels take 2 to 8 bits in any groups: packed up to"
+        f" {MAX_FEW_ROWS} rows, from {MAX_FEW_ROWS + 1} on dequantised in pieces for cuBLAS"
+    ),
 }
 
 
@@ -91,11 +98,19 @@ class Part:
     kernel_reason: str = ""
 
 
-def kernel_of(size: PackedSize, device: DeviceKind) -> tuple[str, str]:
+def facts_of(device: DeviceKind | DeviceFacts) -> DeviceFacts:
+    """Take a kind alone as a device of today, whose software is whole."""
+    return DeviceFacts.of(device) if isinstance(device, str) else device
+
+
+def kernel_of(size: PackedSize, device: DeviceKind | DeviceFacts) -> tuple[str, str]:
     """Return the backend that `--backend auto` takes for such a layer, and why."""
-    kernel = fastest_kernel(size, DeviceFacts.of(device))
+    facts = facts_of(device)
+    kernel = fastest_kernel(size, facts)
     if kernel == "fp16pack":
         return kernel, _why_no_integer_kernel(size)
+    if kernel == "reference":
+        return kernel, f"dequantises at every call, slowly: triton {refusal('triton', size, facts)}"
     return kernel, _REASONS[kernel].format(bits=size.bits)
 
 
@@ -109,7 +124,7 @@ def _why_no_integer_kernel(size: PackedSize) -> str:
 def parts_of(
     tensors: Mapping[str, TensorInfo],
     quantization: Quantization | None,
-    device: DeviceKind,
+    device: DeviceKind | DeviceFacts,
     *,
     kernel: str | None = None,
 ) -> Iterator[Part]:
@@ -117,22 +132,23 @@ def parts_of(
 
     kernel: the backend asked for by name; None takes each layer's own best.
     """
+    facts = facts_of(device)
     is_tied = not any(_role(name) == "head" for name in tensors)
     is_gguf = any(name.endswith(".blocks") for name in tensors)
     for name, tensor in tensors.items():
         module, _, last = name.rpartition(".")
         if last in _PACKED_PARTS:
-            yield _packed_part(module, last, tensors, quantization, device, kernel)
+            yield _packed_part(module, last, tensors, quantization, facts, kernel)
         elif _belongs_to_packed(module, last, tensors):
             continue
         elif _role(name) == "embedding":
-            yield _embedding(tensor, device, is_tied=is_tied, is_widened=is_gguf)
+            yield _embedding(tensor, facts.kind, is_tied=is_tied, is_widened=is_gguf)
             if is_tied and tensor.dtype in GGUF_GROUPS:  # the head is made of the same blocks
-                yield _blocks_part(tensor, "head", device, kernel)
+                yield _blocks_part(tensor, "head", facts, kernel)
         elif tensor.dtype in GGUF_GROUPS:
-            yield _blocks_part(tensor, _role(name), device, kernel)
+            yield _blocks_part(tensor, _role(name), facts, kernel)
         else:
-            yield _dense_part(tensor, device)
+            yield _dense_part(tensor, facts.kind)
 
 
 def _belongs_to_packed(module: str, last: str, tensors: Mapping[str, TensorInfo]) -> bool:
@@ -148,7 +164,7 @@ def _packed_part(
     marker: str,
     tensors: Mapping[str, TensorInfo],
     quantization: Quantization | None,
-    device: DeviceKind,
+    device: DeviceFacts,
     kernel: str | None,
 ) -> Part:
     names = [f"{module}.{part}" for part in _PACKED_PARTS[marker]]
@@ -163,7 +179,7 @@ def _packed_part(
 
 
 def _part(
-    name: str, role: Role, size: PackedSize, stored: int, device: DeviceKind, kernel: str | None
+    name: str, role: Role, size: PackedSize, stored: int, device: DeviceFacts, kernel: str | None
 ) -> Part:
     """Describe a packed layer; other libraries' kernels, too, keep it about as it is stored."""
     chosen, reason = (kernel, "asked for") if kernel else kernel_of(size, device)
@@ -282,7 +298,7 @@ def scratch_bytes(size: PackedSize, kernel: str) -> int:
     return size.num_weights * each.get(kernel, 0)
 
 
-def _blocks_part(tensor: TensorInfo, role: Role, device: DeviceKind, kernel: str | None) -> Part:
+def _blocks_part(tensor: TensorInfo, role: Role, device: DeviceFacts, kernel: str | None) -> Part:
     """Describe a GGUF layer under its own name."""
     bits, group = GGUF_GROUPS[tensor.dtype]
     outputs, inputs = (*tensor.shape, 1, 1)[:2]
@@ -341,6 +357,32 @@ def _role(name: str) -> Role:
     if _block(name) is None and name.partition(".")[0] in _HEADS:
         return "head"
     return "other"
+
+
+@dataclass(frozen=True, slots=True)
+class KernelUse:
+    """What one kernel runs of a model, and why."""
+
+    kernel: str
+    num_layers: int  # linear layers
+    reasons: tuple[str, ...]
+    max_packed_rows: int | None  # above them a step dequantises; None: one way for any number
+
+
+def kernels_used(parts: Sequence[Part]) -> tuple[KernelUse, ...]:
+    """Say which kernels run a model's packed layers, that with most layers first."""
+    names = [part.kernel for part in parts if part.kernel is not None]
+    return tuple(
+        KernelUse(
+            kernel=name,
+            num_layers=names.count(name),
+            reasons=tuple(
+                dict.fromkeys(part.kernel_reason for part in parts if part.kernel == name)
+            ),
+            max_packed_rows=_MAX_PACKED_ROWS.get(name),
+        )
+        for name in sorted(dict.fromkeys(names), key=lambda name: -names.count(name))
+    )
 
 
 def kernel_reason(parts: Sequence[Part]) -> str:

@@ -2,26 +2,27 @@
 
 A GPU's memory is what its driver reports, which is less than its name says where error correction
 takes a part: an A10G is sold with 24 GB and has 22.5 GiB. Makers' GB are 2^30 bytes here, as they
-are on the box. Nothing here needs a GPU, a driver or PyTorch.
+are on the box. Nothing here needs a GPU, a driver or PyTorch; what GPUs are in this machine is
+`loaders.planning.driver`'s to ask.
 """
 
 from __future__ import annotations
 
 import difflib
-import os
 import re
-import shutil
-import subprocess
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loaders.errors import InvalidDeviceError
 from loaders.memory.free import cpu_free_bytes
+from loaders.planning.driver import visible_gpus
+from loaders.quantization.kernel_rules import DeviceFacts, has_triton
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from loaders.memory.engine_defaults import DeviceKind
+    from loaders.planning.driver import FoundDevice
 
 MIB, GIB = 1024**2, 1024**3
 MAX_DEVICES = 64
@@ -56,11 +57,17 @@ class Devices:
     bandwidth: int | None = None  # 10^9 bytes a second; None where it is not known
     compute_capability: tuple[int, int] | None = None
     total_bytes: int | None = None  # of each, where others may hold a part of it
+    has_triton: bool = True  # False only of this machine, where it is not installed
 
     @property
     def one(self) -> Devices:
         """One of them: what an engine runs on."""
         return replace(self, count=1)
+
+    @property
+    def facts(self) -> DeviceFacts:
+        """What the choice of kernels follows from."""
+        return DeviceFacts(self.kind, self.compute_capability, self.has_triton)
 
     def lasting_share(self, gpu_memory_utilization: float) -> float:
         """Which share of `memory_bytes` weights and KV cache may take for good.
@@ -79,7 +86,7 @@ class Devices:
         return f"{times}{self.name} with {self.memory_bytes / GIB:.1f} GiB"
 
 
-# Memory: what nvidia-smi prints as the total of such a GPU (public logs, read 2026-11). Compute
+# Memory: what the driver tells as the total of such a GPU (public logs, read 2026-11). Compute
 # capability: NVIDIA's list of CUDA GPUs. Bandwidth: NVIDIA's data sheet of each GPU.
 _REPORTED = (
     GpuModel("A10", 24, 23028, (8, 6), 600),
@@ -118,16 +125,6 @@ _NOMINAL = (
     GpuModel("A16", 16, 15 * 1024, (8, 6), 200),
 )
 GPU_MODELS = (*_REPORTED, *_NOMINAL)
-
-
-@dataclass(frozen=True, slots=True)
-class FoundDevice:
-    """A GPU of this machine, as its driver tells."""
-
-    name: str
-    uuid: str  # "GPU-8f3a…"
-    memory_bytes: int
-    free_bytes: int
 
 
 def parse_gpus(
@@ -187,64 +184,10 @@ def _as_devices(found: FoundDevice) -> Devices:
         1,
         found.free_bytes,
         gpu.bandwidth if gpu else None,
-        gpu.compute_capability if gpu else None,
+        found.compute_capability or (gpu.compute_capability if gpu else None),
         total_bytes=found.memory_bytes,
+        has_triton=has_triton(),
     )
-
-
-def visible_gpus() -> list[FoundDevice]:
-    """List the GPUs that CUDA shows to programs; none where there is no driver.
-
-    nvidia-smi lists them all, so CUDA_VISIBLE_DEVICES is applied here: numbers (in nvidia-smi's
-    order) or beginnings of UUIDs; what follows the first that does not exist is hidden, as CUDA
-    does it. Raises InvalidDeviceError for a slice of a GPU, whose size is not known.
-    """
-    found = found_by_driver()
-    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if wanted is None or not found:
-        return found
-    visible: list[FoundDevice] = []
-    for name in (part.strip() for part in wanted.split(",")):
-        if name.startswith("MIG-"):
-            raise InvalidDeviceError(
-                "CUDA_VISIBLE_DEVICES names a slice of a GPU; say its size, as in --gpu MIG:10GB"
-            )
-        device = _by_name(found, name)
-        if device is None or device in visible:
-            break
-        visible.append(device)
-    return visible
-
-
-def _by_name(found: Sequence[FoundDevice], name: str) -> FoundDevice | None:
-    if name.isdecimal() and name.isascii():
-        return found[int(name)] if int(name) < len(found) else None
-    matching = [device for device in found if name and device.uuid.startswith(name)]
-    return matching[0] if len(matching) == 1 else None
-
-
-def found_by_driver() -> list[FoundDevice]:
-    """List this machine's GPUs as nvidia-smi prints them; none where there is no driver."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    fields = "name,uuid,memory.total,memory.free"
-    query = [program, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return _read_query(answer.stdout)
-
-
-def _read_query(answer: str) -> list[FoundDevice]:
-    found = []
-    for line in answer.splitlines():
-        name, *rest = (field.strip() for field in line.rsplit(",", 3))
-        if len(rest) == 3 and all(mib.isdecimal() for mib in rest[1:]):
-            uuid, total, free = rest
-            found.append(FoundDevice(name, uuid, int(total) * MIB, int(free) * MIB))
-    return found
 
 
 def find_gpu_model(name: str, memory_bytes: int | None = None) -> GpuModel | None:

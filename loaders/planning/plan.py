@@ -14,8 +14,14 @@ from loaders.checkpoint.shape import read_shape
 from loaders.checkpoint.unused_layers import find_unused_layers
 from loaders.errors import LoadError
 from loaders.memory.device import Demand, PreparedWeights, prepare
-from loaders.memory.engine_defaults import BLOCK_SIZE, CPU_KV_BYTES, GPU_SHARE, KV_DTYPE
-from loaders.memory.layers import kernel_reason
+from loaders.memory.engine_defaults import (
+    BLOCK_SIZE,
+    CPU_KV_BYTES,
+    GPU_SHARE,
+    KV_DTYPE,
+    MAX_NUM_SEQS,
+)
+from loaders.memory.layers import kernel_reason, kernels_used
 from loaders.planning.other_engines import Verdict, verdicts
 from loaders.planning.quality import Quality, expected_quality
 
@@ -24,6 +30,7 @@ if TYPE_CHECKING:
 
     from loaders.catalogue.variants import Variant
     from loaders.memory.device import DeviceShare, MemoryBreakdown
+    from loaders.memory.layers import KernelUse
     from loaders.planning.accelerators import Devices
     from loaders.records import Records
 
@@ -76,6 +83,7 @@ class Plan:
     model_max_context: int  # what the model was made for
     backend: str
     backend_reason: str
+    kernels: tuple[KernelUse, ...]  # of packed layers, that with most layers first
     quality: Quality
     bytes_per_token: int  # read for one user's token at the end of its context
     engines: tuple[Verdict, ...]
@@ -173,12 +181,13 @@ def plan_variants(
     kv_dtype: str | None = None,
     records: Records | None = None,
     gpu_share: float = GPU_SHARE,
+    max_num_seqs: int = MAX_NUM_SEQS,
 ) -> PlannedVariants:
     """Plan every variant for the devices.
 
     context: tokens a sequence; None is what the model was made for, `DEFAULT_CONTEXT` at most.
     kv_dtype: of keys and values; None is the engine's `auto`. records: what this machine has
-    learnt; gpu_share: `gpu_memory_utilization`.
+    learnt; gpu_share: `gpu_memory_utilization`; max_num_seqs: what the engine makes room for.
     """
     plans, refused = [], []
     for variant in variants:
@@ -192,6 +201,7 @@ def plan_variants(
                     kv_dtype=kv_dtype,
                     records=records,
                     gpu_share=gpu_share,
+                    max_num_seqs=max_num_seqs,
                 )
             )
         except LoadError as error:
@@ -208,19 +218,22 @@ def plan_variant(
     kv_dtype: str | None = None,
     records: Records | None = None,
     gpu_share: float = GPU_SHARE,
+    max_num_seqs: int = MAX_NUM_SEQS,
 ) -> Plan:
     """Plan one variant; raises LoadError where it cannot be loaded, whatever the device."""
     if variant.refusal is not None or variant.kind == "other":
         raise LoadError(variant.refusal or "quantised in a way that is not read here")
     shape = read_shape(variant.config)
     made_for = shape.max_context
-    demand = Demand(context or min(made_for, DEFAULT_CONTEXT), users, kv_dtype)
+    demand = Demand(
+        context or min(made_for, DEFAULT_CONTEXT), users, kv_dtype, max(max_num_seqs, users)
+    )
     unused = find_unused_layers(variant.tensors, variant.config, shape.num_layers).names
     used = {name: tensor for name, tensor in variant.tensors.items() if name not in unused}
-    weights = prepare(used, variant.config, variant.quantization, devices.kind)
+    weights = prepare(used, variant.config, variant.quantization, devices.facts)
     measured = _recorded(records, variant, devices.kind, weights.backend)
     factor = measured.factor if measured else 1.0
-    fit = _Fit(weights, weights.shares(devices.count), devices, factor, gpu_share, kv_dtype)
+    fit = _Fit(weights, weights.shares(devices.count), devices, factor, gpu_share, demand)
     fp8 = replace(demand, kv_dtype="fp8")
     kv_per_token = weights.shape.kv_bytes_per_token(kv_dtype or KV_DTYPE[devices.kind])
     return Plan(
@@ -235,6 +248,7 @@ def plan_variant(
         model_max_context=made_for,
         backend=weights.backend,
         backend_reason=kernel_reason(weights.parts),
+        kernels=kernels_used(weights.parts),
         quality=expected_quality(
             variant, records and records.of(variant.file).read(variant.commit, "perplexity")
         ),
@@ -253,7 +267,7 @@ class _Fit:
     devices: Devices
     factor: float  # what measuring has taught
     gpu_share: float
-    kv_dtype: str | None
+    asked: Demand
 
     def memory(self, demand: Demand) -> tuple[MemoryBreakdown, ...]:
         predicted = self.weights.memory(self.shares, demand)
@@ -267,8 +281,7 @@ class _Fit:
         missing = share.total - self.devices.memory_bytes
         if self.devices.kind == "cuda":
             # The engine sizes its cache so; what the share leaves is for activations.
-            lasting = share.weights + share.kv_cache + share.context
-            missing = max(missing, lasting - int(self.devices.memory_bytes * self.gpu_share))
+            missing = max(missing, share.lasting - int(self.devices.memory_bytes * self.gpu_share))
         return max(0, missing)
 
     def max_context(self, users: int) -> int:
@@ -276,7 +289,7 @@ class _Fit:
         low, high = 0, -(-self.weights.shape.max_context // BLOCK_SIZE)
         while low < high:
             middle = (low + high + 1) // 2
-            if self.shortfall(Demand(middle * BLOCK_SIZE, users, self.kv_dtype)):
+            if self.shortfall(replace(self.asked, context=middle * BLOCK_SIZE, users=users)):
                 high = middle - 1
             else:
                 low = middle

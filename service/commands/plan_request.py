@@ -31,7 +31,8 @@ GpuOption = Annotated[
     typer.Option(
         metavar="DEVICE",
         help="What it shall run on: `A10G`, `2xA10G:24GB`, `NAME:SIZE`, `cpu:16GB`; `auto` is what "
-        "`tetrad serve` would use here.",
+        "`tetrad serve` would use here. Kernels and their memory follow from the GPU's compute "
+        "capability, where the table knows it.",
     ),
 ]
 ContextOption = Annotated[
@@ -111,6 +112,7 @@ def make_plan(
         devices,
         context=unless_auto(context),
         users=plan_request.users or settings.users,
+        max_num_seqs=settings.max_num_seqs,
         kv_dtype=unless_auto(settings.kv_cache_dtype),
         records=Records(settings.cache_dir),
         gpu_share=devices.lasting_share(settings.gpu_memory_utilization),
@@ -133,6 +135,7 @@ def _fits_one(choice: VariantChoice, settings: Settings) -> bool:
         one,
         context=choice.context,
         users=choice.plan.demand.users,
+        max_num_seqs=settings.max_num_seqs,
         kv_dtype=unless_auto(settings.kv_cache_dtype),
         records=Records(settings.cache_dir),
         gpu_share=one.lasting_share(settings.gpu_memory_utilization),

@@ -3,14 +3,17 @@
 The document, with sizes in bytes:
 
     {"repo", "asked": {"context", "users", "kv_cache_dtype", "prefer"},
-     "devices": {"kind", "name", "count", "memory", "bandwidth"},   bandwidth in bytes a second
+     "devices": {"kind", "name", "count", "memory", "bandwidth", "compute_capability"},
+                                                           bandwidth in bytes a second; "8.6"
      "choice": {"variant", "context", "fits", "needs_several_gpus", "reason"} or null,  "reason",
      "variants": [{"variant", "revision", "file", "commit", "kind", "chosen", "fits", "lacks",
-                   "memory": [{"weights", "kv_cache", "activations", "workspace", "context",
-                               "total"}],                           one entry a device
+                   "memory": [{"weights", "kv_cache", "activations", "workspace", "graphs",
+                               "graph_launches", "slots", "context", "total"}],  one a device
                    "kv_cache_fp8", "fits_with_fp8",
                    "max_context": {"1", "4", "16", …},              by users; 0 where none fits
                    "model_max_context", "backend", "backend_reason",
+                   "kernels": [{"kernel", "layers", "reasons", "max_packed_rows"}],   above these
+                                                       rows it dequantises; null: one way for any
                    "quality": {"rank", "words", "perplexity"}, "bytes_per_token",
                    "max_tokens_per_s", "verified", "remarks",
                    "engines": [{"engine", "version", "loads", "why"}],
@@ -52,8 +55,12 @@ _PARTS = (
     ("kv_cache", "KV cache"),
     ("activations", "activations at the largest prefill"),
     ("workspace", "workspace of the kernels"),
+    ("graphs", "memory that CUDA graphs share"),
+    ("graph_launches", "CUDA graphs themselves"),
+    ("slots", "sampling's tables, once a request asks for them"),
     ("context", "process, or CUDA context"),
 )
+_ON_CUDA_ONLY = ("graphs", "graph_launches", "slots")
 
 
 def as_table(result: PlanResult) -> str:
@@ -172,7 +179,7 @@ def _details(plan: Plan) -> Iterator[str]:
         if len(plan.memory) > 1:
             yield f"  device {number}:"
         yield from _breakdown(share)
-    yield f"  kernel: {plan.backend} ({printable(plan.backend_reason)})"
+    yield from _kernels(plan)
     if plan.max_tokens_per_s is not None:
         yield (
             f"  speed: at most {plan.max_tokens_per_s:.0f} tokens/s for one user, by memory"
@@ -182,8 +189,18 @@ def _details(plan: Plan) -> Iterator[str]:
         yield f"  {printable(remark)}"
 
 
+def _kernels(plan: Plan) -> Iterator[str]:
+    if not plan.kernels:
+        yield f"  kernel: {plan.backend} ({printable(plan.backend_reason)})"
+    for use in plan.kernels:
+        reasons = printable("; ".join(use.reasons))
+        yield f"  kernel: {use.kernel} runs {use.num_layers} layers ({reasons})"
+
+
 def _breakdown(share: MemoryBreakdown) -> Iterator[str]:
     for field, words in _PARTS:
+        if not getattr(share, field) and field in _ON_CUDA_ONLY:
+            continue
         yield f"  {_gb(getattr(share, field)):>8} GB  {words}"
     yield f"  {_gb(share.total):>8} GB  all"
 
@@ -241,13 +258,14 @@ def as_document(repo: str, result: PlanResult) -> dict[str, Any]:
 
 
 def _devices(devices: Devices) -> dict[str, Any]:
-    bandwidth = devices.bandwidth
+    bandwidth, capability = devices.bandwidth, devices.compute_capability
     return {
         "kind": devices.kind,
         "name": devices.name,
         "count": devices.count,
         "memory": devices.memory_bytes,
         "bandwidth": None if bandwidth is None else bandwidth * 10**9,
+        "compute_capability": capability and ".".join(map(str, capability)),
     }
 
 
@@ -268,6 +286,15 @@ def _entry(plan: Plan) -> dict[str, Any]:
         "model_max_context": plan.model_max_context,
         "backend": plan.backend,
         "backend_reason": plan.backend_reason,
+        "kernels": [
+            {
+                "kernel": use.kernel,
+                "layers": use.num_layers,
+                "reasons": list(use.reasons),
+                "max_packed_rows": use.max_packed_rows,
+            }
+            for use in plan.kernels
+        ],
         "quality": asdict(plan.quality),
         "bytes_per_token": plan.bytes_per_token,
         "max_tokens_per_s": plan.max_tokens_per_s,

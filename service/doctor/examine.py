@@ -18,9 +18,10 @@ from loaders.memory import cgroup
 from loaders.model.kernels.protocol import LayerShape
 from loaders.model.kernels.resolve import resolve_backend
 from loaders.model.stock import STOCK, absent_packages
+from loaders.planning.driver import DriverAnswer, ask_driver
 from loaders.quantization.packed_format import PackedFormat
 from loaders.repository.hub import HubProbe, default_hub_cache, probe_hub
-from service.doctor import gpus, hub, machine, places, software
+from service.doctor import gpus, hub, machine, places, software, triton_needs
 from service.doctor.chat_template import check_chat_template
 from service.doctor.finding import Finding, fix, ok, warning
 from service.doctor.needs import (
@@ -50,9 +51,19 @@ class Facts:
         self._settings = settings
 
     @cached_property
+    def driver(self) -> DriverAnswer:
+        """What the driver tells."""
+        return ask_driver()
+
+    @cached_property
     def gpus_found(self) -> list[gpus.Gpu]:
         """The GPUs that the driver knows."""
-        return gpus.read_gpus()
+        return gpus.read_gpus(self.driver)
+
+    @cached_property
+    def triton(self) -> triton_needs.TritonFacts:
+        """What is installed of what kernels are built with."""
+        return triton_needs.read_triton_facts()
 
     @cached_property
     def build(self) -> gpus.TorchBuild:
@@ -121,7 +132,7 @@ def _software_checks(facts: Facts, settings: Settings) -> Iterator[tuple[str, Ch
     yield "python", lambda: software.check_python(python, software.wanted_python())
     installed = software.installed_version
     yield "packages", lambda: software.check_packages(software.requirements(), installed)
-    yield "gpu", lambda: gpus.check_driver(facts.gpus_found, facts.build)
+    yield "gpu", lambda: gpus.check_driver(facts.gpus_found, facts.build, facts.driver.problem)
     # Each variant may have a device and a backend of its own.
     for device, backend in dict.fromkeys((v.device, v.backend) for v in settings.variants()):
         yield "kernels", partial(_kernels, facts, device, backend)
@@ -130,9 +141,17 @@ def _software_checks(facts: Facts, settings: Settings) -> Iterator[tuple[str, Ch
         lambda: software.check_compilers(
             has_gpu=bool(facts.gpus_found),
             has_cuda_compiler=software.has_cuda_compiler(),
-            has_c_compiler=software.has_c_compiler(),
+            has_c_compiler=triton_needs.find_c_compiler() is not None,
         ),
     )
+    if facts.gpus_found:
+        yield from _triton_checks(facts)
+
+
+def _triton_checks(facts: Facts) -> Iterator[tuple[str, Check]]:
+    yield "triton", lambda: triton_needs.check_triton(facts.triton)
+    folder, write = triton_needs.cache_folder(), places.write_and_remove
+    yield "triton cache", partial(triton_needs.check_cache, folder, write)
 
 
 def _kernels(facts: Facts, device: str, backend: str) -> Finding:
@@ -141,7 +160,8 @@ def _kernels(facts: Facts, device: str, backend: str) -> Finding:
     if backend == STOCK:
         return gpus.check_stock(absent_packages("gptq"))
     packed = PackedFormat("gptq", "gptq", bits=4, group_size=128)
-    shape = LayerShape(packed, 4096, 4096, place)
+    capability = torch.cuda.get_device_capability(place) if place.type == "cuda" else None
+    shape = LayerShape(packed, 4096, 4096, place, compute_capability=capability)
     found = resolve_backend(backend, shape)[0].name
     return gpus.check_kernels(facts.gpus_found, facts.build, found)
 

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from loaders.quantization.kernel_rules import TRITON_CAPABILITY
 from service.doctor.finding import Finding, fix, ok, warning
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-QUERY = (
-    "nvidia-smi",
-    "--query-gpu=name,compute_cap,driver_version,memory.total",
-    "--format=csv,noheader,nounits",
-)
-QUERY_LIMIT_S = 10
+    from loaders.planning.driver import DriverAnswer
+
 # The oldest driver (major version) that runs programs built with a CUDA version (NVIDIA's table of
 # minor version compatibility).
 OLDEST_DRIVERS = {11: 450, 12: 525, 13: 580}
@@ -46,32 +42,23 @@ class TorchBuild:
     architectures: tuple[str, ...]  # sm_80, compute_90, …
 
 
-def run_query(command: Sequence[str]) -> str | None:
-    """Run a program; return what it wrote, None where it is missing or fails."""
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=QUERY_LIMIT_S, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout
+def read_gpus(answer: DriverAnswer) -> list[Gpu]:
+    """Take what the checks look at from the driver's answer; a slice counts as the GPU it is of."""
+    return [
+        Gpu(gpu.name, gpu.compute_capability, answer.version or "", gpu.memory_bytes // 2**20)
+        for gpu in answer.gpus
+        if gpu.compute_capability is not None
+    ]
 
 
-def read_gpus(run: Callable[[Sequence[str]], str | None] = run_query) -> list[Gpu]:
-    """Ask the driver's own tool."""
-    gpus = []
-    for line in (run(QUERY) or "").splitlines():
-        fields = [field.strip() for field in line.split(",")]
-        if len(fields) == 4 and re.fullmatch(r"\d+\.\d+", fields[1]) and fields[3].isdigit():
-            major, minor = map(int, fields[1].split("."))
-            gpus.append(Gpu(fields[0], (major, minor), fields[2], int(fields[3])))
-    return gpus
-
-
-def check_driver(gpus: Sequence[Gpu], torch: TorchBuild) -> Finding:
-    """Whether PyTorch can use the GPUs that the driver knows."""
+def check_driver(gpus: Sequence[Gpu], torch: TorchBuild, problem: str | None = None) -> Finding:
+    """Whether PyTorch can use the GPUs that the driver knows; problem: what the driver said."""
+    if problem is not None:
+        found, _, remedy = problem.partition("; ")
+        # Those that do answer can be served on.
+        return warning("gpu", found, remedy) if gpus else fix("gpu", found, remedy)
     if not gpus:
-        return warning("gpu", "none found (nvidia-smi lists none): the CPU is used")
+        return warning("gpu", "none found (there is no driver, or it lists none): the CPU is used")
     names = ", ".join(f"{gpu.name} ({gpu.memory_mib / 1024:.0f} GiB)" for gpu in gpus)
     if torch.cuda is None:
         return fix("gpu", f"{names}; PyTorch {torch.version} is built for CPUs", INSTALL_TORCH)
@@ -96,9 +83,15 @@ def check_kernels(gpus: Sequence[Gpu], torch: TorchBuild, backend: str) -> Findi
         found = f"PyTorch {torch.version} has no kernels for {name} (capability {major}.{minor})"
         return fix("kernels", found, INSTALL_TORCH)
     if backend == "reference":
-        found = "no fast kernel for packed layers runs on this GPU; the reference does, slowly"
-        return warning("kernels", found)
+        return warning("kernels", f"{_why_slow(gpus[0])}; the reference kernels serve, slowly")
     return ok("kernels", f"a 4-bit layer runs on {backend}")
+
+
+def _why_slow(gpu: Gpu) -> str:
+    if gpu.capability < TRITON_CAPABILITY:
+        have, need = (".".join(map(str, one)) for one in (gpu.capability, TRITON_CAPABILITY))
+        return f"{gpu.name} has compute capability {have}, Triton's kernels need {need}"
+    return "no fast kernel for packed layers runs on this GPU"
 
 
 def check_stock(absent: Sequence[str]) -> Finding:

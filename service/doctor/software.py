@@ -77,15 +77,19 @@ def requirements() -> list[str] | None:
 
 
 def check_compilers(*, has_gpu: bool, has_cuda_compiler: bool, has_c_compiler: bool) -> Finding:
-    """has_cuda_compiler: nvcc or NVRTC. has_c_compiler: Triton builds its launchers with it."""
+    """has_cuda_compiler: nvcc or NVRTC. has_c_compiler: one that Triton would take."""
     if not has_gpu:
-        return ok("compilers", "not needed without a GPU")
+        return ok("compilers", "not needed without a GPU, nor is Triton")
     if not has_c_compiler:
-        command = "sudo apt-get install gcc"
-        return warning("compilers", "no C compiler: Triton's kernels cannot be built", command)
+        command = "sudo apt-get install gcc, or set CC to a compiler that is there"
+        found = (
+            "no C compiler: Triton's kernels cannot be built; the reference kernels serve, slowly"
+        )
+        return warning("compilers", found, command)
     if not has_cuda_compiler:
         command = f"{sys.executable} -m pip install nvidia-cuda-nvrtc"
-        return warning("compilers", "neither nvcc nor NVRTC: no kernels at run time", command)
+        found = "neither nvcc nor NVRTC: what PyTorch builds at run time cannot be built"
+        return warning("compilers", found, command)
     return ok("compilers", "for CUDA and C")
 
 
@@ -95,8 +99,3 @@ def has_cuda_compiler() -> bool:
         return True
     beside = [Path(folder) / "nvidia" for folder in sys.path if folder]
     return any(next(folder.glob("**/libnvrtc.so*"), None) for folder in beside if folder.is_dir())
-
-
-def has_c_compiler() -> bool:
-    """Whether there is a C compiler."""
-    return any(shutil.which(name) for name in ("cc", "gcc", "clang"))

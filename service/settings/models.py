@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from engine.transport.backlog import QueueLimits
-from loaders.memory.engine_defaults import GPU_SHARE
+from loaders.memory.engine_defaults import GPU_SHARE, MAX_NUM_SEQS
 from service.settings.names import ENV_PREFIX
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class VariantSettings(BaseModel):
         json_schema_extra={"unit": "tokens"},
     )
     max_num_seqs: Positive = Field(
-        32,
+        MAX_NUM_SEQS,
         description="Sequences that run together.",
         json_schema_extra={"unit": "sequences"},
     )
@@ -175,7 +175,8 @@ class VariantSettings(BaseModel):
         GPU_SHARE,
         gt=0,
         le=1,
-        description="Share of a GPU's memory that weights and KV cache may take together.",
+        description="Share of a GPU's memory that weights and KV cache may take together; "
+        "less where steps need more than the rest.",
         json_schema_extra={"unit": "share"},
     )
     batch_invariant: bool = Field(

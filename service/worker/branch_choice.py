@@ -17,6 +17,7 @@ from loaders.memory.free import free_device_bytes
 from loaders.model.placement import resolve_device_map
 from loaders.planning.accelerators import Devices, find_gpu_model
 from loaders.planning.plan import choose, plan_variants
+from loaders.quantization.kernel_rules import has_triton
 from loaders.records import Records
 from service.settings import unless_auto
 from service.worker_protocol.load_attempt import LoadAttempt
@@ -109,6 +110,7 @@ def _plans(variants: Sequence[Variant], settings: WorkerSettings, device: str) -
         devices,
         context=unless_auto(settings.max_model_len),
         users=settings.users,
+        max_num_seqs=settings.max_num_seqs,
         kv_dtype=unless_auto(settings.kv_cache_dtype),
         records=Records(settings.cache_dir),
         gpu_share=devices.lasting_share(settings.gpu_memory_utilization),
@@ -136,6 +138,7 @@ def devices_of(device: str) -> Devices:
         gpu.bandwidth if gpu else None,
         (properties.major, properties.minor),
         total_bytes=properties.total_memory,
+        has_triton=has_triton(),
     )
 
 

@@ -21,6 +21,7 @@ from loaders.errors import LoadError
 from loaders.memory.device import CPU_LIBRARY_BYTES, Demand, predicted_memory
 from loaders.model.self_test.tokens import NUM_PROMPT_TOKENS
 from loaders.model.stock import STOCK
+from service.worker.step_reserve import facts_of_device
 from service.worker_protocol.model_description import MemoryReport
 
 if TYPE_CHECKING:
@@ -67,16 +68,23 @@ def compare(
             loaded.tensors,
             loaded.model.config.to_dict(),
             loaded.quantization,
-            "cuda" if device == "cuda" else "cpu",
-            demand=Demand(min(config.max_model_len, NUM_PROMPT_TOKENS)),
+            facts_of_device(loaded.model.device),
+            demand=Demand(
+                min(config.max_model_len, NUM_PROMPT_TOKENS),
+                max_num_seqs=config.max_num_seqs,
+                has_graphs=not config.enforce_eager,
+            ),
             backend=backend,
             kv_cache=kv_cache,
         )
     except LoadError as error:
         log.warning("memory_not_predicted", reason=str(error))
         return None
-    # CUDA's context is there before anything is loaded, as the libraries are.
-    unseen = predicted.context if device == "cuda" else CPU_LIBRARY_BYTES
+    unseen = CPU_LIBRARY_BYTES
+    if device == "cuda":
+        # CUDA's context is there before anything is loaded, as the libraries are; and what the
+        # driver keeps of graphs is not PyTorch's to count.
+        unseen = predicted.context + predicted.graph_launches
     report = MemoryReport(
         device=device,
         predicted=predicted.total,

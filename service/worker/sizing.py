@@ -18,11 +18,13 @@ from loaders.memory.engine_defaults import BLOCK_SIZE, CPU_KV_BYTES, MAX_NUM_BAT
 from loaders.memory.free import free_device_bytes
 from service.errors import SettingsError
 from service.settings import unless_auto
+from service.worker.step_reserve import step_reserve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from loaders.load import LoadedModel
+    from loaders.memory.device import MemoryBreakdown
     from service.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
@@ -44,7 +46,16 @@ def resolve_engine_config(
     block_bytes = kv_block_bytes(model.config, BLOCK_SIZE, kv_dtype)
     asked_len = _asked_max_model_len(settings, model, longest)
     sequence_bytes = (-(-asked_len // BLOCK_SIZE) + 1) * block_bytes
-    memory = resolve_kv_cache_bytes(settings, model.device, sequence_bytes)
+    max_num_batched_tokens = resolve_max_num_batched_tokens(settings, model.device)
+    reserve = step_reserve(
+        settings, loaded, context=asked_len, max_num_batched_tokens=max_num_batched_tokens
+    )
+    memory = resolve_kv_cache_bytes(
+        settings,
+        model.device,
+        sequence_bytes,
+        reserve_bytes=0 if reserve is None else reserve.reserve,
+    )
     if longest is not None and settings.kv_cache_size == "auto":
         # Memory did not suffice for what "auto" is: the cache shrinks as the context does, or the
         # next attempt would fail as the last one.
@@ -64,10 +75,11 @@ def resolve_engine_config(
         kv_cache_tokens=num_blocks * BLOCK_SIZE,
         kv_cache_bytes=num_blocks * block_bytes,
         max_num_seqs=settings.max_num_seqs,
+        **_told(reserve),
     )
     return EngineConfig(
         max_num_seqs=settings.max_num_seqs,
-        max_num_batched_tokens=resolve_max_num_batched_tokens(settings, model.device),
+        max_num_batched_tokens=max_num_batched_tokens,
         max_model_len=max_model_len,
         num_blocks=num_blocks,
         block_size=BLOCK_SIZE,
@@ -77,6 +89,18 @@ def resolve_engine_config(
         is_batch_invariant=settings.batch_invariant,
         enforce_eager=True if loaded.provenance.is_eager_only else None,
     )
+
+
+def _told(reserve: MemoryBreakdown | None) -> dict[str, int]:
+    """Say what is left free for steps, where something is."""
+    if reserve is None:
+        return {}
+    return {
+        "step_activation_bytes": reserve.activations,
+        "step_workspace_bytes": reserve.workspace,
+        "graph_bytes": reserve.graphs + reserve.graph_launches,
+        "sampling_table_bytes": reserve.slots,
+    }
 
 
 def resolve_max_num_batched_tokens(settings: WorkerSettings, device: torch.device) -> int:
@@ -99,11 +123,16 @@ def resolve_asked_kv_dtype(settings: WorkerSettings) -> KVDtype | None:
 
 
 def resolve_kv_cache_bytes(
-    settings: WorkerSettings, device: torch.device, sequence_bytes: int
+    settings: WorkerSettings,
+    device: torch.device,
+    sequence_bytes: int,
+    *,
+    reserve_bytes: int = 0,
 ) -> int:
     """How much memory keys and values may take, once the weights are in place.
 
-    sequence_bytes: what one sequence of full length takes.
+    sequence_bytes: what one sequence of full length takes. reserve_bytes: what steps take beside,
+    on a GPU; where `gpu_memory_utilization` leaves less, the cache does not.
     """
     if settings.kv_cache_size != "auto":
         return int(settings.kv_cache_size)
@@ -111,7 +140,8 @@ def resolve_kv_cache_bytes(
     if device.type != "cuda":
         return min(int(free * CPU_KV_SHARE), max(CPU_KV_BYTES, sequence_bytes))
     total = torch.cuda.get_device_properties(device).total_memory
-    return max(0, int(free - (1 - settings.gpu_memory_utilization) * total))
+    left_free = max((1 - settings.gpu_memory_utilization) * total, reserve_bytes)
+    return max(0, int(free - left_free))
 
 
 def _asked_max_model_len(

@@ -16,6 +16,7 @@ from loaders.memory.layers import (
     fp16pack_bytes,
     kernel_bytes,
     kernel_of,
+    kernels_used,
     parts_of,
     scratch_bytes,
 )
@@ -23,7 +24,7 @@ from loaders.model.kernels.fp16pack import Fp16PackKernel
 from loaders.model.kernels.int4pack import _pack_weight as pack_int4
 from loaders.model.kernels.int4planes import _pack_weight as pack_planes
 from loaders.model.kernels.triton_linear import TritonBackend
-from loaders.quantization.kernel_rules import PackedSize
+from loaders.quantization.kernel_rules import DeviceFacts, PackedSize
 from loaders.quantization.layouts import LAYOUTS
 from loaders.quantization.layouts.gguf import BLOCK_TYPES
 from loaders.quantization.packed_format import PackedFormat
@@ -31,6 +32,8 @@ from loaders.quantization.packed_tensors import GroupedWeight, PackedTensors
 from loaders.quantization.quantization import Quantization
 from tests.grouped_weights import grouped_weight
 from tests.planned import fp16_34b, gguf_13b, gptq_7b
+
+OLD_GPU = DeviceFacts("cuda", (7, 5))
 
 
 @pytest.mark.parametrize(
@@ -41,7 +44,8 @@ from tests.planned import fp16_34b, gguf_13b, gptq_7b
         ((5, 32, 4096, 64), "cpu", "int4planes", "5 bits run as two planes"),
         ((4, 16, 4096, 64), "cpu", "fp16pack", "takes groups of 16: not a multiple of 32"),
         ((4, -1, 40, 64), "cpu", "fp16pack", "takes 40 inputs: not a multiple of 32"),
-        ((4, 128, 4096, 64), "cuda", "triton", "take 2 to 8 bits in any groups"),
+        ((4, 128, 4096, 64), "cuda", "triton", "packed up to 64 rows, from 65 on dequantised"),
+        ((4, 128, 4096, 64), OLD_GPU, "reference", "triton needs compute capability 8.0"),
     ],
 )
 def test_the_plan_names_the_kernel_and_why(size, device, kernel, reason):
@@ -181,6 +185,26 @@ def test_the_reference_keeps_a_gguf_layer_as_its_blocks_and_the_embedding_widene
     assert by_name["output.weight"].num_bytes == head // 256 * 210
     assert by_name["output.weight"].role == "head"
     assert by_name["token_embd.weight"].num_bytes == head * 2
+
+
+def test_for_triton_a_gguf_layer_is_packed_into_planes():
+    variant = next(v for v in gguf_13b() if v.gguf_type == "Q4_K_S")
+    layer = next(p for p in parts_of(variant.tensors, None, "cuda") if "9.attn_q" in p.name)
+    # Half a byte a weight, and for each 32 a scale and a zero point in half precision.
+    assert layer.num_bytes == 5120 * 5120 // 2 + 5120 * 5120 // 32 * 4
+    assert layer.kernel == "triton"
+
+
+def test_each_kernel_in_use_is_told_with_its_layers_and_rows():
+    variant = gptq_7b()[0]
+    (use,) = kernels_used(list(parts_of(variant.tensors, variant.quantization, "cuda")))
+    assert (use.kernel, use.num_layers, use.max_packed_rows) == ("triton", 224, 64)
+    (old,) = kernels_used(list(parts_of(variant.tensors, variant.quantization, OLD_GPU)))
+    assert (old.kernel, old.num_layers, old.max_packed_rows) == ("reference", 224, 0)
+    assert len(use.reasons) == len(old.reasons) == 1
+    (own,) = kernels_used(list(parts_of(variant.tensors, variant.quantization, "cpu")))
+    assert own.max_packed_rows is None
+    assert kernels_used([]) == ()
 
 
 def test_on_cpu_gguf_types_go_to_the_kernels_that_take_them():

@@ -9,19 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loaders.errors import InvalidDeviceError
-from loaders.planning import accelerators
 from loaders.planning.accelerators import (
     GIB,
     GPU_MODELS,
     MIB,
-    FoundDevice,
-    _read_query,
     find_gpu_model,
-    found_by_driver,
     parse_gpus,
     this_machine,
-    visible_gpus,
 )
+from loaders.planning.driver import FoundDevice
 
 
 @pytest.mark.parametrize(
@@ -148,58 +144,6 @@ def test_what_others_hold_of_a_card_counts_as_used():
     assert parse_gpus("cpu:4GB").lasting_share(0.7) == 1.0
 
 
-@pytest.mark.parametrize(
-    ("wanted", "uuids"),
-    [
-        (None, ["GPU-a1", "GPU-a2", "GPU-b1"]),
-        ("", []),
-        ("-1", []),
-        ("2,0", ["GPU-b1", "GPU-a1"]),
-        ("1, 7, 0", ["GPU-a2"]),
-        ("0,0", ["GPU-a1"]),
-        ("GPU-b,GPU-a2", ["GPU-b1", "GPU-a2"]),
-        ("GPU-a", []),  # of two
-    ],
-)
-def test_gpus_that_are_hidden_from_programs_do_not_count(monkeypatch, wanted, uuids):
-    found = [gpu(uuid=uuid) for uuid in ("GPU-a1", "GPU-a2", "GPU-b1")]
-    monkeypatch.setattr(accelerators, "found_by_driver", lambda: found)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if wanted is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", wanted)
-    assert [device.uuid for device in visible_gpus()] == uuids
-
-
-def test_a_slice_of_a_card_must_be_given_with_its_size(monkeypatch):
-    monkeypatch.setattr(accelerators, "found_by_driver", lambda: [gpu()])
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1234")
-    with pytest.raises(InvalidDeviceError, match="say its size"):
-        parse_gpus("auto")
-
-
 def test_one_of_several_is_as_large_as_each():
     several = parse_gpus("4xA10G")
     assert (several.one.count, several.one.memory_bytes) == (1, several.memory_bytes)
-
-
-def test_the_drivers_answer_is_read_line_by_line():
-    answer = "NVIDIA L4, GPU-1, 23034, 22500\nTesla T4, GPU-2, 15360, 15\n[N/A], [N/A]\nx,y,1,z\n\n"
-    assert _read_query(answer) == [
-        FoundDevice("NVIDIA L4", "GPU-1", 23034 * MIB, 22500 * MIB),
-        FoundDevice("Tesla T4", "GPU-2", 15360 * MIB, 15 * MIB),
-    ]
-
-
-def test_a_machine_without_a_driver_has_no_gpus(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert found_by_driver() == []
-
-
-def test_a_driver_that_fails_counts_as_none(monkeypatch, tmp_path):
-    program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\nexit 9\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    assert found_by_driver() == []
-    program.write_text("#!/bin/sh\necho 'Tesla T4, GPU-a, 15360, 15360'\n")
-    assert found_by_driver() == [gpu()]

@@ -14,9 +14,11 @@ from typer.testing import CliRunner
 from loaders.catalogue import find as named_variants
 from loaders.catalogue.model_card import MAX_MODEL_CARD_BYTES
 from loaders.errors import RevisionNotFoundError
-from loaders.planning import accelerators
-from loaders.planning.accelerators import GIB, FoundDevice
+from loaders.planning import driver
+from loaders.planning.accelerators import GIB
+from loaders.planning.driver import FoundDevice
 from loaders.planning.plan import MeasuredMemory, PlannedVariants
+from loaders.quantization.plane_layout import MAX_FEW_ROWS
 from service.cli import app
 from service.commands.plan import exit_code
 from service.commands.plan_request import PlanRequest, make_plan
@@ -54,7 +56,7 @@ def test_a_repository_is_planned_for_a_card(run):
     assert result.exit_code == 0
     assert f"Take {BEST}: best expected quality" in result.output
     assert "not main: fits; lower expected quality (4-bit, groups of 128)" in result.output
-    assert "7.16 GB  weights" in result.output
+    assert "7.11 GB  weights" in result.output
     assert "unverified" in result.output
     assert "vLLM: yes for main, gptq-8bit--1g-actorder_True; no for" in result.output
     assert "(act order)" in result.output
@@ -130,8 +132,8 @@ def test_json_says_all_of_it(run):
         assert set(entry) == {
             "variant", "revision", "file", "commit", "kind", "chosen", "fits", "lacks", "memory",
             "kv_cache_fp8", "fits_with_fp8", "max_context", "model_max_context", "backend",
-            "backend_reason", "quality", "bytes_per_token", "max_tokens_per_s", "verified",
-            "remarks", "engines", "lost_because",
+            "backend_reason", "kernels", "quality", "bytes_per_token", "max_tokens_per_s",
+            "verified", "remarks", "engines", "lost_because",
         }  # fmt: skip
         assert len(entry["memory"]) == 2
         for share in entry["memory"]:
@@ -212,7 +214,7 @@ def test_what_no_option_says_comes_from_the_settings():
 
 def test_auto_plans_for_what_is_free_where_an_engine_would_run(monkeypatch):
     gpus = [FoundDevice("NVIDIA A10G", f"GPU-{i}", 24 * GIB, 10**9 * i) for i in (9, 15)]
-    monkeypatch.setattr(accelerators, "found_by_driver", lambda: gpus)
+    monkeypatch.setattr(driver, "found_by_driver", lambda: gpus)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     hidden = answered(gptq_7b(), "auto")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
@@ -233,6 +235,29 @@ from service.settings import Settings
 make_plan(PlanRequest("auto", None, None, None), Settings(), list)
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_a_plan_says_which_kernels_run_on_the_gpu_and_up_to_how_many_rows():
+    texts, documents = {}, {}
+    for name in ("T4", "H200"):
+        found = answered(gptq_7b(), name)
+        texts[name], documents[name] = as_table(found), as_document("repo", found)
+    assert "needs compute capability 8.0, this GPU has 7.5" in texts["T4"]
+    assert "kernel: triton runs 224 layers" in texts["H200"]
+    assert f"packed up to {MAX_FEW_ROWS} rows, from {MAX_FEW_ROWS + 1} on" in texts["H200"]
+    assert documents["T4"]["devices"]["compute_capability"] == "7.5"
+    (slow,), (fast,) = (documents[name]["variants"][0]["kernels"] for name in ("T4", "H200"))
+    assert (slow["kernel"], slow["layers"], slow["max_packed_rows"]) == ("reference", 224, 0)
+    assert (fast["kernel"], fast["layers"]) == ("triton", 224)
+    assert fast["max_packed_rows"] == MAX_FEW_ROWS
+
+
+def test_memory_of_graphs_is_told_on_a_gpu_and_not_on_a_cpu():
+    on_gpu, on_cpu = (as_table(answered(gptq_7b(), name)) for name in ("H200", "cpu:64GB"))
+    assert "memory that CUDA graphs share" in on_gpu
+    assert "sampling's tables" in on_gpu
+    assert "graphs" not in on_cpu
+    assert "sampling's tables" not in on_cpu
 
 
 def test_names_from_a_hub_cannot_steer_the_terminal():

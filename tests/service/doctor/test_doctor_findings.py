@@ -13,6 +13,7 @@ import pytest
 
 from loaders.demo.repository import find_snapshot
 from loaders.errors import HubError, LoadError
+from loaders.planning.driver import DriverAnswer, FoundDevice
 from loaders.repository.hub import HubProbe
 from service.doctor import gpus, hub, machine, places, software
 from service.doctor.examine import Facts, check_settings, checks, examine
@@ -99,11 +100,27 @@ def test_kernels(gpus_found, backend, level):
     assert_is(gpus.check_kernels(gpus_found, BUILD, backend), level)
 
 
-def test_cards_are_read_from_the_drivers_tool():
-    text = "NVIDIA A10G, 8.6, 580.65.06, 23028\nNVIDIA X, [N/A], 1, 2\n\nrubbish\n"
-    assert gpus.read_gpus(lambda command: text) == [CARD]
-    assert gpus.read_gpus(lambda command: None) == []
-    assert gpus.run_query(["no-such-program-of-ours"]) is None
+def test_what_slow_kernels_lack_is_named():
+    old = changed(CARD, name="Tesla T4", capability=(7, 5))
+    build = changed(BUILD, architectures=("sm_75", "sm_80"))
+    found = gpus.check_kernels([old], build, "reference").found
+    assert "Tesla T4 has compute capability 7.5, Triton's kernels need 8.0" in found
+    assert "the reference kernels serve, slowly" in found
+
+
+def test_cards_are_read_from_the_drivers_answer():
+    card = FoundDevice("NVIDIA A10G", "GPU-1", 23028 * 2**20, 0, (8, 6))
+    unknown = FoundDevice("NVIDIA X", "GPU-2", 2**30, 0)
+    assert gpus.read_gpus(DriverAnswer((card, unknown), "580.65.06", (13, 0))) == [CARD]
+    assert gpus.read_gpus(DriverAnswer()) == []
+
+
+def test_a_driver_that_does_not_answer_is_to_be_fixed_as_it_says():
+    problem = "driver/library version mismatch: it was updated; reboot"
+    finding = gpus.check_driver([], BUILD, problem)
+    assert_is(finding, "fix", "version mismatch")
+    assert finding.command == "reboot"
+    assert_is(gpus.check_driver([CARD], BUILD, "GPU 1: a GPU is lost; reboot"), "warning", "GPU 1")
 
 
 @pytest.mark.parametrize(

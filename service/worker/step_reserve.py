@@ -1,0 +1,70 @@
+"""How much of a GPU an engine's steps take beside weights and KV cache, known before it is made.
+
+The formulas are `loaders.memory.device`'s, as a plan uses them; here they get what the settings
+say. The KV cache leaves so much free (`service.worker.sizing`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+import torch
+
+from loaders.errors import LoadError
+from loaders.memory.device import Demand, predicted_memory
+from loaders.model.stock import STOCK
+from loaders.quantization.kernel_rules import DeviceFacts, has_triton
+
+if TYPE_CHECKING:
+    from loaders.load import LoadedModel
+    from loaders.memory.device import MemoryBreakdown
+    from service.settings import WorkerSettings
+
+log = structlog.get_logger(__name__)
+
+
+def step_reserve(
+    settings: WorkerSettings, loaded: LoadedModel, *, context: int, max_num_batched_tokens: int
+) -> MemoryBreakdown | None:
+    """Work out what the largest step and the recorded ones take: `reserve` of what is returned.
+
+    None on a CPU, and where the model's sizes are not known.
+
+    context: the longest that a sequence shall be able to become.
+    """
+    if loaded.model.device.type != "cuda":
+        return None
+    demand = Demand(
+        context=context,
+        users=settings.max_num_seqs,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        has_graphs=not loaded.provenance.is_eager_only,
+    )
+    try:
+        return predicted_memory(
+            loaded.tensors,
+            loaded.model.config.to_dict(),
+            loaded.quantization,
+            facts_of_device(loaded.model.device),
+            demand=demand,
+            backend=_backend_to_count(settings, loaded),
+        )
+    except LoadError as error:
+        log.warning("step_memory_not_predicted", reason=str(error))
+        return None
+
+
+def _backend_to_count(settings: WorkerSettings, loaded: LoadedModel) -> str:
+    """Name what unpacks as the loaded layers do: what failed at load is not what "auto" says."""
+    is_known = settings.backend != STOCK  # other libraries' kernels: as much as the reference
+    has_triton = "triton" in loaded.provenance.backend.split("+")
+    return settings.backend if is_known and has_triton else "reference"
+
+
+def facts_of_device(device: torch.device) -> DeviceFacts:
+    """Say what the choice of kernels follows from on a device of this machine."""
+    if device.type != "cuda":
+        return DeviceFacts("cpu")
+    return DeviceFacts("cuda", torch.cuda.get_device_capability(device), has_triton())
