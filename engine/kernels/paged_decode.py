@@ -42,9 +42,9 @@ _LOG2_E = 1.4426950408889634
 _MIN_TILE_HEADS, _MAX_TILE_HEADS = 16, 32
 # Programs wanted for each multiprocessor: reads enough under way, and short rows that end early
 # leave their places to the splits of long ones. With more splits the merge would be the longer
-# part.
+# part, and spilled (64 of 128 columns with a window, Triton 3.6 and 3.7).
 _PROGRAMS_A_PROCESSOR = 4
-_MAX_SPLITS = 64
+_MAX_SPLITS = 32
 _MIN_TOKENS_A_SPLIT = 64
 # For what has none: the interpreter.
 _PROCESSORS_OF_A_CPU = 8
@@ -238,8 +238,8 @@ class _Shape(NamedTuple):
     def tile_tokens(self) -> int:
         """How many tokens a program reads at once."""
         width = _power_of_2(self.head_dim)
-        if self.group == 1:  # each has sums of its own, in registers
-            return 4096 // width
+        if self.group == 1:  # each has sums of its own, in registers; 16 of 256 spilled on sm_100
+            return 8 if width == 256 else 4096 // width
         if self.query_bytes == 4:  # 32 tokens of 128 took more registers than there are
             return 16
         return max(16, min(64, 8192 // width, 16384 // (width * self.kept_bytes)))

@@ -258,7 +258,7 @@ def test_places_beyond_2_to_the_31_are_reached():
 def test_splits_follow_from_shapes_and_are_no_more_than_a_card_has_use_for():
     assert num_splits(1, 32, 4096, 132) == 17
     assert num_splits(32, 32, 4096, 132) == 1
-    assert num_splits(1, 8, 65536, 132) == 64
+    assert num_splits(1, 8, 65536, 132) == 32
     assert num_splits(1, 8, 128, 132) == 2
     assert num_splits(1, 8, 16, 132) == 1
 
