@@ -18,6 +18,10 @@ from engine.kernels.paged_decode import (
 )
 from engine.kernels.step_kernels import DecodeRows, KVLayer, Order
 
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="needs Triton's interpreter; see tests/conftest.py"
+)
+
 BLOCK_SIZE = 16
 FP8 = torch.float8_e4m3fn
 
