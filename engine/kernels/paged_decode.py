@@ -175,7 +175,7 @@ def decode_attention(
         scale * _LOG2_E,
         window,
         **shape.constants(has_float8=has_float8),
-        **_OPTIONS,
+        **shape.options,
     )
     if splits > 1:
         count("paged_decode_merge")
@@ -238,11 +238,17 @@ class _Shape(NamedTuple):
     def tile_tokens(self) -> int:
         """How many tokens a program reads at once."""
         width = _power_of_2(self.head_dim)
-        if self.group == 1:  # each has sums of its own, in registers; 16 of 256 spilled on sm_100
-            return 8 if width == 256 else 4096 // width
+        if self.group == 1:  # each has sums of its own, in registers
+            return 4096 // width
         if self.query_bytes == 4:  # 32 tokens of 128 took more registers than there are
             return 16
         return max(16, min(64, 8192 // width, 16384 // (width * self.kept_bytes)))
+
+    @property
+    def options(self) -> dict[str, int]:
+        # With 4 warps a single head of 256 spilled 8 bytes on sm_100.
+        is_wide = self.group == 1 and self.head_dim > 128
+        return {"num_warps": 8 if is_wide else 4, "num_stages": 2}
 
     def constants(self, *, has_float8: bool) -> dict[str, Any]:
         return {
@@ -267,7 +273,6 @@ class _Shape(NamedTuple):
         }
 
 
-_OPTIONS = {"num_warps": 4, "num_stages": 2}
 _MERGE_OPTIONS = {"num_warps": 4, "num_stages": 1}
 
 
@@ -621,7 +626,7 @@ def _attending(use: _Use) -> CompileCase:
         **use.shape.constants(has_float8=use.has_float8),
     }
     least = 89 if use.has_float8 else 80
-    return _case(f"paged_decode {use.name}", paged_decode, arguments, _OPTIONS, least)
+    return _case(f"paged_decode {use.name}", paged_decode, arguments, use.shape.options, least)
 
 
 def _merging(use: _Use) -> CompileCase:
