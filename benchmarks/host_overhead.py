@@ -36,8 +36,10 @@ from engine.config import EngineConfig
 from engine.core import Engine
 from engine.execution import model_runner, static_decode
 from engine.execution.model_runner import ModelRunner
+from engine.execution.replayed import ReplayedStep
 from engine.execution.slot_state import SlotState
 from engine.execution.static_decode import StaticDecode
+from engine.layers.gpu_llama import GpuLlamaDecoder
 from engine.layers.llama import LlamaDecoder
 from engine.process.loop import BuiltEngine, EngineLoop, serve
 from engine.request import SequenceRequest
@@ -75,6 +77,7 @@ HOST_PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
         (SlotState, "take_in"),
         (KVCache, "clear"),
         (model_runner, "build_model_input"),
+        (model_runner, "build_gpu_input"),
         (StaticDecode, "fill"),
     ),
     "plan sampling": ((model_runner, "make_plan"), (model_runner, "plan_key")),
@@ -85,9 +88,9 @@ HOST_PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
     "between": ((ModelRunner, "_run"), (Engine, "step"), (EngineLoop, "_step")),
 }
 DEVICE_PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
-    "forward": ((LlamaDecoder, "logits"),),
+    "forward": ((LlamaDecoder, "logits"), (GpuLlamaDecoder, "logits")),
     "sample": ((model_runner, "sample"), (static_decode, "sample")),
-    "rest of the graph": ((StaticDecode, "run"),),
+    "rest of the graph": ((StaticDecode, "run"), (ReplayedStep, "replay")),
 }
 GREEDY = SamplingParams(max_tokens=STEPS + 2 * EDGE_STEPS, temperature=0)
 DRAWN = SamplingParams(max_tokens=STEPS + 2 * EDGE_STEPS, temperature=0.7, top_p=0.9)
@@ -107,12 +110,15 @@ def watch_parts() -> Stopwatch:
 class NoModel:
     """A decoder that gives the same logits every time."""
 
+    is_recordable = True
+
     def __init__(self) -> None:
         self._logits = torch.zeros(NUM_SEQS, 1)
 
     def logits(self, model_input: ModelInput) -> Tensor:
         """Give as many rows as are asked for."""
-        return self._logits[: len(model_input.logits_indices)]
+        rows = model_input.logits_indices
+        return self._logits[: len(model_input.token_ids if rows is None else rows)]
 
 
 class NoSampling:

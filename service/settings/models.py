@@ -183,6 +183,16 @@ class VariantSettings(BaseModel):
         description="Compute every token in an order that does not depend on what else runs: "
         "answers are then the same to the last bit alone and in company. Costs much speed.",
     )
+    enforce_eager: bool | Auto = Field(
+        "auto",
+        description="Run every step as it comes instead of replaying recorded ones (CUDA graphs); "
+        "`auto` records on a GPU. `true` starts faster, takes less memory and answers slower.",
+    )
+    step_kernels: Literal["auto", "triton", "torch"] = Field(
+        "auto",
+        description="What computes a layer between its linear layers; `auto` is a CPU's own layers "
+        "on a CPU and `triton` on a GPU. `torch` is for where Triton's kernels fail: slow.",
+    )
     num_threads: Positive | Auto = Field(
         "auto",
         description="Threads of one operation on the CPU; `auto` is the number of physical cores.",

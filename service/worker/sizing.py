@@ -75,7 +75,9 @@ def resolve_engine_config(
         has_prefix_cache=settings.prefix_cache,
         num_speculative_tokens=settings.num_speculative_tokens,
         is_batch_invariant=settings.batch_invariant,
-        enforce_eager=True if loaded.provenance.is_eager_only else None,
+        # Weights that come and go are in no graph, whatever is asked for.
+        enforce_eager=loaded.provenance.is_eager_only or unless_auto(settings.enforce_eager),
+        step_kernels=settings.step_kernels,
     )
 
 

@@ -114,6 +114,17 @@ def test_layers_that_no_graph_can_hold_are_run_as_they_come(loaded):
     provenance = dataclasses.replace(loaded.provenance, num_offloaded=3)
     spread = dataclasses.replace(loaded, provenance=provenance)
     assert resolve_engine_config(WorkerSettings(), spread).enforce_eager is True
+    asked = WorkerSettings(enforce_eager=False)
+    assert resolve_engine_config(asked, spread).enforce_eager is True
+
+
+@pytest.mark.parametrize("is_eager", [True, False])
+def test_how_steps_run_is_what_the_settings_say(loaded, *, is_eager: bool):
+    settings = WorkerSettings(enforce_eager=is_eager, step_kernels="torch")
+    config = resolve_engine_config(settings, loaded)
+    assert config.enforce_eager is is_eager
+    assert config.step_kernels == "torch"
+    assert resolve_engine_config(WorkerSettings(), loaded).step_kernels == "auto"
 
 
 def test_context_shrinks_to_what_the_kv_cache_holds(loaded):
