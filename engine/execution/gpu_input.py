@@ -115,5 +115,6 @@ def _chunk_groups(
 
 def _ends(chunks: Sequence[ScheduledChunk]) -> NDArray[np.int64]:
     """Return, from 0, where each chunk's rows end and where its keys do, [2, chunks + 1]."""
-    lengths = [(0, 0), *((len(chunk.token_ids), chunk.stop) for chunk in chunks)]
-    return np.cumsum(np.array(lengths, dtype=np.int64), axis=0).T
+    num_rows = [0, *(len(chunk.token_ids) for chunk in chunks)]
+    num_keys = [0, *(chunk.stop for chunk in chunks)]
+    return np.cumsum(np.array([num_rows, num_keys], dtype=np.int64), axis=1)

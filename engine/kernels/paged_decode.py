@@ -87,7 +87,7 @@ def reference(
         total = total * kept + weights.sum(dim=-1, keepdim=True)
         attended = attended * kept + torch.einsum("rkgt,rtkd->rkgd", weights, values)
         top = new_top
-    result = (attended / total).to(query.dtype).view(num_rows, num_heads * head_dim)
+    result = (attended / total).to(query.dtype).reshape(num_rows, num_heads * head_dim)
     return result if order is None else result.index_select(1, order.gather)
 
 

@@ -226,8 +226,12 @@ def test_queries_may_lie_apart():
     apart[:, 2:6] = rows.query
     rows.query = apart[:, 2:6]
     assert torch.equal(rows.launch(), expected)
+    rows.query = rows.query.transpose(0, 1).contiguous().transpose(0, 1)
+    assert torch.equal(rows.launch(), expected)
+    assert_alike(rows.reference(), expected)
     rows.query = rows.query.transpose(1, 2).contiguous().transpose(1, 2)
     assert torch.equal(rows.launch(), expected)
+    assert_alike(rows.reference(), expected)
 
 
 @pytest.mark.parametrize("heads", [(4, 2), (2, 2)])
