@@ -67,26 +67,3 @@ class WholeSequence:
             enable_gqa=True,
         )
         return attended[0].transpose(0, 1)
-
-
-class PlainKernels:
-    """What a layer needs of `StepKernels` beside attention."""
-
-    name = "plain"
-
-    def add_norm(
-        self,
-        residual: Tensor,
-        delta: Tensor | None,
-        weight: Tensor,
-        eps: float,
-        order: Order | None,
-    ) -> Tensor:
-        if delta is not None:
-            residual.add_(delta)
-        normed = functional.rms_norm(residual, weight.shape, weight, eps)
-        return normed if order is None else normed[:, order.gather]
-
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
-        gate, up = gate_up.chunk(2, dim=1)
-        return functional.silu(gate) * up

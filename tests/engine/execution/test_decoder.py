@@ -23,11 +23,12 @@ from transformers import (
 from engine.attention.interface import ModelInput
 from engine.errors import UnsupportedArchitectureError
 from engine.execution.decoder import TransformersDecoder, make_decoder
+from engine.kernels.torch_kernels import TorchKernels
 from engine.layers.gpu_llama import GpuLlamaDecoder
 from engine.layers.llama import LlamaDecoder
 from tests.engine.graph_guard import NothingForTheHost
 from tests.engine.tiny_models import CAPPED, FUSED, UNFUSED, make_model, make_prompts
-from tests.engine.whole_sequence import PlainKernels, WholeSequence
+from tests.engine.whole_sequence import WholeSequence
 
 NO_IDS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 SMALL: dict[str, Any] = NO_IDS | {
@@ -131,7 +132,7 @@ def test_a_known_family_with_a_foreign_linear_layer_is_refused():
 
 
 def test_a_gpus_path_has_layers_of_its_own_for_known_families():
-    on_gpu = make_decoder(make_model(FUSED["llama"]), max_model_len=64, kernels=PlainKernels())
+    on_gpu = make_decoder(make_model(FUSED["llama"]), max_model_len=64, kernels=TorchKernels())
     on_cpu = make_decoder(make_model(FUSED["llama"]), max_model_len=64)
     assert isinstance(on_gpu, GpuLlamaDecoder)
     assert isinstance(on_cpu, LlamaDecoder)
@@ -157,7 +158,7 @@ OTHERS = UNFUSED | {"mixtral": MixtralConfig(**SMALL, num_key_value_heads=2, num
 @pytest.mark.parametrize("family", OTHERS)
 def test_transformers_layers_wait_for_nothing_either(family: str):
     """So a graph holds them, too; of their mask, which looks at positions, nothing runs."""
-    decoder = make_decoder(make_model(OTHERS[family]), max_model_len=64, kernels=PlainKernels())
+    decoder = make_decoder(make_model(OTHERS[family]), max_model_len=64, kernels=TorchKernels())
     assert isinstance(decoder, TransformersDecoder)
     assert decoder.is_recordable
     if family == "mixtral":  # makes ranges, whose ends follow from shapes

@@ -9,13 +9,14 @@ from torch import nn
 
 from engine.attention.interface import ModelInput
 from engine.kernels.launches import counted
+from engine.kernels.torch_kernels import TorchKernels
 from engine.layers import fuse_layers
 from engine.layers.gpu_llama import GpuLlamaDecoder
 from engine.layers.llama import LlamaDecoder
 from tests.engine.graph_guard import NothingForTheHost
 from tests.engine.ordered_weights import OrderedWeight, put_in_order, store_in_orders
 from tests.engine.tiny_models import FUSED, make_model, make_prompts
-from tests.engine.whole_sequence import PlainKernels, WholeSequence
+from tests.engine.whole_sequence import WholeSequence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,7 +32,7 @@ def own_logits(model: PreTrainedModel) -> torch.Tensor:
 
 
 def gpu_decoder(model: PreTrainedModel) -> GpuLlamaDecoder:
-    decoder = fuse_layers(model, max_model_len=64, is_batch_invariant=False, kernels=PlainKernels())
+    decoder = fuse_layers(model, max_model_len=64, is_batch_invariant=False, kernels=TorchKernels())
     assert isinstance(decoder, GpuLlamaDecoder)
     return decoder
 
@@ -175,5 +176,5 @@ def test_the_embedding_table_is_not_copied_and_its_half_precision_widened_on_the
 
 def test_batch_invariant_answers_take_the_layers_that_go_row_by_row():
     model = make_model(FUSED["llama"])
-    decoder = fuse_layers(model, max_model_len=64, is_batch_invariant=True, kernels=PlainKernels())
+    decoder = fuse_layers(model, max_model_len=64, is_batch_invariant=True, kernels=TorchKernels())
     assert isinstance(decoder, LlamaDecoder)
