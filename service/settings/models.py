@@ -104,6 +104,16 @@ class VariantSettings(BaseModel):
         "auto",
         description="Kernels of the quantised layers: `auto`, or one by name, such as `reference`.",
     )
+    step_kernels: Literal["auto", "triton", "torch"] = Field(
+        "auto",
+        description="Kernels of what a step computes between its linear layers, on a GPU: `triton`,"
+        " `torch`, or the first of these that can run there (`auto`).",
+    )
+    enforce_eager: bool | None = Field(
+        None,
+        description="Run each decode step as it comes (true) or as a recorded CUDA graph (false); "
+        "when absent, graphs on a GPU unless they fail their test.",
+    )
     cpu_offload: bool = Field(
         False,
         description="Let the CPU hold, and multiply with, the weights that one GPU has no room "
@@ -261,6 +271,14 @@ class WorkerSettings(VariantSettings):
     )
     local_files_only: bool = Field(
         False, description="Use only what is already on this machine; never ask the hub."
+    )
+
+    # Development
+    gpu_rehearsal: str | None = Field(
+        None,
+        pattern=r"^[0-9]{1,2}\.[0-9]$",
+        description="For developers: run on the CPU what a GPU of this compute capability, such as "
+        "`9.0`, would run. Needs `TRITON_INTERPRET=1` in the environment, and is very slow.",
     )
 
     # Log
