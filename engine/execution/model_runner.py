@@ -7,6 +7,7 @@ decided in `scheduler`.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,8 @@ from engine.scheduling.batch import RowExtras, SampledTokens
 from engine.scheduling.drafting import num_accepted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from torch import Tensor
     from transformers import PreTrainedModel
@@ -166,6 +168,19 @@ class ModelRunner:
     def linears(self) -> tuple[LinearsInUse, ...]:
         """Return the linear layers that steps multiply by."""
         return tuple(self._decoder.linears())
+
+    def first_layers(self, num_layers: int) -> AbstractContextManager[None]:
+        """Run the first layers alone until the end of the block."""
+        return self._decoder.first_layers(num_layers)
+
+    @contextmanager
+    def eagerly(self) -> Iterator[None]:
+        """Run every step as it comes until the end of the block."""
+        is_static, self._is_static = self._is_static, False
+        try:
+            yield
+        finally:
+            self._is_static = is_static
 
     def launch(self, batch: ScheduledBatch) -> PendingStep:
         """Start a step, without waiting for it. Raises `OutOfMemoryError`."""
