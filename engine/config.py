@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from engine.errors import NotEnoughBlocksError
+
+# What computes a layer between its linear layers. "auto": the own layers of a CPU, else "triton".
+StepKernelsName: TypeAlias = Literal["auto", "triton", "torch"]
 
 
 class KVDtype(enum.Enum):
@@ -40,9 +44,10 @@ class EngineConfig:
 
     num_speculative_tokens: int = 0  # most tokens drafted for a sequence in a step; 0 drafts none
 
-    # Decode steps in shapes made beforehand, which a CUDA graph can hold, or each as it comes.
-    # None: each as it comes on CPU, where nothing is gained by the former.
+    # Decode steps as graphs recorded beforehand, or each as it comes. None: each as it comes on
+    # CPU, where nothing is gained by the former.
     enforce_eager: bool | None = None
+    step_kernels: StepKernelsName = "auto"
     # Every row is computed by itself, in an order that nothing else changes; slow.
     is_batch_invariant: bool = False
 

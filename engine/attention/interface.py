@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 
 from engine.errors import UnsupportedArchitectureError
 
@@ -70,7 +70,8 @@ class ModelInput:
 
     token_ids: Tensor  # [num_tokens] int64
     position_ids: Tensor  # [num_tokens] int64
-    logits_indices: Tensor  # [num_rows] int64: the tokens after which logits are needed
+    # [num_rows] int64: the tokens after which logits are needed; None: after each of them.
+    logits_indices: Tensor | None
     attention: AttentionStep
 
 
@@ -90,9 +91,12 @@ _HARMLESS = frozenset(
 
 
 def register() -> None:
-    """Make `model.set_attn_implementation("paged")` possible."""
+    """Make `model.set_attn_implementation("paged")` possible.
+
+    No mask is registered with it. Transformers then makes none; beside one of ours that gives None
+    it looks for packed sequences first, and waits for the device to tell.
+    """
     AttentionInterface.register(ATTENTION_NAME, _paged_attention)
-    AttentionMaskInterface.register(ATTENTION_NAME, _no_mask)
 
 
 def _paged_attention(
@@ -141,7 +145,3 @@ def _paged_attention(
         window=sliding_window,
     )
     return attended.unsqueeze(0), None
-
-
-def _no_mask(*_: object, **__: object) -> None:
-    """Say that masks are attention's own business."""

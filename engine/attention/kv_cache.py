@@ -212,11 +212,15 @@ class KVCache:
             self._scratch = by_block.new_empty(needed)
         return self._scratch[:needed].view(num_blocks, by_block.shape[1])
 
-    def clear(self, blocks: Sequence[int]) -> None:
-        """Forget what blocks hold, so that NaN left behind cannot meet a later sequence."""
-        if not blocks:
+    def clear(self, blocks: Sequence[int] | Tensor) -> None:
+        """Forget what blocks hold, so that NaN left behind cannot meet a later sequence.
+
+        blocks: numbers of the host, or of the device: [n] int64.
+        """
+        if not len(blocks):
             return
-        which = torch.tensor(blocks, device=self.device)
+        which = blocks if isinstance(blocks, torch.Tensor) else torch.tensor(blocks)
+        which = which.to(self.device)
         for layer in (*self._layers, *self._scales):
             numbers = layer.view(torch.uint8) if layer.dtype == self._stored else layer
             numbers.view(-1, self.block_size, *numbers.shape[1:]).index_fill_(0, which, 0)

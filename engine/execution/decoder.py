@@ -17,6 +17,7 @@ from engine.attention import interface as attention
 from engine.attention.interface import ModelInput
 from engine.attention.kv_cache import head_dim, num_kv_heads, num_layers
 from engine.errors import UnsupportedArchitectureError
+from engine.execution.host_reads import HostReads
 from engine.execution.rope import fix_rope, longest_with_fixed_rope, rope_types
 from engine.layers import fuse_layers
 from engine.layers.truncation import only_first_layers
@@ -29,13 +30,20 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from engine.kernels.step_kernels import StepKernels
+
 log = structlog.get_logger(__name__)
 
+_ALL_ROWS = 0  # Transformers keeps the last so many, and all where that is none
 _KNOWN_LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
 class Decoder(Protocol):
     """A model as the runner sees it."""
+
+    @property
+    def is_recordable(self) -> bool:
+        """Whether a graph holds a step; False where the model's layers wait for the device."""
 
     def logits(self, model_input: ModelInput) -> Tensor:
         """Run one step's tokens; [num_seqs, vocab] float32."""
@@ -48,18 +56,30 @@ class Decoder(Protocol):
 
 
 def make_decoder(
-    model: PreTrainedModel, max_model_len: int, *, is_batch_invariant: bool = False
+    model: PreTrainedModel,
+    max_model_len: int,
+    *,
+    is_batch_invariant: bool = False,
+    kernels: StepKernels | None = None,
 ) -> Decoder:
-    """Take a model over; `UnsupportedArchitectureError` where it would not be run rightly."""
+    """Take a model over; `UnsupportedArchitectureError` where it would not be run rightly.
+
+    kernels: of a GPU's path; None for the layers that the CPU runs.
+    """
     _check_placement(model)
     _check_config(model.config, max_model_len)
     fix_rope(model)
     model.train(False)
     decoder: Decoder | None = fuse_layers(
-        model, max_model_len, is_batch_invariant=is_batch_invariant
+        model, max_model_len, is_batch_invariant=is_batch_invariant, kernels=kernels
     )
     if decoder is not None:
-        log.info("decoder_chosen", model=type(model).__name__, layers="fused")
+        log.info(
+            "decoder_chosen",
+            model=type(model).__name__,
+            layers="fused",
+            kernels=None if kernels is None else kernels.name,
+        )
         return decoder
     if is_batch_invariant:
         _make_linears_invariant(model)
@@ -78,14 +98,23 @@ class TransformersDecoder:
         self._model: Any = model
         attention.register()
         model.set_attn_implementation(attention.ATTENTION_NAME)
-        self._probe()
+        host_reads = self._probe()
+        self.is_recordable = not host_reads
+        if host_reads:
+            log.warning(
+                "steps_not_recordable",
+                model=type(model).__name__,
+                operations=sorted(host_reads),
+                consequence="its layers wait for the device, so steps run without graphs",
+            )
 
     def logits(self, model_input: ModelInput) -> Tensor:
         """Run one step's tokens; [num_seqs, vocab] float32."""
+        rows = model_input.logits_indices
         output = self._model(
             input_ids=model_input.token_ids.unsqueeze(0),
             position_ids=model_input.position_ids.unsqueeze(0),
-            logits_to_keep=model_input.logits_indices,
+            logits_to_keep=_ALL_ROWS if rows is None else rows,
             use_cache=False,
             paged=model_input.attention,
         )
@@ -102,13 +131,17 @@ class TransformersDecoder:
             if isinstance(module, (LinearWeight, InvariantLinear)):
                 yield LinearsInUse((name,), (module.out_features,), cast("nn.Module", module))
 
-    def _probe(self) -> None:
-        """Run one token through all layers and check what they ask of attention."""
+    def _probe(self) -> set[str]:
+        """Run one token through all layers and check what they ask of attention.
+
+        Returns the operations by which they waited for the device.
+        """
         probe = _AttentionProbe(self._model)
         zero = torch.zeros(1, dtype=torch.int64, device=self._model.device)
         name = type(self._model).__name__
+        host_reads = HostReads()
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), host_reads:
                 logits = self.logits(ModelInput(zero, zero, zero, probe))
         except TypeError as error:
             raise UnsupportedArchitectureError(
@@ -119,6 +152,7 @@ class TransformersDecoder:
             raise UnsupportedArchitectureError(
                 f"{name} gave logits of shape {tuple(logits.shape)} for one token"
             )
+        return host_reads.names
 
 
 class _AttentionProbe:

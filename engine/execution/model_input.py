@@ -55,6 +55,7 @@ def build_model_input(
     The input of a decode is read on the device, so that a step can be laid out before the one
     before it is collected.
     """
+    send = state.to_device.send
     slots = np.array(batch.decodes.slots, dtype=np.int64)
     positions = np.array(batch.decodes.positions, dtype=np.int64)
     chunk_positions = [np.arange(chunk.start, chunk.stop) for chunk in batch.chunks]
@@ -65,7 +66,7 @@ def build_model_input(
             for chunk, theirs in zip(batch.chunks, chunk_positions, strict=True)
         ),
     ]
-    slot_mapping = _tensor(np.concatenate(cache_slots), cache.device)
+    slot_mapping = send(np.concatenate(cache_slots))
     attention: AttentionStep
     if is_batch_invariant:
         runs = [state.run(slot, n + 1) for slot, n in zip(slots, positions, strict=True)]
@@ -81,8 +82,8 @@ def build_model_input(
         )
     return ModelInput(
         token_ids=_token_ids(slots, batch, state),
-        position_ids=_tensor(np.concatenate([positions, *chunk_positions]), cache.device),
-        logits_indices=_tensor(_logits_indices(batch), cache.device),
+        position_ids=send(np.concatenate([positions, *chunk_positions])),
+        logits_indices=send(_logits_indices(batch)),
         attention=attention,
     )
 
@@ -90,10 +91,6 @@ def build_model_input(
 def num_logits(chunk: ScheduledChunk) -> int:
     """After how many of a chunk's tokens logits are needed: its last ones."""
     return len(chunk.token_ids) if chunk.prompt_targets is not None else chunk.num_samples
-
-
-def _tensor(numbers: NDArray[np.int64], device: torch.device) -> Tensor:
-    return torch.from_numpy(numbers).to(device, non_blocking=True)
 
 
 def _logits_indices(batch: ScheduledBatch) -> NDArray[np.int64]:
@@ -108,12 +105,11 @@ def _logits_indices(batch: ScheduledBatch) -> NDArray[np.int64]:
 
 
 def _token_ids(slots: NDArray[np.int64], batch: ScheduledBatch, state: SlotState) -> Tensor:
-    device = state.last_tokens.device
-    sampled = state.last_tokens.index_select(0, _tensor(slots, device))
+    sampled = state.last_tokens.index_select(0, state.to_device.send(slots))
     if not batch.chunks:
         return sampled
     known = [token_id for chunk in batch.chunks for token_id in chunk.token_ids]
-    return torch.cat([sampled, torch.tensor(known, device=device)])
+    return torch.cat([sampled, state.to_device.send(np.array(known, dtype=np.int64))])
 
 
 def _group_decodes(
@@ -123,7 +119,7 @@ def _group_decodes(
     groups: list[LoneDecode | PaddedDecodes] = []
     bytes_per_block = cache.block_size * cache.bytes_per_token
     falling = -positions
-    num_tokens = _tensor(positions + 1, cache.device).view(-1, 1, 1, 1)
+    num_tokens = state.to_device.send(positions + 1).view(-1, 1, 1, 1)
     start = 0
     while start < len(slots):
         longest = int(positions[start]) + 1
@@ -139,7 +135,7 @@ def _group_decodes(
                 PaddedDecodes(
                     rows=slice(start, stop),
                     width=width * cache.block_size,
-                    blocks=_tensor(state.tables[slots[start:stop], :width].ravel(), cache.device),
+                    blocks=state.to_device.send(state.tables[slots[start:stop], :width].ravel()),
                     num_tokens=num_tokens[start:stop],
                 )
             )

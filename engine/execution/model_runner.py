@@ -8,9 +8,8 @@ decided in `scheduler`.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -24,40 +23,37 @@ from engine.attention.kv_cache import (
 )
 from engine.errors import OutOfMemoryError, UnsupportedArchitectureError
 from engine.execution.decoder import make_decoder
+from engine.execution.device_faults import is_out_of_memory
+from engine.execution.drafts import sampled_places
 from engine.execution.host_memory import keep_freed_memory
+from engine.execution.host_ring import DirectMemory, HostRing, section_bytes
 from engine.execution.model_input import build_model_input, model_order, num_logits
+from engine.execution.pinned import memory_beside
 from engine.execution.slot_state import SlotState
 from engine.execution.static_decode import StaticDecode, row_bucket, width_bucket
-from engine.sampling.logprobs import prompt_logprobs, to_token_logprobs
+from engine.execution.step_results import HeldResult, ResultSections, StepResult, read_result
+from engine.sampling.logprobs import prompt_logprobs
 from engine.sampling.row_plan import make_plan, plan_key
 from engine.sampling.sampler import sample
-from engine.sampling.state import SamplingState, ids_to_device
-from engine.scheduling.batch import RowExtras, SampledTokens
-from engine.scheduling.drafting import num_accepted
+from engine.sampling.state import SamplingState
+from engine.scheduling.batch import RowExtras
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     from torch import Tensor
     from transformers import PreTrainedModel
 
     from engine.config import EngineConfig
+    from engine.execution.host_ring import ToDevice
     from engine.layers.weights import LinearsInUse
-    from engine.outputs import TokenLogprobs
-    from engine.sampling.sampler import SampledRows
-    from engine.scheduling.batch import ScheduledBatch
+    from engine.sampling.logprobs import RowLogprobs
+    from engine.scheduling.batch import SampledTokens, ScheduledBatch
+
+Given = TypeVar("Given")
 
 _NO_EXTRAS = RowExtras()
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What a step computed, still on the device where it can be."""
-
-    rows: SampledRows | None  # one for each decode, then each sample of each chunk; None of none
-    num_logprobs: tuple[int | None, ...]  # leading tokens that each row asks for
-    prompt_logprobs: Mapping[int, tuple[TokenLogprobs, ...]]  # by sequence id
 
 
 class PendingStep:
@@ -74,55 +70,6 @@ class PendingStep:
         """Wait for the step and read what it sampled; call it once. Raises `OutOfMemoryError`."""
         step = _with_memory(self._step)
         return read_result(self._in_order, step)
-
-
-def read_result(batch: ScheduledBatch, step: StepResult) -> SampledTokens:
-    """Sort rows into sequences, and cut drafts off where they were not what was sampled."""
-    if step.rows is None:
-        return SampledTokens({}, prompt_logprobs=step.prompt_logprobs)
-    tokens = step.rows.tokens.tolist()
-    token_ids: dict[int, tuple[int, ...]] = {}
-    rows_of: dict[int, tuple[int, int]] = {}  # first and last that count
-    for row, sequence_id in enumerate(batch.decodes.sequence_ids):
-        token_ids[sequence_id] = (tokens[row],)
-        rows_of[sequence_id] = row, row + 1
-    row = len(batch.decodes)
-    for chunk in batch.chunks:
-        if chunk.num_samples:
-            stop = row + 1 + num_accepted(chunk.drafts, tokens[row:])
-            token_ids[chunk.sequence_id] = tuple(tokens[row:stop])
-            rows_of[chunk.sequence_id] = row, stop
-            row += chunk.num_samples
-    return SampledTokens(
-        token_ids,
-        _sequences_with_any(~step.rows.is_finite, rows_of),
-        _sequences_with_any(~step.rows.has_choice, rows_of),
-        _read_logprobs(step, rows_of),
-        step.prompt_logprobs,
-    )
-
-
-def _sequences_with_any(marked: Tensor, rows_of: Mapping[int, tuple[int, int]]) -> frozenset[int]:
-    """Find the sequences of which a row is marked; marked: [rows] bool."""
-    if not bool(marked.any()):
-        return frozenset()
-    rows = marked.tolist()
-    return frozenset(
-        sequence_id for sequence_id, (start, stop) in rows_of.items() if any(rows[start:stop])
-    )
-
-
-def _read_logprobs(
-    step: StepResult, rows_of: Mapping[int, tuple[int, int]]
-) -> dict[int, tuple[TokenLogprobs, ...]]:
-    if step.rows is None or step.rows.logprobs is None:
-        return {}
-    reported = to_token_logprobs(step.rows.logprobs, step.num_logprobs)
-    found = {
-        sequence_id: tuple(row for row in reported[start:stop] if row is not None)
-        for sequence_id, (start, stop) in rows_of.items()
-    }
-    return {sequence_id: rows for sequence_id, rows in found.items() if rows}
 
 
 class ModelRunner:
@@ -149,16 +96,19 @@ class ModelRunner:
             dtype=attention_dtype(model),
             device=self._device,
         )
+        self._to_device, self._results = _host_side(self._device, config)
         self._slots = SlotState(
             max_num_seqs=config.max_num_seqs,
             max_model_len=config.max_model_len,
             cache=self._cache,
+            to_device=self._to_device,
         )
         self._sampling = SamplingState(
             max_num_seqs=config.max_num_seqs,
             vocab_size=self.vocab_size,
             device=self._device,
-            is_graph_safe=self._resolve_is_static(config),
+            is_graph_safe=self._results is not None or self._resolve_is_static(config),
+            send=self._to_device.send,
         )
         self._is_static = self._resolve_is_static(config)
         self._static_decodes: dict[tuple[int, int], StaticDecode] = {}  # by rows and width
@@ -185,13 +135,21 @@ class ModelRunner:
     def launch(self, batch: ScheduledBatch) -> PendingStep:
         """Start a step, without waiting for it. Raises `OutOfMemoryError`."""
         in_order = model_order(batch)
-        run = partial(self._run, in_order)
-        if self._device.type == "cpu":
+        if self._results is None:
             # Nothing runs beside us here, so the step runs when its result is asked for: a token is
             # handed out before the next one is computed, not after.
-            return PendingStep(batch, in_order, run)
-        step = _with_memory(run)  # queued on the device
-        return PendingStep(batch, in_order, lambda: step)
+            return PendingStep(batch, in_order, partial(self._run, in_order))
+        held = _with_memory(partial(self._run_and_hold, in_order, self._results))
+        return PendingStep(batch, in_order, held.read)
+
+    @torch.inference_mode()
+    def _run_and_hold(self, batch: ScheduledBatch, results: ResultSections) -> HeldResult:
+        """Queue a step on the device, and the copies of its results behind it."""
+        self._to_device.begin_step()
+        try:
+            return results.hold(self._run(batch))
+        finally:
+            self._to_device.end_step()
 
     @torch.inference_mode()
     def _run(self, batch: ScheduledBatch) -> StepResult:
@@ -208,7 +166,7 @@ class ModelRunner:
                 f" {self.vocab_size} rows; a sampled id could lie outside it"
             )
         reported = self._prompt_logprobs(batch, logits)
-        return self._sample(batch, _sampled_logits(batch, logits), reported)
+        return self._sample(batch, self._sampled_logits(batch, logits), reported)
 
     def _resolve_is_static(self, config: EngineConfig) -> bool:
         """Whether decode steps run in shapes made beforehand."""
@@ -232,6 +190,7 @@ class ModelRunner:
                 cache=self._cache,
                 slots=self._slots,
                 sampling=self._sampling,
+                to_device=self._to_device,
             )
         step = self._static_decodes[shape]
         step.fill(decodes.slots, decodes.positions)
@@ -240,7 +199,8 @@ class ModelRunner:
         return StepResult(rows, tuple(map(self._sampling.num_logprobs, decodes.slots)), {})
 
     def _take_in(self, batch: ScheduledBatch) -> None:
-        self._cache.clear(batch.dirty_blocks)
+        if batch.dirty_blocks:
+            self._cache.clear(self._sampling.send_ids(batch.dirty_blocks))
         self._slots.take_in(batch)
         for start in batch.starts:
             self._sampling.start(start)
@@ -250,7 +210,7 @@ class ModelRunner:
         self,
         batch: ScheduledBatch,
         logits: Tensor,
-        reported: dict[int, tuple[TokenLogprobs, ...]],
+        reported: dict[int, RowLogprobs],
     ) -> StepResult:
         slots = list(batch.decodes.slots)
         positions = [position + 1 for position in batch.decodes.positions]
@@ -270,66 +230,60 @@ class ModelRunner:
 
     def _keep_last_tokens(self, batch: ScheduledBatch, tokens: Tensor) -> None:
         """Note in each slot the last token it got, and count what was generated."""
-        kept_slots = list(batch.decodes.slots)
-        kept_rows = list(range(len(batch.decodes)))
-        row = len(kept_rows)
-        host_tokens: list[int] | None = None
-        all_slots, all_rows = list(kept_slots), list(kept_rows)
-        for chunk in batch.chunks:
-            if not chunk.num_samples:
-                continue
-            accepted = 0
-            if chunk.num_drafts:
-                # A draft was made from tokens that the host has seen, so nothing runs ahead of it.
-                host_tokens = tokens.tolist() if host_tokens is None else host_tokens
-                accepted = num_accepted(chunk.drafts, host_tokens[row:])
-            kept_slots.append(chunk.slot)
-            kept_rows.append(row + accepted)
-            all_slots += [chunk.slot] * (accepted + 1)
-            all_rows += range(row, row + accepted + 1)
-            row += chunk.num_samples
-        device = tokens.device
-        picked = tokens.index_select(0, ids_to_device(kept_rows, device))
-        self._slots.last_tokens.index_copy_(0, ids_to_device(kept_slots, device), picked)
-        self._sampling.record(
-            ids_to_device(all_slots, device),
-            tokens.index_select(0, ids_to_device(all_rows, device)),
-        )
+        places = sampled_places(batch, tokens, self._to_device.send)
+        rows = places.last_rows
+        last = tokens if rows is None else tokens.index_select(0, rows)
+        self._slots.last_tokens.index_copy_(0, places.slots, last)
+        row_slots = places.slots if places.row_slots is None else places.row_slots
+        self._sampling.record(row_slots, tokens, places.counts)
 
-    def _prompt_logprobs(
-        self, batch: ScheduledBatch, logits: Tensor
-    ) -> dict[int, tuple[TokenLogprobs, ...]]:
-        reported: dict[int, tuple[TokenLogprobs, ...]] = {}
+    def _prompt_logprobs(self, batch: ScheduledBatch, logits: Tensor) -> dict[int, RowLogprobs]:
+        reported: dict[int, RowLogprobs] = {}
         row = len(batch.decodes)
         for chunk in batch.chunks:
             if chunk.prompt_targets is not None:
-                targets = torch.tensor(chunk.prompt_targets, device=logits.device)
-                found = prompt_logprobs(
+                targets = self._sampling.send_ids(chunk.prompt_targets)
+                reported[chunk.sequence_id] = prompt_logprobs(
                     logits[row : row + len(targets)],
                     targets,
                     self._num_prompt_logprobs[chunk.slot],
                 )
-                reported[chunk.sequence_id] = tuple(found)
             row += num_logits(chunk)
         return reported
 
+    def _sampled_logits(self, batch: ScheduledBatch, logits: Tensor) -> Tensor:
+        """Leave out the rows that only a prompt's logprobs are told from."""
+        num_rows = len(batch.decodes) + sum(chunk.num_samples for chunk in batch.chunks)
+        if logits.shape[0] == num_rows:
+            return logits
+        rows = list(range(len(batch.decodes)))
+        stop = len(rows)
+        for chunk in batch.chunks:
+            stop += num_logits(chunk)
+            rows += range(stop - chunk.num_samples, stop)
+        return logits.index_select(0, self._sampling.send_ids(rows))
 
-def _sampled_logits(batch: ScheduledBatch, logits: Tensor) -> Tensor:
-    """Leave out the rows that only a prompt's logprobs are told from."""
-    num_rows = len(batch.decodes) + sum(chunk.num_samples for chunk in batch.chunks)
-    if logits.shape[0] == num_rows:
-        return logits
-    rows = list(range(len(batch.decodes)))
-    stop = len(rows)
-    for chunk in batch.chunks:
-        stop += num_logits(chunk)
-        rows += range(stop - chunk.num_samples, stop)
-    return logits.index_select(0, torch.tensor(rows, dtype=torch.int64, device=logits.device))
+
+def _host_side(
+    device: torch.device, config: EngineConfig
+) -> tuple[ToDevice, ResultSections | None]:
+    """Make the host's memory for what steps send and give; a CPU needs none."""
+    if device.type == "cpu":
+        return DirectMemory(), None
+    memory = memory_beside(device)
+    num_bytes = section_bytes(
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_blocks=-(-config.max_model_len // config.block_size),
+    )
+    return HostRing(device, memory, num_bytes), ResultSections(memory, config.max_num_seqs)
 
 
-def _with_memory(run: Callable[[], StepResult]) -> StepResult:
-    """Run a step; say in the engine's words that there was too little memory."""
+def _with_memory(run: Callable[[], Given]) -> Given:
+    """Run a step, or read it; say in the engine's words that there was too little memory."""
     try:
         return run()
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemoryError(str(error)) from error
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(str(error)) from error
+        raise

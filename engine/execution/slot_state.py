@@ -12,26 +12,38 @@ import numpy as np
 import torch
 
 from engine.attention.paged import Run
+from engine.execution.host_ring import DirectMemory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from engine.attention.kv_cache import KVCache
+    from engine.execution.host_ring import ToDevice
     from engine.scheduling.batch import ScheduledBatch
 
 
 class SlotState:
     """Block tables and last tokens by slot; a row more than there are slots stays empty."""
 
-    def __init__(self, *, max_num_seqs: int, max_model_len: int, cache: KVCache) -> None:
+    def __init__(
+        self,
+        *,
+        max_num_seqs: int,
+        max_model_len: int,
+        cache: KVCache,
+        to_device: ToDevice | None = None,
+    ) -> None:
+        """Make room; to_device: how steps send, on the CPU by default."""
+        self.to_device = to_device or DirectMemory()
         self.block_size = cache.block_size
         self._empty_block = cache.empty_block
         max_blocks = -(-max_model_len // cache.block_size)
         self.tables: NDArray[np.int64] = np.full(
             (max_num_seqs + 1, max_blocks), cache.empty_block, dtype=np.int64
         )
+        tables = torch.from_numpy(self.tables)
         # The same memory on the CPU, a copy elsewhere.
-        self.device_tables = torch.from_numpy(self.tables).to(cache.device)
+        self.device_tables = tables if self.to_device.is_direct else tables.clone().to(cache.device)
         self.last_tokens = torch.zeros(max_num_seqs + 1, dtype=torch.int64, device=cache.device)
         # Of its first blocks, how many lie side by side.
         self._num_in_run: NDArray[np.int64] = np.zeros(max_num_seqs + 1, dtype=np.int64)
@@ -39,14 +51,12 @@ class SlotState:
 
     def take_in(self, batch: ScheduledBatch) -> None:
         """Apply what a batch changes; before anything else of its step."""
-        changed: list[int] = []
         for start in batch.starts:
             row, table = self.tables[start.slot], start.block_table
             row.fill(self._empty_block)
             row[: len(table)] = table
             self._num_blocks[start.slot] = len(table)
             self._num_in_run[start.slot] = _run_length(row[: len(table)])
-            changed.append(start.slot)
         for new in batch.new_blocks:
             self.tables[new.slot, new.index] = new.block
             self._num_blocks[new.slot] = new.index + 1
@@ -55,11 +65,20 @@ class SlotState:
                 and self.tables[new.slot, new.index - 1] == new.block - 1
             ):
                 self._num_in_run[new.slot] += 1
-            changed.append(new.slot)
-        if changed and self.device_tables.device.type != "cpu":
-            slots = torch.tensor(changed, device=self.device_tables.device)
-            rows = torch.from_numpy(self.tables[changed]).to(slots.device, non_blocking=True)
-            self.device_tables.index_copy_(0, slots, rows)
+        if not self.to_device.is_direct:
+            self._send_changes(batch)
+
+    def _send_changes(self, batch: ScheduledBatch) -> None:
+        """Have the device's tables follow: whole rows of who starts, single blocks of others."""
+        send = self.to_device.send
+        if batch.starts:
+            slots = np.array([start.slot for start in batch.starts], dtype=np.int64)
+            self.device_tables.index_copy_(0, send(slots), send(self.tables[slots]))
+        if batch.new_blocks:
+            width = self.tables.shape[1]
+            new = [(new.slot * width + new.index, new.block) for new in batch.new_blocks]
+            places, blocks = send(np.array(new, dtype=np.int64).T.copy()).unbind(0)
+            self.device_tables.view(-1).index_copy_(0, places, blocks)
 
     def cache_slots(
         self, slots: NDArray[np.int64] | int, positions: NDArray[np.int64]
@@ -74,7 +93,7 @@ class SlotState:
         table = self.tables[slot, :num_blocks]
         blocks = None
         if num_blocks > self._num_in_run[slot]:
-            blocks = torch.from_numpy(table.copy()).to(self.device_tables.device)
+            blocks = self.to_device.send(table.copy())
         return Run(num_tokens, int(table[0]) * self.block_size, blocks)
 
 

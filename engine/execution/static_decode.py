@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from engine.attention.kv_cache import KVCache
     from engine.execution.decoder import Decoder
+    from engine.execution.host_ring import ToDevice
     from engine.execution.slot_state import SlotState
     from engine.sampling.row_plan import PlanKey
     from engine.sampling.sampler import SampledRows
@@ -103,7 +104,9 @@ class StaticDecode:
         cache: KVCache,
         slots: SlotState,
         sampling: SamplingState,
+        to_device: ToDevice,
     ) -> None:
+        self._to_device = to_device
         self.num_rows = num_rows
         self.width = width
         self._decoder = decoder
@@ -124,7 +127,7 @@ class StaticDecode:
         """Say which rows the next run is about; positions: of their input tokens."""
         missing = self.num_rows - len(slots)
         rows = [[*slots, *[self._padding_slot] * missing], [*positions, *[0] * missing]]
-        self._buffer.copy_(torch.from_numpy(np.array(rows, dtype=np.int64)), non_blocking=True)
+        self._to_device.send_into(self._buffer, np.array(rows, dtype=np.int64))
 
     def run(self, key: PlanKey) -> SampledRows:
         """Run the step; what it samples is also left in the slots.

@@ -1,4 +1,4 @@
-"""One decoder for the Llama family: Llama, Mistral, Qwen2 and Qwen3.
+"""One decoder for the Llama family, Llama, Mistral, Qwen2 and Qwen3, as the CPU runs it.
 
 They differ in biases (which the weights bring along), in norms of queries and keys (Qwen3) and in
 sliding windows (Mistral, Qwen2). On CPU everything but the linear layers is float32, whatever the
@@ -55,14 +55,15 @@ class LlamaDecoder:
     That forward costs 0.24 ms a step in wrappers and 0.05 ms in masks, 5 % of a step.
     """
 
+    is_recordable = True
+
     def __init__(self, model: Any, max_model_len: int, *, is_batch_invariant: bool) -> None:
         body = model.model
         # Looked up in the dtype it is stored in and widened by the row: a float32 copy of SmolLM2's
         # would take 113 MB.
         self._embedding = body.embed_tokens.weight.detach()
-        on_cpu = self._embedding.device.type == "cpu"
-        self._dtype = torch.float32 if on_cpu else self._embedding.dtype
-        self._rotation = _rotation_table(
+        self._dtype = activation_dtype(self._embedding)
+        self._rotation = rotation_table(
             body.rotary_emb, max_model_len, self._embedding, self._dtype
         )
         for index, layer in enumerate(body.layers):
@@ -116,7 +117,7 @@ class LlamaLayer(nn.Module):
         self._num_heads: int = config.num_attention_heads
         self._head_dim: int = attention.head_dim
         self._scale: float = attention.scaling
-        self._window: int | None = _window(attention, config)
+        self._window: int | None = sliding_window(attention, config)
 
         self._attention_norm = RMSNorm(layer.input_layernorm, dtype)
         self._head_norm = (
@@ -176,7 +177,7 @@ class LlamaLayer(nn.Module):
         turning = heads.narrow(1, 0, self._num_heads + num_kv_heads)
         if self._head_norm is not None:
             self._head_norm(turning)
-        # The second half's sine is positive, the first's negative (see _rotation_table). 5.6 µs;
+        # The second half's sine is positive, the first's negative (see rotation_table). 5.6 µs;
         # rotating the halves one by one into place took 14.
         swapped = turning.roll(self._head_dim // 2, -1)
         turning.mul_(cos).addcmul_(swapped, sin)
@@ -226,7 +227,12 @@ def scale_to_unit(x: Tensor, eps: float, eps_tensor: Tensor) -> Tensor:
     return x * torch.addcmul(eps_tensor, norm, norm, value=1 / x.shape[-1]).rsqrt_()
 
 
-def _rotation_table(
+def activation_dtype(embedding: Tensor) -> torch.dtype:
+    """What layers compute in: float32 on CPU, elsewhere what the model was loaded in."""
+    return torch.float32 if embedding.device.type == "cpu" else embedding.dtype
+
+
+def rotation_table(
     rotary: Any,
     num_positions: int,
     like: Tensor,
@@ -246,7 +252,7 @@ def _rotation_table(
         return torch.stack((cos[0], signed[0]), dim=1).to(dtype)
 
 
-def _window(attention: Any, config: Any) -> int | None:
+def sliding_window(attention: Any, config: Any) -> int | None:
     """How many tokens back this layer sees."""
     if hasattr(attention, "sliding_window"):  # Qwen: its own, by layer
         return attention.sliding_window  # type: ignore[no-any-return]

@@ -121,7 +121,7 @@ class JoinedLinears:
         self._weights = weights if fused is None else [fused]
         self._permutation = self._weights[0].input_permutation
         self._is_order_shared = all(
-            _is_same_order(self._permutation, weight.input_permutation) for weight in self._weights
+            is_same_order(self._permutation, weight.input_permutation) for weight in self._weights
         )
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -165,7 +165,8 @@ def multiply_invariantly(weight: LinearWeight, x: Tensor) -> Tensor:
     return torch.cat([weight.matmul(rows.clone()) for rows in pieces])
 
 
-def _is_same_order(one: Tensor | None, other: Tensor | None) -> bool:
+def is_same_order(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether two permutations are alike; None is the model's own order."""
     if one is None or other is None:
         return one is other
     return torch.equal(one, other)

@@ -72,17 +72,32 @@ def to_token_logprobs(rows: RowLogprobs, asked: Sequence[int | None]) -> list[To
     ]
 
 
-def prompt_logprobs(logits: Tensor, targets: Tensor, num_top: int) -> list[TokenLogprobs]:
-    """Tell how likely each of a prompt's tokens was; waits for the device.
+def prompt_logprobs(logits: Tensor, targets: Tensor, num_top: int) -> RowLogprobs:
+    """Tell how likely each of a prompt's tokens was.
 
     logits: [rows, vocab] float32. targets: [rows] int64, the token that followed each row.
     """
-    logprobs: list[TokenLogprobs | None] = []
-    for start in range(0, len(targets), _BLOCK_ROWS):
-        block = slice(start, start + _BLOCK_ROWS)
-        rows = row_logprobs(logits[block], targets[block], num_top)
-        logprobs += to_token_logprobs(rows, [num_top] * len(targets[block]))
-    return [token for token in logprobs if token is not None]
+    token_ids = torch.arange(logits.shape[1], device=logits.device)
+    blocks = [
+        row_logprobs(logits[start:stop], targets[start:stop], num_top, token_ids)
+        for start, stop in _blocks(len(targets))
+    ]
+    return RowLogprobs(
+        torch.cat([block.picked for block in blocks]),
+        torch.cat([block.top_ids for block in blocks]),
+        torch.cat([block.top for block in blocks]),
+    )
+
+
+def to_prompt_logprobs(rows: RowLogprobs) -> tuple[TokenLogprobs, ...]:
+    """Give every row all the leading tokens that there are of it; waits for the device."""
+    told = to_token_logprobs(rows, [rows.top.shape[1]] * len(rows.picked))
+    return tuple(row for row in told if row is not None)
+
+
+def _blocks(num_rows: int) -> list[tuple[int, int]]:
+    starts = range(0, max(1, num_rows), _BLOCK_ROWS)  # one block where there is no row
+    return [(start, min(start + _BLOCK_ROWS, num_rows)) for start in starts]
 
 
 def _leading(logits: Tensor, num_top: int, token_ids: Tensor) -> Tensor:

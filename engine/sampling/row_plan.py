@@ -12,9 +12,9 @@ import operator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 
-from engine.sampling.state import Need, ids_to_device, to_device
+from engine.sampling.state import Need
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -102,9 +102,9 @@ def make_plan(
     extras = extras or {}
     return SamplingPlan(
         key=key,
-        slots=_ids(state, slots),
-        positions=_ids(state, positions),
-        rows={need: _ids(state, rows) for need, rows in subsets.items()},
+        slots=state.send_ids(slots),
+        positions=state.send_ids(positions),
+        rows={need: state.send_ids(rows) for need, rows in subsets.items()},
         logprob_rows=None if state.is_graph_safe else _logprob_rows(state, slots),
         masks=_masks(state, extras),
         bans=_places(state, {row: extra.banned_token_ids for row, extra in extras.items()}),
@@ -137,7 +137,7 @@ def _subsets(needs: Sequence[Need]) -> dict[Need, list[int]]:
 
 def _logprob_rows(state: SamplingState, slots: Sequence[int]) -> Tensor | None:
     rows = [row for row, slot in enumerate(slots) if state.num_logprobs(slot) is not None]
-    return _ids(state, rows) if 0 < len(rows) < len(slots) else None
+    return state.send_ids(rows) if 0 < len(rows) < len(slots) else None
 
 
 def _masks(state: SamplingState, extras: Mapping[int, RowExtras]) -> Masks | None:
@@ -146,8 +146,8 @@ def _masks(state: SamplingState, extras: Mapping[int, RowExtras]) -> Masks | Non
         return None
     num_bytes = 4 * -(-state.vocab_size // 32)
     words = bytearray(b"".join(_fit(mask, num_bytes) for mask in masks.values()))
-    rows = torch.frombuffer(words, dtype=torch.int32).view(len(masks), -1)
-    return Masks(_ids(state, list(masks)), to_device(rows, state.device))
+    rows = np.frombuffer(words, dtype=np.int32).reshape(len(masks), -1)
+    return Masks(state.send_ids(list(masks)), state.send(rows))
 
 
 def _fit(mask: TokenMask, num_bytes: int) -> bytes:
@@ -167,8 +167,4 @@ def _drafts(
 def _places(state: SamplingState, tokens: Mapping[int, Sequence[int]]) -> Tensor | None:
     """Number the places of tokens in a table of rows, as it lies in memory."""
     places = [row * state.vocab_size + token for row, ids in tokens.items() for token in ids]
-    return _ids(state, places) if places else None
-
-
-def _ids(state: SamplingState, values: Sequence[int]) -> Tensor:
-    return ids_to_device(values, state.device)
+    return state.send_ids(places) if places else None

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -11,15 +13,21 @@ from transformers import (
     DeepseekV2Config,
     LlamaConfig,
     MambaConfig,
+    MixtralConfig,
     PretrainedConfig,
     StableLmConfig,
     T5Config,
     T5ForConditionalGeneration,
 )
 
+from engine.attention.interface import ModelInput
 from engine.errors import UnsupportedArchitectureError
-from engine.execution.decoder import make_decoder
-from tests.engine.tiny_models import CAPPED, FUSED, UNFUSED, make_model
+from engine.execution.decoder import TransformersDecoder, make_decoder
+from engine.layers.gpu_llama import GpuLlamaDecoder
+from engine.layers.llama import LlamaDecoder
+from tests.engine.graph_guard import NothingForTheHost
+from tests.engine.tiny_models import CAPPED, FUSED, UNFUSED, make_model, make_prompts
+from tests.engine.whole_sequence import PlainKernels, WholeSequence
 
 NO_IDS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 SMALL: dict[str, Any] = NO_IDS | {
@@ -120,3 +128,67 @@ def test_a_known_family_with_a_foreign_linear_layer_is_refused():
     model.model.layers[0].mlp.up_proj = nn.Identity()
     with pytest.raises(UnsupportedArchitectureError, match="Identity stands where a linear layer"):
         make_decoder(model, max_model_len=64)
+
+
+def test_a_gpus_path_has_layers_of_its_own_for_known_families():
+    on_gpu = make_decoder(make_model(FUSED["llama"]), max_model_len=64, kernels=PlainKernels())
+    on_cpu = make_decoder(make_model(FUSED["llama"]), max_model_len=64)
+    assert isinstance(on_gpu, GpuLlamaDecoder)
+    assert isinstance(on_cpu, LlamaDecoder)
+    assert on_gpu.is_recordable
+    assert on_cpu.is_recordable
+
+
+def step(num_tokens: int, rows: torch.Tensor | None) -> ModelInput:
+    (prompt,) = make_prompts(num_tokens)
+    return ModelInput(torch.tensor(prompt), torch.arange(num_tokens), rows, WholeSequence())
+
+
+class NoAttention:
+    """An `AttentionStep` that gives queries back."""
+
+    def attend(self, _layer_index: int, query: torch.Tensor, *_: object, **__: object) -> Any:
+        return query
+
+
+OTHERS = UNFUSED | {"mixtral": MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=4)}
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_transformers_layers_wait_for_nothing_either(family: str):
+    """So a graph holds them, too; of their mask, which looks at positions, nothing runs."""
+    decoder = make_decoder(make_model(OTHERS[family]), max_model_len=64, kernels=PlainKernels())
+    assert isinstance(decoder, TransformersDecoder)
+    assert decoder.is_recordable
+    if family == "mixtral":  # makes ranges, whose ends follow from shapes
+        return
+    given = replace(step(9, torch.tensor([8])), attention=NoAttention())
+    with torch.inference_mode(), NothingForTheHost():
+        decoder.logits(given)
+
+
+def test_all_rows_come_out_where_none_are_named():
+    decoder = make_decoder(make_model(UNFUSED["phi"]), max_model_len=64)
+    with torch.inference_mode():
+        everything = decoder.logits(step(9, None))
+        some = decoder.logits(step(9, torch.tensor([8, 2])))
+    assert everything.shape[0] == 9
+    torch.testing.assert_close(everything[torch.tensor([8, 2])], some)
+
+
+class WaitingNorm(nn.Module):
+    """A layer that asks the device how large its input is."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x / float(x.abs().amax())
+
+
+def test_layers_that_wait_for_the_device_are_not_recorded_and_that_is_said():
+    model: Any = make_model(UNFUSED["phi"])
+    model.model.layers[1].input_layernorm = WaitingNorm()
+    with capture_logs() as logs:
+        decoder = make_decoder(model, max_model_len=64)
+    assert not decoder.is_recordable
+    (said,) = [entry for entry in logs if entry["event"] == "steps_not_recordable"]
+    assert said["model"] == "PhiForCausalLM"
+    assert said["operations"] == ["_local_scalar_dense"]

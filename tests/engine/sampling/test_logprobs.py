@@ -5,7 +5,12 @@ import math
 import pytest
 import torch
 
-from engine.sampling.logprobs import prompt_logprobs, row_logprobs, to_token_logprobs
+from engine.sampling.logprobs import (
+    prompt_logprobs,
+    row_logprobs,
+    to_prompt_logprobs,
+    to_token_logprobs,
+)
 from tests.engine.sampling_rows import Row, params, pick, run
 
 
@@ -76,13 +81,18 @@ def test_they_are_of_the_models_own_distribution():
 def test_a_prompts_logprobs_do_not_depend_on_how_it_is_cut():
     logits = torch.randn(150, 301) * 3
     targets = torch.randint(301, (150,))
-    whole = prompt_logprobs(logits, targets, 4)
+    whole = list(to_prompt_logprobs(prompt_logprobs(logits, targets, 4)))
     pieces = [
         token
         for part in (slice(0, 1), slice(1, 80), slice(80, 150))
-        for token in prompt_logprobs(logits[part], targets[part], 4)
+        for token in to_prompt_logprobs(prompt_logprobs(logits[part], targets[part], 4))
     ]
     assert whole == pieces
     assert len(whole) == 150
     assert all(len(token.top) == 4 for token in whole)
     assert math.isclose(whole[3].logprob, logits[3].log_softmax(0)[targets[3]].item(), rel_tol=1e-5)
+
+
+def test_a_prompt_of_one_token_has_none_to_tell_of():
+    told = prompt_logprobs(torch.randn(1, 301), torch.empty(0, dtype=torch.int64), 4)
+    assert to_prompt_logprobs(told) == ()
