@@ -16,6 +16,7 @@ import structlog
 
 from engine.errors import BlockAccountingError, EngineError, EngineStartError, LiveCheckError
 from engine.outputs import CachedPrompt, PromptLogprobs, TokenOutput
+from engine.process.emergency_exit import EmergencyExit
 from engine.process.grammar_reader import GrammarReader
 from engine.process.live_check import LiveCheckRunner
 from engine.transport.sockets import EngineSockets, EventSocket
@@ -95,13 +96,20 @@ class Ending(enum.Enum):
     DIED = "died"
 
 
-def serve(folder: Path, build: Callable[[ReportProgress], BuiltEngine]) -> Ending:
+def serve(
+    folder: Path,
+    build: Callable[[ReportProgress], BuiltEngine],
+    *,
+    fault_exit_code: int | None = None,
+) -> Ending:
     """Build an engine and run it for the client that listens in `folder`, until it is to end.
 
-    build: raises EngineStartError for what the client shall read.
+    build: raises EngineStartError for what the client shall read. fault_exit_code: what the process
+    is ended with once its device is lost; None where it is not the engine's own.
     """
     sockets = EngineSockets(folder)
     heartbeat = HeartbeatThread(folder)
+    emergency_exit = EmergencyExit(sockets, heartbeat, exit_code=fault_exit_code)
     heartbeat.start()
     try:
         built = build(
@@ -111,7 +119,7 @@ def serve(folder: Path, build: Callable[[ReportProgress], BuiltEngine]) -> Endin
         )
         limits = built.engine.limits
         sockets.send(Ready(limits.vocab_size, limits.max_model_len, built.model_description))
-        EngineLoop(built, sockets, heartbeat).run()
+        EngineLoop(built, sockets, heartbeat, emergency_exit).run()
     except EngineStartError as error:
         sockets.send(StartFailed(str(error), error.start_failure))
         return Ending.NOT_STARTED
@@ -120,6 +128,7 @@ def serve(folder: Path, build: Callable[[ReportProgress], BuiltEngine]) -> Endin
         sockets.send(LiveCheckFailed(str(error), error.start_failure))
         return Ending.DIED
     except Exception as error:
+        emergency_exit.leave_on_fault(error)
         log.exception("engine_failed")
         # Not its message: clients will read this, and it may hold paths and addresses.
         sockets.send(EngineFailed(f"the engine died of {type(error).__name__}"))
@@ -196,8 +205,13 @@ class EngineLoop:
     """An engine at work for one client."""
 
     def __init__(
-        self, built: BuiltEngine, sockets: EngineSockets, heartbeat: HeartbeatThread
+        self,
+        built: BuiltEngine,
+        sockets: EngineSockets,
+        heartbeat: HeartbeatThread,
+        emergency_exit: EmergencyExit,
     ) -> None:
+        self._emergency_exit = emergency_exit
         self._engine = built.engine
         self._sockets = sockets
         self._heartbeat = heartbeat
@@ -220,6 +234,9 @@ class EngineLoop:
             while self._take_commands():
                 self._step()
                 self._check_live()
+        except Exception as error:
+            self._emergency_exit.leave_on_fault(error)  # before what follows, which might hang
+            raise
         finally:
             self._grammars.close()
             if self._live_check is not None:

@@ -50,7 +50,11 @@ def main(build: Callable[[WorkerSettings, LoadRequest, ReportProgress], BuiltEng
     settings = WorkerSettings(**start["settings"])
     load_request = msgspec.convert(start["load_request"], LoadRequest)
     set_up_logs(settings, engine=settings.served_model_name or settings.variant or DEMO_NAME)
-    ending = serve(Path(start["folder"]), partial(build, settings, load_request))
+    ending = serve(
+        Path(start["folder"]),
+        partial(build, settings, load_request),
+        fault_exit_code=ENGINE_DIED,
+    )
     zmq.Context.instance().term()  # returns once the last event is out
     sys.stderr.flush()
     os._exit(EXIT_CODES[ending])

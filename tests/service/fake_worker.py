@@ -8,6 +8,7 @@ a longer context has the process killed), breaks_loading, vocab_size, answer_ids
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -34,10 +35,22 @@ VOCAB_SIZE = 260  # of a byte tokenizer
 ASCII_END = 98  # its ids below, but for the special ones, are ASCII characters
 
 
+class HangsWhenFreed:
+    """Never comes back from being freed, and lets no other thread run meanwhile."""
+
+    def __del__(self) -> None:
+        ctypes.PyDLL(None).sleep(1000)
+
+
 def fall_ill(request: SequenceRequest, token: int) -> None:
     """Fail as the request's caller wants it."""
     if request.caller == "hang":
         time.sleep(1000)
+    if request.caller == "illegal access":
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    if request.caller == "illegal access, and a clean-up that hangs":
+        holds_on = HangsWhenFreed()
+        raise RuntimeError("CUDA error: device-side assert triggered", holds_on)
     if request.caller == "raise":
         raise ZeroDivisionError("/a/path that is nobody's business")
     if request.caller == "exit":

@@ -137,6 +137,39 @@ def test_sick_engine_is_ended_told_of_and_replaced(tmp_path: Path, ailment, mess
         assert message in ended["reason"]
 
 
+@pytest.mark.parametrize(
+    ("ailment", "found"),
+    [
+        ("illegal access", "an illegal memory access on the GPU"),
+        ("illegal access, and a clean-up that hangs", "a failed assertion on the GPU"),
+    ],
+)
+def test_engine_that_lost_its_device_ends_at_once_and_is_replaced(tmp_path: Path, ailment, found):
+    """Whatever would be cleaned up: a step's deadline, by which a hang is found, is far off."""
+    with serving(tmp_path) as server:
+        sick = server.workers()[0]
+        started = time.monotonic()
+        response = server.complete(user=ailment)
+        assert response.status_code == 503
+        assert f"the engine met {found}" in response.json()["error"]["message"]
+        sick.wait(5)
+        assert time.monotonic() - started < 5
+        server.wait_ready()
+        assert server.complete().status_code == 200
+        (told,) = [line for line in server.lines() if line["event"] == "device_lost"]
+        assert told["found"] == found
+        assert "compute-sanitizer" in told["what_to_do"]
+
+
+def test_device_lost_in_the_servers_own_process_ends_it(tmp_path: Path):
+    """No thread of that process has a device any more; whoever started the server starts it."""
+    with serving(tmp_path, in_process=True) as server:
+        response = server.complete(user="illegal access")
+        assert response.status_code == 503
+        assert "an illegal memory access" in response.json()["error"]["message"]
+        assert server.popen.wait(20) == 1
+
+
 def test_long_but_healthy_step_is_no_hang(tmp_path: Path):
     with serving(tmp_path, {"step_s": 0.7}, step_deadline_s=1) as server:
         assert server.complete(max_tokens=3).status_code == 200
