@@ -123,9 +123,17 @@ class JoinedLinears:
         self._is_order_shared = all(
             is_same_order(self._permutation, weight.input_permutation) for weight in self._weights
         )
+        # By weight: place → place in what `matmul` gave; None where outputs come as they should.
+        self._outputs = [
+            None if weight.output_permutation is None else weight.output_permutation.argsort()
+            for weight in self._weights
+        ]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x: [rows, in] in the model's own order. Returns all outputs side by side, [rows, out]."""
+        """x: [rows, in] in the model's own order. Returns all outputs side by side, [rows, out].
+
+        Outputs, too, are in the model's order.
+        """
         if self._is_order_shared:
             x = _permute(x, self._permutation)
             outputs = [self._multiply(weight, x) for weight in self._weights]
@@ -134,6 +142,7 @@ class JoinedLinears:
                 self._multiply(weight, _permute(x, weight.input_permutation))
                 for weight in self._weights
             ]
+        outputs = [_permute(out, order) for out, order in zip(outputs, self._outputs, strict=True)]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
     def _multiply(self, weight: LinearWeight, x: Tensor) -> Tensor:

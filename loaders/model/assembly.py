@@ -65,6 +65,7 @@ def assemble(
     backends = prepare_layers(
         model,
         mapped,
+        dtype=placement.dtype,
         asked=placement.backend,
         excluded=excluded,
         offloaded=offloaded,

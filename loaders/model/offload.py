@@ -40,6 +40,7 @@ class OffloadedLinear(nn.Module):
 
     # The inputs are put into the kernel's order on the CPU.
     input_permutation: Tensor | None = None
+    output_permutation: Tensor | None = None
 
     def __init__(self, linear: PackedLinear | nn.Linear) -> None:
         super().__init__()

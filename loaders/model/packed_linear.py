@@ -2,9 +2,9 @@
 kernel.
 
 While loading it offers buffers named and shaped as in the file, so that Transformers fills and
-places them like any others. `prepare` turns them into a kernel and lets them go. The engine sees
-it only through the three names `input_permutation`, `matmul` and `fuse_with` (its `LinearWeight`
-protocol).
+places them like any others. `loaders.model.prepare` takes them and gives it a kernel, its own or
+its share of one that layers were joined in. The engine sees it only through its `LinearWeight`
+protocol: `matmul`, `fuse_with` and the orders of inputs and outputs.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import nn
 
 from loaders.errors import CheckpointError
 from loaders.model.finite import check_finite
+from loaders.model.kernels.output_slice import whole_of
 from loaders.quantization.packed_tensors import PackedTensors
 
 if TYPE_CHECKING:
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from loaders.memory.release import MappedFiles
-    from loaders.model.kernels.protocol import Backend, Kernel
+    from loaders.model.kernels.protocol import Kernel
     from loaders.quantization.packed_format import PackedFormat
 
 
@@ -53,6 +53,7 @@ class PackedLinear(nn.Module):
         self.expects_bias = True  # whether the layer that it stands for has one
         self._output_permutation: Tensor | None = None
         self.is_constant = False  # whether all codes that were stored are one and the same
+        self.is_bias_in_kernel = False  # whether the kernel adds it; else `matmul` does
         self.register_buffer("bias", None)
 
     @classmethod
@@ -89,12 +90,14 @@ class PackedLinear(nn.Module):
         out_features: int,
         *,
         bias: Tensor | None = None,
+        is_bias_in_kernel: bool = False,
+        output_permutation: Tensor | None = None,
         backend: str = "",
     ) -> PackedLinear:
         """Make a layer around a kernel that is already prepared."""
         layer = cls(in_features, out_features)
-        layer.kernel = kernel
-        layer.backend = backend
+        layer.use_kernel(kernel, backend, is_bias_in_kernel=is_bias_in_kernel)
+        layer._output_permutation = output_permutation
         layer.register_buffer("bias", bias, persistent=False)
         return layer
 
@@ -106,15 +109,14 @@ class PackedLinear(nn.Module):
     def _stored(self) -> dict[str, Tensor]:
         return {key: buffer for key, buffer in self.named_buffers() if key != "bias"}
 
-    def take_tensors(self) -> PackedTensors:
-        """Hand over the checkpoint's tensors, leaving none behind in the layer."""
+    @property
+    def waiting(self) -> PackedTensors:
+        """The checkpoint's tensors, which wait to be prepared."""
         stored = self._stored()
         if self.format is None or not stored:
             raise CheckpointError(
                 f"layer {self.name or '(fused)'} holds no packed tensors any more"
             )
-        for key in stored:
-            delattr(self, key)
         return PackedTensors(
             name=self.name,
             format=self.format,
@@ -123,17 +125,26 @@ class PackedLinear(nn.Module):
             stored=stored,
         )
 
-    def prepare(self, backend: Backend, mapped: MappedFiles) -> None:
-        """Check the tensors' values and turn them into the backend's kernel."""
-        packed = self.take_tensors()
+    def take_tensors(self) -> PackedTensors:
+        """Check the checkpoint's tensors and hand them over, leaving none behind in the layer.
+
+        A bias is checked too, and stays; AutoGPTQ stores one of zeros for layers that have none,
+        which goes.
+        """
+        packed = self.waiting
+        for key in packed.stored:
+            delattr(self, key)
         packed.check_values()
         self.is_constant = packed.is_constant()
-        self.kernel, self.backend = backend.prepare(packed), backend.name
-        mapped.release(packed.stored.values())
         if self.bias is not None:
             check_finite(f"{self.name}.bias", self.bias)
-            # AutoGPTQ stores a bias of zeros for layers that have none.
             self.bias = self.bias.float() if bool(self.bias.any()) else None
+        return packed
+
+    def use_kernel(self, kernel: Kernel, backend: str, *, is_bias_in_kernel: bool = False) -> None:
+        """Multiply by a kernel from now on; backend: what made it."""
+        self.kernel, self.backend = kernel, backend
+        self.is_bias_in_kernel = is_bias_in_kernel
 
     @property
     def num_invariant_rows(self) -> int | None:
@@ -158,22 +169,28 @@ class PackedLinear(nn.Module):
     def matmul(self, x: Tensor) -> Tensor:
         """Multiply x [rows, in], already permuted, and add the bias: [rows, out] in x's dtype."""
         out = self._ready_kernel()(x)
-        return out if self.bias is None else out + self.bias.to(out.dtype)
+        if self.bias is None or self.is_bias_in_kernel:
+            return out
+        return out + self.bias.to(out.dtype)
 
     def fuse_with(self, others: Sequence[object]) -> PackedLinear | None:
         """Return one layer giving this output and the others' side by side, or None."""
         siblings = [other for other in others if isinstance(other, PackedLinear)]
         if len(siblings) != len(others):
             return None
-        kernel = self._ready_kernel().fuse([sibling._ready_kernel() for sibling in siblings])
+        layers = [self, *siblings]
+        kernels = [layer._ready_kernel() for layer in layers]
+        joined = whole_of(kernels)
+        kernel = kernels[0].fuse(kernels[1:]) if joined is None else joined.kernel
         if kernel is None:
             return None
-        layers = [self, *siblings]
         return PackedLinear.from_kernel(
             kernel,
             self.in_features,
             sum(layer.out_features for layer in layers),
-            bias=_joined_bias(layers),
+            bias=joined_bias(layers),
+            is_bias_in_kernel=self.is_bias_in_kernel,
+            output_permutation=None if joined is None else joined.output_permutation,
             backend=self.backend,
         )
 
@@ -195,7 +212,8 @@ class PackedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, kernel={kernel}"
 
 
-def _joined_bias(layers: Sequence[PackedLinear]) -> Tensor | None:
+def joined_bias(layers: Sequence[PackedLinear]) -> Tensor | None:
+    """Put layers' biases side by side, zeros where one has none; None where none has any."""
     biases = [layer.bias for layer in layers if layer.bias is not None]
     if not biases:
         return None

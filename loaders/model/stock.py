@@ -40,6 +40,7 @@ class StockLinear(nn.Module):
     """A layer of another library's, with the names by which the engine asks a weight."""
 
     input_permutation: Tensor | None = None
+    output_permutation: Tensor | None = None
     num_invariant_rows = 1  # nothing is known of its kernels
 
     def __init__(self, linear: nn.Module, in_features: int, out_features: int) -> None:

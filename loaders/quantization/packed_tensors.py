@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
 
 from loaders.errors import TensorError
 from loaders.quantization.layouts import layout_of
+from loaders.quantization.output_cuts import OUTPUTS_OF_WHOLE_WORDS, output_cuts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
     from loaders.quantization.layouts.protocol import Layout, StoredTensors
     from loaders.quantization.packed_format import PackedFormat
 
+# Unpacking takes several times what it gives: this share of a layer at a time is unpacked, so that
+# a weight is prepared within twice the bytes of its weights, beside the stored ones.
+_PIECES = 8
 _SAMPLE_WORDS = 4096  # enough to know that codes vary, without unpacking them
 
 
@@ -83,6 +88,23 @@ class GroupedWeight:
         return (weight * self.scales[groups]).t().contiguous()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class InputOrder:
+    """How a layer's inputs are sorted by group, and what its groups are then."""
+
+    permutation: Tensor | None  # [in] int64: sorted position → input; None for natural order
+    group_size: int  # inputs a group; the last one may hold fewer
+    stored_groups: Tensor | None = None  # [groups] int64: each one's number in the checkpoint
+
+    def is_same(self, other: InputOrder) -> bool:
+        """Whether weights of both orders can be put side by side, by value."""
+        if self.group_size != other.group_size:
+            return False
+        if self.permutation is None or other.permutation is None:
+            return self.permutation is other.permutation
+        return torch.equal(self.permutation, other.permutation)
+
+
 @dataclass(frozen=True, slots=True)
 class PackedTensors:
     """One layer's tensors as they stand in a checkpoint of any format."""
@@ -141,8 +163,10 @@ class PackedTensors:
         # A repeated code of 3, 5, 6 or 7 bits fills as many different words as it has bits.
         if len(torch.unique(words)) > self.format.bits:
             return False
-        codes = self.codes()
-        return bool((codes == codes.flatten()[0]).all())
+        pieces = (codes for _, codes in self.codes_by_pieces())
+        first = next(pieces)
+        value = first.flatten()[0]
+        return all(bool((codes == value).all()) for codes in chain((first,), pieces))
 
     def codes(self) -> Tensor:
         """Unpack the codes: uint8 [in, out] in the checkpoint's input order."""
@@ -200,21 +224,43 @@ class PackedTensors:
 
     def to_grouped(self) -> GroupedWeight:
         """Sort the inputs by group, so that act order costs one permutation."""
-        groups = self.group_of_input()
-        codes, permutation = self.codes(), None
+        return grouped_jointly([self])
+
+    def input_order(self) -> InputOrder:
+        """Say in which order the inputs are sorted by group, and how large the groups are then."""
+        groups = self._layout.group_of_input(self.stored)
+        if groups is None:
+            size = self.format.group_size
+            return InputOrder(None, self.in_features if size == -1 else min(size, self.in_features))
+        permutation = None
         if not bool((groups[1:] >= groups[:-1]).all()):
             permutation = torch.argsort(groups, stable=True)
-            groups, codes = groups[permutation], codes[permutation]
-        group_size = self._uniform_group_size(groups)
-        group_starts = groups[::group_size]
-        return GroupedWeight(
-            codes=codes.t().contiguous(),
-            scales=self.scales()[group_starts],
-            zeros=self.zeros()[group_starts],
-            bits=self.format.bits,
-            group_size=group_size,
-            input_permutation=permutation,
+            groups = groups[permutation]
+        size = self._uniform_group_size(groups)
+        return InputOrder(permutation, size, groups[::size])
+
+    def can_stand_beside(self, other: PackedTensors) -> bool:
+        """Tell whether both layers' outputs fit into one grouped weight."""
+        return self.format.bits == other.format.bits and self.input_order().is_same(
+            other.input_order()
         )
+
+    def codes_by_pieces(self) -> Iterator[tuple[slice, Tensor]]:
+        """Unpack the codes of some outputs after the others: which, and uint8 [in, as many]."""
+        size = -(-self.out_features // _PIECES // OUTPUTS_OF_WHOLE_WORDS) * OUTPUTS_OF_WHOLE_WORDS
+        for start in range(0, self.out_features, size):
+            stop = min(start + size, self.out_features)
+            yield slice(start, stop), self._layout.codes(self._stored_codes(start, stop))
+
+    def _stored_codes(self, start: int, stop: int) -> StoredTensors:
+        """Return what codes are read from, of some outputs."""
+        if (start, stop) == (0, self.out_features):
+            return self.stored
+        if "rows" in self.stored:  # which run of blocks each output has
+            return {**self.stored, "rows": self.stored["rows"][start:stop]}
+        layout = self._layout
+        cuts = output_cuts(layout, self.in_features, self.out_features, start, stop)
+        return {layout.marker: self.stored[layout.marker][cuts[layout.marker]]}
 
     def _uniform_group_size(self, sorted_groups: Tensor) -> int:
         """Return the largest group size whose borders include every change of group."""
@@ -227,3 +273,46 @@ class PackedTensors:
         if changes == list(range(nominal, self.in_features, nominal)):
             return nominal
         return math.gcd(*changes, self.in_features)
+
+
+def grouped_jointly(
+    parts: Sequence[PackedTensors], output_order: Tensor | None = None
+) -> GroupedWeight:
+    """Put the outputs of layers that `can_stand_beside` each other side by side in one weight.
+
+    output_order: [out] int64, in which order each part's outputs stand, place → output; None for
+    the natural one. The codes are unpacked to where they stay, so that no part is held twice.
+    """
+    first, order = parts[0], parts[0].input_order()
+    for other in parts[1:]:
+        if not first.can_stand_beside(other):
+            raise ValueError(
+                f"{first.name} and {other.name} differ in bits, group size or act order; such"
+                " layers have no common groups"
+            )
+    # Before the codes, which take more: GGUF's zero points need several float32 for each group.
+    scales = torch.cat([_arranged(part.scales(), order, output_order) for part in parts], dim=1)
+    zeros = torch.cat([_arranged(part.zeros(), order, output_order) for part in parts], dim=1)
+    sizes = [part.out_features for part in parts]
+    codes = scales.new_empty(sum(sizes), first.in_features, dtype=torch.uint8)
+    place_of = None if output_order is None else torch.argsort(output_order)
+    for part, rows in zip(parts, torch.split(codes, sizes), strict=True):
+        for outputs, piece in part.codes_by_pieces():
+            _store(piece, rows, outputs if place_of is None else place_of[outputs], order)
+    return GroupedWeight(
+        codes, scales, zeros, first.format.bits, order.group_size, order.permutation
+    )
+
+
+def _arranged(values: Tensor, order: InputOrder, output_order: Tensor | None) -> Tensor:
+    """Bring a layer's scales or zero points [groups, out] into the order of a joined weight."""
+    if order.stored_groups is not None:
+        values = values[order.stored_groups]
+    return values if output_order is None else values[:, output_order]
+
+
+def _store(piece: Tensor, rows: Tensor, places: slice | Tensor, order: InputOrder) -> None:
+    """Write codes [in, some outputs] to their rows of [out, in], inputs sorted."""
+    if order.permutation is not None:
+        piece = piece[order.permutation]
+    rows[places] = piece.t()

@@ -17,6 +17,7 @@ from loaders.memory.release import MappedFiles
 from loaders.model.packed_linear import packed_layers
 from loaders.model.self_test import read_part
 from loaders.model.self_test.read_part import LayerFacts, LayerPart, ReadPart, one_thread
+from loaders.quantization.output_cuts import OUTPUTS_OF_WHOLE_WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 # rounded products (`int8pack`) lose precision with that sum alone. Whole, it had a right layer of
 # the demo reach 1.02 of what is allowed once in 20 times.
 MEAN_SHARE = 0.75
-# Layers are cut between so many outputs: as many codes fill whole words, of whatever bits.
-OUTPUTS_OF_WHOLE_WORDS = 32
 
 
 @dataclass(frozen=True, slots=True)

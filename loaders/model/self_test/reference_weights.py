@@ -15,26 +15,24 @@ from safetensors import SafetensorError, safe_open
 from loaders.errors import CheckpointError
 from loaders.model.packed_linear import packed_layers
 from loaders.quantization.layouts import layout_of
+from loaders.quantization.output_cuts import output_cuts
 from loaders.quantization.packed_tensors import PackedTensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
-    from types import EllipsisType
 
     from torch import Tensor
     from transformers import PreTrainedModel
 
     from loaders.checkpoint.files import TensorInfo
     from loaders.model.opened import OpenedCheckpoint
-    from loaders.quantization.layouts.protocol import Layout
+    from loaders.quantization.output_cuts import Cut
     from loaders.quantization.packed_format import PackedFormat
 
     # By a linear layer's name: its weight [out, in] float32 in the checkpoint's input order, or
     # None where the files have none by that name.
     ReferenceWeight: TypeAlias = Callable[[str], Tensor | None]
-    # What of a tensor is read: all of it, or a range in each of its dimensions.
-    Cut: TypeAlias = EllipsisType | slice | tuple[slice, ...]
 
 _OF_THE_WHOLE = {"weight_shape"}  # tensors that only speak of a whole layer
 
@@ -96,7 +94,7 @@ class StoredWeights:
         cuts: dict[str, Cut] = {}
         if (start, stop) != (0, out_features):
             keys = keys - _OF_THE_WHOLE
-            cuts = _cuts(layout_of(packed), in_features, out_features, start, stop)
+            cuts = output_cuts(layout_of(packed), in_features, out_features, start, stop)
         stored = self._read({key: f"{name}.{key}" for key in keys}, cuts)
         return PackedTensors(name, packed, in_features, stop - start, stored)
 
@@ -153,25 +151,6 @@ def _tied_head(model: Any) -> dict[str, str]:
         for module in (model.get_output_embeddings(), model.get_input_embeddings())
     )
     return {head: embedding} if head and embedding else {}
-
-
-def _cuts(
-    layout: Layout, in_features: int, out_features: int, start: int, stop: int
-) -> dict[str, Cut]:
-    """Say what of each tensor belongs to some outputs: a range of the dimension that they count."""
-    of_part = layout.rules(in_features, stop - start)
-    cuts: dict[str, Cut] = {}
-    for key, rule in layout.rules(in_features, out_features).items():
-        sizes = zip(rule.shape, of_part[key].shape, strict=True)
-        cuts[key] = tuple(
-            slice(None) if whole == part else _range(whole * start // out_features, part)
-            for whole, part in sizes
-        )
-    return cuts
-
-
-def _range(first: int, size: int) -> slice:
-    return slice(first, first + size)
 
 
 def _read_safetensors(

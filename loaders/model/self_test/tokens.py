@@ -140,7 +140,7 @@ def using_reference(model: PreTrainedModel, reference_weight: ReferenceWeight) -
         for name, layer in model.named_modules():
             if isinstance(layer, PackedLinear):
                 replaced.append((layer, layer.kernel))
-                layer.kernel = _ReadingKernel(name, layer.kernel, reference_weight)  # type: ignore[assignment]
+                layer.kernel = _ReadingKernel(name, layer, reference_weight)  # type: ignore[assignment]
         yield
     finally:
         for layer, kernel in replaced:
@@ -152,13 +152,17 @@ class _ReadingKernel:
 
     input_permutation: Tensor | None = None
 
-    def __init__(self, name: str, kernel: Any, reference_weight: ReferenceWeight) -> None:
-        self._name, self._kernel, self._reference_weight = name, kernel, reference_weight
+    def __init__(self, name: str, layer: PackedLinear, reference_weight: ReferenceWeight) -> None:
+        self._name, self._reference_weight = name, reference_weight
+        self._kernel: Any = layer.kernel
+        self._bias = layer.bias if layer.is_bias_in_kernel else None
 
     def __call__(self, x: Tensor) -> Tensor:
         weight = self._reference_weight(self._name)
         if weight is not None:
-            return torch.nn.functional.linear(x.float(), weight.to(x.device)).to(x.dtype)
+            return torch.nn.functional.linear(x.float(), weight.to(x.device), self._bias).to(
+                x.dtype
+            )
         order = self._kernel.input_permutation
         product: Tensor = self._kernel(x if order is None else x.index_select(1, order))
         return product

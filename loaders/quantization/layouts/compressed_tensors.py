@@ -62,19 +62,15 @@ class PackQuantizedLayout:
         return rules
 
     def codes(self, stored: StoredTensors) -> Tensor:
-        """Unpack weight_packed. Raises TensorError where weight_shape speaks of another matrix."""
-        codes = unpack_stream(stored["weight_packed"].t(), self._packed.bits)
-        if "weight_shape" in stored:
-            found = stored["weight_shape"].tolist()
-            if found != [codes.shape[1], codes.shape[0]]:
-                raise TensorError(
-                    f"a layer's weight_shape says {found}, its weight_packed holds"
-                    f" {[codes.shape[1], codes.shape[0]]}; the file is damaged"
-                )
-        return codes
+        """Unpack weight_packed."""
+        return unpack_stream(stored["weight_packed"].t(), self._packed.bits)
 
     def scales(self, stored: StoredTensors) -> Tensor:
-        """Convert the scales, one for each group and output, to float32."""
+        """Convert the scales, one for each group and output, to float32.
+
+        Raises TensorError where weight_shape speaks of another matrix.
+        """
+        self._check_shape(stored)
         scales = stored["weight_scale"].float()
         if self._has_one_scale:
             return scales.expand(1, stored["weight_packed"].shape[0]).contiguous()
@@ -86,6 +82,20 @@ class PackQuantizedLayout:
             words = stored["weight_zero_point"].contiguous()
             return unpack_stream(words, self._packed.bits).t().float().contiguous()
         return torch.full_like(self.scales(stored), 2 ** (self._packed.bits - 1))
+
+    def _check_shape(self, stored: StoredTensors) -> None:
+        if "weight_shape" not in stored:
+            return
+        out_features, words = stored["weight_packed"].shape
+        found, held = (
+            stored["weight_shape"].tolist(),
+            [out_features, words * 32 // self._packed.bits],
+        )
+        if found != held:
+            raise TensorError(
+                f"a layer's weight_shape says {found}, its weight_packed holds {held}; the file is"
+                " damaged"
+            )
 
     def group_of_input(self, stored: StoredTensors) -> Tensor | None:
         """Read weight_g_idx; one that was never filled in says nothing.

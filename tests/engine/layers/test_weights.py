@@ -8,6 +8,7 @@ from torch import nn
 
 from engine.errors import UnsupportedArchitectureError
 from engine.layers.weights import DenseWeight, InvariantLinear, JoinedLinears, as_linear_weight
+from tests.engine.ordered_weights import OrderedWeight
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,3 +110,19 @@ def test_a_models_linear_layer_can_be_put_behind_one_that_keeps_rows_apart():
     linear = nn.Linear(8, 3)
     x = torch.randn(2, 5, 8)
     torch.testing.assert_close(InvariantLinear(linear)(x), linear(x))
+
+
+@pytest.mark.parametrize("is_batch_invariant", [True, False])
+@pytest.mark.parametrize("can_fuse", [True, False])
+def test_outputs_that_were_sorted_for_another_layer_come_in_their_own_order(
+    is_batch_invariant: bool, can_fuse: bool
+):
+    linears = [nn.Linear(8, 5), nn.Linear(8, 5)]
+    order = torch.randperm(5)
+    weights = [
+        OrderedWeight(linear.weight, linear.bias, None, order, can_fuse=can_fuse)
+        for linear in linears
+    ]
+    x = torch.randn(4, 8)
+    joined = JoinedLinears(weights, is_batch_invariant=is_batch_invariant)
+    torch.testing.assert_close(joined(x), torch.cat([linear(x) for linear in linears], dim=-1))
