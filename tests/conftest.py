@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+# Triton reads it once, when it is first imported, which libraries do. Without a GPU the tests of
+# kernels run in its interpreter; nothing else here launches any.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from loaders.cache import default_cache_dir
 from loaders.demo import DemoRepositories, build_demo

@@ -18,6 +18,7 @@ import torch
 
 from engine.config import KVDtype
 from engine.errors import NotEnoughBlocksError
+from engine.kernels.fp8 import quantize, widen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,9 +32,6 @@ STORED_AS = {
     KVDtype.BFLOAT16: torch.bfloat16,
     KVDtype.FP8: torch.float8_e4m3fn,
 }
-FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
-# A head of zeros still needs a scale; the least that float16 holds in full precision.
-MIN_FP8_SCALE = 2.0**-14
 
 
 def num_kv_heads(config: PretrainedConfig) -> int:
@@ -159,7 +157,7 @@ class KVCache:
         if not self._scales:
             layer.index_copy_(0, slots, key_value.to(self._stored))
             return
-        codes, scales = _quantize(key_value)
+        codes, scales = quantize(key_value)
         # Bytes, because copying by index knows no float8.
         layer.view(torch.uint8).index_copy_(0, slots, codes.view(torch.uint8))
         self._scales[layer_index].index_copy_(0, slots, scales)
@@ -170,7 +168,7 @@ class KVCache:
             return key_value
         if not self._scales:
             return key_value.to(self._stored).to(self.dtype)
-        return _widen(*_quantize(key_value), self.dtype)
+        return widen(*quantize(key_value), self.dtype)
 
     def read_run(self, layer_index: int, first_slot: int, num_tokens: int) -> Tensor:
         """Read neighbouring slots, in place where they are kept in the type that is read.
@@ -181,7 +179,7 @@ class KVCache:
         if not self._scales:
             return kept if self.is_exact else kept.to(self.dtype)
         scales = self._scales[layer_index].narrow(0, first_slot, num_tokens)
-        return _widen(kept, scales, self.dtype)
+        return widen(kept, scales, self.dtype)
 
     def gather(self, layer_index: int, blocks: Tensor, *, is_fresh: bool = False) -> Tensor:
         """Copy blocks [num_blocks] int64 side by side; the copy is good until the next gather.
@@ -204,7 +202,7 @@ class KVCache:
             return gathered if self.is_exact else gathered.to(self.dtype)
         scales = self._scales[layer_index].view(-1, self.block_size * 2 * token[1])
         found = scales.index_select(0, blocks).view(-1, 2, token[1], 1)
-        return _widen(gathered.view(self._stored).view(-1, *token), found, self.dtype)
+        return widen(gathered.view(self._stored).view(-1, *token), found, self.dtype)
 
     def _scratch_for(self, num_blocks: int, by_block: Tensor) -> Tensor:
         needed = num_blocks * by_block.shape[1]
@@ -224,16 +222,3 @@ class KVCache:
         for layer in (*self._layers, *self._scales):
             numbers = layer.view(torch.uint8) if layer.dtype == self._stored else layer
             numbers.view(-1, self.block_size, *numbers.shape[1:]).index_fill_(0, which, 0)
-
-
-def _quantize(key_value: Tensor) -> tuple[Tensor, Tensor]:
-    """Return e4m3 codes [..., head_dim] and float16 scales [..., 1]."""
-    largest = key_value.abs().amax(dim=-1, keepdim=True)
-    scales = (largest / FP8_MAX).clamp_(min=MIN_FP8_SCALE).to(torch.float16)
-    # The scale was rounded, so the largest code may lie a little above what e4m3 holds.
-    codes = (key_value / scales.to(key_value.dtype)).clamp_(-FP8_MAX, FP8_MAX)
-    return codes.to(torch.float8_e4m3fn), scales
-
-
-def _widen(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-    return codes.to(dtype) * scales.to(dtype)
