@@ -176,29 +176,31 @@ class KernelTest:
 
     def _filled_cache(self, lengths: list[int]) -> tuple[KVLayer, DecodeRows]:
         """A cache whose blocks lie in any order, with poison where no row may look."""
-        sizes, device = self._sizes, self._sizes.device
-        num_blocks = [-(-length // sizes.block_size) for length in lengths]
+        size, device = self._sizes.block_size, self._sizes.device
+        num_blocks = [-(-length // size) for length in lengths]
         total = sum(num_blocks) + 2  # one is empty, one is nobody's
-        layer = self._cache(total * sizes.block_size)
+        layer = self._cache(total * size)
+        by_block = layer.values.view(total, size, *layer.values.shape[1:])
         blocks = torch.randperm(total, generator=self._generator, device=device).tolist()
         empty, nobodys = blocks.pop(), blocks.pop()
-        by_block = layer.values.view(total, sizes.block_size, *layer.values.shape[1:])
-        by_block[empty] = torch.zeros_like(by_block[empty], dtype=torch.float32).to(by_block.dtype)
-        by_block[nobodys] = torch.full_like(
-            by_block[nobodys], torch.nan, dtype=torch.float32
-        ).to(by_block.dtype)
+        _fill(by_block[empty], 0.0)
+        _fill(by_block[nobodys], torch.nan)
+        poison = min(POISON, torch.finfo(self._sizes.kept_as).max / 2)
         tables = torch.full((len(lengths) + 1, max(num_blocks)), empty, device=device)
-        poison = min(POISON, torch.finfo(sizes.kept_as).max / 2)
         for row, length in enumerate(lengths):
             own = [blocks.pop() for _ in range(num_blocks[row])]
             tables[row, : len(own)] = torch.tensor(own, device=device)
-            behind = by_block[own[-1], length - (len(own) - 1) * sizes.block_size :]
-            by_block[own[-1], length - (len(own) - 1) * sizes.block_size :] = torch.full_like(
-                behind, poison, dtype=torch.float32
-            ).to(by_block.dtype)
+            in_last = length - (len(own) - 1) * size
+            _fill(by_block[own[-1], in_last:], poison)
+        # Not every row has the slot of its own number.
         slots = torch.arange(len(lengths) - 1, -1, -1, device=device)
         positions = torch.tensor([lengths[slot] - 1 for slot in slots.tolist()], device=device)
-        return layer, DecodeRows(slots, positions, tables, sizes.block_size)
+        return layer, DecodeRows(slots, positions, tables, size)
+
+
+def _fill(places: Tensor, number: float) -> None:
+    """Write a number, into float8 as well, which knows no `fill_`."""
+    places.copy_(torch.full_like(places, number, dtype=torch.float32))
 
 
 def _copy_of(layer: KVLayer) -> KVLayer:

@@ -31,6 +31,9 @@ PROMPT_TOKENS = 24
 NUM_TOKENS = 4
 # Outputs that a dense weight is widened for at once: a head of 128 000 tokens would take 2 GB.
 PIECE_OUTPUTS = 8192
+# Weights that are kept from one pass to the next: 4 MB each, and dequantised in no time anyway but
+# in Triton's interpreter.
+KEPT_WEIGHTS = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +103,15 @@ def _widen_rows(module: nn.Module, inputs: object, rows: Tensor) -> Tensor:  # n
 
 @contextmanager
 def _multiplying(module: nn.Module, dequantize: Dequantize) -> Iterator[None]:
+    kept: list[tuple[Tensor, Tensor | None]] = []
+
     def multiply(x: Tensor) -> Tensor:
-        found = None if isinstance(module, nn.Linear) else dequantize(module)
-        return _multiply_dense(module, x) if found is None else functional.linear(x, *found)
+        if isinstance(module, nn.Linear):
+            return _multiply_dense(module, x)
+        weight, bias = kept[0] if kept else dequantize(module)
+        if weight.numel() <= KEPT_WEIGHTS and not kept:
+            kept.append((weight, bias))
+        return functional.linear(x, weight, bias)
 
     module.forward = multiply
     try:

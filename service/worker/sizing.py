@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from loaders.load import LoadedModel
     from service.settings import WorkerSettings
+    from service.worker.gpu_path import GpuPath
 
 log = structlog.get_logger(__name__)
 
@@ -31,11 +32,15 @@ CPU_KV_SHARE = 0.5  # of what is free, however much `CPU_KV_BYTES` allows
 
 
 def resolve_engine_config(
-    settings: WorkerSettings, loaded: LoadedModel, *, longest: int | None = None
+    settings: WorkerSettings,
+    loaded: LoadedModel,
+    path: GpuPath | None = None,
+    *,
+    longest: int | None = None,
 ) -> EngineConfig:
     """How long and how many sequences may be, in the memory that the weights left.
 
-    longest: what "auto" may be at most, in tokens.
+    path: a GPU's way of running steps; None for a CPU's own. longest: what "auto" may be at most, in tokens.
 
     How many may wait is the client's to decide (`engine.transport.backlog`), which answers at once.
     """
@@ -75,8 +80,17 @@ def resolve_engine_config(
         has_prefix_cache=settings.prefix_cache,
         num_speculative_tokens=settings.num_speculative_tokens,
         is_batch_invariant=settings.batch_invariant,
-        enforce_eager=True if loaded.provenance.is_eager_only else None,
+        enforce_eager=_resolve_enforce_eager(settings, loaded, path),
+        step_kernels=settings.step_kernels if path is None else path.step_kernels,
     )
+
+
+def _resolve_enforce_eager(
+    settings: WorkerSettings, loaded: LoadedModel, path: GpuPath | None
+) -> bool | None:
+    if loaded.provenance.is_eager_only:
+        return True
+    return settings.enforce_eager if path is None else not path.has_graphs
 
 
 def resolve_max_num_batched_tokens(settings: WorkerSettings, device: torch.device) -> int:
