@@ -18,12 +18,21 @@ from loaders.quantization.kernel_rules import (
     FP16_INPUT_MULTIPLE,
     INT4_GROUP_SIZES,
     INT4_OUTPUT_MULTIPLE,
+    DeviceFacts,
     PackedSize,
     fastest_kernel,
     int4_group_size,
     int4_misfit,
 )
 from loaders.quantization.packed_format import GGUF_GROUPS
+from loaders.quantization.plane_layout import (
+    USUAL_MULTIPROCESSORS,
+    PlaneLayout,
+    Split,
+    num_locks,
+    padded_outputs,
+    piece_outputs,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -51,12 +60,20 @@ _INT4_SCRATCH, _INT8_SCRATCH = 5, 2
 # The reference's largest moment: levels and looked up zero points in float32, and change. Measured
 # on CPU for 8192 x 8192, 2026-11: 8.2 with act order, 5.1 to 5.8 for GGUF's types.
 _REFERENCE_SCRATCH = 9
+# Of a zero point, as the Triton kernels keep it: some types have the same everywhere, the others'
+# are no whole numbers.
+_GGUF_ZERO_BYTES = {
+    "Q4_0": 0, "Q4_1": 2, "Q5_0": 0, "Q5_1": 2, "Q8_0": 0,
+    "Q2_K": 2, "Q3_K": 0, "Q4_K": 2, "Q5_K": 2, "Q6_K": 0,
+}  # fmt: skip
+_SCALE_BYTES = 2
 # Why a kernel is the fastest for a layer.
 _REASONS = {
     "int4pack": "PyTorch's int4 kernel takes up to 4 bits in groups of 32 to 256",
     "int8pack": "PyTorch's int8 kernel takes 8 bits with one scale an output",
     "int4planes": "{bits} bits run as two planes of PyTorch's int4 kernel",
-    "reference": "dequantises at every call: no faster kernel runs on CUDA yet",
+    "triton": "Triton's kernels take 2 to 8 bits in any groups",
+    "reference": "dequantises at every call: no faster kernel runs on this GPU",
 }
 
 
@@ -75,7 +92,7 @@ class Part:
 
 def kernel_of(size: PackedSize, device: DeviceKind) -> tuple[str, str]:
     """Return the backend that `--backend auto` takes for such a layer, and why."""
-    kernel = fastest_kernel(size, device)
+    kernel = fastest_kernel(size, DeviceFacts.of(device))
     if kernel == "fp16pack":
         return kernel, _why_no_integer_kernel(size)
     return kernel, _REASONS[kernel].format(bits=size.bits)
@@ -147,9 +164,9 @@ def _packed_part(
 def _part(
     name: str, role: Role, size: PackedSize, stored: int, device: DeviceKind, kernel: str | None
 ) -> Part:
-    """Describe a packed layer; what is no kernel of the CPU's keeps it about as it is stored."""
+    """Describe a packed layer; other libraries' kernels, too, keep it about as it is stored."""
     chosen, reason = (kernel, "asked for") if kernel else kernel_of(size, device)
-    kept = kernel_bytes(size, chosen) if chosen in CPU_KERNELS else stored
+    kept = kernel_bytes(size, chosen) if chosen in (*CPU_KERNELS, "triton") else stored
     return Part(name, _block(name), role, kept, scratch_bytes(size, chosen), chosen, reason)
 
 
@@ -175,7 +192,15 @@ def _packed_size(
         num_weights = codes.num_bytes * 8 // packed.bits
     has_order = quantization.desc_act and packed.group_size != -1
     in_features = num_weights // out_features
-    return PackedSize(packed.bits, packed.group_size, in_features, out_features, has_order)
+    usual = 0 if quantization.sym else 1
+    return PackedSize(
+        packed.bits,
+        packed.group_size,
+        in_features,
+        out_features,
+        has_order,
+        _GGUF_ZERO_BYTES.get(packed.checkpoint_format, usual),
+    )
 
 
 def _num_outputs(module: str, marker: str, layout: str, tensors: Mapping[str, TensorInfo]) -> int:
@@ -189,7 +214,9 @@ def _num_outputs(module: str, marker: str, layout: str, tensors: Mapping[str, Te
 
 
 def kernel_bytes(size: PackedSize, kernel: str) -> int:
-    """What a CPU kernel keeps of a layer."""
+    """What a kernel keeps of a layer that it packs in its own way."""
+    if kernel == "triton":
+        return _planes_bytes(size)
     inputs, outputs = size.in_features, size.out_features
     padded = -(-outputs // INT4_OUTPUT_MULTIPLE) * INT4_OUTPUT_MULTIPLE
     groups = inputs // _int4_group(size)
@@ -201,6 +228,32 @@ def kernel_bytes(size: PackedSize, kernel: str) -> int:
     if kernel == "int8pack":  # codes; scale and offset in float32, a unit scale in bfloat16
         return size.num_weights + 10 * outputs
     return fp16pack_bytes(inputs, outputs)
+
+
+def _planes_bytes(size: PackedSize) -> int:
+    """Planes, scales, zero points and order of a layer for the Triton kernels."""
+    inputs, padded_out = size.in_features, padded_outputs(size.out_features)
+    layout = PlaneLayout.of(size.bits, size.group_size, inputs)
+    padded_in = layout.num_blocks(inputs) * layout.block_inputs
+    groups = 1 if size.has_one_group else -(-inputs // size.group_size)
+    return (
+        padded_in * padded_out * sum(layout.widths) // 8
+        + groups * padded_out * (_SCALE_BYTES + size.zero_point_bytes)
+        + (8 * inputs if size.has_order else 0)
+    )
+
+
+def _planes_scratch(size: PackedSize) -> int:
+    """A piece in 16 bits, split sums and locks: of three such layers, which may be joined."""
+    padded_out = 3 * padded_outputs(size.out_features)
+    num_blocks = PlaneLayout.of(size.bits, size.group_size, size.in_features).num_blocks(
+        size.in_features
+    )
+    split = Split.of(num_blocks, padded_out, USUAL_MULTIPROCESSORS)
+    alone = Split.of(num_blocks, padded_out // 3, USUAL_MULTIPROCESSORS)
+    partials = max(split.num_partials(padded_out), alone.num_partials(padded_out // 3))
+    piece = piece_outputs(size.in_features, padded_out, 2) * size.in_features * 2
+    return piece + 4 * partials + 4 * num_locks(padded_out)
 
 
 def _int4_group(size: PackedSize) -> int:
@@ -215,7 +268,9 @@ def fp16pack_bytes(in_features: int, out_features: int) -> int:
 
 
 def scratch_bytes(size: PackedSize, kernel: str) -> int:
-    """What unpacking a layer for many rows takes."""
+    """What multiplying by a layer takes besides: mostly what is unpacked for many rows."""
+    if kernel == "triton":
+        return _planes_scratch(size)
     each = {
         "reference": _REFERENCE_SCRATCH,
         "int4pack": _INT4_SCRATCH,
@@ -229,7 +284,7 @@ def _blocks_part(tensor: TensorInfo, role: Role, device: DeviceKind, kernel: str
     """Describe a GGUF layer under its own name."""
     bits, group = GGUF_GROUPS[tensor.dtype]
     outputs, inputs = (*tensor.shape, 1, 1)[:2]
-    size = PackedSize(bits, group, inputs, outputs)
+    size = PackedSize(bits, group, inputs, outputs, zero_point_bytes=_GGUF_ZERO_BYTES[tensor.dtype])
     return _part(tensor.name, role, size, tensor.num_bytes, device, kernel)
 
 

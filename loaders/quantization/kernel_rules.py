@@ -7,7 +7,11 @@ it, so what is planned is what is loaded. Without PyTorch, since a plan does wit
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
+
+from loaders.quantization.plane_layout import FIELD_WIDTHS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,7 +27,9 @@ CPU_KERNELS = ("int4pack", "int8pack", "int4planes", "fp16pack")
 # 1536x512, 108, 172 and 107 at 1 row. int4planes costs 15 % more than fp16pack at one row and
 # takes 10 bits a weight, not 16. Groups of 16 on the int4 kernel, every second half of a block
 # meeting zeros, would take 1 900 and 60 000 for 10 bits a weight (20 for Q6_K, at 4 900).
-FASTEST_FIRST = (*CPU_KERNELS, "reference")
+#
+# On CUDA the Triton kernels take every layer; none was measured against another yet.
+FASTEST_FIRST = (*CPU_KERNELS, "triton", "reference")
 
 INT4_GROUP_SIZES = (256, 128, 64, 32)  # that PyTorch's int4 kernel takes, largest first
 # Outputs are padded to whole blocks of the widest packing, so that no block has a layout of its
@@ -33,6 +39,9 @@ INT4_OUTPUT_MULTIPLE = 64
 # crash (2.13, 2026-11). Twice that, to be sure of wider registers.
 INT8_INPUT_MULTIPLE = 32
 FP16_INPUT_MULTIPLE = 512  # FBGEMM pads inputs to it, so 576 of them take the memory of 1024
+
+# Tensor cores that multiply bfloat16, and copies to shared memory beside arithmetic.
+TRITON_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +53,9 @@ class PackedSize:
     in_features: int
     out_features: int
     has_order: bool = False  # whether inputs are sorted by group, which takes a permutation
+    # Of each group and output, as the Triton kernels keep it: none where all are alike, two where
+    # they are no whole numbers.
+    zero_point_bytes: int = 1
 
     @property
     def num_weights(self) -> int:
@@ -56,13 +68,33 @@ class PackedSize:
         return self.group_size == -1 or self.group_size >= self.in_features
 
 
-def fastest_kernel(size: PackedSize, device: str) -> str:
-    """Name the kernel that `--backend auto` takes for such a layer; device: "cpu" or "cuda"."""
+@dataclass(frozen=True, slots=True)
+class DeviceFacts:
+    """What the choice of a kernel needs to know of a device."""
+
+    kind: Literal["cpu", "cuda"]
+    compute_capability: tuple[int, int] | None = None  # None: not known, or a CPU
+    has_triton: bool = True
+
+    @classmethod
+    def of(cls, kind: Literal["cpu", "cuda"]) -> DeviceFacts:
+        """Take a device of a kind as new enough, and its software as whole: what a plan does."""
+        return cls(kind)
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton is installed here."""
+    return find_spec("triton") is not None
+
+
+def fastest_kernel(size: PackedSize, device: DeviceFacts) -> str:
+    """Name the kernel that `--backend auto` takes for such a layer."""
     return next(kernel for kernel in FASTEST_FIRST if refusal(kernel, size, device) is None)
 
 
-def refusal(kernel: str, size: PackedSize, device: str) -> str | None:
-    """Say why a kernel cannot run such a layer; None if it can. device: "cpu" or "cuda"."""
+def refusal(kernel: str, size: PackedSize, device: DeviceFacts) -> str | None:
+    """Say why a kernel cannot run such a layer; None if it can."""
     return _REFUSALS[kernel](size, device)
 
 
@@ -83,20 +115,20 @@ def int4_group_size(common: int) -> int | None:
     return next((size for size in INT4_GROUP_SIZES if common % size == 0), None)
 
 
-def _refused_by_int4pack(size: PackedSize, device: str) -> str | None:
+def _refused_by_int4pack(size: PackedSize, device: DeviceFacts) -> str | None:
     if size.bits > 4:
         return f"holds at most 4 bits, the layer has {size.bits}"
     return _refused_by_int4_blocks(size, device)
 
 
-def _refused_by_int4planes(size: PackedSize, device: str) -> str | None:
+def _refused_by_int4planes(size: PackedSize, device: DeviceFacts) -> str | None:
     if not 5 <= size.bits <= 8:
         return f"holds codes of 5 to 8 bits, the layer has {size.bits}"
     return _refused_by_int4_blocks(size, device)
 
 
-def _refused_by_int4_blocks(size: PackedSize, device: str) -> str | None:
-    if device != "cpu":
+def _refused_by_int4_blocks(size: PackedSize, device: DeviceFacts) -> str | None:
+    if device.kind != "cpu":
         return "runs on CPU only"
     misfit, smallest = int4_misfit(size), INT4_GROUP_SIZES[-1]
     if misfit == "inputs":
@@ -106,8 +138,8 @@ def _refused_by_int4_blocks(size: PackedSize, device: str) -> str | None:
     return None
 
 
-def _refused_by_int8pack(size: PackedSize, device: str) -> str | None:
-    if device != "cpu":
+def _refused_by_int8pack(size: PackedSize, device: DeviceFacts) -> str | None:
+    if device.kind != "cpu":
         return "runs on CPU only"
     if size.bits != 8:
         return f"holds 8-bit codes, the layer has {size.bits}"
@@ -120,18 +152,31 @@ def _refused_by_int8pack(size: PackedSize, device: str) -> str | None:
     return None
 
 
-def _refused_by_fp16pack(size: PackedSize, device: str) -> str | None:  # noqa: ARG001
-    return None if device == "cpu" else "runs on CPU only"
+def _refused_by_fp16pack(size: PackedSize, device: DeviceFacts) -> str | None:  # noqa: ARG001
+    return None if device.kind == "cpu" else "runs on CPU only"
 
 
-def _refused_by_reference(size: PackedSize, device: str) -> str | None:  # noqa: ARG001
+def _refused_by_triton(size: PackedSize, device: DeviceFacts) -> str | None:
+    if device.kind != "cuda":
+        return "runs on CUDA only"
+    if size.bits not in FIELD_WIDTHS:
+        return f"holds codes of 2 to 8 bits, the layer has {size.bits}"
+    found = device.compute_capability
+    if found is not None and found < TRITON_CAPABILITY:
+        (major, minor), (least, rest) = found, TRITON_CAPABILITY
+        return f"needs compute capability {least}.{rest}, this GPU has {major}.{minor}"
+    return None if device.has_triton else "needs Triton, which this environment lacks"
+
+
+def _refused_by_reference(size: PackedSize, device: DeviceFacts) -> str | None:  # noqa: ARG001
     return None
 
 
-_REFUSALS: Mapping[str, Callable[[PackedSize, str], str | None]] = {
+_REFUSALS: Mapping[str, Callable[[PackedSize, DeviceFacts], str | None]] = {
     "int4pack": _refused_by_int4pack,
     "int8pack": _refused_by_int8pack,
     "int4planes": _refused_by_int4planes,
     "fp16pack": _refused_by_fp16pack,
+    "triton": _refused_by_triton,
     "reference": _refused_by_reference,
 }

@@ -80,7 +80,7 @@ class Fp16PackBackend:
 
     def refusal(self, shape: LayerShape) -> str | None:
         """Refuse devices other than the CPU."""
-        return kernel_rules.refusal(self.name, shape.size, shape.device.type)
+        return kernel_rules.refusal(self.name, shape.size, shape.facts)
 
     def prepare(self, packed: PackedTensors) -> Kernel:
         """Dequantise once, a few outputs at a time, and pack as half precision."""

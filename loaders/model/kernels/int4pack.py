@@ -54,7 +54,7 @@ class Int4PackBackend:
 
     def refusal(self, shape: LayerShape) -> str | None:
         """Refuse other devices, 8 bits, and inputs that no group of the kernel divides."""
-        return kernel_rules.refusal(self.name, shape.size, shape.device.type)
+        return kernel_rules.refusal(self.name, shape.size, shape.facts)
 
     def prepare(self, packed: PackedTensors) -> Kernel:
         """Sort, re-group and pack one layer."""

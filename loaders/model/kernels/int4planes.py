@@ -63,7 +63,7 @@ class Int4PlanesBackend:
 
     def refusal(self, shape: LayerShape) -> str | None:
         """Refuse other devices, fewer bits, and inputs that no group of the kernel divides."""
-        return kernel_rules.refusal(self.name, shape.size, shape.device.type)
+        return kernel_rules.refusal(self.name, shape.size, shape.facts)
 
     def prepare(self, packed: PackedTensors) -> Kernel:
         """Sort, re-group and pack one layer."""

@@ -99,7 +99,7 @@ class Int8PackBackend:
 
     def refusal(self, shape: LayerShape) -> str | None:
         """Refuse other devices, other widths, and more than one group."""
-        return kernel_rules.refusal(self.name, shape.size, shape.device.type)
+        return kernel_rules.refusal(self.name, shape.size, shape.facts)
 
     def prepare(self, packed: PackedTensors) -> Kernel:
         """Re-centre the codes; one group makes act order meaningless."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from loaders.quantization.kernel_rules import PackedSize
+from loaders.quantization.kernel_rules import DeviceFacts, PackedSize, has_triton
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,7 @@ class LayerShape:
     out_features: int
     device: torch.device
     dtype: torch.dtype | None = None  # of activations; None where nobody has said
-    # Of a CUDA device, as (9, 0); None on CPU.
+    # Of a CUDA device, as (9, 0), or of one that a CPU stands for; None on CPU else.
     compute_capability: tuple[int, int] | None = None
 
     @property
@@ -35,6 +35,12 @@ class LayerShape:
         return PackedSize(
             self.format.bits, self.format.group_size, self.in_features, self.out_features
         )
+
+    @property
+    def facts(self) -> DeviceFacts:
+        """What the rule of kernels needs to know of the device."""
+        is_cpu = self.device.type == "cpu" and self.compute_capability is None
+        return DeviceFacts("cpu" if is_cpu else "cuda", self.compute_capability, has_triton())
 
 
 class Kernel(Protocol):

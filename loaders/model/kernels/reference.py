@@ -53,7 +53,7 @@ class ReferenceBackend:
 
     def refusal(self, shape: LayerShape) -> str | None:
         """Accept every layer."""
-        return kernel_rules.refusal(self.name, shape.size, shape.device.type)
+        return kernel_rules.refusal(self.name, shape.size, shape.facts)
 
     def prepare(self, packed: PackedTensors) -> Kernel:
         """Keep the tensors as they are."""

@@ -10,6 +10,7 @@ from loaders.model.kernels.int4pack import Int4PackBackend
 from loaders.model.kernels.int4planes import Int4PlanesBackend
 from loaders.model.kernels.int8pack import Int8PackBackend
 from loaders.model.kernels.reference import ReferenceBackend
+from loaders.model.kernels.triton_linear import TritonBackend
 from loaders.quantization.kernel_rules import FASTEST_FIRST
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ _AVAILABLE: tuple[Backend, ...] = (
     Int8PackBackend(),
     Int4PlanesBackend(),
     Fp16PackBackend(),
+    TritonBackend(),
     ReferenceBackend(),
 )
 BACKENDS = tuple(sorted(_AVAILABLE, key=lambda backend: FASTEST_FIRST.index(backend.name)))

@@ -7,12 +7,15 @@ import pytest
 
 from loaders.quantization.kernel_rules import (
     FASTEST_FIRST,
+    DeviceFacts,
     PackedSize,
     fastest_kernel,
     int4_group_size,
     int4_misfit,
     refusal,
 )
+
+CPU, CUDA = DeviceFacts.of("cpu"), DeviceFacts.of("cuda")
 
 
 def size(bits, group_size, in_features=4096):
@@ -35,25 +38,39 @@ def size(bits, group_size, in_features=4096):
         (size(4, -1, 40), "fp16pack"),
     ],
 )
-def test_the_cpu_takes_the_fastest_kernel_that_fits_and_cuda_the_reference(layer, kernel):
-    assert fastest_kernel(layer, "cpu") == kernel
-    assert fastest_kernel(layer, "cuda") == "reference"
+def test_the_cpu_takes_the_fastest_kernel_that_fits_and_cuda_triton(layer, kernel):
+    assert fastest_kernel(layer, CPU) == kernel
+    assert fastest_kernel(layer, CUDA) == "triton"
 
 
 @pytest.mark.parametrize(
     ("kernel", "layer", "device", "reason"),
     [
-        ("int4pack", size(8, 128), "cpu", "holds at most 4 bits, the layer has 8"),
-        ("int4pack", size(4, 128), "cuda", "runs on CPU only"),
-        ("int4pack", size(4, -1, 40), "cpu", "needs inputs in multiples of 32, the layer has 40"),
-        ("int4pack", size(4, 16), "cpu", "needs groups in multiples of 32, the layer has 16"),
-        ("int4planes", size(4, 128), "cpu", "holds codes of 5 to 8 bits, the layer has 4"),
-        ("int4planes", size(8, 16), "cpu", "needs groups in multiples of 32, the layer has 16"),
-        ("int8pack", size(8, -1), "cuda", "runs on CPU only"),
-        ("int8pack", size(6, -1), "cpu", "holds 8-bit codes, the layer has 6"),
-        ("int8pack", size(8, 128), "cpu", "takes one scale an output, the layer has groups of 128"),
-        ("int8pack", size(8, -1, 40), "cpu", "needs inputs in multiples of 32, the layer has 40"),
-        ("fp16pack", size(4, 16), "cuda", "runs on CPU only"),
+        ("int4pack", size(8, 128), CPU, "holds at most 4 bits, the layer has 8"),
+        ("int4pack", size(4, 128), CUDA, "runs on CPU only"),
+        ("int4pack", size(4, -1, 40), CPU, "needs inputs in multiples of 32, the layer has 40"),
+        ("int4pack", size(4, 16), CPU, "needs groups in multiples of 32, the layer has 16"),
+        ("int4planes", size(4, 128), CPU, "holds codes of 5 to 8 bits, the layer has 4"),
+        ("int4planes", size(8, 16), CPU, "needs groups in multiples of 32, the layer has 16"),
+        ("int8pack", size(8, -1), CUDA, "runs on CPU only"),
+        ("int8pack", size(6, -1), CPU, "holds 8-bit codes, the layer has 6"),
+        ("int8pack", size(8, 128), CPU, "takes one scale an output, the layer has groups of 128"),
+        ("int8pack", size(8, -1, 40), CPU, "needs inputs in multiples of 32, the layer has 40"),
+        ("fp16pack", size(4, 16), CUDA, "runs on CPU only"),
+        ("triton", size(4, 128), CPU, "runs on CUDA only"),
+        (
+            "triton",
+            size(4, 128),
+            DeviceFacts("cuda", (7, 5)),
+            "needs compute capability 8.0, this GPU has 7.5",
+        ),
+        (
+            "triton",
+            size(4, 128),
+            DeviceFacts("cuda", (9, 0), has_triton=False),
+            "needs Triton, which this environment lacks",
+        ),
+        ("triton", size(9, 128), CUDA, "holds codes of 2 to 8 bits, the layer has 9"),
     ],
 )
 def test_a_kernel_says_what_it_cannot_take(kernel, layer, device, reason):
@@ -61,9 +78,23 @@ def test_a_kernel_says_what_it_cannot_take(kernel, layer, device, reason):
 
 
 def test_the_reference_takes_everything_everywhere():
-    for device in ("cpu", "cuda"):
+    for device in (CPU, CUDA):
         assert refusal("reference", size(3, 7, 41), device) is None
     assert FASTEST_FIRST[-1] == "reference"
+
+
+def test_an_old_gpu_or_one_without_triton_is_left_to_the_reference():
+    for facts in (DeviceFacts("cuda", (7, 5)), DeviceFacts("cuda", has_triton=False)):
+        assert fastest_kernel(size(4, 128), facts) == "reference"
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("group_size", [-1, 16, 24, 100, 128])
+def test_triton_takes_any_bits_and_any_groups(bits, group_size):
+    for capability in (None, (8, 0), (8, 9), (9, 0), (12, 0)):
+        assert (
+            refusal("triton", size(bits, group_size, 200), DeviceFacts("cuda", capability)) is None
+        )
 
 
 @pytest.mark.parametrize(

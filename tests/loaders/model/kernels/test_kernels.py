@@ -15,7 +15,7 @@ from loaders.model.kernels.protocol import LayerShape
 from loaders.model.kernels.reference import ReferenceBackend
 from loaders.model.kernels.resolve import BACKENDS, resolve_backend
 from loaders.quantization import kernel_rules
-from loaders.quantization.kernel_rules import PackedSize
+from loaders.quantization.kernel_rules import DeviceFacts, PackedSize
 from loaders.quantization.packed_format import PackedFormat
 from loaders.quantization.packed_tensors import PackedTensors
 from loaders.quantization.packing import pack_gptq_codes, pack_gptq_zeros
@@ -24,7 +24,7 @@ from loaders.quantization.packing import pack_gptq_codes, pack_gptq_zeros
 # 0.0003 (fp16pack).
 MAX_RELATIVE_ERROR = 2**-7
 MIN_ROWS_FOR_TILES = Int4PackKernel.MIN_ROWS_FOR_TILES  # the larger of the two
-CPU = torch.device("cpu")
+CPU, FACTS = torch.device("cpu"), DeviceFacts.of("cpu")
 
 
 def packed(bits, group_size, *, in_features=256, out_features=192, act_order=False, seed=0):
@@ -244,7 +244,7 @@ def shape(bits, group_size, *, in_features=256, device=CPU):
         (shape(8, -1, in_features=344), "fp16pack"),  # int8pack reads past its rows there
         (shape(4, 16), "fp16pack"),
         (shape(4, -1, in_features=40), "fp16pack"),
-        (shape(4, 128, device=torch.device("cuda")), "reference"),
+        (shape(4, 128, device=torch.device("cuda")), "triton"),
     ],
 )
 def test_each_layer_gets_the_fastest_backend_that_takes_it(layer, expected):
@@ -260,7 +260,7 @@ ACCEPTED_CASES = [
     for group in (-1, 16, 32, 96, 128, 1024)
     for inputs in (64, 96, 344, 576)
     if inputs * bits % 32 == 0  # what GPTQ can pack at all
-    and kernel_rules.refusal(backend.name, PackedSize(bits, group, inputs, 192), "cpu") is None
+    and kernel_rules.refusal(backend.name, PackedSize(bits, group, inputs, 192), FACTS) is None
 ]
 
 

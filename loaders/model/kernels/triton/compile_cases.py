@@ -1,0 +1,136 @@
+"""Kernels as they are specialised for common layers, to be compiled where there is no GPU.
+
+The table of registers and shared memory is made of them. Not used in a step.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from loaders.model.kernels.triton import dequantize, few_rows
+from loaders.model.kernels.triton.levels import plane_constants
+from loaders.quantization.plane_layout import OUTPUT_MULTIPLE, ROW_TILES, PlaneLayout
+
+_POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
+_ZERO_POINTERS = {"common": "constexpr", "whole": "*u8", "float": "*fp16"}
+
+
+class CompileCase(NamedTuple):
+    """One kernel with its types and constants, as `triton.compile` takes them."""
+
+    name: str
+    kernel: Any  # what triton.jit made
+    # Every argument's type as Triton writes it, "i32:16" where it is a multiple of 16; pointers
+    # are taken to be.
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    options: dict[str, int]
+
+
+# bits, group (0: one for all inputs), how zero points are kept, and what each stands for.
+_LAYERS = (
+    (4, 128, "common"),  # GPTQ, symmetric
+    (4, 128, "whole"),  # AWQ
+    (4, 32, "float"),  # Q4_K
+    (4, 24, "whole"),  # groups that no slice fits
+    (2, 128, "whole"),
+    (3, 128, "common"),
+    (8, 32, "common"),  # Q8_0
+    (8, 0, "whole"),
+    (6, 16, "common"),  # Q6_K
+    (5, 32, "float"),  # Q5_K
+)
+
+
+def compile_cases() -> list[CompileCase]:
+    """List the kernels of common layers."""
+    cases: list[CompileCase] = []
+    for bits, group, zeros in _LAYERS:
+        for dtype in (torch.float16, torch.bfloat16):
+            layer = _Layer(bits, group, zeros, dtype)
+            cases += [_few_rows(layer, rows, num_parts=4) for rows in ROW_TILES]
+            cases.append(_dequantize(layer))
+    usual = _Layer(4, 128, "common", torch.float16)
+    cases += [_few_rows(usual, 16, num_parts=1), _few_rows(usual, 16, num_parts=8)]
+    return cases
+
+
+class _Layer(NamedTuple):
+    bits: int
+    group: int
+    zeros: Any
+    dtype: torch.dtype
+
+    @property
+    def name(self) -> str:
+        kind = str(self.dtype).removeprefix("torch.")
+        return f"w{self.bits} group {self.group or -1} {self.zeros} zeros {kind}"
+
+    def constants(self) -> dict[str, Any]:
+        layout = PlaneLayout.of(self.bits, self.group or -1, 4096)
+        common = 2 ** (self.bits - 1) if self.zeros == "common" else 0
+        found = plane_constants(layout, self.group, self.zeros, common, self.dtype)
+        found["interpreted"] = False
+        if self.zeros == "common":
+            found["zeros"] = None
+        if not found["high_bits"]:
+            found["high"] = None
+        return found
+
+    def pointers(self, constants: dict[str, Any]) -> dict[str, str]:
+        high = "*u8" if constants["high_bits"] else "constexpr"
+        return {"low": "*u8", "high": high, "scales": "*fp16", "zeros": _ZERO_POINTERS[self.zeros]}
+
+
+def _few_rows(layer: _Layer, rows: int, num_parts: int) -> CompileCase:
+    constants = layer.constants()
+    constants |= {
+        "has_bias": True,
+        "row_tile": rows,
+        "out_tile": OUTPUT_MULTIPLE,
+        "num_parts": num_parts,
+    }
+    whole = ("in_features", "out_features", "padded_out", "x_stride")
+    own = _POINTERS[layer.dtype]
+    signature = {
+        "x": own,
+        **layer.pointers(constants),
+        "bias": "*fp32",
+        "y": own,
+        "partials": "*fp32",
+        "locks": "*i32",
+        **dict.fromkeys(whole, "i32:16"),
+        **dict.fromkeys(("num_rows", "num_blocks", "part_blocks", "num_groups"), "i32"),
+    }
+    name = f"few_rows {layer.name} {rows} rows {num_parts} parts"
+    return CompileCase(
+        name,
+        few_rows.few_rows_kernel,
+        signature | _constexprs(constants),
+        constants,
+        few_rows.options(rows, constants["scaled"]),
+    )
+
+
+def _dequantize(layer: _Layer) -> CompileCase:
+    constants = layer.constants() | {"out_tile": OUTPUT_MULTIPLE}
+    whole = ("start", "num_outputs", "in_features", "padded_out")
+    signature = {
+        **layer.pointers(constants),
+        "weight": _POINTERS[layer.dtype],
+        **dict.fromkeys(whole, "i32:16"),
+        "num_groups": "i32",
+    }
+    return CompileCase(
+        f"dequantize {layer.name}",
+        dequantize.dequantize_kernel,
+        signature | _constexprs(constants),
+        constants,
+        dequantize.OPTIONS,
+    )
+
+
+def _constexprs(constants: dict[str, Any]) -> dict[str, str]:
+    return dict.fromkeys(constants, "constexpr")
