@@ -109,7 +109,7 @@ def _prepare(
         kernel = backend.prepare_grouped(weight, bias, dtype)
         shares: Sequence[Kernel] = [kernel]
         if len(layers) > 1:
-            sizes = tuple(layer.out_features for layer in layers)
+            sizes = [layer.out_features for layer in layers]
             shares = JoinedKernel(kernel, sizes, output_order).slices()
         for layer, share in zip(layers, shares, strict=True):
             layer.use_kernel(share, backend.name, is_bias_in_kernel=True)

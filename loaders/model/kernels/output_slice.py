@@ -7,7 +7,6 @@ at the cost of multiplying by the whole.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,13 +19,13 @@ if TYPE_CHECKING:
     from loaders.model.kernels.protocol import Kernel
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class JoinedKernel:
     """A kernel that gives several layers' outputs side by side."""
 
-    kernel: Kernel
-    sizes: tuple[int, ...]  # outputs of each layer
-    output_order: Tensor | None  # of every layer's own outputs: place → output; None: natural
+    def __init__(self, kernel: Kernel, sizes: Sequence[int], output_order: Tensor | None) -> None:
+        """sizes: outputs of each layer. output_order: of each one's own, place → output."""
+        self.kernel, self.sizes, self.output_order = kernel, tuple(sizes), output_order
+        self.places = None if output_order is None else torch.argsort(output_order)
 
     @property
     def output_permutation(self) -> Tensor | None:
@@ -47,8 +46,6 @@ class OutputSlice:
     def __init__(self, joined: JoinedKernel, index: int) -> None:
         self._joined, self._index = joined, index
         self._start, self._size = sum(joined.sizes[:index]), joined.sizes[index]
-        order = joined.output_order
-        self._places = None if order is None else torch.argsort(order)  # output → place
 
     @property
     def num_invariant_rows(self) -> int | None:
@@ -78,9 +75,11 @@ class OutputSlice:
         return None
 
     def _own(self, values: Tensor, *, dim: int) -> Tensor:
-        mine = values.narrow(dim, self._start, self._size)
+        mine, places = values.narrow(dim, self._start, self._size), self._joined.places
         # A copy in both cases: callers may overwrite it, and expect whole rows.
-        return mine.contiguous() if self._places is None else mine.index_select(dim, self._places)
+        if places is not None:
+            return mine.index_select(dim, places)
+        return mine.clone(memory_format=torch.contiguous_format)
 
 
 def whole_of(kernels: Sequence[Kernel]) -> JoinedKernel | None:
