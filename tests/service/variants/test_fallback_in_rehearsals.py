@@ -32,10 +32,11 @@ def folder(tmp_path_factory) -> Path:
     return models.write_gptq_checkpoint(
         tmp_path_factory.mktemp("rehearsed") / "rehearsed",
         models.tiny_llama(
-            hidden_size=128,
-            intermediate_size=256,
-            num_attention_heads=4,
-            num_key_value_heads=2,
+            hidden_size=64,
+            intermediate_size=64,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=64,
             max_position_embeddings=256,
         ),
         group_size=32,
@@ -132,7 +133,9 @@ def test_what_fails_is_left_out_and_said_and_the_next_serves(
     case: str, tmp_path: Path, folder: Path
 ):
     faults, given_up = CASES[case]
-    with rehearsing(tmp_path, folder, faults) as server:
+    # What the case is not about runs without the interpreter, in a tenth of the time.
+    others = {"step_kernels": "torch"} if "linear" in faults else {"backend": "reference"}
+    with rehearsing(tmp_path, folder, faults, **others) as server:
         model = server.model("rehearsed")
         assert model["state"] == "serving", server.log()
         assert model["degraded"].startswith(given_up), model["degraded"]
