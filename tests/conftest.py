@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-
-# Triton's kernels run in its interpreter here; it reads this once, when it is first imported.
-os.environ["TRITON_INTERPRET"] = "1"
-
 from typing import TYPE_CHECKING
 
 import pytest

@@ -19,6 +19,7 @@ import torch
 from engine.config import KVDtype
 from engine.errors import NotEnoughBlocksError
 from engine.kernels.fp8 import quantize, widen
+from engine.kernels.step_kernels import KVLayer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -151,6 +152,11 @@ class KVCache:
         """Whether what is read is what was written, to the last bit."""
         return self._stored == self.dtype
 
+    def layer(self, layer_index: int) -> KVLayer:
+        """Give a layer's memory as kernels take it."""
+        scales = self._scales[layer_index] if self._scales else None
+        return KVLayer(self._layers[layer_index], scales)
+
     def write(self, layer_index: int, slots: Tensor, key_value: Tensor) -> None:
         """Store key_value [num_tokens, 2, kv_heads, head_dim] at slots [num_tokens] int64."""
         layer = self._layers[layer_index]
@@ -180,6 +186,17 @@ class KVCache:
             return kept if self.is_exact else kept.to(self.dtype)
         scales = self._scales[layer_index].narrow(0, first_slot, num_tokens)
         return widen(kept, scales, self.dtype)
+
+    def gather_slots(self, layer_index: int, slots: Tensor) -> Tensor:
+        """Copy slots [num_tokens] int64 side by side, to memory of their own.
+
+        Returns [num_tokens, 2, kv_heads, head_dim].
+        """
+        layer = self._layers[layer_index]
+        if not self._scales:
+            return layer.index_select(0, slots).to(self.dtype)
+        codes = layer.view(torch.uint8).index_select(0, slots).view(self._stored)
+        return widen(codes, self._scales[layer_index].index_select(0, slots), self.dtype)
 
     def gather(self, layer_index: int, blocks: Tensor, *, is_fresh: bool = False) -> Tensor:
         """Copy blocks [num_blocks] int64 side by side; the copy is good until the next gather.

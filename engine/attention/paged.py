@@ -125,7 +125,7 @@ class PagedStep:
                 parts.append(_attend_from_start(rows, seen, scale, window))
             else:
                 seen = chunk.run.read(self.cache, layer_index)
-                parts.append(_attend_onward(rows, seen, chunk.start, scale, window))
+                parts.append(attend_onward(rows, seen, chunk.start, scale, window))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _attend_padded(
@@ -203,11 +203,11 @@ def _attend_from_start(query: Tensor, seen: Tensor, scale: float, window: int | 
     """Attend among the first tokens of a sequence; as many seen as asking."""
     num_tokens = query.shape[0]
     if window is not None and num_tokens > window:
-        return _attend_onward(query, seen, 0, scale, window)
+        return attend_onward(query, seen, 0, scale, window)
     return _attend(query, seen, scale, mask=None)
 
 
-def _attend_onward(
+def attend_onward(
     query: Tensor, seen: Tensor, start: int, scale: float, window: int | None
 ) -> Tensor:
     """Attend with tokens from position `start` on to all up to them."""

@@ -83,7 +83,7 @@ def build_model_input(
     return ModelInput(
         token_ids=_token_ids(slots, batch, state),
         position_ids=send(np.concatenate([positions, *chunk_positions])),
-        logits_indices=send(_logits_indices(batch)),
+        logits_indices=send(logits_indices(batch)),
         attention=attention,
     )
 
@@ -93,7 +93,8 @@ def num_logits(chunk: ScheduledChunk) -> int:
     return len(chunk.token_ids) if chunk.prompt_targets is not None else chunk.num_samples
 
 
-def _logits_indices(batch: ScheduledBatch) -> NDArray[np.int64]:
+def logits_indices(batch: ScheduledBatch) -> NDArray[np.int64]:
+    """Say after which rows logits are needed; at least one."""
     rows = [np.arange(len(batch.decodes))]
     stop = len(batch.decodes)
     for chunk in batch.chunks:

@@ -42,9 +42,9 @@ _LOG2_E = 1.4426950408889634
 _MIN_TILE_HEADS, _MAX_TILE_HEADS = 16, 32
 # Programs wanted for each multiprocessor: reads enough under way, and short rows that end early
 # leave their places to the splits of long ones. With more splits the merge would be the longer
-# part.
+# part, and spilled (64 of 128 columns with a window, Triton 3.6 and 3.7).
 _PROGRAMS_A_PROCESSOR = 4
-_MAX_SPLITS = 64
+_MAX_SPLITS = 32
 _MIN_TOKENS_A_SPLIT = 64
 # For what has none: the interpreter.
 _PROCESSORS_OF_A_CPU = 8
@@ -175,7 +175,7 @@ def decode_attention(
         scale * _LOG2_E,
         window,
         **shape.constants(has_float8=has_float8),
-        **_OPTIONS,
+        **shape.options,
     )
     if splits > 1:
         count("paged_decode_merge")
@@ -244,6 +244,12 @@ class _Shape(NamedTuple):
             return 16
         return max(16, min(64, 8192 // width, 16384 // (width * self.kept_bytes)))
 
+    @property
+    def options(self) -> dict[str, int]:
+        # With 4 warps a single head of 256 spilled 8 bytes on sm_100.
+        is_wide = self.group == 1 and self.head_dim > 128
+        return {"num_warps": 8 if is_wide else 4, "num_stages": 2}
+
     def constants(self, *, has_float8: bool) -> dict[str, Any]:
         return {
             "group": self.group,
@@ -267,7 +273,6 @@ class _Shape(NamedTuple):
         }
 
 
-_OPTIONS = {"num_warps": 4, "num_stages": 2}
 _MERGE_OPTIONS = {"num_warps": 4, "num_stages": 1}
 
 
@@ -621,7 +626,7 @@ def _attending(use: _Use) -> CompileCase:
         **use.shape.constants(has_float8=use.has_float8),
     }
     least = 89 if use.has_float8 else 80
-    return _case(f"paged_decode {use.name}", paged_decode, arguments, _OPTIONS, least)
+    return _case(f"paged_decode {use.name}", paged_decode, arguments, use.shape.options, least)
 
 
 def _merging(use: _Use) -> CompileCase:

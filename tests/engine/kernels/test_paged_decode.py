@@ -18,6 +18,10 @@ from engine.kernels.paged_decode import (
 )
 from engine.kernels.step_kernels import DecodeRows, KVLayer, Order
 
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="needs Triton's interpreter; see tests/conftest.py"
+)
+
 BLOCK_SIZE = 16
 FP8 = torch.float8_e4m3fn
 
@@ -258,7 +262,7 @@ def test_places_beyond_2_to_the_31_are_reached():
 def test_splits_follow_from_shapes_and_are_no_more_than_a_card_has_use_for():
     assert num_splits(1, 32, 4096, 132) == 17
     assert num_splits(32, 32, 4096, 132) == 1
-    assert num_splits(1, 8, 65536, 132) == 64
+    assert num_splits(1, 8, 65536, 132) == 32
     assert num_splits(1, 8, 128, 132) == 2
     assert num_splits(1, 8, 16, 132) == 1
 
