@@ -27,6 +27,7 @@ from loaders.quantization.kernel_rules import (
 from loaders.quantization.packed_format import GGUF_GROUPS
 from loaders.quantization.plane_layout import (
     USUAL_MULTIPROCESSORS,
+    WIDEST_ITEM,
     PlaneLayout,
     Split,
     num_locks,
@@ -244,16 +245,17 @@ def _planes_bytes(size: PackedSize) -> int:
 
 
 def _planes_scratch(size: PackedSize) -> int:
-    """A piece in 16 bits, split sums and locks: of three such layers, which may be joined."""
-    padded_out = 3 * padded_outputs(size.out_features)
-    num_blocks = PlaneLayout.of(size.bits, size.group_size, size.in_features).num_blocks(
-        size.in_features
-    )
-    split = Split.of(num_blocks, padded_out, USUAL_MULTIPROCESSORS)
-    alone = Split.of(num_blocks, padded_out // 3, USUAL_MULTIPROCESSORS)
-    partials = max(split.num_partials(padded_out), alone.num_partials(padded_out // 3))
-    piece = piece_outputs(size.in_features, padded_out, 2) * size.in_features * 2
-    return piece + 4 * partials + 4 * num_locks(padded_out)
+    """A piece, split sums and locks: of up to three such layers, which may be joined."""
+    found = [_workspace_bytes(size, joined * size.out_features) for joined in (1, 2, 3)]
+    return max(found)
+
+
+def _workspace_bytes(size: PackedSize, out_features: int) -> int:
+    inputs, padded_out = size.in_features, padded_outputs(out_features)
+    layout = PlaneLayout.of(size.bits, size.group_size, inputs)
+    split = Split.of(layout.num_blocks(inputs), padded_out, USUAL_MULTIPROCESSORS)
+    piece = piece_outputs(inputs, padded_out, WIDEST_ITEM) * inputs * WIDEST_ITEM
+    return piece + 4 * split.num_partials(padded_out) + 4 * num_locks(padded_out)
 
 
 def _int4_group(size: PackedSize) -> int:

@@ -30,6 +30,7 @@ _MAX_SPLITS = 8
 # A piece of a dequantised weight: large enough to keep cuBLAS busy (1 170 outputs of 28 672 inputs
 # in 16 bits, the widest layer of a 70B model), small beside a GPU's memory.
 PIECE_BYTES = 64 * 2**20
+WIDEST_ITEM = 4  # bytes of a float32: rows of any dtype find room for their pieces
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,13 @@ import torch
 
 from loaders.model.kernels.protocol import BFLOAT16_ROUNDOFF, FLOAT16_ROUNDOFF, FLOAT32_ROUNDOFF
 from loaders.quantization import kernel_rules
-from loaders.quantization.plane_layout import MAX_FEW_ROWS, Split, num_locks, piece_outputs
+from loaders.quantization.plane_layout import (
+    MAX_FEW_ROWS,
+    WIDEST_ITEM,
+    Split,
+    num_locks,
+    piece_outputs,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,11 +59,11 @@ class TritonKernel:
             planes.num_blocks, planes.padded_out, workspace.num_multiprocessors(device)
         )
         self._workspace = workspace.workspace_of(device)
-        outputs = piece_outputs(planes.in_features, planes.padded_out, dtype.itemsize)
+        outputs = piece_outputs(planes.in_features, planes.padded_out, WIDEST_ITEM)
         self._workspace.reserve(
             num_partials=self._split.num_partials(planes.padded_out),
             num_locks=num_locks(planes.padded_out),
-            weight_bytes=planes.in_features * outputs * dtype.itemsize,
+            weight_bytes=planes.in_features * outputs * WIDEST_ITEM,
         )
 
     @property
@@ -72,6 +78,11 @@ class TritonKernel:
         order = self.input_permutation
         kept = sum(tensor.nbytes for tensor in self._planes.tensors)
         return kept if order is None else kept + order.nbytes
+
+    @property
+    def shared_bytes(self) -> int:
+        """What all layers of the device share, as far as they have been prepared."""
+        return self._workspace.num_bytes
 
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply x [rows, in], already permuted → [rows, out] in x's dtype, with the bias."""

@@ -84,9 +84,10 @@ def test_a_short_demand_fills_no_chunk():
 def test_the_parts_of_7b_add_up():
     variant = gptq_7b()[0]
     (found,) = _prepared(variant).on_devices(Demand(4096))
-    assert found.weights == variant.weight_bytes
+    assert found.weights == pytest.approx(variant.weight_bytes, rel=0.01)
     assert found.context == CUDA_CONTEXT_BYTES
-    assert found.workspace == 9 * 4096 * 11008  # the reference, on the largest layer
+    # A piece of a dequantised weight, and sums of split products.
+    assert 64 * 2**20 < found.workspace < 96 * 2**20
     parts = (found.weights, found.kv_cache, found.activations, found.workspace, found.context)
     assert found.total == sum(parts)
 
@@ -128,20 +129,23 @@ def test_a_known_cache_takes_the_place_of_the_predicted_one():
 
 def test_weights_alone_need_no_config():
     variant = gptq_7b()[0]
-    needed = weight_bytes(variant.tensors, variant.quantization, "cuda", backend="auto")
+    needed = weight_bytes(variant.tensors, variant.quantization, "cuda", backend="reference")
     assert needed == variant.weight_bytes
+    needed = weight_bytes(variant.tensors, variant.quantization, "cuda", backend="auto")
+    assert needed == pytest.approx(variant.weight_bytes, rel=0.01)
 
 
 def test_backends_are_named_most_layers_first():
     assert _prepared(gptq_7b()[0], "cpu").backend == "int4pack"
     assert _prepared(gptq_7b()[4], "cpu").backend == "int8pack"
-    assert _prepared(gptq_7b()[0]).backend == "reference"
+    assert _prepared(gptq_7b()[0]).backend == "triton"
     assert _prepared(fp16_34b()[0]).backend == "dense"
 
 
 def test_what_a_token_reads_is_all_but_the_embedding():
     (variant,) = awq_70b()
-    assert _prepared(variant).read_per_token == variant.weight_bytes - 32016 * 8192 * 2
+    weights = _prepared(variant)
+    assert weights.read_per_token == weights.num_bytes - 32016 * 8192 * 2
 
 
 def test_a_config_without_sizes_is_refused():

@@ -53,7 +53,7 @@ def compile_cases() -> list[CompileCase]:
             cases += [_few_rows(layer, rows, num_parts=4) for rows in ROW_TILES]
             cases.append(_dequantize(layer))
     usual = _Layer(4, 128, "common", torch.float16)
-    cases += [_few_rows(usual, 16, num_parts=1), _few_rows(usual, 16, num_parts=8)]
+    cases += [_few_rows(usual, 16, num_parts=1, has_bias=False), _few_rows(usual, 16, num_parts=8)]
     return cases
 
 
@@ -84,27 +84,29 @@ class _Layer(NamedTuple):
         return {"low": "*u8", "high": high, "scales": "*fp16", "zeros": _ZERO_POINTERS[self.zeros]}
 
 
-def _few_rows(layer: _Layer, rows: int, num_parts: int) -> CompileCase:
+def _few_rows(layer: _Layer, rows: int, num_parts: int, *, has_bias: bool = True) -> CompileCase:
     constants = layer.constants()
     constants |= {
-        "has_bias": True,
+        "has_bias": has_bias,
         "row_tile": rows,
         "out_tile": OUTPUT_MULTIPLE,
         "num_parts": num_parts,
     }
+    if not has_bias:
+        constants["bias"] = None
     whole = ("in_features", "out_features", "padded_out", "x_stride")
     own = _POINTERS[layer.dtype]
     signature = {
         "x": own,
         **layer.pointers(constants),
-        "bias": "*fp32",
+        "bias": "*fp32" if has_bias else "constexpr",
         "y": own,
         "partials": "*fp32",
         "locks": "*i32",
         **dict.fromkeys(whole, "i32:16"),
         **dict.fromkeys(("num_rows", "num_blocks", "part_blocks", "num_groups"), "i32"),
     }
-    name = f"few_rows {layer.name} {rows} rows {num_parts} parts"
+    name = f"few_rows {layer.name} {rows} rows {num_parts} parts{'' if has_bias else ' no bias'}"
     return CompileCase(
         name,
         few_rows.few_rows_kernel,

@@ -42,8 +42,8 @@ class PackedPlanes:
     layout: PlaneLayout
     low: Tensor  # [padded in * width / 8, padded out] uint8
     high: Tensor | None  # the same of the upper fields
-    # float16, in which GPTQ and AWQ store them, so those are exact. GGUF's round once, as activations
-    # do: float32 would take up to a bit a weight more. float32 where half precision loses more.
+    # float16, in which GPTQ and AWQ store them, so those are exact. GGUF's round once, as do
+    # activations: float32 would take up to a bit a weight more. float32 where halves lose more.
     scales: Tensor  # [groups, padded out]
     # [groups, padded out]: bytes, or as scales where they are no whole numbers; None where one is
     # common to all.
