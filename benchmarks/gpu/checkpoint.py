@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from benchmarks.gpu.limit import ModelShape
 
 # Not a multiple of any tensor's row, so that rows differ.
@@ -28,6 +30,11 @@ CODES_SPREAD = 4.6
 # A zero point of 8 as GPTQ's first version stores it, less one: two to a byte.
 STORED_ZEROS = 0x77
 _DTYPE_BYTES = {"I32": 4, "F16": 2}
+# Layers that read one input, and so have one order.
+_READ_TOGETHER = {
+    **dict.fromkeys(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "qkv"),
+    **dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), "gate_up"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +52,25 @@ class Tensor:
         return int(np.prod(self.shape)) * _DTYPE_BYTES[self.dtype]
 
 
-def write_checkpoint(folder: Path, shape: ModelShape, *, max_context: int) -> int:
+def write_checkpoint(
+    folder: Path, shape: ModelShape, *, max_context: int, has_act_order: bool = False
+) -> int:
     """Write weights, settings and a tokenizer of 512 pieces; return the weights' bytes.
 
-    4 bits only: the pools hold codes and zero points of four.
+    4 bits only: the pools hold codes and zero points of four. has_act_order: inputs belong to
+    groups in a random order, which layers that read the same share.
     """
     if shape.bits != 4:
         raise ValueError(f"bits is {shape.bits}; only 4 can be written")
     folder.mkdir(parents=True, exist_ok=True)
-    num_bytes = _write_tensors(folder / "model.safetensors", list(_tensors(shape)))
-    config = _config(shape, max_context)
+    num_bytes = _write_tensors(folder / "model.safetensors", list(_tensors(shape, has_act_order)))
+    config = _config(shape, max_context, has_act_order)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     tiny_tokenizer().save_pretrained(folder)
     return num_bytes
 
 
-def _tensors(shape: ModelShape) -> Iterator[Tensor]:
+def _tensors(shape: ModelShape, has_act_order: bool) -> Iterator[Tensor]:
     generator = np.random.default_rng(0)
     words = memoryview(generator.bytes(POOL_BYTES))
     normal = generator.standard_normal(POOL_BYTES // 2, dtype=np.float32)
@@ -78,21 +88,24 @@ def _tensors(shape: ModelShape) -> Iterator[Tensor]:
             yield Tensor(f"{prefix}.{norm}.weight", "F16", (shape.hidden_size,), ones)
         for name, (ins, outs) in shape.linear_shapes.items():
             start = int(generator.integers(POOL_BYTES // 8)) * 4
-            yield from _packed(f"{prefix}.{name}", ins, outs, shape, words[start:])
+            order = np.arange(ins) // shape.group_size
+            if has_act_order:  # of the layer's inputs, so the same for all that read them
+                readers = _READ_TOGETHER.get(name, name)
+                order = np.random.default_rng([layer, *readers.encode()]).permutation(order)
+            yield from _packed(f"{prefix}.{name}", ins, outs, shape, words[start:], order)
 
 
 def _packed(
-    name: str, ins: int, outs: int, shape: ModelShape, words: memoryview
+    name: str, ins: int, outs: int, shape: ModelShape, words: memoryview, order: NDArray[np.int64]
 ) -> Iterator[Tensor]:
     groups, in_word = -(-ins // shape.group_size), 32 // shape.bits
     scale = np.float16(1 / (CODES_SPREAD * ins**0.5))
-    order = (np.arange(ins) // shape.group_size).astype(np.int32)
     yield Tensor(f"{name}.qweight", "I32", (ins // in_word, outs), words)
     zeros = memoryview(bytes([STORED_ZEROS]) * 4096)
     yield Tensor(f"{name}.qzeros", "I32", (groups, outs // in_word), zeros)
     scales = memoryview(np.full(4096, scale).tobytes())
     yield Tensor(f"{name}.scales", "F16", (groups, outs), scales)
-    yield Tensor(f"{name}.g_idx", "I32", (ins,), memoryview(order.tobytes()))
+    yield Tensor(f"{name}.g_idx", "I32", (ins,), memoryview(order.astype(np.int32).tobytes()))
 
 
 def _write_tensors(file: Path, tensors: list[Tensor]) -> int:
@@ -117,7 +130,7 @@ def _write_tensors(file: Path, tensors: list[Tensor]) -> int:
     return end
 
 
-def _config(shape: ModelShape, max_context: int) -> dict[str, Any]:
+def _config(shape: ModelShape, max_context: int, has_act_order: bool) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -139,7 +152,7 @@ def _config(shape: ModelShape, max_context: int) -> dict[str, Any]:
             "quant_method": "gptq",
             "bits": shape.bits,
             "group_size": shape.group_size,
-            "desc_act": False,
+            "desc_act": has_act_order,
             "sym": True,
             "damp_percent": 0.1,
             "true_sequential": True,

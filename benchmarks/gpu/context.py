@@ -21,12 +21,18 @@ class Context:
 
     findings_file: Path
     is_dry: bool  # on the CPU, with sizes that only prove the program
+    is_small: bool = False  # on the device, in the sizes of a dry run
     _findings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def device(self) -> str:
         """Name the device to measure."""
         return "cpu" if self.is_dry else "cuda:0"
+
+    @property
+    def workspace(self) -> Path:
+        """Name a folder that all parts of a run share; it goes when the run ends."""
+        return self.findings_file.parent
 
     def save(self, **findings: Any) -> None:
         """Keep findings at once: whatever happens later, they are told.

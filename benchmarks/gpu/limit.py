@@ -7,7 +7,7 @@ engine reaches the limit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 HALF_BYTES = 2
 
@@ -76,6 +76,15 @@ CODELLAMA_7B = ModelShape(
     bits=4,
     group_size=128,
 )
+CODELLAMA_13B = replace(
+    CODELLAMA_7B, num_layers=40, hidden_size=5120, num_heads=40, num_kv_heads=40,
+    intermediate_size=13824,
+)  # fmt: skip
+CODELLAMA_34B = replace(
+    CODELLAMA_7B, num_layers=48, hidden_size=8192, num_heads=64, num_kv_heads=8,
+    intermediate_size=22016, vocab_size=32000,
+)  # fmt: skip
+CODELLAMA_70B = replace(CODELLAMA_34B, num_layers=80, intermediate_size=28672, vocab_size=32016)
 
 
 @dataclass(frozen=True, slots=True)

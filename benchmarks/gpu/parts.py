@@ -24,9 +24,14 @@ PARTS = (
     # The first process to import PyTorch waits for a cold disk.
     Part("machine", "versions and device", "benchmarks.gpu.machine", limit_s=90, least_s=10),
     Part("ceilings", "copies and matrix products", "benchmarks.gpu.ceilings", 45, 15),
+    Part("kernels", "each kernel beside its reference", "benchmarks.gpu.kernels", 90, 25),
+    Part("tokens", "a two-layer model beside its reference", "benchmarks.gpu.tokens", 90, 25),
+    Part("speed", "a model of 7B's shape, on the engine", "benchmarks.gpu.speed", 150, 60),
+    Part("linears", "products in a graph, by shape and rows", "benchmarks.gpu.linears", 75, 20),
+    Part("http", "load on the real server", "benchmarks.gpu.http", 90, 45),
     Part("tests", "tests/gpu", "benchmarks.gpu.device_tests", 120, 30),
-    Part("tokens", "a two-layer model beside its reference", "benchmarks.gpu.tokens", 75, 25),
-    Part("speed", "a model of 7B's shape, on the engine", "benchmarks.gpu.speed", 210, 60),
+    Part("peers", "Transformers on the same weights", "benchmarks.gpu.peers", 75, 30),
+    Part("sanitizer", "wrong memory accesses", "benchmarks.gpu.sanitizer", 90, 30),
 )
 BY_NAME = {part.name: part for part in PARTS}
 # Says on what the others ran, so it runs whichever are asked for.

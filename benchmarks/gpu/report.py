@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.gpu.limit import Ceilings, ModelShape, decode_limit, prefill_limit
 from benchmarks.gpu.runner import Status
+from benchmarks.gpu.targets import target_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,6 +61,9 @@ def speed_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
         limit = _limit(row, ModelShape(**speed["shape"]), ceilings)
         row["limit"] = round(limit, 1)
         row["percent_of_limit"] = round(100 * row["tokens_per_s"] / limit, 2)
+        target = target_of(row, ModelShape(**speed["shape"]), ceilings)
+        if target is not None:
+            row["target"] = round(target, 1)
     return rows
 
 
@@ -70,21 +74,65 @@ def table(outcomes: Sequence[Outcome], *, is_dry: bool) -> str:
         [each.name, each.status.value, f"{each.seconds:.1f}", _what(each)] for each in outcomes
     ]
     blocks = [_columns(parts)]
-    speed = [["speed", "tok/s", "limit", "% of it"]]
+    speed = [["speed", "tok/s", "limit", "% of it", "target"]]
     speed += [
         [
             _name(row),
             f"{row['tokens_per_s']:.1f}",
             _cell(row, "limit"),
             _cell(row, "percent_of_limit"),
+            _cell(row, "target"),
         ]
         for row in speed_rows(outcomes)
     ]
     if len(speed) > 1:
         blocks.append(_columns(speed))
+    blocks += [_peers(outcomes), _linears(outcomes), _profile(outcomes)]
+    blocks = [block for block in blocks if block]
     if is_dry:
         blocks.append("Dry: on the CPU, in tiny sizes; no figure says anything of a GPU.")
     return "\n\n".join(blocks)
+
+
+def _peers(outcomes: Sequence[Outcome]) -> str:
+    """Show the peers; each that did not run with its reason."""
+    found = _findings(outcomes, "peers").get("rows", ())
+    lines = [
+        [
+            f"{row['peer']}, {row['batch']} together",
+            f"{row['tokens_per_s']:.1f}" if row.get("tokens_per_s") else row.get("reason", "–"),
+        ]
+        for row in found
+    ]
+    return _columns([["on the same weights, in halves", "tok/s"], *lines]) if lines else ""
+
+
+def _linears(outcomes: Sequence[Outcome]) -> str:
+    """Show what products cost, and from how many rows cuBLAS is quicker."""
+    found = _findings(outcomes, "linears").get("rows", ())
+    names = ("humming_us", "triton_us", "cublas_us")
+    lines = [
+        [row["shape"], str(row["rows"]), *(_us(row[name]) for name in names),
+         str(row["triton_gb_per_s"])]
+        for row in found
+    ]  # fmt: skip
+    head = ["product", "rows", "humming µs", "Triton µs", "cuBLAS µs", "Triton GB/s"]
+    return _columns([head, *lines]) if lines else ""
+
+
+def _profile(outcomes: Sequence[Outcome]) -> str:
+    """Show where a decode step of one sequence spends its time."""
+    found = _findings(outcomes, "speed").get("profile", ())
+    lines = [
+        [row["kernel"][:70], f"{row['launches_a_step']:g}", f"{row['us_a_step']:.1f}"]
+        for row in found[:12]
+    ]
+    head = ["kernel, of a decode step of one sequence", "launches", "µs"]
+    return _columns([head, *lines]) if lines else ""
+
+
+def _us(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
 
 
 def all_is_well(outcomes: Sequence[Outcome]) -> bool:

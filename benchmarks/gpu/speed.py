@@ -1,23 +1,24 @@
-"""Part "speed": a 4-bit model of CodeLlama 7B's shape, loaded as any other, on the engine.
+"""Part "speed": a 4-bit act-order model of CodeLlama 7B's shape, loaded as any, on the engine.
 
-Tokens a second of decoding, by batch, and of reading a prompt. What share of the device's limit
-they are is `report`'s to say, who knows what "ceilings" found.
+Tokens a second of decoding, by batch, and of reading a prompt; then which kernels a step of one
+sequence spends its time in. What share of the device's limit they are, and of the target, is
+`report`'s to say, who knows what "ceilings" found.
 """
 
 from __future__ import annotations
 
 import random
-import tempfile
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.profiler import ProfilerActivity
+from torch.profiler import profile as torch_profile
 
-from benchmarks.gpu.checkpoint import write_checkpoint
 from benchmarks.gpu.limit import CODELLAMA_7B, ModelShape
-from benchmarks.gpu.streams import Bound, measure_decode, measure_prefill
+from benchmarks.gpu.model_files import TINY, model_files
+from benchmarks.gpu.streams import Bound, decode_steps, measure_decode, measure_prefill
 from engine.config import EngineConfig
 from engine.core import Engine
 from loaders.load import load
@@ -56,18 +57,9 @@ class Plan:
         )
 
 
-PLAN = Plan(CODELLAMA_7B, (1, 8, 32), 512, 2048, Bound(128, 12.0), Bound(5, 8.0))
-_TINY = ModelShape(
-    num_layers=2,
-    hidden_size=256,
-    num_heads=4,
-    num_kv_heads=4,
-    intermediate_size=512,
-    vocab_size=1024,
-    bits=4,
-    group_size=128,
-)
-DRY_PLAN = Plan(_TINY, (1, 4), 48, 128, Bound(16, 1.0), Bound(2, 1.0))
+PLAN = Plan(CODELLAMA_7B, (1, 8, 32, 128), 512, 2048, Bound(128, 10.0), Bound(5, 8.0))
+DRY_PLAN = Plan(TINY, (1, 4), 48, 128, Bound(16, 1.0), Bound(2, 1.0))
+PROFILED_STEPS, KEPT_KERNELS = 20, 20
 
 
 def run(context: Context) -> None:
@@ -86,39 +78,63 @@ def run(context: Context) -> None:
     rate = measure_prefill(engine, lambda: _prompt(plan, plan.prompt), plan.prefill)
     rows.append({"what": "prefill", "tokens": plan.prompt, "tokens_per_s": round(rate, 1)})
     context.save(rows=rows)
+    context.tell("profile")
+    context.save(profile=profile(engine, plan, context))
     if not context.is_dry:
         context.save(peak_gb=round(torch.cuda.max_memory_allocated() / 1e9, 2))
 
 
 def _load(context: Context, plan: Plan) -> LoadedModel:
-    with tempfile.TemporaryDirectory(prefix="gpu-speed-") as name:
-        folder = Path(name, "model")
-        context.tell("writing the checkpoint")
-        began = time.perf_counter()
-        num_bytes = write_checkpoint(
-            folder, plan.shape, max_context=plan.engine_config.max_model_len
-        )
-        written = time.perf_counter()
-        context.save(
-            shape=asdict(plan.shape),
-            checkpoint_bytes=num_bytes,
-            write_s=round(written - began, 2),
-        )
-        phases = _Phases(context)
-        loaded = load(
-            str(folder), device=context.device, cache_dir=Path(name), on_progress=phases.enter
-        )
-        phases.end()
-        seconds = time.perf_counter() - written
+    files = model_files(context, plan.shape)
+    context.save(shape=asdict(plan.shape), checkpoint_bytes=files.num_bytes, write_s=files.write_s)
+    phases = _Phases(context)
+    began = time.perf_counter()
+    loaded = load(
+        str(files.folder),
+        device=context.device,
+        self_test=True,
+        cache_dir=context.workspace,
+        on_progress=phases.enter,
+    )
+    phases.end()
+    seconds = time.perf_counter() - began
     backend = loaded.provenance.backend
     context.save(
         load_s=round(seconds, 2),
         load_phases_s=phases.seconds,
         backend=backend,
         dtype=loaded.provenance.dtype,
-        summary=f"{num_bytes / 1e9:.2f} GB loaded in {seconds:.1f} s, backend {backend}",
+        summary=f"{files.num_bytes / 1e9:.2f} GB loaded in {seconds:.1f} s, backend {backend}",
     )
     return loaded
+
+
+def profile(engine: Engine, plan: Plan, context: Context) -> list[dict[str, Any]]:
+    """Say where steps of one sequence spend the device's time, longest first; µs a step."""
+    kinds = [ProfilerActivity.CPU if context.is_dry else ProfilerActivity.CUDA]
+    num_steps = 2 if context.is_dry else PROFILED_STEPS
+    prompt = _prompt(plan, plan.context)
+    with (
+        decode_steps(engine, [prompt], num_steps) as step,
+        torch_profile(activities=kinds) as found,
+    ):
+        for _ in range(num_steps):
+            step()
+        if not context.is_dry:
+            torch.cuda.synchronize()
+    events = [
+        {
+            "kernel": event.key[:120],
+            "launches_a_step": round(event.count / num_steps, 2),
+            "us_a_step": round(_own_us(event, is_dry=context.is_dry) / num_steps, 2),
+        }
+        for event in found.key_averages()
+    ]
+    return sorted(events, key=lambda row: -row["us_a_step"])[:KEPT_KERNELS]
+
+
+def _own_us(event: Any, *, is_dry: bool) -> float:
+    return float(event.self_cpu_time_total if is_dry else event.self_device_time_total)
 
 
 class _Phases:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import statistics
 import time
@@ -13,7 +14,7 @@ from engine.request import SequenceRequest
 from engine.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from engine.core import Engine
     from engine.scheduling.sequence import Sequence as EngineSequence
@@ -60,6 +61,27 @@ def run_to_the_end(
     return [list(sequence.output_token_ids) for sequence in sequences]
 
 
+def run_mixed(
+    engine: Engine, prompts: Sequence[Prompt], params: SamplingParams, num_steps: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Let the prompts come again and again, one every few steps, so that steps mix and overlap.
+
+    Returns each prompt that was answered, and its answer.
+    """
+    sequences: list[EngineSequence] = []
+    waiting = itertools.cycle(prompts)
+    for number in range(num_steps):
+        if number % 3 == 0:
+            sequences += _add(engine, [next(waiting)], params)
+        _step(engine)
+    while engine.has_work:
+        _step(engine)
+    return (
+        [list(sequence.prompt_token_ids) for sequence in sequences],
+        [list(sequence.output_token_ids) for sequence in sequences],
+    )
+
+
 def measure_decode(engine: Engine, prompts: Sequence[Prompt], bound: Bound) -> DecodeRate:
     """Count tokens a second once every prompt is read; bound: in steps."""
     num_tokens = WARM_UP_STEPS + 2 * bound.repetitions + len(prompts)
@@ -73,15 +95,26 @@ def measure_decode(engine: Engine, prompts: Sequence[Prompt], bound: Bound) -> D
         _step(engine)
         num_steps += 1
     seconds, after = time.perf_counter() - began, _lengths(sequences)
-    for sequence in sequences:
-        engine.abort(sequence.sequence_id)
-    while engine.has_work:
-        _step(engine)
+    _end(engine, sequences)
     return DecodeRate(
         tokens_per_s=(sum(after) - sum(before)) / seconds,
         num_steps=num_steps,
         context=statistics.mean(before + after),
     )
+
+
+@contextlib.contextmanager
+def decode_steps(
+    engine: Engine, prompts: Sequence[Prompt], num_steps: int
+) -> Iterator[Callable[[], None]]:
+    """Give what runs one decode step of these prompts, read and warmed up; then end them."""
+    sequences = _add(engine, prompts, greedy(2 * WARM_UP_STEPS + num_steps + len(prompts)))
+    while not all(sequence.output_token_ids for sequence in sequences):
+        _step(engine)
+    for _ in range(WARM_UP_STEPS):
+        _step(engine)
+    yield lambda: _step(engine)
+    _end(engine, sequences)
 
 
 def measure_prefill(engine: Engine, make_prompt: Callable[[], Prompt], bound: Bound) -> float:
@@ -106,6 +139,13 @@ def _add(engine: Engine, prompts: Sequence[Prompt], params: SamplingParams) -> l
         )
         for prompt in prompts
     ]
+
+
+def _end(engine: Engine, sequences: Sequence[EngineSequence]) -> None:
+    for sequence in sequences:
+        engine.abort(sequence.sequence_id)
+    while engine.has_work:
+        _step(engine)
 
 
 def _step(engine: Engine) -> None:

@@ -9,14 +9,15 @@ logits after the very tokens before it.
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from engine.execution.path import resolve_path
 
 from benchmarks.gpu.context import CheckFailedError
-from benchmarks.gpu.streams import greedy, run_to_the_end
+from benchmarks.gpu.streams import greedy, run_mixed, run_to_the_end
 from engine.config import EngineConfig
 from engine.core import Engine
 from loaders.load import load
@@ -45,26 +46,44 @@ class Agreement:
         return f"{self.equal} equal, {self.near} near ties, {self.wrong} wrong"
 
 
+# How the engine may run the model; all must say what the files say. The first is what users get.
+WAYS: dict[str, dict[str, Any]] = {
+    "graphs": {"enforce_eager": False},
+    "eager": {"enforce_eager": True},
+    "torch step kernels": {"enforce_eager": True, "step_kernels": "torch"},
+}
+MIXED_STEPS, DRY_MIXED_STEPS = 200, 24
+
+
 def run(context: Context) -> None:
-    """Compare static and eager steps; raises `CheckFailedError` where a token is wrong."""
+    """Compare every way; raises `CheckFailedError` where a token is wrong."""
     found: dict[str, Any] = {}
-    wrong = 0
     with tempfile.TemporaryDirectory(prefix="gpu-tokens-") as name:
         folder = write_gptq_checkpoint(
             Path(name, "model"), tiny_llama(), desc_act=True, tokenizer=tiny_tokenizer()
         )
         reference = dequantized_model(folder)
         prompts = make_prompts(DRY_NUM_PROMPTS if context.is_dry else NUM_PROMPTS)
-        for way, is_eager in (("static", False), ("eager", True)):
-            context.tell(f"{way} steps")
-            answers, backend = answer(folder, context.device, prompts, is_eager=is_eager)
-            agreement = judge(reference, prompts, answers)
-            wrong += agreement.wrong
-            found[way] = {"backend": backend, "agreement": str(agreement), "wrong": agreement.wrong}
+        for way, options in WAYS.items():
+            context.tell(way)
+            engine, backend = make_engine(folder, context, **options)
+            answers = run_to_the_end(engine, prompts, greedy(NUM_TOKENS))
+            found[way] = _found(backend, judge(reference, prompts, answers))
+            context.save(**found)
+        for way, is_overlapped in (("mixed, overlapped", True), ("mixed, one by one", False)):
+            context.tell(way)
+            engine, backend = make_engine(folder, context, is_overlapped=is_overlapped)
+            num_steps = DRY_MIXED_STEPS if context.is_dry else MIXED_STEPS
+            asked, answers = run_mixed(engine, prompts, greedy(NUM_TOKENS), num_steps)
+            found[way] = _found(backend, judge(reference, asked, answers))
             context.save(**found)
     context.save(summary="; ".join(f"{way}: {found[way]['agreement']}" for way in found))
-    if wrong:
+    if wrong := sum(way["wrong"] for way in found.values()):
         raise CheckFailedError(f"{wrong} tokens are not what the checkpoint's weights give")
+
+
+def _found(backend: str, agreement: Agreement) -> dict[str, Any]:
+    return {"backend": backend, "agreement": str(agreement), "wrong": agreement.wrong}
 
 
 def make_prompts(count: int) -> list[list[int]]:
@@ -76,20 +95,26 @@ def make_prompts(count: int) -> list[list[int]]:
     ]
 
 
-def answer(
-    folder: Path, device: str, prompts: list[list[int]], *, is_eager: bool
-) -> tuple[list[list[int]], str]:
-    """Let the engine answer all prompts together; return tokens and the backends in use."""
-    loaded = load(str(folder), device=device, cache_dir=folder.parent)
+def make_engine(
+    folder: Path, context: Context, *, is_overlapped: bool | None = None, **options: Any
+) -> tuple[Engine, str]:
+    """Load the model onto an engine; return it and the backends in use.
+
+    is_overlapped: whether a step is launched before the one before it was read; None is the
+    device's own way.
+    """
+    loaded = load(str(folder), device=context.device, cache_dir=folder.parent)
     config = EngineConfig(
         max_num_seqs=NUM_PROMPTS,
         max_num_batched_tokens=256,  # long prompts come in chunks
         max_model_len=512,
         num_blocks=512,
-        enforce_eager=is_eager,
+        **options,
     )
-    engine = Engine(loaded.model, config)
-    return run_to_the_end(engine, prompts, greedy(NUM_TOKENS)), loaded.provenance.backend
+    path = resolve_path(torch.device(context.device), config)
+    if is_overlapped is not None:
+        path = replace(path, is_overlapped=is_overlapped)
+    return Engine(loaded.model, config, path=path), loaded.provenance.backend
 
 
 @torch.inference_mode()

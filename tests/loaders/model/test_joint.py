@@ -10,10 +10,13 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from loaders.errors import SelfTestError
 from loaders.load import load
 from loaders.model import assembly
 from loaders.model.kernels import resolve
 from loaders.model.kernels.output_slice import OutputSlice
+from loaders.model.kernels.triton.levels import INTERPRETED
+from loaders.model.kernels.triton_linear import TritonBackend
 from loaders.model.opened import open_checkpoint
 from loaders.model.packed_linear import packed_layers
 from loaders.model.prepare import prepare_layers
@@ -260,6 +263,23 @@ def test_gguf_goes_through_the_same_grouped_form(tmp_path, monkeypatch):
             assert_same_as_reference(path, joined, cache_dir=tmp_path / "cache")
 
 
+@pytest.mark.skipif(not INTERPRETED, reason="Triton compiles for a GPU here")
+def test_triton_kernels_compute_joined_what_the_reference_computes(tmp_path, monkeypatch):
+    """In Triton's interpreter, on a CPU that they do not refuse."""
+    shape = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 1}
+    model = tiny_qwen2(**shape, num_attention_heads=4)
+    write_act_order(tmp_path, model, tokenizer=tiny_tokenizer())
+    expected = loaded_from(tmp_path, backend="reference").model
+    monkeypatch.setattr(TritonBackend, "refusal", lambda *_: None)
+    monkeypatch.setattr(resolve, "BACKENDS", (TritonBackend(),))
+    joined = loaded_from(tmp_path).model
+    mlp = joined.model.layers[0].mlp
+    assert mlp.gate_proj.fuse_with([mlp.up_proj]).output_permutation is not None
+    with torch.inference_mode():
+        found, wanted = (each(input_ids=PROMPT[:, :3]).logits for each in (joined, expected))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
 # ── the self-test of joined layers ──────────────────────────────────────────────────────────────
 
 
@@ -295,6 +315,21 @@ def test_a_layer_whose_outputs_are_spoilt_fails_alone(tmp_path, monkeypatch):
     backend.kernels[6].scales[:, 384 + 17] *= 2  # one of up's, wherever it stands
     failed = [name for name, passed in check_all(joined).items() if not passed]
     assert failed == ["model.layers.1.mlp.up_proj"]
+
+
+def test_a_joined_kernel_that_spoils_one_layers_outputs_fails_the_self_test(tmp_path, monkeypatch):
+    class Spoiling(PlainBackend):
+        def prepare_grouped(self, weight, bias, dtype):
+            kernel = super().prepare_grouped(weight, bias, dtype)
+            if weight.out_features == MLP:
+                kernel.scales[:, 384:] *= 1.5  # up's
+            return kernel
+
+    monkeypatch.setattr(resolve, "BACKENDS", (Spoiling(), *resolve.BACKENDS))
+    write_act_order(tmp_path, tiny_llama(**SHAPE), tokenizer=tiny_tokenizer())
+    with pytest.raises(SelfTestError) as caught:
+        loaded_from(tmp_path, self_test=True)
+    assert {check.name.rpartition(".")[2] for check in caught.value.report.failures} == {"up_proj"}
 
 
 def test_a_bias_that_the_kernel_forgets_fails_the_layers_that_have_one(tmp_path, monkeypatch):

@@ -12,18 +12,21 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from loaders.memory.release import MappedFiles
 from loaders.model.kernels.output_slice import OutputSlice
+from loaders.model.kernels.triton import pack
 from loaders.model.packed_linear import PackedLinear, TensorSpec, packed_layers
 from loaders.model.prepare import prepare_layers
 from loaders.quantization.layouts import layout_of
 from loaders.quantization.packed_format import PackedFormat
 from loaders.quantization.packed_tensors import InputOrder, PackedTensors
-from tests.grouped_backends import use_plain_backend
+from tests.grouped_backends import PlainBackend, PlainKernel, use_plain_backend
 from tests.live_bytes import LiveBytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
+
+    from loaders.quantization.packed_tensors import GroupedWeight
 
 _DTYPES = {"I32": torch.int32, "F16": torch.float16, "U8": torch.uint8, "I16": torch.int16}
 
@@ -204,3 +207,40 @@ def test_progress_is_told_as_layers_are_ready():
     prepare(model, lambda _, percent: told.append(percent))
     assert told == [0]
     assert all(layer.kernel is not None for layer in packed_layers(model).values())
+
+
+class PlanesKernel(PlainKernel):
+    """Keeps what the Triton kernels keep, without what multiplies by it."""
+
+    def __init__(self, weight: GroupedWeight) -> None:
+        self.out_features, self.in_features = weight.out_features, weight.in_features
+        self.input_permutation = weight.input_permutation
+        self.planes = pack.pack(weight)
+
+    @property
+    def num_bytes(self) -> int:
+        order = self.input_permutation
+        return sum(t.nbytes for t in self.planes.tensors) + (0 if order is None else order.nbytes)
+
+
+@formats
+def test_packing_planes_of_bytes_stays_within_the_bound(format_, monkeypatch):
+    """Outputs are packed a few at a time, here as many as are small beside such layers."""
+
+    def prepare_grouped(
+        self: PlainBackend, weight: GroupedWeight, bias: Tensor | None, dtype: torch.dtype
+    ) -> Any:
+        self.kernels.append(PlanesKernel(weight))
+        return self.kernels[-1]
+
+    monkeypatch.setattr(PlainBackend, "prepare_grouped", prepare_grouped)
+    monkeypatch.setattr(pack, "_CODES_AT_ONCE", 2**16)
+    model = model_of(
+        format_,
+        "cpu",
+        hidden_size=512,
+        intermediate_size=1024,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+    )
+    assert_within_bound(model, use_plain_backend(monkeypatch))

@@ -24,6 +24,8 @@ from loaders.model.kernels.protocol import FLOAT16_ROUNDOFF
 from loaders.quantization.plane_layout import PlaneLayout, padded_outputs
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from loaders.quantization.packed_tensors import GroupedWeight
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 Zeros = Literal["common", "whole", "float"]
 
 _CODES_AT_ONCE = 2**22  # packed at a time, a few bytes each
+_PIECES_OF_GROUPS = 8  # scales and zero points are looked at in so many
 _LARGEST_BYTE = 255
 
 
@@ -42,8 +45,9 @@ class PackedPlanes:
     layout: PlaneLayout
     low: Tensor  # [padded in * width / 8, padded out] uint8
     high: Tensor | None  # the same of the upper fields
-    # float16, in which GPTQ and AWQ store them, so those are exact. GGUF's round once, as do
-    # activations: float32 would take up to a bit a weight more. float32 where halves lose more.
+    # float16, in which GPTQ and AWQ store them, so those are exact. GGUF's round once, as
+    # activations do: float32 would take up to a bit a weight more. float32 where half precision
+    # loses more.
     scales: Tensor  # [groups, padded out]
     # [groups, padded out]: bytes, or as scales where they are no whole numbers; None where one is
     # common to all.
@@ -115,8 +119,8 @@ def pack(weight: GroupedWeight) -> PackedPlanes:
         in_features=weight.in_features,
         out_features=weight.out_features,
         group_size=group_size,
-        is_exact=torch.equal(scales.float(), weight.scales)
-        and (zeros is None or torch.equal(zeros.float(), weight.zeros)),
+        is_exact=_is_equal(scales, weight.scales)
+        and (zeros is None or _is_equal(zeros, weight.zeros)),
     )
 
 
@@ -136,10 +140,27 @@ def _narrowed(values: Tensor) -> Tensor:
 
     Numbers far below the others may be off by what is a rounding of a sixteenth of their mean.
     """
-    sizes = values.abs()
-    allowed = FLOAT16_ROUNDOFF * sizes.clamp(min=float(sizes.mean()) / 16)
+    smallest = float(torch.linalg.vector_norm(values, 1)) / values.numel() / 16
     narrow = values.half()
-    return narrow if bool(((narrow.float() - values).abs() <= allowed).all()) else values
+    is_close = all(
+        bool(
+            (
+                (kept.float() - exact).abs() <= FLOAT16_ROUNDOFF * exact.abs().clamp(min=smallest)
+            ).all()
+        )
+        for kept, exact in _in_pieces(narrow, values)
+    )
+    return narrow if is_close else values
+
+
+def _is_equal(kept: Tensor, exact: Tensor) -> bool:
+    return all(torch.equal(piece.to(exact.dtype), own) for piece, own in _in_pieces(kept, exact))
+
+
+def _in_pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Cut tensors of as many groups alike: in groups of 16 a float32 more takes a byte in four."""
+    size = max(len(tensors[0]) // _PIECES_OF_GROUPS, 1)
+    return zip(*(torch.split(tensor, size) for tensor in tensors), strict=True)
 
 
 def _kept_zeros(zeros: Tensor) -> tuple[Tensor | None, int]:
