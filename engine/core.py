@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from engine.config import EngineConfig
     from engine.constraint import Constraint, ConstraintFactory
+    from engine.execution.path import ExecutionPath
     from engine.layers.weights import LinearsInUse
     from engine.outputs import StepOutput
     from engine.request import SequenceRequest
@@ -84,12 +85,14 @@ class Engine:
         config: EngineConfig,
         *,
         constraints: ConstraintFactory | None = None,
+        path: ExecutionPath | None = None,
     ) -> None:
         """Take a loaded model over: its layers are replaced or redirected, so use it no other way.
 
-        Raises `UnsupportedArchitectureError`.
+        path: how steps run; by default as the device and the configuration have it. Raises
+        `UnsupportedArchitectureError`.
         """
-        self._begin(ModelRunner(model, config), config, constraints, time.monotonic)
+        self._begin(ModelRunner(model, config, path), config, constraints, time.monotonic)
 
     @classmethod
     def with_runner(

@@ -62,7 +62,9 @@ class GpuStep:
     ) -> Tensor:
         """Store the new keys and values, then attend; see `AttentionStep`."""
         self.cache.write(layer_index, self.slot_mapping, key_value)
-        return self._attend(layer_index, query, scale, window, None).view(query.shape)
+        # Transformers' layers give a transposed view, which not everybody who asks can read.
+        attended = self._attend(layer_index, query.contiguous(), scale, window, None)
+        return attended.view(query.shape)
 
     def attend_fused(
         self,

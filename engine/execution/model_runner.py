@@ -22,15 +22,18 @@ from engine.attention.kv_cache import (
     resolve_kv_dtype,
 )
 from engine.errors import OutOfMemoryError, UnsupportedArchitectureError
+from engine.execution.decode_graphs import DecodeGraphs
 from engine.execution.decoder import make_decoder
 from engine.execution.device_faults import is_out_of_memory
 from engine.execution.drafts import sampled_places
+from engine.execution.gpu_input import build_gpu_input
 from engine.execution.host_memory import keep_freed_memory
 from engine.execution.host_ring import DirectMemory, HostRing, section_bytes
 from engine.execution.model_input import build_model_input, model_order, num_logits
+from engine.execution.path import resolve_path
 from engine.execution.pinned import memory_beside
 from engine.execution.slot_state import SlotState
-from engine.execution.static_decode import StaticDecode, row_bucket, width_bucket
+from engine.execution.static_decode import StaticDecode
 from engine.execution.step_results import HeldResult, ResultSections, StepResult, read_result
 from engine.sampling.logprobs import prompt_logprobs
 from engine.sampling.row_plan import make_plan, plan_key
@@ -45,11 +48,13 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from engine.attention.interface import ModelInput
     from engine.config import EngineConfig
     from engine.execution.host_ring import ToDevice
+    from engine.execution.path import ExecutionPath
     from engine.layers.weights import LinearsInUse
     from engine.sampling.logprobs import RowLogprobs
-    from engine.scheduling.batch import SampledTokens, ScheduledBatch
+    from engine.scheduling.batch import Decodes, SampledTokens, ScheduledBatch
 
 Given = TypeVar("Given")
 
@@ -75,16 +80,26 @@ class PendingStep:
 class ModelRunner:
     """Owns the model, the KV cache and what is resident by slot."""
 
-    def __init__(self, model: PreTrainedModel, config: EngineConfig) -> None:
-        """Take the model over; raises `UnsupportedArchitectureError`."""
+    def __init__(
+        self, model: PreTrainedModel, config: EngineConfig, path: ExecutionPath | None = None
+    ) -> None:
+        """Take the model over; raises `UnsupportedArchitectureError`.
+
+        path: how steps run; by default as the device and the configuration have it.
+        """
         embedding: Any = model.get_input_embeddings()
         self.vocab_size: int = embedding.weight.shape[0]
         self._is_batch_invariant = config.is_batch_invariant
         self._device = model.device
         if self._device.type == "cpu":
             keep_freed_memory()
+        path = path or resolve_path(self._device, config)
+        self._kernels = path.kernels
         self._decoder = make_decoder(
-            model, config.max_model_len, is_batch_invariant=config.is_batch_invariant
+            model,
+            config.max_model_len,
+            is_batch_invariant=config.is_batch_invariant,
+            kernels=path.kernels,
         )
         self._cache = KVCache(
             num_layers=num_layers(model.config),
@@ -96,7 +111,7 @@ class ModelRunner:
             dtype=attention_dtype(model),
             device=self._device,
         )
-        self._to_device, self._results = _host_side(self._device, config)
+        self._to_device, self._results = _host_side(self._device, config, path)
         self._slots = SlotState(
             max_num_seqs=config.max_num_seqs,
             max_model_len=config.max_model_len,
@@ -107,13 +122,12 @@ class ModelRunner:
             max_num_seqs=config.max_num_seqs,
             vocab_size=self.vocab_size,
             device=self._device,
-            is_graph_safe=self._results is not None or self._resolve_is_static(config),
+            # Wherever steps are queued nothing may wait, recorded or not.
+            is_graph_safe=path.kernels is not None or path.is_overlapped,
             send=self._to_device.send,
         )
-        self._is_static = self._resolve_is_static(config)
-        self._static_decodes: dict[tuple[int, int], StaticDecode] = {}  # by rows and width
-        self._max_model_len = config.max_model_len
         self._num_prompt_logprobs: dict[int, int] = {}  # asked for, by slot
+        self._graphs = self._record(path, config)
 
     def linears(self) -> tuple[LinearsInUse, ...]:
         """Return the linear layers that steps multiply by."""
@@ -154,12 +168,11 @@ class ModelRunner:
     @torch.inference_mode()
     def _run(self, batch: ScheduledBatch) -> StepResult:
         self._take_in(batch)
-        if self._is_static and not batch.chunks:
-            return self._run_static(batch)
-        model_input = build_model_input(
-            batch, self._slots, self._cache, is_batch_invariant=self._is_batch_invariant
-        )
-        logits = self._decoder.logits(model_input)
+        if self._graphs is not None and not batch.chunks:
+            recorded = self._run_recorded(batch.decodes, self._graphs)
+            if recorded is not None:
+                return recorded
+        logits = self._decoder.logits(self._lay_out(batch))
         if logits.shape[-1] > self.vocab_size:
             raise UnsupportedArchitectureError(
                 f"the model's head gives {logits.shape[-1]} logits, its embedding has"
@@ -168,34 +181,46 @@ class ModelRunner:
         reported = self._prompt_logprobs(batch, logits)
         return self._sample(batch, self._sampled_logits(batch, logits), reported)
 
-    def _resolve_is_static(self, config: EngineConfig) -> bool:
-        """Whether decode steps run in shapes made beforehand."""
-        if config.is_batch_invariant:  # row by row
-            return False
-        on_cpu = self._device.type == "cpu"
-        return not (on_cpu if config.enforce_eager is None else config.enforce_eager)
-
-    def _run_static(self, batch: ScheduledBatch) -> StepResult:
-        """Run a step of decodes only."""
-        decodes = batch.decodes
-        longest = max(decodes.positions) + 1
-        shape = (
-            row_bucket(len(decodes)),
-            width_bucket(longest, self._cache.block_size, self._max_model_len),
+    @torch.inference_mode()
+    def _record(self, path: ExecutionPath, config: EngineConfig) -> DecodeGraphs | None:
+        """Record the decode steps that most requests need; None where none is to be recorded."""
+        if path.kernels is None or path.recorder is None or not self._decoder.is_recordable:
+            return None
+        make_step = partial(
+            StaticDecode,
+            kernels=path.kernels,
+            decoder=self._decoder,
+            cache=self._cache,
+            slots=self._slots,
+            sampling=self._sampling,
+            to_device=self._to_device,
         )
-        if shape not in self._static_decodes:
-            self._static_decodes[shape] = StaticDecode(
-                *shape,
-                decoder=self._decoder,
-                cache=self._cache,
-                slots=self._slots,
-                sampling=self._sampling,
-                to_device=self._to_device,
+        graphs = DecodeGraphs(
+            make_step,
+            path.recorder,
+            self._sampling,
+            self._to_device,
+            max_num_seqs=config.max_num_seqs,
+        )
+        graphs.record_common()
+        return graphs
+
+    def _lay_out(self, batch: ScheduledBatch) -> ModelInput:
+        """Make the tensors of a batch that the slots have taken in."""
+        if self._kernels is not None:
+            return build_gpu_input(
+                batch, self._slots, self._cache, self._kernels, self._to_device.send
             )
-        step = self._static_decodes[shape]
-        step.fill(decodes.slots, decodes.positions)
+        return build_model_input(
+            batch, self._slots, self._cache, is_batch_invariant=self._is_batch_invariant
+        )
+
+    def _run_recorded(self, decodes: Decodes, graphs: DecodeGraphs) -> StepResult | None:
+        """Replay a step of decodes only; None, and nothing done, where none is recorded for it."""
         sampled_at = [position + 1 for position in decodes.positions]
-        rows = step.run(plan_key(self._sampling, decodes.slots, sampled_at))
+        rows = graphs.run(decodes, plan_key(self._sampling, decodes.slots, sampled_at))
+        if rows is None:
+            return None
         return StepResult(rows, tuple(map(self._sampling.num_logprobs, decodes.slots)), {})
 
     def _take_in(self, batch: ScheduledBatch) -> None:
@@ -265,10 +290,10 @@ class ModelRunner:
 
 
 def _host_side(
-    device: torch.device, config: EngineConfig
+    device: torch.device, config: EngineConfig, path: ExecutionPath
 ) -> tuple[ToDevice, ResultSections | None]:
-    """Make the host's memory for what steps send and give; a CPU needs none."""
-    if device.type == "cpu":
+    """Make the host's memory for what steps send and give; steps that are not queued need none."""
+    if not path.is_overlapped:
         return DirectMemory(), None
     memory = memory_beside(device)
     num_bytes = section_bytes(

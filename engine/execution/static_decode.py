@@ -1,41 +1,39 @@
-"""A decode step of one shape, in tensors that are made once: what a CUDA graph can hold.
+"""A decode step of so many rows, in tensors that are made once: what a CUDA graph can hold.
 
-The step reads its rows' slots and positions from two buffers, everything else from what is
-resident by slot, and leaves its tokens there. So running it again with other numbers in the two
-buffers takes nothing from the host but those: no shape depends on data, nothing waits. Rows
-beyond those in use are nobody's: their slot is one more than there are, its blocks empty.
+The step reads its rows' slots and positions from one buffer, everything else from what is
+resident by slot, and leaves its tokens there. So running it again with other numbers in the buffer
+takes nothing from the host but those: no shape depends on data, nothing waits. However long the
+sequences are, it is the same step, because attention finds their blocks by itself. Rows beyond
+those in use are nobody's: their slot is one more than there are, its blocks empty.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from engine.attention.gpu import GpuStep
 from engine.attention.interface import ModelInput
-from engine.attention.paged import attend_one_each
 from engine.sampling.row_plan import SamplingPlan
 from engine.sampling.sampler import sample
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor
-
     from engine.attention.kv_cache import KVCache
     from engine.execution.decoder import Decoder
     from engine.execution.host_ring import ToDevice
     from engine.execution.slot_state import SlotState
+    from engine.kernels.step_kernels import StepKernels
     from engine.sampling.row_plan import PlanKey
     from engine.sampling.sampler import SampledRows
     from engine.sampling.state import SamplingState
 
 # Small batches differ most in time by the row, so they get shapes of their own.
 ROW_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 224, 256)
-MIN_WIDTH = 128  # tokens; each wider shape is a quarter, or half, wider than the one before
 
 
 def row_bucket(num_rows: int) -> int:
@@ -46,60 +44,14 @@ def row_bucket(num_rows: int) -> int:
     return -(-num_rows // 64) * 64
 
 
-def width_bucket(num_tokens: int, block_size: int, max_model_len: int) -> int:
-    """How many tokens the smallest shape sees that sees so many; whole blocks."""
-    width = MIN_WIDTH
-    while width < num_tokens:
-        width = width * 3 // 2 if width & (width - 1) == 0 else width * 4 // 3
-    longest = -(-max_model_len // block_size) * block_size
-    return min(-(-width // block_size) * block_size, longest)
-
-
-@dataclass(frozen=True, slots=True)
-class StaticAttention:
-    """The `AttentionStep` of such a step: every row padded to one width."""
-
-    cache: KVCache
-    slot_mapping: Tensor  # [rows] int64
-    blocks: Tensor  # [rows * blocks_per_row] int64
-    num_tokens: Tensor  # [rows, 1, 1, 1] int64
-    columns: Tensor  # [width] int64: 0, 1, 2 …
-    shown: Tensor  # [1] of the cache's dtype: 0
-    hidden: Tensor  # [1]: -inf
-    masks: dict[int | None, Tensor] = field(default_factory=dict)  # by window
-
-    def attend(
-        self,
-        layer_index: int,
-        query: Tensor,
-        key_value: Tensor,
-        *,
-        scale: float,
-        window: int | None,
-    ) -> Tensor:
-        """Store the new keys and values, then attend; see `AttentionStep`."""
-        self.cache.write(layer_index, self.slot_mapping, key_value)
-        seen = self.cache.gather(layer_index, self.blocks, is_fresh=True)
-        seen = seen.view(query.shape[0], -1, *seen.shape[1:])
-        return attend_one_each(query, seen, scale, self._mask(window))
-
-    def _mask(self, window: int | None) -> Tensor:
-        if window not in self.masks:
-            is_hidden = self.columns >= self.num_tokens
-            if window is not None:
-                is_hidden = is_hidden | (self.columns < self.num_tokens - window)
-            self.masks[window] = torch.where(is_hidden, self.hidden, self.shown)
-        return self.masks[window]
-
-
 class StaticDecode:
-    """Runs decode steps of so many rows over so many tokens."""
+    """Runs decode steps of so many rows."""
 
     def __init__(
         self,
         num_rows: int,
-        width: int,
         *,
+        kernels: StepKernels,
         decoder: Decoder,
         cache: KVCache,
         slots: SlotState,
@@ -108,7 +60,7 @@ class StaticDecode:
     ) -> None:
         self._to_device = to_device
         self.num_rows = num_rows
-        self.width = width
+        self._kernels = kernels
         self._decoder = decoder
         self._cache = cache
         self._state = slots
@@ -118,10 +70,6 @@ class StaticDecode:
         # One copy fills both.
         self._buffer = torch.zeros(2, num_rows, dtype=torch.int64, device=device)
         self._slots, self._positions = self._buffer.unbind(0)
-        self._rows = torch.arange(num_rows, device=device)
-        self._columns = torch.arange(width, device=device)
-        self._shown = torch.zeros(1, dtype=cache.dtype, device=device)
-        self._hidden = torch.full((1,), float("-inf"), dtype=cache.dtype, device=device)
 
     def fill(self, slots: Sequence[int], positions: Sequence[int]) -> None:
         """Say which rows the next run is about; positions: of their input tokens."""
@@ -135,22 +83,13 @@ class StaticDecode:
         key: what sampling the rows takes, at least; see `row_plan.plan_key`.
         """
         slots, positions = self._slots, self._positions
-        size = self._cache.block_size
-        tables = self._state.device_tables.index_select(0, slots)
-        current = torch.gather(tables, 1, (positions // size).unsqueeze(1)).squeeze(1)
         logits = self._decoder.logits(
             ModelInput(
                 token_ids=self._state.last_tokens.index_select(0, slots),
                 position_ids=positions,
-                logits_indices=self._rows,
-                attention=StaticAttention(
-                    cache=self._cache,
-                    slot_mapping=current * size + positions % size,
-                    blocks=tables[:, : self.width // size].reshape(-1),
-                    num_tokens=(positions + 1).view(-1, 1, 1, 1),
-                    columns=self._columns,
-                    shown=self._shown,
-                    hidden=self._hidden,
+                logits_indices=None,  # of every row
+                attention=GpuStep.of_decodes(
+                    self._cache, self._kernels, slots, positions, self._state.device_tables
                 ),
             )
         )

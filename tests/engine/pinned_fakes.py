@@ -11,25 +11,27 @@ if TYPE_CHECKING:
 
 
 class FakeEvent:
-    """An event that the device comes to when somebody waits for it, or `pass_it` is called."""
+    """An event that the device comes to when somebody waits for it, or for a later one."""
 
-    def __init__(self, said: list[str]) -> None:
+    def __init__(self, ahead: list[FakeEvent], said: list[str]) -> None:
+        self._ahead = ahead  # those that the device has not come to, in its order
         self._said = said
-        self._is_ahead = False  # recorded, and the device has not come to it
 
     def record(self) -> None:
-        self._is_ahead = True
         self._said.append("recorded")
+        self._ahead.append(self)
 
     def query(self) -> bool:
-        return not self._is_ahead
+        return self not in self._ahead
 
     def synchronize(self) -> None:
-        self._said.append("waited" if self._is_ahead else "was there")
-        self._is_ahead = False
+        self._said.append("was there" if self.query() else "waited")
+        self.pass_it()
 
     def pass_it(self) -> None:
-        self._is_ahead = False
+        """Have the device come so far."""
+        if self in self._ahead:
+            del self._ahead[: self._ahead.index(self) + 1]
 
 
 class FakeMemory:
@@ -39,13 +41,14 @@ class FakeMemory:
         self.buffers: list[Tensor] = []
         self.events: list[FakeEvent] = []
         self.said: list[str] = []
+        self._ahead: list[FakeEvent] = []
 
     def buffer(self, num_bytes: int) -> Tensor:
         self.buffers.append(torch.empty(num_bytes, dtype=torch.uint8))
         return self.buffers[-1]
 
     def event(self) -> FakeEvent:
-        self.events.append(FakeEvent(self.said))
+        self.events.append(FakeEvent(self._ahead, self.said))
         return self.events[-1]
 
     def holds(self, tensor: Tensor) -> bool:

@@ -7,7 +7,7 @@ import torch
 
 from engine.config import KVDtype
 from engine.execution.model_runner import ModelRunner
-from engine.execution.static_decode import StaticDecode, row_bucket, width_bucket
+from engine.execution.static_decode import StaticDecode, row_bucket
 from engine.sampling.row_plan import plan_key
 from engine.sampling_params import SamplingParams
 from tests.engine.graph_guard import NothingForTheHost
@@ -34,11 +34,6 @@ MIXED = [
 def test_shapes_hold_what_they_are_asked_for_and_little_more():
     for num_rows in range(1, 600):
         assert num_rows <= row_bucket(num_rows) <= max(num_rows + 63, 4 * num_rows / 3)
-    for num_tokens in range(1, 5000, 7):
-        width = width_bucket(num_tokens, 16, 5000)
-        assert num_tokens <= width <= max(128, 1.5 * num_tokens + 16)
-        assert width % 16 == 0
-    assert width_bucket(100, 16, 100) == 112  # never more than a table has
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral with a window", "qwen3, tied", "phi"])
@@ -50,8 +45,9 @@ def test_answers_are_those_of_generate(family: str):
     engine = make_engine(model, enforce_eager=False)
     assert run_engine(engine, [(prompt, GREEDY) for prompt in prompts]) == wanted
     assert isinstance(engine._runner, ModelRunner)
-    shapes = set(engine._runner._static_decodes)
-    assert shapes == {(6, 128)}  # five rows, padded; up to 110 tokens
+    assert engine._runner._graphs is not None
+    shapes = {num_rows for num_rows, _ in engine._runner._graphs.num_replays}
+    assert shapes == {6}  # five rows, padded
 
 
 def test_any_settings_give_what_they_give_eagerly():
@@ -61,19 +57,20 @@ def test_any_settings_give_what_they_give_eagerly():
     assert static == eager
 
 
-def steps_of(**changes: Any) -> list[StaticDecode]:
-    """The shapes an engine made while it ran mixed requests of several lengths."""
+def step_of(**changes: Any) -> StaticDecode:
+    """The shape that an engine used while it ran mixed requests of several lengths."""
     engine = make_engine(make_model(FUSED["llama"]), enforce_eager=False, **changes)
     run_engine(engine, list(zip(make_prompts(3, 20, 33, 8, 15), MIXED, strict=True)))
     assert isinstance(engine._runner, ModelRunner)
-    return list(engine._runner._static_decodes.values())
+    assert engine._runner._graphs is not None
+    return engine._runner._graphs._steps[6]
 
 
 @pytest.mark.parametrize("kv_dtype", KVDtype)
 @torch.inference_mode()
 def test_a_step_does_nothing_that_a_graph_cannot_hold(kv_dtype: KVDtype):
     """No waiting for the device, no shapes made of data, no memory made of the host's numbers."""
-    (step,) = steps_of(kv_dtype=kv_dtype)
+    step = step_of(kv_dtype=kv_dtype)
     sampling = step._sampling
     step.fill([0, 1, 2], [5, 9, 7])
     keys = {sampling_key(sampling, slots) for slots in ([0], [1, 2], [0, 1, 2, 3, 4])}
@@ -90,7 +87,7 @@ def sampling_key(sampling: Any, slots: list[int]) -> Any:
 @torch.inference_mode()
 def test_running_a_step_again_reads_nothing_but_its_buffers_and_slots():
     """As the replay of a graph would: same tensors, other numbers in them."""
-    (step,) = steps_of()
+    step = step_of()
     pointers = [step._slots.data_ptr(), step._positions.data_ptr()]
     step.fill([4, 2], [11, 30])
     step.run(sampling_key(step._sampling, [4, 2]))

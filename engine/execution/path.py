@@ -1,0 +1,80 @@
+"""Which way steps run: the CPU's own, or a GPU's, with which kernels and whether recorded.
+
+Decided once, where a runner is made. A GPU's way may be run on a CPU, for development and tests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+
+from engine.execution.graphs import CudaGraphRecorder
+from engine.execution.replayed import ReplayedRecorder
+
+if TYPE_CHECKING:
+    import torch
+
+    from engine.config import EngineConfig
+    from engine.execution.graphs import GraphRecorder
+    from engine.kernels.step_kernels import StepKernels
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionPath:
+    """How an engine's steps run."""
+
+    kernels: StepKernels | None  # None: the layers and attention that the CPU runs
+    recorder: GraphRecorder | None  # None: every step as it comes
+    # Steps are queued on the device as they are launched; otherwise they run when their result is
+    # asked for.
+    is_overlapped: bool
+
+
+def resolve_path(device: torch.device, config: EngineConfig) -> ExecutionPath:
+    """Decide how steps run on a device. Raises where named kernels can't run on it."""
+    kernels = _resolve_kernels(device, config)
+    path = ExecutionPath(
+        kernels=kernels,
+        recorder=None if kernels is None else _resolve_recorder(device, config),
+        is_overlapped=device.type != "cpu",
+    )
+    log.info(
+        "execution_path",
+        kernels="the CPU's own" if kernels is None else kernels.name,
+        graphs=path.recorder is not None,
+        overlapped=path.is_overlapped,
+    )
+    return path
+
+
+def is_eager(device: torch.device, config: EngineConfig) -> bool:
+    """Whether decode steps run each as it comes; "auto" is answered here."""
+    if config.enforce_eager is None:
+        return device.type == "cpu"
+    return config.enforce_eager
+
+
+def _resolve_kernels(device: torch.device, config: EngineConfig) -> StepKernels | None:
+    if config.is_batch_invariant:  # row by row, for which there are no kernels
+        return None
+    name = config.step_kernels
+    if name == "auto" and device.type == "cpu":
+        if is_eager(device, config):
+            return None
+        name = "torch"  # what is recorded are steps of a GPU's kind
+    elif name == "auto":
+        name = "triton"
+    # Imported here, because the kernels' module is not for processes that never use it.
+    from engine.kernels.choice import step_kernels
+
+    return step_kernels(name, device)
+
+
+def _resolve_recorder(device: torch.device, config: EngineConfig) -> GraphRecorder | None:
+    if is_eager(device, config):
+        return None
+    return CudaGraphRecorder(device) if device.type == "cuda" else ReplayedRecorder()

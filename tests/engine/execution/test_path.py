@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from engine.config import EngineConfig
+from engine.errors import EngineStartError
+from engine.execution.path import is_eager, resolve_path
+from engine.execution.replayed import ReplayedRecorder
+from engine.kernels import choice
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def config(**changes: Any) -> EngineConfig:
+    sizes = {"max_num_seqs": 2, "max_num_batched_tokens": 64, "max_model_len": 64, "num_blocks": 8}
+    return EngineConfig(**(sizes | changes))
+
+
+def test_a_cpu_runs_its_own_layers_step_by_step():
+    path = resolve_path(CPU, config())
+    assert (path.kernels, path.recorder, path.is_overlapped) == (None, None, False)
+
+
+def test_a_gpus_path_runs_on_a_cpu_where_its_kernels_are_named():
+    path = resolve_path(CPU, config(step_kernels="torch"))
+    assert path.kernels is not None
+    assert path.kernels.name == "torch"
+    assert path.recorder is None
+    assert not path.is_overlapped
+
+
+def test_recorded_steps_on_a_cpu_are_a_gpus_steps_replayed():
+    path = resolve_path(CPU, config(enforce_eager=False))
+    assert path.kernels is not None
+    assert path.kernels.name == "torch"
+    assert isinstance(path.recorder, ReplayedRecorder)
+
+
+def test_tritons_kernels_on_a_cpu_are_refused_outside_its_interpreter(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(choice, "is_interpreted", lambda: False)
+    with pytest.raises(EngineStartError, match="TRITON_INTERPRET=1"):
+        resolve_path(CPU, config(step_kernels="triton"))
+
+
+def test_batch_invariant_answers_take_neither_kernels_nor_graphs():
+    path = resolve_path(CPU, config(is_batch_invariant=True, enforce_eager=False))
+    assert (path.kernels, path.recorder) == (None, None)
+
+
+def test_steps_are_recorded_on_a_gpu_and_not_on_a_cpu_unless_told():
+    assert is_eager(CPU, config())
+    assert not is_eager(CUDA, config())
+    assert is_eager(CUDA, config(enforce_eager=True))
+    assert not is_eager(CPU, config(enforce_eager=False))
