@@ -70,6 +70,9 @@ class Runner(Protocol):
     def eagerly(self) -> AbstractContextManager[None]:
         """Run every step as it comes until the end of the block."""
 
+    def recording_at_once(self) -> AbstractContextManager[None]:
+        """Record every decode step that is wanted until the end of the block."""
+
 
 class Engine:
     """Advances many sequences over one model together.
@@ -145,6 +148,10 @@ class Engine:
     def eagerly(self) -> AbstractContextManager[None]:
         """Replay nothing that was recorded until the end of the block: for a test."""
         return self._runner.eagerly()
+
+    def recording_at_once(self) -> AbstractContextManager[None]:
+        """Record every decode step that is wanted until the end of the block: for a test."""
+        return self._runner.recording_at_once()
 
     def statistics(self) -> EngineStatistics:
         """Count what there is and what was done."""

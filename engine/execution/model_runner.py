@@ -7,7 +7,7 @@ decided in `scheduler`.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -42,7 +42,7 @@ from engine.sampling.state import SamplingState
 from engine.scheduling.batch import RowExtras
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from torch import Tensor
@@ -137,14 +137,13 @@ class ModelRunner:
         """Run the first layers alone until the end of the block."""
         return self._decoder.first_layers(num_layers)
 
-    @contextmanager
-    def eagerly(self) -> Iterator[None]:
+    def eagerly(self) -> AbstractContextManager[None]:
         """Run every step as it comes until the end of the block."""
-        is_static, self._is_static = self._is_static, False
-        try:
-            yield
-        finally:
-            self._is_static = is_static
+        return nullcontext() if self._graphs is None else self._graphs.directly()
+
+    def recording_at_once(self) -> AbstractContextManager[None]:
+        """Record every decode step that is wanted until the end of the block."""
+        return nullcontext() if self._graphs is None else self._graphs.at_once()
 
     def launch(self, batch: ScheduledBatch) -> PendingStep:
         """Start a step, without waiting for it. Raises `OutOfMemoryError`."""

@@ -139,9 +139,7 @@ class KernelTest:
         return drawn.to(self._sizes.dtype)
 
     def _whole_numbers(self, count: int, below: int) -> Tensor:
-        return torch.randint(
-            below, (count,), generator=self._generator, device=self._sizes.device
-        )
+        return torch.randint(below, (count,), generator=self._generator, device=self._sizes.device)
 
     def _order(self, width: int) -> Order:
         permutation = torch.randperm(width, generator=self._generator, device=self._sizes.device)
@@ -163,16 +161,12 @@ class KernelTest:
         drawn = torch.randn(shape, generator=self._generator, device=sizes.device)
         if not sizes.is_scaled:
             return KVLayer(drawn.to(sizes.kept_as), None)
-        scales = 0.5 + torch.rand(
-            (*shape[:-1], 1), generator=self._generator, device=sizes.device
-        )
+        scales = 0.5 + torch.rand((*shape[:-1], 1), generator=self._generator, device=sizes.device)
         return KVLayer((32 * drawn).clamp(-400, 400).to(sizes.kept_as), (scales / 32).half())
 
     def _lengths(self) -> list[int]:
-        lengths = LENGTHS
-        if self._sizes.device.type == "cuda":
-            lengths = (*LENGTHS, *LONG_LENGTHS)
-        return sorted({min(length, self._sizes.max_model_len) for length in lengths})
+        longer = LONG_LENGTHS if self._sizes.device.type == "cuda" else ()
+        return sorted({min(length, self._sizes.max_model_len) for length in (*LENGTHS, *longer)})
 
     def _filled_cache(self, lengths: list[int]) -> tuple[KVLayer, DecodeRows]:
         """A cache whose blocks lie in any order, with poison where no row may look."""

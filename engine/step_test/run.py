@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from engine.step_test.step_check import StepCheck
     from engine.step_test.step_sizes import StepSizes
 
+
 def check_kernels(
     kernels: StepKernels, reference: StepKernels, sizes: StepSizes
 ) -> Iterator[StepCheck]:

@@ -48,11 +48,12 @@ def answer_all(
     prompts: Sequence[tuple[int, ...]],
     num_tokens: int,
     *,
+    num_logprobs: int | None = NUM_LOGPROBS,
     with_prompts: bool = False,
 ) -> list[Answer]:
     """Have prompts answered together. Raises EngineStartError where one is not.
 
-    with_prompts: tell the logprobs of prompts, too. What is kept of their keys and values is found
+    num_logprobs: of leading tokens, told with each; with_prompts: for prompts, too. What is kept of their keys and values is found
     by no other request, since it may be wrong.
     """
     salt = secrets.token_hex(16)
@@ -60,8 +61,8 @@ def answer_all(
         max_tokens=num_tokens,
         temperature=0.0,
         ignore_eos=True,
-        logprobs=NUM_LOGPROBS,
-        prompt_logprobs=NUM_LOGPROBS if with_prompts else None,
+        logprobs=num_logprobs,
+        prompt_logprobs=num_logprobs if with_prompts else None,
     )
     # Clients count from 0.
     answers = {-1 - number: Answer() for number in range(len(prompts))}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from engine.errors import EngineError, EngineStartError, OutOfMemoryError
+from engine.errors import EngineError, EngineStartError
 from engine.execution.device_faults import find_fault
 from loaders.errors import LoadError
 from loaders.memory.free import is_refused_allocation
@@ -85,8 +85,8 @@ def _is_blamed(error: Exception) -> bool:
     """Whether an error speaks against what has just been tried."""
     if isinstance(error, EngineStartError):
         return error.start_failure is None
-    if isinstance(error, (LoadError, ServiceError, OutOfMemoryError)):
-        return False
+    if isinstance(error, (LoadError, EngineError, ServiceError)):
+        return False  # has its own words, and no kernel's fault in them
     if explain_words(str(error)) is None and find_fault(error) is not None:
         return False  # the process ends at once, and what was told before it says whose fault it is
-    return isinstance(error, EngineError) or not is_refused_allocation(error)
+    return not is_refused_allocation(error)

@@ -85,9 +85,7 @@ def build_engine(
         loaded = load_variant(asked, settings, load_request, attempt, path)
         if settings.strict:
             refuse_suspicions(loaded)
-        config = resolve_engine_config(
-            settings, loaded, path, longest=load_request.max_model_len
-        )
+        config = resolve_engine_config(settings, loaded, path, longest=load_request.max_model_len)
         known = LoadAttempt(variant=str(loaded.spec), max_model_len=config.max_model_len)
         attempt("building the engine", load_attempt=known.encode())
         engine, loaded = make_engine(loaded, config, path, attempt)
@@ -118,16 +116,15 @@ def make_engine(
 ) -> tuple[Engine, LoadedModel]:
     """Build the engine and test it; return it with what its tests found."""
     backend = loaded.provenance.backend
-    step_test = None
-    if path is not None and not config.is_batch_invariant:
+    if path is None or config.is_batch_invariant:
+        engine = Engine(loaded.model, config)
+    else:
         step_test = StepTest(loaded, config, path, attempt)
         step_test.before_engine()
-        attempt("building the engine")
-    engine = Engine(loaded.model, config)
-    return_freed_memory()  # what the engine's own layers replaced
-    if step_test is not None:
+        engine = step_test.build_engine()
         step_test.of_engine(engine)
         loaded = replace(loaded, self_test=step_test.report)
+    return_freed_memory()  # what the engine's own layers replaced
     attempt("self-test")
     test_engine(engine, backend)
     return engine, loaded

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -16,11 +16,10 @@ from loaders.quantization.kernel_rules import DeviceFacts, has_triton, triton_re
 from service.errors import SettingsError
 
 if TYPE_CHECKING:
-    from engine.config import StepKernelsName
     from service.settings import WorkerSettings
     from service.worker_protocol.load_attempt import LoadRequest
 
-TRITON = "triton"  # the name of linear kernels and of step kernels
+TRITON: Literal["triton"] = "triton"  # the name of linear kernels and of step kernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +27,7 @@ class GpuPath:
     """How a device's steps shall run, every "auto" answered."""
 
     facts: DeviceFacts
-    step_kernels: StepKernelsName
+    step_kernels: Literal["triton", "torch"]
     has_graphs: bool
     backends: tuple[str, ...]  # linear kernels that have an alternative where they fail
     unsupported: str | None = None  # what this GPU cannot run, and why
@@ -85,7 +84,7 @@ def _check_rehearsal(device: torch.device) -> None:
 
 def _resolve_step_kernels(
     settings: WorkerSettings, load_request: LoadRequest, refusal: str | None
-) -> StepKernelsName:
+) -> Literal["triton", "torch"]:
     if settings.step_kernels != "auto":
         return settings.step_kernels
     is_left_out = TRITON in load_request.excluded_step_kernels

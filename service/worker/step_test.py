@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import structlog
 
+from engine.core import Engine
 from engine.errors import EngineStartError, UnsupportedArchitectureError
 from engine.kernels.choice import step_kernels
 from engine.step_test.reference_pass import run_reference_pass
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from engine.config import EngineConfig
-    from engine.core import Engine
     from engine.step_test.reference_pass import ReferencePass
     from engine.step_test.step_check import StepCheck
     from loaders.load import LoadedModel
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-REFERENCE_KERNELS = "torch"
+REFERENCE_KERNELS: Literal["torch"] = "torch"
 
 
 class StepTest:
@@ -60,7 +60,10 @@ class StepTest:
         if name != REFERENCE_KERNELS:
             suspects = suspecting(step_kernels=(name,))
             with self._attempt.first_run("testing the step kernels", suspects):
-                kernels, reference = step_kernels(name), step_kernels(REFERENCE_KERNELS)
+                kernels, reference = (
+                    step_kernels(name, self._sizes.device),
+                    step_kernels(REFERENCE_KERNELS),
+                )
                 self._judge(check_kernels(kernels, reference, self._sizes), suspects)
         model = self._loaded.model
         packed = packed_layers(model).values()
@@ -73,6 +76,14 @@ class StepTest:
         except UnsupportedArchitectureError as error:
             self._checks.append(Check("first tokens of 2 layers", None, str(error)))
         self._seconds += time.monotonic() - started
+
+    def build_engine(self) -> Engine:
+        """Build the engine, which records its graphs."""
+        if self._config.enforce_eager:
+            self._attempt("building the engine")
+            return Engine(self._loaded.model, self._config)
+        with self._attempt.first_run("building the engine", suspecting(graphs=True)):
+            return Engine(self._loaded.model, self._config)
 
     def of_engine(self, engine: Engine) -> None:
         """Test an engine's whole steps, then its graphs."""
@@ -143,9 +154,7 @@ def suspecting(
     *, backends: tuple[str, ...] = (), step_kernels: tuple[str, ...] = (), graphs: bool = False
 ) -> StartFailure:
     """Name parts that a stage would speak against."""
-    return StartFailure(
-        FailureKind.CANNOT_RUN, backends, step_kernels=step_kernels, graphs=graphs
-    )
+    return StartFailure(FailureKind.CANNOT_RUN, backends, step_kernels=step_kernels, graphs=graphs)
 
 
 def dequantize(layer: nn.Module) -> tuple[Tensor, Tensor | None]:

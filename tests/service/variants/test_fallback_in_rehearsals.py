@@ -175,9 +175,7 @@ def test_step_kernels_that_were_asked_for_are_not_exchanged(tmp_path: Path, fold
 
 def test_a_rehearsal_without_the_interpreter_is_refused_by_name(tmp_path: Path, folder: Path):
     named = {"TRITON_INTERPRET": "0"}
-    with serving(
-        tmp_path, str(folder), environment=named, gpu_rehearsal="9.0", **SMALL
-    ) as server:
+    with serving(tmp_path, str(folder), environment=named, gpu_rehearsal="9.0", **SMALL) as server:
         assert server.popen.wait(20) == FAILED
     (end,) = server.lines("variant_failed")
     assert end["reason"].startswith("gpu_rehearsal runs Triton's kernels in its interpreter")

@@ -45,7 +45,10 @@ def test_a_kernel_that_does_not_compile_is_told_by_what_is_wrong_with_it():
 @pytest.mark.parametrize(
     ("words", "meaning"),
     [
-        ("Triton Error [CUDA]: the provided PTX was compiled with an unsupported toolchain.", "driver"),
+        (
+            "Triton Error [CUDA]: the provided PTX was compiled with an unsupported toolchain.",
+            "driver",
+        ),
         ("out of resource: shared memory, Required: 132096, Hardware limit: 101376.", "more of"),
         ("CUDA error: no kernel image is available for execution on the device", "another release"),
     ],
