@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from engine.kernels.choice import step_kernels
 
 from benchmarks.gpu.context import CheckFailedError
 from benchmarks.gpu.random_inputs import Sizes, attention_inputs, grouped_weight
+from engine.kernels.choice import step_kernels
 from engine.kernels.step_kernels import Order
 from loaders.model.kernels.triton_linear import TritonBackend
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from engine.execution.path import resolve_path
 
 from benchmarks.gpu.context import CheckFailedError
 from benchmarks.gpu.streams import greedy, run_mixed, run_to_the_end
 from engine.config import EngineConfig
 from engine.core import Engine
+from engine.execution.path import resolve_path
 from loaders.load import load
 from tests.dequantize import dequantized_model
 from tests.greedy import MAX_LOGIT_ERROR

@@ -53,8 +53,8 @@ def answer_all(
 ) -> list[Answer]:
     """Have prompts answered together. Raises EngineStartError where one is not.
 
-    num_logprobs: of leading tokens, told with each; with_prompts: for prompts, too. What is kept of their keys and values is found
-    by no other request, since it may be wrong.
+    num_logprobs: of leading tokens, told with each; with_prompts: for prompts, too. What is kept of
+    their keys and values is found by no other request, since it may be wrong.
     """
     salt = secrets.token_hex(16)
     params = SamplingParams(

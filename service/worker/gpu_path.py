@@ -77,8 +77,8 @@ def _check_rehearsal(device: torch.device) -> None:
         )
     if os.environ.get("TRITON_INTERPRET") != "1":
         raise SettingsError(
-            "gpu_rehearsal runs Triton's kernels in its interpreter, which TRITON_INTERPRET=1 in the"
-            " environment turns on; set it before the server starts, or leave gpu_rehearsal out"
+            "gpu_rehearsal runs Triton's kernels in its interpreter, which TRITON_INTERPRET=1 in"
+            " the environment turns on; set it before the server starts, or leave gpu_rehearsal out"
         )
 
 

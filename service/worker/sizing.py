@@ -40,7 +40,8 @@ def resolve_engine_config(
 ) -> EngineConfig:
     """How long and how many sequences may be, in the memory that the weights left.
 
-    path: a GPU's way of running steps; None for a CPU's own. longest: what "auto" may be at most, in tokens.
+    path: a GPU's way of running steps; None for a CPU's own. longest: what "auto" may be at most,
+    in tokens.
 
     How many may wait is the client's to decide (`engine.transport.backlog`), which answers at once.
     """

@@ -54,7 +54,7 @@ class NoAdd(TorchKernels):
 
 
 class NoOrder(TorchKernels):
-    def add_norm(self, residual, delta, weight, eps, order):  # noqa: ARG002
+    def add_norm(self, residual, delta, weight, eps, order):
         return super().add_norm(residual, delta, weight, eps, None)
 
 
@@ -70,7 +70,7 @@ class NextSlot(TorchKernels):
 
 
 class NoHeadNorm(TorchKernels):
-    def rotate_and_store(self, *arguments, head_norm, **others):  # noqa: ARG002
+    def rotate_and_store(self, *arguments, head_norm, **others):
         return super().rotate_and_store(*arguments, head_norm=None, **others)
 
 
@@ -85,7 +85,7 @@ class OneTokenMore(TorchKernels):
 
 
 class NoWindow(TorchKernels):
-    def decode_attention(self, *arguments, window, **others):  # noqa: ARG002
+    def decode_attention(self, *arguments, window, **others):
         return super().decode_attention(*arguments, window=None, **others)
 
 
