@@ -38,6 +38,7 @@ class Attempt:
         self._report = report_progress
         self._linears = StartFailure(FailureKind.CRASH, backends) if backends else None
         self._known: LoadAttempt | None = None
+        self._phase = ""
 
     def __call__(
         self,
@@ -59,21 +60,31 @@ class Attempt:
         Raises EngineStartError that says so.
         """
         self._tell(phase, msgspec.structs.replace(suspects, kind=FailureKind.CRASH))
+        with self.blaming():
+            yield
+        self._tell(phase, None)
+
+    @contextmanager
+    def blaming(self) -> Iterator[None]:
+        """Blame, for what happens until the end of the block, whoever is named at that moment."""
         try:
             yield
         except Exception as error:  # a compiler's and a driver's have no class in common
-            if not _is_blamed(error):
+            suspects = None if self._known is None else self._known.sudden_end
+            if suspects is None or not _is_blamed(error):
                 raise
             words = explain(error)
             is_ours = isinstance(error, EngineError)  # a step ran, and gave what it must not
             kind = FailureKind.STEP_TEST if is_ours else FailureKind.CANNOT_RUN
             failure = msgspec.structs.replace(suspects, kind=kind, detail=words)
-            raise EngineStartError(f"{phase}: {words}", start_failure=failure.encode()) from error
-        self._tell(phase, None)
+            raise EngineStartError(
+                f"{self._phase}: {words}", start_failure=failure.encode()
+            ) from error
 
     def _tell(
         self, phase: str, sudden_end: StartFailure | None, percent: float | None = None
     ) -> None:
+        self._phase = phase
         if self._known is None or self._known.sudden_end == sudden_end:
             self._report(phase, percent)
             return

@@ -82,7 +82,8 @@ def build_engine(
         meter = MemoryMeter(torch.device(asked.device))
         path = resolve_gpu_path(settings, load_request, torch.device(asked.device))
         attempt = Attempt(report_progress, () if path is None else path.backends)
-        loaded = load_variant(asked, settings, load_request, attempt, path)
+        with attempt.blaming():
+            loaded = load_variant(asked, settings, load_request, attempt, path)
         if settings.strict:
             refuse_suspicions(loaded)
         config = resolve_engine_config(settings, loaded, path, longest=load_request.max_model_len)
