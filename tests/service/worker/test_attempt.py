@@ -97,8 +97,8 @@ def test_what_others_deal_with_is_passed_on_as_it_is(error):
 
 def test_what_linear_kernels_raise_while_a_model_is_loaded_is_blamed_on_them():
     _, attempt = begun("triton")
+    attempt("self-test")
     with pytest.raises(EngineStartError) as caught, attempt.blaming():
-        attempt("self-test")
         raise TypeError("no such builtin")
     failure = StartFailure.of(caught.value)
     assert (failure.kind, failure.backends) == (FailureKind.CANNOT_RUN, ("triton",))
@@ -106,6 +106,6 @@ def test_what_linear_kernels_raise_while_a_model_is_loaded_is_blamed_on_them():
 
 def test_what_is_raised_while_nobody_is_named_is_nobodys_fault():
     _, attempt = begun("triton")
+    attempt("reading the weights")
     with pytest.raises(TypeError), attempt.blaming():
-        attempt("reading the weights")
         raise TypeError("no such builtin")
