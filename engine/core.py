@@ -22,6 +22,7 @@ from engine.scheduling.sequence import Sequence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from transformers import PreTrainedModel
 
@@ -62,6 +63,15 @@ class Runner(Protocol):
 
     def linears(self) -> tuple[LinearsInUse, ...]:
         """Return the linear layers that steps multiply by."""
+
+    def first_layers(self, num_layers: int) -> AbstractContextManager[None]:
+        """Run the first layers alone until the end of the block."""
+
+    def eagerly(self) -> AbstractContextManager[None]:
+        """Run every step as it comes until the end of the block."""
+
+    def recording_at_once(self) -> AbstractContextManager[None]:
+        """Record every decode step that is wanted until the end of the block."""
 
 
 class Engine:
@@ -127,6 +137,21 @@ class Engine:
     def linears(self) -> tuple[LinearsInUse, ...]:
         """Return the model's linear layers as steps multiply by them, fused where they are."""
         return self._runner.linears()
+
+    def first_layers(self, num_layers: int) -> AbstractContextManager[None]:
+        """Run the model's first layers alone until the end of the block: for a test.
+
+        What is kept of keys and values meanwhile is wrong for anybody else.
+        """
+        return self._runner.first_layers(num_layers)
+
+    def eagerly(self) -> AbstractContextManager[None]:
+        """Replay nothing that was recorded until the end of the block: for a test."""
+        return self._runner.eagerly()
+
+    def recording_at_once(self) -> AbstractContextManager[None]:
+        """Record every decode step that is wanted until the end of the block: for a test."""
+        return self._runner.recording_at_once()
 
     def statistics(self) -> EngineStatistics:
         """Count what there is and what was done."""

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from loaders.model.opened import OpenedCheckpoint
     from loaders.model.placement import Placement
     from loaders.model.prepare import OnProgress
+    from loaders.quantization.kernel_rules import DeviceFacts
     from loaders.quantization.quantization import Quantization
     from loaders.reports.self_test import SelfTestReport
     from loaders.reports.suspicion import Suspicion
@@ -110,6 +111,7 @@ def load(
     local_files_only: bool = False,
     cpu_offload: bool = False,
     verify: VerifyMode = "changed",
+    device_facts: DeviceFacts | None = None,
     on_progress: OnProgress | None = None,
 ) -> LoadedModel:
     """Load a variant onto its devices.
@@ -118,7 +120,8 @@ def load(
     activations; "auto" is float32 on CPU, the checkpoint's own on CUDA. backend: "auto" or a
     kernel backend's name. excluded_backends: not to be used, since they failed before. cpu_offload:
     what one CUDA device cannot hold stays on the CPU. self_test: check what is loaded against the
-    files. verify: when files are compared with the hashes that are known of them. Raises LoadError,
+    files. verify: when files are compared with the hashes that are known of them. device_facts: of
+    a GPU that the CPU stands for, whose kernels it runs; None for what there is. Raises LoadError,
     SelfTestError among them.
     """
     started = time.monotonic()
@@ -137,7 +140,13 @@ def load(
         )
         tokenizer = _read_tokenizer(opened.folder)
         check_room(opened, placement)
-        assembled = assemble(opened, placement, excluded=excluded_backends, on_progress=on_progress)
+        assembled = assemble(
+            opened,
+            placement,
+            excluded=excluded_backends,
+            device_facts=device_facts,
+            on_progress=on_progress,
+        )
     # Before anything is computed with the model, and kept of it.
     verified = verification.finish(on_progress)
     loaded = _describe(spec, snapshot, opened, placement, tokenizer, assembled, verified)

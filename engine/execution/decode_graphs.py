@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from engine.sampling.row_plan import PlanKey
 from engine.sampling.state import Need
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from engine.execution.graphs import GraphRecorder, Recorded
     from engine.execution.host_ring import ToDevice
@@ -69,6 +70,8 @@ class DecodeGraphs:
         self._uses: Counter[tuple[int, PlanKey]] = Counter()  # of what is not recorded
         self.dropped: set[tuple[int, PlanKey]] = set()  # could not be recorded
         self.num_replays: Counter[tuple[int, PlanKey]] = Counter()
+        self._is_direct = False
+        self._min_uses = MIN_USES
 
     @property
     def num_recorded(self) -> int:
@@ -91,6 +94,24 @@ class DecodeGraphs:
             took_s=round(time.monotonic() - started, 2),
         )
 
+    @contextmanager
+    def directly(self) -> Iterator[None]:
+        """Run the same steps as they come, recording and replaying nothing: for a test."""
+        self._is_direct = True
+        try:
+            yield
+        finally:
+            self._is_direct = False
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Record a rare plan when it is first wanted: for a test."""
+        self._min_uses = 1
+        try:
+            yield
+        finally:
+            self._min_uses = MIN_USES
+
     def run(self, decodes: Decodes, key: PlanKey) -> SampledRows | None:
         """Run a step, a row for each sequence and some behind them that are nobody's.
 
@@ -100,6 +121,11 @@ class DecodeGraphs:
         size = row_bucket(len(decodes))
         if size > self.sizes[-1]:
             return None
+        if self._is_direct:
+            self._sampling.reserve(key.needs)
+            step = self._step_of(size)
+            step.fill(decodes.slots, decodes.positions)
+            return step.run(key)
         found = self._find(size, key) or self._record_if_worth_it(size, key)
         if found is None:
             return None
@@ -123,16 +149,19 @@ class DecodeGraphs:
             return None
         self._uses[size, rare] += 1
         is_full = self.num_recorded >= len(self.sizes) * len(COMMON_PLANS) + MAX_RARE_GRAPHS
-        if is_full or self._uses[size, rare] < MIN_USES:
+        if is_full or self._uses[size, rare] < self._min_uses:
             return None
         recorded = self._record(size, rare)
         return None if recorded is None else (rare, recorded)
 
-    def _record(self, size: int, key: PlanKey) -> Recorded[SampledRows] | None:
-        """Record a step; None where that cannot be, which is said once."""
+    def _step_of(self, size: int) -> StaticDecode:
         if size not in self._steps:
             self._steps[size] = self._make_step(size)
-        step = self._steps[size]
+        return self._steps[size]
+
+    def _record(self, size: int, key: PlanKey) -> Recorded[SampledRows] | None:
+        """Record a step; None where that cannot be, which is said once."""
+        step = self._step_of(size)
         # Runs while recording write last tokens and counts, so no row may be anybody's.
         step.fill((), ())
         # A graph holds on to the tables that it reads.

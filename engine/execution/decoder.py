@@ -20,10 +20,12 @@ from engine.errors import UnsupportedArchitectureError
 from engine.execution.host_reads import HostReads
 from engine.execution.rope import fix_rope, longest_with_fixed_rope, rope_types
 from engine.layers import fuse_layers
+from engine.layers.truncation import only_first_layers
 from engine.layers.weights import InvariantLinear, LinearsInUse, LinearWeight
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel
@@ -45,6 +47,9 @@ class Decoder(Protocol):
 
     def logits(self, model_input: ModelInput) -> Tensor:
         """Run one step's tokens; [num_seqs, vocab] float32."""
+
+    def first_layers(self, num_layers: int) -> AbstractContextManager[None]:
+        """Run the first layers alone until the end of the block, the last norm and head after."""
 
     def linears(self) -> Iterator[LinearsInUse]:
         """Give the linear layers that `logits` multiplies by, by the names that the model had."""
@@ -115,6 +120,10 @@ class TransformersDecoder:
         )
         logits: Tensor = output.logits[0]
         return logits.float()
+
+    def first_layers(self, num_layers: int) -> AbstractContextManager[None]:
+        """Run the first layers alone until the end of the block, the last norm and head after."""
+        return only_first_layers(self._model, num_layers)
 
     def linears(self) -> Iterator[LinearsInUse]:
         """Give the linear layers that `logits` multiplies by, each by itself."""

@@ -7,6 +7,7 @@ decided in `scheduler`.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -42,6 +43,7 @@ from engine.scheduling.batch import RowExtras
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from torch import Tensor
     from transformers import PreTrainedModel
@@ -130,6 +132,18 @@ class ModelRunner:
     def linears(self) -> tuple[LinearsInUse, ...]:
         """Return the linear layers that steps multiply by."""
         return tuple(self._decoder.linears())
+
+    def first_layers(self, num_layers: int) -> AbstractContextManager[None]:
+        """Run the first layers alone until the end of the block."""
+        return self._decoder.first_layers(num_layers)
+
+    def eagerly(self) -> AbstractContextManager[None]:
+        """Run every step as it comes until the end of the block."""
+        return nullcontext() if self._graphs is None else self._graphs.directly()
+
+    def recording_at_once(self) -> AbstractContextManager[None]:
+        """Record every decode step that is wanted until the end of the block."""
+        return nullcontext() if self._graphs is None else self._graphs.at_once()
 
     def launch(self, batch: ScheduledBatch) -> PendingStep:
         """Start a step, without waiting for it. Raises `OutOfMemoryError`."""

@@ -12,6 +12,7 @@ attention finds keys and values, is not known here.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -62,6 +63,15 @@ class GpuLlamaDecoder:
         rows = model_input.logits_indices
         residual, delta = last(residual, delta, self._rotation, attention, rows=rows)
         return self._head(self._norm(residual, delta)).float()
+
+    @contextmanager
+    def first_layers(self, num_layers: int) -> Iterator[None]:
+        """Run the first layers alone until the end of the block, the last norm and head after."""
+        layers, self._layers = self._layers, self._layers[:num_layers]
+        try:
+            yield
+        finally:
+            self._layers = layers
 
     def linears(self) -> Iterator[LinearsInUse]:
         """Give every linear layer, those that are multiplied at once together."""

@@ -12,6 +12,7 @@ row by row in a fixed order. Linears and attention are if theirs are.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,15 @@ class LlamaDecoder:
         rows = model_input.logits_indices
         residual = last(residual, cos, sin, model_input.attention, rows=rows)
         return self._head(self._norm(residual)).float()
+
+    @contextmanager
+    def first_layers(self, num_layers: int) -> Iterator[None]:
+        """Run the first layers alone until the end of the block, the last norm and head after."""
+        layers, self._layers = self._layers, self._layers[:num_layers]
+        try:
+            yield
+        finally:
+            self._layers = layers
 
     def linears(self) -> Iterator[LinearsInUse]:
         """Give every linear layer, those that are multiplied at once together."""

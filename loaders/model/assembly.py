@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from loaders.model.opened import OpenedCheckpoint
     from loaders.model.placement import Placement
     from loaders.model.prepare import OnProgress
+    from loaders.quantization.kernel_rules import DeviceFacts
     from loaders.reports.suspicion import Suspicion
 
 _CPU_MAP = {"": torch.device("cpu")}
@@ -47,11 +48,13 @@ def assemble(
     placement: Placement,
     *,
     excluded: frozenset[str],
+    device_facts: DeviceFacts | None = None,
     on_progress: OnProgress,
 ) -> AssembledModel:
     """Read the weights, bring them where they belong, and prepare the kernels.
 
-    excluded: backends that failed before. Raises LoadError.
+    excluded: backends that failed before. device_facts: of a GPU that the CPU stands for. Raises
+    LoadError.
     """
     on_progress("reading the weights", None)
     device_map = _CPU_MAP if placement.is_spread else placement.device_map
@@ -69,6 +72,7 @@ def assemble(
         asked=placement.backend,
         excluded=excluded,
         offloaded=offloaded,
+        device_facts=device_facts,
         on_progress=on_progress,
     )
     suspicions = (*suspicions, *doubt_layers(model))

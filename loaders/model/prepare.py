@@ -10,6 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import structlog
+import torch
 
 from loaders.errors import CheckpointError
 from loaders.memory.release import return_freed_memory
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence, Set
     from typing import TypeAlias
 
-    import torch
     from torch import Tensor
     from transformers import PreTrainedModel
 
     from loaders.memory.release import MappedFiles
     from loaders.model.kernels.protocol import Backend, Kernel
     from loaders.model.packed_linear import PackedLinear
+    from loaders.quantization.kernel_rules import DeviceFacts
     from loaders.quantization.packed_tensors import GroupedWeight
 
     # Is told each phase of loading, and how much of it is done, in percent, where that is known;
@@ -52,19 +53,23 @@ def prepare_layers(
     asked: str,
     excluded: frozenset[str],
     offloaded: Set[str],
+    device_facts: DeviceFacts | None,
     on_progress: OnProgress,
 ) -> list[str]:
     """Prepare every packed layer's kernel; return the backends used, most layers first.
 
     dtype: of activations. asked: a backend's name, or "auto", which it is for offloaded layers in
-    any case. excluded: backends that failed before.
+    any case. excluded: backends that failed before. device_facts: of a GPU that the CPU stands for;
+    None asks the devices themselves.
     """
     waiting = {name: each for name, each in packed_layers(model).items() if each.kernel is None}
     chosen: dict[str, Backend] = {}
     reasons: dict[str, str] = {}
     for name, layer in waiting.items():
         wanted = "auto" if name in offloaded else asked
-        chosen[name], reason = resolve_backend(wanted, _shape_of(layer, dtype), excluded)
+        chosen[name], reason = resolve_backend(
+            wanted, _shape_of(layer, dtype, None if name in offloaded else device_facts), excluded
+        )
         reasons.setdefault(chosen[name].name, reason)
     had_bias = [layer for layer in waiting.values() if layer.bias is not None]
 
@@ -134,7 +139,24 @@ def _bias_in_order(layers: Sequence[PackedLinear], output_order: Tensor | None) 
     return bias.view(len(layers), -1)[:, output_order].flatten()
 
 
-def _shape_of(layer: PackedLinear, dtype: torch.dtype) -> LayerShape:
+def _shape_of(
+    layer: PackedLinear, dtype: torch.dtype, device_facts: DeviceFacts | None
+) -> LayerShape:
     if layer.format is None or layer.device is None:
         raise CheckpointError(f"layer {layer.name} holds no packed tensors")
-    return LayerShape(layer.format, layer.in_features, layer.out_features, layer.device, dtype)
+    return LayerShape(
+        layer.format,
+        layer.in_features,
+        layer.out_features,
+        layer.device,
+        dtype,
+        _compute_capability(layer.device, device_facts),
+    )
+
+
+def _compute_capability(
+    device: torch.device, device_facts: DeviceFacts | None
+) -> tuple[int, int] | None:
+    if device_facts is not None:
+        return device_facts.compute_capability
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None

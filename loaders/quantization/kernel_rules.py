@@ -98,6 +98,17 @@ def refusal(kernel: str, size: PackedSize, device: DeviceFacts) -> str | None:
     return _REFUSALS[kernel](size, device)
 
 
+def triton_refusal(device: DeviceFacts) -> str | None:
+    """Say why a device runs none of Triton's kernels, whatever they compute; None if it can."""
+    if device.kind != "cuda":
+        return "runs on CUDA only"
+    found = device.compute_capability
+    if found is not None and found < TRITON_CAPABILITY:
+        (major, minor), (least, rest) = found, TRITON_CAPABILITY
+        return f"needs compute capability {least}.{rest}, this GPU has {major}.{minor}"
+    return None if device.has_triton else "needs Triton, which this environment lacks"
+
+
 def int4_misfit(size: PackedSize) -> Literal["inputs", "groups"] | None:
     """Name what of a layer int4 blocks cannot hold, whatever its bits; None if they can."""
     if size.in_features % INT4_GROUP_SIZES[-1]:
@@ -157,15 +168,11 @@ def _refused_by_fp16pack(size: PackedSize, device: DeviceFacts) -> str | None:  
 
 
 def _refused_by_triton(size: PackedSize, device: DeviceFacts) -> str | None:
-    if device.kind != "cuda":
-        return "runs on CUDA only"
+    if (refusal := triton_refusal(device)) is not None:
+        return refusal
     if size.bits not in FIELD_WIDTHS:
         return f"holds codes of 2 to 8 bits, the layer has {size.bits}"
-    found = device.compute_capability
-    if found is not None and found < TRITON_CAPABILITY:
-        (major, minor), (least, rest) = found, TRITON_CAPABILITY
-        return f"needs compute capability {least}.{rest}, this GPU has {major}.{minor}"
-    return None if device.has_triton else "needs Triton, which this environment lacks"
+    return None
 
 
 def _refused_by_reference(size: PackedSize, device: DeviceFacts) -> str | None:  # noqa: ARG001

@@ -104,6 +104,17 @@ class VariantSettings(BaseModel):
         "auto",
         description="Kernels of the quantised layers: `auto`, or one by name, such as `reference`.",
     )
+    step_kernels: Literal["auto", "triton", "torch"] = Field(
+        "auto",
+        description="Kernels of what a step computes between its linear layers, on a GPU: `triton`,"
+        " `torch`, or the first of these that can run there (`auto`). A CPU has layers of its own.",
+    )
+    enforce_eager: bool | Auto = Field(
+        "auto",
+        description="Run every step as it comes instead of replaying recorded ones (CUDA graphs); "
+        "`auto` records on a GPU, unless that fails its test. `true` starts faster, takes less "
+        "memory and answers slower.",
+    )
     cpu_offload: bool = Field(
         False,
         description="Let the CPU hold, and multiply with, the weights that one GPU has no room "
@@ -184,16 +195,6 @@ class VariantSettings(BaseModel):
         description="Compute every token in an order that does not depend on what else runs: "
         "answers are then the same to the last bit alone and in company. Costs much speed.",
     )
-    enforce_eager: bool | Auto = Field(
-        "auto",
-        description="Run every step as it comes instead of replaying recorded ones (CUDA graphs); "
-        "`auto` records on a GPU. `true` starts faster, takes less memory and answers slower.",
-    )
-    step_kernels: Literal["auto", "triton", "torch"] = Field(
-        "auto",
-        description="What computes a layer between its linear layers; `auto` is a CPU's own layers "
-        "on a CPU and `triton` on a GPU. `torch` is for where Triton's kernels fail: slow.",
-    )
     num_threads: Positive | Auto = Field(
         "auto",
         description="Threads of one operation on the CPU; `auto` is the number of physical cores.",
@@ -272,6 +273,14 @@ class WorkerSettings(VariantSettings):
     )
     local_files_only: bool = Field(
         False, description="Use only what is already on this machine; never ask the hub."
+    )
+
+    # Development
+    gpu_rehearsal: str | None = Field(
+        None,
+        pattern=r"^[0-9]{1,2}\.[0-9]$",
+        description="For developers: run on the CPU what a GPU of this compute capability, such as "
+        "`9.0`, would run. Needs `TRITON_INTERPRET=1` in the environment, and is very slow.",
     )
 
     # Log

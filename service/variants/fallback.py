@@ -1,5 +1,5 @@
-"""What is tried next where a variant cannot be loaded as it is: another kernel, a shorter context,
-another branch.
+"""What is tried next where a variant cannot be loaded as it is: other kernels, steps without
+graphs, a shorter context, another branch.
 
 Pure policy. Each step is a new engine in a new process, so what a failed one held is free, and a
 process that the system killed for its memory counts like one that could say so itself. What was
@@ -24,6 +24,9 @@ _WHY = {
     FailureKind.MEMORY: "out of memory",
     FailureKind.SELF_TEST: "failed its self-test",
     FailureKind.LIVE_CHECK: "differed from the files while it was serving",
+    FailureKind.STEP_TEST: "failed the test of its steps",
+    FailureKind.CANNOT_RUN: "cannot run here",
+    FailureKind.CRASH: "ended the engine's process when first tried",
 }
 # One that was killed once may have met somebody who tidied up; one that was killed twice is too
 # large.
@@ -81,6 +84,8 @@ class FallbackPolicy:
         """Forget what did not end in failure after all."""
         self._num_kills = 0
         self.load_request = msgspec.structs.replace(self.load_request, doubts_files=False)
+        if self._attempt is not None:
+            self._attempt = msgspec.structs.replace(self._attempt, sudden_end=None)
 
     def next_attempt(self, error: EngineDeadError) -> str | None:
         """Choose the next attempt after an engine that never served; return what it gives up.
@@ -115,16 +120,43 @@ class FallbackPolicy:
             self._num_kills += 1
             if self._num_kills >= KILLS_THAT_MEAN_OUT_OF_MEMORY:
                 return StartFailure(FailureKind.MEMORY)
-        return None
+            return None
+        # It ended in another way, and said nothing: what was tried just then is to blame.
+        return None if self._attempt is None else self._attempt.sudden_end
 
     def _next(self, failure: StartFailure, attempt: LoadAttempt) -> Fallback | None:
-        fallbacks = [self._next_backend(failure)]
+        fallbacks = [
+            self._without_graphs(failure),
+            self._next_step_kernels(failure),
+            self._next_backend(failure),
+        ]
         if failure.kind is FailureKind.LIVE_CHECK:
-            return fallbacks[0]  # loaded anew it may be right again; its self-test will tell
+            return self._next_backend(failure)  # loaded anew it may be right; the tests will tell
         if failure.kind is FailureKind.MEMORY:
             fallbacks.append(self._shorter_context(attempt))
-        fallbacks.append(self._next_branch(failure, attempt))
+        if failure.kind in (FailureKind.MEMORY, FailureKind.SELF_TEST):
+            # The others would meet again in any branch: the device and the model's shape are alike.
+            fallbacks.append(self._next_branch(failure, attempt))
         return next((fallback for fallback in fallbacks if fallback is not None), None)
+
+    def _without_graphs(self, failure: StartFailure) -> Fallback | None:
+        is_given_up = self.load_request.excludes_graphs or self._settings.enforce_eager != "auto"
+        if not failure.graphs or is_given_up:
+            return None
+        return Fallback(
+            msgspec.structs.replace(self.load_request, excludes_graphs=True),
+            f"without graphs: {self._why(failure)}",
+        )
+
+    def _next_step_kernels(self, failure: StartFailure) -> Fallback | None:
+        known = self.load_request.excluded_step_kernels
+        left_out = [name for name in failure.step_kernels if name not in known]
+        if not left_out or self._settings.step_kernels != "auto":
+            return None
+        return Fallback(
+            msgspec.structs.replace(self.load_request, excluded_step_kernels=(*known, *left_out)),
+            f"without step kernels {'+'.join(left_out)}: {self._why(failure)}",
+        )
 
     def _next_backend(self, failure: StartFailure) -> Fallback | None:
         left_out = [
@@ -141,7 +173,8 @@ class FallbackPolicy:
     def _why(self, failure: StartFailure) -> str:
         if failure.kind is FailureKind.LIVE_CHECK and self._settings.verify == "never":
             return f"{_WHY[failure.kind]}, which verify=never leaves unverified"
-        return _WHY[failure.kind]
+        why = _WHY[failure.kind]
+        return why if failure.detail is None else f"{why} ({failure.detail})"
 
     def _shorter_context(self, attempt: LoadAttempt) -> Fallback | None:
         asked = self._settings.max_model_len, self._settings.kv_cache_size

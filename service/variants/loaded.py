@@ -56,13 +56,15 @@ class LoadedVariant:
         self._infill_order = infill_order
         self._description: ModelDescription | None = None  # of what `_text` was read for
         self._text: ModelText | None = None
-        self._shortened: str | None = None  # by the engine itself, in words
+        # By the engine itself, in words: a shorter context, kernels that its device cannot run.
+        self._shortened: str | None = None
+        self._unsupported: str | None = None
         self._suspicions: tuple[Suspicion, ...] = ()  # of what was loaded last
 
     def reset(self) -> None:
         """Forget what earlier lives gave up."""
         self._fallback.reset()
-        self._shortened = None
+        self._shortened = self._unsupported = None
         self._suspicions = ()
 
     async def start(self, on_progress: OnProgress) -> EngineHandle:
@@ -88,6 +90,7 @@ class LoadedVariant:
         self._fallback.note_success()
         description = ModelDescription.decode(ready.model_description)
         self._shortened = description.shortened
+        self._unsupported = description.unsupported
         self._suspicions = description.suspicions
         text = await self._read_text(description)
         template = text.chat_template
@@ -125,8 +128,8 @@ class LoadedVariant:
     @property
     def degraded(self) -> str | None:
         """What was given up so that it could be loaded."""
-        reasons = [reason for reason in (self._fallback.degraded, self._shortened) if reason]
-        return "; ".join(reasons) or None
+        reasons = (self._fallback.degraded, self._unsupported, self._shortened)
+        return "; ".join(reason for reason in reasons if reason) or None
 
     @property
     def suspicions(self) -> tuple[Suspicion, ...]:

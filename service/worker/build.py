@@ -8,7 +8,7 @@ OpenMP workers that another one had left would slow every step (docs/decisions.m
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,6 +18,7 @@ import torch
 
 from engine.core import Engine
 from engine.errors import EngineError, EngineStartError, NotEnoughBlocksError, OutOfMemoryError
+from engine.execution.device_faults import find_fault
 from engine.outputs import SequenceFailure
 from engine.process.loop import BuiltEngine
 from engine.request import SequenceRequest
@@ -39,10 +40,14 @@ from loaders.model.kernels.resolve import backend_names
 from loaders.records import Records
 from loaders.repository.spec import parse_spec
 from service.errors import ServiceError, SettingsError
+from service.worker.attempt import Attempt
 from service.worker.branch_choice import choose_variant, one_device
+from service.worker.gpu_path import resolve_gpu_path
+from service.worker.kernel_faults import explain_words
 from service.worker.live_check import make_live_check
 from service.worker.memory_report import MemoryMeter, compare, record
 from service.worker.sizing import resolve_engine_config, why_shortened
+from service.worker.step_test import StepTest
 from service.worker_protocol.load_attempt import FailureKind, LoadAttempt, StartFailure
 from service.worker_protocol.model_description import MemoryReport, ModelDescription
 
@@ -50,9 +55,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from engine.config import EngineConfig
     from engine.process.loop import ReportProgress
     from loaders.repository.verification import VerifyMode
     from service.settings import WorkerSettings
+    from service.worker.gpu_path import GpuPath
     from service.worker_protocol.load_attempt import LoadRequest
 
 log = structlog.get_logger(__name__)
@@ -73,33 +80,55 @@ def build_engine(
         asked = prepare(settings, load_request, report_progress)
         return_freed_memory()  # what building the demo left
         meter = MemoryMeter(torch.device(asked.device))
-        loaded = load_variant(asked, settings, load_request, report_progress)
+        path = resolve_gpu_path(settings, load_request, torch.device(asked.device))
+        attempt = Attempt(report_progress, () if path is None else path.backends)
+        with attempt.blaming():
+            loaded = load_variant(asked, settings, load_request, attempt, path)
         if settings.strict:
             refuse_suspicions(loaded)
-        config = resolve_engine_config(settings, loaded, longest=load_request.max_model_len)
-        attempt = LoadAttempt(variant=str(loaded.spec), max_model_len=config.max_model_len)
-        report_progress("building the engine", load_attempt=attempt.encode())
-        engine = Engine(loaded.model, config)
-        return_freed_memory()  # what the engine's own layers replaced
-        report_progress("self-test")
-        backend = loaded.provenance.backend
-        test_engine(engine, backend)
-        live_check = make_live_check(engine.linears(), loaded.live_layers, backend)
+        config = resolve_engine_config(settings, loaded, path, longest=load_request.max_model_len)
+        known = LoadAttempt(variant=str(loaded.spec), max_model_len=config.max_model_len)
+        attempt("building the engine", load_attempt=known.encode())
+        engine, loaded = make_engine(loaded, config, path, attempt)
+        live_check = make_live_check(
+            engine.linears(), loaded.live_layers, loaded.provenance.backend
+        )
         return_freed_memory()
     except (*FORESEEN, MemoryError, OSError, RuntimeError) as error:
         failure = failure_of(error, load_request)
         if failure is None and not isinstance(error, FORESEEN):
             raise
         raise start_error(reason_of(error), failure) from error
-    memory = compare(meter, loaded, config, backend=settings.backend)
+    # What a rehearsal takes is neither a CPU's nor a GPU's.
+    is_real = path is None or path.rehearsed is None
+    memory = compare(meter, loaded, config, backend=settings.backend) if is_real else None
     if memory is not None and not load_request.excluded_backends:
         record(memory, loaded, Records(settings.cache_dir))
-    description = describe(loaded, memory, is_batch_invariant=settings.batch_invariant)
+    description = describe(loaded, memory, path, is_batch_invariant=settings.batch_invariant)
     shortened = why_shortened(
         loaded.model, config.max_model_len, settings, longest=load_request.max_model_len
     )
     description = msgspec.structs.replace(description, shortened=shortened)
     return BuiltEngine(engine, description.encode(), live_check)
+
+
+def make_engine(
+    loaded: LoadedModel, config: EngineConfig, path: GpuPath | None, attempt: Attempt
+) -> tuple[Engine, LoadedModel]:
+    """Build the engine and test it; return it with what its tests found."""
+    backend = loaded.provenance.backend
+    if path is None or config.is_batch_invariant:
+        engine = Engine(loaded.model, config)
+    else:
+        step_test = StepTest(loaded, config, path, attempt)
+        step_test.before_engine()
+        engine = step_test.build_engine()
+        step_test.of_engine(engine)
+        loaded = replace(loaded, self_test=step_test.report)
+    return_freed_memory()  # what the engine's own layers replaced
+    attempt("self-test")
+    test_engine(engine, backend)
+    return engine, loaded
 
 
 def start_error(reason: str, failure: StartFailure | None) -> EngineStartError:
@@ -112,7 +141,13 @@ def failure_of(error: Exception, load_request: LoadRequest) -> StartFailure | No
     """Say what an attempt lacked, where another way to load the variant may do without."""
     if isinstance(error, SelfTestError):
         suspects = error.report.suspects & set(backend_names())
-        return StartFailure(FailureKind.SELF_TEST, tuple(sorted(suspects)), error.report)
+        meanings = filter(None, (explain_words(check.detail) for check in error.report.failures))
+        return StartFailure(
+            FailureKind.SELF_TEST,
+            tuple(sorted(suspects)),
+            error.report,
+            detail=next(meanings, None),
+        )
     if isinstance(error, BackendError) and load_request.excluded_backends:
         return StartFailure(FailureKind.SELF_TEST)  # none is left that had not failed
     if isinstance(error, EngineStartError):
@@ -148,7 +183,7 @@ def test_engine(engine: Engine, backend: str) -> None:
     try:
         self_test(engine)
     except (EngineStartError, RuntimeError) as error:
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or find_fault(error) is not None:
             raise
         failure = StartFailure(FailureKind.SELF_TEST, suspects)
         raise start_error(str(error), failure) from error
@@ -215,6 +250,7 @@ def load_variant(
     settings: WorkerSettings,
     load_request: LoadRequest,
     report_progress: ReportProgress,
+    path: GpuPath | None = None,
 ) -> LoadedModel:
     """Load what was asked for; where its name leaves that open, the variant that fits best."""
     report_progress("choosing the variant")
@@ -239,6 +275,7 @@ def load_variant(
         local_files_only=asked.is_local,
         cpu_offload=settings.cpu_offload,
         verify=choose_verify_mode(settings, load_request),
+        device_facts=None if path is None else path.facts,
         on_progress=report_progress,
     )
 
@@ -268,7 +305,11 @@ def refuse_suspicions(loaded: LoadedModel) -> None:
 
 
 def describe(
-    loaded: LoadedModel, memory: MemoryReport | None, *, is_batch_invariant: bool
+    loaded: LoadedModel,
+    memory: MemoryReport | None,
+    path: GpuPath | None = None,
+    *,
+    is_batch_invariant: bool,
 ) -> ModelDescription:
     """Describe a loaded model."""
     provenance, config = loaded.provenance, loaded.model.config
@@ -281,7 +322,8 @@ def describe(
         quantization=_quantization_text(loaded),
         backend=provenance.backend,
         dtype=provenance.dtype,
-        device=provenance.device,
+        device=provenance.device + ("" if path is None else path.device_note),
+        unsupported=None if path is None else path.unsupported,
         is_batch_invariant=is_batch_invariant,
         model_type=config.model_type,
         vocab_size=getattr(config, "vocab_size", None),

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from loaders.load import LoadedModel
     from loaders.memory.device import MemoryBreakdown
     from service.settings import WorkerSettings
+    from service.worker.gpu_path import GpuPath
 
 log = structlog.get_logger(__name__)
 
@@ -33,11 +34,16 @@ CPU_KV_SHARE = 0.5  # of what is free, however much `CPU_KV_BYTES` allows
 
 
 def resolve_engine_config(
-    settings: WorkerSettings, loaded: LoadedModel, *, longest: int | None = None
+    settings: WorkerSettings,
+    loaded: LoadedModel,
+    path: GpuPath | None = None,
+    *,
+    longest: int | None = None,
 ) -> EngineConfig:
     """How long and how many sequences may be, in the memory that the weights left.
 
-    longest: what "auto" may be at most, in tokens.
+    path: a GPU's way of running steps; None for a CPU's own. longest: what "auto" may be at most,
+    in tokens.
 
     How many may wait is the client's to decide (`engine.transport.backlog`), which answers at once.
     """
@@ -47,8 +53,13 @@ def resolve_engine_config(
     asked_len = _asked_max_model_len(settings, model, longest)
     sequence_bytes = (-(-asked_len // BLOCK_SIZE) + 1) * block_bytes
     max_num_batched_tokens = resolve_max_num_batched_tokens(settings, model.device)
+    enforce_eager = _resolve_enforce_eager(settings, loaded, path)
     reserve = step_reserve(
-        settings, loaded, context=asked_len, max_num_batched_tokens=max_num_batched_tokens
+        settings,
+        loaded,
+        context=asked_len,
+        max_num_batched_tokens=max_num_batched_tokens,
+        has_graphs=not enforce_eager,
     )
     memory = resolve_kv_cache_bytes(
         settings,
@@ -87,10 +98,17 @@ def resolve_engine_config(
         has_prefix_cache=settings.prefix_cache,
         num_speculative_tokens=settings.num_speculative_tokens,
         is_batch_invariant=settings.batch_invariant,
-        # Weights that come and go are in no graph, whatever is asked for.
-        enforce_eager=loaded.provenance.is_eager_only or unless_auto(settings.enforce_eager),
-        step_kernels=settings.step_kernels,
+        enforce_eager=enforce_eager,
+        step_kernels=settings.step_kernels if path is None else path.step_kernels,
     )
+
+
+def _resolve_enforce_eager(
+    settings: WorkerSettings, loaded: LoadedModel, path: GpuPath | None
+) -> bool | None:
+    if loaded.provenance.is_eager_only:
+        return True  # weights that come and go are in no graph, whatever is asked for
+    return unless_auto(settings.enforce_eager) if path is None else not path.has_graphs
 
 
 def _told(reserve: MemoryBreakdown | None) -> dict[str, int]:

@@ -25,7 +25,12 @@ log = structlog.get_logger(__name__)
 
 
 def step_reserve(
-    settings: WorkerSettings, loaded: LoadedModel, *, context: int, max_num_batched_tokens: int
+    settings: WorkerSettings,
+    loaded: LoadedModel,
+    *,
+    context: int,
+    max_num_batched_tokens: int,
+    has_graphs: bool,
 ) -> MemoryBreakdown | None:
     """Work out what the largest step and the recorded ones take: `reserve` of what is returned.
 
@@ -40,7 +45,7 @@ def step_reserve(
         users=settings.max_num_seqs,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
-        has_graphs=not loaded.provenance.is_eager_only,
+        has_graphs=has_graphs,
     )
     try:
         return predicted_memory(

@@ -55,6 +55,7 @@ class ModelDescription(msgspec.Struct, frozen=True, kw_only=True):
     memory: MemoryReport | None = None  # None where it could not be predicted
     file: str | None = None  # of a GGUF variant: its file
     suspicions: tuple[Suspicion, ...] = ()  # reasons to doubt that the files were read right
+    unsupported: str | None = None  # what of a GPU's kernels this one cannot run; None: nothing
     shortened: str | None = None  # why the context is shorter than the model's own; None: it is not
 
     def encode(self) -> EncodedModelDescription:

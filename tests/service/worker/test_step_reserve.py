@@ -40,7 +40,9 @@ def loaded(backend="triton", device="cuda", *, is_eager_only=False, config=None)
 
 def reserve(found, settings=None, *, tokens=2048):
     settings = settings or WorkerSettings()
-    return step_reserve(settings, found, context=CONTEXT, max_num_batched_tokens=tokens)
+    return step_reserve(
+        settings, found, context=CONTEXT, max_num_batched_tokens=tokens, has_graphs=True
+    )
 
 
 def test_nothing_is_left_free_on_a_cpu():
