@@ -117,6 +117,7 @@ def prepare(model: Any, on_progress: Callable[[str, float | None], None] = lambd
         asked="auto",
         excluded=frozenset(),
         offloaded=frozenset(),
+        device_facts=None,
         on_progress=on_progress,
     )
 

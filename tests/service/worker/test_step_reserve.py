@@ -38,10 +38,10 @@ def loaded(backend="triton", device="cuda", *, is_eager_only=False, config=None)
     )
 
 
-def reserve(found, settings=None, *, tokens=2048):
+def reserve(found, settings=None, *, tokens=2048, has_graphs=True):
     settings = settings or WorkerSettings()
     return step_reserve(
-        settings, found, context=CONTEXT, max_num_batched_tokens=tokens, has_graphs=True
+        settings, found, context=CONTEXT, max_num_batched_tokens=tokens, has_graphs=has_graphs
     )
 
 
@@ -63,7 +63,7 @@ def test_the_largest_step_is_what_the_settings_allow():
 
 
 def test_an_engine_that_records_nothing_needs_no_memory_for_graphs():
-    eager = reserve(loaded(is_eager_only=True))
+    eager = reserve(loaded(), has_graphs=False)
     assert (eager.graphs, eager.graph_launches) == (0, 0)
     recorded = reserve(loaded())
     assert recorded.reserve > eager.reserve
