@@ -299,7 +299,8 @@ def _host_side(
     num_bytes = section_bytes(
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
-        max_blocks=-(-config.max_model_len // config.block_size),
+        max_model_len=config.max_model_len,
+        block_size=config.block_size,
     )
     return HostRing(device, memory, num_bytes), ResultSections(memory, config.max_num_seqs)
 
