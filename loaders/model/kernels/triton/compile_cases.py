@@ -58,7 +58,10 @@ _PIECES = (
 
 def compile_cases() -> list[CompileCase]:
     """List kernels of common layers, few enough to be compiled by a test."""
-    cases = [_few_rows(_Layer(*layer), rows, num_parts=4) for *layer, rows in _PRODUCTS]
+    cases = [
+        _few_rows(_Layer(bits, group, zeros, dtype), rows, num_parts=4)
+        for bits, group, zeros, dtype, rows in _PRODUCTS
+    ]
     usual = _Layer(4, 128, "common", torch.float16)
     cases += [_few_rows(usual, 16, num_parts=1, has_bias=False), _few_rows(usual, 16, num_parts=8)]
     return cases + [_dequantize(_Layer(*layer)) for layer in _PIECES]

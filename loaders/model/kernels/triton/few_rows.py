@@ -40,8 +40,8 @@ NUM_INVARIANT_ROWS = ROW_TILES[0]
 # Blocks of inputs under way to shared memory; scales that are looked up for each input are copied
 # ahead as well, 16 KB a block.
 _STAGES, _STAGES_BY_INPUT = 3, 2
-# So many that three programs of four warps fit a multiprocessor. Without a limit ptxas aims at one
-# more program than that, and spilled 8 to 24 bytes a thread in six common layers.
+# So many that three programs of four warps fit a multiprocessor. Without a limit ptxas took fewer,
+# 64 to 128, and spilled 8 to 24 bytes a thread for six kinds of layers (Triton 3.7.1).
 _MAX_REGISTERS = 168
 
 
