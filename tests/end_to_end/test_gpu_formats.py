@@ -1,0 +1,156 @@
+"""Every packed format on a GPU's path, run here: Triton's kernels in the interpreter.
+
+Whole checkpoints, loaded as for a GPU and tested as at every load: logits through Transformers' own
+forward, and the engine's greedy answers, against the reference's products.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from engine.config import EngineConfig
+from engine.core import Engine
+from engine.execution.path import ExecutionPath
+from engine.execution.replayed import ReplayedRecorder
+from engine.kernels.choice import is_interpreted, step_kernels
+from engine.layers.llama import is_known
+from engine.outputs import TokenOutput
+from engine.request import SequenceRequest
+from engine.sampling_params import SamplingParams
+from loaders.load import load
+from loaders.model.packed_linear import packed_layers
+from loaders.quantization.kernel_rules import DeviceFacts
+from tests.gguf_writer import model_metadata, model_tensors, write_gguf
+from tests.models import (
+    tiny_llama,
+    tiny_qwen2,
+    tiny_tokenizer,
+    write_awq_checkpoint,
+    write_compressed_checkpoint,
+    write_gptq_checkpoint,
+    write_plain_checkpoint,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from loaders.load import LoadedModel
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not is_interpreted(), reason="Triton compiles here; tests/gpu is for that"),
+]
+
+GPU = DeviceFacts("cuda", (9, 0))
+# Relative to the logits' spread. GGUF's scales are rounded to half precision.
+MAX_LOGIT_ERROR = {"files": 2e-5, "gguf": 2e-3}
+SHAPE: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+}
+PROMPT = [3, 141, 59, 26, 5]
+NUM_TOKENS = 3
+
+gptq, awq, compressed = write_gptq_checkpoint, write_awq_checkpoint, write_compressed_checkpoint
+FORMATS: dict[str, Callable[..., Path]] = {
+    "gptq 2 bits": partial(gptq, bits=2, group_size=32),
+    "gptq 3 bits, act order": partial(gptq, bits=3, group_size=32, desc_act=True),
+    "gptq 4 bits, act order": partial(gptq, bits=4, group_size=32, desc_act=True),
+    "gptq 8 bits, one group": partial(gptq, bits=8, group_size=-1, desc_act=True),
+    "gptq 8 bits, wrapped zeros": partial(gptq, bits=8, group_size=16, sym=False),
+    "gptq 4 bits, odd groups": partial(gptq, bits=4, group_size=24, sym=False),
+    "gptq v2 3 bits": partial(gptq, bits=3, group_size=32, sym=False, checkpoint_format="gptq_v2"),
+    "gptq v2 4 bits": partial(gptq, bits=4, group_size=32, sym=False, checkpoint_format="gptq_v2"),
+    "gptq, own orders": partial(gptq, group_size=32, desc_act=True, siblings_share_order=False),
+    "gptq, packed head": partial(gptq, bits=4, group_size=32, lm_head=True),
+    "awq gemm": partial(awq, group_size=32),
+    "awq gemv": partial(awq, version="gemv", group_size=32),
+    "awq gemv fast": partial(awq, version="gemv_fast", group_size=32),
+    "compressed": partial(compressed, group_size=32),
+    "compressed, zeros, 8 bits": partial(compressed, group_size=32, sym=False, bits=8),
+    "compressed, order, 6 bits": partial(compressed, group_size=32, bits=6, actorder="group"),
+}
+BLOCKS = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "Q4_0"]
+
+
+def on_a_gpu(spec: Path, **options: Any) -> LoadedModel:
+    loaded = load(str(spec), device="cpu", device_facts=GPU, self_test=True, **options)
+    layers = packed_layers(loaded.model)
+    assert {layer.backend for name, layer in layers.items() if ".layers." in name} == {"triton"}
+    assert loaded.self_test is not None
+    assert loaded.self_test.passed
+    return loaded
+
+
+def reference(spec: Path, **options: Any) -> Any:
+    return load(str(spec), device="cpu", backend="reference", **options).model
+
+
+@torch.inference_mode()
+def logits_of(model: Any) -> torch.Tensor:
+    return model(torch.tensor([PROMPT])).logits[0].float()
+
+
+@torch.inference_mode()
+def answer_of(model: Any) -> tuple[list[int], float]:
+    """What the files say, token by token; and the narrowest lead of a first logit, in spreads."""
+    ids, leads = list(PROMPT), []
+    for _ in range(NUM_TOKENS):
+        logits = model(torch.tensor([ids])).logits[0, -1].float()
+        first, second = logits.topk(2).values
+        leads.append(float((first - second) / logits.std()))
+        ids.append(int(logits.argmax()))
+    return ids[len(PROMPT) :], min(leads)
+
+
+def engine_answer(model: Any, kernels: str) -> list[int]:
+    config = EngineConfig(max_num_seqs=1, max_num_batched_tokens=32, max_model_len=32, num_blocks=4)
+    path = ExecutionPath(step_kernels(kernels), ReplayedRecorder(), is_overlapped=True)
+    engine = Engine(model, config, path=path)
+    params = SamplingParams(max_tokens=NUM_TOKENS, temperature=0)
+    sequence = engine.add(
+        SequenceRequest(sequence_id=0, prompt_token_ids=tuple(PROMPT), params=params)
+    )
+    while engine.has_work:
+        assert all(isinstance(output, TokenOutput) for output in engine.step())
+    return list(sequence.output_token_ids)
+
+
+def check(spec: Path, allowed: float, kernels: str = "torch", **options: Any) -> None:
+    files, found = reference(spec, **options), on_a_gpu(spec, **options).model
+    expected = logits_of(files)
+    assert float((logits_of(found) - expected).abs().max() / expected.std()) < allowed
+    answer, lead = answer_of(files)
+    assert lead > 10 * allowed  # else the seed makes no answer that could be told from another
+    assert engine_answer(found, kernels) == answer
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_format_answers_as_its_files_say(tmp_path: Path, name: str):
+    model = (tiny_qwen2 if "own orders" in name or "gemm" in name else tiny_llama)(**SHAPE)
+    FORMATS[name](tmp_path, model, tokenizer=tiny_tokenizer())
+    kernels = "triton" if name == "gptq 4 bits, act order" else "torch"
+    check(tmp_path, MAX_LOGIT_ERROR["files"], kernels)
+
+
+@pytest.mark.parametrize("blocks", BLOCKS)
+def test_a_type_of_blocks_answers_as_its_files_say(tmp_path: Path, blocks: str):
+    """The head is of the embedding's blocks."""
+    model = tiny_llama(
+        **SHAPE | {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 4},
+        tie_word_embeddings=True,
+    )
+    metadata = model_metadata(model, tiny_tokenizer())
+    path = write_gguf(tmp_path / "m.gguf", metadata, model_tensors(model, lambda _: blocks))
+    check(path, MAX_LOGIT_ERROR["gguf"], cache_dir=tmp_path / "cache")
