@@ -43,8 +43,8 @@ FP16_INPUT_MULTIPLE = 512  # FBGEMM pads inputs to it, so 576 of them take the m
 # Up to how many rows a kernel multiplies by packed weights; beyond, by those that it dequantises.
 # The CPU's kernels find theirs at load, by measuring.
 MAX_PACKED_ROWS: Mapping[str, int] = {"triton": MAX_FEW_ROWS, "reference": 0}
-# Numbers of rows that a kernel multiplies each in a way of its own, beside a few and the self-test's
-# prompt, which all kernels are tried with.
+# Numbers of rows, each of which a kernel multiplies in a way of its own, beside those that all
+# kernels are tried with: a few, and the self-test's prompt.
 ROWS_OF_OTHER_WAYS: Mapping[str, tuple[int, ...]] = {
     "triton": (*ROW_TILES[1:], MAX_FEW_ROWS + 1),
 }

@@ -171,7 +171,7 @@ def _in_pieces(layer: PackedLinear, x: Tensor, size: int) -> Tensor:
     """Multiply so many rows at once, the first ones again where there are too few."""
     num_rows = -(-len(x) // size) * size
     places = torch.arange(num_rows, device=x.device) % len(x)
-    return torch.cat([layer(rows) for rows in x[places].split(size)])[: len(x)]
+    return torch.cat([layer(rows) for rows in torch.split(x[places], size)])[: len(x)]
 
 
 def _piece_sizes(num_rows: int) -> list[int]:
