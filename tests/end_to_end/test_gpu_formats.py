@@ -23,6 +23,7 @@ from engine.outputs import TokenOutput
 from engine.request import SequenceRequest
 from engine.sampling_params import SamplingParams
 from loaders.load import load
+from loaders.model.offload import wrap_offloaded
 from loaders.model.packed_linear import packed_layers
 from loaders.model.self_test import tokens
 from loaders.quantization.kernel_rules import DeviceFacts
@@ -34,6 +35,7 @@ from tests.models import (
     write_awq_checkpoint,
     write_compressed_checkpoint,
     write_gptq_checkpoint,
+    write_plain_checkpoint,
 )
 
 if TYPE_CHECKING:
@@ -172,3 +174,21 @@ def test_a_type_of_blocks_answers_as_its_files_say(tmp_path: Path, blocks: str):
     metadata = model_metadata(model, tiny_tokenizer())
     path = write_gguf(tmp_path / "m.gguf", metadata, model_tensors(model, type_of))
     check(path, ROUNDED, self_test=is_whole, cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("kind", ["dense", "packed", "offloaded"])
+def test_what_is_not_packed_runs_beside_what_is(tmp_path: Path, kind: str):
+    """A head that is the embedding's, layers that nobody packed, layers that stay on the CPU."""
+    write = write_plain_checkpoint if kind == "dense" else FORMATS["gptq 4 bits, act order"]
+    write(tmp_path, tiny_llama(**SHAPE, tie_word_embeddings=True), tokenizer=tiny_tokenizer())
+    answer, lead = answer_of(reference(tmp_path))
+    assert lead > 1
+    loaded = load(str(tmp_path), device="cpu", device_facts=GPU)
+    assert loaded.provenance.backend == ("dense" if kind == "dense" else "triton")
+    if kind == "offloaded":
+        left = {f"model.layers.0.{name}" for name in ("self_attn.k_proj", "mlp.down_proj")}
+        on_cpu = load(str(tmp_path), device="cpu").model
+        for name in left:
+            loaded.model.set_submodule(name, on_cpu.get_submodule(name))
+        wrap_offloaded(loaded.model, left)
+    assert engine_answer(loaded.model, "torch") == answer
