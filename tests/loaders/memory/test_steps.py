@@ -13,7 +13,7 @@ from engine.sampling.sampler import sample
 from engine.sampling.state import Need, SamplingState
 from loaders.checkpoint.shape import ModelShape, read_shape
 from loaders.memory import steps
-from tests.made_bytes import MadeBytes
+from tests.live_bytes import LiveBytes
 from tests.published import CODELLAMA_7B, CODELLAMA_70B
 
 META = torch.device("meta")
@@ -43,13 +43,13 @@ def peak_of_sampling(needs: Need, num_top: int | None) -> int:
     state.reserve(needs)
     numbers = torch.zeros(ROWS, dtype=torch.int64, device=META)
     plan = SamplingPlan(PlanKey(needs, num_top), numbers, numbers)
-    with MadeBytes() as live, torch.inference_mode():
+    with LiveBytes() as live, torch.inference_mode():
         sample(torch.empty(ROWS, VOCAB, dtype=torch.float16, device=META).float(), plan, state)
     return live.peak
 
 
 def test_what_is_let_go_no_longer_counts():
-    with MadeBytes() as live:
+    with LiveBytes() as live:
         kept = torch.empty(1000, dtype=torch.uint8, device=META)
         view = kept[:10].view(2, 5)
         del kept
