@@ -60,6 +60,7 @@ def resolve_engine_config(
         context=asked_len,
         max_num_batched_tokens=max_num_batched_tokens,
         has_graphs=not enforce_eager,
+        kv_dtype=None if kv_dtype == resolve_kv_dtype(model, None) else kv_dtype.value,
     )
     memory = resolve_kv_cache_bytes(
         settings,

@@ -69,6 +69,25 @@ def test_an_engine_that_records_nothing_needs_no_memory_for_graphs():
     assert recorded.reserve > eager.reserve
 
 
+def test_what_tritons_kernels_share_was_taken_when_they_were_loaded():
+    assert reserve(loaded()).workspace == 0
+
+
+def test_another_type_of_keys_and_values_is_read_beside_what_attention_sees():
+    alike = step_reserve(
+        WorkerSettings(), loaded(), context=CONTEXT, max_num_batched_tokens=2048, has_graphs=True
+    )
+    fp8 = step_reserve(
+        WorkerSettings(),
+        loaded(),
+        context=CONTEXT,
+        max_num_batched_tokens=2048,
+        has_graphs=True,
+        kv_dtype="fp8",
+    )
+    assert fp8.activations - alike.activations == 16 * 2**20 * (128 + 4) // 128
+
+
 @pytest.mark.parametrize("backend", ["reference", "stock"])
 def test_where_triton_was_left_out_a_layer_is_unpacked_whole(backend):
     found = reserve(
