@@ -28,7 +28,8 @@ START_SAMPLING_BYTES = 46
 SLOT_BYTES = 10
 # Rows of the recorded decode steps, of which each does for fewer, too; more rows run as they come.
 GRAPH_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 224, 256)
-# Launches that a recorded step holds: of each layer, and of embedding, head and sampling.
+# Launches that a recorded step holds: of each layer, and of embedding, head and sampling. Beyond 64
+# rows products are of dequantised pieces and a layer has more: 22 of 7B, 60 of 70B.
 _LAYER_LAUNCHES, _OTHER_LAUNCHES = 10, 120
 # What the driver keeps of each launch of a graph. Not measured: other servers' graphs of such
 # models took 10 to 30 KB a launch, their pool included.

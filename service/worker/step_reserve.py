@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 import structlog
 import torch
 
+from engine.attention.kv_cache import resolve_kv_dtype
+from engine.config import KVDtype
 from loaders.errors import LoadError
 from loaders.memory.device import Demand, prepare
 from loaders.model.stock import STOCK
 from loaders.quantization.kernel_rules import DeviceFacts, has_triton
+from service.settings import unless_auto
 
 if TYPE_CHECKING:
     from loaders.load import LoadedModel
@@ -31,22 +34,20 @@ def step_reserve(
     context: int,
     max_num_batched_tokens: int,
     has_graphs: bool,
-    kv_dtype: str | None = None,
 ) -> MemoryBreakdown | None:
     """Work out what the largest step and the recorded ones take: `reserve` of what is returned.
 
     What the kernels share since they were loaded is not in it, as it is not free any more.
     None on a CPU, and where the model's sizes are not known.
 
-    context: the longest that a sequence shall be able to become. kv_dtype: what keys and values are
-    kept in; None where that is what attention computes in.
+    context: the longest that a sequence shall be able to become.
     """
     if loaded.model.device.type != "cuda":
         return None
     demand = Demand(
         context=context,
         users=settings.max_num_seqs,
-        kv_dtype=kv_dtype,
+        kv_dtype=_other_kv_dtype(settings, loaded),
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         has_graphs=has_graphs,
@@ -62,6 +63,14 @@ def step_reserve(
     except LoadError as error:
         log.warning("step_memory_not_predicted", reason=str(error))
         return None
+
+
+def _other_kv_dtype(settings: WorkerSettings, loaded: LoadedModel) -> str | None:
+    """Return what keys and values are kept in; None where attention computes in the same type."""
+    asked = unless_auto(settings.kv_cache_dtype)
+    if asked is None or resolve_kv_dtype(loaded.model, None) == KVDtype(asked):
+        return None
+    return asked
 
 
 def backend_to_count(asked: str, loaded: LoadedModel) -> str:
