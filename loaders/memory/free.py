@@ -22,7 +22,6 @@ def free_device_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         import torch  # takes seconds, and a plan for the CPU does without
 
-        torch.cuda.empty_cache()  # what PyTorch keeps for later is as good as free
         return int(torch.cuda.mem_get_info(device)[0])
     return cpu_free_bytes()
 
