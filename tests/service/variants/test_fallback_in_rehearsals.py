@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 PROMPT, NUM_TOKENS = "def", 4
 DIALOG: Any = [{"role": "user", "content": "a"}]
-SMALL = {"max_model_len": 96, "kv_cache_size": 2**20, "max_num_seqs": 2}
+SMALL = {"max_model_len": 40, "kv_cache_size": 2**20, "max_num_seqs": 2}
 FAILED = 1  # exit code where no variant can serve
 
 
@@ -42,7 +42,7 @@ def folder(tmp_path_factory) -> Path:
             num_attention_heads=2,
             num_key_value_heads=1,
             head_dim=32,
-            max_position_embeddings=256,
+            max_position_embeddings=48,
         ),
         group_size=32,
         desc_act=True,
