@@ -22,6 +22,7 @@ class Context:
     findings_file: Path
     is_dry: bool  # on the CPU, with sizes that only prove the program
     is_small: bool = False  # on the device, in the sizes of a dry run
+    share: tuple[int, int] | None = None  # which of how many, in a process of several
     _findings: dict[str, Any] = field(default_factory=dict)
 
     @property

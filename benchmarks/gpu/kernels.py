@@ -1,159 +1,157 @@
 """Part "kernels": every Triton kernel beside its reference, in the sizes of real models.
 
-What is compared is what the engine and the loaders call. Memory that kernels are given is filled
-with NaN before, so that what one forgets to write, or reads without having to, shows.
+What is compared (`kernel_cases`) is what the engine and the loaders call. Memory that kernels are
+given is filled with NaN before, so that what one forgets to write, or reads without having to,
+shows. Over two hundred kernels are compiled on the way, some seconds each, so several processes
+share the cases; one that an illegal access ends takes no other with it.
 """
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass
+import json
+import math
+import os
+import subprocess
+import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from benchmarks.gpu.context import CheckFailedError
-from benchmarks.gpu.random_inputs import Sizes, attention_inputs, grouped_weight
-from engine.kernels.choice import step_kernels
-from engine.kernels.step_kernels import Order
-from loaders.model.kernels.triton_linear import TritonBackend
+from benchmarks.gpu.kernel_cases import case_groups
+from engine.execution.device_faults import find_fault
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from torch import Tensor
+    from collections.abc import Sequence
+    from pathlib import Path
 
     from benchmarks.gpu.context import Context
+    from benchmarks.gpu.kernel_cases import Case
 
-# Of the largest result: a rounding or two of the dtype, and sums in another order.
-MAX_ERROR = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 POISON_BYTES, DRY_POISON_BYTES = 2**30, 2**20
-BITS = (2, 3, 4, 8)
-GROUPS = (128, 32, -1)
-ROWS = (1, 5, 16, 33, 300)
-SEVEN_B = Sizes(hidden=4096, num_heads=32, num_kv_heads=32, head_dim=128, intermediate=11008)
-GROUPED = Sizes(hidden=4096, num_heads=32, num_kv_heads=8, head_dim=128, intermediate=14336)
-SMALL = Sizes(hidden=576, num_heads=9, num_kv_heads=3, head_dim=64, intermediate=1536)
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """Something that two ways compute."""
-
-    name: str
-    dtype: torch.dtype
-    found: Callable[[], Tensor]
-    expected: Callable[[], Tensor]
+# Below a mebibyte PyTorch gives memory from segments of their own.
+SMALL_POISON_BYTES, NUM_SMALL = 2**19, 64
+MAX_SHARES = 8
+POLL_S = 0.5
+KEPT_FAILURES = 40
 
 
 def run(context: Context) -> None:
     """Compare; raises `CheckFailedError` that names what is wrong."""
-    rows: list[dict[str, Any]] = []
-    for case in _cases(context):
-        rows.append(_compare(case, context))
-        if len(rows) % 20 == 0:
-            context.tell(f"{len(rows)} cases")
-    wrong = [row for row in rows if not row["passed"]]
-    worst = max(rows, key=lambda row: row["error"] / row["allowed"])
-    context.save(
-        num_cases=len(rows),
-        failures=wrong,
-        worst=worst,
-        summary=f"{len(rows)} cases, {len(wrong)} wrong; nearest to its bound: {worst['name']}",
-    )
+    if context.share is not None:
+        _compare_share(context, *context.share)
+        return
+    if context.is_dry or context.is_small:
+        _compare_share(context, 0, 1)
+        _judge(context, [context.findings_file])
+        return
+    # A process each half of the cores: compiling takes a second one now and then.
+    count = max(1, min(MAX_SHARES, (os.cpu_count() or 1) // 2))
+    _judge(context, _run_shares(context, count))
+
+
+def _run_shares(context: Context, count: int) -> list[Path]:
+    """Have so many processes compare a share each; return the files of what they found."""
+    command = [sys.executable, "-m", "benchmarks.gpu.part_process", "kernels"]
+    files = [context.findings_file.with_suffix(f".{number}.json") for number in range(count)]
+    processes = [
+        subprocess.Popen([*command, str(file), "--share", f"{number}/{count}"])
+        for number, file in enumerate(files)
+    ]
+    # Kept now and then: this process may be ended before they are.
+    while any(process.poll() is None for process in processes):
+        time.sleep(POLL_S)
+        context.save(**_merged(files))
+    context.save(**_merged(files))
+    for number, process in enumerate(processes):
+        if process.returncode:
+            context.tell(f"share {number} of {count} ended with {process.returncode}")
+    return files
+
+
+def _judge(context: Context, files: Sequence[Path]) -> None:
+    found = _merged(files)
+    context.save(**found)
+    wrong = [row["name"] for row in found["failures"]] + found["unfinished"]
     if wrong:
-        raise CheckFailedError(f"wrong: {', '.join(row['name'] for row in wrong[:8])}")
+        raise CheckFailedError(f"wrong: {', '.join(wrong[:8])}")
+    if not found["num_cases"]:
+        raise CheckFailedError("nothing was compared")
 
 
-def _is_small(context: Context) -> bool:
-    return context.is_dry or context.is_small
+def _merged(files: Sequence[Path]) -> dict[str, Any]:
+    """Put together what the shares have found so far."""
+    shares = [json.loads(file.read_text()) if file.exists() else {} for file in files]
+    failures = [row for share in shares for row in share.get("failures", ())]
+    worst = max(
+        (share["worst"] for share in shares if share.get("worst")),
+        key=lambda row: row["error"] / row["allowed"],
+        default=None,
+    )
+    num_cases = sum(share.get("num_cases", 0) for share in shares)
+    # What was under way in a process that is not done: where it has ended, that ended it.
+    unfinished = [share.get("running", "the start") for share in shares if not share.get("is_done")]
+    nearest = "" if worst is None else f"; nearest to its bound: {worst['name']}"
+    return {
+        "num_cases": num_cases,
+        "num_shares": len(files),
+        "failures": failures[:KEPT_FAILURES],
+        "num_failures": len(failures),
+        "unfinished": unfinished,
+        "worst": worst,
+        "seconds_by_share": [share.get("share_s") for share in shares],
+        "summary": f"{num_cases} cases, {len(failures)} wrong{nearest}",
+    }
+
+
+def _compare_share(context: Context, number: int, count: int) -> None:
+    """Compare every so-manieth group; what is found is kept after each case."""
+    rows: list[dict[str, Any]] = []
+    began = time.perf_counter()
+    for group in case_groups(context)[number::count]:
+        for case in group():
+            context.save(running=case.name)
+            rows.append(_compare(case, context))
+            _keep(context, rows)
+            if rows[-1]["is_fatal"]:
+                raise CheckFailedError(f"the device is lost after {case.name}")
+        context.tell(f"{len(rows)} cases")
+    context.save(is_done=True, share_s=round(time.perf_counter() - began, 1))
+
+
+def _keep(context: Context, rows: Sequence[dict[str, Any]]) -> None:
+    failures = [row for row in rows if not row["passed"]]
+    passed = [row for row in rows if row["passed"]]
+    worst = max(passed, key=lambda row: row["error"] / row["allowed"], default=None)
+    context.save(num_cases=len(rows), failures=failures[:KEPT_FAILURES], worst=worst)
 
 
 def _compare(case: Case, context: Context) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": case.name, "allowed": case.allowed, "is_fatal": False}
+    try:
+        error = _error(case, context)
+    except Exception as problem:  # of one kernel: the others are compared all the same
+        reason = f"{type(problem).__name__}: {problem}"[:500]
+        is_fatal = find_fault(problem) is not None
+        return {**row, "error": None, "passed": False, "reason": reason, "is_fatal": is_fatal}
+    if not math.isfinite(error):
+        return {**row, "error": None, "passed": False, "reason": "not all of it is a number"}
+    return {**row, "error": error, "passed": error <= case.allowed}
+
+
+@torch.inference_mode()
+def _error(case: Case, context: Context) -> float:
+    """Return the largest error, as a share of the largest number."""
+    expected = case.expected().float()
     _poison(context)
     found = case.found().float()
-    expected = case.expected().float()
-    error = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
-    allowed = MAX_ERROR[case.dtype]
-    # NaN is no number that could be small enough.
-    return {"name": case.name, "error": error, "allowed": allowed, "passed": error <= allowed}
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
 
 
 def _poison(context: Context) -> None:
     """Leave NaN in the memory that is free."""
     num_bytes = DRY_POISON_BYTES if context.is_dry else POISON_BYTES
-    torch.full((num_bytes // 4,), float("nan"), device=context.device)
-
-
-def _cases(context: Context) -> Iterator[Case]:
-    dtypes = (torch.float32,) if context.is_dry else (torch.float16, torch.bfloat16)
-    for sizes, dtype in itertools.product(
-        (SMALL,) if _is_small(context) else (SEVEN_B, GROUPED, SMALL), dtypes
-    ):
-        yield from _step_cases(sizes, dtype, context)
-    yield from _linear_cases(context, dtypes)
-
-
-def _step_cases(sizes: Sizes, dtype: torch.dtype, context: Context) -> Iterator[Case]:
-    triton, torch_kernels = step_kernels("triton"), step_kernels("torch")
-    device, name = context.device, f"{sizes} {dtype}".removeprefix("torch.")
-    order = Order.of(torch.randperm(sizes.hidden, device=device))
-    attended_order = Order.of(torch.randperm(sizes.num_heads * sizes.head_dim, device=device))
-    for rows in (3,) if _is_small(context) else (1, 7, 300):
-        residual, delta = torch.randn(2, rows, sizes.hidden, device=device).to(dtype)
-        weight = torch.rand(sizes.hidden, device=device).to(dtype)
-        yield Case(
-            f"add_norm {name} {rows}",
-            dtype,
-            lambda r=residual, d=delta, w=weight: triton.add_norm(r.clone(), d, w, 1e-5, order),
-            lambda r=residual, d=delta, w=weight: torch_kernels.add_norm(
-                r.clone(), d, w, 1e-5, order
-            ),
-        )
-        gate_up = torch.randn(rows, 2 * sizes.intermediate, device=device).to(dtype)
-        yield Case(
-            f"silu_mul {name} {rows}",
-            dtype,
-            lambda x=gate_up: triton.silu_mul(x),
-            lambda x=gate_up: torch_kernels.silu_mul(x),
-        )
-    for is_fp8, window in ((False, None), (True, None), (False, 40)):
-        lengths = (1, 30) if _is_small(context) else (1, 17, 300, 4096, 1000)
-        inputs = attention_inputs(sizes, dtype, lengths, device, is_fp8=is_fp8)
-        for kernels_name in ("rotate_and_store", "decode_attention"):
-            calls = [
-                _attention_call(kernels_name, kernels, inputs, window, attended_order)
-                for kernels in (triton, torch_kernels)
-            ]
-            yield Case(f"{kernels_name} {name} fp8={is_fp8} window={window}", dtype, *calls)
-
-
-def _attention_call(
-    name: str, kernels: Any, inputs: Any, window: int | None, order: Order
-) -> Callable[[], Tensor]:
-    if name == "rotate_and_store":
-        return lambda: inputs.rotate_and_store(kernels)
-    return lambda: inputs.decode_attention(kernels, window, order)
-
-
-def _linear_cases(context: Context, dtypes: tuple[torch.dtype, ...]) -> Iterator[Case]:
-    ins, outs = (320, 96) if _is_small(context) else (4096, 1024)
-    groups, row_counts = ((128,), (1, 20)) if _is_small(context) else (GROUPS, ROWS)
-    backend = TritonBackend()
-    for bits, group, dtype in itertools.product(BITS, groups, dtypes):
-        for has_float_zeros in (False, True):
-            weight = grouped_weight(
-                ins, outs, bits, group, context.device, has_float_zeros=has_float_zeros
-            )
-            bias = torch.randn(outs, device=context.device)
-            kernel = backend.prepare_grouped(weight, bias, dtype)
-            dense = weight.dequantize()
-            for rows in row_counts:
-                x = torch.randn(rows, ins, device=context.device).to(dtype)
-                yield Case(
-                    f"linear {bits} bits group {group} float zeros {has_float_zeros} {dtype}"
-                    f" {rows} rows",
-                    dtype,
-                    lambda k=kernel, x=x: k(x),
-                    lambda d=dense, x=x, b=bias: torch.addmm(b, x.float(), d.t()),
-                )
+    sizes = [num_bytes, *[SMALL_POISON_BYTES] * (0 if context.is_dry else NUM_SMALL)]
+    for made in [torch.empty(size // 4, device=context.device) for size in sizes]:
+        made.fill_(float("nan"))

@@ -1,7 +1,9 @@
 """Part "linears": what a quantised product costs inside a CUDA graph, by shape and rows.
 
-Columns: humming (empty until it is built in), Triton as the engine calls it, and cuBLAS with the
-weights unpacked to halves, which reads four times the bytes and is the one to beat for many rows.
+Columns: humming (empty until it is built in); Triton as the engine calls it; what the engine does
+with many rows, a weight unpacked by pieces and multiplied by cuBLAS, at every number of rows, so
+that the table says where to change over; and cuBLAS with all weights unpacked before, which reads
+four times the bytes and is the one to beat for many rows.
 Each product is captured several times with weights of its own, so that no cache holds them.
 """
 
@@ -14,7 +16,11 @@ import torch
 
 from benchmarks.gpu.random_inputs import grouped_weight
 from benchmarks.gpu.timing import measure
-from loaders.model.kernels.triton_linear import TritonBackend
+from loaders.model.kernels.triton import dequantize
+from loaders.model.kernels.triton.pack import pack
+from loaders.model.kernels.triton.workspace import workspace_of
+from loaders.model.kernels.triton_linear import TritonKernel
+from loaders.quantization.plane_layout import MAX_FEW_ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +37,8 @@ SHAPES = {
     "down": (11008, 4096),
 }
 DRY_SHAPES = {"o": (256, 128)}
-ROWS, DRY_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256), (1, 2)
+ROWS, DRY_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 2048), (1, 70)
+MIN_UNPACKED_ROWS = 16  # fewer never pay for unpacking
 BITS, GROUP_SIZE = 4, 128
 # So many weights of 4 bits do not fit into 50 MB of cache.
 MIN_TOTAL_BYTES = 200e6
@@ -46,7 +53,7 @@ def run(context: Context) -> None:
     for name, (ins, outs) in shapes.items():
         context.tell(f"{name}: {ins} inputs, {outs} outputs")
         rows += _measure_shape(name, ins, outs, context)
-        context.save(rows=rows)
+        context.save(rows=rows, change_over=best_rows(rows))
     first = rows[0]
     context.save(
         summary=f"{first['shape']}, 1 row: {first['triton_us']} µs, {first['triton_gb_per_s']} GB/s"
@@ -58,12 +65,20 @@ def _measure_shape(name: str, ins: int, outs: int, context: Context) -> list[dic
     count = 1 if context.is_dry else int(MIN_TOTAL_BYTES // weight_bytes) + 1
     dtype = torch.float32 if context.is_dry else DTYPE
     weights = [grouped_weight(ins, outs, BITS, GROUP_SIZE, context.device) for _ in range(count)]
-    packed = [TritonBackend().prepare_grouped(weight, None, dtype) for weight in weights]
+    planes = [pack(weight) for weight in weights]
+    packed = [TritonKernel(each, bias=None, input_permutation=None, dtype=dtype) for each in planes]
+    workspace = workspace_of(planes[0].low.device)
     dense = [weight.dequantize().to(dtype) for weight in weights]
     table = []
     for rows in DRY_ROWS if context.is_dry else ROWS:
         x = torch.randn(rows, ins, device=context.device).to(dtype)
         triton_us = _in_graph_us([lambda k=kernel, x=x: k(x) for kernel in packed], context)
+        unpacked_us = None
+        if rows >= MIN_UNPACKED_ROWS:
+            unpacked_us = _in_graph_us(
+                [lambda p=each, x=x: dequantize.multiply(x, p, None, workspace) for each in planes],
+                context,
+            )
         cublas_us = _in_graph_us(
             [lambda w=weight, x=x: torch.nn.functional.linear(x, w) for weight in dense], context
         )
@@ -76,6 +91,7 @@ def _measure_shape(name: str, ins: int, outs: int, context: Context) -> list[dic
                 "humming_us": None,
                 "triton_us": triton_us,
                 "triton_gb_per_s": round(weight_bytes / triton_us / 1e3, 1),
+                "unpacked_us": unpacked_us,
                 "cublas_us": cublas_us,
             }
         )
@@ -106,9 +122,19 @@ def _in_graph_us(calls: list[Callable[[], Tensor]], context: Context) -> float:
 
 
 def best_rows(table: list[dict[str, Any]]) -> dict[str, int | None]:
-    """Name for each shape the fewest rows from which cuBLAS is quicker; None where it never is."""
+    """Name for each shape the fewest rows from which unpacking first is quicker; None: never.
+
+    Triton's column goes the same way from `MAX_FEW_ROWS` on, so that is where it ends.
+    """
     found: dict[str, int | None] = {}
     for name, rows in itertools.groupby(table, key=lambda row: row["shape"]):
-        slower = (row["rows"] for row in rows if row["cublas_us"] < row["triton_us"])
-        found[name] = next(slower, None)
+        found[name] = next(
+            (
+                row["rows"]
+                for row in rows
+                if row["rows"] > MAX_FEW_ROWS
+                or (row["unpacked_us"] is not None and row["unpacked_us"] < row["triton_us"])
+            ),
+            None,
+        )
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from importlib import metadata
@@ -11,8 +12,11 @@ import torch
 
 from benchmarks import record
 from loaders.planning.driver import ask_driver
+from service.doctor.triton_needs import cache_folder, find_c_compiler, read_triton_facts
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from benchmarks.gpu.context import Context
 
 PACKAGES = (
@@ -51,15 +55,24 @@ def run(context: Context) -> None:
         nvcc=_last_line("nvcc", "--version"),
         operators={name: _schema(name) for name in OPERATORS},
         has_varlen_attention=_has_varlen_attention(),
+        triton=_describe_triton(),
+        cores=os.cpu_count(),
     )
     context.save(summary=f"{platform.processor() or platform.machine()}, torch {torch.__version__}")
     if context.is_dry:
         return
+    triton = _describe_triton()
+    lacking = [
+        name
+        for name in ("version", "ptxas", "has_python_headers", "c_compiler")
+        if not triton[name]
+    ]
     found = _describe_device(context.device)
     versions = f"torch {torch.__version__}, CUDA {torch.version.cuda}"
     context.save(
         device=found,
-        summary=f"{found['name']} (sm_{found['capability']}), {found['memory_gb']} GB, {versions}",
+        summary=f"{found['name']} (sm_{found['capability']}), {found['memory_gb']} GB, {versions}"
+        + (f"; Triton lacks {', '.join(lacking)}" if lacking else ""),
     )
 
 
@@ -76,6 +89,29 @@ def _describe_device(device: str) -> dict[str, Any]:
         "free_gb": round(free / 1e9, 1),
         "architectures": torch.cuda.get_arch_list(),
     }
+
+
+def _describe_triton() -> dict[str, Any]:
+    """Say what Triton has of what it compiles with, and where it keeps that."""
+    facts, folder, compiler = read_triton_facts(), cache_folder(), find_c_compiler()
+    return {
+        "version": facts.version,
+        "problem": facts.problem,
+        "ptxas": None if facts.ptxas is None else str(facts.ptxas),
+        "has_python_headers": facts.has_python_headers,  # launchers are built with them
+        "c_compiler": compiler,
+        "c_compiler_version": None
+        if compiler is None
+        else next(iter(_lines(compiler, "--version")), None),
+        "cache": str(folder),
+        # Where not, the parts take a folder of their own, which goes with the run.
+        "is_cache_writable": os.access(_existing(folder), os.W_OK),
+    }
+
+
+def _existing(folder: Path) -> Path:
+    """Return the folder, or the nearest above it that is there."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def _driver() -> dict[str, Any]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 
-from engine.kernels.step_kernels import DecodeRows, KVLayer, Order, StepKernels
+from engine.attention.prompt import ChunkGroup
+from engine.kernels.step_kernels import DecodeRows, HeadNorm, KVLayer, Order, StepKernels
 from loaders.quantization.packed_tensors import GroupedWeight
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
+
+ZeroPoints: TypeAlias = Literal["common", "whole", "float"]
 
 BLOCK_SIZE = 16
 MAX_POSITIONS = 8192
@@ -44,7 +48,7 @@ class AttentionInputs:
     rows: DecodeRows
     layer: KVLayer
 
-    def rotate_and_store(self, kernels: StepKernels) -> Tensor:
+    def rotate_and_store(self, kernels: StepKernels, head_norm: HeadNorm | None) -> Tensor:
         """Return the queries and all that the cache then holds of these rows, side by side."""
         layer = KVLayer(
             self.layer.values.clone(),
@@ -57,7 +61,7 @@ class AttentionInputs:
             self.slots,
             layer,
             num_heads=self.sizes.num_heads,
-            head_norm=None,
+            head_norm=head_norm,
         )
         stored = _read(layer, self.slots)
         return torch.cat((query.flatten(1).float(), stored.flatten(1)), dim=1)
@@ -129,6 +133,33 @@ def _read(layer: KVLayer, slots: Tensor) -> Tensor:
     return found if layer.scales is None else found * layer.scales.index_select(0, slots).float()
 
 
+def chunks(
+    sizes: Sizes, dtype: torch.dtype, lengths: Sequence[tuple[int, int]], device: str
+) -> tuple[Tensor, Tensor, ChunkGroup]:
+    """Make chunks of prompts, each of (new rows, keys seen): queries, keys and values, and where.
+
+    The queries are rows of a wider tensor, as a step cuts them out.
+    """
+    num_rows, num_keys = (tuple(numbers) for numbers in zip(*lengths, strict=True))
+    width = sizes.num_heads * sizes.head_dim
+    wide = torch.randn(sum(num_rows), 2 * width, device=device).to(dtype)
+    query = wide[:, :width].view(-1, sizes.num_heads, sizes.head_dim)
+    shape = (sum(num_keys), 2, sizes.num_kv_heads, sizes.head_dim)
+    row_ends, key_ends = (
+        torch.tensor([0, *itertools.accumulate(counts)], dtype=torch.int32, device=device)
+        for counts in (num_rows, num_keys)
+    )
+    group = ChunkGroup(
+        rows=slice(0, sum(num_rows)),
+        slots=torch.arange(sum(num_keys), device=device),
+        row_ends=row_ends,
+        key_ends=key_ends,
+        num_rows=num_rows,
+        num_keys=num_keys,
+    )
+    return query, torch.randn(shape, device=device).to(dtype), group
+
+
 def grouped_weight(
     ins: int,
     outs: int,
@@ -136,19 +167,21 @@ def grouped_weight(
     group_size: int,
     device: str,
     *,
-    has_float_zeros: bool = False,
+    zeros: ZeroPoints = "common",
 ) -> GroupedWeight:
-    """Make a weight whose products of rows near 1 are near 1."""
+    """Make a weight whose products of rows near 1 are near 1; float16 holds all of its numbers."""
     size = ins if group_size == -1 else group_size
-    num_groups = -(-ins // size)
-    zeros = torch.randint(2**bits, (num_groups, outs), device=device).float()
-    if has_float_zeros:
-        zeros += torch.rand(num_groups, outs, device=device)
-    scales = (0.5 + torch.rand(num_groups, outs, device=device)) * ins**-0.5 / 2 ** (bits - 1)
+    shape = (-(-ins // size), outs)
+    zero_points = torch.full(shape, 2.0 ** (bits - 1), device=device)
+    if zeros == "whole":
+        zero_points = torch.randint(2**bits, shape, device=device).float()
+    elif zeros == "float":
+        zero_points = ((2**bits - 1) * torch.rand(shape, device=device)).half().float()
+    scales = (0.5 + torch.rand(shape, device=device)) * ins**-0.5 / 2 ** (bits - 1)
     return GroupedWeight(
         codes=torch.randint(2**bits, (outs, ins), device=device, dtype=torch.uint8),
-        scales=scales.to(torch.float16).float(),
-        zeros=zeros,
+        scales=scales.half().float(),
+        zeros=zero_points,
         bits=bits,
         group_size=size,
         input_permutation=None,

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from benchmarks.gpu.runner import Outcome
 
+KERNELS_OF_A_MISS = 5
+
 
 def new_file(folder: Path, *, is_dry: bool) -> Path:
     """Name a file of today that does not exist yet: two GPUs may be measured in a day."""
@@ -87,7 +89,8 @@ def table(outcomes: Sequence[Outcome], *, is_dry: bool) -> str:
     ]
     if len(speed) > 1:
         blocks.append(_columns(speed))
-    blocks += [_peers(outcomes), _linears(outcomes), _profile(outcomes)]
+    blocks += [_peers(outcomes), _linears(outcomes)]
+    blocks += [_profile(outcomes), _misses(outcomes)]
     blocks = [block for block in blocks if block]
     if is_dry:
         blocks.append("Dry: on the CPU, in tiny sizes; no figure says anything of a GPU.")
@@ -110,25 +113,43 @@ def _peers(outcomes: Sequence[Outcome]) -> str:
 def _linears(outcomes: Sequence[Outcome]) -> str:
     """Show what products cost, and from how many rows cuBLAS is quicker."""
     found = _findings(outcomes, "linears").get("rows", ())
-    names = ("humming_us", "triton_us", "cublas_us")
+    names = ("humming_us", "triton_us", "unpacked_us", "cublas_us")
     lines = [
         [row["shape"], str(row["rows"]), *(_us(row[name]) for name in names),
          str(row["triton_gb_per_s"])]
         for row in found
     ]  # fmt: skip
-    head = ["product", "rows", "humming µs", "Triton µs", "cuBLAS µs", "Triton GB/s"]
+    head = ["product", "rows", "humming µs", "Triton µs", "unpack + cuBLAS µs", "cuBLAS µs"]
+    head.append("Triton GB/s")
     return _columns([head, *lines]) if lines else ""
+
+
+def _misses(outcomes: Sequence[Outcome]) -> str:
+    """Show what fell short of its target, each with the kernels that take most of its time."""
+    lines = []
+    for row in speed_rows(outcomes):
+        if row["tokens_per_s"] >= row.get("target", 0.0):
+            continue
+        lines.append(
+            [_name(row), f"{row['tokens_per_s']:.1f} of {row['target']:.1f} tok/s", "", ""]
+        )
+        lines += _kernels(row.get("profile", ())[:KERNELS_OF_A_MISS])
+    return _columns([["short of its target", "kernel", "launches", "µs"], *lines]) if lines else ""
 
 
 def _profile(outcomes: Sequence[Outcome]) -> str:
     """Show where a decode step of one sequence spends its time."""
-    found = _findings(outcomes, "speed").get("profile", ())
-    lines = [
-        [row["kernel"][:70], f"{row['launches_a_step']:g}", f"{row['us_a_step']:.1f}"]
-        for row in found[:12]
+    rows = _findings(outcomes, "speed").get("rows", ())
+    found = next((row.get("profile", ()) for row in rows if row.get("batch") == 1), ())
+    head = ["", "kernel, of a decode step of one sequence", "launches", "µs"]
+    return _columns([head, *_kernels(found[:12])]) if found else ""
+
+
+def _kernels(found: Sequence[dict[str, Any]]) -> list[list[str]]:
+    return [
+        ["", row["kernel"][:70], f"{row['launches_a_step']:g}", f"{row['us_a_step']:.1f}"]
+        for row in found
     ]
-    head = ["kernel, of a decode step of one sequence", "launches", "µs"]
-    return _columns([head, *lines]) if lines else ""
 
 
 def _us(value: float | None) -> str:

@@ -1,12 +1,13 @@
 """Part "speed": a 4-bit act-order model of CodeLlama 7B's shape, loaded as any, on the engine.
 
-Tokens a second of decoding, by batch, and of reading a prompt; then which kernels a step of one
-sequence spends its time in. What share of the device's limit they are, and of the target, is
+Tokens a second of decoding, by batch, and of reading a prompt; then which kernels each of these
+spends its time in. What share of the device's limit they are, and of the target, is
 `report`'s to say, who knows what "ceilings" found.
 """
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from dataclasses import asdict, dataclass
@@ -18,12 +19,21 @@ from torch.profiler import profile as torch_profile
 
 from benchmarks.gpu.limit import CODELLAMA_7B, ModelShape
 from benchmarks.gpu.model_files import TINY, model_files
-from benchmarks.gpu.streams import Bound, decode_steps, measure_decode, measure_prefill
+from benchmarks.gpu.streams import (
+    Bound,
+    decode_steps,
+    greedy,
+    measure_decode,
+    measure_prefill,
+    run_to_the_end,
+)
 from engine.config import EngineConfig
 from engine.core import Engine
 from loaders.load import load
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from benchmarks.gpu.context import Context
     from loaders.load import LoadedModel
 
@@ -59,7 +69,7 @@ class Plan:
 
 PLAN = Plan(CODELLAMA_7B, (1, 8, 32, 128), 512, 2048, Bound(128, 10.0), Bound(5, 8.0))
 DRY_PLAN = Plan(TINY, (1, 4), 48, 128, Bound(16, 1.0), Bound(2, 1.0))
-PROFILED_STEPS, KEPT_KERNELS = 20, 20
+PROFILED_STEPS, KEPT_KERNELS = 10, 20
 
 
 def run(context: Context) -> None:
@@ -72,16 +82,17 @@ def run(context: Context) -> None:
     rows: list[dict[str, Any]] = []
     for batch in plan.batches:
         context.tell(f"decode, {batch} together")
-        rows.append(_decode(engine, plan, batch))
+        rows.append({"what": "decode", "batch": batch, **_decode(engine, plan, batch)})
         context.save(rows=rows)
     context.tell(f"prefill, {plan.prompt} tokens")
-    rate = measure_prefill(engine, lambda: _prompt(plan, plan.prompt), plan.prefill)
-    rows.append({"what": "prefill", "tokens": plan.prompt, "tokens_per_s": round(rate, 1)})
+    rows.append({"what": "prefill", "tokens": plan.prompt, **_prefill(engine, plan)})
     context.save(rows=rows)
-    context.tell("profile")
-    context.save(profile=profile(engine, plan, context))
     if not context.is_dry:
         context.save(peak_gb=round(torch.cuda.max_memory_allocated() / 1e9, 2))
+    for row in rows:
+        context.tell(f"profile of {row['what']}, {row.get('batch', 1)} together")
+        row["profile"] = profile(engine, plan, row, context)
+        context.save(rows=rows)
 
 
 def _load(context: Context, plan: Plan) -> LoadedModel:
@@ -109,15 +120,13 @@ def _load(context: Context, plan: Plan) -> LoadedModel:
     return loaded
 
 
-def profile(engine: Engine, plan: Plan, context: Context) -> list[dict[str, Any]]:
-    """Say where steps of one sequence spend the device's time, longest first; µs a step."""
+def profile(
+    engine: Engine, plan: Plan, row: dict[str, Any], context: Context
+) -> list[dict[str, Any]]:
+    """Say where a measured row's steps spend the device's time, longest first; µs a step."""
     kinds = [ProfilerActivity.CPU if context.is_dry else ProfilerActivity.CUDA]
     num_steps = 2 if context.is_dry else PROFILED_STEPS
-    prompt = _prompt(plan, plan.context)
-    with (
-        decode_steps(engine, [prompt], num_steps) as step,
-        torch_profile(activities=kinds) as found,
-    ):
+    with _steps_of(engine, plan, row, num_steps) as step, torch_profile(activities=kinds) as found:
         for _ in range(num_steps):
             step()
         if not context.is_dry:
@@ -130,7 +139,20 @@ def profile(engine: Engine, plan: Plan, context: Context) -> list[dict[str, Any]
         }
         for event in found.key_averages()
     ]
-    return sorted(events, key=lambda row: -row["us_a_step"])[:KEPT_KERNELS]
+    return sorted(events, key=lambda event: -event["us_a_step"])[:KEPT_KERNELS]
+
+
+@contextlib.contextmanager
+def _steps_of(
+    engine: Engine, plan: Plan, row: dict[str, Any], num_steps: int
+) -> Iterator[Callable[[], object]]:
+    """Give what runs a step of the kind that a row measured."""
+    if row["what"] == "prefill":
+        yield lambda: run_to_the_end(engine, [_prompt(plan, plan.prompt)], greedy(1))
+        return
+    prompts = [_prompt(plan, plan.context) for _ in range(row["batch"])]
+    with decode_steps(engine, prompts, num_steps) as step:
+        yield step
 
 
 def _own_us(event: Any, *, is_dry: bool) -> float:
@@ -165,13 +187,16 @@ def _decode(engine: Engine, plan: Plan, batch: int) -> dict[str, Any]:
     prompts = [_prompt(plan, length) for _ in range(batch)]
     rate = measure_decode(engine, prompts, plan.decode)
     return {
-        "what": "decode",
-        "batch": batch,
         "context": round(rate.context),
         "tokens_per_s": round(rate.tokens_per_s, 1),
         "ms_a_step": round(1000 * batch / rate.tokens_per_s, 3),
         "steps": rate.num_steps,
     }
+
+
+def _prefill(engine: Engine, plan: Plan) -> dict[str, Any]:
+    rate = measure_prefill(engine, lambda: _prompt(plan, plan.prompt), plan.prefill)
+    return {"tokens_per_s": round(rate, 1)}
 
 
 def _prompt(plan: Plan, length: int) -> list[int]:

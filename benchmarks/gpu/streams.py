@@ -61,6 +61,15 @@ def run_to_the_end(
     return [list(sequence.output_token_ids) for sequence in sequences]
 
 
+def each_step(
+    engine: Engine, prompts: Sequence[Prompt], params: SamplingParams
+) -> Iterator[Callable[[], None]]:
+    """Give what runs the next step, until the prompts are answered."""
+    _add(engine, prompts, params)
+    while engine.has_work:
+        yield lambda: _step(engine)
+
+
 def run_mixed(
     engine: Engine, prompts: Sequence[Prompt], params: SamplingParams, num_steps: int
 ) -> tuple[list[list[int]], list[list[int]]]:

@@ -136,7 +136,10 @@ def attend_by_flash(
         max(group.num_rows),
         max(group.num_keys),
         0.0,  # dropout
-        True,  # causal: the last row sees the last key
+        # Causal, by the last rows: the last one sees the last key, however many more keys than rows
+        # there are. So flash attention 2.1 and later have it, and PyTorch's own `CausalBias`
+        # (torch.nn.attention.bias) relies on it for the lower right; its SDPA means the upper left.
+        True,
         False,  # no mask for debugging
         scale=scale,
         # Tokens before a row's own that it sees; those after it are hidden either way.

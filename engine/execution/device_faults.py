@@ -139,7 +139,8 @@ def _says_fault(error: BaseException) -> bool:
 
 
 def _says_no_capture(error: BaseException) -> bool:
-    return _is_from_device(error) and _holds(error, _CAPTURE_WORDS)
+    """Whether CUDA or PyTorch refused what a recording held; PyTorch has words of its own."""
+    return isinstance(error, RuntimeError) and _holds(error, _CAPTURE_WORDS)
 
 
 def _is_from_device(error: BaseException) -> bool:

@@ -68,7 +68,10 @@ def build_gpu_input(
         ],
     )
     on_device, position_ids, slot_mapping, known_ids, logits_rows, seen_slots = sent
-    rows = DecodeRows(on_device, position_ids[: len(slots)], state.device_tables, cache.block_size)
+    tables = state.device_tables
+    if kernels.reads_whole_tables and len(slots):
+        tables = tables[:, : int(decoding.max()) // cache.block_size + 1]
+    rows = DecodeRows(on_device, position_ids[: len(slots)], tables, cache.block_size)
     sampled = state.last_tokens.index_select(0, on_device)
     return ModelInput(
         token_ids=torch.cat([sampled, known_ids]) if batch.chunks else sampled,

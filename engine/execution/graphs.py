@@ -66,16 +66,34 @@ class CudaGraphRecorder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        # One for all: cuBLAS keeps a workspace of up to 32 MiB for every stream that it ever ran
+        # on, and the allocator what was freed there.
+        self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def record(self, run: Callable[[], Result]) -> CudaGraph[Result]:
-        """Warm up on a stream of its own, then capture; waits for the device."""
-        stream: torch.cuda.Stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
+        """Warm up on a stream of its own, then capture there; waits for the device."""
+        try:
+            return self._record(run)
+        except BaseException:
+            # Where a capture was invalidated the allocator may take the pool to be in use for good,
+            # and refuse every later capture into it. Graphs that there are keep theirs.
+            self._pool = torch.cuda.graph_pool_handle()
+            raise
+
+    def _record(self, run: Callable[[], Result]) -> CudaGraph[Result]:
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        # Left whatever happens: ending an invalid capture raises before `torch.cuda.graph` has left
+        # its stream, and all later steps would run on it.
+        with torch.cuda.stream(self._stream):
             for _ in range(_WARM_UP_RUNS):
                 run()
-        torch.cuda.current_stream(self._device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            result = run()
+            graph = torch.cuda.CUDAGraph()
+            # Of this thread's calls only: others copy meanwhile, as the live check's reader does,
+            # and either would fail by default.
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                result = run()
+        current.wait_stream(self._stream)
         return CudaGraph(graph, result)

@@ -114,11 +114,14 @@ class HostRing:
         return self._section
 
 
-def section_bytes(*, max_num_seqs: int, max_num_batched_tokens: int, max_blocks: int) -> int:
+def section_bytes(
+    *, max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int, block_size: int
+) -> int:
     """How much a step sends that starts every slot and reads as many tokens as it may.
 
-    max_blocks: that a sequence's table can have. Grammar masks of many rows are not foreseen.
+    Grammar masks of many rows are not foreseen, nor the ends of several prompts of full length.
     """
     per_token = 8 * 8  # ids, positions and places; rows of logits; targets, drafts and bans
-    per_sequence = 8 * (2 * max_blocks + 64)  # a table, and its settings
-    return 2**20 + per_token * max_num_batched_tokens + per_sequence * max_num_seqs
+    per_sequence = 8 * (2 * -(-max_model_len // block_size) + 64)  # a table, and its settings
+    seen = 8 * max_model_len  # where all lies that the end of a long prompt sees
+    return 2**20 + per_token * max_num_batched_tokens + per_sequence * max_num_seqs + seen

@@ -30,7 +30,7 @@ from engine.execution.gpu_input import build_gpu_input
 from engine.execution.host_memory import keep_freed_memory
 from engine.execution.host_ring import DirectMemory, HostRing, section_bytes
 from engine.execution.model_input import build_model_input, model_order, num_logits
-from engine.execution.path import resolve_path
+from engine.execution.path import resolve_path, work_on
 from engine.execution.pinned import memory_beside
 from engine.execution.slot_state import SlotState
 from engine.execution.static_decode import StaticDecode
@@ -91,6 +91,7 @@ class ModelRunner:
         self.vocab_size: int = embedding.weight.shape[0]
         self._is_batch_invariant = config.is_batch_invariant
         self._device = model.device
+        work_on(self._device)
         if self._device.type == "cpu":
             keep_freed_memory()
         path = path or resolve_path(self._device, config)
@@ -304,7 +305,8 @@ def _host_side(
     num_bytes = section_bytes(
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
-        max_blocks=-(-config.max_model_len // config.block_size),
+        max_model_len=config.max_model_len,
+        block_size=config.block_size,
     )
     return HostRing(device, memory, num_bytes), ResultSections(memory, config.max_num_seqs)
 

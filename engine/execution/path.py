@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
+import torch
 
 from engine.execution.graphs import CudaGraphRecorder
 from engine.execution.replayed import ReplayedRecorder
 
 if TYPE_CHECKING:
-    import torch
-
     from engine.config import EngineConfig
     from engine.execution.graphs import GraphRecorder
     from engine.kernels.step_kernels import StepKernels
@@ -32,6 +31,20 @@ class ExecutionPath:
     # Steps are queued on the device as they are launched; otherwise they run when their result is
     # asked for.
     is_overlapped: bool
+
+
+def work_on(device: torch.device) -> None:
+    """Have this thread's kernels launched on a device; to be called before anything is computed.
+
+    Triton, new events and CUDA graphs take the thread's current GPU, whatever their tensors lie on:
+    unless told it is the first, and a model may be on another. cuBLAS adds up the parts of a split
+    product in the activations' dtype unless told not to, which can overflow where the sum does not.
+    """
+    if device.type != "cuda":
+        return
+    torch.cuda.set_device(device)
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 
 def resolve_path(device: torch.device, config: EngineConfig) -> ExecutionPath:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 class CompileCase(NamedTuple):
     """One use of a kernel, as a launch on a GPU would specialise it."""
 
-    name: str  # "add_norm 4096 fp16 permuted"
+    name: str  # "add_norm 4096 fp16 permuted": begins with what its launches are counted as
     kernel: Any  # what triton.jit made
     # Every argument's type, as Triton's own compile tool writes it: "*fp16", "i32", "i32:16" where
     # it is a multiple of 16, "fp32", "constexpr". Pointers are taken to be multiples of 16.

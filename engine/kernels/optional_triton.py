@@ -8,7 +8,7 @@ nobody can launch; `engine.kernels.choice` sees to it that nobody tries.
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import triton
@@ -20,7 +20,11 @@ else:
     except ModuleNotFoundError as error:
         if error.name != "triton":
             raise
-        triton = SimpleNamespace(jit=lambda kernel: kernel)
+
+        def _jit(kernel: Any = None, **options: Any) -> Any:  # noqa: ARG001
+            return (lambda given: given) if kernel is None else kernel
+
+        triton = SimpleNamespace(jit=_jit)
         tl = SimpleNamespace(constexpr=lambda value: value)
 
 __all__ = ["is_installed", "tl", "triton"]

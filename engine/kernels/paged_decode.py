@@ -276,7 +276,9 @@ class _Shape(NamedTuple):
 _MERGE_OPTIONS = {"num_warps": 4, "num_stages": 1}
 
 
-@triton.jit
+# Slots and positions are slices of what a step sends, which begin anywhere: each other alignment
+# would be compiled anew, while requests wait. So would numbers of splits, which follow the rows.
+@triton.jit(do_not_specialize_on_alignment=["slots", "positions"])
 def paged_decode(
     query: tl.tensor,
     values: tl.tensor,
@@ -339,7 +341,7 @@ def paged_decode(
             tl.store(sums + part * 2 + 1, total, mask=in_group < group)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"], do_not_specialize_on_alignment=["positions"])
 def paged_decode_merge(
     parts: tl.tensor,
     sums: tl.tensor,

@@ -159,7 +159,9 @@ def _compile_case(head_dim: int, dtype: str, kept: str, has_norm: bool) -> Compi
     return CompileCase(name, _kernel, signature, constants, {"num_warps": _NUM_WARPS})
 
 
-@triton.jit
+# Positions and slots are slices of what a step sends, which begin anywhere: each other alignment
+# would be compiled anew, while requests wait.
+@triton.jit(do_not_specialize_on_alignment=["positions", "slots"])
 def _kernel(
     qkv: tl.tensor,
     rotation: tl.tensor,

@@ -71,6 +71,8 @@ class StepKernels(Protocol):
     """
 
     name: str  # "triton" or "torch"
+    # Whether attention's time follows the width of the block tables, not the rows' own lengths.
+    reads_whole_tables: bool
 
     def add_norm(
         self,

@@ -19,6 +19,7 @@ class TorchKernels:
     """`StepKernels` by the references."""
 
     name = "torch"
+    reads_whole_tables = True
 
     def add_norm(
         self,

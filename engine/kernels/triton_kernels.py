@@ -19,6 +19,7 @@ class TritonKernels:
     """`StepKernels` by the Triton kernels."""
 
     name = "triton"
+    reads_whole_tables = False
 
     def add_norm(
         self,

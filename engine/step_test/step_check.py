@@ -23,7 +23,6 @@ WORST_OF_ALL = 1e9
 class Part(enum.Enum):
     """What of a step can be done without."""
 
-    LINEARS = "linear kernels"
     STEP_KERNELS = "step kernels"
     FLASH = "flash attention"
     GRAPHS = "graphs"

@@ -1,4 +1,4 @@
-"""Gives memory back to the system while a checkpoint is turned into kernels (Linux; else nothing).
+"""Gives memory back while a checkpoint is turned into kernels: a GPU's, and on Linux the system's.
 
 A checkpoint's tensors are pages of its mapped files. Once a layer is prepared its pages are not
 needed again, but they would stay counted as the process's until the last tensor of the file is
@@ -14,7 +14,7 @@ import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -90,6 +90,13 @@ def _set_allocator(parameter: int, value: int) -> None:
 
 
 def return_freed_memory() -> None:
-    """Hand what the allocator holds unused back to the system (glibc's malloc_trim)."""
+    """Hand back what allocators hold unused: glibc's to the system, PyTorch's to the GPU.
+
+    A checkpoint's tensors lie on the GPU before they are packed. What they took would count as used
+    when the KV cache is sized by what the driver says is free: up to the weights once more.
+    """
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
         library.malloc_trim(0)
+    torch: Any = sys.modules.get("torch")  # takes seconds, and a plan does without
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

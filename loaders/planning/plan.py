@@ -24,6 +24,7 @@ from loaders.memory.engine_defaults import (
 from loaders.memory.layers import kernel_reason, kernels_used
 from loaders.planning.other_engines import Verdict, verdicts
 from loaders.planning.quality import Quality, expected_quality
+from loaders.quantization.kernel_rules import triton_refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -226,7 +227,12 @@ def plan_variant(
     shape = read_shape(variant.config)
     made_for = shape.max_context
     demand = Demand(
-        context or min(made_for, DEFAULT_CONTEXT), users, kv_dtype, max(max_num_seqs, users)
+        context or min(made_for, DEFAULT_CONTEXT),
+        users,
+        kv_dtype,
+        max(max_num_seqs, users),
+        # Without Triton steps run as they come (docs/performance.md).
+        has_graphs=triton_refusal(devices.facts) is None,
     )
     unused = find_unused_layers(variant.tensors, variant.config, shape.num_layers).names
     used = {name: tensor for name, tensor in variant.tensors.items() if name not in unused}

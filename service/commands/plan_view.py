@@ -181,9 +181,10 @@ def _details(plan: Plan) -> Iterator[str]:
         yield from _breakdown(share)
     yield from _kernels(plan)
     if plan.max_tokens_per_s is not None:
+        far = ", the reference by far not" if "reference" in plan.backend.split("+") else ""
         yield (
             f"  speed: at most {plan.max_tokens_per_s:.0f} tokens/s for one user, by memory"
-            " bandwidth alone; no kernel reaches it, the reference by far not"
+            f" bandwidth alone; no kernel reaches it{far}"
         )
     for remark in plan.remarks:
         yield f"  {printable(remark)}"

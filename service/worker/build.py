@@ -19,6 +19,7 @@ import torch
 from engine.core import Engine
 from engine.errors import EngineError, EngineStartError, NotEnoughBlocksError, OutOfMemoryError
 from engine.execution.device_faults import find_fault
+from engine.execution.path import work_on
 from engine.outputs import SequenceFailure
 from engine.process.loop import BuiltEngine
 from engine.request import SequenceRequest
@@ -235,6 +236,7 @@ def prepare(
     check_choice("backend", settings.backend, backend_names())
     check_choice("dtype", settings.dtype, DTYPES)
     device = resolve_device(settings.device)
+    work_on(torch.device(device))
     torch.set_num_threads(resolve_num_threads(settings))
     if settings.variant is not None:
         name = load_request.variant or settings.variant

@@ -14,7 +14,6 @@ import torch
 
 from loaders.quantization.kernel_rules import DeviceFacts, has_triton, triton_refusal
 from service.errors import SettingsError
-from service.settings import unless_auto
 
 if TYPE_CHECKING:
     from service.settings import WorkerSettings
@@ -51,10 +50,11 @@ def resolve_gpu_path(
     refusal = triton_refusal(facts)
     is_left_out = TRITON in load_request.excluded_backends
     has_linears = settings.backend in ("auto", TRITON) and refusal is None and not is_left_out
+    step_kernels = _resolve_step_kernels(settings, load_request, refusal)
     return GpuPath(
         facts=facts,
-        step_kernels=_resolve_step_kernels(settings, load_request, refusal),
-        has_graphs=not (unless_auto(settings.enforce_eager) or load_request.excludes_graphs),
+        step_kernels=step_kernels,
+        has_graphs=_resolve_has_graphs(settings, load_request, step_kernels, device),
         has_flash=not load_request.excludes_flash,
         backends=(TRITON,) if has_linears else (),
         unsupported=_unsupported(settings, refusal),
@@ -92,6 +92,20 @@ def _resolve_step_kernels(
         return settings.step_kernels
     is_left_out = TRITON in load_request.excluded_step_kernels
     return "torch" if is_left_out or refusal is not None else TRITON
+
+
+def _resolve_has_graphs(
+    settings: WorkerSettings,
+    load_request: LoadRequest,
+    step_kernels: Literal["triton", "torch"],
+    device: torch.device,
+) -> bool:
+    if settings.enforce_eager != "auto":
+        return not settings.enforce_eager
+    # Without Triton attention reads as far as block tables reach. As it comes, a step reads as far
+    # as its longest sequence; recorded, as far as any sequence may become.
+    is_slow_recorded = step_kernels == "torch" and device.type == "cuda"
+    return not (is_slow_recorded or load_request.excludes_graphs)
 
 
 def _unsupported(settings: WorkerSettings, refusal: str | None) -> str | None:

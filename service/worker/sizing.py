@@ -61,17 +61,7 @@ def resolve_engine_config(
         max_num_batched_tokens=max_num_batched_tokens,
         has_graphs=not enforce_eager,
     )
-    memory = resolve_kv_cache_bytes(
-        settings,
-        model.device,
-        sequence_bytes,
-        reserve_bytes=0 if reserve is None else reserve.reserve,
-    )
-    if longest is not None and settings.kv_cache_size == "auto":
-        # Memory did not suffice for what "auto" is: the cache shrinks as the context does, or the
-        # next attempt would fail as the last one.
-        share = min(1.0, longest / _made_for(model))
-        memory = min(memory, max(int(memory * share), sequence_bytes))
+    memory = _kv_cache_bytes(settings, model, sequence_bytes, reserve, longest)
     max_model_len = _resolve_max_model_len(settings, asked_len, memory // block_bytes - 1)
     num_blocks = resolve_num_blocks(
         memory,
@@ -102,6 +92,28 @@ def resolve_engine_config(
         step_kernels=settings.step_kernels if path is None else path.step_kernels,
         prompt_attention="auto" if path is None or path.has_flash else "sdpa",
     )
+
+
+def _kv_cache_bytes(
+    settings: WorkerSettings,
+    model: PreTrainedModel,
+    sequence_bytes: int,
+    reserve: MemoryBreakdown | None,
+    longest: int | None,
+) -> int:
+    """How much memory keys and values may take; arguments as below and above."""
+    memory = resolve_kv_cache_bytes(
+        settings,
+        model.device,
+        sequence_bytes,
+        reserve_bytes=0 if reserve is None else reserve.reserve,
+    )
+    if longest is None or settings.kv_cache_size != "auto":
+        return memory
+    # Memory did not suffice for what "auto" is: the cache shrinks as the context does, or the next
+    # attempt would fail as the last one.
+    share = min(1.0, longest / _made_for(model))
+    return min(memory, max(int(memory * share), sequence_bytes))
 
 
 def _resolve_enforce_eager(

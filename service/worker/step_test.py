@@ -26,7 +26,6 @@ from engine.step_test.run import (
 from engine.step_test.step_sizes import StepSizes
 from loaders.model.packed_linear import PackedLinear, packed_layers
 from loaders.reports.self_test import Check, SelfTestReport
-from service.worker.row_tiles import check_row_tiles
 from service.worker_protocol.load_attempt import FailureKind, StartFailure
 
 if TYPE_CHECKING:
@@ -65,21 +64,12 @@ class StepTest:
 
     def before_engine(self) -> None:
         """Test kernels, and note what the first layers say, while the model is whole."""
-        self._test_linears()
         self._test_step_kernels()
         if self._has_flash:
             suspects = suspecting(flash=True)
             with self._attempt.first_run("testing flash attention", suspects):
                 self._judge(check_prompt_attention(self._sizes), suspects)
         self._note_reference()
-
-    def _test_linears(self) -> None:
-        """Test those that have an alternative, whatever the number of rows."""
-        if not self._path.backends:
-            return
-        suspects = suspecting(backends=self._path.backends)
-        with self._attempt.first_run("testing linear kernels", suspects):
-            self._judge(check_row_tiles(self._loaded.model, self._sizes.dtype), suspects)
 
     def _test_step_kernels(self) -> None:
         name = self._path.step_kernels

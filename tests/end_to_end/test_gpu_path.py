@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from benchmarks.gpu.kernel_table import kernel_names
+
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from engine.config import EngineConfig
@@ -33,13 +35,18 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-pytestmark = pytest.mark.skipif(
-    not is_interpreted(), reason="Triton compiles here; tests/gpu is for that"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not is_interpreted(), reason="Triton compiles here; tests/gpu is for that"),
+]
 
 LAYERS = 2
 NUM_TOKENS = 6
 PROMPTS = [[3, 141, 59, 26, 5], [97, 93]]
+
+SMALL = EngineConfig(max_num_seqs=2, max_num_batched_tokens=64, max_model_len=32, num_blocks=8)
+# One sequence: more tokens than a product of few rows takes, and room for two splits.
+LONG = EngineConfig(max_num_seqs=1, max_num_batched_tokens=96, max_model_len=96, num_blocks=8)
 
 # What a decode step launches, and nothing else: the head is not packed, and the last norm is its.
 EXPECTED = Counter(
@@ -85,18 +92,21 @@ def wanted(checkpoint: Path) -> list[list[int]]:
     return [generate(model, prompt, NUM_TOKENS) for prompt in PROMPTS]
 
 
-def gpu_engine(model: PreTrainedModel, recorder: ReplayedRecorder) -> Engine:
-    config = EngineConfig(max_num_seqs=2, max_num_batched_tokens=64, max_model_len=32, num_blocks=8)
+def gpu_engine(
+    model: PreTrainedModel, recorder: ReplayedRecorder, config: EngineConfig = SMALL
+) -> Engine:
     path = ExecutionPath(kernels=step_kernels("triton"), recorder=recorder, is_overlapped=True)
     return Engine(model, config, path=path)
 
 
-def run(engine: Engine) -> tuple[list[list[int]], list[Counter[str]]]:
+def run(
+    engine: Engine, prompts: list[list[int]] = PROMPTS, num_tokens: int = NUM_TOKENS
+) -> tuple[list[list[int]], list[Counter[str]]]:
     """Answer the prompts; and what each step launched."""
-    params = SamplingParams(max_tokens=NUM_TOKENS, temperature=0)
+    params = SamplingParams(max_tokens=num_tokens, temperature=0)
     sequences = [
         engine.add(SequenceRequest(sequence_id=i, prompt_token_ids=tuple(prompt), params=params))
-        for i, prompt in enumerate(PROMPTS)
+        for i, prompt in enumerate(prompts)
     ]
     steps: list[Counter[str]] = []
     while engine.has_work:
@@ -123,3 +133,11 @@ def test_an_act_order_model_answers_as_the_files_say_and_takes_the_way_it_should
     assert prompts["prompt_attention_sdpa"] > 0
     assert prompts["gather_input"] == 0
     assert "paged_decode" not in prompts
+
+
+def test_the_table_of_kernels_holds_all_that_are_launched_and_no_other(
+    packed_for_gpu: PreTrainedModel,
+):
+    _, launches = run(gpu_engine(packed_for_gpu, ReplayedRecorder(), LONG), [[*range(4, 74)]], 2)
+    launched = set(sum(launches, Counter()))
+    assert launched - {"prompt_attention_sdpa"} == kernel_names()

@@ -1,4 +1,4 @@
-"""Loading onto CUDA devices with the reference backend, against float32 on the CPU."""
+"""Loading onto CUDA devices, with both kernels that run there, against float32 on the CPU."""
 
 import pytest
 import torch
@@ -17,17 +17,21 @@ pytestmark = [
 MAX_LOGIT_ERROR = 0.05
 
 
+@pytest.mark.parametrize(("asked", "taken"), [("auto", "triton"), ("reference", "reference")])
 @pytest.mark.parametrize("number", range(len(CARD_BRANCHES) + 1))
-def test_every_branch_loads_onto_cuda_and_is_right(tiny_repo: TinyRepositories, number):
+def test_every_branch_loads_onto_cuda_and_is_right(
+    tiny_repo: TinyRepositories, number, asked, taken
+):
     loaded = load(
         tiny_repo.specs()[number],
         device="cuda:0",
-        backend="reference",
+        backend=asked,
         self_test=True,
         cache_dir=tiny_repo.cache_dir,
         local_files_only=True,
     )
     assert loaded.self_test.passed
+    assert loaded.provenance.backend == taken
     assert {p.device.type for p in loaded.model.parameters()} == {"cuda"}
     assert all(layer.kernel is not None for layer in packed_layers(loaded.model).values())
     ids = torch.randint(5, 500, (1, 40), generator=torch.Generator().manual_seed(0))

@@ -160,6 +160,11 @@ class Bounds:
 
 def _products(layer: PackedLinear, x: Tensor) -> Iterator[tuple[str, Tensor]]:
     yield f"{len(x)} rows at once", layer(x)
+    most = layer.max_packed_rows
+    if most is not None and len(x) <= most:
+        # The prompt is not that long; its rows once more are.
+        many = x.repeat(most // len(x) + 1, 1)
+        yield f"{len(many)} rows at once", layer(many)[-len(x) :]
     pieces = torch.split(x, _piece_sizes(len(x)))
     yield "few rows at once", torch.cat([layer(rows) for rows in pieces])
 

@@ -93,3 +93,21 @@ def test_all_is_well_only_where_every_part_passed():
     assert report.all_is_well([MACHINE, CEILINGS])
     assert not report.all_is_well([MACHINE, SPEED])
     assert not report.all_is_well([Outcome("speed", Status.SKIPPED, reason="no time")])
+
+
+def test_what_misses_its_target_is_shown_with_the_kernels_that_take_its_time():
+    kernels = [
+        {"kernel": f"kernel_{number}", "launches_a_step": 65.0, "us_a_step": 900.0 - number}
+        for number in range(8)
+    ]
+    rows = [
+        {**ROWS[0], "tokens_per_s": 590.0, "profile": kernels},
+        {**ROWS[1], "tokens_per_s": 1e5},
+    ]
+    speed = Outcome("speed", Status.PASSED, findings={**SPEED.findings, "rows": rows})
+    text = report.table([MACHINE, CEILINGS, speed], is_dry=False)
+    missed = text[text.index("short of its target") :]
+    assert "decode, 1 together, context 512  590.0 of 600.0 tok/s" in missed
+    assert "kernel_4" in missed
+    assert "kernel_5" not in missed
+    assert "prefill" not in missed

@@ -61,7 +61,7 @@ def test_a_dry_run_passes_every_part(tmp_path):
     assert all(row["percent_of_limit"] > 0 for row in record["speed"])
     assert "decode, 1 together" in done.stdout
     assert "Dry" in done.stdout
-    assert "tokens: static steps" in done.stderr
+    assert "tokens: whole start" in done.stderr
 
 
 @pytest.mark.slow

@@ -103,3 +103,13 @@ def test_a_recording_that_failed_is_no_fault_and_its_reason_is_known():
     assert find_fault(lost) is not None
     assert not is_out_of_memory(lost)
     assert not is_failed_capture(lost)
+
+
+def test_pytorchs_own_refusal_of_what_a_recording_holds_is_one_too():
+    """It never came to CUDA, whose words it does not have."""
+    refused = RuntimeError(
+        "Cannot copy between CPU and CUDA tensors during CUDA graph capture unless the CPU tensor"
+        " is pinned."
+    )
+    assert is_failed_capture(refused)
+    assert find_fault(refused) is None

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytest
@@ -69,8 +69,8 @@ class Built:
         with _disable_current_modes():  # it is what may look at the host's numbers
             return torch.from_numpy(array)
 
-    def build(self) -> tuple[ModelInput, GpuStep]:
-        kernels = step_kernels("torch")
+    def build(self, name: Literal["triton", "torch"] = "triton") -> tuple[ModelInput, GpuStep]:
+        kernels = step_kernels(name)
         built = build_gpu_input(self.batch, self.state, self.cache, kernels, self.send)
         assert isinstance(built.attention, GpuStep)
         return built, built.attention
@@ -102,13 +102,20 @@ def test_rows_are_those_of_any_other_step(
 
 def test_decoding_rows_find_their_blocks_on_the_device():
     made = Built([5, 20, 11], [(8, (1, 2, 3))])
-    _, step = made.build()
+    _, step = made.build("triton")
     assert step.decodes is not None
     assert step.decodes.slots.tolist() == [1, 2, 0]  # the longest first
     assert step.decodes.positions.tolist() == [20, 11, 5]
     assert step.decodes.tables is made.state.device_tables
     assert step.decodes.block_size == BLOCK_SIZE
     assert Built([], [(0, (1,))]).build()[1].decodes is None
+
+
+def test_kernels_that_read_whole_tables_get_them_no_longer_than_the_longest_sequence():
+    made = Built([5, 20, 11], [(8, (1, 2, 3))])
+    _, step = made.build("torch")
+    assert step.decodes is not None
+    assert step.decodes.tables.tolist() == made.state.device_tables[:, :6].tolist()
 
 
 def test_chunks_see_what_is_cached_and_themselves():

@@ -105,6 +105,15 @@ def test_on_a_cpu_nothing_is_copied():
 
 def test_a_section_holds_what_an_ordinary_step_of_that_size_sends():
     """Ids, positions and places of every token; tables of every slot."""
-    num_bytes = section_bytes(max_num_seqs=64, max_num_batched_tokens=8192, max_blocks=512)
+    sizes = {"max_num_seqs": 64, "max_num_batched_tokens": 8192, "block_size": 16}
+    num_bytes = section_bytes(**sizes, max_model_len=8192)
     assert num_bytes >= 8192 * 8 * 5 + 64 * 512 * 8
     assert num_bytes < 2**22
+
+
+def test_a_section_holds_where_all_lies_that_the_end_of_a_long_prompt_sees():
+    """Pinned memory that grows in the midst of serving may keep the device waiting."""
+    num_bytes = section_bytes(
+        max_num_seqs=1, max_num_batched_tokens=512, block_size=16, max_model_len=2**20
+    )
+    assert num_bytes >= 8 * 2**20 + 8 * 2**20 // 16 + 512 * 8 * 5

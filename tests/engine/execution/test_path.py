@@ -7,7 +7,7 @@ import torch
 
 from engine.config import EngineConfig
 from engine.errors import EngineStartError
-from engine.execution.path import is_eager, resolve_path
+from engine.execution.path import is_eager, resolve_path, work_on
 from engine.execution.replayed import ReplayedRecorder
 from engine.kernels import choice
 
@@ -57,3 +57,29 @@ def test_steps_are_recorded_on_a_gpu_and_not_on_a_cpu_unless_told():
     assert not is_eager(CUDA, config())
     assert is_eager(CUDA, config(enforce_eager=True))
     assert not is_eager(CPU, config(enforce_eager=False))
+
+
+@pytest.fixture
+def devices_set(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
+    """Devices that were made the thread's current one."""
+    devices: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", devices.append)
+    return devices
+
+
+def test_kernels_are_launched_on_the_gpu_that_the_model_is_on(devices_set: list[torch.device]):
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_fp16_reduced_precision_reduction
+    try:
+        work_on(torch.device("cuda", 1))
+        assert matmul.allow_fp16_reduced_precision_reduction is False
+        assert matmul.allow_bf16_reduced_precision_reduction is False
+    finally:
+        matmul.allow_fp16_reduced_precision_reduction = before
+        matmul.allow_bf16_reduced_precision_reduction = True
+    assert devices_set == [torch.device("cuda", 1)]
+
+
+def test_a_cpu_is_nobodys_current_gpu(devices_set: list[torch.device]):
+    work_on(CPU)
+    assert devices_set == []

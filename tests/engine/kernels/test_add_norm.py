@@ -97,12 +97,17 @@ def test_the_order_is_that_of_the_product_behind_it():
     assert same_bits(stored, plain[:, permutation])
 
 
-def test_rows_may_lie_further_apart_than_32_bits_count():
+@pytest.mark.parametrize("which", ["residual", "delta"])
+def test_rows_may_lie_further_apart_than_32_bits_count(which: str):
     """Memory that nobody touches takes none."""
     stride = 2**30
     memory = torch.empty(2 * stride + 64, dtype=torch.float16, device=DEVICE)
-    residual = memory.as_strided((3, 64), (stride, 1))
-    numbers, weight = some(3, 64, dtype=torch.float16), some(64, dtype=torch.float16)
-    residual.copy_(numbers)
-    found = add_norm(residual, None, weight, EPS, None)
-    assert_close(found, reference(numbers, None, weight, EPS, None))
+    far = memory.as_strided((3, 64), (stride, 1))
+    residual, delta = (some(3, 64, dtype=torch.float16) for _ in range(2))
+    weight = some(64, dtype=torch.float16)
+    expected = reference(residual.clone(), delta, weight, EPS, None)
+    if which == "residual":
+        residual = far.copy_(residual)
+    else:
+        delta = far.copy_(delta)
+    assert_close(add_norm(residual, delta, weight, EPS, None), expected)

@@ -76,3 +76,26 @@ def test_the_references_work_where_triton_is_not_installed():
     )
     assert said.startswith("[[0.0]]")
     assert "Triton is not installed" in said
+
+
+def test_where_numbers_of_a_step_begin_in_memory_compiles_nothing_anew():
+    """They are slices of what was sent; a kernel compiled in a step holds up every request."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    told = say(
+        "from engine.kernels.paged_decode import paged_decode, paged_decode_merge\n"
+        "from engine.kernels.rotate_and_store import _kernel\n"
+        "for kernel in (_kernel, paged_decode, paged_decode_merge):\n"
+        "    print(*(each.name for each in kernel.params if each.do_not_specialize_on_alignment))\n"
+        "print(*(each.name for each in paged_decode_merge.params if each.do_not_specialize))"
+    )
+    assert told.splitlines() == ["positions slots", "slots positions", "positions", "splits"]
+
+
+def test_kernels_modules_are_had_without_triton():
+    told = say(
+        "import sys\n"
+        "sys.modules['triton'] = None\n"
+        "from engine.kernels.choice import step_kernels\n"
+        "print(step_kernels('torch').name)"
+    )
+    assert told == "torch"

@@ -240,6 +240,18 @@ def test_slots_may_lie_beyond_what_32_bits_count():
     assert same_bits(layer.scales[slots, 1:], expected.scales[case.slots, 1:])
 
 
+def test_rows_may_lie_further_apart_than_32_bits_count():
+    """Memory that nobody touches takes none."""
+    case = Case(3, 2, 1, 64, F16, F16)
+    stride = 2**30
+    memory = torch.empty(2 * stride + 256, dtype=F16, device=DEVICE)
+    expected, kept = case.launch()
+    case.qkv = memory.as_strided((3, 256), (stride, 1)).copy_(case.qkv)
+    query, layer = case.launch()
+    assert same_bits(query, expected)
+    assert same_bits(layer.values, kept.values)
+
+
 @triton.jit
 def _encode(numbers: tl.tensor, codes: tl.tensor, size: tl.constexpr) -> None:
     places = tl.arange(0, size)

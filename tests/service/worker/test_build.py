@@ -415,3 +415,13 @@ def test_what_building_the_demo_leaves_behind_is_not_counted_as_the_variants(
     ]
     assert left
     assert counted[1] - counted[0] < LEFT_BYTES / 2
+
+
+def test_a_worker_launches_its_kernels_on_the_gpu_that_was_chosen(monkeypatch):
+    """Of several "auto" takes the emptiest, which need not be the first."""
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(worker, "resolve_device", lambda asked: "cuda:1")
+    monkeypatch.setattr(worker, "work_on", chosen.append)
+    monkeypatch.setattr(worker.torch, "set_num_threads", lambda number: None)
+    worker.prepare(WorkerSettings(variant="owner/name"), LoadRequest(), lambda *told, **more: None)
+    assert chosen == [torch.device("cuda", 1)]

@@ -11,7 +11,7 @@ import torch
 
 from loaders.model.kernels.triton import dequantize, few_rows
 from loaders.model.kernels.triton.levels import plane_constants
-from loaders.quantization.plane_layout import OUTPUT_MULTIPLE, ROW_TILES, PlaneLayout
+from loaders.quantization.plane_layout import OUTPUT_MULTIPLE, PlaneLayout
 
 _POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 _ZERO_POINTERS = {"common": "constexpr", "whole": "*u8", "float": "*fp16"}
@@ -20,7 +20,7 @@ _ZERO_POINTERS = {"common": "constexpr", "whole": "*u8", "float": "*fp16"}
 class CompileCase(NamedTuple):
     """One kernel with its types and constants, as `triton.compile` takes them."""
 
-    name: str
+    name: str  # begins with the name under which its launches are counted
     kernel: Any  # what triton.jit made
     # Every argument's type as Triton writes it, "i32:16" where it is a multiple of 16; pointers
     # are taken to be.
@@ -29,32 +29,42 @@ class CompileCase(NamedTuple):
     options: dict[str, int]
 
 
-# bits, group (0: one for all inputs), how zero points are kept, and what each stands for.
-_LAYERS = (
-    (4, 128, "common"),  # GPTQ, symmetric
-    (4, 128, "whole"),  # AWQ
-    (4, 32, "float"),  # Q4_K
-    (4, 24, "whole"),  # groups that no slice fits
-    (2, 128, "whole"),
-    (3, 128, "common"),
-    (8, 32, "common"),  # Q8_0
-    (8, 0, "whole"),
-    (6, 16, "common"),  # Q6_K
-    (5, 32, "float"),  # Q5_K
+# What weights are multiplied where rows are few: bits, group (0: one for all inputs), how zero
+# points are kept, activations, rows of a tile. The figures of other layers lie between these.
+_PRODUCTS = (
+    (4, 128, "common", torch.float16, 16),  # GPTQ, symmetric
+    (4, 128, "common", torch.float16, 32),
+    (4, 128, "common", torch.bfloat16, 16),
+    (4, 128, "whole", torch.float16, 16),  # AWQ
+    (4, 128, "whole", torch.float16, 32),
+    (4, 32, "float", torch.float16, 16),  # Q4_K
+    (4, 24, "whole", torch.float16, 32),  # groups that no slice fits
+    (2, 128, "whole", torch.float16, 32),
+    (3, 128, "common", torch.float16, 16),
+    (3, 128, "common", torch.float16, 32),
+    (8, 32, "common", torch.float16, 32),  # Q8_0
+    (8, 0, "whole", torch.float16, 16),
+    (5, 32, "float", torch.bfloat16, 32),  # Q5_K
+)
+# The same where they are dequantised, for any number of rows.
+_PIECES = (
+    (2, 128, "whole", torch.float16),
+    (3, 128, "common", torch.float16),
+    (4, 128, "common", torch.float16),
+    (4, 32, "float", torch.bfloat16),
+    (8, 0, "whole", torch.float16),
 )
 
 
 def compile_cases() -> list[CompileCase]:
-    """List the kernels of common layers."""
-    cases: list[CompileCase] = []
-    for bits, group, zeros in _LAYERS:
-        for dtype in (torch.float16, torch.bfloat16):
-            layer = _Layer(bits, group, zeros, dtype)
-            cases += [_few_rows(layer, rows, num_parts=4) for rows in ROW_TILES]
-            cases.append(_dequantize(layer))
+    """List kernels of common layers, few enough to be compiled by a test."""
+    cases = [
+        _few_rows(_Layer(bits, group, zeros, dtype), rows, num_parts=4)
+        for bits, group, zeros, dtype, rows in _PRODUCTS
+    ]
     usual = _Layer(4, 128, "common", torch.float16)
     cases += [_few_rows(usual, 16, num_parts=1, has_bias=False), _few_rows(usual, 16, num_parts=8)]
-    return cases
+    return cases + [_dequantize(_Layer(*layer)) for layer in _PIECES]
 
 
 class _Layer(NamedTuple):
@@ -106,9 +116,9 @@ def _few_rows(layer: _Layer, rows: int, num_parts: int, *, has_bias: bool = True
         **dict.fromkeys(whole, "i32:16"),
         **dict.fromkeys(("num_rows", "num_blocks", "part_blocks", "num_groups"), "i32"),
     }
-    name = f"few_rows {layer.name} {rows} rows {num_parts} parts{'' if has_bias else ' no bias'}"
+    said = f"{rows} rows {num_parts} parts{'' if has_bias else ' no bias'}"
     return CompileCase(
-        name,
+        f"linear_few_rows {layer.name} {said}",
         few_rows.few_rows_kernel,
         signature | _constexprs(constants),
         constants,
@@ -126,7 +136,7 @@ def _dequantize(layer: _Layer) -> CompileCase:
         "num_groups": "i32",
     }
     return CompileCase(
-        f"dequantize {layer.name}",
+        f"linear_dequantize {layer.name}",
         dequantize.dequantize_kernel,
         signature | _constexprs(constants),
         constants,

@@ -20,4 +20,4 @@ def test_common_layers_of_both_types_of_activations_are_there():
         assert wanted in names
     for zeros in ("common", "whole", "float"):
         assert f"{zeros} zeros" in names
-    assert "dequantize w4" in names
+    assert "linear_dequantize w4" in names

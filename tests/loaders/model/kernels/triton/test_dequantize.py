@@ -7,7 +7,7 @@ import torch
 
 from loaders.model.kernels.triton import dequantize
 from loaders.model.kernels.triton.levels import INTERPRETED
-from loaders.model.kernels.triton.pack import pack
+from loaders.model.kernels.triton.pack import PackedPlanes, pack, unpack
 from loaders.model.kernels.triton.workspace import Workspace
 from loaders.quantization import plane_layout
 from tests.grouped_weights import exact, grouped_weight
@@ -44,6 +44,37 @@ def test_it_agrees_with_its_reference():
     found = torch.empty(48, 100, dtype=torch.float16)
     dequantize.dequantize(planes, 0, found)
     torch.testing.assert_close(found, dequantize.reference(planes, 0, 100, torch.float16))
+
+
+def test_bytes_beyond_two_to_the_31_are_found():
+    """In both planes of 3 bits, of which but a tile of outputs is ever touched."""
+    padded_out, blocks = 2**23, 17
+    layout = plane_layout.PlaneLayout.of(3, -1, blocks * 128)
+    low, high = (
+        torch.empty(blocks * 128 * width // 8, padded_out, dtype=torch.uint8)
+        for width in layout.widths
+    )
+    assert (blocks - 1) * 16 * padded_out == 2**31
+    last = {"low": low[-32:, -64:], "high": high[-16:, -64:]}
+    for plane in last.values():
+        plane.copy_(torch.randint(256, plane.shape, dtype=torch.uint8))
+    facts = {"scales": torch.ones(1, padded_out).half(), "zeros": None, "common_zero": 4}
+    planes, small = (
+        PackedPlanes(
+            layout=layout,
+            **kept,
+            **facts,
+            in_features=in_features,
+            out_features=padded_out,
+            group_size=in_features,
+            is_exact=True,
+        )
+        for kept, in_features in (({"low": low, "high": high}, blocks * 128), (last, 128))
+    )
+    found = torch.empty(blocks * 128, 64, dtype=torch.float16)
+    dequantize.dequantize(planes, padded_out - 64, found)
+    expected = unpack(small)[:, :64].half() - 4
+    assert torch.equal(found[-128:], expected)
 
 
 @pytest.mark.parametrize("with_bias", [False, True])

@@ -180,3 +180,10 @@ def test_bytes_beyond_two_to_the_31_are_found():
     one_block[(1,)](x, low, torch.ones(64).half(), y, blocks - 1, len(x), padded_out)
     weight = torch.cat((codes & 15, codes >> 4)).float() - 8
     torch.testing.assert_close(y[0], x[-128:] @ weight, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_further_apart_than_32_bits_count_are_found():
+    weight, x = grouped_weight(4, 32, 64, 64), torch.randn(3, 64).half()
+    memory = torch.empty(2 * 2**30 + 64, dtype=torch.float16)
+    far = memory.as_strided((3, 64), (2**30, 1)).copy_(x)
+    assert torch.equal(multiply(weight, far), multiply(weight, x))
