@@ -14,6 +14,9 @@ from engine.errors import NotEnoughBlocksError
 
 # What computes a layer between its linear layers. "auto": the own layers of a CPU, else "triton".
 StepKernelsName: TypeAlias = Literal["auto", "triton", "torch"]
+# How a GPU attends with a prompt's tokens. "auto": by flash attention where it takes the model's
+# numbers, else by `scaled_dot_product_attention`.
+PromptAttentionName: TypeAlias = Literal["auto", "sdpa"]
 
 
 class KVDtype(enum.Enum):
@@ -48,6 +51,7 @@ class EngineConfig:
     # CPU, where nothing is gained by the former.
     enforce_eager: bool | None = None
     step_kernels: StepKernelsName = "auto"
+    prompt_attention: PromptAttentionName = "auto"
     # Every row is computed by itself, in an order that nothing else changes; slow.
     is_batch_invariant: bool = False
 

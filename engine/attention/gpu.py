@@ -35,6 +35,7 @@ class GpuStep:
     slot_mapping: Tensor  # [num_tokens] int64: where each token's keys and values go
     decodes: DecodeRows | None  # the first rows; None where none decodes
     chunks: tuple[ChunkGroup, ...] = ()  # the rows after them
+    has_flash: bool = True  # chunks may be attended to by flash attention, where it takes them
 
     @classmethod
     def of_decodes(
@@ -113,7 +114,13 @@ class GpuStep:
             )
         for group in self.chunks:
             attended = attend_to_chunks(
-                self.cache, layer_index, query[group.rows], group, scale=scale, window=window
+                self.cache,
+                layer_index,
+                query[group.rows],
+                group,
+                scale=scale,
+                window=window,
+                has_flash=self.has_flash,
             ).flatten(1)
             parts.append(attended if order is None else attended.index_select(1, order.gather))
         return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -82,13 +82,15 @@ def attend_to_chunks(
     *,
     scale: float,
     window: int | None,
+    has_flash: bool = True,
 ) -> Tensor:
     """Attend with a group's rows to what the cache holds, themselves included.
 
-    query: [rows of the group, heads, head_dim]; returns the like.
+    query: [rows of the group, heads, head_dim]; returns the like. has_flash: whether flash
+    attention may be taken, where it can be.
     """
     seen = cache.gather_slots(layer_index, group.slots).to(query.dtype)
-    if takes_flash(query.device, query.dtype, query.shape[2]):
+    if has_flash and takes_flash(query.device, query.dtype, query.shape[2]):
         count("prompt_attention_flash")
         return attend_by_flash(query, seen, group, scale=scale, window=window)
     count("prompt_attention_sdpa")

@@ -33,12 +33,18 @@ if TYPE_CHECKING:
 
 
 def build_gpu_input(
-    batch: ScheduledBatch, state: SlotState, cache: KVCache, kernels: StepKernels, send: Send
+    batch: ScheduledBatch,
+    state: SlotState,
+    cache: KVCache,
+    kernels: StepKernels,
+    send: Send,
+    *,
+    has_flash: bool = True,
 ) -> ModelInput:
     """Lay out a batch that is in `model_order` and that `state` has taken in.
 
     send: gives the device an array. The input of a decode is read on the device, so that a step can
-    be laid out before the one before it is collected.
+    be laid out before the one before it is collected. has_flash: see `GpuStep`.
     """
     slots = np.array(batch.decodes.slots, dtype=np.int64)
     decoding = np.array(batch.decodes.positions, dtype=np.int64)
@@ -78,6 +84,7 @@ def build_gpu_input(
             slot_mapping=slot_mapping,
             decodes=rows if len(slots) else None,
             chunks=_chunk_groups(batch, cache, seen_slots, send),
+            has_flash=has_flash,
         ),
     )
 

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 Given = TypeVar("Given", covariant=True)
-# PyTorch asks for runs before a capture, so that whatever is made at the first one is made.
+# PyTorch asks for runs before a capture, so that whatever is made at the first one is made. So are
+# Triton's binaries, which nothing may load while a graph is captured: they are told apart by the
+# tile of rows, the sizes of layers and how attention is split, all of which follow from the step's
+# number of rows, and each number of rows warms up for itself.
 _WARM_UP_RUNS = 2
 
 

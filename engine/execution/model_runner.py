@@ -96,6 +96,7 @@ class ModelRunner:
             keep_freed_memory()
         path = path or resolve_path(self._device, config)
         self._kernels = path.kernels
+        self._has_flash = config.prompt_attention == "auto"
         self._decoder = make_decoder(
             model,
             config.max_model_len,
@@ -219,7 +220,12 @@ class ModelRunner:
         """Make the tensors of a batch that the slots have taken in."""
         if self._kernels is not None:
             return build_gpu_input(
-                batch, self._slots, self._cache, self._kernels, self._to_device.send
+                batch,
+                self._slots,
+                self._cache,
+                self._kernels,
+                self._to_device.send,
+                has_flash=self._has_flash,
             )
         return build_model_input(
             batch, self._slots, self._cache, is_batch_invariant=self._is_batch_invariant

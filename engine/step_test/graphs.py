@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 # Rows of steps: one alone, and so many that a graph's rows are not all in use.
 NUM_ROWS = (1, 5)
-PROMPT_TOKENS = 12
-NUM_TOKENS = 5
+# Two replays of a step, the second one on what the first left, in the longest row's next block: the
+# cache's blocks hold 16 tokens.
+PROMPT_TOKENS = 15
+NUM_TOKENS = 3
 # In units of the dtype's largest rounding error. The same kernels on the same shapes give the same
 # numbers, but a library may choose other ones inside a graph.
 MAX_LOGPROB_ERROR = 16.0

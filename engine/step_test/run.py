@@ -1,7 +1,7 @@
 """The stages of the test of an engine's steps, to be run in the order in which they stand here.
 
-Kernels, then the whole step as it comes, then graphs: so a failure speaks against what is new in
-its stage.
+Kernels, flash attention, then the whole step as it comes, then graphs: so a failure speaks against
+what is new in its stage.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from engine.step_test.first_tokens import check_first_tokens
 from engine.step_test.graphs import check_graphs
 from engine.step_test.kernels import KernelTest
+from engine.step_test.prompt_attention import check_flash, takes_flash
 from engine.step_test.step_check import unit_roundoff
 
 if TYPE_CHECKING:
@@ -28,6 +29,12 @@ def check_kernels(
 ) -> Iterator[StepCheck]:
     """Compare step kernels with the references; before an engine has been built around them."""
     yield from KernelTest(kernels, reference, sizes).run()
+
+
+def check_prompt_attention(sizes: StepSizes) -> Iterator[StepCheck]:
+    """Compare flash attention with PyTorch's plain one; nothing where prompts do without."""
+    if takes_flash(sizes):
+        yield from check_flash(sizes)
 
 
 def check_whole_step(

@@ -24,6 +24,7 @@ class Part(enum.Enum):
     """What of a step can be done without."""
 
     STEP_KERNELS = "step kernels"
+    FLASH = "flash attention"
     GRAPHS = "graphs"
     WHOLE_STEP = "whole step"  # its parts passed by themselves
 

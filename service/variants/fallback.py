@@ -127,6 +127,7 @@ class FallbackPolicy:
     def _next(self, failure: StartFailure, attempt: LoadAttempt) -> Fallback | None:
         fallbacks = [
             self._without_graphs(failure),
+            self._without_flash(failure),
             self._next_step_kernels(failure),
             self._next_backend(failure),
         ]
@@ -146,6 +147,14 @@ class FallbackPolicy:
         return Fallback(
             msgspec.structs.replace(self.load_request, excludes_graphs=True),
             f"without graphs: {self._why(failure)}",
+        )
+
+    def _without_flash(self, failure: StartFailure) -> Fallback | None:
+        if not failure.flash or self.load_request.excludes_flash:
+            return None
+        return Fallback(
+            msgspec.structs.replace(self.load_request, excludes_flash=True),
+            f"without flash attention: {self._why(failure)}",
         )
 
     def _next_step_kernels(self, failure: StartFailure) -> Fallback | None:

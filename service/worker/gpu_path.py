@@ -29,6 +29,7 @@ class GpuPath:
     facts: DeviceFacts
     step_kernels: Literal["triton", "torch"]
     has_graphs: bool
+    has_flash: bool  # attention of prompts, where it takes the model's numbers
     backends: tuple[str, ...]  # linear kernels that have an alternative where they fail
     unsupported: str | None = None  # what this GPU cannot run, and why
     rehearsed: str | None = None  # the compute capability of the GPU that is pretended
@@ -54,6 +55,7 @@ def resolve_gpu_path(
         facts=facts,
         step_kernels=step_kernels,
         has_graphs=_resolve_has_graphs(settings, load_request, step_kernels, device),
+        has_flash=not load_request.excludes_flash,
         backends=(TRITON,) if has_linears else (),
         unsupported=_unsupported(settings, refusal),
         rehearsed=settings.gpu_rehearsal,

@@ -89,6 +89,7 @@ def resolve_engine_config(
         is_batch_invariant=settings.batch_invariant,
         enforce_eager=enforce_eager,
         step_kernels=settings.step_kernels if path is None else path.step_kernels,
+        prompt_attention="auto" if path is None or path.has_flash else "sdpa",
     )
     _log_sizes(config, block_bytes, reserve)
     return config

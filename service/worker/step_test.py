@@ -10,12 +10,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import structlog
+import torch
 
 from engine.core import Engine
 from engine.errors import EngineStartError, UnsupportedArchitectureError
 from engine.kernels.choice import step_kernels
+from engine.step_test.prompt_attention import takes_flash
 from engine.step_test.reference_pass import run_reference_pass
-from engine.step_test.run import check_kernels, check_recorded_steps, check_whole_step
+from engine.step_test.run import (
+    check_kernels,
+    check_prompt_attention,
+    check_recorded_steps,
+    check_whole_step,
+)
 from engine.step_test.step_sizes import StepSizes
 from loaders.model.packed_linear import PackedLinear, packed_layers
 from loaders.reports.self_test import Check, SelfTestReport
@@ -53,18 +60,29 @@ class StepTest:
         self._reference: ReferencePass | None = None
         self._linear_unit = 0.0
         self._sizes = StepSizes.of(loaded.model, config)
+        self._has_flash = path.has_flash and takes_flash(self._sizes)
 
     def before_engine(self) -> None:
-        """Test the step kernels, and note what the first layers say, while the model is whole."""
+        """Test kernels, and note what the first layers say, while the model is whole."""
+        self._test_step_kernels()
+        if self._has_flash:
+            suspects = suspecting(flash=True)
+            with self._attempt.first_run("testing flash attention", suspects):
+                self._judge(check_prompt_attention(self._sizes), suspects)
+        self._note_reference()
+
+    def _test_step_kernels(self) -> None:
         name = self._path.step_kernels
-        if name != REFERENCE_KERNELS:
-            suspects = suspecting(step_kernels=(name,))
-            with self._attempt.first_run("testing the step kernels", suspects):
-                kernels, reference = (
-                    step_kernels(name, self._sizes.device),
-                    step_kernels(REFERENCE_KERNELS),
-                )
-                self._judge(check_kernels(kernels, reference, self._sizes), suspects)
+        if name == REFERENCE_KERNELS:
+            return
+        suspects = suspecting(step_kernels=(name,))
+        with self._attempt.first_run("testing the step kernels", suspects):
+            kernels = step_kernels(name, self._sizes.device)
+            reference = step_kernels(REFERENCE_KERNELS)
+            self._judge(check_kernels(kernels, reference, self._sizes), suspects)
+
+    def _note_reference(self) -> None:
+        """Have the first layers say what they will be compared with."""
         model = self._loaded.model
         packed = packed_layers(model).values()
         self._linear_unit = max((layer.unit_roundoff for layer in packed), default=0.0)
@@ -75,6 +93,9 @@ class StepTest:
             )
         except UnsupportedArchitectureError as error:
             self._checks.append(Check("first tokens of 2 layers", None, str(error)))
+        if self._sizes.device.type == "cuda":
+            # Each weight was widened once; PyTorch would keep that memory from everybody else.
+            torch.cuda.empty_cache()
         self._seconds += time.monotonic() - started
 
     def build_engine(self) -> Engine:
@@ -109,7 +130,9 @@ class StepTest:
         """Name the first that has an alternative: each part passed its own test."""
         if self._path.step_kernels != REFERENCE_KERNELS:
             return suspecting(step_kernels=(self._path.step_kernels,))
-        return suspecting(backends=tuple(self._path.backends))
+        if self._path.backends:
+            return suspecting(backends=self._path.backends)
+        return suspecting(flash=self._has_flash)
 
     def _judge(self, found: Iterable[StepCheck], suspects: StartFailure) -> None:
         """Take in what a stage found; raise EngineStartError, with the report, where it failed."""
@@ -132,6 +155,7 @@ class StepTest:
             suspects.step_kernels,
             suspects.graphs,
             detail,
+            suspects.flash,
         )
         raise EngineStartError(
             f"the test of its steps failed: {detail}", start_failure=failure.encode()
@@ -151,10 +175,16 @@ class StepTest:
 
 
 def suspecting(
-    *, backends: tuple[str, ...] = (), step_kernels: tuple[str, ...] = (), graphs: bool = False
+    *,
+    backends: tuple[str, ...] = (),
+    step_kernels: tuple[str, ...] = (),
+    graphs: bool = False,
+    flash: bool = False,
 ) -> StartFailure:
     """Name parts that a stage would speak against."""
-    return StartFailure(FailureKind.CANNOT_RUN, backends, step_kernels=step_kernels, graphs=graphs)
+    return StartFailure(
+        FailureKind.CANNOT_RUN, backends, step_kernels=step_kernels, graphs=graphs, flash=flash
+    )
 
 
 def dequantize(layer: nn.Module) -> tuple[Tensor, Tensor | None]:

@@ -1,8 +1,9 @@
 """The worker's real process with a fault in what it would run on a GPU, for rehearsals of one.
 
-`FAULTS` in the environment says which, as JSON: what is at fault → how. Linear kernels ("linear")
-and each step kernel by its name may be "wrong", "uncompiled", "without compiler" or "crash"; graphs
-("replay") may be "stale".
+`FAULTS` in the environment says which, as JSON: what is at fault → how. Linear kernels ("linear"),
+their way with many rows ("many rows") and each step kernel by its name may be "wrong",
+"uncompiled", "without compiler" or "crash"; graphs ("replay") may be "stale". Flash attention
+("flash"), which no CPU has, is put in together with its fault.
 """
 
 from __future__ import annotations
@@ -58,13 +59,20 @@ def spoil(function: Callable[..., Any], how: str) -> Callable[..., Any]:
 
 def put_in(faults: dict[str, str]) -> None:
     """Spoil what the faults name."""
+    from engine.attention import prompt
     from engine.execution.replayed import ReplayedStep
     from engine.kernels.triton_kernels import TritonKernels
+    from loaders.model.kernels.triton import dequantize
     from loaders.model.kernels.triton_linear import TritonKernel
 
     for name, how in faults.items():
         if name == "replay":
             ReplayedStep.replay = lambda _: None  # type: ignore[method-assign]
+        elif name == "flash":
+            prompt.takes_flash = lambda *_: True  # type: ignore[assignment]
+            prompt.attend_by_flash = spoil(prompt.attend_by_sdpa, how)
+        elif name == "many rows":
+            dequantize.multiply = spoil(dequantize.multiply, how)
         elif name == "linear":
             TritonKernel.__call__ = spoil(TritonKernel.__call__, how)  # type: ignore[method-assign]
         else:

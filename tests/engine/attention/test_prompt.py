@@ -260,3 +260,17 @@ def test_memory_of_a_group_is_what_its_bound_or_its_one_chunk_takes(
     assert prompt_bytes(2, max_model_len=100, max_num_seqs=3) == 600
     assert prompt_bytes(2, max_model_len=100, max_num_seqs=30) == 1000
     assert prompt_bytes(2, max_model_len=900, max_num_seqs=30) == 1800
+
+
+def test_flash_attention_that_is_left_out_is_not_taken(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(prompt, "takes_flash", lambda *facts: True)
+    cache = make_cache()
+    slots, seen = store(cache, sum(keys for _, keys in CHUNKS))
+    group = make_group(CHUNKS, slots)
+    query = torch.randn(16, HEADS, HEAD_DIM)
+    with counted() as launches:
+        attended = attend_to_chunks(
+            cache, 1, query, group, scale=SCALE, window=None, has_flash=False
+        )
+    torch.testing.assert_close(attended, naive(query, seen, group, None))
+    assert launches == {"prompt_attention_sdpa": 1}

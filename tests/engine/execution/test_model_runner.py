@@ -7,14 +7,23 @@ import pytest
 import torch
 from torch import nn
 
+from engine.attention import prompt as prompt_attention
 from engine.config import EngineConfig
 from engine.errors import OutOfMemoryError, UnsupportedArchitectureError
 from engine.execution.model_runner import ModelRunner
+from engine.kernels.launches import counted
 from engine.process.in_thread import running_engine
 from engine.process.loop import BuiltEngine
 from engine.sampling_params import SamplingParams
 from engine.scheduling.batch import Decodes, RowExtras, ScheduledBatch, ScheduledChunk, SlotStart
-from tests.engine.tiny_models import FUSED, generate, make_engine, make_model, make_prompts
+from tests.engine.tiny_models import (
+    FUSED,
+    generate,
+    make_engine,
+    make_model,
+    make_prompts,
+    run_engine,
+)
 
 if TYPE_CHECKING:
     from engine.transport.client import EngineClient
@@ -111,3 +120,18 @@ def test_a_model_runs_in_a_thread_behind_its_client():
     num_threads = torch.get_num_threads()
     assert asyncio.run(answers()) == wanted
     assert torch.get_num_threads() == num_threads
+
+
+@pytest.mark.parametrize(
+    ("asked", "attended_by"),
+    [("auto", "prompt_attention_flash"), ("sdpa", "prompt_attention_sdpa")],
+)
+def test_prompts_are_attended_to_as_the_configuration_has_it(
+    monkeypatch: pytest.MonkeyPatch, asked: str, attended_by: str
+):
+    monkeypatch.setattr(prompt_attention, "takes_flash", lambda *facts: True)
+    monkeypatch.setattr(prompt_attention, "attend_by_flash", prompt_attention.attend_by_sdpa)
+    engine = make_engine(make_model(FUSED["llama"]), step_kernels="torch", prompt_attention=asked)
+    with counted() as launches:
+        run_engine(engine, [(make_prompts(9)[0], SamplingParams(max_tokens=2, temperature=0.0))])
+    assert {name for name in launches if name.startswith("prompt_attention")} == {attended_by}

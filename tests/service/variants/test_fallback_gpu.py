@@ -13,6 +13,7 @@ STEP_KERNELS = StartFailure(
     FailureKind.STEP_TEST, step_kernels=("triton",), detail="add_norm is off"
 )
 GRAPHS = StartFailure(FailureKind.STEP_TEST, graphs=True)
+FLASH = StartFailure(FailureKind.STEP_TEST, flash=True, detail="off by 7")
 LINEARS = StartFailure(FailureKind.CANNOT_RUN, ("triton",), detail="install gcc")
 
 
@@ -36,7 +37,7 @@ def test_step_kernels_that_fail_their_test_are_left_out_and_the_words_say_what_w
 
 def test_each_part_is_given_up_once_and_the_others_are_kept():
     fallback = policy_of()
-    for failure in (LINEARS, STEP_KERNELS, GRAPHS):
+    for failure in (LINEARS, STEP_KERNELS, FLASH, GRAPHS):
         fallback.next_attempt(started_with(failure))
         fallback.note(LoadAttempt(variant=MAIN))
     assert fallback.load_request == LoadRequest(
@@ -44,15 +45,17 @@ def test_each_part_is_given_up_once_and_the_others_are_kept():
         excluded_backends=("triton",),
         excluded_step_kernels=("triton",),
         excludes_graphs=True,
+        excludes_flash=True,
     )
     assert fallback.degraded == (
         "without kernel triton: cannot run here (install gcc);"
         " without step kernels triton: failed the test of its steps (add_norm is off);"
+        " without flash attention: failed the test of its steps (off by 7);"
         " without graphs: failed the test of its steps"
     )
 
 
-@pytest.mark.parametrize("failure", [STEP_KERNELS, GRAPHS])
+@pytest.mark.parametrize("failure", [STEP_KERNELS, FLASH, GRAPHS])
 def test_where_nothing_of_the_step_is_left_to_give_up_no_other_branch_is_tried(failure):
     fallback = policy_of()
     fallback.next_attempt(started_with(failure))
@@ -67,6 +70,7 @@ def test_where_nothing_of_the_step_is_left_to_give_up_no_other_branch_is_tried(f
         ({"enforce_eager": False}, GRAPHS),
         ({"backend": "triton"}, LINEARS),
         ({"strict": True}, STEP_KERNELS),
+        ({"strict": True}, FLASH),
     ],
 )
 def test_what_was_asked_for_by_name_is_not_given_up(settings, failure):
