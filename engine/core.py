@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from engine.config import EngineConfig
     from engine.constraint import Constraint, ConstraintFactory
+    from engine.execution.decode_graphs import Recordings
     from engine.execution.path import ExecutionPath
     from engine.layers.weights import LinearsInUse
     from engine.outputs import StepOutput
@@ -66,6 +67,9 @@ class Runner(Protocol):
 
     def first_layers(self, num_layers: int) -> AbstractContextManager[None]:
         """Run the first layers alone until the end of the block."""
+
+    def recordings(self) -> Recordings:
+        """Say what is recorded and replayed, and what should be and is not."""
 
     def eagerly(self) -> AbstractContextManager[None]:
         """Run every step as it comes until the end of the block."""
@@ -144,6 +148,10 @@ class Engine:
         What is kept of keys and values meanwhile is wrong for anybody else.
         """
         return self._runner.first_layers(num_layers)
+
+    def recordings(self) -> Recordings:
+        """Say what is recorded and replayed, and what should be and is not."""
+        return self._runner.recordings()
 
     def eagerly(self) -> AbstractContextManager[None]:
         """Replay nothing that was recorded until the end of the block: for a test."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -46,6 +46,14 @@ MAX_RARE_GRAPHS = 64
 _TOLD = (0, 1, 5, 20)
 
 
+@dataclass(frozen=True, slots=True)
+class Recordings:
+    """What an engine records and replays."""
+
+    num_replays: int  # since it was made
+    lacking: str | None = None  # what of it should be recorded and is not, in words
+
+
 class DecodeGraphs:
     """Records decode steps and replays them."""
 
@@ -77,6 +85,14 @@ class DecodeGraphs:
     def num_recorded(self) -> int:
         """How many steps there are."""
         return sum(map(len, self._recorded.values()))
+
+    def describe(self) -> Recordings:
+        """Count replays, and say what could not be recorded."""
+        lacking = None
+        if self.dropped:
+            rows = ", ".join(map(str, sorted({size for size, _ in self.dropped})))
+            lacking = f"steps of {rows} rows are not recorded: recording them failed (see the log)"
+        return Recordings(self.num_replays.total(), lacking)
 
     def record_common(self) -> None:
         """Record what most requests need, in every size; takes seconds, before the first one."""

@@ -22,7 +22,7 @@ from engine.attention.kv_cache import (
     resolve_kv_dtype,
 )
 from engine.errors import OutOfMemoryError, UnsupportedArchitectureError
-from engine.execution.decode_graphs import DecodeGraphs
+from engine.execution.decode_graphs import DecodeGraphs, Recordings
 from engine.execution.decoder import HeadApart, make_decoder
 from engine.execution.device_faults import is_out_of_memory
 from engine.execution.drafts import sampled_places
@@ -129,6 +129,7 @@ class ModelRunner:
             send=self._to_device.send,
         )
         self._num_prompt_logprobs: dict[int, int] = {}  # asked for, by slot
+        self._is_to_be_recorded = path.kernels is not None and path.recorder is not None
         self._graphs = self._record(path, config)
 
     def linears(self) -> tuple[LinearsInUse, ...]:
@@ -138,6 +139,15 @@ class ModelRunner:
     def first_layers(self, num_layers: int) -> AbstractContextManager[None]:
         """Run the first layers alone until the end of the block."""
         return self._decoder.first_layers(num_layers)
+
+    def recordings(self) -> Recordings:
+        """Say what is recorded and replayed, and what should be and is not."""
+        if self._graphs is not None:
+            return self._graphs.describe()
+        lacking = None
+        if self._is_to_be_recorded:  # and the layers do not allow it
+            lacking = "steps are not recorded: the model's layers wait for the device"
+        return Recordings(num_replays=0, lacking=lacking)
 
     def eagerly(self) -> AbstractContextManager[None]:
         """Run every step as it comes until the end of the block."""

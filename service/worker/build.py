@@ -105,7 +105,13 @@ def build_engine(
     memory = compare(meter, loaded, config, backend=settings.backend) if is_real else None
     if memory is not None and not load_request.excluded_backends:
         record(memory, loaded, Records(settings.cache_dir))
-    description = describe(loaded, memory, path, is_batch_invariant=settings.batch_invariant)
+    description = describe(
+        loaded,
+        memory,
+        path,
+        not_recorded=engine.recordings().lacking,
+        is_batch_invariant=settings.batch_invariant,
+    )
     shortened = why_shortened(
         loaded.model, config.max_model_len, settings, longest=load_request.max_model_len
     )
@@ -311,9 +317,10 @@ def describe(
     memory: MemoryReport | None,
     path: GpuPath | None = None,
     *,
+    not_recorded: str | None = None,
     is_batch_invariant: bool,
 ) -> ModelDescription:
-    """Describe a loaded model."""
+    """Describe a loaded model; not_recorded: what steps run without graphs that should not."""
     provenance, config = loaded.provenance, loaded.model.config
     return ModelDescription(
         repo=provenance.repo,
@@ -325,7 +332,7 @@ def describe(
         backend=provenance.backend,
         dtype=provenance.dtype,
         device=provenance.device + ("" if path is None else path.device_note),
-        unsupported=None if path is None else path.unsupported,
+        unsupported=_unsupported(path, not_recorded),
         is_batch_invariant=is_batch_invariant,
         model_type=config.model_type,
         vocab_size=getattr(config, "vocab_size", None),
@@ -335,6 +342,11 @@ def describe(
         memory=memory,
         suspicions=loaded.suspicions,
     )
+
+
+def _unsupported(path: GpuPath | None, not_recorded: str | None) -> str | None:
+    reasons = [] if path is None or path.unsupported is None else [path.unsupported]
+    return "; ".join([*reasons, *([not_recorded] if not_recorded else [])]) or None
 
 
 def _quantization_text(loaded: LoadedModel) -> str:
