@@ -101,7 +101,7 @@ def _kv_cache_bytes(
     reserve: MemoryBreakdown | None,
     longest: int | None,
 ) -> int:
-    """How much memory keys and values may take; arguments as below and above."""
+    """How much memory keys and values may take, no more than a context cut short needs."""
     memory = resolve_kv_cache_bytes(
         settings,
         model.device,
