@@ -89,7 +89,8 @@ On CUDA, activations are the sum of
   tokens × (4 hidden + heads × head_dim + 3 intermediate), and, of the last layer, whose sampled rows go on alone,
   2 tokens × hidden + users × (3 hidden + heads × head_dim + 3 intermediate); and {steps.INPUT_BYTES} bytes a token for ids and places,
 * one layer's keys and values of whole contexts, gathered for chunks of prompts: 4 bytes × context × KV heads × head_dim,
-  of several users together {steps.MAX_PREFIX_BYTES // 2**20} MiB at most,
+  of several users together {steps.MAX_PREFIX_BYTES // 2**20} MiB at most; and where `kv_cache_dtype` names another type, what is read of
+  {steps.MAX_WIDENED_BYTES // 2**20} MiB of them as it is kept,
 * the table of rotations: 4 bytes × context × head_dim,
 * picking tokens: {steps.SAMPLING_BYTES} bytes × users × vocabulary, which is every setting in use at once; a greedy row takes 6,
 * with the reference, which multiplies in float32, 4 bytes × tokens × (hidden + intermediate).
@@ -102,7 +103,9 @@ ten a layer. No decode step gathers keys and values: how wide a batch is costs n
 the host's pinned memory is not the device's.
 
 `tetrad serve` leaves activations, workspace, graphs and tables free when it sizes the KV cache, where
-`gpu_memory_utilization` leaves less, and says so in the log (`engine_sized`).
+`gpu_memory_utilization` leaves less, and says so in the log (`engine_sized`). The workspace that Triton's kernels share
+is there since loading and not left free again. The memory report compares a GPU at rest: activations but the rotations,
+and the tables, are left out, and graphs count with {steps.START_SAMPLING_BYTES} bytes for picking tokens, as those do that are recorded at the start.
 
 Kernels on CUDA: `triton` from compute capability 8.0 on, `reference` before it and where Triton is missing. Up to
 {MAX_FEW_ROWS} rows Triton's kernels multiply by packed weights; with more, pieces of them are dequantised for cuBLAS. The

@@ -21,3 +21,13 @@ def test_a_storage_counts_once_and_as_long_as_anybody_holds_it(device):
         del known
         assert bytes_held.held == 0
     assert bytes_held.peak == 2100
+
+
+def test_what_was_there_before_does_not_count_unless_it_is_named():
+    table = torch.zeros(1000, device="meta")
+    with LiveBytes() as bytes_held:
+        view = table[:10].add_(1)
+        assert bytes_held.held == 0
+        del view, table
+        made = torch.zeros(1000, device="meta")  # perhaps in the same place
+        assert bytes_held.held == made.nbytes

@@ -2,7 +2,7 @@
 
 What is compared (`kernel_cases`) is what the engine and the loaders call. Memory that kernels are
 given is filled with NaN before, so that what one forgets to write, or reads without having to,
-shows. Over two hundred kernels are compiled on the way, some seconds each, so several processes
+shows. Well over a hundred kernels are compiled on the way, seconds each, so several processes
 share the cases; one that an illegal access ends takes no other with it.
 """
 

@@ -204,6 +204,7 @@ def _start_as_served(folder: Path, context: Context) -> dict[str, Any]:
         local_files_only=True,
         # Linear kernels take nine tenths of the time where they are interpreted.
         backend=wanted,
+        enforce_eager=True if context.is_dry else "auto",
         max_num_seqs=1 if context.is_dry else 8,
         max_model_len=96 if context.is_dry else 1024,
         kv_cache_size=2**20 if context.is_dry else 2**26,

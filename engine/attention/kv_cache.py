@@ -99,6 +99,11 @@ def resolve_num_blocks(
     return min(fitting, per_sequence * max_num_seqs)
 
 
+# What `gather_slots` reads at a time where another type is kept, in that type's stead: copying so
+# much takes a GPU longer than launching the copies does.
+MAX_WIDENED_BYTES = 32 * 2**20
+
+
 class KVCache:
     """Keys and values of every cached token, [num_slots, 2, kv_heads, head_dim] a layer.
 
@@ -193,10 +198,19 @@ class KVCache:
         Returns [num_tokens, 2, kv_heads, head_dim].
         """
         layer = self._layers[layer_index]
-        if not self._scales:
-            return layer.index_select(0, slots).to(self.dtype)
-        codes = layer.view(torch.uint8).index_select(0, slots).view(self._stored)
-        return widen(codes, self._scales[layer_index].index_select(0, slots), self.dtype)
+        if self.is_exact:
+            return layer.index_select(0, slots)
+        gathered = layer.new_empty((slots.shape[0], *layer.shape[1:]), dtype=self.dtype)
+        # Piece by piece, or what was kept would lie beside all of what is read.
+        at_once = max(1, MAX_WIDENED_BYTES // self.bytes_per_token)
+        pieces = zip(torch.split(gathered, at_once), torch.split(slots, at_once), strict=True)
+        for wide, those in pieces:
+            kept = layer.view(torch.uint8) if self._scales else layer  # indices know no float8
+            wide.copy_(kept.index_select(0, those).view(self._stored))
+            if self._scales:
+                scales = self._scales[layer_index].index_select(0, those)
+                wide.mul_(scales.to(self.dtype))
+        return gathered
 
     def gather(self, layer_index: int, blocks: Tensor, *, is_fresh: bool = False) -> Tensor:
         """Copy blocks [num_blocks] int64 side by side; the copy is good until the next gather.

@@ -7,7 +7,7 @@ looking at the configuration and partly by running one token and looking at what
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import structlog
 import torch
@@ -53,6 +53,17 @@ class Decoder(Protocol):
 
     def linears(self) -> Iterator[LinearsInUse]:
         """Give the linear layers that `logits` multiplies by, by the names that the model had."""
+
+
+@runtime_checkable
+class HeadApart(Protocol):
+    """A decoder whose head can be run on a few rows at a time; `logits` does both at once."""
+
+    def last_rows(self, model_input: ModelInput) -> Tensor:
+        """Run one step's tokens up to the head; [num_seqs, hidden]."""
+
+    def head(self, rows: Tensor) -> Tensor:
+        """Go on with some of these rows; [rows, vocab] float32."""
 
 
 def make_decoder(

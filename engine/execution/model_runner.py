@@ -23,7 +23,7 @@ from engine.attention.kv_cache import (
 )
 from engine.errors import OutOfMemoryError, UnsupportedArchitectureError
 from engine.execution.decode_graphs import DecodeGraphs
-from engine.execution.decoder import make_decoder
+from engine.execution.decoder import HeadApart, make_decoder
 from engine.execution.device_faults import is_out_of_memory
 from engine.execution.drafts import sampled_places
 from engine.execution.gpu_input import build_gpu_input
@@ -35,7 +35,7 @@ from engine.execution.pinned import memory_beside
 from engine.execution.slot_state import SlotState
 from engine.execution.static_decode import StaticDecode
 from engine.execution.step_results import HeldResult, ResultSections, StepResult, read_result
-from engine.sampling.logprobs import prompt_logprobs
+from engine.sampling.logprobs import prompt_logprobs, prompt_logprobs_of
 from engine.sampling.row_plan import make_plan, plan_key
 from engine.sampling.sampler import sample
 from engine.sampling.state import SamplingState
@@ -173,14 +173,24 @@ class ModelRunner:
             recorded = self._run_recorded(batch.decodes, self._graphs)
             if recorded is not None:
                 return recorded
-        logits = self._decoder.logits(self._lay_out(batch))
+        logits, reported = self._logits(batch)
         if logits.shape[-1] > self.vocab_size:
             raise UnsupportedArchitectureError(
                 f"the model's head gives {logits.shape[-1]} logits, its embedding has"
                 f" {self.vocab_size} rows; a sampled id could lie outside it"
             )
-        reported = self._prompt_logprobs(batch, logits)
-        return self._sample(batch, self._sampled_logits(batch, logits), reported)
+        return self._sample(batch, logits, reported)
+
+    def _logits(self, batch: ScheduledBatch) -> tuple[Tensor, dict[int, RowLogprobs]]:
+        """Return what is sampled from, and how likely prompts' tokens were."""
+        model_input, decoder = self._lay_out(batch), self._decoder
+        if _tells_of_prompts(batch) and isinstance(decoder, HeadApart):
+            # Those of a whole chunk may take gigabytes.
+            rows = decoder.last_rows(model_input)
+            tell = partial(self._prompt_logprobs_of, decoder.head)
+            return decoder.head(self._sampled(batch, rows)), self._reported(batch, rows, tell)
+        logits = decoder.logits(model_input)
+        return self._sampled(batch, logits), self._reported(batch, logits, prompt_logprobs)
 
     @torch.inference_mode()
     def _record(self, path: ExecutionPath, config: EngineConfig) -> DecodeGraphs | None:
@@ -268,31 +278,43 @@ class ModelRunner:
         row_slots = places.slots if places.row_slots is None else places.row_slots
         self._sampling.record(row_slots, tokens, places.counts)
 
-    def _prompt_logprobs(self, batch: ScheduledBatch, logits: Tensor) -> dict[int, RowLogprobs]:
+    def _reported(
+        self,
+        batch: ScheduledBatch,
+        rows: Tensor,
+        tell: Callable[[Tensor, Tensor, int], RowLogprobs],
+    ) -> dict[int, RowLogprobs]:
+        """Tell of prompts what is asked, by sequence; tell: of some of the rows."""
         reported: dict[int, RowLogprobs] = {}
         row = len(batch.decodes)
         for chunk in batch.chunks:
             if chunk.prompt_targets is not None:
                 targets = self._sampling.send_ids(chunk.prompt_targets)
-                reported[chunk.sequence_id] = prompt_logprobs(
-                    logits[row : row + len(targets)],
-                    targets,
-                    self._num_prompt_logprobs[chunk.slot],
-                )
+                num_top = self._num_prompt_logprobs[chunk.slot]
+                reported[chunk.sequence_id] = tell(rows[row : row + len(targets)], targets, num_top)
             row += num_logits(chunk)
         return reported
 
-    def _sampled_logits(self, batch: ScheduledBatch, logits: Tensor) -> Tensor:
+    def _prompt_logprobs_of(
+        self, head: Callable[[Tensor], Tensor], rows: Tensor, targets: Tensor, num_top: int
+    ) -> RowLogprobs:
+        return prompt_logprobs_of(rows, head, targets, num_top, self.vocab_size)
+
+    def _sampled(self, batch: ScheduledBatch, rows: Tensor) -> Tensor:
         """Leave out the rows that only a prompt's logprobs are told from."""
         num_rows = len(batch.decodes) + sum(chunk.num_samples for chunk in batch.chunks)
-        if logits.shape[0] == num_rows:
-            return logits
-        rows = list(range(len(batch.decodes)))
-        stop = len(rows)
+        if rows.shape[0] == num_rows:
+            return rows
+        places = list(range(len(batch.decodes)))
+        stop = len(places)
         for chunk in batch.chunks:
             stop += num_logits(chunk)
-            rows += range(stop - chunk.num_samples, stop)
-        return logits.index_select(0, self._sampling.send_ids(rows))
+            places += range(stop - chunk.num_samples, stop)
+        return rows.index_select(0, self._sampling.send_ids(places))
+
+
+def _tells_of_prompts(batch: ScheduledBatch) -> bool:
+    return any(chunk.prompt_targets is not None for chunk in batch.chunks)
 
 
 def _host_side(

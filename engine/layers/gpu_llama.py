@@ -52,6 +52,10 @@ class GpuLlamaDecoder:
 
     def logits(self, model_input: ModelInput) -> Tensor:
         """Run one step's tokens; [num_seqs, vocab] float32."""
+        return self.head(self.last_rows(model_input))
+
+    def last_rows(self, model_input: ModelInput) -> Tensor:
+        """Run one step's tokens up to the head; [num_seqs, hidden], stored in the head's order."""
         # Whoever runs a GPU's path makes steps of that kind only.
         attention = cast("FusedAttentionStep", model_input.attention)
         residual = self._embedding.index_select(0, model_input.token_ids).to(self._dtype)
@@ -62,7 +66,11 @@ class GpuLlamaDecoder:
         # Past the last keys and values only the rows that are sampled from are needed.
         rows = model_input.logits_indices
         residual, delta = last(residual, delta, self._rotation, attention, rows=rows)
-        return self._head(self._norm(residual, delta)).float()
+        return self._norm(residual, delta)
+
+    def head(self, rows: Tensor) -> Tensor:
+        """Go on with some of these rows; [rows, vocab] float32."""
+        return self._head(rows).float()
 
     @contextmanager
     def first_layers(self, num_layers: int) -> Iterator[None]:

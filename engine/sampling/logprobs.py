@@ -16,13 +16,18 @@ from engine.outputs import TokenLogprobs
 from engine.sampling.token_filters import SCALE, to_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from torch import Tensor
 
 # Rows of a prompt that are looked at together: what is made of 64 rows of 150 000 logits takes
 # 0.2 GB, of a whole chunk several.
 _BLOCK_ROWS = 64
+# The same in bytes where logits are made for it alone: less than what a chunk takes between its
+# layers, so that telling of it takes a step no more memory than running it.
+_MAX_BLOCK_BYTES = 48 * 2**20
+# For each row and token of the vocabulary (counted on the meta device, 2026-11).
+_BLOCK_NUMBER_BYTES = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +83,29 @@ def prompt_logprobs(logits: Tensor, targets: Tensor, num_top: int) -> RowLogprob
     logits: [rows, vocab] float32. targets: [rows] int64, the token that followed each row.
     """
     token_ids = torch.arange(logits.shape[1], device=logits.device)
-    blocks = [
+    return _joined(
         row_logprobs(logits[start:stop], targets[start:stop], num_top, token_ids)
-        for start, stop in _blocks(len(targets))
-    ]
+        for start, stop in _blocks(len(targets), _BLOCK_ROWS)
+    )
+
+
+def prompt_logprobs_of(
+    rows: Tensor, head: Callable[[Tensor], Tensor], targets: Tensor, num_top: int, vocab_size: int
+) -> RowLogprobs:
+    """Do the same of rows [rows, hidden] whose logits `head` makes, a few of them at a time."""
+    at_once = max(1, _MAX_BLOCK_BYTES // (_BLOCK_NUMBER_BYTES * vocab_size))
+    return _joined(
+        row_logprobs(head(rows[start:stop]), targets[start:stop], num_top)
+        for start, stop in _blocks(len(targets), at_once)
+    )
+
+
+def _joined(blocks: Iterable[RowLogprobs]) -> RowLogprobs:
+    found = list(blocks)
     return RowLogprobs(
-        torch.cat([block.picked for block in blocks]),
-        torch.cat([block.top_ids for block in blocks]),
-        torch.cat([block.top for block in blocks]),
+        torch.cat([block.picked for block in found]),
+        torch.cat([block.top_ids for block in found]),
+        torch.cat([block.top for block in found]),
     )
 
 
@@ -95,9 +115,9 @@ def to_prompt_logprobs(rows: RowLogprobs) -> tuple[TokenLogprobs, ...]:
     return tuple(row for row in told if row is not None)
 
 
-def _blocks(num_rows: int) -> list[tuple[int, int]]:
-    starts = range(0, max(1, num_rows), _BLOCK_ROWS)  # one block where there is no row
-    return [(start, min(start + _BLOCK_ROWS, num_rows)) for start in starts]
+def _blocks(num_rows: int, at_once: int) -> list[tuple[int, int]]:
+    starts = range(0, max(1, num_rows), at_once)  # one block where there is no row
+    return [(start, min(start + at_once, num_rows)) for start in starts]
 
 
 def _leading(logits: Tensor, num_top: int, token_ids: Tensor) -> Tensor:

@@ -46,6 +46,9 @@ _LOGIT_COPIES = 3
 # keeps layers apart.
 _FUSED_LAYERS = {"int4pack": 2, "int4planes": 2, "int8pack": 2}
 
+# Kernels that make their workspace while layers are prepared, and keep it.
+_KEEPING_WORKSPACE = frozenset({"triton"})
+
 
 @dataclass(frozen=True, slots=True)
 class Demand:
@@ -198,6 +201,36 @@ class PreparedWeights:
     def _has_reference(self) -> bool:
         return any(part.kernel == "reference" for part in self.parts)
 
+    def once_loaded(self, demand: Demand) -> MemoryBreakdown:
+        """Predict what one device holds, but for the workspace that is there since loading.
+
+        What is free then has lost that already.
+        """
+        made = (part for part in self.parts if part.kernel not in _KEEPING_WORKSPACE)
+        workspace = max(map(_scratch, made), default=0)
+        return replace(self.on_devices(demand)[0], workspace=workspace)
+
+    def at_rest(self, demand: Demand) -> MemoryBreakdown:
+        """Predict what a GPU holds between steps, before a request has asked for more than usual.
+
+        No activations but the table of rotations, of workspace what is kept, graphs as they are
+        recorded at the start, and no sampling's tables.
+        """
+        full = self.on_devices(demand)[0]
+        kept = (part for part in self.parts if part.kernel in _KEEPING_WORKSPACE)
+        graphs = full.graphs
+        if graphs:
+            sizes = self.shape, demand.max_num_seqs, demand.context
+            graphs += steps.pool_bytes(*sizes, sampling_bytes=steps.START_SAMPLING_BYTES)
+            graphs -= steps.pool_bytes(*sizes)
+        return replace(
+            full,
+            activations=steps.rotation_bytes(self.shape, demand.context),
+            workspace=max(map(_scratch, kept), default=0),
+            graphs=graphs,
+            slots=0,
+        )
+
     def on_devices(self, demand: Demand, count: int = 1) -> tuple[MemoryBreakdown, ...]:
         """Predict what each of `count` devices holds when they serve the demand."""
         return self.memory(self.shares(count), demand)
@@ -275,7 +308,8 @@ def activation_bytes(
     tokens = demand.step_tokens(device)
     if device == "cuda":
         total = steps.layer_bytes(shape, tokens, min(tokens, demand.users))
-        total += steps.prefix_bytes(shape, demand.context, demand.users)
+        prefix = steps.prefix_bytes(shape, demand.context, demand.users)
+        total += prefix + steps.widening_bytes(shape, prefix, demand.kv_dtype)
         total += steps.rotation_bytes(shape, demand.context)
         if is_last:
             total += steps.sampling_bytes(shape, demand.users)

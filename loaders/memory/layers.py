@@ -18,6 +18,7 @@ from loaders.quantization.kernel_rules import (
     FP16_INPUT_MULTIPLE,
     INT4_GROUP_SIZES,
     INT4_OUTPUT_MULTIPLE,
+    MAX_PACKED_ROWS,
     DeviceFacts,
     PackedSize,
     fastest_kernel,
@@ -70,9 +71,6 @@ _GGUF_ZERO_BYTES = {
     "Q2_K": 2, "Q3_K": 0, "Q4_K": 2, "Q5_K": 2, "Q6_K": 0,
 }  # fmt: skip
 _SCALE_BYTES = 2
-# Up to how many rows a step multiplies by packed weights: beyond, by those that it dequantises. The
-# CPU's kernels find theirs at load, by measuring.
-_MAX_PACKED_ROWS = {"triton": MAX_FEW_ROWS, "reference": 0}
 # Why a kernel is the fastest for a layer.
 _REASONS = {
     "int4pack": "PyTorch's int4 kernel takes up to 4 bits in groups of 32 to 256",
@@ -209,7 +207,10 @@ def _packed_size(
         num_weights = codes.num_bytes * 8 // packed.bits
     has_order = quantization.desc_act and packed.group_size != -1
     in_features = num_weights // out_features
-    usual = 0 if quantization.sym else 1
+    # Added one to, the first format's zero points of 8 bits may be 256, which takes no byte; what
+    # they are, headers don't tell.
+    may_pass_a_byte = packed.checkpoint_format == "gptq" and packed.bits == 8
+    usual = 0 if quantization.sym else 2 if may_pass_a_byte else 1
     return PackedSize(
         packed.bits,
         packed.group_size,
@@ -379,7 +380,7 @@ def kernels_used(parts: Sequence[Part]) -> tuple[KernelUse, ...]:
             reasons=tuple(
                 dict.fromkeys(part.kernel_reason for part in parts if part.kernel == name)
             ),
-            max_packed_rows=_MAX_PACKED_ROWS.get(name),
+            max_packed_rows=MAX_PACKED_ROWS.get(name),
         )
         for name in sorted(dict.fromkeys(names), key=lambda name: -names.count(name))
     )

@@ -10,6 +10,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import TYPE_CHECKING
 
+from loaders.checkpoint.shape import KV_TYPES
+
 if TYPE_CHECKING:
     from loaders.checkpoint.shape import ModelShape
 
@@ -20,21 +22,26 @@ INPUT_BYTES = 4 * 8
 # in float32, and with every setting in use sums of whole numbers in 64 bits (a greedy row 6, a
 # drawn one 24, with top_k and top_p 46). Counted on the meta device, 2026-11.
 SAMPLING_BYTES = 66
+# The same with what is recorded before any request: greedy steps, and those with top_k and top_p.
+START_SAMPLING_BYTES = 46
 # Kept for each slot and token, once a request asks: bias, penalties' counts, ends, the prompt's.
 SLOT_BYTES = 10
-# Rows of the recorded decode steps; one is taken for the next larger one.
+# Rows of the recorded decode steps, of which each does for fewer, too; more rows run as they come.
 GRAPH_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 224, 256)
-_MORE_ROWS = 64  # each shape beyond these holds so many more
-# Launches that a recorded step holds: of each layer, and of embedding, head and sampling.
+# Launches that a recorded step holds: of each layer, and of embedding, head and sampling. Beyond 64
+# rows products are of dequantised pieces and a layer has more: 22 of 7B, 60 of 70B.
 _LAYER_LAUNCHES, _OTHER_LAUNCHES = 10, 120
 # What the driver keeps of each launch of a graph. Not measured: other servers' graphs of such
 # models took 10 to 30 KB a launch, their pool included.
 GRAPH_LAUNCH_BYTES = 16 * 1024
-# Of each shape the greedy step and one that draws; others are recorded when they are asked for.
-_PLANS_A_SHAPE = 2
+# Of each shape the greedy step and one that draws. Others are recorded when they were wanted often,
+# a few dozen of all shapes at most and while there is memory: they are not counted.
+PLANS_A_SHAPE = 2
 
 # Of what `engine.attention.prompt` gathers of several chunks at a time.
 MAX_PREFIX_BYTES = 256 * 2**20
+# Of it as much as `engine.attention.kv_cache` reads at a time where it keeps another type.
+MAX_WIDENED_BYTES = 32 * 2**20
 
 # How attention of decode steps shares out its work, as `engine.kernels.paged_decode` does.
 _PROCESSORS = 132  # of an H100 or H200; fewer make fewer splits
@@ -67,6 +74,18 @@ def prefix_bytes(shape: ModelShape, context: int, users: int) -> int:
     return max(longest, min(MAX_PREFIX_BYTES, users * longest))
 
 
+def widening_bytes(shape: ModelShape, prefix: int, kv_dtype: str | None) -> int:
+    """What is read of a gathered prefix as it is kept, before it is attention's numbers.
+
+    kv_dtype: what keys and values are kept in; None is what attention computes in.
+    """
+    if kv_dtype is None:
+        return 0
+    number, scale = KV_TYPES[kv_dtype]
+    heads = min(prefix, MAX_WIDENED_BYTES) // (NUMBER * shape.head_dim)
+    return heads * (number * shape.head_dim + (scale and scale + NUMBER))
+
+
 def rotation_bytes(shape: ModelShape, context: int) -> int:
     """What the table of rotations takes."""
     return NUMBER * 2 * context * shape.head_dim
@@ -95,27 +114,31 @@ def split_bytes(shape: ModelShape, rows: int, context: int, processors: int = _P
 
 def graph_rows(max_num_seqs: int) -> tuple[int, ...]:
     """List the rows of the decode steps that are recorded, smallest first."""
-    place = bisect_left(GRAPH_ROWS, max_num_seqs)
-    if place < len(GRAPH_ROWS):
-        return GRAPH_ROWS[: place + 1]
-    more = range(GRAPH_ROWS[-1] + _MORE_ROWS, max_num_seqs + _MORE_ROWS, _MORE_ROWS)
-    return (*GRAPH_ROWS, *more)
+    return GRAPH_ROWS[: bisect_left(GRAPH_ROWS, max_num_seqs) + 1]
 
 
 def pool_bytes(
-    shape: ModelShape, max_num_seqs: int, context: int, *, has_logits: bool = True
+    shape: ModelShape,
+    max_num_seqs: int,
+    context: int,
+    *,
+    has_logits: bool = True,
+    sampling_bytes: int = SAMPLING_BYTES,
 ) -> int:
-    """What the graphs' own memory takes: the largest step's, which all others use again."""
+    """What the graphs' own memory takes: the largest step's, which all others use again.
+
+    sampling_bytes: for each row and token of the vocabulary, of the plans that are recorded.
+    """
     rows = graph_rows(max_num_seqs)
     split = max(split_bytes(shape, count, context) for count in rows)
-    sampling = sampling_bytes(shape, rows[-1]) if has_logits else 0
+    sampling = sampling_bytes * rows[-1] * shape.vocab_size if has_logits else 0
     return max(layer_bytes(shape, rows[-1], rows[-1]) + split, sampling)
 
 
 def launch_bytes(num_layers: int, max_num_seqs: int) -> int:
     """What the driver keeps of the graphs themselves."""
     launches = num_layers * _LAYER_LAUNCHES + _OTHER_LAUNCHES
-    return len(graph_rows(max_num_seqs)) * _PLANS_A_SHAPE * launches * GRAPH_LAUNCH_BYTES
+    return len(graph_rows(max_num_seqs)) * PLANS_A_SHAPE * launches * GRAPH_LAUNCH_BYTES
 
 
 def _power_of_2(number: int) -> int:

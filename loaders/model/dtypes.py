@@ -43,10 +43,11 @@ def settle_on_cpu(model: PreTrainedModel, mapped: MappedFiles) -> None:
 
 
 def settle_on_cuda(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Bring every float parameter outside packed layers to one dtype.
+    """Bring every float parameter outside packed layers to one dtype, and sums to float32.
 
     Raises TensorError for what is no number.
     """
+    _sum_in_float32()
     for name, module in model.named_modules():
         if isinstance(module, PackedLinear):
             continue
@@ -54,6 +55,18 @@ def settle_on_cuda(model: PreTrainedModel, dtype: torch.dtype) -> None:
         for parameter in module.parameters(recurse=False):
             if parameter.is_floating_point():
                 parameter.data = parameter.data.to(dtype)
+
+
+def _sum_in_float32() -> None:
+    """Have cuBLAS add up the parts of a split product in float32, in the whole process.
+
+    By default it may do so in the product's own dtype: a rounding for each part, and in float16 an
+    overflow where the sum itself has none. Which shapes are split, a card and a version decide, so
+    nothing else here could be held to a bound.
+    """
+    products = torch.backends.cuda.matmul
+    products.allow_fp16_reduced_precision_reduction = False
+    products.allow_bf16_reduced_precision_reduction = False
 
 
 def _widen(module: nn.Module, inputs: object, rows: Tensor) -> Tensor:  # noqa: ARG001

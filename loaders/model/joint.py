@@ -8,7 +8,7 @@ outputs, so that nobody has to sort them. How they are packed is `loaders.model.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers import (
     LlamaForCausalLM,
@@ -75,7 +75,7 @@ def _possible_sets(
     model: PreTrainedModel, waiting: Mapping[str, PackedLinear]
 ) -> dict[str, _SharedInput]:
     """Name the sets of the model's layers in full, by the first layer of each."""
-    if type(model) not in _FAMILIES:  # a subclass may compute something else
+    if not _has_own_layers(model):
         return {}
     found: dict[str, _SharedInput] = {}
     for shared in _SHARED_INPUTS:
@@ -86,6 +86,20 @@ def _possible_sets(
                 reader = None if shared.read_by is None else prefix + shared.read_by
                 found[name] = _SharedInput(tuple(prefix + part for part in shared.names), reader)
     return found
+
+
+def _has_own_layers(model: PreTrainedModel) -> bool:
+    """Whether the engine runs layers of its own for such a model.
+
+    Transformers' forward would multiply by the whole set for each layer of it. The engine decides
+    by the same (`engine.layers.llama.is_known`); a test holds the two together.
+    """
+    config: Any = model.config
+    return (
+        type(model) in _FAMILIES  # a subclass may compute something else
+        and config.hidden_act in ("silu", "swish")
+        and config.rope_parameters.get("partial_rotary_factor", 1.0) == 1.0
+    )
 
 
 def _can_join(

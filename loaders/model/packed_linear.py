@@ -18,7 +18,6 @@ from torch import nn
 from loaders.errors import CheckpointError
 from loaders.model.finite import check_finite
 from loaders.model.kernels.output_slice import whole_of
-from loaders.model.kernels.protocol import TwoWayKernel
 from loaders.quantization.packed_tensors import PackedTensors
 
 if TYPE_CHECKING:
@@ -151,12 +150,6 @@ class PackedLinear(nn.Module):
     def num_invariant_rows(self) -> int | None:
         """Up to how many rows `matmul` gives each as it would alone, to the last bit; None: any."""
         return self._ready_kernel().num_invariant_rows
-
-    @property
-    def max_packed_rows(self) -> int | None:
-        """Up to how many rows are multiplied by what is packed, where more are not; else None."""
-        kernel = self._ready_kernel()
-        return kernel.max_packed_rows if isinstance(kernel, TwoWayKernel) else None
 
     @property
     def unit_roundoff(self) -> float:

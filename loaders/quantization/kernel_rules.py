@@ -11,7 +11,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
-from loaders.quantization.plane_layout import FIELD_WIDTHS
+from loaders.quantization.plane_layout import FIELD_WIDTHS, MAX_FEW_ROWS, ROW_TILES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -39,6 +39,15 @@ INT4_OUTPUT_MULTIPLE = 64
 # crash (2.13, 2026-11). Twice that, to be sure of wider registers.
 INT8_INPUT_MULTIPLE = 32
 FP16_INPUT_MULTIPLE = 512  # FBGEMM pads inputs to it, so 576 of them take the memory of 1024
+
+# Up to how many rows a kernel multiplies by packed weights; beyond, by those that it dequantises.
+# The CPU's kernels find theirs at load, by measuring.
+MAX_PACKED_ROWS: Mapping[str, int] = {"triton": MAX_FEW_ROWS, "reference": 0}
+# Numbers of rows, each of which a kernel multiplies in a way of its own, beside those that all
+# kernels are tried with: a few, and the self-test's prompt.
+ROWS_OF_OTHER_WAYS: Mapping[str, tuple[int, ...]] = {
+    "triton": (*ROW_TILES[1:], MAX_FEW_ROWS + 1),
+}
 
 # Tensor cores that multiply bfloat16, and copies to shared memory beside arithmetic.
 TRITON_CAPABILITY = (8, 0)

@@ -2,13 +2,14 @@
 
 Counted as growth over what the process (CPU) or the device (CUDA) held before loading, so that it
 means the same in a process of its own and in a thread of the server. Keys and values are told
-apart: how many there are is a setting.
+apart: how many there are is a setting. A CPU is looked at after the self-test's prompt, whose
+activations its allocator keeps; a GPU at rest, with its graphs recorded and nothing else cached.
 """
 
 from __future__ import annotations
 
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -18,15 +19,16 @@ import torch
 
 from engine.attention.kv_cache import kv_block_bytes, resolve_kv_dtype
 from loaders.errors import LoadError
-from loaders.memory.device import CPU_LIBRARY_BYTES, Demand, predicted_memory
+from loaders.memory.device import CPU_LIBRARY_BYTES, Demand, prepare
 from loaders.model.self_test.tokens import NUM_PROMPT_TOKENS
 from loaders.model.stock import STOCK
-from service.worker.step_reserve import facts_of_device
+from service.worker.step_reserve import backend_to_count, facts_of_device
 from service.worker_protocol.model_description import MemoryReport
 
 if TYPE_CHECKING:
     from engine.config import EngineConfig
     from loaders.load import LoadedModel
+    from loaders.memory.device import MemoryBreakdown
     from loaders.records import Records
 
 log = structlog.get_logger(__name__)
@@ -45,6 +47,7 @@ class MemoryMeter:
 
     def _used(self) -> int:
         if self._device.type == "cuda":  # this process's own: others use the device, too
+            torch.cuda.empty_cache()  # left by tests, of sizes that nothing tells
             return int(torch.cuda.memory_reserved(self._device))
         return int(psutil.Process().memory_info().rss)
 
@@ -54,8 +57,8 @@ def compare(
 ) -> MemoryReport | None:
     """Measure now, and predict what was to be measured; None for what no plan is made for.
 
-    Nothing longer than the self-test's prompt has been read so far, and so little is predicted for
-    activations, too. backend: as it was asked for.
+    On a CPU nothing longer than the self-test's prompt has been read so far, and so little is
+    predicted for activations, too. backend: as it was asked for.
     """
     if loaded.provenance.num_offloaded or backend == STOCK:
         return None  # a part lies elsewhere, or in layouts that are not known here
@@ -64,19 +67,7 @@ def compare(
     block_bytes = kv_block_bytes(loaded.model.config, config.block_size, kv_dtype)
     kv_cache = (config.num_blocks + 1) * block_bytes
     try:
-        predicted = predicted_memory(
-            loaded.tensors,
-            loaded.model.config.to_dict(),
-            loaded.quantization,
-            facts_of_device(loaded.model.device),
-            demand=Demand(
-                min(config.max_model_len, NUM_PROMPT_TOKENS),
-                max_num_seqs=config.max_num_seqs,
-                has_graphs=not config.enforce_eager,
-            ),
-            backend=backend,
-            kv_cache=kv_cache,
-        )
+        predicted = replace(_predict(loaded, config, backend), kv_cache=kv_cache)
     except LoadError as error:
         log.warning("memory_not_predicted", reason=str(error))
         return None
@@ -99,6 +90,26 @@ def compare(
         off_by=f"{report.error:+.0%}",
     )
     return report
+
+
+def _predict(loaded: LoadedModel, config: EngineConfig, backend: str) -> MemoryBreakdown:
+    is_gpu = loaded.model.device.type == "cuda"
+    prepared = prepare(
+        loaded.tensors,
+        loaded.model.config.to_dict(),
+        loaded.quantization,
+        facts_of_device(loaded.model.device),
+        backend=backend_to_count(backend, loaded) if is_gpu else backend,
+    )
+    if not is_gpu:
+        demand = Demand(
+            min(config.max_model_len, NUM_PROMPT_TOKENS), max_num_seqs=config.max_num_seqs
+        )
+        return prepared.on_devices(demand)[0]
+    has_graphs = not (config.enforce_eager or config.is_batch_invariant)
+    return prepared.at_rest(
+        Demand(config.max_model_len, max_num_seqs=config.max_num_seqs, has_graphs=has_graphs)
+    )
 
 
 def record(report: MemoryReport, loaded: LoadedModel, records: Records) -> None:

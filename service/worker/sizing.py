@@ -61,7 +61,14 @@ def resolve_engine_config(
         max_num_batched_tokens=max_num_batched_tokens,
         has_graphs=not enforce_eager,
     )
-    memory = _kv_cache_bytes(settings, model, sequence_bytes, reserve, longest)
+    memory = resolve_kv_cache_bytes(
+        settings,
+        model.device,
+        sequence_bytes,
+        reserve_bytes=0 if reserve is None else reserve.reserve,
+    )
+    if longest is not None and settings.kv_cache_size == "auto":
+        memory = _shrunk(memory, longest / _made_for(model), sequence_bytes)
     max_model_len = _resolve_max_model_len(settings, asked_len, memory // block_bytes - 1)
     num_blocks = resolve_num_blocks(
         memory,
@@ -70,15 +77,7 @@ def resolve_engine_config(
         max_num_seqs=settings.max_num_seqs,
         block_size=BLOCK_SIZE,
     )
-    log.info(
-        "engine_sized",
-        max_model_len=max_model_len,
-        kv_cache_tokens=num_blocks * BLOCK_SIZE,
-        kv_cache_bytes=num_blocks * block_bytes,
-        max_num_seqs=settings.max_num_seqs,
-        **_told(reserve),
-    )
-    return EngineConfig(
+    config = EngineConfig(
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         max_model_len=max_model_len,
@@ -92,28 +91,27 @@ def resolve_engine_config(
         step_kernels=settings.step_kernels if path is None else path.step_kernels,
         prompt_attention="auto" if path is None or path.has_flash else "sdpa",
     )
+    _log_sizes(config, block_bytes, reserve)
+    return config
 
 
-def _kv_cache_bytes(
-    settings: WorkerSettings,
-    model: PreTrainedModel,
-    sequence_bytes: int,
-    reserve: MemoryBreakdown | None,
-    longest: int | None,
-) -> int:
-    """How much memory keys and values may take, no more than a context cut short needs."""
-    memory = resolve_kv_cache_bytes(
-        settings,
-        model.device,
-        sequence_bytes,
-        reserve_bytes=0 if reserve is None else reserve.reserve,
+def _log_sizes(config: EngineConfig, block_bytes: int, reserve: MemoryBreakdown | None) -> None:
+    log.info(
+        "engine_sized",
+        max_model_len=config.max_model_len,
+        kv_cache_tokens=config.num_blocks * config.block_size,
+        kv_cache_bytes=config.num_blocks * block_bytes,
+        max_num_seqs=config.max_num_seqs,
+        **_told(reserve),
     )
-    if longest is None or settings.kv_cache_size != "auto":
-        return memory
-    # Memory did not suffice for what "auto" is: the cache shrinks as the context does, or the next
-    # attempt would fail as the last one.
-    share = min(1.0, longest / _made_for(model))
-    return min(memory, max(int(memory * share), sequence_bytes))
+
+
+def _shrunk(memory: int, share: float, sequence_bytes: int) -> int:
+    """Have the cache shrink as the context does, where memory did not suffice for what "auto" is.
+
+    Or the next attempt would fail as the last one. share: of the context, left of the model's own.
+    """
+    return min(memory, max(int(memory * min(1.0, share)), sequence_bytes))
 
 
 def _resolve_enforce_eager(

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from loaders.model.kernels.protocol import TwoWayKernel
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -63,12 +61,6 @@ class OutputSlice:
     def input_permutation(self) -> Tensor | None:
         """The joined kernel's."""
         return self._joined.kernel.input_permutation
-
-    @property
-    def max_packed_rows(self) -> int | None:
-        """The joined kernel's."""
-        kernel = self._joined.kernel
-        return kernel.max_packed_rows if isinstance(kernel, TwoWayKernel) else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply x [rows, in] by all weights; give this layer's outputs, [rows, out]."""

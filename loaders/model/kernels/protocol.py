@@ -72,15 +72,6 @@ class Kernel(Protocol):
         """Return one kernel giving this output and the others' side by side, or None."""
 
 
-@runtime_checkable
-class TwoWayKernel(Protocol):
-    """A kernel that takes many rows another way than few."""
-
-    @property
-    def max_packed_rows(self) -> int | None:
-        """Up to how many rows are multiplied by what is packed; None where all are after all."""
-
-
 class Backend(Protocol):
     """A way to run packed layers."""
 

@@ -84,11 +84,6 @@ class TritonKernel:
         """What all layers of the device share, as far as they have been prepared."""
         return self._workspace.num_bytes
 
-    @property
-    def max_packed_rows(self) -> int:
-        """More rows are multiplied by dequantised pieces."""
-        return MAX_FEW_ROWS
-
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply x [rows, in], already permuted → [rows, out] in x's dtype, with the bias."""
         return self._multiply(x, self._bias)

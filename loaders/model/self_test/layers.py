@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from loaders.model.packed_linear import PackedLinear
+from loaders.quantization.kernel_rules import ROWS_OF_OTHER_WAYS
 from loaders.reports.self_test import Check
 
 if TYPE_CHECKING:
@@ -160,13 +161,17 @@ class Bounds:
 
 def _products(layer: PackedLinear, x: Tensor) -> Iterator[tuple[str, Tensor]]:
     yield f"{len(x)} rows at once", layer(x)
-    most = layer.max_packed_rows
-    if most is not None and len(x) <= most:
-        # The prompt is not that long; its rows once more are.
-        many = x.repeat(most // len(x) + 1, 1)
-        yield f"{len(many)} rows at once", layer(many)[-len(x) :]
     pieces = torch.split(x, _piece_sizes(len(x)))
     yield "few rows at once", torch.cat([layer(rows) for rows in pieces])
+    for size in ROWS_OF_OTHER_WAYS.get(layer.backend, ()):
+        yield f"{size} rows at once", _in_pieces(layer, x, size)
+
+
+def _in_pieces(layer: PackedLinear, x: Tensor, size: int) -> Tensor:
+    """Multiply so many rows at once, the first ones again where there are too few."""
+    num_rows = -(-len(x) // size) * size
+    places = torch.arange(num_rows, device=x.device) % len(x)
+    return torch.cat([layer(rows) for rows in torch.split(x[places], size)])[: len(x)]
 
 
 def _piece_sizes(num_rows: int) -> list[int]:

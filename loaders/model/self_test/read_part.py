@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 
 from loaders.model.self_test.layers import Bounds, Expected, compare_products
+from loaders.quantization.kernel_rules import ROWS_OF_OTHER_WAYS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,20 +78,38 @@ class ReadPart:
         """weight: [the part's outputs, in] float32. draw: gives so many rows of inputs."""
         self._part, self._layer, self._weight, self._draw = part, layer, weight, draw
         self._with_many_rows = with_many_rows
-        self._x = draw(_num_rows(layer, with_many_rows=with_many_rows))
+        self._x = draw(self._num_rows())
         self._expected = self._expect(self._x)
 
     @torch.inference_mode()
     def compare(self, multiply: Multiply) -> Check:
         """Compare products with the files; multiply gives all of the layer's outputs."""
-        num_weights = (self._part.stop - self._part.start) * self._layer.in_features
-        with one_thread(is_wanted=num_weights <= MAX_PART_WEIGHTS):
+        with one_thread(is_wanted=self._is_small):
             check = self._compare(multiply, self._x, self._expected)
             for _ in range(CONFIRMATIONS):
                 if check.passed is False:
-                    x = self._draw(MANY_ROWS)
+                    x = self._draw(self._many_rows)
                     check = self._compare(multiply, x, self._expect(x))
             return check
+
+    @property
+    def _is_small(self) -> bool:
+        return self._weight.numel() <= MAX_PART_WEIGHTS
+
+    @property
+    def _many_rows(self) -> int:
+        """So many that the kernel takes the way that is its last."""
+        return max((MANY_ROWS, *ROWS_OF_OTHER_WAYS.get(self._layer.backend, ())))
+
+    def _num_rows(self) -> int:
+        """How many rows to multiply in passing."""
+        wanted = self._many_rows if self._with_many_rows else sum(FEW_ROWS)
+        if wanted > MANY_ROWS and self._is_small:
+            return (
+                wanted  # fewer would go another way; what has one runs on GPUs, where it is brief
+            )
+        most = MAX_MULTIPLICATIONS // (self._layer.in_features * self._layer.out_features)
+        return min(wanted, max(FEW_ROWS[-1], most))
 
     def _expect(self, x: Tensor) -> Expected:
         bias = self._layer.bias
@@ -104,12 +123,6 @@ class ReadPart:
         )
         bounds = Bounds.of(self._layer.unit_roundoff, x.dtype)
         return compare_products(self._part.name, self._layer.backend, products, expected, bounds)
-
-
-def _num_rows(layer: LayerFacts, *, with_many_rows: bool) -> int:
-    """How many rows to multiply in passing."""
-    most = MAX_MULTIPLICATIONS // (layer.in_features * layer.out_features)
-    return min(MANY_ROWS if with_many_rows else sum(FEW_ROWS), max(FEW_ROWS[-1], most))
 
 
 @contextmanager

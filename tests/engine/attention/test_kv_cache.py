@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import GPT2Config, LlamaConfig
 
+from engine.attention import kv_cache
 from engine.attention.kv_cache import KVCache, kv_block_bytes, resolve_num_blocks
 from engine.config import KVDtype
 from engine.errors import NotEnoughBlocksError
@@ -141,3 +142,16 @@ def test_too_little_memory_says_how_much_is_needed():
     with pytest.raises(NotEnoughBlocksError, match="takes 500 bytes of KV cache, 499 are free"):
         resolve_num_blocks(499, 100, max_model_len=64, max_num_seqs=1)
     assert resolve_num_blocks(500, 100, max_model_len=64, max_num_seqs=1) == 4
+
+
+@pytest.mark.parametrize("kept_as", KINDS)
+def test_slots_are_read_in_pieces_as_they_are_at_once(
+    kept_as: KVDtype, monkeypatch: pytest.MonkeyPatch
+):
+    cache = make_cache(kept_as)
+    cache.write(1, torch.arange(8), torch.randn(8, 2, 3, 6))
+    slots = torch.tensor([7, 1, 1, 6, 0])
+    at_once = cache.gather_slots(1, slots)
+    assert torch.equal(at_once, cache.read_run(1, 0, 8)[slots])
+    monkeypatch.setattr(kv_cache, "MAX_WIDENED_BYTES", 2 * cache.bytes_per_token)
+    assert torch.equal(cache.gather_slots(1, slots), at_once)

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
+from engine.sampling import logprobs
 from engine.sampling.logprobs import (
     prompt_logprobs,
+    prompt_logprobs_of,
     row_logprobs,
     to_prompt_logprobs,
     to_token_logprobs,
@@ -91,6 +93,23 @@ def test_a_prompts_logprobs_do_not_depend_on_how_it_is_cut():
     assert len(whole) == 150
     assert all(len(token.top) == 4 for token in whole)
     assert math.isclose(whole[3].logprob, logits[3].log_softmax(0)[targets[3]].item(), rel_tol=1e-5)
+
+
+def test_a_prompts_logits_may_be_made_a_few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    rows, weight = torch.randint(-4, 5, (50, 16)).float(), torch.randint(-4, 5, (301, 16)).float()
+    targets = torch.randint(301, (50,))
+    made: list[int] = []
+
+    def head(some: torch.Tensor) -> torch.Tensor:
+        made.append(len(some))
+        return some @ weight.t()
+
+    monkeypatch.setattr(logprobs, "_MAX_BLOCK_BYTES", 7 * 40 * 301)
+    told = prompt_logprobs_of(rows, head, targets, 4, 301)
+    assert made == [7] * 7 + [1]
+    whole = prompt_logprobs(rows @ weight.t(), targets, 4)
+    assert to_prompt_logprobs(told) == to_prompt_logprobs(whole)
+    assert to_prompt_logprobs(prompt_logprobs_of(rows, head, targets[:0], 4, 301)) == ()
 
 
 def test_a_prompt_of_one_token_has_none_to_tell_of():

@@ -101,6 +101,28 @@ def test_the_parts_of_7b_add_up():
     assert found.total == found.lasting + found.reserve
 
 
+def test_what_kernels_share_is_not_counted_again_once_they_are_loaded():
+    demand = Demand(4096)
+    fast, slow = _prepared(gptq_7b()[0]), _prepared(gptq_7b()[0], OLD_GPU)
+    assert fast.on_devices(demand)[0].workspace > 64 * 2**20
+    assert fast.once_loaded(demand) == replace(fast.on_devices(demand)[0], workspace=0)
+    assert slow.once_loaded(demand) == slow.on_devices(demand)[0]  # unpacks at every step
+
+
+def test_a_gpu_at_rest_holds_what_is_made_before_any_request():
+    demand = Demand(4096)
+    prepared = _prepared(gptq_7b()[0])
+    full, rest = prepared.on_devices(demand)[0], prepared.at_rest(demand)
+    assert rest.weights == full.weights
+    assert rest.workspace == full.workspace
+    assert rest.activations == 2 * 2 * 4096 * 128  # the rotations
+    assert rest.slots == 0
+    recorded = steps.START_SAMPLING_BYTES / steps.SAMPLING_BYTES
+    assert rest.graphs == pytest.approx(recorded * full.graphs)
+    assert prepared.at_rest(Demand(4096, has_graphs=False)).graphs == 0
+    assert _prepared(gptq_7b()[0], OLD_GPU).at_rest(demand).workspace == 0
+
+
 def test_an_engine_that_records_nothing_has_no_graphs():
     weights = _prepared(gptq_7b()[0])
     (recorded,) = weights.on_devices(Demand(4096))

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from engine.attention.prompt import prompt_bytes
-from engine.execution.static_decode import ROW_BUCKETS, row_bucket
+from engine.execution.decode_graphs import COMMON_PLANS, DecodeGraphs
+from engine.execution.host_ring import DirectMemory
+from engine.execution.static_decode import row_bucket
 from engine.kernels.paged_decode import split_buffer_bytes
 from engine.sampling.row_plan import PlanKey, SamplingPlan
 from engine.sampling.sampler import sample
 from engine.sampling.state import Need, SamplingState
 from loaders.checkpoint.shape import ModelShape, read_shape
 from loaders.memory import steps
-from tests.made_bytes import MadeBytes
+from tests.live_bytes import LiveBytes
 from tests.published import CODELLAMA_7B, CODELLAMA_70B
 
 META = torch.device("meta")
@@ -43,13 +47,13 @@ def peak_of_sampling(needs: Need, num_top: int | None) -> int:
     state.reserve(needs)
     numbers = torch.zeros(ROWS, dtype=torch.int64, device=META)
     plan = SamplingPlan(PlanKey(needs, num_top), numbers, numbers)
-    with MadeBytes() as live, torch.inference_mode():
+    with LiveBytes() as live, torch.inference_mode():
         sample(torch.empty(ROWS, VOCAB, dtype=torch.float16, device=META).float(), plan, state)
     return live.peak
 
 
 def test_what_is_let_go_no_longer_counts():
-    with MadeBytes() as live:
+    with LiveBytes() as live:
         kept = torch.empty(1000, dtype=torch.uint8, device=META)
         view = kept[:10].view(2, 5)
         del kept
@@ -78,11 +82,23 @@ def test_the_slots_tables_are_those_that_sampling_makes():
 
 
 @pytest.mark.parametrize("max_num_seqs", [1, 5, 32, 33, 256, 257, 700])
-def test_graphs_are_planned_for_the_rows_that_steps_are_recorded_with(max_num_seqs):
-    rows = steps.graph_rows(max_num_seqs)
-    assert rows[-1] == row_bucket(max_num_seqs)
-    assert list(rows) == sorted({row_bucket(count) for count in range(1, max_num_seqs + 1)})
-    assert steps.GRAPH_ROWS == ROW_BUCKETS
+def test_graphs_are_planned_for_the_steps_that_are_recorded_at_the_start(max_num_seqs):
+    sampling = SamplingState(max_num_seqs=1, vocab_size=8, device=META)
+    graphs = DecodeGraphs(no_step, no_step, sampling, DirectMemory(), max_num_seqs=max_num_seqs)
+    assert steps.graph_rows(max_num_seqs) == graphs.sizes
+    assert len(COMMON_PLANS) == steps.PLANS_A_SHAPE
+    recorded = max_num_seqs if max_num_seqs <= 256 else 256  # more rows run as they come
+    assert graphs.sizes[-1] == row_bucket(recorded)
+
+
+def no_step(*_: Any) -> Any:
+    raise AssertionError("nothing is to be run")
+
+
+def test_the_steps_recorded_at_the_start_take_less_for_sampling_than_any_may():
+    made = max(peak_of_sampling(plan.needs, plan.num_top) for plan in COMMON_PLANS)
+    counted = steps.START_SAMPLING_BYTES * ROWS * VOCAB
+    assert 0.98 * counted < made <= counted
 
 
 def test_what_lies_between_the_layers_of_7b():

@@ -9,7 +9,7 @@ from engine.attention.interface import ModelInput
 from engine.layers.gpu_llama import GpuLlamaDecoder
 from loaders.checkpoint.shape import read_shape
 from loaders.memory import steps
-from tests.made_bytes import MadeBytes
+from tests.live_bytes import LiveBytes
 from tests.models import tiny_llama
 
 META = torch.device("meta")
@@ -50,7 +50,7 @@ def test_layers_hold_what_the_formula_says(num_tokens, num_sampled, intermediate
     model = tiny_llama(**SIZES, intermediate_size=intermediate_size).half().to(META)
     shape = read_shape(model.config.to_dict())
     decoder = GpuLlamaDecoder(model, max_model_len=64, kernels=BareKernels())
-    with MadeBytes() as live, torch.inference_mode():
+    with LiveBytes() as live, torch.inference_mode():
         numbers = torch.zeros(4, num_tokens, dtype=torch.int64, device=META)
         sampled = numbers[0, :num_sampled]
         decoder.logits(ModelInput(numbers[0], numbers[1], sampled, BareAttention()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from engine.layers.llama import is_known
 from loaders.errors import SelfTestError
 from loaders.load import load
 from loaders.model import assembly
@@ -192,6 +194,31 @@ def test_an_unknown_family_is_joined_nowhere(tmp_path, monkeypatch):
     write_awq_checkpoint(tmp_path, tiny_llama(**SHAPE), tokenizer=tiny_tokenizer())
     loaded_from(tmp_path)
     assert backend.sizes == [256, 64, 64, HIDDEN, 384, 384, HIDDEN] * 2
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"hidden_act": "gelu"},
+        {
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "partial_rotary_factor": 0.5,
+            }
+        },
+    ],
+    ids=["activation", "rotation"],
+)
+def test_nothing_is_joined_where_transformers_own_layers_will_run(tmp_path, monkeypatch, settings):
+    """They would multiply by the whole set for each layer of it."""
+    write_awq_checkpoint(tmp_path, tiny_llama(**SHAPE), tokenizer=tiny_tokenizer())
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    backend = use_plain_backend(monkeypatch)
+    model = loaded_from(tmp_path).model
+    assert backend.sizes == [256, 64, 64, HIDDEN, 384, 384, HIDDEN] * 2
+    assert not is_known(model)
 
 
 def test_biases_that_some_siblings_have_are_added_once(tmp_path, monkeypatch):

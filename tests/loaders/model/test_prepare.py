@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
+from loaders.memory.layers import scratch_bytes
 from loaders.memory.release import MappedFiles
+from loaders.model.kernels import resolve
 from loaders.model.kernels.output_slice import OutputSlice
 from loaders.model.kernels.triton import pack
-from loaders.model.packed_linear import PackedLinear, TensorSpec, packed_layers
+from loaders.model.kernels.triton_linear import TritonBackend
+from loaders.model.packed_linear import packed_layers
 from loaders.model.prepare import prepare_layers
-from loaders.quantization.layouts import layout_of
-from loaders.quantization.packed_format import PackedFormat
-from loaders.quantization.packed_tensors import InputOrder, PackedTensors
+from loaders.quantization.kernel_rules import PackedSize
 from tests.grouped_backends import PlainBackend, PlainKernel, use_plain_backend
 from tests.live_bytes import LiveBytes
+from tests.packed_models import FORMATS, answer_for_values, model_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,85 +27,7 @@ if TYPE_CHECKING:
 
     from loaders.quantization.packed_tensors import GroupedWeight
 
-_DTYPES = {"I32": torch.int32, "F16": torch.float16, "U8": torch.uint8, "I16": torch.int16}
-
-
-@dataclass(frozen=True)
-class Format:
-    packed: PackedFormat
-    has_order: bool = False
-
-
-FORMATS = {
-    "gptq-order": Format(PackedFormat("gptq", "gptq", 4, 128), has_order=True),
-    "gptq-32g-order": Format(PackedFormat("gptq", "gptq", 4, 32), has_order=True),
-    "gptq-3bit": Format(PackedFormat("gptq", "gptq", 3, 128), has_order=True),
-    "awq": Format(PackedFormat("awq", "gemm", 4, 128)),
-    "awq-gemv": Format(PackedFormat("awq", "gemv", 4, 128)),
-    "awq-gemv-fast": Format(PackedFormat("awq", "gemv_fast", 4, 128)),
-    "compressed": Format(PackedFormat("compressed-tensors", "pack-quantized, zero points", 4, 128)),
-    "Q4_K": Format(PackedFormat("gguf", "Q4_K", 4, 32)),
-    "Q2_K": Format(PackedFormat("gguf", "Q2_K", 2, 16)),
-    "Q6_K": Format(PackedFormat("gguf", "Q6_K", 6, 16)),
-}
 formats = pytest.mark.parametrize("format_", FORMATS.values(), ids=FORMATS)
-
-
-def model_of(format_: Format, device: str, **shape: int) -> Any:
-    """Make a two-layer Llama whose packed layers wait to be prepared, filled with anything."""
-    config = LlamaConfig(num_hidden_layers=2, vocab_size=64, **shape)
-    with torch.device("meta"):
-        model = LlamaForCausalLM(config)
-    generator = torch.Generator(device).manual_seed(0) if device == "cpu" else None
-    for name, linear in list(model.model.named_modules()):
-        if not isinstance(linear, nn.Linear):
-            continue
-        with torch.device(device):
-            tensors = _tensors(format_, linear, generator)
-        layer = PackedLinear.awaiting(
-            format_.packed,
-            linear.in_features,
-            linear.out_features,
-            name=f"model.{name}",
-            tensors={key: TensorSpec(tuple(t.shape), t.dtype) for key, t in tensors.items()},
-        )
-        for key, tensor in tensors.items():
-            setattr(layer, key, tensor)
-        layer.forget_initialised()
-        parent, _, child = name.rpartition(".")
-        setattr(model.model.get_submodule(parent), child, layer)
-    return model
-
-
-def _tensors(
-    format_: Format, linear: nn.Linear, generator: torch.Generator | None
-) -> dict[str, Tensor]:
-    packed, tensors = format_.packed, {}
-    for key, rule in layout_of(packed).rules(linear.in_features, linear.out_features).items():
-        dtype = _DTYPES[next(dtype for dtype in rule.dtypes if dtype in _DTYPES)]
-        if key == "rows":
-            tensors[key] = torch.randperm(linear.out_features, generator=generator).int()
-        elif key == "weight_shape":
-            continue
-        elif key in ("g_idx", "weight_g_idx"):
-            if format_.has_order:
-                # One order for all layers with as many inputs.
-                order = torch.arange(linear.in_features).flip(0).view(2, -1).t().flatten()
-                tensors[key] = (order // packed.group_size).int()
-        elif dtype.is_floating_point:
-            tensors[key] = torch.rand(rule.shape, generator=generator).to(dtype) + 0.1
-        else:
-            info = torch.iinfo(dtype)
-            tensors[key] = torch.randint(
-                info.min, info.max, rule.shape, dtype=dtype, generator=generator
-            )
-    if "blocks" in tensors:  # whose scales are halves somewhere in them
-        tensors["blocks"] &= 0x3F
-    if packed.checkpoint_format.startswith("gemv"):  # groups beyond those that there are
-        groups = packed.num_groups(linear.in_features)
-        scales = tensors["scales"]
-        (scales[:, groups:] if packed.checkpoint_format == "gemv" else scales[groups:]).zero_()
-    return tensors
 
 
 def prepare(model: Any, on_progress: Callable[[str, float | None], None] = lambda *_: None) -> None:
@@ -126,8 +47,11 @@ def num_bytes(tensors: Any) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
 
-def assert_within_bound(model: Any, backend: Any) -> None:
-    """At most the weights, as stored or as kept, and the largest set unpacked to float16."""
+def assert_within_bound(model: Any, backend: Any, *, shared: int = 0) -> None:
+    """At most the weights, as stored or as kept, and the largest set unpacked to float16.
+
+    shared: what all kernels share, which is made with the first of them and stays.
+    """
     layers = packed_layers(model)
     tensors = {name: list(layer.waiting.stored.values()) for name, layer in layers.items()}
     stored = {name: num_bytes(of_layer) for name, of_layer in tensors.items()}
@@ -153,8 +77,8 @@ def assert_within_bound(model: Any, backend: Any) -> None:
         max(sum(stored[name] for name in names), kept[key]) for key, names in sets.items()
     )
     largest = max(kernel.out_features * kernel.in_features for kernel in backend.kernels)
-    assert mode.held <= weights
-    assert mode.peak <= weights + 2 * largest
+    assert mode.held <= weights + shared
+    assert mode.peak <= weights + shared + 2 * largest
 
 
 @formats
@@ -173,24 +97,7 @@ def test_layers_are_prepared_within_the_largest_sets_float16(format_, monkeypatc
 @formats
 def test_a_7b_models_layers_are_prepared_within_the_same_bound(format_, monkeypatch):
     """On the meta device, so what reads values is answered for."""
-    orders: dict[int, Tensor] = {}
-
-    def order(packed: PackedTensors) -> InputOrder:
-        size, num_inputs = packed.format.group_size, packed.in_features
-        if not format_.has_order:
-            return InputOrder(None, size)
-        index = torch.empty(num_inputs, dtype=torch.int64, device="meta")
-        groups = torch.empty(num_inputs // size, dtype=torch.int64, device="meta")
-        return InputOrder(orders.setdefault(num_inputs, index), size, groups)
-
-    monkeypatch.setattr(PackedTensors, "check_values", lambda _: None)
-    monkeypatch.setattr(PackedTensors, "is_constant", lambda _: False)
-    monkeypatch.setattr(PackedTensors, "input_order", order)
-    monkeypatch.setattr(InputOrder, "is_same", lambda *_: True)
-    monkeypatch.setattr(
-        "loaders.quantization.layouts.awq._without_surplus",
-        lambda scales, num_groups: scales[:num_groups].float(),
-    )
+    answer_for_values(monkeypatch, format_)
     model = model_of(format_, "meta", hidden_size=4096, intermediate_size=11008)
     assert_within_bound(model, use_plain_backend(monkeypatch))
 
@@ -245,3 +152,53 @@ def test_packing_planes_of_bytes_stays_within_the_bound(format_, monkeypatch):
         num_key_value_heads=2,
     )
     assert_within_bound(model, use_plain_backend(monkeypatch))
+
+
+class NotedTriton(TritonBackend):
+    """Prepares as the real one does, and notes what it was given."""
+
+    def __init__(self) -> None:
+        self.kernels: list[Any] = []
+
+    def prepare_grouped(
+        self, weight: GroupedWeight, bias: Tensor | None, dtype: torch.dtype
+    ) -> Any:
+        kernel: Any = super().prepare_grouped(weight, bias, dtype)
+        kernel.out_features, kernel.in_features = weight.out_features, weight.in_features
+        self.kernels.append(kernel)
+        return kernel
+
+
+@pytest.mark.parametrize(
+    ("format_name", "kv_heads"),
+    [("gptq-order", 32), ("gptq-32g-order", 8), ("Q6_K", 8), ("awq", 32)],
+)
+def test_a_7b_models_triton_kernels_are_made_within_the_bound(format_name, kv_heads, monkeypatch):
+    """On the meta device; the room that all layers share is as large as is counted."""
+    format_ = FORMATS[format_name]
+    answer_for_values(monkeypatch, format_)
+    looked_at = pack._narrowed, pack._kind_of
+
+    def narrowed(values: Tensor) -> Tensor:
+        looked_at[0](values)
+        return values.half()
+
+    def kind_of(zeros: Tensor) -> str:
+        looked_at[1](zeros)
+        return "float" if format_.packed.quant_method == "gguf" else "whole"
+
+    monkeypatch.setattr(pack, "_narrowed", narrowed)
+    monkeypatch.setattr(pack, "_kind_of", kind_of)
+    backend = NotedTriton()
+    monkeypatch.setattr(resolve, "BACKENDS", (backend,))
+    model = model_of(
+        format_, "meta", hidden_size=4096, intermediate_size=11008, num_key_value_heads=kv_heads
+    )
+    bits, group_size = format_.packed.bits, format_.packed.group_size
+    counted = max(
+        scratch_bytes(PackedSize(bits, group_size, layer.in_features, layer.out_features), "triton")
+        for layer in packed_layers(model).values()
+    )
+    assert_within_bound(model, backend, shared=counted)
+    (made,) = {kernel.shared_bytes for kernel in backend.kernels}
+    assert 0.95 * counted < made <= counted

@@ -27,7 +27,9 @@ def loaded(backend="triton", device="cuda", *, is_eager_only=False, config=None)
     """A model of 7B as it lies on a device, as far as sizing looks at it."""
     variant = gptq_7b()[0]
     model = SimpleNamespace(
-        device=torch.device(device), config=config or LlamaConfig(**CODELLAMA_7B.config())
+        device=torch.device(device),
+        dtype=torch.float16,
+        config=config or LlamaConfig(**CODELLAMA_7B.config()),
     )
     provenance = SimpleNamespace(backend=backend, is_eager_only=is_eager_only)
     return SimpleNamespace(
@@ -67,6 +69,17 @@ def test_an_engine_that_records_nothing_needs_no_memory_for_graphs():
     assert (eager.graphs, eager.graph_launches) == (0, 0)
     recorded = reserve(loaded())
     assert recorded.reserve > eager.reserve
+
+
+def test_what_tritons_kernels_share_was_taken_when_they_were_loaded():
+    assert reserve(loaded()).workspace == 0
+
+
+def test_another_type_of_keys_and_values_is_read_beside_what_attention_sees():
+    alike = reserve(loaded(), WorkerSettings(kv_cache_dtype="float16"))
+    assert alike == reserve(loaded())
+    fp8 = reserve(loaded(), WorkerSettings(kv_cache_dtype="fp8"))
+    assert fp8.activations - alike.activations == 16 * 2**20 * (128 + 4) // 128
 
 
 @pytest.mark.parametrize("backend", ["reference", "stock"])

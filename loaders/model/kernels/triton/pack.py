@@ -9,7 +9,8 @@ slices, one for each field in a byte of the narrowest plane:
                                          row S + s = fields of     2S + s, 3S + s
 
 So a kernel reads each byte once, and the activations that meet one field are a run of S inputs.
-Plain PyTorch, on any device.
+Plain PyTorch, on any device. The meta device holds no values: what they decide is answered there
+as for numbers that are kept whole, which takes most memory.
 """
 
 from __future__ import annotations
@@ -140,21 +141,23 @@ def _narrowed(values: Tensor) -> Tensor:
 
     Numbers far below the others may be off by what is a rounding of a sixteenth of their mean.
     """
-    smallest = float(torch.linalg.vector_norm(values, 1)) / values.numel() / 16
+    smallest = torch.linalg.vector_norm(values, 1) / values.numel() / 16
     narrow = values.half()
     is_close = all(
-        bool(
-            (
-                (kept.float() - exact).abs() <= FLOAT16_ROUNDOFF * exact.abs().clamp(min=smallest)
-            ).all()
-        )
+        _is_true((kept.float() - exact).abs() <= FLOAT16_ROUNDOFF * exact.abs().clamp(min=smallest))
         for kept, exact in _in_pieces(narrow, values)
     )
     return narrow if is_close else values
 
 
 def _is_equal(kept: Tensor, exact: Tensor) -> bool:
-    return all(torch.equal(piece.to(exact.dtype), own) for piece, own in _in_pieces(kept, exact))
+    pieces = _in_pieces(kept, exact)
+    return all(_is_true(piece.to(exact.dtype) == own) for piece, own in pieces)
+
+
+def _is_true(condition: Tensor) -> bool:
+    """Whether it holds everywhere; waits for the device."""
+    return not condition.is_meta and bool(condition.all())
 
 
 def _in_pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -165,13 +168,20 @@ def _in_pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 def _kept_zeros(zeros: Tensor) -> tuple[Tensor | None, int]:
     """Return zero points as bytes where these hold them; none where all are the one returned."""
+    kind = _kind_of(zeros)
+    if kind == "common":
+        return None, int(zeros.flatten()[0])
+    return (zeros.to(torch.uint8) if kind == "whole" else _narrowed(zeros)), 0
+
+
+def _kind_of(zeros: Tensor) -> Zeros:
+    """Look in which way zero points can be kept."""
     first = zeros.flatten()[0]
-    is_whole = bool((zeros == zeros.round()).all()) and bool((zeros >= 0).all())
-    if is_whole and bool((zeros == first).all()) and float(first) <= _LARGEST_BYTE + 1:
-        return None, int(first)
-    if is_whole and float(zeros.max()) <= _LARGEST_BYTE:
-        return zeros.to(torch.uint8), 0
-    return _narrowed(zeros), 0
+    if not (_is_true(zeros == zeros.round()) and _is_true(zeros >= 0)):
+        return "float"
+    if _is_true(zeros == first) and _is_true(first <= _LARGEST_BYTE + 1):
+        return "common"
+    return "whole" if _is_true(zeros.max() <= _LARGEST_BYTE) else "float"
 
 
 def unpack(planes: PackedPlanes) -> Tensor:
