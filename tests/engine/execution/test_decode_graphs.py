@@ -170,6 +170,7 @@ def test_a_step_that_cannot_be_recorded_runs_without_a_graph_and_that_is_said_on
         assert [graphs.tokens((4, 2, 1, 0, 3), GREEDY) for _ in range(40)] == [None] * 40
     dropped = [line for line in logs if line["event"] == "graph_dropped"]
     assert [(line["rows"], line["reason"]) for line in dropped] == [(6, str(error))] * 2
+    assert "steps of 6 rows are not recorded" in str(graphs.describe().lacking)
     assert graphs.tokens((4, 2), GREEDY) == [4, 2]  # other sizes go on
 
 

@@ -44,6 +44,19 @@ def test_right_replays_pass_alone_and_with_rows_that_are_nobodys():
     }
 
 
+def test_an_engine_that_replays_nothing_passes_no_test_of_graphs():
+    config = EngineConfig(
+        max_num_seqs=2,
+        max_num_batched_tokens=64,
+        max_model_len=96,
+        num_blocks=16,
+        enforce_eager=True,
+        step_kernels="torch",
+    )
+    found = checks(Engine(make_model(FUSED["llama"]), config), max_num_seqs=2)
+    assert [(check.passed, check.detail) for check in found] == [(None, "nothing is recorded")] * 2
+
+
 def test_no_more_rows_are_tried_than_sequences_may_run():
     found = checks(make_engine(max_num_seqs=1), max_num_seqs=1)
     assert [check.name for check in found] == ["graph of 1 rows"]

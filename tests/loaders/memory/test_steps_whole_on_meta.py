@@ -66,6 +66,9 @@ class NoLaunch:
         return lambda *_, **__: None
 
 
+pytestmark = pytest.mark.slow  # some 40 s together
+
+
 @pytest.fixture(autouse=True)
 def no_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a model without memory pass, and everything go the way it goes on a GPU."""
