@@ -22,6 +22,9 @@ from loaders.repository.spec import parse_spec
 
 MEASURE = """
 import json, sys
+# As with PyTorch's CPU build alone, of which a plan's figure is: where Triton is installed, as these
+# tests need it, PyTorch takes it along, 80 MB more.
+sys.modules["triton"] = None
 import psutil
 from engine.core import Engine
 from engine.request import SequenceRequest
