@@ -22,8 +22,8 @@ from loaders.repository.spec import parse_spec
 
 MEASURE = """
 import json, sys
-# As with PyTorch's CPU build alone, of which a plan's figure is: where Triton is installed, as these
-# tests need it, PyTorch takes it along, 80 MB more.
+# As with PyTorch's CPU build, which a plan's figure is of. Where Triton is installed, as these
+# tests need it, PyTorch takes it along: 80 MB more.
 sys.modules["triton"] = None
 import psutil
 from engine.core import Engine
