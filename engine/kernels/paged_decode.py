@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from engine.kernels.step_kernels import DecodeRows, KVLayer, Order
 
-MAX_HEAD_DIM = 256
 # What the reference reads at once.
 MAX_REFERENCE_BYTES = 64 * 2**20
 
