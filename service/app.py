@@ -87,7 +87,7 @@ def serve(settings: Settings) -> NoReturn:
         ApiKeys(key) if key else None,
         administration(settings, admin_key, supervisor) if admin_key else None,
         cors_origins=settings.cors_origins,
-        root_path=settings.root_path,
+        root_path=settings.root_path or "",
     )
     server = Server(app, lifecycle, supervisor, drain_limit_s=settings.drain_limit_s, front=front)
     server.run(listener)
@@ -109,7 +109,7 @@ def make_front(settings: Settings) -> Front:
     return Front(
         connections=Connections(limits),
         tls=None if certificate is None else make_tls(certificate, settings.tls_key),
-        root_path=settings.root_path,
+        root_path=settings.root_path or "",
         trusted_proxies=settings.trusted_proxies,
     )
 

@@ -460,8 +460,8 @@ class Settings(WorkerSettings, BaseSettings):
     max_connections: Positive = Field(
         4096,
         description="Most connections at a time, fewer where the system allows fewer open files. "
-        "Above it the one that has waited longest without a request is closed, and where all are "
-        "being answered the new one.",
+        "Above it the one that has been idle longest is closed, and where all are being answered "
+        "the new one.",
         json_schema_extra={"unit": "connections"},
     )
     tls_certificate: Path | None = Field(
@@ -474,9 +474,9 @@ class Settings(WorkerSettings, BaseSettings):
         description="File with the certificate's key (PEM, without a password), unless it is in "
         "the same file.",
     )
-    root_path: str = Field(
-        "",
-        pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+    root_path: str | None = Field(
+        None,
+        pattern=r"^(/[A-Za-z0-9._~-]+)+$",
         description="Path under which a proxy offers the server, such as `/tetrad`; requests may "
         "come with it or without.",
     )
