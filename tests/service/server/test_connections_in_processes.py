@@ -81,5 +81,6 @@ def test_service_goes_on_with_128_descriptors(tmp_path: Path):
         before = server.process.num_fds()
         holder = hold(server, idle=225, half_open=50, dripping=25)
         assert ask_meanwhile(server, holder) > 10
+        assert "idle: closed" in json.loads(holder.communicate()[0])
         wait_until(lambda: server.process.num_fds() <= before, limit_s=5)
         assert "Traceback" not in server.log()
