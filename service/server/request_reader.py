@@ -133,16 +133,18 @@ class RequestReader:
     # Its own
 
     def _feed(self, data: bytes) -> None:
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as offer:
-            # It is not taken, as RFC 9110 allows: what follows is HTTP/1.1 as before.
-            (end_of_head,) = offer.args
+        while data:
+            try:
+                self._parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as offer:
+                # It is not taken, as RFC 9110 allows: what follows is HTTP/1.1 as before.
+                (end_of_head,) = offer.args
+            except httptools.HttpParserError as error:
+                raise explain(error, data, self._parser.get_http_version()) from error
+            # Outside of the handler: within it the parser's next error would lose its cause.
+            data = data[end_of_head:]
             self._read_on_behind_offer()
-            if rest := data[end_of_head:]:
-                self._feed(rest)
-        except httptools.HttpParserError as error:
-            raise explain(error, data, self._parser.get_http_version()) from error
 
     def _read_on_behind_offer(self) -> None:
         """Begin with a parser that knows of the head only whether a body follows it."""
