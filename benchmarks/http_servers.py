@@ -46,8 +46,12 @@ PIECE = b'data: {"choices":[{"index":0,"text":" word","finish_reason":null}]}\\n
 async def app(scope, receive, send):
     if scope["type"] != "http":
         raise RuntimeError(scope["type"])
-    while (await receive()).get("more_body"):
-        pass
+    has_more = True
+    while has_more:
+        message = await receive()
+        if message["type"] == "http.disconnect":  # the server refused what followed
+            return
+        has_more = message.get("more_body", False)
     start = {"type": "http.response.start", "status": 200}
     if scope["path"] != "/stream":
         await send({**start, "headers": [(b"content-length", b"2")]})

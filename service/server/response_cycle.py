@@ -20,6 +20,7 @@ class ResponseCycle(RequestResponseCycle):
     """Sends an answer. What its end means for the connection, `on_response` is left to say."""
 
     is_until_close = False  # whether the end of the connection is the end of the body
+    _sends_chunks = False
 
     async def send(self, message: ASGISendEvent) -> None:
         """Send the next part of the answer; nothing to a client that has left."""
@@ -27,12 +28,17 @@ class ResponseCycle(RequestResponseCycle):
             await self.flow.drain()
         if self.disconnected:
             return
-        if message["type"] == "http.response.body" and self.response_started:
-            self._send_body(message.get("body", b""), has_more=message.get("more_body", False))
+        if self.response_started and message["type"] == "http.response.body":
+            body, has_more = message.get("body", b""), message.get("more_body", False)
+            if has_more and body and self._sends_chunks:  # a token of a stream, most often
+                self.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+            else:
+                self._send_body(body, has_more=has_more)
             return
         if message["type"] == "http.response.start" and not self.response_started:
             self._prepare(message)
         await super().send(message)
+        self._sends_chunks = bool(self.chunked_encoding) and self.scope["method"] != "HEAD"
 
     def _prepare(self, start: HTTPResponseStartEvent) -> None:
         """Decide how long the connection lasts, and how the body's end is told."""
@@ -55,7 +61,7 @@ class ResponseCycle(RequestResponseCycle):
             raise RuntimeError("a body was sent after its end")
         if self.scope["method"] == "HEAD":
             self.expected_content_length = 0
-        elif self.chunked_encoding:
+        elif self._sends_chunks:
             end = b"" if has_more else b"0\r\n\r\n"
             piece = b"%x\r\n%b\r\n%b" % (len(body), body, end) if body else end
             if piece:
@@ -67,6 +73,7 @@ class ResponseCycle(RequestResponseCycle):
         if self.expected_content_length:
             raise RuntimeError("the body is shorter than its Content-Length")
         self.response_complete = True
+        self._sends_chunks = False
         self.message_event.set()
         self.on_response()
 
