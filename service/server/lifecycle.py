@@ -1,21 +1,22 @@
 """Where the process stands between its start and its end, and which requests are open.
 
-One object, touched from the event loop only. How the models stand is
-`service.variants.supervisor`'s.
+One object, touched from the event loop only; who waits for a change of it is woken by that change.
+How the models stand is `service.variants.supervisor`'s.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import enum
 import time
 from typing import TYPE_CHECKING, Protocol
 
 from service.errors import UnavailableError
+from service.server.changes import Changes
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
 RETRY_AFTER_S = 5  # loading and restarting take seconds, not minutes
 
@@ -27,12 +28,15 @@ class Phase(enum.Enum):
     SERVING = "serving"
     RESTARTING = "restarting"  # an engine ended, and its successor is on its way
     DRAINING = "draining"
-    UNLOADED = "unloaded"  # somebody unloaded what is required
+    UNLOADED = "unloaded"  # somebody unloaded what is required, or all that there is
+    EMPTY = "empty"  # somebody removed every variant
     FAILED = "failed"
 
 
 class Readiness(Protocol):
     """How the models stand; `service.variants.supervisor.Supervisor` tells."""
+
+    changes: Changes  # of what follows
 
     @property
     def phase(self) -> Phase:
@@ -48,10 +52,13 @@ class Lifecycle:
 
     def __init__(self, models: Readiness) -> None:
         self._models = models
+        self._changes = Changes()
+        models.changes.listen(self._changes.announce)
         self._is_draining = False
         self._started = time.monotonic()
         self._open_requests = 0
         self._work: set[asyncio.Task[object]] = set()
+        self._reads: set[asyncio.Timeout] = set()  # of bodies that have not come whole
 
     @property
     def phase(self) -> Phase:
@@ -73,13 +80,24 @@ class Lifecycle:
         return self._open_requests
 
     def begin_draining(self) -> None:
-        """Take no new requests; open ones go on."""
+        """Take no new requests; open ones go on, but those whose body has not come whole."""
         self._is_draining = True
+        for read in self._reads:
+            read.reschedule(0)
+        self._changes.announce()
 
     def require_open(self) -> None:
         """Raise UnavailableError where no new requests are taken."""
         if self._is_draining:
-            raise UnavailableError("the server is draining", retry_after_s=RETRY_AFTER_S)
+            raise _draining()
+
+    async def until_ending(self) -> None:
+        """Wait until the process is to end: it was told so, or no model can answer any more."""
+        await self._changes.until(lambda: self._is_draining or self.is_hopeless)
+
+    async def until_answered(self, limit_s: float) -> bool:
+        """Wait until no request is open, at most so long; return whether none is."""
+        return await self._changes.until(lambda: not self._open_requests, limit_s=limit_s)
 
     @contextlib.contextmanager
     def request(self) -> Iterator[None]:
@@ -89,6 +107,24 @@ class Lifecycle:
             yield
         finally:
             self._open_requests -= 1
+            if not self._open_requests:
+                self._changes.announce()
+
+    @contextlib.asynccontextmanager
+    async def body_read(self) -> AsyncIterator[None]:
+        """Read a part of a request's body, unless the process drains before it has come.
+
+        A body may come as slowly as its sender likes, and would hold the drain for as long; what is
+        there already is read all the same. Raises UnavailableError.
+        """
+        try:
+            async with asyncio.timeout(0 if self._is_draining else None) as read:
+                self._reads.add(read)
+                yield
+        except TimeoutError:
+            raise _draining() from None
+        finally:
+            self._reads.discard(read)
 
     @contextlib.contextmanager
     def work(self, task: asyncio.Task[object]) -> Iterator[None]:
@@ -104,3 +140,7 @@ class Lifecycle:
         for task in self._work:
             task.cancel()
         return len(self._work)
+
+
+def _draining() -> UnavailableError:
+    return UnavailableError("the server is draining", retry_after_s=RETRY_AFTER_S)

@@ -13,7 +13,7 @@ import httpx2 as httpx
 import pytest
 
 from service.api import event_stream
-from service.api.event_stream import LOOKS_PER_LIMIT, StreamTiming, _Writer
+from service.api.event_stream import StreamTiming, _Writer
 from service.api.frames import KEEP_ALIVE
 from service.errors import StalledReaderError
 from tests.service.fakes import MODEL, FakeEngine, RunningServer, running_server, says, wait_until
@@ -175,7 +175,7 @@ def test_writer_that_waits_for_its_reader_keeps_nobody_busy():
                 await writer.watch()
         finally:
             event_stream.asyncio.sleep = sleep
-        assert num_sleeps <= 2 * LOOKS_PER_LIMIT
+        assert num_sleeps <= 2  # once, or again where a clock is coarse
         writing.cancel()
 
     asyncio.run(test())

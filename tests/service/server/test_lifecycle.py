@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 
 import pytest
@@ -46,3 +47,65 @@ def test_open_requests_are_counted_also_when_they_fail(lifecycle):
             raise ZeroDivisionError
         assert lifecycle.num_open_requests == 1
     assert lifecycle.num_open_requests == 0
+
+
+def test_end_is_told_to_whoever_waits_for_it(lifecycle, engine):
+    async def test() -> None:
+        ending = asyncio.create_task(lifecycle.until_ending())
+        await asyncio.sleep(0)
+        assert not ending.done()
+        lifecycle.begin_draining()
+        await ending
+        models = FakeModels(served_model(engine, ByteTokenizer()))
+        ending = asyncio.create_task(Lifecycle(models).until_ending())
+        await asyncio.sleep(0)
+        engine.is_alive = False
+        models.changes.announce()
+        await ending
+
+    asyncio.run(asyncio.wait_for(test(), 10))
+
+
+def test_last_open_request_ends_the_wait_for_answers(lifecycle):
+    async def test() -> None:
+        with lifecycle.request():
+            assert not await lifecycle.until_answered(limit_s=0.01)
+            with lifecycle.request():
+                waiting = asyncio.create_task(lifecycle.until_answered(limit_s=60))
+                await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert not waiting.done()
+        assert await waiting
+
+    asyncio.run(asyncio.wait_for(test(), 10))
+
+
+def test_body_that_has_not_come_whole_is_given_up_in_a_drain(lifecycle):
+    async def read(part: asyncio.Event) -> str:
+        async with lifecycle.body_read():
+            await part.wait()
+        return "read"
+
+    async def test() -> None:
+        part = asyncio.Event()
+        reading = asyncio.create_task(read(part))
+        await asyncio.sleep(0)
+        lifecycle.begin_draining()
+        with pytest.raises(UnavailableError, match="draining"):
+            await reading
+        with pytest.raises(UnavailableError, match="draining"):
+            await read(part)
+        part.set()
+        assert await read(part) == "read"  # what is there is read
+
+    asyncio.run(asyncio.wait_for(test(), 10))
+
+
+def test_body_that_comes_before_the_drain_is_read(lifecycle):
+    async def test() -> None:
+        async with lifecycle.body_read():
+            await asyncio.sleep(0)
+        lifecycle.begin_draining()
+        await asyncio.sleep(0)
+
+    asyncio.run(asyncio.wait_for(test(), 10))
