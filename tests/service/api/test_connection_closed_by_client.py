@@ -47,7 +47,7 @@ def connect(server: RunningServer, *, stream: bool, n: int = 1) -> socket.socket
     )
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=10)
     connection.sendall(
-        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         b"content-length: %d\r\n\r\n%s" % (len(body), body.encode())
     )
     return connection
@@ -130,7 +130,8 @@ def test_stream_that_is_not_read_is_cut_off(tiny_tokenizer):
             {"model": MODEL, "prompt": "hi", "max_tokens": 1_000_000, "stream": True, "n": 2}
         )
         connection.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n"
+            b"content-type: application/json\r\n"
             b"content-length: %d\r\n\r\n%s" % (len(body), body.encode())
         )
         wait_until(lambda: len(engine.running) == 2)
