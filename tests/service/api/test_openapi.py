@@ -89,11 +89,12 @@ def test_generating_endpoint_documents_what_can_go_wrong():
     assert set(PATHS["/v1/models/{name}"]["get"]["responses"]) == {
         "200",
         "401",
+        "403",
         "404",
         "405",
         "500",
     }
-    assert set(PATHS["/health"]["get"]["responses"]) == {"200", "405", "500", "503"}
+    assert set(PATHS["/health"]["get"]["responses"]) == {"200", "403", "405", "500", "503"}
     assert "409" in PATHS["/admin/models/load"]["post"]["responses"]
     assert "202" in PATHS["/admin/models/load"]["post"]["responses"]
 
