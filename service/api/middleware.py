@@ -164,10 +164,7 @@ class AuthMiddleware:
 
 
 class OpenRequests:
-    """Counts a request as open until its answer is complete; health does not count.
-
-    While the process drains nobody waits for a body that has not come whole.
-    """
+    """Counts a request as open until its answer is complete; health does not count."""
 
     def __init__(self, app: ASGIApp, lifecycle: Lifecycle, access_of: AccessRule) -> None:
         self._app = app
@@ -181,23 +178,7 @@ class OpenRequests:
             return
         with self._lifecycle.request(), ExitStack() as stack:
             keep_until_answered(scope, stack)
-            await self._app(scope, _unless_draining(receive, self._lifecycle), send)
-
-
-def _unless_draining(receive: Receive, lifecycle: Lifecycle) -> Receive:
-    """Return what gives a body's parts, or raises UnavailableError in a drain before the last."""
-    is_whole = False
-
-    async def receive_part() -> Message:
-        nonlocal is_whole
-        if is_whole:
-            return await receive()
-        async with lifecycle.body_read():
-            message = await receive()
-        is_whole = not message.get("more_body", False)
-        return message
-
-    return receive_part
+            await self._app(scope, receive, send)
 
 
 def _header_values(scope: Scope, name: bytes) -> list[bytes]:

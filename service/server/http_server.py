@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
 
+    from starlette.types import ASGIApp
     from uvicorn.server import Protocols
+
+    from service.server.front import Front
 
     Headers: TypeAlias = list[tuple[bytes, bytes]]
 
@@ -40,14 +43,19 @@ class HttpServer(uvicorn.Server):
 
     server_state: _State
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, app: ASGIApp, front: Front) -> None:
+        config = front.config(app)
         super().__init__(config)
         self.server_state = _State(config)
+        self._front = front
         self._is_ending = asyncio.Event()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._front.accept(self, sockets or [])
 
     def end(self) -> None:
         """Take no more connections and close those that there are; then `serve` returns."""

@@ -6,7 +6,6 @@ How the models stand is `service.variants.supervisor`'s.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import enum
 import time
@@ -16,7 +15,8 @@ from service.errors import UnavailableError
 from service.server.changes import Changes
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    import asyncio
+    from collections.abc import Iterator
 
 RETRY_AFTER_S = 5  # loading and restarting take seconds, not minutes
 
@@ -58,7 +58,6 @@ class Lifecycle:
         self._started = time.monotonic()
         self._open_requests = 0
         self._work: set[asyncio.Task[object]] = set()
-        self._reads: set[asyncio.Timeout] = set()  # of bodies that have not come whole
 
     @property
     def phase(self) -> Phase:
@@ -80,16 +79,14 @@ class Lifecycle:
         return self._open_requests
 
     def begin_draining(self) -> None:
-        """Take no new requests; open ones go on, but those whose body has not come whole."""
+        """Take no new requests; open ones go on."""
         self._is_draining = True
-        for read in self._reads:
-            read.reschedule(0)
         self._changes.announce()
 
     def require_open(self) -> None:
         """Raise UnavailableError where no new requests are taken."""
         if self._is_draining:
-            raise _draining()
+            raise UnavailableError("the server is draining", retry_after_s=RETRY_AFTER_S)
 
     async def until_ending(self) -> None:
         """Wait until the process is to end: it was told so, or no model can answer any more."""
@@ -110,22 +107,6 @@ class Lifecycle:
             if not self._open_requests:
                 self._changes.announce()
 
-    @contextlib.asynccontextmanager
-    async def body_read(self) -> AsyncIterator[None]:
-        """Read a part of a request's body, unless the process drains before it has come.
-
-        A body may come as slowly as its sender likes, and would hold the drain for as long; what is
-        there already is read all the same. Raises UnavailableError.
-        """
-        try:
-            async with asyncio.timeout(0 if self._is_draining else None) as read:
-                self._reads.add(read)
-                yield
-        except TimeoutError:
-            raise _draining() from None
-        finally:
-            self._reads.discard(read)
-
     @contextlib.contextmanager
     def work(self, task: asyncio.Task[object]) -> Iterator[None]:
         """Let `cut_off` cancel this task while it generates."""
@@ -140,7 +121,3 @@ class Lifecycle:
         for task in self._work:
             task.cancel()
         return len(self._work)
-
-
-def _draining() -> UnavailableError:
-    return UnavailableError("the server is draining", retry_after_s=RETRY_AFTER_S)

@@ -16,11 +16,11 @@ import sys
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import structlog
-import uvicorn
 import uvloop
 
 from service.errors import BindError
-from service.server.http_server import CLOSING_LIMIT_S, HttpServer
+from service.server.front import Front
+from service.server.http_server import HttpServer
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-IDLE_LIMIT_S = 30  # a connection without a request is closed after this
 ERROR_EVENTS_S = 0.5  # for the error events of requests that were cut off
 ENDING_LIMIT_S = 1  # for engines in the middle of a step, or of loading
 FAILED = 1  # exit code where no model can answer any more
@@ -53,26 +52,16 @@ class Server:
         engines: Engines,
         *,
         drain_limit_s: float,
+        front: Front | None = None,
     ) -> None:
         self._lifecycle = lifecycle
         self._engines = engines
         self._drain_limit_s = drain_limit_s
         self._exit_code = 0
         self._is_stopping = False
-        self._http = HttpServer(
-            uvicorn.Config(
-                app,
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                timeout_keep_alive=IDLE_LIMIT_S,
-                timeout_graceful_shutdown=CLOSING_LIMIT_S,
-            )
-        )
+        front = front or Front()
+        self._connections = front.connections
+        self._http = HttpServer(app, front)
 
     def run(self, listener: socket.socket) -> NoReturn:
         """Serve until a signal or a failure; end the process with its exit code."""
@@ -108,6 +97,7 @@ class Server:
         )
         self._is_stopping = True
         self._lifecycle.begin_draining()
+        self._connections.close_incomplete()
 
     async def _until_drained(self) -> None:
         """Wait for a reason to end, then for what is open, for a while."""
@@ -120,7 +110,10 @@ class Server:
             await self._drain(ERROR_EVENTS_S)
 
     async def _drain(self, limit_s: float) -> None:
-        """Let open requests end by themselves for a while, then cut them off."""
+        """Let open requests end by themselves for a while, then cut them off.
+
+        All of them have come whole; the others were refused with the signal.
+        """
         if await self._lifecycle.until_answered(limit_s):
             return
         num_cut = self._lifecycle.cut_off()
@@ -154,7 +147,7 @@ def listen(host: str, port: int, *, stall_limit_s: float) -> socket.socket:
     return listener
 
 
-def url_of(listener: socket.socket) -> str:
+def url_of(listener: socket.socket, scheme: str = "http") -> str:
     """Return the address that a browser on this machine would use."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

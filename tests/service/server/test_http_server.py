@@ -9,9 +9,9 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
-import uvicorn
 
 from service.server import http_server
+from service.server.front import Front
 from service.server.http_server import HttpServer
 
 if TYPE_CHECKING:
@@ -32,8 +32,7 @@ async def send_piece(send: Send) -> None:
 
 @contextlib.asynccontextmanager
 async def serving(app: object) -> AsyncIterator[tuple[HttpServer, int, asyncio.Task[None]]]:
-    config = uvicorn.Config(app, http="httptools", ws="none", lifespan="off", log_config=None)
-    server = HttpServer(config)
+    server = HttpServer(app, Front())
     listener = socket.create_server(("127.0.0.1", 0))
     task = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started:

@@ -78,34 +78,3 @@ def test_last_open_request_ends_the_wait_for_answers(lifecycle):
         assert await waiting
 
     asyncio.run(asyncio.wait_for(test(), 10))
-
-
-def test_body_that_has_not_come_whole_is_given_up_in_a_drain(lifecycle):
-    async def read(part: asyncio.Event) -> str:
-        async with lifecycle.body_read():
-            await part.wait()
-        return "read"
-
-    async def test() -> None:
-        part = asyncio.Event()
-        reading = asyncio.create_task(read(part))
-        await asyncio.sleep(0)
-        lifecycle.begin_draining()
-        with pytest.raises(UnavailableError, match="draining"):
-            await reading
-        with pytest.raises(UnavailableError, match="draining"):
-            await read(part)
-        part.set()
-        assert await read(part) == "read"  # what is there is read
-
-    asyncio.run(asyncio.wait_for(test(), 10))
-
-
-def test_body_that_comes_before_the_drain_is_read(lifecycle):
-    async def test() -> None:
-        async with lifecycle.body_read():
-            await asyncio.sleep(0)
-        lifecycle.begin_draining()
-        await asyncio.sleep(0)
-
-    asyncio.run(asyncio.wait_for(test(), 10))

@@ -1,0 +1,44 @@
+"""How many connections the process has descriptors for.
+
+A connection takes one. Where the limit that processes begin with is lower than what the settings
+allow, it is raised as far as the system lets a process do so itself.
+"""
+
+from __future__ import annotations
+
+import resource
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+RESERVE = 64  # files, logs, the engines' sockets, and connections that are on their way out
+
+
+def resolve_max_connections(wanted: int) -> int:
+    """How many connections there may be at a time; fewer than wanted where descriptors are few."""
+    soft = _raise_limit(wanted + RESERVE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted + RESERVE:
+        return wanted
+    most = max(1, soft - RESERVE)
+    log.warning(
+        "fewer_connections",
+        max_connections=most,
+        wanted=wanted,
+        descriptors=soft,
+        hint=f"allow {wanted + RESERVE} open files (ulimit -n, LimitNOFILE=)",
+    )
+    return most
+
+
+def _raise_limit(needed: int) -> int:
+    """Raise the limit to what is needed, if the system allows; return what it is then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return soft
+    raised = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+    except (OSError, ValueError):  # some systems have a further limit of their own
+        return soft
+    return raised
