@@ -109,11 +109,21 @@ def test_many_streams_finish_and_a_reader_that_stalls_is_dropped_after_the_limit
     """With the engine in a process of its own, which ends too."""
     limit_s = 3
     with processes.serving(
-        tmp_path, {"step_s": 0.01}, max_num_seqs=128, drain_limit_s=limit_s
+        tmp_path,
+        {"step_s": 0.01},
+        max_num_seqs=128,
+        drain_limit_s=limit_s,
+        max_num_batched_tokens=65536,
     ) as server:
         (worker,) = server.workers()
         stalled = begin_stream(
-            server.url, 4096, model=processes.MODEL, prompt=["hi"] * 4, n=8, max_tokens=50_000
+            server.url,
+            4096,
+            model=processes.MODEL,
+            prompt=["x" * 60_000] * 8,  # said again in each choice: more than the kernel holds
+            n=8,
+            max_tokens=10_000,
+            echo=True,
         )
         streams = [
             begin_stream(server.url, model=processes.MODEL, max_tokens=30)
