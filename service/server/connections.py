@@ -1,22 +1,20 @@
 """Every open connection, what it is doing, and how many ended for which reason.
 
-Keeps their number below the cap: above it the oldest that waits for a request is closed, then the
-oldest whose request has not come whole, and where all are being answered the new one. What a
-connection does with its bytes is `service.server.http_protocol`'s.
+Keeps their number below the cap: above it the one that has been idle longest is closed, and where
+all are being answered the new one. Idle is who has no request that came whole: half a request keeps
+no place. What a connection does with its bytes is `service.server.http_protocol`'s.
 """
 
 from __future__ import annotations
 
 import enum
+import itertools
 from collections import Counter
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from service.server import refusals
 from service.server.limits import ConnectionLimits
 from service.server.refusals import Refusal, RefusalLog
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 
 class ConnectionPhase(enum.Enum):
@@ -51,8 +49,11 @@ class Connection(Protocol):
     def refuse(self, refusal: Refusal) -> None:
         """Answer so, and end."""
 
+    def has_unread_bytes(self) -> bool:
+        """Whether the other end has sent what nobody has read yet."""
 
-_WAITING = (ConnectionPhase.IDLE, ConnectionPhase.CLOSING)
+
+MAX_LOOKED_AT = 16  # connections with unread bytes, before the oldest has to go in spite of them
 _INCOMPLETE = (ConnectionPhase.HEAD, ConnectionPhase.BODY)
 
 
@@ -65,9 +66,8 @@ class Connections:
         self.closed: Counter[Closed] = Counter()
         self.is_draining = False
         self._open: set[Connection] = set()
-        # Oldest first, as dictionaries keep their order.
-        self._waiting: dict[Connection, None] = {}
-        self._incomplete: dict[Connection, None] = {}
+        self._idle: dict[Connection, None] = {}  # since longest first: dictionaries keep order
+        self._incomplete: set[Connection] = set()
         self._log = RefusalLog()
 
     @property
@@ -88,20 +88,22 @@ class Connections:
 
     def mark(self, connection: Connection, phase: ConnectionPhase) -> None:
         """Note what a connection is doing now."""
-        self._waiting.pop(connection, None)
-        self._incomplete.pop(connection, None)
-        if phase in _WAITING:
-            self._waiting[connection] = None
-        elif phase in _INCOMPLETE:
-            self._incomplete[connection] = None
+        if phase is ConnectionPhase.ANSWERING:
+            self._idle.pop(connection, None)
+        else:
+            self._idle.setdefault(connection)  # in its place: bytes that drip in make none younger
+        if phase in _INCOMPLETE:
+            self._incomplete.add(connection)
+        else:
+            self._incomplete.discard(connection)
 
     def remove(self, connection: Connection, reason: Closed) -> None:
         """Forget a connection that has ended."""
         if connection in self._open:
             self._open.discard(connection)
             self.closed[reason] += 1
-        self._waiting.pop(connection, None)
-        self._incomplete.pop(connection, None)
+        self._idle.pop(connection, None)
+        self._incomplete.discard(connection)
 
     def note_refusal(self, refusal: Refusal, address: str | None) -> None:
         """Count a refused request, and log it unless there were many of late."""
@@ -120,15 +122,16 @@ class Connections:
         return len(found)
 
     def _make_room(self) -> bool:
-        """Close the connection that can be spared best; return whether there is one."""
-        spared = _first(self._waiting) or _first(self._incomplete)
-        if spared is None:
+        """Close the connection that has been idle longest; return whether there is one.
+
+        Hundreds may come between two looks at what the others have sent, so one whose request waits
+        to be read is passed over.
+        """
+        oldest = list(itertools.islice(self._idle, MAX_LOOKED_AT))
+        if not oldest:
             return False
+        spared = next((one for one in oldest if not one.has_unread_bytes()), oldest[0])
         # Its descriptor is free before the next is taken, as the loop closes before it accepts.
         self.remove(spared, Closed.CAP)
         spared.drop(Closed.CAP)
         return True
-
-
-def _first(connections: Iterable[Connection]) -> Connection | None:
-    return next(iter(connections), None)

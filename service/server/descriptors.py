@@ -1,4 +1,4 @@
-"""How many connections the process has descriptors for.
+"""How many connections the process has descriptors for, and what the system knows of one.
 
 A connection takes one. Where the limit that processes begin with is lower than what the settings
 allow, it is raised as far as the system lets a process do so itself.
@@ -7,8 +7,13 @@ allow, it is raised as far as the system lets a process do so itself.
 from __future__ import annotations
 
 import resource
+import select
+from typing import TYPE_CHECKING
 
 import structlog
+
+if TYPE_CHECKING:
+    import asyncio
 
 log = structlog.get_logger(__name__)
 
@@ -42,3 +47,16 @@ def _raise_limit(needed: int) -> int:
     except (OSError, ValueError):  # some systems have a further limit of their own
         return soft
     return raised
+
+
+def has_unread_bytes(transport: asyncio.BaseTransport) -> bool:
+    """Whether a connection that is still open holds bytes that nobody has read yet."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or (descriptor := sock.fileno()) < 0:
+        return False
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN | _GONE)
+    return any(event & select.POLLIN and not event & _GONE for _, event in poll.poll(0))
+
+
+_GONE = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR

@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.server.connections import Closed, ConnectionPhase, Connections
 from service.server.deadlines import Deadline
+from service.server.descriptors import has_unread_bytes
 from service.server.refusals import Refusal, draining, malformed, too_slow
 from service.server.request_reader import RequestReader
 from service.server.response_cycle import ResponseCycle
@@ -105,6 +106,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._why = reason
         self._phase = ConnectionPhase.CLOSING
         self.transport.abort()
+
+    def has_unread_bytes(self) -> bool:
+        return has_unread_bytes(self.transport)
 
     def refuse(self, refusal: Refusal) -> None:
         """Answer so once what came before has its answer, and end."""
