@@ -13,9 +13,9 @@ import resource
 import sys
 from collections import Counter
 
-HALF_OPEN = b"GET /health/live HTTP/1.1\r\nHost: x\r\nx-half: "
+HALF_OPEN = b"GET /health/live HTTP/1.1\r\nhost: localhost\r\nx-half: "
 DRIPPING = (
-    b"POST /v1/completions HTTP/1.1\r\nHost: x\r\ncontent-type: application/json\r\n"
+    b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     b"content-length: 100000\r\n\r\n"
 )
 FIRST = {"idle": b"", "half_open": HALF_OPEN, "dripping": DRIPPING}

@@ -25,7 +25,7 @@ from tests.service.server.raw_http import RawConnection
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LIVE = b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n"
+LIVE = b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n"
 
 
 class Fronted:
@@ -64,7 +64,7 @@ def completion(
 ) -> bytes:
     fields = {"model": MODEL, "prompt": "hi", "max_tokens": num_tokens, "stream": stream}
     body = json.dumps(fields).encode()
-    own = [b"host: x", b"content-type: application/json", b"content-length: %d" % len(body)]
+    own = [b"host: localhost", b"content-type: application/json", b"content-length: %d" % len(body)]
     lines = [b"POST /v1/completions HTTP/" + version, *own, *headers]
     return b"\r\n".join(lines) + b"\r\n\r\n" + body
 
@@ -72,7 +72,7 @@ def completion(
 def body_of(connection: RawConnection) -> None:
     """Begin a body of 1 MB."""
     connection.send(
-        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         b"content-length: 1000000\r\n\r\n"
     )
 
@@ -138,7 +138,7 @@ def test_refused_client_that_is_still_sending_gets_its_answer():
     """To close under what it sends would be a reset, which takes the answer from it."""
     with fronted() as server:
         connection = server.connect()
-        connection.send(b"GET / HTTP/1.1\r\nhost: x\r\na: " + b"b" * 3_000_000)
+        connection.send(b"GET / HTTP/1.1\r\nhost: localhost\r\na: " + b"b" * 3_000_000)
         answer = connection.read()
         assert answer is not None
         assert answer.status == 431
