@@ -10,6 +10,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from service.api.access import access_rule
+from service.api.browser_guard import BrowserGuard
 from service.api.cors import cors_middleware
 from service.api.error_responses import http_error_response
 from service.api.error_shapes import shape_rule
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
 
 def endpoints_of(
-    context: ApiContext, administration: Administration | None = None
+    context: ApiContext, administration: Administration | None = None, root_path: str = ""
 ) -> list[Endpoint]:
     """Return every endpoint there is."""
     endpoints = [
@@ -64,7 +65,7 @@ def endpoints_of(
         *health_endpoints(context),
         *(() if administration is None else admin_endpoints(administration, context)),
     ]
-    return [*endpoints, *document_endpoints(endpoints)]
+    return [*endpoints, *document_endpoints(endpoints, root_path)]
 
 
 def create_app(
@@ -73,15 +74,19 @@ def create_app(
     administration: Administration | None = None,
     *,
     cors_origins: Sequence[str] = (),
+    root_path: str = "",
 ) -> Starlette:
     """Return the application.
 
     keys: what opens it; None opens it to whoever reaches it, which the settings allow on a
-    loopback address only. administration: the routes under /admin/ and their own keys; None leaves
-    them out. cors_origins: of the pages that browsers may call it from.
+    loopback address only, but to no page of another origin. administration: the routes under
+    /admin/ and their own keys; None leaves them out. cors_origins: of the pages that browsers may
+    call it from. root_path: what a proxy puts before every path; documents say so, and no path here
+    has it.
     """
+    guard = [Middleware(BrowserGuard, cors_origins=cors_origins)] if keys is None else []
     admin_keys = None if administration is None else administration.keys
-    endpoints = endpoints_of(context, administration)
+    endpoints = endpoints_of(context, administration, root_path)
     access_of, shape_of = access_rule(endpoints), shape_rule(endpoints)
     app = Starlette(
         routes=[route for endpoint in endpoints for route in _routes(endpoint)],
@@ -89,6 +94,7 @@ def create_app(
             Middleware(RequestId),
             *cors_middleware(cors_origins),
             Middleware(ErrorBoundary, shape_of=shape_of),
+            *guard,
             Middleware(AuthMiddleware, keys=keys, admin_keys=admin_keys, access_of=access_of),
             Middleware(OpenRequests, lifecycle=context.lifecycle, access_of=access_of),
         ],

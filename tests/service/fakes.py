@@ -29,6 +29,8 @@ from service.api.context import ApiContext, Models
 from service.api.event_stream import StreamTiming
 from service.api.requests import RequestLimits
 from service.errors import ModelNotFoundError, UnavailableError
+from service.server.changes import Changes
+from service.server.front import Front
 from service.server.lifecycle import Lifecycle, Phase
 from service.serving.served_model import Identity, ServedModel
 from service.team.keys import ApiKeys
@@ -317,6 +319,7 @@ class FakeModels:
 
     served: ServedModel | None
     suspicions: tuple[Suspicion, ...] = ()
+    changes: Changes = field(default_factory=Changes)  # that are never announced
 
     @property
     def _state(self) -> VariantState:
@@ -435,6 +438,7 @@ def running_server(
     limits: RequestLimits = LIMITS,
     template_findings: tuple[TemplateFinding, ...] = (),
     chat_template: ChatTemplate | None = None,
+    front: Front | None = None,
 ) -> Iterator[RunningServer]:
     """Run a server; engine: None leaves it loading."""
     served = None
@@ -459,10 +463,7 @@ def running_server(
         limits=limits,
     )
     app = create_app(context, None if key is None else ApiKeys(key))
-    config = uvicorn.Config(
-        app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server((front or Front()).config(app))
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

@@ -1,0 +1,86 @@
+"""Connections that never finish a request, held against the real server's process, for a while.
+
+As benchmarks/connections.py does with more of them, and longer.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import httpx2 as httpx
+import pytest
+
+from tests.service.fakes import wait_until
+from tests.service.processes import serving
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.service.processes import ServerProcess
+
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
+
+SECONDS = 4
+ANSWER_LIMIT_S = 2.0
+
+
+def hold(server: ServerProcess, **counts: int) -> subprocess.Popen[str]:
+    url = httpx.URL(server.url)
+    module = "tests.service.server.held_connections"
+    return subprocess.Popen(
+        [sys.executable, "-m", module, url.host, str(url.port), str(SECONDS), json.dumps(counts)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ask_meanwhile(server: ServerProcess, holder: subprocess.Popen[str]) -> int:
+    """Ask over new connections, as quickly as they are answered; return how often."""
+    num_asked = 0
+    while holder.poll() is None:
+        began = time.monotonic()
+        with httpx.Client(base_url=server.url, timeout=20) as client:
+            body = {"model": "fake/model", "prompt": "hi", "max_tokens": 5}
+            assert client.post("/v1/completions", json=body).status_code == 200
+        assert time.monotonic() - began < ANSWER_LIMIT_S
+        num_asked += 1
+    return num_asked
+
+
+def test_service_goes_on_and_descriptors_come_back(tmp_path: Path):
+    limits = {
+        "header_timeout_s": 1,
+        "body_timeout_s": 1.5,
+        "first_byte_timeout_s": 1.5,
+        "idle_timeout_s": 1,
+    }
+    with serving(tmp_path, **limits) as server:
+        server.complete()
+        server.client.close()
+        wait_until(lambda: not server.process.net_connections("tcp")[1:])
+        before = server.process.num_fds()
+        holder = hold(server, idle=200, half_open=50, dripping=20)
+        wait_until(lambda: server.process.num_fds() > before + 200, limit_s=20)
+        assert ask_meanwhile(server, holder) > 10
+        ended = json.loads(holder.communicate()[0])
+        assert {"idle: closed", "half_open: 408", "dripping: 408"} <= set(ended)
+        wait_until(lambda: server.process.num_fds() <= before, limit_s=5)
+
+
+def test_service_goes_on_with_128_descriptors(tmp_path: Path):
+    with serving(tmp_path, num_descriptors=128) as server:
+        server.complete()
+        server.client.close()
+        (line,) = (line for line in server.lines() if line["event"] == "fewer_connections")
+        assert line["max_connections"] == 64
+        wait_until(lambda: not server.process.net_connections("tcp")[1:])
+        before = server.process.num_fds()
+        holder = hold(server, idle=225, half_open=50, dripping=25)
+        assert ask_meanwhile(server, holder) > 10
+        assert "idle: closed" in json.loads(holder.communicate()[0])
+        wait_until(lambda: server.process.num_fds() <= before, limit_s=5)
+        assert "Traceback" not in server.log()
