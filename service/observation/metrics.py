@@ -7,7 +7,7 @@ nothing that a client can invent becomes a label.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from prometheus_client import ProcessCollector
 from prometheus_client.exposition import choose_encoder
@@ -18,28 +18,12 @@ from service.observation.request_metrics import request_families
 from service.observation.variant_metrics import RestartCounts, variant_families
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from prometheus_client import Metric
 
     from service.observation.observation import Observation
     from service.observation.observed import ObservedVariants
-
-
-class ConnectionCounts(Protocol):
-    """What is counted of connections; `service.server.connections` has it."""
-
-    @property
-    def open(self) -> int:
-        """How many there are now."""
-
-    @property
-    def refused(self) -> Mapping[str, int]:
-        """What never became a request, by reason."""
-
-    @property
-    def closed(self) -> Mapping[str, int]:
-        """Connections that were closed, by reason."""
 
 
 class Metrics:
@@ -64,13 +48,13 @@ class Metrics:
         yield from variant_families(variants, self._restarts)
         if connections is not None:
             yield gauge(
-                "tetrad_connections_open", "Open connections.", (), [((), connections.open)]
+                "tetrad_connections_open", "Open connections.", (), [((), connections.num_open)]
             )
             yield counter(
                 "tetrad_connections_closed",
                 "Connections that the server closed, by why.",
                 ("reason",),
-                [((reason,), number) for reason, number in connections.closed.items()],
+                [((str(reason),), number) for reason, number in connections.closed.items()],
             )
         yield histogram(
             "tetrad_event_loop_lag_seconds",
@@ -85,6 +69,17 @@ class Metrics:
             [((), observation.num_lines_dropped())],
         )
         yield from self._process.collect()
+
+
+class Scrape:
+    """What was counted at one moment: it may be written in another thread."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._families = list(metrics.collect())
+
+    def collect(self) -> list[Metric]:
+        """Return every family."""
+        return self._families
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """Return all of it in the form that a scraper takes, and that form's media type."""
