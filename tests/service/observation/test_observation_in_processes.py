@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -45,6 +46,14 @@ def test_counters_go_on_over_restarts_and_unloading_and_gauges_end(tmp_path: Pat
         assert value(server, "vllm:generation_tokens_total") == before + 5
         assert value(server, "vllm:request_queue_time_seconds_count") >= 2
         assert value(server, "vllm:num_requests_running") == 0
+        port = int(server.url.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(b"no HTTP at all\r\n\r\n")
+            assert b" 400 " in connection.recv(100)
+        text = server.client.get("/metrics").text
+        assert 'tetrad_rejections_total{caller="none",reason="invalid_http"} 1.0' in text
+        assert 'tetrad_connections_closed_total{reason="refused"} 1.0' in text
+        assert value(server, "tetrad_connections_open") >= 1
         server.admin("unload", model=MODEL)
         wait_until(lambda: server.state_of(MODEL) == "unloaded")
         assert value(server, "vllm:generation_tokens_total") == before + 5
