@@ -113,6 +113,10 @@ class Scheduler:
             num_accepted_tokens=counters.num_accepted_tokens,
         )
 
+    def reset_counters(self) -> None:
+        """Count what is done from now on: tests of the engine are nobody's requests."""
+        self._counters.reset()
+
     def caller(self, name: str, weight: float) -> Caller:
         """Find the caller of a new sequence."""
         return self._queue.caller(name, weight)

@@ -142,6 +142,7 @@ def make_engine(
     return_freed_memory()  # what the engine's own layers replaced
     attempt("self-test")
     test_engine(engine, backend)
+    engine.scheduler.reset_counters()
     return engine, loaded
 
 

@@ -437,6 +437,18 @@ def test_how_much_of_a_prompt_was_cached_is_told_once_just_before_the_first_toke
     assert bench.cached() == [(2, 16)]
 
 
+def test_what_was_done_before_the_counters_are_reset_is_not_counted():
+    bench = Bench()
+    bench.add(request(1, 20))
+    bench.drain()
+    bench.engine.scheduler.reset_counters()
+    bench.add(request(2, 5))
+    bench.drain()
+    statistics = bench.engine.statistics()
+    assert statistics.num_prompt_tokens == 5
+    assert statistics.num_generated_tokens == len(bench.tokens(2))
+
+
 def test_how_long_a_sequence_waited_is_told_once_by_the_engines_clock():
     bench = Bench(max_num_seqs=1, max_num_batched_tokens=8)
     bench.add(request(1, 20), request(2, 4))
