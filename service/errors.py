@@ -15,6 +15,8 @@ ServiceError
 │   ├── ContextLengthError      prompt and answer do not fit the model's context
 │   ├── ModelNotFoundError      no such model is served here
 │   ├── InvalidKeyError         no key, or a wrong one
+│   ├── HostNotAllowedError     a server without a key was asked by a name that is not loopback
+│   ├── OriginNotAllowedError   a server without a key was asked by another origin's page
 │   ├── BodyTooLargeError       more bytes than allowed
 │   └── UnsupportedBodyError    not plain JSON: another media type, or compressed
 ├── UnavailableError            this process, or this variant, does not answer now
@@ -78,6 +80,14 @@ class ModelNotFoundError(RequestError):
 
 class InvalidKeyError(RequestError):
     """The request carries no key, or one that is not valid."""
+
+
+class HostNotAllowedError(RequestError):
+    """A server without a key was asked by a name that others may own."""
+
+
+class OriginNotAllowedError(RequestError):
+    """A page of another origin asked a server without a key."""
 
 
 class BodyTooLargeError(RequestError):

@@ -56,7 +56,6 @@ NO_TERMS = Terms()
 # More than an engine can have said between its last report that was read and its end.
 _MAX_DRAINED_MESSAGES = 65_536
 _DRAIN_S = 1.0  # for what an engine said last to arrive; on a busy machine it takes a while
-_DRAIN_POLL_S = 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +90,7 @@ class EngineClient:
         self._limits: SequenceLimits | None = None  # known once it is ready
         self._death: EngineDeadError | None = None
         self._is_closed = False
+        self._has_died = asyncio.Event()
         self._sequence_ids = itertools.count()
         # Weak: a stream that nobody holds any more is found missing, and its sequence aborted.
         self._streams: weakref.WeakValueDictionary[int, TokenStream] = weakref.WeakValueDictionary()
@@ -113,6 +113,10 @@ class EngineClient:
     def death(self) -> EngineDeadError | None:
         """What the engine ended of; None while it lives."""
         return self._death
+
+    async def died(self) -> None:
+        """Wait until it is known that the engine has ended, or that it is about to."""
+        await self._has_died.wait()
 
     @property
     def max_model_len(self) -> int:
@@ -178,11 +182,8 @@ class EngineClient:
 
         What it died of is in its last message, and an end is noticed sooner than that arrives.
         """
-        deadline = time.monotonic() + _DRAIN_S
-        while not (self._is_closed or self._sockets.peer_disconnected()):
-            if time.monotonic() > deadline:
-                return
-            await asyncio.sleep(_DRAIN_POLL_S)
+        if not self._is_closed:
+            await self._sockets.until_peer_disconnected(_DRAIN_S)
 
     def end(self, error: EngineDeadError) -> None:
         """Take no more work and tell every open stream; what the engine said before comes first."""
@@ -308,6 +309,7 @@ class EngineClient:
 
     def _die(self, error: EngineDeadError) -> None:
         self._death = error
+        self._has_died.set()
         if not self._ready.done():
             self._ready.set_exception(error)
             self._ready.exception()  # whoever did not wait for it need not know

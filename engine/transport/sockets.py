@@ -7,6 +7,8 @@ end ever waits for the other to read.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import math
 import os
 import shutil
@@ -22,7 +24,7 @@ from zmq.utils.monitor import recv_monitor_message
 from engine.transport.wire import Wakeup, decode_command, decode_event, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from engine.transport.wire import EngineCommand, EngineEvent
 
@@ -56,6 +58,7 @@ class ClientSockets:
         self._num_connected = self._num_disconnected = 0  # connections that bring events
         # Readable whenever something may have come; `receive` until it gives nothing any more.
         self.fileno = int(self._events.getsockopt(zmq.FD))
+        self._stop_waiting: Callable[[], None] | None = None  # while somebody does, for the peer
 
     def send(self, command: EngineCommand) -> bool:
         """Send a command; False where no engine has come yet."""
@@ -85,12 +88,39 @@ class ClientSockets:
             self._num_disconnected += event == _DISCONNECTED
         return 0 < self._num_connected == self._num_disconnected
 
+    async def until_peer_disconnected(self, limit_s: float) -> None:
+        """Wait until `peer_disconnected`, at most so long, or until these are closed."""
+        loop, is_over = asyncio.get_running_loop(), asyncio.Event()
+        fileno = int(self._monitor.getsockopt(zmq.FD))  # readable once an engine came or went
+
+        def look() -> None:
+            if self.peer_disconnected():
+                is_over.set()
+
+        def stop() -> None:
+            loop.remove_reader(fileno)
+            self._stop_waiting = None
+            is_over.set()
+
+        loop.add_reader(fileno, look)
+        self._stop_waiting = stop
+        try:
+            look()  # it may have gone before, and nothing tells of that twice
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(limit_s):
+                    await is_over.wait()
+        finally:
+            if self._stop_waiting is stop:
+                stop()
+
     def unlink_sockets(self) -> None:
         """Take the names out of the file system, now that nobody else is to come."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def close(self) -> None:
         """Close; what was not sent yet is dropped."""
+        if self._stop_waiting is not None:
+            self._stop_waiting()
         self._commands.close(linger=0)
         self._events.disable_monitor()
         self._monitor.close(linger=0)

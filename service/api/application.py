@@ -10,6 +10,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from service.api.access import access_rule
+from service.api.browser_guard import BrowserGuard
 from service.api.cors import cors_middleware
 from service.api.error_responses import http_error_response
 from service.api.error_shapes import shape_rule
@@ -82,11 +83,12 @@ def create_app(
     """Return the application.
 
     keys: what opens it; None opens it to whoever reaches it, which the settings allow on a
-    loopback address only. administration: the routes under /admin/ and their own keys; None leaves
-    them out. cors_origins: of the pages that browsers may call it from. metrics_keys: what opens
-    /metrics beside `keys`. root_path: what a proxy puts before every path; documents say so, and no
-    path here has it.
+    loopback address only, but to no page of another origin. administration: the routes under
+    /admin/ and their own keys; None leaves them out. cors_origins: of the pages that browsers may
+    call it from. metrics_keys: what opens /metrics beside `keys`. root_path: what a proxy puts
+    before every path; documents say so, and no path here has it.
     """
+    guard = [Middleware(BrowserGuard, cors_origins=cors_origins)] if keys is None else []
     admin_keys = None if administration is None else administration.keys
     endpoints = endpoints_of(context, administration, root_path)
     access_of, shape_of = access_rule(endpoints), shape_rule(endpoints)
@@ -102,6 +104,7 @@ def create_app(
             ),
             *cors_middleware(cors_origins),
             Middleware(ErrorBoundary, shape_of=shape_of),
+            *guard,
             Middleware(
                 AuthMiddleware,
                 keys=keys,

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from service.serving.generation import Generation
 
 STALLED = "the client has stopped reading its stream"
-LOOKS_PER_LIMIT = 4  # how often a write that hangs is looked for within the time it may hang
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,18 +137,22 @@ class _Writer:
             await self._send({"type": "http.response.body", "body": piece, "more_body": False})
 
     async def watch(self) -> None:
-        """Write a comment after a while of silence; raise StalledReaderError if a write hangs."""
+        """Write a comment after a while of silence; raise StalledReaderError if a write hangs.
+
+        Each time it sleeps until one of the two can be due at the earliest.
+        """
         limit_s, interval_s = self._timing.stall_limit_s, self._timing.keep_alive_interval_s
         while True:
-            pause_s = limit_s / LOOKS_PER_LIMIT
             if self._num_writing:
-                if time.monotonic() - self._waiting_since >= limit_s:
+                pause_s = self._waiting_since + limit_s - time.monotonic()
+                if pause_s <= 0:
                     raise StalledReaderError(STALLED)
             else:
                 if time.monotonic() - self._last_write >= interval_s:
                     async with self._limited():
                         await self.write(self._keep_alive)
-                pause_s = min(pause_s, self._last_write + interval_s - time.monotonic())
+                # A write that begins now hangs for too long then, but not before.
+                pause_s = min(limit_s, self._last_write + interval_s - time.monotonic())
             await asyncio.sleep(pause_s)
 
     @asynccontextmanager

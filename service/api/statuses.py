@@ -73,7 +73,8 @@ _MEANINGS = {
     202: "What was asked for has begun.",
     400: "The request is wrong, or cannot be answered as asked; the message says what to change.",
     401: "No key was given, or none that opens this.",
-    403: "The key does not open this.",
+    403: "A server without a key was asked by another name than a loopback one, or by a page of "
+    "another origin.",
     404: "No such path, or no such model here.",
     405: "The path does not take this method.",
     408: "The request's own deadline passed.",

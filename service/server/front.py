@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp
 
-CLOSING_LIMIT_S = 1  # for uvicorn's own end; then whoever still stalls is dropped
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Front:
@@ -50,7 +48,6 @@ class Front:
             proxy_headers=bool(self.trusted_proxies),
             forwarded_allow_ips=list(self.trusted_proxies),
             root_path=self.root_path,
-            timeout_graceful_shutdown=CLOSING_LIMIT_S,
             ssl_context_factory=None if tls is None else lambda *_: tls,
         )
 

@@ -1,7 +1,7 @@
 """Where the process stands between its start and its end, and which requests are open.
 
-One object, touched from the event loop only. How the models stand is
-`service.variants.supervisor`'s.
+One object, touched from the event loop only; who waits for a change of it is woken by that change.
+How the models stand is `service.variants.supervisor`'s.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from service.errors import UnavailableError
+from service.server.changes import Changes
 
 if TYPE_CHECKING:
     import asyncio
@@ -27,12 +28,15 @@ class Phase(enum.Enum):
     SERVING = "serving"
     RESTARTING = "restarting"  # an engine ended, and its successor is on its way
     DRAINING = "draining"
-    UNLOADED = "unloaded"  # somebody unloaded what is required
+    UNLOADED = "unloaded"  # somebody unloaded what is required, or all that there is
+    EMPTY = "empty"  # somebody removed every variant
     FAILED = "failed"
 
 
 class Readiness(Protocol):
     """How the models stand; `service.variants.supervisor.Supervisor` tells."""
+
+    changes: Changes  # of what follows
 
     @property
     def phase(self) -> Phase:
@@ -48,6 +52,8 @@ class Lifecycle:
 
     def __init__(self, models: Readiness) -> None:
         self._models = models
+        self._changes = Changes()
+        models.changes.listen(self._changes.announce)
         self._is_draining = False
         self._started = time.monotonic()
         self._open_requests = 0
@@ -75,11 +81,20 @@ class Lifecycle:
     def begin_draining(self) -> None:
         """Take no new requests; open ones go on."""
         self._is_draining = True
+        self._changes.announce()
 
     def require_open(self) -> None:
         """Raise UnavailableError where no new requests are taken."""
         if self._is_draining:
             raise UnavailableError("the server is draining", retry_after_s=RETRY_AFTER_S)
+
+    async def until_ending(self) -> None:
+        """Wait until the process is to end: it was told so, or no model can answer any more."""
+        await self._changes.until(lambda: self._is_draining or self.is_hopeless)
+
+    async def until_answered(self, limit_s: float) -> bool:
+        """Wait until no request is open, at most so long; return whether none is."""
+        return await self._changes.until(lambda: not self._open_requests, limit_s=limit_s)
 
     @contextlib.contextmanager
     def request(self) -> Iterator[None]:
@@ -89,6 +104,8 @@ class Lifecycle:
             yield
         finally:
             self._open_requests -= 1
+            if not self._open_requests:
+                self._changes.announce()
 
     @contextlib.contextmanager
     def work(self, task: asyncio.Task[object]) -> Iterator[None]:

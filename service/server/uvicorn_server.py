@@ -13,45 +13,25 @@ import logging
 import os
 import signal
 import socket
-import sys
-import time
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import structlog
-import uvicorn
 import uvloop
 
 from service.errors import BindError
 from service.server.front import Front
+from service.server.http_server import HttpServer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from starlette.types import ASGIApp
 
     from service.server.lifecycle import Lifecycle
 
 log = structlog.get_logger(__name__)
 
-CHECK_INTERVAL_S = 0.05  # how often the end of a drain and a dead engine are looked for
 ERROR_EVENTS_S = 0.5  # for the error events of requests that were cut off
 ENDING_LIMIT_S = 1  # for engines in the middle of a step, or of loading
 FAILED = 1  # exit code where no model can answer any more
-
-
-class _Uvicorn(uvicorn.Server):
-    """uvicorn without signal handlers of its own: it would end with the signal, not with 0."""
-
-    def __init__(self, app: ASGIApp, front: Front) -> None:
-        super().__init__(front.config(app))
-        self._front = front
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await self._front.accept(self, sockets or [])
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 class Engines(Protocol):
@@ -81,16 +61,14 @@ class Server:
         self._is_stopping = False
         front = front or Front()
         self._connections = front.connections
-        self._uvicorn = _Uvicorn(app, front)
+        self._http = HttpServer(app, front)
 
     def run(self, listener: socket.socket) -> NoReturn:
         """Serve until a signal or a failure; end the process with its exit code."""
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(self._serve(listener))
-        # Not by returning to the interpreter's own end, which would wait for threads: an engine in
-        # one of them may hang, or still load.
+        asyncio.Runner(loop_factory=uvloop.new_event_loop).run(self._serve(listener))
+        # Neither by closing the loop nor by returning to the interpreter's own end, which would
+        # wait for threads: an engine in one of them may hang, or still load.
         logging.shutdown()  # writes what waits to be written
-        sys.stderr.flush()
         os._exit(self._exit_code)
 
     async def _serve(self, listener: socket.socket) -> None:
@@ -98,11 +76,12 @@ class Server:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal, number)
         self._engines.start()
-        watch = asyncio.create_task(self._watch())
-        await self._uvicorn.serve(sockets=[listener])
-        await watch
-        with contextlib.suppress(TimeoutError):  # they end with this process at the latest
-            await asyncio.wait_for(self._engines.close(), ENDING_LIMIT_S)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._http.serve(sockets=[listener]))
+            await self._until_drained()
+            self._http.end()
+            with contextlib.suppress(TimeoutError):  # they end with this process at the latest
+                await asyncio.wait_for(self._engines.close(), ENDING_LIMIT_S)
 
     def _on_signal(self, number: int) -> None:
         name = signal.Signals(number).name
@@ -119,33 +98,28 @@ class Server:
         )
         self._is_stopping = True
         self._lifecycle.begin_draining()
+        self._connections.close_incomplete()
 
-    async def _watch(self) -> None:
-        """Wait for a reason to end; end what is open, then uvicorn."""
-        while not self._is_stopping and not self._lifecycle.is_hopeless:
-            await asyncio.sleep(CHECK_INTERVAL_S)
+    async def _until_drained(self) -> None:
+        """Wait for a reason to end, then for what is open, for a while."""
+        await self._lifecycle.until_ending()
         if self._is_stopping:
             await self._drain(self._drain_limit_s)
         else:
             log.error("no_model_can_answer", outcome="this process ends")
             self._exit_code = FAILED
             await self._drain(ERROR_EVENTS_S)
-        self._uvicorn.should_exit = True
 
     async def _drain(self, limit_s: float) -> None:
-        """Let open requests end by themselves for a while, then cut them off."""
-        if await self._all_ended(limit_s):
+        """Let open requests end by themselves for a while, then cut them off.
+
+        All of them have come whole; the others were refused with the signal.
+        """
+        if await self._lifecycle.until_answered(limit_s):
             return
         num_cut = self._lifecycle.cut_off()
         log.warning("requests_cut_off", requests=num_cut, limit_s=limit_s)
-        await self._all_ended(ERROR_EVENTS_S)
-
-    async def _all_ended(self, limit_s: float) -> bool:
-        """Wait until no request is open, at most so long; return whether none is."""
-        deadline = time.monotonic() + limit_s
-        while self._lifecycle.num_open_requests and time.monotonic() < deadline:
-            await asyncio.sleep(CHECK_INTERVAL_S)
-        return self._lifecycle.num_open_requests == 0
+        await self._lifecycle.until_answered(ERROR_EVENTS_S)
 
 
 def listen(host: str, port: int, *, stall_limit_s: float) -> socket.socket:

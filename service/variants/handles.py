@@ -40,7 +40,7 @@ log = structlog.get_logger(__name__)
 
 STOP_LIMIT_S = 5.0  # from the command to end until the process is killed
 TRACE_LIMIT_S = 1.0  # for a process that hangs to write down where
-CHECK_INTERVAL_S = 0.5  # how often a hang is looked for
+CONFIRM_S = 0.5  # from the first sign of a hang to the second, which counts
 WORKER_COMMAND = ("-m", "service.worker.process")
 UNLOADED = "the model was unloaded"
 
@@ -212,17 +212,33 @@ def end(client: EngineClient, error: EngineDeadError) -> str:
 
 
 async def until_hung(client: EngineClient, settings: WorkerSettings) -> str:
-    """Return what shows that an engine hangs, or does not get done with its end."""
+    """Return what shows that an engine hangs, or does not get done with its end.
+
+    A deadline that each heartbeat moves: it is looked at when it can have passed at the earliest,
+    which of a healthy engine is about once in the time that a step may take.
+    """
     suspicion: str | None = None
-    while True:
-        await asyncio.sleep(CHECK_INTERVAL_S)
-        if client.death is not None:
-            await asyncio.sleep(STOP_LIMIT_S)
-            return str(client.death)
+    while client.death is None:
+        wait_s = CONFIRM_S if suspicion is not None else _earliest_s(client, settings)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await client.died()
         suspected, suspicion = suspicion, _suspicion(client, settings)
         # Twice in a row: the first time it may have been this process that stood still.
-        if suspected is not None and suspicion is not None:
+        if client.death is None and suspected is not None and suspicion is not None:
             return suspicion
+    await asyncio.sleep(STOP_LIMIT_S)
+    return str(client.death)
+
+
+def _earliest_s(client: EngineClient, settings: WorkerSettings) -> float:
+    """Return in how many seconds an engine can be suspected at the earliest."""
+    # The step under way is known by the last heartbeat; if there is none, the next begins now.
+    deadlines = [client.last_heard + settings.step_deadline_s - client.step_s]
+    if not client.is_alive:
+        deadlines.append(client.last_progress + settings.load_deadline_s)
+    # Steps are counted in heartbeats, so that a time just before one says nothing new.
+    return max(CONFIRM_S, min(deadlines) - time.monotonic())
 
 
 def _suspicion(client: EngineClient, settings: WorkerSettings) -> str | None:

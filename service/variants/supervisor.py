@@ -7,14 +7,14 @@ changed while the API runs, and ended. Touched from the event loop only.
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING
 
 import structlog
 
 from service.errors import ModelNotFoundError, VariantStateError
+from service.server.changes import Changes
 from service.server.lifecycle import Phase
-from service.variants.variant import CHECK_INTERVAL_S, ON_ITS_WAY, VariantState
+from service.variants.variant import ON_ITS_WAY, VariantState
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable
@@ -38,6 +38,9 @@ class Supervisor:
         self, variants: Iterable[ServedVariant], *, drain_limit_s: float, load_wait_s: float
     ) -> None:
         self._variants = {variant.name: variant for variant in variants}
+        self.changes = Changes()  # of any variant, and of which there are
+        for variant in self._variants.values():
+            variant.changes.listen(self.changes.announce)
         self._incoming: list[ServedVariant] = []  # load beside those whose places they will take
         self._outgoing: list[ServedVariant] = []  # are drained, their places taken
         self._failed_swaps: dict[str, str] = {}  # why the last one by a name failed
@@ -72,11 +75,17 @@ class Supervisor:
 
     @property
     def phase(self) -> Phase:
-        """Whether every required variant serves, or what keeps the first one from it."""
-        for variant in self._variants.values():
+        """Whether requests are answered by every variant that is required, and by any at all.
+
+        Where not, what keeps the first required one from it, else the one with most hope.
+        """
+        routed = self._variants.values()
+        for variant in routed:
             if _is_waited_for(variant):
-                return _PHASES.get(variant.state, Phase.LOADING)
-        return Phase.FAILED if self.is_hopeless else Phase.SERVING
+                return _phase_of(variant)
+        if any(_can_answer(variant) for variant in routed):
+            return Phase.SERVING
+        return min(map(_phase_of, routed), key=_HOPE.index, default=Phase.EMPTY)
 
     @property
     def is_hopeless(self) -> bool:
@@ -145,13 +154,13 @@ class Supervisor:
 
     async def _until_loaded(self, variant: ServedVariant) -> None:
         """Have a variant loaded, and wait for it, for a while."""
-        deadline = time.monotonic() + self._load_wait_s
-        while time.monotonic() < deadline:
-            if variant.waits_for_demand:
+
+        def has_come_to_rest() -> bool:
+            if variant.waits_for_demand:  # also once it has been unloaded for being idle
                 variant.load_on_demand()
-            if variant.state not in ON_ITS_WAY:
-                return
-            await asyncio.sleep(CHECK_INTERVAL_S)
+            return variant.state not in ON_ITS_WAY
+
+        await variant.changes.until(has_come_to_rest, limit_s=self._load_wait_s)
 
     # ── changes ─────────────────────────────────────────────────────────────────────────────────
 
@@ -178,6 +187,7 @@ class Supervisor:
             raise VariantStateError(
                 f"{variant.name} is served already; swap it, or unload and remove it first"
             )
+        variant.changes.listen(self.changes.announce)
         self._variants[variant.name] = variant
         variant.load()
 
@@ -191,6 +201,7 @@ class Supervisor:
         if any(variant.name == other.name for other in self._incoming):
             raise VariantStateError(f"{variant.name} is being swapped already; wait for its end")
         self._failed_swaps.pop(variant.name, None)
+        variant.changes.listen(self.changes.announce)
         self._incoming.append(variant)
         variant.load()
         self._spawn(self._take_over(old, variant))
@@ -207,16 +218,17 @@ class Supervisor:
             raise VariantStateError(f"{name} is being swapped; wait for its end")
         del self._variants[name]
         self._failed_swaps.pop(name, None)
+        self.changes.announce()
 
     async def _take_over(self, old: ServedVariant, new: ServedVariant) -> None:
         try:
-            while new.state in ON_ITS_WAY:
-                await asyncio.sleep(CHECK_INTERVAL_S)
+            await new.changes.until(lambda: new.state not in ON_ITS_WAY)
             if new.state is VariantState.SERVING:
                 self._variants[new.name] = new
                 self._outgoing.append(old)
         finally:
             self._incoming.remove(new)
+            self.changes.announce()
         if old not in self._outgoing:
             self._failed_swaps[new.name] = new.status.reason or "it was ended"
             log.error("swap_failed", model=new.name, reason=new.status.reason, kept="the old model")
@@ -225,6 +237,7 @@ class Supervisor:
         # Shielded: this is cancelled at the server's end, where unloading must go on.
         await asyncio.shield(old.unload(drain_limit_s=self._drain_limit_s, for_good=True))
         self._outgoing.remove(old)
+        self.changes.announce()
 
     def _spawn(self, change: Coroutine[object, object, None]) -> None:
         task = asyncio.create_task(change)
@@ -239,6 +252,17 @@ def _is_waited_for(variant: ServedVariant) -> bool:
     return variant.state is not VariantState.SERVING
 
 
+def _can_answer(variant: ServedVariant) -> bool:
+    """Whether requests are answered, perhaps after they have had the variant loaded."""
+    if variant.state is VariantState.SERVING or variant.waits_for_demand:
+        return True
+    return variant.comes_on_demand and not variant.is_drained and variant.state in ON_ITS_WAY
+
+
+def _phase_of(variant: ServedVariant) -> Phase:
+    return _PHASES.get(variant.state, Phase.LOADING)
+
+
 _PHASES = {
     VariantState.RESTARTING: Phase.RESTARTING,
     VariantState.FAILED: Phase.FAILED,
@@ -246,3 +270,13 @@ _PHASES = {
     VariantState.UNLOADING: Phase.UNLOADED,
     VariantState.UNLOADED: Phase.UNLOADED,
 }
+
+# From that in which a variant will soon answer to that in which it needs somebody's help.
+_HOPE = (
+    Phase.LOADING,
+    Phase.RESTARTING,
+    Phase.DRAINING,
+    Phase.UNLOADED,
+    Phase.FAILED,
+    Phase.EMPTY,
+)

@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from service.server.changes import Changes
+
 
 class Usage:
     """Counts the open requests of one variant."""
 
-    def __init__(self) -> None:
+    def __init__(self, changes: Changes) -> None:
+        """changes: of the variant; it is told there when the last open request has ended."""
+        self._changes = changes
         self.num_requests = 0
         self._last_used = time.monotonic()
 
@@ -34,3 +38,5 @@ class Usage:
         finally:
             self.num_requests -= 1
             self.touch()
+            if not self.num_requests:
+                self._changes.announce()

@@ -24,6 +24,7 @@ import structlog
 from engine.errors import EngineDeadError, EngineStartError, LiveCheckError
 from loaders.errors import LoadError
 from service.errors import FallbackError, UnavailableError, VariantStateError
+from service.server.changes import Changes
 from service.server.lifecycle import RETRY_AFTER_S
 from service.text.errors import TextError
 from service.variants.loading_progress import LoadingProgress
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 FAILED_REST_S = 30.0  # until a request has one that failed tried again
-CHECK_INTERVAL_S = 0.05  # how often the end of a drain or of a load is looked for
 
 
 class VariantState(enum.Enum):
@@ -144,11 +144,12 @@ class ServedVariant:
     def __init__(self, name: str, source: VariantSource, rules: VariantRules) -> None:
         self.name = name
         self.rules = rules
+        self.changes = Changes()  # of the state, and of whether requests are open
         self._state = VariantState.UNLOADED
         self._entered = time.monotonic()  # that state
         self._created = int(time.time())
         self._is_on_demand = rules.is_on_demand  # until somebody unloads it by hand
-        self._is_drained = False
+        self.is_drained = False  # then it takes no new work, nor is loaded by a request
         self._source = source
         self._handle: EngineHandle | None = None
         self._served: ServedModel | None = None
@@ -156,7 +157,7 @@ class ServedVariant:
         self._self_test: SelfTestReport | None = None
         self._reason: str | None = None
         self._num_restarts = 0
-        self._usage = Usage()
+        self._usage = Usage(self.changes)
         self._task: asyncio.Task[None] | None = None
         self._unloading: asyncio.Task[None] | None = None
 
@@ -210,7 +211,7 @@ class ServedVariant:
         One that failed is tried again after a while: what it lacked, such as another variant's
         memory, may have become free.
         """
-        if not self._is_on_demand or self._is_drained:
+        if not self._is_on_demand or self.is_drained:
             return False
         if self._state is VariantState.FAILED:
             return time.monotonic() - self._entered >= FAILED_REST_S
@@ -239,7 +240,7 @@ class ServedVariant:
         if self._unloading is not None:
             raise VariantStateError(f"{self.name} is being unloaded; load it once that is done")
         self._is_on_demand = self.rules.is_on_demand
-        self._is_drained = False
+        self.is_drained = False
         if self.state is VariantState.DRAINING:
             self._enter(VariantState.SERVING)
         else:
@@ -254,7 +255,7 @@ class ServedVariant:
 
     def drain(self) -> None:
         """Take no new work until `load`, nor be loaded by a request."""
-        self._is_drained = True
+        self.is_drained = True
         if self.state is VariantState.SERVING:
             self._enter(VariantState.DRAINING)
 
@@ -321,7 +322,7 @@ class ServedVariant:
             self._served = await self._source.wait_ready(handle)
             self._self_test = self._served.self_test
             began = time.monotonic()
-            self._enter(VariantState.DRAINING if self._is_drained else VariantState.SERVING)
+            self._enter(VariantState.DRAINING if self.is_drained else VariantState.SERVING)
             log.info("ready", model=self.name, pid=handle.pid)
             await self._until_ended_or_idle(ended)
         except EngineDeadError as error:
@@ -335,6 +336,7 @@ class ServedVariant:
             return None
         finally:
             self._served = None
+            self.changes.announce()  # unloading need not wait for requests any more
             await handle.stop()
             how = await ended
             self._handle = None
@@ -351,6 +353,7 @@ class ServedVariant:
         limit_s = self.rules.idle_unload_s
         self._usage.touch()
         if limit_s is not None:
+            # Each time until the limit can have passed at the earliest.
             while not ended.done() and (idle_s := self._usage.idle_s) < limit_s:
                 await asyncio.wait((ended,), timeout=limit_s - idle_s)
             if not ended.done():
@@ -360,11 +363,9 @@ class ServedVariant:
 
     async def _unload(self, drain_limit_s: float) -> None:
         try:
-            deadline = time.monotonic() + drain_limit_s
-            while self._served is not None and self._usage.num_requests:
-                if time.monotonic() >= deadline:
-                    break
-                await asyncio.sleep(CHECK_INTERVAL_S)
+            await self.changes.until(
+                lambda: self._served is None or not self._usage.num_requests, limit_s=drain_limit_s
+            )
             if self._task is not None:
                 self._task.cancel()
                 await asyncio.gather(self._task, return_exceptions=True)
@@ -387,6 +388,7 @@ class ServedVariant:
         self._entered = time.monotonic()
         if state not in ON_ITS_WAY:
             self._progress.clear()
+        self.changes.announce()
 
 
 def _self_test_of(error: EngineStartError | LiveCheckError) -> SelfTestReport | None:

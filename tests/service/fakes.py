@@ -30,6 +30,7 @@ from service.api.context import ApiContext, Models
 from service.api.event_stream import StreamTiming
 from service.api.requests import RequestLimits
 from service.errors import ModelNotFoundError, UnavailableError
+from service.server.changes import Changes
 from service.server.front import Front
 from service.server.lifecycle import Lifecycle, Phase
 from service.serving.served_model import Identity, ServedModel
@@ -335,6 +336,7 @@ class FakeModels:
 
     served: ServedModel | None
     suspicions: tuple[Suspicion, ...] = ()
+    changes: Changes = field(default_factory=Changes)  # that are never announced
 
     @property
     def _state(self) -> VariantState:

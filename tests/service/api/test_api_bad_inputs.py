@@ -342,7 +342,7 @@ def test_body_in_one_byte_chunks_is_read(server):
     body = json.dumps(COMPLETION).encode()
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
         connection.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+            b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
             b"content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
         )
         for byte in body:
@@ -354,7 +354,7 @@ def test_body_in_one_byte_chunks_is_read(server):
 def test_body_shorter_than_it_says_ends_with_its_connection(server):
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
         connection.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"
+            b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n"
             b"content-type: application/json\r\ncontent-length: 500\r\n\r\n{}"
         )
 
@@ -363,7 +363,8 @@ def test_body_shorter_than_it_says_ends_with_its_connection(server):
 def test_wrong_content_length_is_refused(server, value):
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
         connection.sendall(
-            f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            f"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n"
+            f"content-type: application/json\r\n"
             f"content-length: {value}\r\n\r\n{{}}".encode()
         )
         assert connection.recv(100).split()[1] in (b"400", b"413")

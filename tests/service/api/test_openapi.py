@@ -82,18 +82,19 @@ def test_every_status_of_the_table_of_errors_is_documented_somewhere():
 
 
 def test_generating_endpoint_documents_what_can_go_wrong():
-    expected = {"200", "400", "401", "404", "405", "408", "413", "415", "429", "500", "503"}
+    expected = {"200", "400", "401", "403", "404", "405", "408", "413", "415", "429", "500", "503"}
     assert set(CHAT["responses"]) == expected
     assert set(PATHS["/v1/completions"]["post"]["responses"]) == expected | {"501"}
-    assert set(PATHS["/v1/models"]["get"]["responses"]) == {"200", "401", "405", "500"}
+    assert set(PATHS["/v1/models"]["get"]["responses"]) == {"200", "401", "403", "405", "500"}
     assert set(PATHS["/v1/models/{name}"]["get"]["responses"]) == {
         "200",
         "401",
+        "403",
         "404",
         "405",
         "500",
     }
-    assert set(PATHS["/health"]["get"]["responses"]) == {"200", "405", "500", "503"}
+    assert set(PATHS["/health"]["get"]["responses"]) == {"200", "403", "405", "500", "503"}
     assert "409" in PATHS["/admin/models/load"]["post"]["responses"]
     assert "202" in PATHS["/admin/models/load"]["post"]["responses"]
 

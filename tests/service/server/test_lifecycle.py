@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 
 import pytest
@@ -46,3 +47,34 @@ def test_open_requests_are_counted_also_when_they_fail(lifecycle):
             raise ZeroDivisionError
         assert lifecycle.num_open_requests == 1
     assert lifecycle.num_open_requests == 0
+
+
+def test_end_is_told_to_whoever_waits_for_it(lifecycle, engine):
+    async def test() -> None:
+        ending = asyncio.create_task(lifecycle.until_ending())
+        await asyncio.sleep(0)
+        assert not ending.done()
+        lifecycle.begin_draining()
+        await ending
+        models = FakeModels(served_model(engine, ByteTokenizer()))
+        ending = asyncio.create_task(Lifecycle(models).until_ending())
+        await asyncio.sleep(0)
+        engine.is_alive = False
+        models.changes.announce()
+        await ending
+
+    asyncio.run(asyncio.wait_for(test(), 10))
+
+
+def test_last_open_request_ends_the_wait_for_answers(lifecycle):
+    async def test() -> None:
+        with lifecycle.request():
+            assert not await lifecycle.until_answered(limit_s=0.01)
+            with lifecycle.request():
+                waiting = asyncio.create_task(lifecycle.until_answered(limit_s=60))
+                await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert not waiting.done()
+        assert await waiting
+
+    asyncio.run(asyncio.wait_for(test(), 10))

@@ -72,7 +72,8 @@ class Process:
             {"model": MODEL, "prompt": "hi", "max_tokens": max_tokens, "stream": True}
         ).encode()
         connection.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n"
+            b"content-type: application/json\r\n"
             b"content-length: %d\r\n\r\n%s" % (len(body), body)
         )
         assert connection.recv(10) == b"HTTP/1.1 2"

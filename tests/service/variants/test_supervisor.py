@@ -10,6 +10,7 @@ import pytest
 from service.errors import ModelNotFoundError, UnavailableError, VariantStateError
 from service.server.lifecycle import Phase
 from service.variants import restarts
+from service.variants import variant as variant_module
 from service.variants.supervisor import Supervisor
 from service.variants.variant import ServedVariant, VariantRules, VariantState
 from tests.service.variants.test_variant import FakeSource, run, until, until_it_is
@@ -267,5 +268,109 @@ def test_a_variants_status_tells_its_aliases():
     async def test() -> None:
         supervisor = supervise(make("one", aliases=("uno", "eins")), make("two"))
         assert [status.aliases for status in supervisor.statuses] == [("uno", "eins"), ()]
+
+    run(test())
+
+
+def test_server_without_a_variant_left_is_not_ready():
+    async def test() -> None:
+        supervisor = supervise(one := make("one"))
+        supervisor.start()
+        await until_it_is(one, VariantState.SERVING)
+        supervisor.unload("one")
+        await until_it_is(one, VariantState.UNLOADED)
+        assert supervisor.phase is Phase.UNLOADED
+        supervisor.remove("one")
+        assert supervisor.phase is Phase.EMPTY
+        assert not supervisor.is_hopeless  # an administrator may bring another
+        supervisor.add(two := make("two"))
+        assert supervisor.phase is Phase.LOADING
+        await until_it_is(two, VariantState.SERVING)
+        assert supervisor.phase is Phase.SERVING
+        await supervisor.close()
+
+    run(test())
+
+
+def test_variants_that_come_on_demand_are_enough_to_be_ready(monkeypatch):
+    async def test() -> None:
+        supervisor = supervise(one := make("one", is_on_demand=True))
+        supervisor.start()
+        assert supervisor.phase is Phase.SERVING
+        source_of(one).may_serve.clear()
+        one.load_on_demand()
+        assert (one.state, supervisor.phase) == (VariantState.LOADING, Phase.SERVING)
+        one.drain()
+        assert supervisor.phase is Phase.LOADING
+        one.load()
+        source_of(one).failures = [ZeroDivisionError("x")]
+        source_of(one).may_serve.set()
+        await until_it_is(one, VariantState.FAILED)
+        assert supervisor.phase is Phase.FAILED  # until a request has it tried again
+        monkeypatch.setattr(variant_module, "FAILED_REST_S", 0.0)
+        assert supervisor.phase is Phase.SERVING
+        supervisor.unload("one")
+        await until_it_is(one, VariantState.UNLOADED)
+        assert supervisor.phase is Phase.UNLOADED
+        await supervisor.close()
+
+    run(test())
+
+
+def test_variants_that_are_not_required_make_ready_while_one_of_them_can_answer():
+    async def test() -> None:
+        one, other = make("one", is_required=False), make("other", is_required=False)
+        source_of(one).may_serve.clear()
+        source_of(other).may_serve.clear()
+        source_of(one).failures = [ZeroDivisionError("x")]
+        supervisor = supervise(one, other)
+        supervisor.start()
+        source_of(one).may_serve.set()
+        await until_it_is(one, VariantState.FAILED)
+        assert supervisor.phase is Phase.LOADING  # the other one gives more hope
+        source_of(other).may_serve.set()
+        await until_it_is(other, VariantState.SERVING)
+        assert supervisor.phase is Phase.SERVING
+        other.drain()
+        assert supervisor.phase is Phase.DRAINING
+        await supervisor.close()
+
+    run(test())
+
+
+def test_changes_of_every_variant_are_told():
+    async def test() -> None:
+        supervisor = supervise(one := make("one"))
+        source_of(one).failures = [ZeroDivisionError("x")]
+        hopeless = asyncio.create_task(supervisor.changes.until(lambda: supervisor.is_hopeless))
+        supervisor.start()
+        assert await hopeless
+        supervisor.add(two := make("two"))
+        serves = supervisor.changes.until(lambda: two.state is VariantState.SERVING)
+        assert await serves
+        supervisor.unload("two")
+        await supervisor.changes.until(lambda: two.state is VariantState.UNLOADED)
+        gone = asyncio.create_task(supervisor.changes.until(lambda: len(supervisor.variants) == 1))
+        await asyncio.sleep(0)
+        supervisor.remove("two")
+        assert await gone
+        await supervisor.close()
+
+    run(test())
+
+
+def test_request_that_comes_while_an_idle_variant_is_unloaded_has_it_loaded_again():
+    async def test() -> None:
+        one = make("one", is_on_demand=True)
+        supervisor = supervise(one)
+        with ExitStack() as stack:
+            await supervisor.acquire("one", stack)
+            unloading = one.unload(drain_limit_s=5, for_good=False)
+            waiting = asyncio.create_task(supervisor.acquire("one", ExitStack()))
+            await asyncio.sleep(0)
+            assert not waiting.done()
+        await unloading
+        assert (await waiting).engine is source_of(one).handles[1].engine
+        await supervisor.close()
 
     run(test())

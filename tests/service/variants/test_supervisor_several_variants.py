@@ -142,3 +142,20 @@ def test_without_an_admin_key_there_are_no_admin_routes(tmp_path: Path):
         assert server.client.get("/admin/models").status_code == 404
         assert server.client.post("/admin/models/unload", json={}).status_code == 404
         assert "/admin" not in server.client.get("/openapi.json").text
+
+
+def test_server_without_a_variant_left_is_not_ready_until_another_is_loaded(tmp_path: Path):
+    def readiness() -> tuple[int, str]:
+        response = server.client.get("/health/ready")
+        return response.status_code, response.json()["phase"]
+
+    with serving(tmp_path) as server:
+        server.admin("unload", model=MODEL)
+        wait_until(lambda: readiness() == (503, "unloaded"))
+        wait_until(lambda: server.state_of(MODEL) == "unloaded")
+        server.admin("remove", model=MODEL)
+        assert readiness() == (503, "empty")
+        assert server.complete().status_code == 404
+        server.admin("load", model="new", variant="fake/new", settings={"on_demand": True})
+        wait_until(lambda: readiness() == (200, "serving"), limit_s=10)
+        assert server.complete(model="new").status_code == 200

@@ -33,7 +33,6 @@ TOKENIZER = ByteTokenizer()
 @pytest.fixture(autouse=True)
 def _short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(restarts, "FIRST_DELAY_S", 0.01)
-    monkeypatch.setattr(variant_module, "CHECK_INTERVAL_S", 0.005)
 
 
 class FakeSource:
