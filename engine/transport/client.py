@@ -40,7 +40,7 @@ from engine.transport.wire import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, MutableMapping, Sequence
     from pathlib import Path
 
     from engine.sampling_params import SamplingParams
@@ -303,9 +303,7 @@ class EngineClient:
             stream.push(output)
             if output.finish_reason is not None:
                 del streams[output.sequence_id]
-        for failure in report.failures:
-            if (stream := streams.pop(failure.sequence_id, None)) is not None:
-                stream.end(failure.error)
+        _tell_failures(report, streams)
 
     def _die(self, error: EngineDeadError) -> None:
         self._death = error
@@ -333,6 +331,13 @@ def _tell_of_prompts(
         if (stream := streams.get(started.sequence_id)) is not None:
             stream.num_cached_tokens = started.num_cached_tokens
             latencies.note_start(stream.times, started.queue_s)
+
+
+def _tell_failures(report: StepReport, streams: MutableMapping[int, TokenStream]) -> None:
+    """End the streams of sequences that failed."""
+    for failure in report.failures:
+        if (stream := streams.pop(failure.sequence_id, None)) is not None:
+            stream.end(failure.error)
 
 
 def _again(error: EngineDeadError) -> EngineDeadError:
