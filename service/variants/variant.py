@@ -167,9 +167,8 @@ class ServedVariant:
     def state(self) -> VariantState:
         """What the variant is doing; one whose engine is dying does not serve any more."""
         is_served = self._served is not None and self._served.engine.is_alive
-        if self._state is VariantState.SERVING and not is_served:
-            return VariantState.RESTARTING
-        return self._state
+        is_dying = self._state is VariantState.SERVING and not is_served
+        return VariantState.RESTARTING if is_dying else self._state
 
     @property
     def status(self) -> VariantStatus:
