@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(slots=True)
@@ -17,3 +17,8 @@ class Counters:
     prefix_cache_hits: int = 0
     num_drafted_tokens: int = 0
     num_accepted_tokens: int = 0
+
+    def reset(self) -> None:
+        """Begin anew."""
+        for each in fields(self):
+            setattr(self, each.name, 0)

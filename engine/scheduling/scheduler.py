@@ -113,6 +113,10 @@ class Scheduler:
             num_accepted_tokens=counters.num_accepted_tokens,
         )
 
+    def reset_counters(self) -> None:
+        """Count what is done from now on: tests of the engine are nobody's requests."""
+        self._counters.reset()
+
     def caller(self, name: str, weight: float) -> Caller:
         """Find the caller of a new sequence."""
         return self._queue.caller(name, weight)
@@ -137,6 +141,7 @@ class Scheduler:
         if timeout_s is not None:
             sequence.deadline = self._clock() + timeout_s
             heappush(self._deadlines, (sequence.deadline, sequence.sequence_id))
+        sequence.arrived_at = self._clock()
         self._residency.enter(sequence)
 
     def abort(self, sequence_id: int) -> None:
@@ -168,7 +173,15 @@ class Scheduler:
         batch = self._planner.plan()
         if batch is not None:
             self._residency.num_steps_in_flight += 1
+            self._note_starts(batch)
         return batch
+
+    def _note_starts(self, batch: ScheduledBatch) -> None:
+        """Measure how long those have waited who leave the queue for the first time."""
+        for start in batch.starts:
+            sequence = self._residency.sequences[start.sequence_id]
+            if sequence.queue_s is None:
+                sequence.queue_s = self._clock() - sequence.arrived_at
 
     def update(self, batch: ScheduledBatch, sampled: SampledTokens) -> list[StepOutput]:
         """Take in what a launched step sampled, and say what each sequence got."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
-import sys
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import structlog
@@ -68,7 +68,7 @@ class Server:
         asyncio.Runner(loop_factory=uvloop.new_event_loop).run(self._serve(listener))
         # Neither by closing the loop nor by returning to the interpreter's own end, which would
         # wait for threads: an engine in one of them may hang, or still load.
-        sys.stderr.flush()
+        logging.shutdown()  # writes what waits to be written
         os._exit(self._exit_code)
 
     async def _serve(self, listener: socket.socket) -> None:
@@ -87,6 +87,7 @@ class Server:
         name = signal.Signals(number).name
         if self._is_stopping:
             log.warning("stopping_at_once", signal=name)
+            logging.shutdown()
             os._exit(128 + number)
         log.info(
             "stopping",

@@ -16,10 +16,10 @@ from engine.errors import (
     QueueFullError,
 )
 from engine.outputs import (
-    CachedPrompt,
     FinishReason,
     PromptLogprobs,
     SequenceFailure,
+    SequenceStarted,
     TokenOutput,
 )
 from engine.sampling_params import SamplingParams
@@ -83,7 +83,18 @@ class Bench:
 
     def cached(self) -> list[tuple[int, int]]:
         """Which sequences were told how much of their prompt was cached, in that order."""
-        return [(o.sequence_id, o.num_tokens) for o in self.outputs if isinstance(o, CachedPrompt)]
+        return [
+            (o.sequence_id, o.num_cached_tokens)
+            for o in self.outputs
+            if isinstance(o, SequenceStarted) and o.num_cached_tokens
+        ]
+
+    def started(self) -> dict[int, SequenceStarted]:
+        """What each sequence was told as it began; it is told once."""
+        told = [output for output in self.outputs if isinstance(output, SequenceStarted)]
+        by_id = {output.sequence_id: output for output in told}
+        assert len(by_id) == len(told)
+        return by_id
 
     def answers(self, each: SequenceRequest) -> bool:
         return self.tokens(each.sequence_id) == self.runner.model.answer(each)
@@ -422,8 +433,44 @@ def test_how_much_of_a_prompt_was_cached_is_told_once_just_before_the_first_toke
     bench.outputs.clear()
     bench.add(request(2, prompt))  # its other 24 tokens take three steps
     bench.drain()
-    assert bench.outputs[0] == CachedPrompt(2, 16)
+    assert bench.outputs[0] == SequenceStarted(2, 16, 0.0)
     assert bench.cached() == [(2, 16)]
+
+
+def test_what_was_done_before_the_counters_are_reset_is_not_counted():
+    bench = Bench()
+    bench.add(request(1, 20))
+    bench.drain()
+    bench.engine.scheduler.reset_counters()
+    bench.add(request(2, 5))
+    bench.drain()
+    statistics = bench.engine.statistics()
+    assert statistics.num_prompt_tokens == 5
+    assert statistics.num_generated_tokens == len(bench.tokens(2))
+
+
+def test_how_long_a_sequence_waited_is_told_once_by_the_engines_clock():
+    bench = Bench(max_num_seqs=1, max_num_batched_tokens=8)
+    bench.add(request(1, 20), request(2, 4))
+    while bench.engine.has_work:
+        bench.now += 1.0
+        bench.step()
+    started = bench.started()
+    assert started[1].queue_s == 1.0
+    last_of_first = 1.0 + 3 + GREEDY.max_tokens  # chunks of its prompt, then its tokens
+    assert started[2].queue_s == pytest.approx(last_of_first, abs=1)
+
+
+def test_a_sequence_is_announced_after_its_first_step_and_not_again_when_preempted():
+    bench = Bench(max_num_batched_tokens=8)
+    bench.add(request(1, 40))
+    bench.step(2)
+    assert list(bench.started()) == [1]
+    assert bench.tokens(1) == []
+    bench.errors.append(OutOfMemoryError("no memory"))
+    bench.drain()
+    assert list(bench.started()) == [1]
+    assert len(bench.tokens(1)) == 8
 
 
 def test_each_choice_is_told_what_it_found_of_the_one_before_it():

@@ -86,3 +86,12 @@ def test_every_key_that_came_is_compared(keys, monkeypatch):
     )
     keys.check([b"Bearer x"], [b"sk-1"], [b"y"])
     assert len(compared) == 3
+
+
+def test_who_opens_is_known_by_the_name_of_the_key():
+    keys = ApiKeys("one").with_others(ApiKeys("two", "metrics"))
+    assert keys.check([b"Bearer one"]) == "default"
+    assert keys.check([b"Bearer two"]) == "metrics"
+    with pytest.raises(InvalidKeyError):
+        keys.check([b"Bearer three"])
+    assert ApiKeys("one").with_others(None).check([b"Bearer one"]) == "default"
