@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
@@ -60,6 +61,9 @@ def serve() -> None:
 
         num_cached_tokens = 0
         prompt_logprobs = ()
+        times = SimpleNamespace(
+            submitted_at=0.0, queue_s=0.0, first_at=0.0, last_at=1.0, longest_gap_s=0.0
+        )
 
         def __init__(self, num_top: int | None) -> None:
             self._left = TOKENS_PER_STREAM

@@ -44,15 +44,16 @@ class PromptLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
-class CachedPrompt:
-    """How much of a prompt was in the prefix cache; told before the sequence's first token.
+class SequenceStarted:
+    """A sequence left the queue; told once, after its first step, before its first token.
 
-    Said once, and only where it is any. As the sequence was first admitted: what it finds of its
-    own when it comes back after a preemption does not count.
+    As it was first admitted: what it waits for, or finds of its own, when it comes back after a
+    preemption does not count.
     """
 
     sequence_id: int
-    num_tokens: int  # at least one, always fewer than the prompt has
+    num_cached_tokens: int  # of the prompt, in the prefix cache; always fewer than it has
+    queue_s: float  # from the engine's taking it in to its first slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,4 +64,4 @@ class SequenceFailure:
     error: EngineError
 
 
-StepOutput: TypeAlias = TokenOutput | PromptLogprobs | CachedPrompt | SequenceFailure
+StepOutput: TypeAlias = TokenOutput | PromptLogprobs | SequenceStarted | SequenceFailure

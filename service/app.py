@@ -6,6 +6,7 @@ No weights and nothing that computes with them come into this process, but with 
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -22,6 +23,9 @@ from service.api.operations.admin import Administration
 from service.api.requests import RequestLimits
 from service.errors import SettingsError
 from service.logs import set_up_logs
+from service.observation.line_writer import LineWriter
+from service.observation.observation import Observation
+from service.observation.request_log import RequestLog
 from service.server.lifecycle import Lifecycle
 from service.server.uvicorn_server import Server, listen, url_of
 from service.settings import (
@@ -33,6 +37,7 @@ from service.settings import (
     describe_errors,
     read_admin_key,
     read_key,
+    read_metrics_token,
     unknown_variables,
     unless_auto,
 )
@@ -60,8 +65,10 @@ def serve(settings: Settings) -> NoReturn:
 
     Raises SettingsError and BindError before anything is loaded.
     """
-    set_up_logs(settings)
+    writer = LineWriter(sys.stderr)
+    set_up_logs(settings, writer=writer)
     key, admin_key = read_key(settings), read_admin_key(settings)
+    metrics_token = read_metrics_token(settings)
     variants = make_variants(settings)
     for name in unknown_variables():
         log.warning("unknown_variable", name=name)
@@ -73,16 +80,34 @@ def serve(settings: Settings) -> NoReturn:
     )
     lifecycle = Lifecycle(supervisor)
     app = create_app(
-        api_context(settings, lifecycle, supervisor),
+        api_context(settings, lifecycle, supervisor, observe(settings, writer)),
         ApiKeys(key) if key else None,
         administration(settings, admin_key, supervisor) if admin_key else None,
         cors_origins=settings.cors_origins,
+        metrics_keys=ApiKeys(metrics_token, "metrics") if metrics_token else None,
     )
     Server(app, lifecycle, supervisor, drain_limit_s=settings.drain_limit_s).run(listener)
 
 
-def api_context(settings: Settings, lifecycle: Lifecycle, supervisor: Supervisor) -> ApiContext:
-    """Return what the routes work with."""
+def observe(settings: Settings, writer: LineWriter) -> Observation:
+    """Return what counts requests, and writes their lines where the settings ask for it."""
+    log = RequestLog(
+        writer.write,
+        as_json=settings.log_format == "json",
+        slow_s=settings.slow_request_s,
+        only_slow=settings.log_level == "warning",
+    )
+    is_logged = settings.log_requests and settings.log_level != "error"
+    return Observation(log if is_logged else None, num_lines_dropped=lambda: writer.num_dropped)
+
+
+def api_context(
+    settings: Settings,
+    lifecycle: Lifecycle,
+    supervisor: Supervisor,
+    observation: Observation | None = None,
+) -> ApiContext:
+    """Return what the routes work with; observation: what counts requests, if anything shall."""
     return ApiContext(
         lifecycle=lifecycle,
         models=supervisor,
@@ -100,6 +125,7 @@ def api_context(settings: Settings, lifecycle: Lifecycle, supervisor: Supervisor
             stall_limit_s=settings.stall_limit_s,
         ),
         max_body_bytes=settings.max_body_size,
+        observation=observation or Observation(),
     )
 
 
@@ -114,7 +140,7 @@ def administration(settings: Settings, key: str, supervisor: Supervisor) -> Admi
             raise SettingsError(describe_errors(error)) from None
         return make_variant(own, in_process=settings.in_process)
 
-    return Administration(ApiKeys(key), supervisor, make)
+    return Administration(ApiKeys(key, "admin"), supervisor, make)
 
 
 def make_variants(settings: Settings) -> list[ServedVariant]:

@@ -18,6 +18,7 @@ ServiceError
 │   ├── BodyTooLargeError       more bytes than allowed
 │   └── UnsupportedBodyError    not plain JSON: another media type, or compressed
 ├── UnavailableError            this process, or this variant, does not answer now
+│   └── CutOffError             the process stops, and ended a request that was still open
 ├── FallbackError               a variant could not be loaded as it was; another way is left
 ├── VariantStateError           the administrator asked for what the variant's state does not allow
 ├── ClientGoneError             the client left; nobody is there to be told
@@ -93,6 +94,10 @@ class UnavailableError(ServiceError):
     def __init__(self, message: str, *, retry_after_s: int) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class CutOffError(UnavailableError):
+    """This process stops, and its time for open requests is over."""
 
 
 class VariantStateError(ServiceError):

@@ -1,7 +1,7 @@
 """Sets up the log: one line an event on standard error, for people or as JSON.
 
-Whatever libraries log through `logging` comes out in the same form. Requests are not logged one by
-one; keys, prompts and answers never are.
+Whatever libraries log through `logging` comes out in the same form. The line of each request is
+`service.observation.request_log`'s; keys, prompts and answers are never logged.
 """
 
 from __future__ import annotations
@@ -15,16 +15,21 @@ import structlog
 if TYPE_CHECKING:
     from structlog.typing import EventDict, Processor
 
+    from service.observation.line_writer import LineWriter
     from service.settings import WorkerSettings
 
+FLUSH_LIMIT_S = 1.0  # at the process's end; nobody may read what is written
 # Chatty below warnings, and none of it is about serving.
 QUIET = ("asyncio", "filelock", "httpcore", "httpcore2", "httpx", "httpx2", "urllib3", "uvicorn")
 
 
-def set_up_logs(settings: WorkerSettings, **always: object) -> None:
+def set_up_logs(
+    settings: WorkerSettings, *, writer: LineWriter | None = None, **always: object
+) -> None:
     """Send every log line to standard error in the form the settings ask for.
 
-    always: what every line says, such as whose it is where several processes write.
+    writer: writes them, so that nobody waits; None writes each at once. always: what every line
+    says, such as whose it is where several processes write.
     """
 
     def add_always(_logger: object, _method: str, event: EventDict) -> EventDict:
@@ -54,13 +59,30 @@ def set_up_logs(settings: WorkerSettings, **always: object) -> None:
             *_renderers(as_json=settings.log_format == "json"),
         ],
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(sys.stderr) if writer is None else _Handler(writer)
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.log_level.upper())
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class _Handler(logging.Handler):
+    """Hands finished lines to a writer."""
+
+    def __init__(self, writer: LineWriter) -> None:
+        super().__init__()
+        self._writer = writer
+
+    def flush(self) -> None:
+        self._writer.flush(FLUSH_LIMIT_S)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._writer.write(self.format(record))
+        except Exception:  # as every handler: a line that cannot be formed fails nothing else
+            self.handleError(record)
 
 
 def _renderers(*, as_json: bool) -> list[Processor]:

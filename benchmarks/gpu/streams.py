@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engine.outputs import CachedPrompt, TokenOutput
+from engine.outputs import SequenceStarted, TokenOutput
 from engine.request import SequenceRequest
 from engine.sampling_params import SamplingParams
 
@@ -159,7 +159,7 @@ def _end(engine: Engine, sequences: Sequence[EngineSequence]) -> None:
 
 def _step(engine: Engine) -> None:
     for output in engine.step():
-        if not isinstance(output, TokenOutput | CachedPrompt):
+        if not isinstance(output, TokenOutput | SequenceStarted):
             raise RuntimeError(f"the engine gave {output}, expected a token")
 
 

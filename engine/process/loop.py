@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 
 from engine.errors import BlockAccountingError, EngineError, EngineStartError, LiveCheckError
-from engine.outputs import CachedPrompt, PromptLogprobs, TokenOutput
+from engine.outputs import PromptLogprobs, SequenceStarted, TokenOutput
 from engine.process.emergency_exit import EmergencyExit
 from engine.process.grammar_reader import GrammarReader
 from engine.process.live_check import LiveCheckRunner
@@ -323,21 +323,21 @@ class EngineLoop:
     def _report(self, outputs: list[StepOutput], failures: list[SequenceFailed]) -> None:
         tokens: list[TokenOutput] = []
         prompt_logprobs: list[PromptLogprobs] = []
-        cached_prompts: list[CachedPrompt] = []
+        started: list[SequenceStarted] = []
         for output in outputs:
             if isinstance(output, TokenOutput):
                 tokens.append(output)
             elif isinstance(output, PromptLogprobs):
                 prompt_logprobs.append(output)
-            elif isinstance(output, CachedPrompt):
-                cached_prompts.append(output)
+            elif isinstance(output, SequenceStarted):
+                started.append(output)
             else:
                 failures.append(SequenceFailed.of(output.sequence_id, output.error))
         self._sockets.send(
             StepReport(
                 tokens,
                 prompt_logprobs,
-                cached_prompts,
+                started,
                 failures,
                 self._work_number,
                 self._engine.statistics(),

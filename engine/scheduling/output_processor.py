@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from engine.errors import EngineError, NoCandidatesError, NonFiniteLogitsError
 from engine.outputs import (
-    CachedPrompt,
     FinishReason,
     PromptLogprobs,
     SequenceFailure,
+    SequenceStarted,
     StepOutput,
     TokenOutput,
 )
@@ -77,12 +77,15 @@ class OutputProcessor:
         if sequence_id in sampled.failed or sequence_id in sampled.no_candidates:
             outputs.append(self.fail(sequence, _error_of(sequence, sampled)))
             return
+        if not sequence.is_announced:
+            sequence.is_announced = True
+            outputs.append(
+                SequenceStarted(sequence_id, sequence.num_cached_prompt_tokens, sequence.queue_s)
+            )
         if chunk.prompt_targets is not None:
             _report_prompt_logprobs(sequence, chunk, sampled, outputs)
         if not chunk.num_samples:
             return
-        if sequence.num_cached_prompt_tokens and not sequence.output_token_ids:
-            outputs.append(CachedPrompt(sequence_id, sequence.num_cached_prompt_tokens))
         token_ids = sampled.token_ids[sequence_id]
         if chunk.num_drafts:
             self._keep_accepted(sequence, chunk, len(token_ids) - 1)

@@ -63,7 +63,7 @@ class Scheduler:
         self._counters = counters = Counters()
         self._prefixes = prefixes = PrefixSharing(blocks, is_lasting=config.has_prefix_cache)
         self._residency = residency = Residency(
-            config.max_num_seqs, blocks, prefixes, self._queue, admission, counters
+            config.max_num_seqs, blocks, prefixes, self._queue, admission, counters, clock
         )
         self._planner = StepPlanner(config, residency, blocks, prefixes, admission, counters)
         self._outputs = OutputProcessor(residency, prefixes, config.block_size, counters)

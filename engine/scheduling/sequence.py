@@ -58,6 +58,9 @@ class Sequence:
     num_samples_in_flight: int = 0  # tokens being sampled by them
     is_decoding: bool = False  # its slot holds its last token, sampled or being sampled
     has_started: bool = False  # left the queue at least once
+    is_announced: bool = False  # that it did was told
+    arrived_at: float = 0.0  # on the scheduler's clock
+    queue_s: float = 0.0  # from there until it first left the queue
     is_suspect: bool = False  # its blocks may hold NaN, or nothing at all
     num_retractions: int = 0  # steps with it that ran out of memory
     num_reported_prompt_logprobs: int = 0

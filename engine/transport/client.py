@@ -21,6 +21,7 @@ import structlog
 from engine.errors import EngineDeadError, EngineStartError, LiveCheckError
 from engine.limits import SequenceLimits
 from engine.request import SequenceRequest, Terms
+from engine.statistics import Latencies
 from engine.transport.backlog import Backlog, QueueLimits
 from engine.transport.outbox import Outbox
 from engine.transport.token_stream import TokenStream
@@ -79,6 +80,7 @@ class EngineClient:
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
         self.statistics: EngineStatistics | None = None  # None before the first step
+        self.latencies = Latencies()
         self.live_check: LiveCheckStatistics | None = None  # None where none is made
         self.step_s = 0.0  # how long the step under way had been running at the last heartbeat
         self.last_heard = self.last_progress = time.monotonic()
@@ -288,13 +290,15 @@ class EngineClient:
         self.statistics = report.statistics
         self._backlog.update(report.work_number, report.statistics)
         streams = self._streams
-        _tell_of_prompts(report, streams)
+        _tell_of_prompts(report, streams, self.latencies)
+        note_token, now = self.latencies.note_token, self.last_heard
         for output in report.tokens:
             stream = streams.get(output.sequence_id)
             if stream is None:
                 if output.finish_reason is None:
                     self._outbox.abort(output.sequence_id)
                 continue
+            note_token(stream.times, now)
             stream.push(output)
             if output.finish_reason is not None:
                 del streams[output.sequence_id]
@@ -316,14 +320,17 @@ class EngineClient:
             stream.end(_again(error))
 
 
-def _tell_of_prompts(report: StepReport, streams: Mapping[int, TokenStream]) -> None:
+def _tell_of_prompts(
+    report: StepReport, streams: Mapping[int, TokenStream], latencies: Latencies
+) -> None:
     """Give streams what a step found of their prompts; before its tokens."""
     for part in report.prompt_logprobs:
         if (stream := streams.get(part.sequence_id)) is not None:
             stream.prompt_logprobs += part.tokens
-    for cached in report.cached_prompts:
-        if (stream := streams.get(cached.sequence_id)) is not None:
-            stream.num_cached_tokens = cached.num_tokens
+    for started in report.started:
+        if (stream := streams.get(started.sequence_id)) is not None:
+            stream.num_cached_tokens = started.num_cached_tokens
+            latencies.note_start(stream.times, started.queue_s)
 
 
 def _again(error: EngineDeadError) -> EngineDeadError:

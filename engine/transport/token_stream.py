@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
+
+from engine.statistics import TokenTimes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +34,7 @@ class TokenStream:
         # the sequence was first admitted. Known before the first token comes. Choices of one
         # request find each other's, so what the request itself found is its first choice's number.
         self.num_cached_tokens = 0
+        self.times = TokenTimes(time.monotonic())
         self._abort = abort
         self._outputs: list[TokenOutput] = []
         self._error: EngineError | None = None  # comes after the outputs

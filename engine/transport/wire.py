@@ -17,7 +17,7 @@ from engine.encoded import (
     EncodedStartFailure,
 )
 from engine.errors import EngineError, QueueFullError
-from engine.outputs import CachedPrompt, PromptLogprobs, TokenOutput
+from engine.outputs import PromptLogprobs, SequenceStarted, TokenOutput
 from engine.request import SequenceRequest
 from engine.statistics import EngineStatistics, LiveCheckStatistics
 
@@ -97,7 +97,7 @@ class StepReport(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
     tokens: list[TokenOutput]
     prompt_logprobs: list[PromptLogprobs]  # come before their sequence's first token
-    cached_prompts: list[CachedPrompt]  # these, too
+    started: list[SequenceStarted]  # these, too
     failures: list[SequenceFailed]
     work_number: int  # of the last `Work` taken in
     statistics: EngineStatistics

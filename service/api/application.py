@@ -17,6 +17,7 @@ from service.api.llama_cpp.infill import infill_endpoints
 from service.api.llama_cpp.props import props_endpoints
 from service.api.middleware import AuthMiddleware, ErrorBoundary, OpenRequests, RequestId
 from service.api.not_offered import not_offered
+from service.api.observing import ObserveRequests, label_rule
 from service.api.openai.chat import chat_endpoints
 from service.api.openai.completions import completion_endpoints
 from service.api.openai.fim import fim_endpoints
@@ -25,6 +26,7 @@ from service.api.openai.render import render_endpoints
 from service.api.operations.admin import admin_endpoints
 from service.api.operations.documents import document_endpoints
 from service.api.operations.health import health_endpoints
+from service.api.operations.metrics import metrics_endpoints
 from service.api.tgi.generate import generate_endpoints
 from service.api.tgi.info import info_endpoints
 from service.api.tokens.detokenize import detokenize_endpoints
@@ -62,6 +64,7 @@ def endpoints_of(
         *generate_endpoints(context),
         *info_endpoints(context),
         *health_endpoints(context),
+        *metrics_endpoints(context),
         *(() if administration is None else admin_endpoints(administration, context)),
     ]
     return [*endpoints, *document_endpoints(endpoints)]
@@ -73,12 +76,14 @@ def create_app(
     administration: Administration | None = None,
     *,
     cors_origins: Sequence[str] = (),
+    metrics_keys: ApiKeys | None = None,
 ) -> Starlette:
     """Return the application.
 
     keys: what opens it; None opens it to whoever reaches it, which the settings allow on a
     loopback address only. administration: the routes under /admin/ and their own keys; None leaves
-    them out. cors_origins: of the pages that browsers may call it from.
+    them out. cors_origins: of the pages that browsers may call it from. metrics_keys: what opens
+    /metrics beside `keys`.
     """
     admin_keys = None if administration is None else administration.keys
     endpoints = endpoints_of(context, administration)
@@ -87,9 +92,21 @@ def create_app(
         routes=[route for endpoint in endpoints for route in _routes(endpoint)],
         middleware=[
             Middleware(RequestId),
+            Middleware(
+                ObserveRequests,
+                observation=context.observation,
+                label_of=label_rule(endpoints),
+                access_of=access_of,
+            ),
             *cors_middleware(cors_origins),
             Middleware(ErrorBoundary, shape_of=shape_of),
-            Middleware(AuthMiddleware, keys=keys, admin_keys=admin_keys, access_of=access_of),
+            Middleware(
+                AuthMiddleware,
+                keys=keys,
+                admin_keys=admin_keys,
+                metrics_keys=metrics_keys,
+                access_of=access_of,
+            ),
             Middleware(OpenRequests, lifecycle=context.lifecycle, access_of=access_of),
         ],
         exception_handlers={HTTPException: _refused_by_router(shape_of)},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
-from service.errors import ClientGoneError, UnavailableError
+from service.errors import ClientGoneError, CutOffError
 from service.server.lifecycle import RETRY_AFTER_S
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ async def while_connected(
     """Return what `work` returns; cancel it, and wait until it has let go, once it is in vain.
 
     receive: of a request whose body has been read. Raises ClientGoneError when the client leaves,
-    UnavailableError when the process stops before the work is done.
+    CutOffError when the process stops before the work is done.
     """
     task = asyncio.create_task(work)
     gone = asyncio.create_task(_until_gone(receive))
@@ -34,7 +34,7 @@ async def while_connected(
         if not task.done():
             raise ClientGoneError("the client left before its answer was complete")
         if task.cancelled():
-            raise UnavailableError(
+            raise CutOffError(
                 "the server is stopping and cut this answer off", retry_after_s=RETRY_AFTER_S
             )
         return task.result()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from service.observation.observation import Observation
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from contextlib import ExitStack
 
     from service.api.event_stream import StreamTiming
     from service.api.requests import RequestLimits
+    from service.observation.observed import ObservedVariant
     from service.server.lifecycle import Lifecycle
     from service.serving.served_model import ServedModel
     from service.variants.variant import VariantStatus
@@ -20,6 +24,10 @@ class Models(Protocol):
 
     @property
     def statuses(self) -> list[VariantStatus]: ...
+
+    @property
+    def variants(self) -> Sequence[ObservedVariant]:
+        """Every variant: first those that requests go to, then what a swap brings or leaves."""
 
     def resolve(self, name: str | None) -> str:
         """Return the served name that a request's `model` means: an alias, or none where one is.
@@ -49,3 +57,4 @@ class ApiContext:
     limits: RequestLimits
     timing: StreamTiming
     max_body_bytes: int
+    observation: Observation = field(default_factory=Observation)

@@ -25,6 +25,7 @@ class Access(enum.Enum):
     """Whose key opens an endpoint."""
 
     OPEN = "open"  # none is asked for
+    METRICS = "metrics"  # a caller's, or a token for scrapes alone
     CALLER = "caller"
     ADMIN = "admin"
 

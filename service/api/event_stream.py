@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from service.api.connection import while_connected
 from service.api.frames import MAX_REPORTED_AT_ONCE
-from service.api.scope import EVENT_STREAM, keep_error_frames, straight_send
+from service.api.scope import EVENT_STREAM, keep_error_frames, record_of, straight_send
 from service.errors import StalledReaderError
 
 if TYPE_CHECKING:
@@ -69,9 +69,12 @@ class EventStream(Response):
         keep_error_frames(scope, self._frames.error)
         async with aclosing(self._generation):
             writer = _Writer(send, straight_send(scope), self._timing, self._frames.keep_alive)
-            await writer.start(self.raw_headers)
-            await while_connected(self._write(writer), receive, self._lifecycle)
-            await writer.end(self._frames.end())
+            try:
+                await writer.start(self.raw_headers)
+                await while_connected(self._write(writer), receive, self._lifecycle)
+                await writer.end(self._frames.end())
+            finally:
+                record_of(scope).send_wait_s += writer.send_wait_s
 
     async def _write(self, writer: _Writer) -> None:
         def deliver(delta: TextDelta) -> Awaitable[None]:
@@ -108,6 +111,7 @@ class _Writer:
         self._timing = timing
         self._last_write = time.monotonic()
         self._num_writing = 0  # writes under way; more than one where there are several choices
+        self.send_wait_s = 0.0  # for pieces of the stream, altogether
         self._waiting_since = 0.0  # while there are any: since when none has come to its end
 
     async def start(self, raw_headers: list[tuple[bytes, bytes]]) -> None:
@@ -125,7 +129,9 @@ class _Writer:
             )
         finally:
             self._num_writing -= 1
-        self._last_write = self._waiting_since = time.monotonic()
+        now = time.monotonic()
+        self.send_wait_s += now - self._waiting_since
+        self._last_write = self._waiting_since = now
 
     async def end(self, piece: bytes) -> None:
         async with self._limited():

@@ -21,9 +21,11 @@ from service.api.scope import (
     ignored,
     keep_send,
     keep_until_answered,
+    record_of,
     truncated,
 )
-from service.errors import ClientGoneError, StalledReaderError
+from service.errors import ClientGoneError, CutOffError, StalledReaderError
+from service.observation.request_story import CLIENT_GONE, CUT_OFF, STALLED
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -97,6 +99,7 @@ class ErrorBoundary:
     async def _answer(
         self, error: Exception, begun: list[Message], scope: Scope, receive: Receive, send: Send
     ) -> None:
+        record_of(scope).failure = _failure_word(error)
         if isinstance(error, ClientGoneError | ClientDisconnect | StalledReaderError):
             log.debug("client_gone", reason=str(error), request_id=scope.get("request_id"))
             return
@@ -118,6 +121,18 @@ def _failure(error: BaseException) -> Exception | None:
     return error if isinstance(error, Exception) else None
 
 
+def _failure_word(error: Exception) -> str:
+    """Return what is counted of an error: its code, or how its request was kept from its end."""
+    if isinstance(error, ClientGoneError | ClientDisconnect):
+        return CLIENT_GONE
+    if isinstance(error, StalledReaderError):
+        return STALLED
+    if isinstance(error, CutOffError):
+        return CUT_OFF
+    form = error_form(error)
+    return form.code or form.type
+
+
 def _innermost(error: Exception) -> Exception:
     """Return the first error of a group: the one that made its mates stop."""
     while isinstance(error, ExceptionGroup):
@@ -134,17 +149,19 @@ class AuthMiddleware:
         keys: ApiKeys | None,
         admin_keys: ApiKeys | None,
         access_of: AccessRule,
+        metrics_keys: ApiKeys | None = None,
     ) -> None:
         self._app = app
         self._keys = keys
         self._admin_keys = admin_keys
+        self._metrics_keys = metrics_keys if keys is None else keys.with_others(metrics_keys)
         self._access_of = access_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raise InvalidKeyError for a request that may not pass."""
         keys = self._keys_of(self._access_of(scope["path"]))
         if keys is not None:
-            keys.check(
+            record_of(scope).caller = keys.check(
                 _header_values(scope, b"authorization"),
                 _header_values(scope, b"x-api-key"),
                 _header_values(scope, b"api-key"),
@@ -158,6 +175,8 @@ class AuthMiddleware:
         """
         if access is Access.OPEN:
             return None
+        if access is Access.METRICS:
+            return self._metrics_keys
         if access is Access.ADMIN and self._admin_keys is not None:
             return self._admin_keys
         return self._keys

@@ -65,6 +65,7 @@ _SECURITY_SCHEMES: Node = {
 
 _SECURITY: dict[Access, list[Node]] = {
     Access.OPEN: [],
+    Access.METRICS: [{name: []} for name in _KEY_HEADERS],
     Access.CALLER: [{name: []} for name in _KEY_HEADERS],
     Access.ADMIN: [{f"admin-{name}": []} for name in _KEY_HEADERS],
 }

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from service.api.requests import ClosedModel, RequestModel, ignored_paths
-from service.api.scope import note_ignored
+from service.api.scope import note_ignored, record_of
 from service.errors import (
     BodyTooLargeError,
     InvalidFieldError,
@@ -56,6 +56,7 @@ async def read_request(
     """Return the body as a request of this kind; raise a RequestError that says what is wrong."""
     check_body_type(http_request)
     body = await _read_body(http_request, context.max_body_bytes)
+    record_of(http_request.scope).note_body()
     if len(body) > MAX_BYTES_AT_ONCE:
         request, ignored = await asyncio.to_thread(_parse_and_look, body, kind, context.limits)
     else:

@@ -10,7 +10,7 @@ from service.api.connection import while_connected
 from service.api.event_stream import EventStream
 from service.api.frames import MAX_REPORTED_AT_ONCE
 from service.api.responses import ModelResponse
-from service.api.scope import note_truncated, until_answered
+from service.api.scope import note_truncated, record_of, until_answered
 from service.serving.generation import start
 from service.serving.prompts import CutTokens
 
@@ -31,9 +31,14 @@ async def acquire(http_request: Request, name: str | None, context: ApiContext) 
     name: None where the request names none. Raises ModelNotFoundError, UnavailableError, or
     ClientGoneError for who does not wait as long.
     """
+    record = record_of(http_request.scope)
+    record.note_wait(name)
     found = context.models.resolve(name)
     acquired = context.models.acquire(found, until_answered(http_request))
-    return await while_connected(acquired, http_request.receive, context.lifecycle)
+    model = await while_connected(acquired, http_request.receive, context.lifecycle)
+    record.note_model(model.name)
+    context.observation.lives.see(model.name, model.engine)
+    return model
 
 
 async def answer(
@@ -49,6 +54,7 @@ async def answer(
     if cut := _cut_of(request):
         note_truncated(http_request.scope, dataclasses.asdict(cut))
     generation = await start(model, request)
+    record_of(http_request.scope).generation = generation
     headers = model.identity.headers
     if is_stream:
         return EventStream(

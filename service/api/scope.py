@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from service.observation.request_record import RequestRecord
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from contextlib import ExitStack
@@ -18,6 +20,7 @@ _SEND = "tetrad.send"
 _IGNORED = "tetrad.ignored"
 _TRUNCATED = "tetrad.truncated"
 _ERROR_FRAMES = "tetrad.error_frames"
+_RECORD = "tetrad.record"
 
 
 def keep_until_answered(scope: Scope, stack: ExitStack) -> None:
@@ -82,3 +85,14 @@ def error_frames_of(scope: Scope) -> Callable[[Exception], bytes] | None:
     """Return what tells of an error at the end of a stream; None where there is no stream."""
     make: Callable[[Exception], bytes] | None = scope.get(_ERROR_FRAMES)
     return make
+
+
+def keep_record(scope: Scope, record: RequestRecord) -> None:
+    """Leave what is remembered of the request."""
+    scope[_RECORD] = record
+
+
+def record_of(scope: Scope) -> RequestRecord:
+    """Return what is remembered of the request; one that nobody reads where nobody observes."""
+    record: RequestRecord = scope.setdefault(_RECORD, RequestRecord())
+    return record

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -92,6 +93,7 @@ class Server:
             runner.run(self._serve(listener))
         # Not by returning to the interpreter's own end, which would wait for threads: an engine in
         # one of them may hang, or still load.
+        logging.shutdown()  # writes what waits to be written
         sys.stderr.flush()
         os._exit(self._exit_code)
 
@@ -110,6 +112,7 @@ class Server:
         name = signal.Signals(number).name
         if self._is_stopping:
             log.warning("stopping_at_once", signal=name)
+            logging.shutdown()
             os._exit(128 + number)
         log.info(
             "stopping",

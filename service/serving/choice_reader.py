@@ -41,6 +41,7 @@ class ChoiceReader:
     reports_prompt = False  # whether its first delta reports the prompt's tokens
     num_tokens = 0  # generated so far
     sum_logprobs = 0.0  # of those, where logprobs were asked for
+    finish_reason: FinishReason | None = None  # once all of it was delivered
     # By the monotonic clock, where the answer is timed: when the first token came, and the last
     first_token_at: float | None = None
     last_token_at: float | None = None

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from engine.outputs import FinishReason, TokenLogprobs
     from engine.sampling_params import SamplingParams
+    from engine.statistics import TokenTimes
     from service.serving.answer_tokens import AnswerToken
     from service.serving.choice_reader import ChoiceReader
     from service.serving.generation_request import GenerationRequest, PlannedChoice
@@ -135,6 +136,16 @@ class Generation:
             cached_tokens=sum(num_cached for _, num_cached in firsts.values()),
         )
 
+    @property
+    def times(self) -> Sequence[TokenTimes]:
+        """Return when each choice's tokens came."""
+        return [stream.times for stream in self._streams]
+
+    @property
+    def finish_reasons(self) -> Sequence[FinishReason | None]:
+        """Return why each choice ended; None for one that has not, or not by itself."""
+        return [reader.finish_reason for reader in self._readers]
+
     def prompt_of(self, index: int) -> Prompt:
         """Return a choice's prompt."""
         return self._choices[index].prompt
@@ -219,6 +230,7 @@ class Generation:
                 if delta is not None:
                     await deliver(delta)
                     if delta.finish_reason is not None:
+                        reader.finish_reason = delta.finish_reason
                         return
                 outputs = await stream.take()
         raise EngineDeadError("the engine ended a sequence without a reason")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from engine.outputs import TokenLogprobs, TokenOutput
     from engine.request import Terms
-    from engine.statistics import EngineStatistics, LiveCheckStatistics
+    from engine.statistics import EngineStatistics, Latencies, LiveCheckStatistics, TokenTimes
     from engine.transport.client import Submission
     from engine.transport.wire import IntegrityReport
     from loaders.checkpoint.generation_defaults import GenerationDefaults
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from service.text.infilling.infilling import Infilling
     from service.text.template_check import TemplateFinding
     from service.text.templates import ChatTemplate
-    from service.worker_protocol.model_description import MemoryReport
+    from service.worker_protocol.model_description import CacheDescription, MemoryReport
 
 
 class TokenStream(Protocol):
@@ -41,6 +41,10 @@ class TokenStream(Protocol):
 
         Choices of one request find each other's: the first one's number is the request's.
         """
+
+    @property
+    def times(self) -> TokenTimes:
+        """When its tokens came."""
 
     async def take(self) -> Sequence[TokenOutput]:
         """Wait for outputs and return all that have come; the last of all has a finish_reason."""
@@ -63,6 +67,10 @@ class TokenEngine(Protocol):
     @property
     def statistics(self) -> EngineStatistics | None:
         """What it last reported of itself."""
+
+    @property
+    def latencies(self) -> Latencies:
+        """How long its sequences waited and its tokens took."""
 
     @property
     def live_check(self) -> LiveCheckStatistics | None:
@@ -110,6 +118,7 @@ class ServedModel:
     identity: Identity
     self_test: SelfTestReport | None = None  # of its engine's load
     memory: MemoryReport | None = None
+    cache: CacheDescription | None = None
     infilling: Infilling | None = None  # None where the variant cannot infill
     infilling_refusal: str | None = None  # why it cannot, for people
     template_findings: tuple[TemplateFinding, ...] = ()  # reasons to doubt the chat template

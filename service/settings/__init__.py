@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from service.settings.explain import describe_errors
-from service.settings.keys import is_loopback, read_admin_key, read_key
+from service.settings.keys import is_loopback, read_admin_key, read_key, read_metrics_token
 from service.settings.models import (
     DEMO_NAME,
     Auto,
@@ -33,6 +33,7 @@ __all__ = [
     "load_settings",
     "read_admin_key",
     "read_key",
+    "read_metrics_token",
     "unit_of",
     "unknown_variables",
     "unless_auto",

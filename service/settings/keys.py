@@ -48,6 +48,16 @@ def read_admin_key(settings: Settings) -> str | None:
     return key
 
 
+def read_metrics_token(settings: Settings) -> str | None:
+    """Return the token that opens /metrics beside the server's key; None where there is none."""
+    token = _usable_key(settings.metrics_token, settings.metrics_token_file, "metrics_token")
+    if token is not None and token in (_given_key(settings), read_admin_key(settings)):
+        raise SettingsError(
+            "metrics_token is a key of this server, too; give scrapes a token of their own"
+        )
+    return token
+
+
 def _given_key(settings: Settings) -> str | None:
     return _usable_key(settings.api_key, settings.api_key_file, "api_key")
 

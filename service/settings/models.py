@@ -399,6 +399,15 @@ class Settings(WorkerSettings, BaseSettings):
     )
     admin_key_file: Path | None = Field(None, description="File that holds the admin key.")
 
+    metrics_token: SecretStr | None = Field(
+        None,
+        description="Token that opens /metrics, and nothing else; `api_key` opens it, too. "
+        "Where neither is set, /metrics is open to whoever reaches the server.",
+    )
+    metrics_token_file: Path | None = Field(
+        None, description="File that holds the token of /metrics."
+    )
+
     cors_origins: Annotated[
         list[Annotated[str, AfterValidator(_check_origin)]],
         NoDecode,
@@ -447,6 +456,20 @@ class Settings(WorkerSettings, BaseSettings):
         description="Let requests set `priority`, by which they overtake others.",
     )
 
+    # What is said of requests
+    log_requests: bool = Field(
+        True,
+        description="Write a log line for each request but health checks and scrapes: ids, counts "
+        "and times, never its text.",
+    )
+    slow_request_s: Seconds = Field(
+        10,
+        description="A request is slow if all but decoding took longer (its body, its model's "
+        "loading, rendering, the queue, its prompt, a reader that takes no data), or if a single "
+        "token did. Its log line is a warning, and says where the time went.",
+        json_schema_extra={"unit": "seconds"},
+    )
+
     # Streams and stopping
     keep_alive_interval_s: Seconds = Field(
         15,
@@ -470,6 +493,8 @@ class Settings(WorkerSettings, BaseSettings):
             raise ValueError("api_key and api_key_file are both set; keep one")
         if self.admin_key is not None and self.admin_key_file is not None:
             raise ValueError("admin_key and admin_key_file are both set; keep one")
+        if self.metrics_token is not None and self.metrics_token_file is not None:
+            raise ValueError("metrics_token and metrics_token_file are both set; keep one")
         return self
 
     def variants(self) -> list[WorkerSettings]:

@@ -1,6 +1,7 @@
 """Decides whether a request's headers name a caller.
 
-One key for everybody for now. Only its digest is kept, and digests are compared in constant time,
+One key for everybody for now, under a name that counts and log lines may say. Only its digest is
+kept, and digests are compared in constant time,
 so neither the time taken nor a dump of memory tells the key.
 
 A key may come as `Authorization: Bearer`, as `x-api-key` or as `api-key`: clients of other APIs
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from copy import copy
 from typing import TYPE_CHECKING
 
 from service.errors import InvalidKeyError
@@ -20,22 +22,30 @@ from service.errors import InvalidKeyError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+DEFAULT_NAME = "default"
 _HOW = "send the server's key as 'Authorization: Bearer <key>', 'x-api-key: <key>' or 'api-key'"
 
 
 class ApiKeys:
     """The keys that open this server."""
 
-    def __init__(self, key: str) -> None:
-        self._digest = _digest(key.encode("ascii"))
+    def __init__(self, key: str, name: str = DEFAULT_NAME) -> None:
+        """name: what is said of whoever has the key."""
+        self._digests = {name: _digest(key.encode("ascii"))}
+
+    def with_others(self, others: ApiKeys | None) -> ApiKeys:
+        """Return what is opened by these keys and by others."""
+        joined = copy(self)
+        joined._digests = {**({} if others is None else others._digests), **self._digests}
+        return joined
 
     def check(
         self,
         authorizations: Sequence[bytes],
         x_api_keys: Sequence[bytes] = (),
         api_keys: Sequence[bytes] = (),
-    ) -> None:
-        """Raise InvalidKeyError unless one of the request's headers holds the key.
+    ) -> str:
+        """Return the name of the key that a header holds; raise InvalidKeyError if none does.
 
         Each is given as all values that came under the header's name.
         """
@@ -47,9 +57,14 @@ class ApiKeys:
         if bearer is not None:
             tokens.append(bearer)
         # Each is compared, whatever the others were: the time taken does not tell which was right.
-        matches = [hmac.compare_digest(_digest(token), self._digest) for token in tokens]
-        if any(matches):
-            return
+        matches = [
+            name
+            for token in map(_digest, tokens)
+            for name, digest in self._digests.items()
+            if hmac.compare_digest(token, digest)
+        ]
+        if matches:
+            return matches[-1]
         if tokens:
             raise InvalidKeyError(f"the key is not valid here; {_HOW}")
         if authorizations:

@@ -108,6 +108,7 @@ class LoadedVariant:
             identity=text.identity,
             self_test=description.self_test,
             memory=description.memory,
+            cache=description.cache,
             infilling=text.infilling,
             infilling_refusal=text.infilling_refusal,
         )
@@ -152,7 +153,9 @@ class LoadedVariant:
 
     async def _read_text(self, description: ModelDescription) -> ModelText:
         # Everything but what was measured, each time anew, is what the text was read for.
-        description = structs.replace(description, self_test=None, memory=None, suspicions=())
+        description = structs.replace(
+            description, self_test=None, memory=None, cache=None, suspicions=()
+        )
         if self._text is None or description != self._description:
             await self.close()
             self._text = await asyncio.to_thread(

@@ -21,7 +21,9 @@ class LoadingProgress:
 
     def __init__(self, name: str) -> None:
         self.current: Progress | None = None  # None while nothing loads
+        self.durations: dict[str, float] = {}  # of each phase of the last load, in seconds
         self._name = name
+        self._phase_began = 0.0
         self._logged: Progress | None = None  # the last one in the log
         self._logged_at = 0.0
 
@@ -31,11 +33,26 @@ class LoadingProgress:
             known = {} if progress.percent is None else {"percent": round(progress.percent)}
             log.info("loading", model=self._name, phase=progress.phase, **known)
             self._logged, self._logged_at = progress, time.monotonic()
+        self._measure(progress)
         self.current = progress
 
     def clear(self) -> None:
         """Note that loading has ended."""
+        self._measure(None)
         self.current = None
+
+    def _measure(self, progress: Progress | None) -> None:
+        """Add up how long each phase takes; what comes back is the same phase."""
+        now, last = time.monotonic(), self.current
+        if last is None:
+            if progress is not None:
+                self.durations = {}
+        elif progress is None or progress.phase != last.phase:
+            took_s = now - self._phase_began
+            self.durations[last.phase] = self.durations.get(last.phase, 0.0) + took_s
+        else:
+            return
+        self._phase_began = now
 
     def _is_news(self, progress: Progress) -> bool:
         """Whether the log shall have it: each phase, and of a long one a tenth now and then."""

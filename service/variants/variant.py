@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
@@ -32,7 +32,7 @@ from service.variants.usage import Usage
 from service.worker_protocol.load_attempt import StartFailure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
     from engine.statistics import EngineStatistics, LiveCheckStatistics
@@ -130,6 +130,7 @@ class VariantStatus:
     live_check: LiveCheckStatistics | None = None  # what goes on with it while serving
     suspicions: tuple[Suspicion, ...] = ()  # reasons to doubt that its files were read right
     aliases: tuple[str, ...] = ()  # names beside its own that requests may send
+    load_phases: Mapping[str, float] = field(default_factory=dict)  # of the last load, in seconds
 
     @property
     def suspect(self) -> list[str] | None:
@@ -189,6 +190,7 @@ class ServedVariant:
             suspicions=self._source.suspicions,
             live_check=None if self._served is None else self._served.engine.live_check,
             aliases=self.rules.aliases,
+            load_phases=self._progress.durations,
         )
 
     @property

@@ -16,6 +16,7 @@ import psutil
 import structlog
 import torch
 
+from engine.attention.kv_cache import resolve_kv_dtype
 from engine.core import Engine
 from engine.errors import EngineError, EngineStartError, NotEnoughBlocksError, OutOfMemoryError
 from engine.execution.device_faults import find_fault
@@ -50,7 +51,11 @@ from service.worker.memory_report import MemoryMeter, compare, record
 from service.worker.sizing import resolve_engine_config, why_shortened
 from service.worker.step_test import StepTest
 from service.worker_protocol.load_attempt import FailureKind, LoadAttempt, StartFailure
-from service.worker_protocol.model_description import MemoryReport, ModelDescription
+from service.worker_protocol.model_description import (
+    CacheDescription,
+    MemoryReport,
+    ModelDescription,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -115,7 +120,9 @@ def build_engine(
     shortened = why_shortened(
         loaded.model, config.max_model_len, settings, longest=load_request.max_model_len
     )
-    description = msgspec.structs.replace(description, shortened=shortened)
+    description = msgspec.structs.replace(
+        description, shortened=shortened, cache=describe_cache(loaded, config)
+    )
     return BuiltEngine(engine, description.encode(), live_check)
 
 
@@ -341,6 +348,16 @@ def describe(
         self_test=loaded.self_test,
         memory=memory,
         suspicions=loaded.suspicions,
+    )
+
+
+def describe_cache(loaded: LoadedModel, config: EngineConfig) -> CacheDescription:
+    """Describe the KV cache."""
+    return CacheDescription(
+        num_blocks=config.num_blocks,
+        block_size=config.block_size,
+        dtype=resolve_kv_dtype(loaded.model, config.kv_dtype).value,
+        has_prefix_cache=config.has_prefix_cache,
     )
 
 

@@ -31,6 +31,15 @@ class MemoryReport(msgspec.Struct, frozen=True, kw_only=True):
         return (self.predicted - self.measured) / self.measured
 
 
+class CacheDescription(msgspec.Struct, frozen=True, kw_only=True):
+    """How a variant's KV cache is made."""
+
+    num_blocks: int
+    block_size: int  # tokens
+    dtype: str
+    has_prefix_cache: bool  # sequences of different requests share prefixes
+
+
 class ModelDescription(msgspec.Struct, frozen=True, kw_only=True):
     """A loaded model in plain values."""
 
@@ -53,6 +62,7 @@ class ModelDescription(msgspec.Struct, frozen=True, kw_only=True):
     defaults: GenerationDefaults
     self_test: SelfTestReport | None = None  # None where none was made
     memory: MemoryReport | None = None  # None where it could not be predicted
+    cache: CacheDescription | None = None
     file: str | None = None  # of a GGUF variant: its file
     suspicions: tuple[Suspicion, ...] = ()  # reasons to doubt that the files were read right
     unsupported: str | None = None  # what of a GPU's kernels this one cannot run; None: nothing

@@ -19,7 +19,7 @@ from engine.core import Engine
 from engine.execution.path import ExecutionPath
 from engine.execution.replayed import ReplayedRecorder
 from engine.kernels.choice import is_interpreted, step_kernels
-from engine.outputs import TokenOutput
+from engine.outputs import SequenceStarted, TokenOutput
 from engine.request import SequenceRequest
 from engine.sampling_params import SamplingParams
 from loaders.load import load
@@ -127,7 +127,7 @@ def engine_answer(model: Any, kernels: str) -> list[int]:
         SequenceRequest(sequence_id=0, prompt_token_ids=tuple(PROMPT), params=params)
     )
     while engine.has_work:
-        assert all(isinstance(output, TokenOutput) for output in engine.step())
+        assert all(isinstance(output, SequenceStarted | TokenOutput) for output in engine.step())
     return list(sequence.output_token_ids)
 
 

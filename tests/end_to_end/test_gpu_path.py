@@ -21,7 +21,7 @@ from engine.execution.path import ExecutionPath
 from engine.execution.replayed import ReplayedRecorder
 from engine.kernels import launches as engine_launches
 from engine.kernels.choice import is_interpreted, step_kernels
-from engine.outputs import TokenOutput
+from engine.outputs import SequenceStarted, TokenOutput
 from engine.request import SequenceRequest
 from engine.sampling_params import SamplingParams
 from loaders.load import load
@@ -112,7 +112,7 @@ def run(
     while engine.has_work:
         with engine_launches.counted() as own, loader_launches.counted() as linear:
             outputs = engine.step()
-        assert all(isinstance(output, TokenOutput) for output in outputs)
+        assert all(isinstance(output, SequenceStarted | TokenOutput) for output in outputs)
         steps.append(own + linear)
     engine.scheduler.check()
     return [sequence.output_token_ids for sequence in sequences], [step for step in steps if step]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from engine.outputs import CachedPrompt, TokenOutput
+from engine.outputs import SequenceStarted, TokenOutput
 from engine.request import SequenceRequest, Terms
 from engine.sampling_params import SamplingParams
 from engine.transport.client import Submission
@@ -67,7 +67,7 @@ def answers_alone(engine: Engine, submissions: list[Submission]) -> list[Answer]
         )
         outputs = []
         while engine.has_work:
-            outputs += [o for o in engine.step() if not isinstance(o, CachedPrompt)]
+            outputs += [o for o in engine.step() if not isinstance(o, SequenceStarted)]
         assert all(isinstance(output, TokenOutput) for output in outputs)
         answers.append([(output.token_id, output.logprobs) for output in outputs])
     return answers

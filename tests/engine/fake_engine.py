@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from engine.errors import BlockAccountingError, InvalidConstraintError
 from engine.limits import SequenceLimits
 from engine.outputs import (
-    CachedPrompt,
     FinishReason,
     PromptLogprobs,
     SequenceFailure,
+    SequenceStarted,
     TokenLogprobs,
     TokenOutput,
 )
@@ -84,6 +84,7 @@ class FakeEngine:
         self.constraints: dict[int, FakeConstraint | None] = {}
         self.before_compile: Callable[[], None] = lambda: None
         self.num_steps = 0
+        self.queue_s = 0.0  # that each sequence is said to have waited
         self.leaks = False  # whether the accounting is wrong
         self.admission = Admission(max_queued_seqs=max_queued_seqs)
         self._max_num_seqs = max_num_seqs
@@ -141,8 +142,8 @@ class FakeEngine:
             if request.params.prompt_logprobs is not None:
                 logprobs = tuple(TokenLogprobs(-1.0, ()) for _ in request.prompt_token_ids[1:])
                 outputs.append(PromptLogprobs(sequence_id, logprobs))
-            if (num_cached := self._num_cached_tokens(request)) > 0:
-                outputs.append(CachedPrompt(sequence_id, num_cached))
+            num_cached = self._num_cached_tokens(request)
+            outputs.append(SequenceStarted(sequence_id, num_cached, self.queue_s))
         return outputs
 
     def _advance(self, running: Running) -> StepOutput:

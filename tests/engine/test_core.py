@@ -10,7 +10,7 @@ from engine.errors import (
     NotEnoughBlocksError,
     PromptTooLongError,
 )
-from engine.outputs import FinishReason, TokenOutput
+from engine.outputs import FinishReason, SequenceStarted, TokenOutput
 from engine.sampling_params import SamplingParams
 from tests.engine.fake_runner import VOCAB_SIZE, FakeRunner, config, request
 
@@ -26,7 +26,8 @@ def test_a_step_launches_the_next_batch_before_it_collects_the_last():
     engine.add(request(1, 3))
     assert engine.step() == []
     assert len(runner.in_flight) == 1
-    (first,) = engine.step()
+    started, first = engine.step()
+    assert isinstance(started, SequenceStarted)
     assert isinstance(first, TokenOutput)
     assert len(runner.batches) == 2
     assert len(runner.in_flight) == 1
@@ -47,7 +48,7 @@ def test_the_models_context_bounds_an_answer():
     engine = fake_engine(max_model_len=16)
     engine.add(request(1, 10, SamplingParams(max_tokens=100, temperature=0)))
     outputs = [output for _ in range(10) for output in engine.step()]
-    assert len(outputs) == 6
+    assert len(outputs) == 1 + 6  # that it began, and its tokens
     last = outputs[-1]
     assert isinstance(last, TokenOutput)
     assert last.finish_reason is FinishReason.LENGTH

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine.config import KVDtype
-from engine.outputs import CachedPrompt, PromptLogprobs, TokenOutput
+from engine.outputs import PromptLogprobs, SequenceStarted, TokenOutput
 from engine.request import SequenceRequest
 from engine.sampling_params import SamplingParams
 from engine.scheduling import residency
@@ -89,7 +89,7 @@ class RecordedEngine:
             if isinstance(output, PromptLogprobs):
                 answer.prompt_logprobs += output.tokens
                 continue
-            if isinstance(output, CachedPrompt):
+            if isinstance(output, SequenceStarted):
                 continue
             assert isinstance(output, TokenOutput)
             answer.tokens.append(output.token_id)

@@ -27,7 +27,7 @@ from transformers import (
 
 from engine.config import EngineConfig
 from engine.core import Engine
-from engine.outputs import TokenOutput
+from engine.outputs import SequenceStarted, TokenOutput
 from engine.request import SequenceRequest
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def run_engine(
     ]
     while engine.has_work:
         for output in engine.step():
-            assert isinstance(output, TokenOutput)
+            assert isinstance(output, SequenceStarted | TokenOutput)
     engine.scheduler.check()
     return [sequence.output_token_ids for sequence in sequences]
 

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from engine.errors import EngineDeadError, InvalidTokenError
 from engine.outputs import FinishReason, TokenLogprobs, TokenOutput
 from engine.sampling_params import SamplingParams
+from engine.statistics import Latencies, TokenTimes
 from engine.transport.wire import IntegrityReport
 from loaders.reports.self_test import Check, SelfTestReport
 from service.api.application import create_app
@@ -44,9 +45,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from engine.request import Terms
-    from engine.statistics import LiveCheckStatistics
+    from engine.statistics import EngineStatistics, LiveCheckStatistics
     from engine.transport.client import Submission
     from loaders.reports.suspicion import Suspicion
+    from service.observation.observation import Observation
     from service.text.render_options import RenderOptions
     from service.text.template_check import TemplateFinding
     from service.text.templates import ChatTemplate
@@ -71,6 +73,7 @@ class FakeStream:
     given: int = 0
     num_cached_tokens: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    times: TokenTimes = field(default_factory=lambda: TokenTimes(time.monotonic()))
 
     async def take(self) -> list[TokenOutput]:
         if self not in self.engine.running:
@@ -85,6 +88,9 @@ class FakeStream:
         if self.engine.fails_after is not None and self.given >= self.engine.fails_after:
             self.engine.running.discard(self)
             raise self.engine.failure
+        if self.given == 0:
+            self.engine.latencies.note_start(self.times, self.engine.queue_s)
+        self.engine.latencies.note_token(self.times, time.monotonic())
         token_id = self.token_ids[min(self.given, len(self.token_ids) - 1)]
         self.given += 1
         self.engine.num_tokens += 1
@@ -127,7 +133,9 @@ class FakeEngine:
     logprobs: Logprobs | None = None  # of a token, for whoever asks; None tells none
     num_cached_tokens: int = 0  # of every prompt
     num_together: int = 1  # tokens that come at once
-    statistics: None = None
+    queue_s: float = 0.0  # that each sequence is said to have waited
+    statistics: EngineStatistics | None = None
+    latencies: Latencies = field(default_factory=Latencies)
     live_check: LiveCheckStatistics | None = None
     _ids: Iterator[int] = field(default_factory=itertools.count)
 
@@ -312,6 +320,15 @@ class FakeHandle:
 
 
 @dataclass
+class FakeVariant:
+    """One variant, as it is observed."""
+
+    name: str
+    status: VariantStatus
+    served: ServedModel | None
+
+
+@dataclass
 class FakeModels:
     """One variant, loaded or still loading."""
 
@@ -348,12 +365,16 @@ class FakeModels:
                 num_restarts=0,
                 num_requests=0,
                 pid=None,
-                statistics=None,
+                statistics=None if self.served is None else self.served.engine.statistics,
                 self_test=None if is_loading else SELF_TEST,
                 suspicions=self.suspicions,
                 live_check=None if self.served is None else self.served.engine.live_check,
             )
         ]
+
+    @property
+    def variants(self) -> list[FakeVariant]:
+        return [FakeVariant(MODEL, self.statuses[0], self.served)]
 
     def resolve(self, name: str | None) -> str:
         return MODEL if name in (None, "dummy") else name
@@ -435,6 +456,8 @@ def running_server(
     limits: RequestLimits = LIMITS,
     template_findings: tuple[TemplateFinding, ...] = (),
     chat_template: ChatTemplate | None = None,
+    metrics_token: str | None = None,
+    observation: Observation | None = None,
 ) -> Iterator[RunningServer]:
     """Run a server; engine: None leaves it loading."""
     served = None
@@ -458,7 +481,13 @@ def running_server(
         max_body_bytes=max_body_bytes,
         limits=limits,
     )
-    app = create_app(context, None if key is None else ApiKeys(key))
+    if observation is not None:
+        context = replace(context, observation=observation)
+    app = create_app(
+        context,
+        None if key is None else ApiKeys(key),
+        metrics_keys=None if metrics_token is None else ApiKeys(metrics_token, "metrics"),
+    )
     config = uvicorn.Config(
         app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False
     )

@@ -15,7 +15,7 @@ from torch import nn
 from engine.execution.decoder import TransformersDecoder
 from engine.execution.model_runner import ModelRunner
 from engine.layers.llama import LlamaDecoder
-from engine.outputs import SequenceFailure, TokenOutput
+from engine.outputs import SequenceFailure, SequenceStarted, TokenOutput
 from engine.sampling_params import SamplingParams
 from tests.engine.fake_runner import request
 from tests.engine.tiny_models import (
@@ -180,6 +180,6 @@ def test_bad_logits_fail_their_sequence_and_leave_its_mates_bit_identical():
         outputs += engine.step()
     failures = [output for output in outputs if isinstance(output, SequenceFailure)]
     assert [failure.sequence_id for failure in failures] == [bad.sequence_id]
-    assert all(isinstance(o, TokenOutput) for o in outputs if o not in failures)
+    assert all(isinstance(o, SequenceStarted | TokenOutput) for o in outputs if o not in failures)
     assert [mate.output_token_ids for mate in mates] == wanted
     engine.scheduler.check()

@@ -16,7 +16,7 @@ from engine.execution.model_runner import ModelRunner
 from engine.execution.path import ExecutionPath
 from engine.execution.replayed import ReplayedRecorder
 from engine.kernels.choice import step_kernels
-from engine.outputs import PromptLogprobs, TokenOutput
+from engine.outputs import PromptLogprobs, SequenceStarted, TokenOutput
 from engine.request import SequenceRequest
 from engine.sampling_params import SamplingParams
 from tests.engine.host_waits import HostWaitError, NoReads, NoWaits
@@ -125,7 +125,7 @@ class Guarded:
             for output in self.engine.step():
                 if isinstance(output, PromptLogprobs):
                     told[output.sequence_id] += [rounded(token) for token in output.tokens]
-                else:
+                elif not isinstance(output, SequenceStarted):
                     assert isinstance(output, TokenOutput), output
                     told[output.sequence_id].append((output.token_id, rounded(output.logprobs)))
         self.engine.scheduler.check()

@@ -16,10 +16,10 @@ from engine.errors import (
     QueueFullError,
 )
 from engine.outputs import (
-    CachedPrompt,
     FinishReason,
     PromptLogprobs,
     SequenceFailure,
+    SequenceStarted,
     TokenOutput,
 )
 from engine.sampling_params import SamplingParams
@@ -83,7 +83,18 @@ class Bench:
 
     def cached(self) -> list[tuple[int, int]]:
         """Which sequences were told how much of their prompt was cached, in that order."""
-        return [(o.sequence_id, o.num_tokens) for o in self.outputs if isinstance(o, CachedPrompt)]
+        return [
+            (o.sequence_id, o.num_cached_tokens)
+            for o in self.outputs
+            if isinstance(o, SequenceStarted) and o.num_cached_tokens
+        ]
+
+    def started(self) -> dict[int, SequenceStarted]:
+        """What each sequence was told as it began; it is told once."""
+        told = [output for output in self.outputs if isinstance(output, SequenceStarted)]
+        by_id = {output.sequence_id: output for output in told}
+        assert len(by_id) == len(told)
+        return by_id
 
     def answers(self, each: SequenceRequest) -> bool:
         return self.tokens(each.sequence_id) == self.runner.model.answer(each)
@@ -422,7 +433,7 @@ def test_how_much_of_a_prompt_was_cached_is_told_once_just_before_the_first_toke
     bench.outputs.clear()
     bench.add(request(2, prompt))  # its other 24 tokens take three steps
     bench.drain()
-    assert bench.outputs[0] == CachedPrompt(2, 16)
+    assert bench.outputs[0] == SequenceStarted(2, 16, 0.0)
     assert bench.cached() == [(2, 16)]
 
 

@@ -1,0 +1,92 @@
+"""Makes families of metrics of what was counted, when somebody scrapes.
+
+vLLM's names where it has one, so that what was made for it works; `tetrad_…` for the rest. Models
+are told apart by their served names, callers by their keys' names, endpoints by path templates:
+nothing that a client can invent becomes a label.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from prometheus_client import ProcessCollector
+from prometheus_client.exposition import choose_encoder
+
+from service.observation.engine_metrics import engine_families
+from service.observation.families import counter, gauge, histogram
+from service.observation.request_metrics import request_families
+from service.observation.variant_metrics import RestartCounts, variant_families
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from prometheus_client import Metric
+
+    from service.observation.observation import Observation
+    from service.observation.observed import ObservedVariants
+
+
+class ConnectionCounts(Protocol):
+    """What is counted of connections; `service.server.connections` has it."""
+
+    @property
+    def open(self) -> int:
+        """How many there are now."""
+
+    @property
+    def refused(self) -> Mapping[str, int]:
+        """What never became a request, by reason."""
+
+    @property
+    def closed(self) -> Mapping[str, int]:
+        """Connections that were closed, by reason."""
+
+
+class Metrics:
+    """Everything that can be scraped; a collector in the words of prometheus-client."""
+
+    def __init__(self, observation: Observation, variants: ObservedVariants) -> None:
+        self._observation = observation
+        self._variants = variants
+        self._restarts = RestartCounts()
+        self._process = ProcessCollector(namespace="tetrad", registry=None)
+
+    def collect(self) -> Iterator[Metric]:
+        """Make every family."""
+        observation, variants = self._observation, self._variants
+        connections = observation.connections
+        yield from engine_families(variants, observation.lives)
+        yield from request_families(
+            observation.counts,
+            {} if connections is None else connections.refused,
+            [variant.name for variant in variants.variants],
+        )
+        yield from variant_families(variants, self._restarts)
+        if connections is not None:
+            yield gauge(
+                "tetrad_connections_open", "Open connections.", (), [((), connections.open)]
+            )
+            yield counter(
+                "tetrad_connections_closed",
+                "Connections that the server closed, by why.",
+                ("reason",),
+                [((reason,), number) for reason, number in connections.closed.items()],
+            )
+        yield histogram(
+            "tetrad_event_loop_lag_seconds",
+            "How late a timer came, once a second: how long whatever came had to wait.",
+            (),
+            [((), observation.lag.delays)],
+        )
+        yield counter(
+            "tetrad_log_lines_dropped",
+            "Log lines that nobody took from standard error in time.",
+            (),
+            [((), observation.num_lines_dropped())],
+        )
+        yield from self._process.collect()
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """Return all of it in the form that a scraper takes, and that form's media type."""
+        encode, media_type = choose_encoder(accept)
+        return encode(self), media_type

@@ -1,0 +1,76 @@
+"""What is seen of the served variants when somebody scrapes; `service.variants` has them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import enum
+    from collections.abc import Mapping, Sequence
+
+    from loaders.reports.self_test import SelfTestReport
+    from service.observation.engine_lives import ObservedEngine
+    from service.worker_protocol.model_description import CacheDescription, MemoryReport
+
+
+class ObservedStatus(Protocol):
+    """How a variant stands."""
+
+    @property
+    def state(self) -> enum.Enum:
+        """What it is doing; the value is a word."""
+
+    @property
+    def num_restarts(self) -> int:
+        """How often an engine of it was started again."""
+
+    @property
+    def load_phases(self) -> Mapping[str, float]:
+        """How long each phase of the last load took, in seconds."""
+
+    @property
+    def self_test(self) -> SelfTestReport | None:
+        """The last one that was made."""
+
+
+class ObservedModel(Protocol):
+    """A variant while it is loaded."""
+
+    @property
+    def engine(self) -> ObservedEngine: ...
+
+    @property
+    def memory(self) -> MemoryReport | None: ...
+
+    @property
+    def cache(self) -> CacheDescription | None: ...
+
+
+class ObservedVariant(Protocol):
+    """One variant."""
+
+    @property
+    def name(self) -> str:
+        """What clients call it."""
+
+    @property
+    def status(self) -> ObservedStatus: ...
+
+    @property
+    def served(self) -> ObservedModel | None:
+        """The model, while it is loaded."""
+
+
+class ObservedVariants(Protocol):
+    """Every variant; of those with one name, first the one that requests go to."""
+
+    @property
+    def variants(self) -> Sequence[ObservedVariant]: ...
+
+
+def by_name(variants: ObservedVariants) -> dict[str, list[ObservedVariant]]:
+    """Group the variants by name: during a swap there are two of one."""
+    groups: dict[str, list[ObservedVariant]] = {}
+    for variant in variants.variants:
+        groups.setdefault(variant.name, []).append(variant)
+    return groups
