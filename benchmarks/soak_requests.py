@@ -249,7 +249,7 @@ async def unknown_model(client: Client) -> httpx.Response:
 
 
 async def infilling(client: Client) -> httpx.Response:
-    return await client.post("/infill", {"input_prefix": "a = ", "input_suffix": client.text(5)})
+    return await client.post("/infill", {"model": MODEL, "input_prefix": "a = ", "input_suffix": client.text(5)})
 
 
 async def tokens(client: Client) -> httpx.Response:
@@ -344,7 +344,7 @@ class Administrator:
     def __init__(self, server: Server, tally: Tally) -> None:
         self._tally = tally
         self._http = httpx.AsyncClient(
-            base_url=f"http://{server.host}:{server.port}/admin/models",
+            base_url=f"http://{server.host}:{server.port}",
             headers={"authorization": f"Bearer {ADMIN_KEY}"},
             timeout=LIMIT_S,
         )
@@ -360,7 +360,7 @@ class Administrator:
 
     async def _tell(self, action: str, state: str) -> None:
         """Ask for something, and wait until it is done."""
-        answer = await self._http.post(f"/{action}", json={"model": OTHER_MODEL})
+        answer = await self._http.post(f"/admin/models/{action}", json={"model": OTHER_MODEL})
         self._tally.count(action, answer.status_code, frozenset({202}), answer.text)
         deadline = time.monotonic() + RELOAD_LIMIT_S
         while await self._state() != state:
@@ -370,7 +370,7 @@ class Administrator:
             await asyncio.sleep(0.2)
 
     async def _state(self) -> str:
-        listed = (await self._http.get("")).json()["data"]
+        listed = (await self._http.get("/admin/models")).json()["data"]
         (state,) = [one["state"] for one in listed if one["model"] == OTHER_MODEL]
         return str(state)
 

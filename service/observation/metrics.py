@@ -18,7 +18,7 @@ from service.observation.request_metrics import request_families
 from service.observation.variant_metrics import RestartCounts, variant_families
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from prometheus_client import Metric
 
@@ -45,9 +45,17 @@ class ConnectionCounts(Protocol):
 class Metrics:
     """Everything that can be scraped; a collector in the words of prometheus-client."""
 
-    def __init__(self, observation: Observation, variants: ObservedVariants) -> None:
+    def __init__(
+        self,
+        observation: Observation,
+        variants: ObservedVariants,
+        *,
+        is_ready: Callable[[], bool],
+    ) -> None:
+        """is_ready: whether /health/ready answers 200."""
         self._observation = observation
         self._variants = variants
+        self._is_ready = is_ready
         self._restarts = RestartCounts()
         self._process = ProcessCollector(namespace="tetrad", registry=None)
 
@@ -62,6 +70,12 @@ class Metrics:
             [variant.name for variant in variants.variants],
         )
         yield from variant_families(variants, self._restarts)
+        yield gauge(
+            "tetrad_ready",
+            "Whether /health/ready answers 200: every required variant is served.",
+            (),
+            [((), float(self._is_ready()))],
+        )
         if connections is not None:
             yield gauge(
                 "tetrad_connections_open", "Open connections.", (), [((), connections.open)]
