@@ -249,7 +249,9 @@ async def unknown_model(client: Client) -> httpx.Response:
 
 
 async def infilling(client: Client) -> httpx.Response:
-    return await client.post("/infill", {"model": MODEL, "input_prefix": "a = ", "input_suffix": client.text(5)})
+    return await client.post(
+        "/infill", {"model": MODEL, "input_prefix": "a = ", "input_suffix": client.text(5)}
+    )
 
 
 async def tokens(client: Client) -> httpx.Response:

@@ -26,7 +26,12 @@ from service.logs import set_up_logs
 from service.observation.line_writer import LineWriter
 from service.observation.observation import Observation
 from service.observation.request_log import RequestLog
+from service.server.connections import Connections
+from service.server.descriptors import resolve_max_connections
+from service.server.front import Front
 from service.server.lifecycle import Lifecycle
+from service.server.limits import ConnectionLimits
+from service.server.tls import make_tls
 from service.server.uvicorn_server import Server, listen, url_of
 from service.settings import (
     DEMO_NAME,
@@ -73,23 +78,51 @@ def serve(settings: Settings) -> NoReturn:
     for name in unknown_variables():
         log.warning("unknown_variable", name=name)
     sockets.prepare()
+    front = make_front(settings)
     listener = listen(settings.host, settings.port, stall_limit_s=settings.stall_limit_s)
-    log.info("listening", url=url_of(listener), key="asked for" if key else "none: loopback only")
+    log.info(
+        "listening",
+        url=url_of(listener, front.scheme),
+        key="asked for" if key else "none: loopback only",
+    )
     supervisor = Supervisor(
         variants, drain_limit_s=settings.drain_limit_s, load_wait_s=settings.load_wait_s
     )
     lifecycle = Lifecycle(supervisor)
     app = create_app(
-        api_context(settings, lifecycle, supervisor, observe(settings, writer)),
+        api_context(settings, lifecycle, supervisor, observe(settings, writer, front.connections)),
         ApiKeys(key) if key else None,
         administration(settings, admin_key, supervisor) if admin_key else None,
         cors_origins=settings.cors_origins,
         metrics_keys=ApiKeys(metrics_token, "metrics") if metrics_token else None,
+        root_path=settings.root_path,
     )
-    Server(app, lifecycle, supervisor, drain_limit_s=settings.drain_limit_s).run(listener)
+    server = Server(app, lifecycle, supervisor, drain_limit_s=settings.drain_limit_s, front=front)
+    server.run(listener)
 
 
-def observe(settings: Settings, writer: LineWriter) -> Observation:
+def make_front(settings: Settings) -> Front:
+    """Return how clients reach the application. Raises SettingsError."""
+    certificate = settings.tls_certificate
+    limits = ConnectionLimits(
+        first_byte_timeout_s=settings.first_byte_timeout_s,
+        header_timeout_s=settings.header_timeout_s,
+        body_timeout_s=settings.body_timeout_s,
+        min_body_rate=settings.min_body_rate,
+        idle_timeout_s=settings.idle_timeout_s,
+        max_headers=settings.max_headers,
+        max_header_size=settings.max_header_size,
+        max_connections=resolve_max_connections(settings.max_connections),
+    )
+    return Front(
+        connections=Connections(limits),
+        tls=None if certificate is None else make_tls(certificate, settings.tls_key),
+        root_path=settings.root_path,
+        trusted_proxies=settings.trusted_proxies,
+    )
+
+
+def observe(settings: Settings, writer: LineWriter, connections: Connections) -> Observation:
     """Return what counts requests, and writes their lines where the settings ask for it."""
     log = RequestLog(
         writer.write,
@@ -98,7 +131,9 @@ def observe(settings: Settings, writer: LineWriter) -> Observation:
         only_slow=settings.log_level == "warning",
     )
     is_logged = settings.log_requests and settings.log_level != "error"
-    return Observation(log if is_logged else None, num_lines_dropped=lambda: writer.num_dropped)
+    return Observation(
+        log if is_logged else None, connections, num_lines_dropped=lambda: writer.num_dropped
+    )
 
 
 def api_context(

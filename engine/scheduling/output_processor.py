@@ -80,7 +80,9 @@ class OutputProcessor:
         if not sequence.is_announced:
             sequence.is_announced = True
             outputs.append(
-                SequenceStarted(sequence_id, sequence.num_cached_prompt_tokens, sequence.queue_s)
+                SequenceStarted(
+                    sequence_id, sequence.num_cached_prompt_tokens, sequence.queue_s or 0.0
+                )
             )
         if chunk.prompt_targets is not None:
             _report_prompt_logprobs(sequence, chunk, sampled, outputs)

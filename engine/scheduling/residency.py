@@ -13,8 +13,6 @@ from engine.scheduling.batch import NewBlock, SlotStart
 from engine.scheduling.sequence import Sequence, SequenceState, last_in_turn, slot_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from engine.scheduling.admission import Admission
     from engine.scheduling.block_manager import BlockManager
     from engine.scheduling.counters import Counters
@@ -38,7 +36,6 @@ class Residency:
         queue: FairQueue,
         admission: Admission,
         counters: Counters,
-        clock: Callable[[], float],
     ) -> None:
         self.sequences: dict[int, Sequence] = {}  # all that are not over and done with
         self.running: dict[int, Sequence] = {}
@@ -53,7 +50,6 @@ class Residency:
         self._queue = queue
         self._admission = admission
         self._counters = counters
-        self._clock = clock
         self._num_arrivals = 0
         self._uses_priorities = False
         self._starts: list[SlotStart] = []
@@ -62,7 +58,6 @@ class Residency:
     def enter(self, sequence: Sequence) -> None:
         """Queue a new sequence, which the admission has let in."""
         self._num_arrivals += 1
-        sequence.arrived_at = self._clock()
         sequence.arrival = self._num_arrivals
         self.sequences[sequence.sequence_id] = sequence
         self._uses_priorities |= sequence.priority != 0
@@ -112,7 +107,6 @@ class Residency:
     def _start(self, sequence: Sequence) -> None:
         if not sequence.has_started:
             sequence.has_started = True
-            sequence.queue_s = self._clock() - sequence.arrived_at
             self._admission.leave(sequence.num_prompt_tokens)
             self._counters.num_prompt_tokens += sequence.num_prompt_tokens
         self.paused.pop(sequence.sequence_id, None)

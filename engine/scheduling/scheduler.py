@@ -63,7 +63,7 @@ class Scheduler:
         self._counters = counters = Counters()
         self._prefixes = prefixes = PrefixSharing(blocks, is_lasting=config.has_prefix_cache)
         self._residency = residency = Residency(
-            config.max_num_seqs, blocks, prefixes, self._queue, admission, counters, clock
+            config.max_num_seqs, blocks, prefixes, self._queue, admission, counters
         )
         self._planner = StepPlanner(config, residency, blocks, prefixes, admission, counters)
         self._outputs = OutputProcessor(residency, prefixes, config.block_size, counters)
@@ -137,6 +137,7 @@ class Scheduler:
         if timeout_s is not None:
             sequence.deadline = self._clock() + timeout_s
             heappush(self._deadlines, (sequence.deadline, sequence.sequence_id))
+        sequence.arrived_at = self._clock()
         self._residency.enter(sequence)
 
     def abort(self, sequence_id: int) -> None:
@@ -168,7 +169,15 @@ class Scheduler:
         batch = self._planner.plan()
         if batch is not None:
             self._residency.num_steps_in_flight += 1
+            self._note_starts(batch)
         return batch
+
+    def _note_starts(self, batch: ScheduledBatch) -> None:
+        """Measure how long those have waited who leave the queue for the first time."""
+        for start in batch.starts:
+            sequence = self._residency.sequences[start.sequence_id]
+            if sequence.queue_s is None:
+                sequence.queue_s = self._clock() - sequence.arrived_at
 
     def update(self, batch: ScheduledBatch, sampled: SampledTokens) -> list[StepOutput]:
         """Take in what a launched step sampled, and say what each sequence got."""

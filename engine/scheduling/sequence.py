@@ -60,7 +60,7 @@ class Sequence:
     has_started: bool = False  # left the queue at least once
     is_announced: bool = False  # that it did was told
     arrived_at: float = 0.0  # on the scheduler's clock
-    queue_s: float = 0.0  # from there until it first left the queue
+    queue_s: float | None = None  # from there until it first left the queue; None until then
     is_suspect: bool = False  # its blocks may hold NaN, or nothing at all
     num_retractions: int = 0  # steps with it that ran out of memory
     num_reported_prompt_logprobs: int = 0

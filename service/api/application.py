@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 
 def endpoints_of(
-    context: ApiContext, administration: Administration | None = None
+    context: ApiContext, administration: Administration | None = None, root_path: str = ""
 ) -> list[Endpoint]:
     """Return every endpoint there is."""
     endpoints = [
@@ -67,7 +67,7 @@ def endpoints_of(
         *metrics_endpoints(context),
         *(() if administration is None else admin_endpoints(administration, context)),
     ]
-    return [*endpoints, *document_endpoints(endpoints)]
+    return [*endpoints, *document_endpoints(endpoints, root_path)]
 
 
 def create_app(
@@ -77,16 +77,18 @@ def create_app(
     *,
     cors_origins: Sequence[str] = (),
     metrics_keys: ApiKeys | None = None,
+    root_path: str = "",
 ) -> Starlette:
     """Return the application.
 
     keys: what opens it; None opens it to whoever reaches it, which the settings allow on a
     loopback address only. administration: the routes under /admin/ and their own keys; None leaves
     them out. cors_origins: of the pages that browsers may call it from. metrics_keys: what opens
-    /metrics beside `keys`.
+    /metrics beside `keys`. root_path: what a proxy puts before every path; documents say so, and no
+    path here has it.
     """
     admin_keys = None if administration is None else administration.keys
-    endpoints = endpoints_of(context, administration)
+    endpoints = endpoints_of(context, administration, root_path)
     access_of, shape_of = access_rule(endpoints), shape_rule(endpoints)
     app = Starlette(
         routes=[route for endpoint in endpoints for route in _routes(endpoint)],

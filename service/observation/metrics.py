@@ -7,10 +7,11 @@ nothing that a client can invent becomes a label.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from prometheus_client import ProcessCollector
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.openmetrics.exposition import ALLOWUTF8
 
 from service.observation.engine_metrics import engine_families
 from service.observation.families import counter, gauge, histogram
@@ -18,28 +19,12 @@ from service.observation.request_metrics import request_families
 from service.observation.variant_metrics import RestartCounts, variant_families
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     from prometheus_client import Metric
 
     from service.observation.observation import Observation
     from service.observation.observed import ObservedVariants
-
-
-class ConnectionCounts(Protocol):
-    """What is counted of connections; `service.server.connections` has it."""
-
-    @property
-    def open(self) -> int:
-        """How many there are now."""
-
-    @property
-    def refused(self) -> Mapping[str, int]:
-        """What never became a request, by reason."""
-
-    @property
-    def closed(self) -> Mapping[str, int]:
-        """Connections that were closed, by reason."""
 
 
 class Metrics:
@@ -50,9 +35,9 @@ class Metrics:
         observation: Observation,
         variants: ObservedVariants,
         *,
-        is_ready: Callable[[], bool],
+        is_ready: Callable[[], bool] | None = None,
     ) -> None:
-        """is_ready: whether /health/ready answers 200."""
+        """is_ready: whether /health/ready answers 200; None tells nothing of it."""
         self._observation = observation
         self._variants = variants
         self._is_ready = is_ready
@@ -70,21 +55,22 @@ class Metrics:
             [variant.name for variant in variants.variants],
         )
         yield from variant_families(variants, self._restarts)
-        yield gauge(
-            "tetrad_ready",
-            "Whether /health/ready answers 200: every required variant is served.",
-            (),
-            [((), float(self._is_ready()))],
-        )
+        if self._is_ready is not None:
+            yield gauge(
+                "tetrad_ready",
+                "Whether /health/ready answers 200: every required variant is served.",
+                (),
+                [((), float(self._is_ready()))],
+            )
         if connections is not None:
             yield gauge(
-                "tetrad_connections_open", "Open connections.", (), [((), connections.open)]
+                "tetrad_connections_open", "Open connections.", (), [((), connections.num_open)]
             )
             yield counter(
                 "tetrad_connections_closed",
                 "Connections that the server closed, by why.",
                 ("reason",),
-                [((reason,), number) for reason, number in connections.closed.items()],
+                [((str(reason),), number) for reason, number in connections.closed.items()],
             )
         yield histogram(
             "tetrad_event_loop_lag_seconds",
@@ -100,7 +86,20 @@ class Metrics:
         )
         yield from self._process.collect()
 
+
+class Scrape:
+    """What was counted at one moment: it may be written in another thread."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._families = list(metrics.collect())
+
+    def collect(self) -> list[Metric]:
+        """Return every family."""
+        return self._families
+
     def render(self, accept: str) -> tuple[bytes, str]:
         """Return all of it in the form that a scraper takes, and that form's media type."""
         encode, media_type = choose_encoder(accept)
-        return encode(self), media_type
+        # Colons are letters of a name, but to scrapers that say nothing of escaping, as Prometheus
+        # before 3, the library would tell `vllm:…` as `vllm_…`.
+        return encode(self, escaping=ALLOWUTF8), media_type  # type: ignore[call-arg]

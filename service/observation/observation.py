@@ -14,7 +14,7 @@ from service.observation.request_story import tell
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from service.observation.metrics import ConnectionCounts
+    from service.observation.observed import ConnectionCounts
     from service.observation.request_log import RequestLog
     from service.observation.request_record import RequestRecord
 

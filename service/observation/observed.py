@@ -1,8 +1,8 @@
-"""What is seen of the served variants when somebody scrapes; `service.variants` has them."""
+"""What is seen when somebody scrapes: of the served variants, and of connections."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import enum
@@ -66,6 +66,22 @@ class ObservedVariants(Protocol):
 
     @property
     def variants(self) -> Sequence[ObservedVariant]: ...
+
+
+class ConnectionCounts(Protocol):
+    """What is counted of connections; `service.server.connections` has it."""
+
+    @property
+    def num_open(self) -> int:
+        """How many there are now."""
+
+    @property
+    def refused(self) -> Mapping[str, int]:
+        """What never became a request, by reason."""
+
+    @property
+    def closed(self) -> Mapping[Any, int]:
+        """Connections that were closed, by reason."""
 
 
 def by_name(variants: ObservedVariants) -> dict[str, list[ObservedVariant]]:

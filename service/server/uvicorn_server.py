@@ -22,6 +22,7 @@ import uvicorn
 import uvloop
 
 from service.errors import BindError
+from service.server.front import Front
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,15 +34,20 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 CHECK_INTERVAL_S = 0.05  # how often the end of a drain and a dead engine are looked for
-IDLE_LIMIT_S = 30  # a connection without a request is closed after this
 ERROR_EVENTS_S = 0.5  # for the error events of requests that were cut off
-CLOSING_LIMIT_S = 1  # for uvicorn's own end; then whoever still stalls is dropped
 ENDING_LIMIT_S = 1  # for engines in the middle of a step, or of loading
 FAILED = 1  # exit code where no model can answer any more
 
 
 class _Uvicorn(uvicorn.Server):
     """uvicorn without signal handlers of its own: it would end with the signal, not with 0."""
+
+    def __init__(self, app: ASGIApp, front: Front) -> None:
+        super().__init__(front.config(app))
+        self._front = front
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._front.accept(self, sockets or [])
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -66,26 +72,16 @@ class Server:
         engines: Engines,
         *,
         drain_limit_s: float,
+        front: Front | None = None,
     ) -> None:
         self._lifecycle = lifecycle
         self._engines = engines
         self._drain_limit_s = drain_limit_s
         self._exit_code = 0
         self._is_stopping = False
-        self._uvicorn = _Uvicorn(
-            uvicorn.Config(
-                app,
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                timeout_keep_alive=IDLE_LIMIT_S,
-                timeout_graceful_shutdown=CLOSING_LIMIT_S,
-            )
-        )
+        front = front or Front()
+        self._connections = front.connections
+        self._uvicorn = _Uvicorn(app, front)
 
     def run(self, listener: socket.socket) -> NoReturn:
         """Serve until a signal or a failure; end the process with its exit code."""
@@ -178,7 +174,7 @@ def listen(host: str, port: int, *, stall_limit_s: float) -> socket.socket:
     return listener
 
 
-def url_of(listener: socket.socket) -> str:
+def url_of(listener: socket.socket, scheme: str = "http") -> str:
     """Return the address that a browser on this machine would use."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -7,6 +7,7 @@ decided where those are put together, in `service.worker.build` and `service.wor
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 from pathlib import Path
@@ -335,6 +336,16 @@ def _check_origin(origin: str) -> str:
     return origin
 
 
+def _check_proxy(proxy: str) -> str:
+    """Refuse what is no address, as nobody would ever be trusted by it."""
+    if proxy != "*":
+        try:
+            ipaddress.ip_network(proxy)
+        except ValueError:
+            raise ValueError("give `*`, an address or a network, such as 10.0.0.0/8") from None
+    return proxy
+
+
 class VariantEntry(VariantSettings):
     """One more variant; what it leaves unset it takes from the settings of the first.
 
@@ -420,6 +431,75 @@ class Settings(WorkerSettings, BaseSettings):
         "between.",
     )
 
+    # Connections
+    first_byte_timeout_s: Seconds = Field(
+        30,
+        description="How long a new connection may send nothing before it is closed.",
+        json_schema_extra={"unit": "seconds"},
+    )
+    header_timeout_s: Seconds = Field(
+        10,
+        description="How long a request's headers may take, from its first byte on.",
+        json_schema_extra={"unit": "seconds"},
+    )
+    body_timeout_s: Seconds = Field(
+        30,
+        description="How long a request's body may take; what has come of it adds its time at "
+        "`min_body_rate`.",
+        json_schema_extra={"unit": "seconds"},
+    )
+    min_body_rate: PositiveBytes = Field(
+        ByteSize(16 * 1024),
+        description="Slowest that a body may come once `body_timeout_s` has passed.",
+        json_schema_extra={"unit": "bytes a second"},
+    )
+    idle_timeout_s: Seconds = Field(
+        30,
+        description="How long a connection is kept after an answer for the next request.",
+        json_schema_extra={"unit": "seconds"},
+    )
+    max_headers: Positive = Field(
+        100, description="Most headers of a request.", json_schema_extra={"unit": "headers"}
+    )
+    max_header_size: PositiveBytes = Field(
+        ByteSize(64 * 1024),
+        description="Most that all headers of a request take; also the longest path and query.",
+        json_schema_extra={"unit": "bytes"},
+    )
+    max_connections: Positive = Field(
+        4096,
+        description="Most connections at a time, fewer where the system allows fewer open files. "
+        "Above it the one that has waited longest without a request is closed, and where all are "
+        "being answered the new one.",
+        json_schema_extra={"unit": "connections"},
+    )
+    tls_certificate: Path | None = Field(
+        None,
+        description="File with the certificate (PEM, with those between it and the root) that "
+        "HTTPS is served by; plain HTTP when absent.",
+    )
+    tls_key: Path | None = Field(
+        None,
+        description="File with the certificate's key (PEM, without a password), unless it is in "
+        "the same file.",
+    )
+    root_path: str = Field(
+        "",
+        pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+        description="Path under which a proxy offers the server, such as `/tetrad`; requests may "
+        "come with it or without.",
+    )
+    trusted_proxies: Annotated[
+        list[Annotated[str, AfterValidator(_check_proxy)]],
+        NoDecode,
+        BeforeValidator(_read_entries),
+    ] = Field(
+        [],
+        description="Addresses or networks of proxies whose `X-Forwarded-For` says in the log who "
+        "asks; `*` is any. Repeat the flag for several; a variable takes several with spaces "
+        "between.",
+    )
+
     # What one request may ask
     max_body_size: PositiveBytes = Field(
         ByteSize(4 * 1024 * 1024),
@@ -495,6 +575,8 @@ class Settings(WorkerSettings, BaseSettings):
             raise ValueError("admin_key and admin_key_file are both set; keep one")
         if self.metrics_token is not None and self.metrics_token_file is not None:
             raise ValueError("metrics_token and metrics_token_file are both set; keep one")
+        if self.tls_key is not None and self.tls_certificate is None:
+            raise ValueError("tls_key is set without tls_certificate; set both")
         return self
 
     def variants(self) -> list[WorkerSettings]:

@@ -30,6 +30,7 @@ from service.api.context import ApiContext, Models
 from service.api.event_stream import StreamTiming
 from service.api.requests import RequestLimits
 from service.errors import ModelNotFoundError, UnavailableError
+from service.server.front import Front
 from service.server.lifecycle import Lifecycle, Phase
 from service.serving.served_model import Identity, ServedModel
 from service.team.keys import ApiKeys
@@ -458,6 +459,7 @@ def running_server(
     chat_template: ChatTemplate | None = None,
     metrics_token: str | None = None,
     observation: Observation | None = None,
+    front: Front | None = None,
 ) -> Iterator[RunningServer]:
     """Run a server; engine: None leaves it loading."""
     served = None
@@ -488,10 +490,7 @@ def running_server(
         None if key is None else ApiKeys(key),
         metrics_keys=None if metrics_token is None else ApiKeys(metrics_token, "metrics"),
     )
-    config = uvicorn.Config(
-        app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server((front or Front()).config(app))
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

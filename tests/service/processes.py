@@ -36,12 +36,21 @@ def write_tokenizer(folder: Path) -> ByteTokenizer:
 class ServerProcess:
     """A server, its engines, and what it said."""
 
-    def __init__(self, folder: Path, engine: dict[str, Any], settings: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        engine: dict[str, Any],
+        settings: dict[str, Any],
+        wrapper: Sequence[str] = (),
+    ) -> None:
         self.tokenizer = write_tokenizer(folder)
         self._log = folder / "log"
         with self._log.open("w") as log:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", "tests.service.process_server", json.dumps(settings)],
+                [
+                    *wrapper,
+                    *(sys.executable, "-m", "tests.service.process_server", json.dumps(settings)),
+                ],
                 cwd=ROOT,
                 env={**os.environ, "FAKE_ENGINE": json.dumps({"folder": str(folder), **engine})},
                 stderr=log,
@@ -108,11 +117,17 @@ class ServerProcess:
 
 @contextlib.contextmanager
 def serving(
-    folder: Path, engine: dict[str, Any] | None = None, *, ready: bool = True, **settings: Any
+    folder: Path,
+    engine: dict[str, Any] | None = None,
+    *,
+    ready: bool = True,
+    num_descriptors: int | None = None,
+    **settings: Any,
 ) -> Iterator[ServerProcess]:
-    """Run a server; engine: the fake one's options."""
+    """Run a server; engine: the fake one's options. num_descriptors: as `ulimit -n` sets them."""
     base = {"variant": MODEL, "port": 0, "log_format": "json", "admin_key": ADMIN_KEY}
-    server = ServerProcess(folder, engine or {}, {**base, **settings})
+    wrapper = () if num_descriptors is None else _with_descriptors(num_descriptors)
+    server = ServerProcess(folder, engine or {}, {**base, **settings}, wrapper)
     workers: list[psutil.Process] = []
     try:
         if ready:
@@ -124,3 +139,7 @@ def serving(
         server.popen.kill()
         server.popen.wait()
     wait_until(lambda: not any(worker.is_running() for worker in workers))
+
+
+def _with_descriptors(most: int) -> Sequence[str]:
+    return ("sh", "-c", f'ulimit -n {most}; exec "$@"', "sh")

@@ -24,9 +24,12 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 
-def document_endpoints(others: Sequence[Endpoint]) -> list[Endpoint]:
-    """Return the endpoints that describe themselves and the others."""
-    documents = Documents(others)
+def document_endpoints(others: Sequence[Endpoint], root_path: str = "") -> list[Endpoint]:
+    """Return the endpoints that describe themselves and the others.
+
+    root_path: where a proxy offers them; empty for where they are.
+    """
+    documents = Documents(others, root_path)
     own = [
         Endpoint(
             method="GET",
@@ -49,8 +52,9 @@ def document_endpoints(others: Sequence[Endpoint]) -> list[Endpoint]:
 class Documents:
     """The descriptions of one list of endpoints."""
 
-    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
+    def __init__(self, endpoints: Sequence[Endpoint], root_path: str = "") -> None:
         self.endpoints = endpoints
+        self._root_path = root_path
 
     async def openapi_json(self, _: Request) -> Response:
         """Describe the API for programs: an OpenAPI document."""
@@ -63,7 +67,8 @@ class Documents:
 
     @cached_property
     def document(self) -> dict[str, Any]:
-        return openapi_document(self.endpoints, version=version("tetrad"))
+        document = openapi_document(self.endpoints, version=version("tetrad"))
+        return {**document, "servers": [{"url": self._root_path}]} if self._root_path else document
 
     @cached_property
     def page(self) -> bytes:

@@ -437,6 +437,30 @@ def test_how_much_of_a_prompt_was_cached_is_told_once_just_before_the_first_toke
     assert bench.cached() == [(2, 16)]
 
 
+def test_how_long_a_sequence_waited_is_told_once_by_the_engines_clock():
+    bench = Bench(max_num_seqs=1, max_num_batched_tokens=8)
+    bench.add(request(1, 20), request(2, 4))
+    while bench.engine.has_work:
+        bench.now += 1.0
+        bench.step()
+    started = bench.started()
+    assert started[1].queue_s == 1.0
+    last_of_first = 1.0 + 3 + GREEDY.max_tokens  # chunks of its prompt, then its tokens
+    assert started[2].queue_s == pytest.approx(last_of_first, abs=1)
+
+
+def test_a_sequence_is_announced_after_its_first_step_and_not_again_when_preempted():
+    bench = Bench(max_num_batched_tokens=8)
+    bench.add(request(1, 40))
+    bench.step(2)
+    assert list(bench.started()) == [1]
+    assert bench.tokens(1) == []
+    bench.errors.append(OutOfMemoryError("no memory"))
+    bench.drain()
+    assert list(bench.started()) == [1]
+    assert len(bench.tokens(1)) == 8
+
+
 def test_each_choice_is_told_what_it_found_of_the_one_before_it():
     bench = Bench(has_prefix_cache=False)
     bench.add(*(request(i, list(range(18)), group=1) for i in range(3)))

@@ -176,6 +176,31 @@ def test_a_stream_knows_what_of_its_prompt_was_cached_when_its_first_token_comes
     run(test())
 
 
+def test_a_stream_and_its_client_know_how_long_it_waited_and_when_its_tokens_came():
+    async def test() -> None:
+        engine = FakeEngine(step_s=0.01)
+        engine.queue_s = 0.25
+        async with running(engine) as client:
+            before = time.monotonic()
+            stream = client.generate([1, 2, 3], params(4))
+            assert stream.times.queue_s is None
+            assert stream.times.first_at is None
+            assert len([output async for output in stream]) == 4
+            times = stream.times
+            assert times.queue_s == 0.25
+            assert before <= times.submitted_at < times.first_at < times.last_at
+            assert 0.01 <= times.longest_gap_s <= times.last_at - times.first_at
+            latencies = client.latencies
+            assert sum(latencies.queue.counts) == sum(latencies.first_token.counts) == 1
+            assert latencies.queue.total == 0.25
+            assert latencies.first_token.total == times.first_at - times.submitted_at
+            gaps = latencies.between_tokens
+            assert 1 <= sum(gaps.counts) <= 3
+            assert gaps.total == pytest.approx(times.last_at - times.first_at)
+
+    run(test())
+
+
 def test_what_is_asked_reaches_the_engine_as_it_was_asked():
     asked = params(
         3,

@@ -139,6 +139,30 @@ def test_no_spelling_of_a_path_gets_past(server, target):
     assert raw(server, request) in (b"400", b"401")
 
 
+def test_a_token_for_metrics_opens_them_and_nothing_else(tiny_tokenizer):
+    engine = FakeEngine(says(tiny_tokenizer, "yes"))
+    with running_server(engine, tiny_tokenizer, key=KEY, metrics_token="scrape") as server:
+        assert status_with(server, "/metrics", "scrape") == 200
+        assert status_with(server, "/metrics", KEY) == 200
+        assert status_with(server, "/metrics", "other") == 401
+        assert httpx.get(f"{server.url}/metrics").status_code == 401
+        assert status_with(server, "/v1/models", "scrape") == 401
+
+
+def test_metrics_ask_for_their_token_where_nothing_else_asks_for_a_key(tiny_tokenizer):
+    engine = FakeEngine(says(tiny_tokenizer, "yes"))
+    with running_server(engine, tiny_tokenizer, metrics_token="scrape") as server:
+        assert status_with(server, "/metrics", "scrape") == 200
+        assert status_with(server, "/metrics", "other") == 401
+        assert httpx.get(f"{server.url}/metrics").status_code == 401
+        assert httpx.get(f"{server.url}/v1/models").status_code == 200
+
+
+def status_with(server: RunningServer, path: str, key: str) -> int:
+    headers = {"authorization": f"Bearer {key}"}
+    return httpx.get(server.url + path, headers=headers).status_code
+
+
 def test_headers_do_not_move_the_path(server):
     request = (
         b"GET /v1/models HTTP/1.1\r\nHost: x/health?\r\nX-Forwarded-Prefix: /health\r\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from service.errors import SettingsError
-from service.settings import Settings, is_loopback, read_key
+from service.settings import Settings, is_loopback, read_key, read_metrics_token
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
@@ -35,6 +35,19 @@ def test_file_without_a_usable_key_is_an_error(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(SettingsError, match="api_key_file"):
         read_key(Settings(api_key_file=path))
+
+
+def test_the_token_of_metrics_comes_from_a_setting_or_a_file_and_is_no_other_key(tmp_path):
+    assert read_metrics_token(Settings()) is None
+    assert read_metrics_token(Settings(metrics_token="scrape")) == "scrape"
+    path = tmp_path / "token"
+    path.write_text("from-file\n")
+    assert read_metrics_token(Settings(metrics_token_file=path)) == "from-file"
+    for other in ({"api_key": "same"}, {"admin_key": "same"}):
+        with pytest.raises(SettingsError, match="metrics_token"):
+            read_metrics_token(Settings(metrics_token="same", **other))
+    with pytest.raises(ValueError, match="keep one"):
+        Settings(metrics_token="a", metrics_token_file=path)
 
 
 def test_missing_key_file_is_an_error(tmp_path):

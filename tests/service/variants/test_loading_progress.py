@@ -23,6 +23,25 @@ def test_long_phases_are_logged_by_tenths(monkeypatch):
     ]
 
 
+def test_each_phase_of_the_last_load_has_its_duration(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(loading_progress.time, "monotonic", lambda: now[0])
+    progress = LoadingProgress("m")
+    for phase, took_s in [("downloading", 4), ("self-test", 1), ("downloading", 2)]:
+        progress.note(Progress(phase))
+        now[0] += took_s / 2
+        progress.note(Progress(phase, 50))
+        now[0] += took_s / 2
+    progress.clear()
+    now[0] += 1000
+    assert progress.durations == {"downloading": 6, "self-test": 1}
+    progress.note(Progress("starting"))
+    now[0] += 3
+    assert progress.durations == {}
+    progress.clear()
+    assert progress.durations == {"starting": 3}
+
+
 def test_the_same_phase_of_another_load_is_logged_again(monkeypatch):
     phases: list[str] = []
     monkeypatch.setattr(

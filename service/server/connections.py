@@ -1,0 +1,137 @@
+"""Every open connection, what it is doing, and how many ended for which reason.
+
+Keeps their number below the cap: above it the one that has been idle longest is closed, and where
+all are being answered the new one. Idle is who has no request that came whole: half a request keeps
+no place. What a connection does with its bytes is `service.server.http_protocol`'s.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+from collections import Counter
+from typing import Protocol
+
+from service.server import refusals
+from service.server.limits import ConnectionLimits
+from service.server.refusals import Refusal, RefusalLog
+
+
+class ConnectionPhase(enum.Enum):
+    """What a connection is doing."""
+
+    IDLE = "idle"  # no byte of a request has come, or of the next one
+    HEAD = "head"  # a request's first bytes have
+    BODY = "body"  # its headers are there, its body is not
+    ANSWERING = "answering"
+    CLOSING = "closing"
+
+
+class Closed(enum.StrEnum):
+    """Why a connection ended."""
+
+    CLIENT = "client"  # the other end closed it, or broke down
+    ANSWERED = "answered"  # the request, or its version of HTTP, asked for no other one
+    REFUSED = "refused"  # by an error of HTTP; `Connections.refused` says which
+    FIRST_BYTE = "first_byte"  # nothing came
+    IDLE = "idle"  # no other request came
+    CAP = "cap"  # to make room for others
+    NO_ROOM = "no_room"  # a new one, while all others were being answered
+    SHUTDOWN = "shutdown"
+
+
+class Connection(Protocol):
+    """What is counted: `service.server.http_protocol.HttpProtocol`."""
+
+    def drop(self, reason: Closed) -> None:
+        """End at once."""
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Answer so, and end."""
+
+    def has_unread_bytes(self) -> bool:
+        """Whether the other end has sent what nobody has read yet."""
+
+
+MAX_LOOKED_AT = 16  # connections with unread bytes, before the oldest has to go in spite of them
+_INCOMPLETE = (ConnectionPhase.HEAD, ConnectionPhase.BODY)
+
+
+class Connections:
+    """The open connections of one server. Touched from the event loop only."""
+
+    def __init__(self, limits: ConnectionLimits | None = None) -> None:
+        self.limits = limits or ConnectionLimits()
+        self.refused: Counter[str] = Counter()  # requests, by the code of the error
+        self.closed: Counter[Closed] = Counter()
+        self.is_draining = False
+        self._open: set[Connection] = set()
+        self._idle: dict[Connection, None] = {}  # since longest first: dictionaries keep order
+        self._incomplete: set[Connection] = set()
+        self._log = RefusalLog()
+
+    @property
+    def num_open(self) -> int:
+        """Count the open connections."""
+        return len(self._open)
+
+    @property
+    def num_incomplete(self) -> int:
+        """Count those whose request has not come whole."""
+        return len(self._incomplete)
+
+    def add(self, connection: Connection) -> bool:
+        """Count a new connection; return whether there is room for it."""
+        has_room = len(self._open) < self.limits.max_connections or self._make_room()
+        self._open.add(connection)  # until it has gone, also where it has to go at once
+        return has_room
+
+    def mark(self, connection: Connection, phase: ConnectionPhase) -> None:
+        """Note what a connection is doing now."""
+        if phase is ConnectionPhase.ANSWERING:
+            self._idle.pop(connection, None)
+        else:
+            self._idle.setdefault(connection)  # in its place: bytes that drip in make none younger
+        if phase in _INCOMPLETE:
+            self._incomplete.add(connection)
+        else:
+            self._incomplete.discard(connection)
+
+    def remove(self, connection: Connection, reason: Closed) -> None:
+        """Forget a connection that has ended."""
+        if connection in self._open:
+            self._open.discard(connection)
+            self.closed[reason] += 1
+        self._idle.pop(connection, None)
+        self._incomplete.discard(connection)
+
+    def note_refusal(self, refusal: Refusal, address: str | None) -> None:
+        """Count a refused request, and log it unless there were many of late."""
+        self.refused[refusal.code] += 1
+        self._log.say(refusal, address)
+
+    def close_incomplete(self) -> int:
+        """Close those whose request has not come whole; return how many they were.
+
+        From now on a body must come with its headers, so that none can hold a drain.
+        """
+        self.is_draining = True
+        found = list(self._incomplete)
+        for connection in found:
+            connection.refuse(refusals.draining())
+        return len(found)
+
+    def _make_room(self) -> bool:
+        """Close the connection that has been idle longest; return whether there is one.
+
+        Hundreds may come between two looks at what the others have sent, so one whose request waits
+        to be read is passed over.
+        """
+        oldest = list(itertools.islice(self._idle, MAX_LOOKED_AT))
+        if not oldest:
+            return False
+        spared = next((one for one in oldest if not one.has_unread_bytes()), oldest[0])
+        # Its descriptor is free before the next is taken, as the loop closes before it accepts.
+        self.remove(spared, Closed.CAP)
+        spared.drop(Closed.CAP)
+        return True

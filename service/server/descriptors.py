@@ -1,0 +1,62 @@
+"""How many connections the process has descriptors for, and what the system knows of one.
+
+A connection takes one. Where the limit that processes begin with is lower than what the settings
+allow, it is raised as far as the system lets a process do so itself.
+"""
+
+from __future__ import annotations
+
+import resource
+import select
+from typing import TYPE_CHECKING
+
+import structlog
+
+if TYPE_CHECKING:
+    import asyncio
+
+log = structlog.get_logger(__name__)
+
+RESERVE = 64  # files, logs, the engines' sockets, and connections that are on their way out
+
+
+def resolve_max_connections(wanted: int) -> int:
+    """How many connections there may be at a time; fewer than wanted where descriptors are few."""
+    soft = _raise_limit(wanted + RESERVE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted + RESERVE:
+        return wanted
+    most = max(1, soft - RESERVE)
+    log.warning(
+        "fewer_connections",
+        max_connections=most,
+        wanted=wanted,
+        descriptors=soft,
+        hint=f"allow {wanted + RESERVE} open files (ulimit -n, LimitNOFILE=)",
+    )
+    return most
+
+
+def _raise_limit(needed: int) -> int:
+    """Raise the limit to what is needed, if the system allows; return what it is then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return soft
+    raised = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+    except (OSError, ValueError):  # some systems have a further limit of their own
+        return soft
+    return raised
+
+
+def has_unread_bytes(transport: asyncio.BaseTransport) -> bool:
+    """Whether a connection that is still open holds bytes that nobody has read yet."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or (descriptor := sock.fileno()) < 0:
+        return False
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN | _GONE)
+    return any(event & select.POLLIN and not event & _GONE for _, event in poll.poll(0))
+
+
+_GONE = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR

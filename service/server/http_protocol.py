@@ -1,0 +1,301 @@
+"""HTTP/1.1 and 1.0 on one connection: uvicorn's protocol, held to deadlines, caps and the letter.
+
+uvicorn runs the application. Left alone it keeps a connection that never finishes its request for
+ever, takes headers without bound, and does not tell a request that its client left while another
+one waits behind it. Requests are read in `request_reader`, how an answer is sent stands in
+`response_cycle`, how many connections there may be in `connections`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.server.connections import Closed, ConnectionPhase, Connections
+from service.server.deadlines import Deadline
+from service.server.descriptors import has_unread_bytes
+from service.server.refusals import Refusal, draining, malformed, too_slow
+from service.server.request_reader import RequestReader
+from service.server.response_cycle import ResponseCycle
+
+if TYPE_CHECKING:
+    from uvicorn._types import HTTPScope
+    from uvicorn.config import Config
+    from uvicorn.server import ServerState
+
+    from service.server.request_head import RequestHead
+
+MAX_PIPELINED = 64  # requests that wait for the answer of one before them
+MAX_WAITING_BODY = 64 * 1024  # bytes, of one of them
+LINGER_S = 2  # for the other end to read what it was refused with; to close at once may lose it
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        connections: Connections,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._connections = connections
+        self._limits = connections.limits
+        self._deadline = Deadline(self.loop, self._on_deadline)
+        self._reader = RequestReader(self._limits, self, config.root_path)
+        self._phase: ConnectionPhase | None = None
+        self._phase_of = 0  # the request, by number, that the phase began with
+        self._why: Closed | None = None  # it ends
+        self._refusal: Refusal | None = None  # to be sent once what came before is answered
+        self._latest: ResponseCycle | None = None  # of the request that came last
+        self._answering: ResponseCycle | None = None
+        self._waiting: deque[ResponseCycle] = deque()  # for the answer of one before them
+        self._body_began, self._body_size = 0.0, 0
+
+    # What the loop calls
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if self._connections.add(self):
+            self._settle()
+        else:
+            self.drop(Closed.NO_ROOM)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._deadline.close()
+        self._connections.remove(self, self._why or Closed.CLIENT)
+        for cycle in (self._answering, *self._waiting):
+            if cycle is not None:
+                cycle.leave()
+        self._waiting.clear()
+        self._reader.close()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refusal is not None or self._phase is ConnectionPhase.CLOSING:
+            return
+        try:
+            self._reader.feed(data)
+            if self._reader.is_in_body and self._connections.is_draining:
+                raise draining()
+        except Refusal as refusal:
+            self.refuse(refusal)
+        else:
+            self._settle()
+
+    def shutdown(self) -> None:
+        """End once what is being answered is; uvicorn asks for it as it ends."""
+        self._waiting.clear()
+        if self._answering is None:
+            self._close(self._why or Closed.SHUTDOWN)
+        else:
+            self._answering.keep_alive = False
+
+    # What `Connections` calls
+
+    def drop(self, reason: Closed) -> None:
+        """End at once."""
+        self._why = reason
+        self._phase = ConnectionPhase.CLOSING
+        self.transport.abort()
+
+    def has_unread_bytes(self) -> bool:
+        return has_unread_bytes(self.transport)
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Answer so once what came before has its answer, and end."""
+        if self._refusal is not None or self._phase is ConnectionPhase.CLOSING:
+            return
+        self._connections.note_refusal(refusal, self.client[0] if self.client else None)
+        cycle = self._latest if self._reader.is_in_body else None
+        self._reader.give_up()
+        self._refusal = refusal
+        if cycle is not None:
+            cycle.leave()
+            if cycle.response_started:  # nothing may follow an answer, nor stand within one
+                self._linger(Closed.REFUSED)
+                return
+            if cycle is self._answering:
+                self._answering = None
+            else:
+                self._waiting.pop()
+        if self._answering is None:
+            self._send_refusal(refusal)
+        else:
+            self._settle()
+
+    # What the reader calls
+
+    def on_head(self, head: RequestHead, *, may_keep_alive: bool) -> None:
+        self._body_began, self._body_size = self.loop.time(), 0
+        self._latest = self._make_cycle(head, may_keep_alive=may_keep_alive)
+        if self._answering is None:
+            self._answer(self._latest)
+        elif len(self._waiting) < MAX_PIPELINED:
+            self._waiting.append(self._latest)
+        else:
+            self._reader.give_up()
+            raise malformed(f"more than {MAX_PIPELINED} requests wait on this connection")
+
+    def on_body_part(self, part: bytes) -> None:
+        self._body_size += len(part)
+        cycle = self._latest
+        if cycle is None or cycle.response_complete:
+            return
+        cycle.body += part
+        if cycle is self._answering:
+            if len(cycle.body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
+            cycle.message_event.set()
+        elif len(cycle.body) > MAX_WAITING_BODY:
+            raise malformed("a request with a large body must wait for the answer before it")
+
+    def on_whole(self) -> None:
+        if self._latest is not None and not self._latest.response_complete:
+            self._latest.more_body = False
+            self._latest.message_event.set()
+
+    # What an answer calls
+
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        cycle, self._answering = self._answering, None
+        if self.transport.is_closing() or cycle is None:
+            return
+        if not cycle.keep_alive:
+            if self._reader.is_in_body and cycle is self._latest:
+                self._linger(Closed.ANSWERED)
+            else:
+                self._close(Closed.ANSWERED)
+            return
+        self.flow.resume_reading()
+        if self._waiting:
+            self._answer(self._waiting.popleft())
+        elif self._refusal is not None:
+            self._send_refusal(self._refusal)
+            return
+        self._settle()
+
+    # Its own
+
+    def _make_cycle(self, head: RequestHead, *, may_keep_alive: bool) -> ResponseCycle:
+        return ResponseCycle(
+            scope=_make_scope(self, head),
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=head.expects_continue and head.has_body,
+            keep_alive=may_keep_alive,
+            on_response=self.on_response_complete,
+        )
+
+    def _answer(self, cycle: ResponseCycle) -> None:
+        self._answering = cycle
+        self._start_asgi_task(cycle, self.app)
+
+    def _settle(self) -> None:
+        """Take up what the connection is doing now, and the deadline that goes with it."""
+        phase = self._find_phase()
+        if phase is self._phase and self._reader.num_requests == self._phase_of:
+            return
+        if self._phase is ConnectionPhase.CLOSING:
+            return
+        self._phase, self._phase_of = phase, self._reader.num_requests
+        self._connections.mark(self, phase)
+        limits = self._limits
+        if phase is ConnectionPhase.ANSWERING:
+            self._deadline.clear()
+        elif phase is ConnectionPhase.BODY:
+            self._deadline.set(limits.body_timeout_s)
+        elif phase is ConnectionPhase.HEAD:
+            self._deadline.set(limits.header_timeout_s)
+        elif self._reader.num_requests:
+            self._deadline.set(limits.idle_timeout_s)
+        else:
+            self._deadline.set(limits.first_byte_timeout_s)
+
+    def _find_phase(self) -> ConnectionPhase:
+        if self._reader.is_in_body:
+            return ConnectionPhase.BODY
+        if self._answering is not None:
+            return ConnectionPhase.ANSWERING
+        return ConnectionPhase.HEAD if self._reader.is_in_head else ConnectionPhase.IDLE
+
+    def _on_deadline(self) -> None:
+        if self._phase is ConnectionPhase.IDLE:
+            self._close(Closed.IDLE if self._reader.num_requests else Closed.FIRST_BYTE)
+        elif self._phase is ConnectionPhase.HEAD:
+            limit_s = self._limits.header_timeout_s
+            self.refuse(too_slow(f"the request's headers did not come within {limit_s:g} s"))
+        elif self._phase is ConnectionPhase.BODY:
+            self._look_at_body()
+        elif self._phase is ConnectionPhase.CLOSING:
+            self.transport.abort()
+
+    def _look_at_body(self) -> None:
+        """Give a body more time for what has come of it, or give it up."""
+        cycle, now = self._latest, self.loop.time()
+        if self.flow.read_paused or (cycle is not None and cycle.waiting_for_100_continue):
+            self._body_began, self._body_size = now, 0  # it waits for us
+        earned_s = self._body_size / self._limits.min_body_rate
+        left_s = self._body_began + self._limits.body_timeout_s + earned_s - now
+        if left_s > 0:
+            self._deadline.set(left_s)
+        else:
+            self.refuse(too_slow("the request's body did not come in time"))
+
+    def _send_refusal(self, refusal: Refusal) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(refusal.response())
+            self._linger(Closed.REFUSED)
+
+    def _linger(self, reason: Closed) -> None:
+        """End, but let the other end read first: closing under what it still sends is a reset."""
+        self._why, self._phase = reason, ConnectionPhase.CLOSING
+        self._connections.mark(self, ConnectionPhase.CLOSING)
+        self._deadline.set(LINGER_S)
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:
+            self.transport.close()
+
+    def _close(self, reason: Closed) -> None:
+        """End as soon as what was written has gone out."""
+        self._why, self._phase = reason, ConnectionPhase.CLOSING
+        if self.transport.get_write_buffer_size() == 0:
+            self._deadline.set(LINGER_S)  # TLS says good-bye, and waits for the other to do so
+        else:
+            self._deadline.clear()
+        self.transport.close()
+
+
+def _make_scope(connection: HttpToolsProtocol, head: RequestHead) -> HTTPScope:
+    """Return what the application is told of a request."""
+    return {
+        "type": "http",
+        "asgi": {"version": connection.asgi_version, "spec_version": "2.3"},
+        "http_version": head.version,
+        "method": head.method,
+        "server": connection.server,
+        "client": connection.client,
+        "scheme": connection.scheme or "http",
+        "root_path": "",  # taken off the path, which so has one form
+        "path": head.path,
+        "raw_path": head.raw_path,
+        "query_string": head.query,
+        "headers": head.headers,
+        "state": connection.app_state.copy(),
+    }

@@ -1,0 +1,29 @@
+"""What the parser could not read, as an answer for whoever sent it."""
+
+from __future__ import annotations
+
+import httptools
+
+from service.server.refusals import Refusal, malformed
+from service.server.request_head import NOT_SPOKEN, VERSIONS
+
+TLS_HANDSHAKE = b"\x16\x03"
+
+
+def explain(error: httptools.HttpParserError, data: bytes, version: str) -> Refusal:
+    """Return the refusal for a parser's error.
+
+    data: what it was reading. version: of HTTP, as far as it was read. What a callback of ours
+    refused is returned as it is; anything else that one raised is a fault of ours, and raised.
+    """
+    if isinstance(error, httptools.HttpParserCallbackError):
+        raised = error.__context__
+        if isinstance(raised, Refusal):
+            return raised
+        raise error
+    if data.startswith(TLS_HANDSHAKE):
+        return malformed("this looks like TLS, which is not spoken at this port; use http://")
+    reason = str(error)
+    if "HTTP version" in reason or (version not in VERSIONS and "PRI" in reason):
+        return NOT_SPOKEN
+    return malformed(f"the request is not HTTP as it should be: {reason}")

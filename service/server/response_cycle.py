@@ -1,0 +1,83 @@
+"""One request and its answer on their way through uvicorn, with HTTP/1.0 as it should be.
+
+uvicorn's own sends chunks to clients of HTTP/1.0, which know none, and closes under a client that
+is still sending, which then may lose its answer. How a connection ends is the protocol's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGISendEvent, HTTPResponseStartEvent
+
+_WITHOUT_BODY = (204, 304)
+
+
+class ResponseCycle(RequestResponseCycle):
+    """Sends an answer. What its end means for the connection, `on_response` is left to say."""
+
+    is_until_close = False  # whether the end of the connection is the end of the body
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """Send the next part of the answer; nothing to a client that has left."""
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        if message["type"] == "http.response.body" and self.response_started:
+            self._send_body(message.get("body", b""), has_more=message.get("more_body", False))
+            return
+        if message["type"] == "http.response.start" and not self.response_started:
+            self._prepare(message)
+        await super().send(message)
+
+    def _prepare(self, start: HTTPResponseStartEvent) -> None:
+        """Decide how long the connection lasts, and how the body's end is told."""
+        if self.waiting_for_100_continue:
+            # Whether its body comes now is for the client to say, and it may do either.
+            self.keep_alive = False
+        if self.scope["http_version"] != "1.0":
+            return
+        headers = list(start.get("headers", []))
+        has_length = any(name.lower() == b"content-length" for name, _ in headers)
+        has_body = self.scope["method"] != "HEAD" and start["status"] not in _WITHOUT_BODY
+        if has_body and not has_length:
+            self.is_until_close = True
+            self.keep_alive = self.chunked_encoding = False
+        if self.keep_alive:
+            start["headers"] = [*headers, (b"connection", b"keep-alive")]
+
+    def _send_body(self, body: bytes, *, has_more: bool) -> None:
+        if self.response_complete:
+            raise RuntimeError("a body was sent after its end")
+        if self.scope["method"] == "HEAD":
+            self.expected_content_length = 0
+        elif self.chunked_encoding:
+            end = b"" if has_more else b"0\r\n\r\n"
+            piece = b"%x\r\n%b\r\n%b" % (len(body), body, end) if body else end
+            if piece:
+                self.transport.write(piece)
+        else:
+            self._send_plain(body)
+        if has_more:
+            return
+        if self.expected_content_length:
+            raise RuntimeError("the body is shorter than its Content-Length")
+        self.response_complete = True
+        self.message_event.set()
+        self.on_response()
+
+    def _send_plain(self, body: bytes) -> None:
+        if not self.is_until_close:
+            if len(body) > self.expected_content_length:
+                raise RuntimeError("the body is longer than its Content-Length")
+            self.expected_content_length -= len(body)
+        self.transport.write(body)
+
+    def leave(self) -> None:
+        """Tell the application that nobody is there any more."""
+        self.disconnected = True
+        self.message_event.set()

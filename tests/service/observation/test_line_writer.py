@@ -1,0 +1,60 @@
+"""Nobody waits for whoever reads the log."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+
+from service.observation.line_writer import LineWriter
+
+
+class Stuck(io.StringIO):
+    """Takes nothing until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = threading.Event()
+
+    def write(self, text: str) -> int:
+        self.go.wait()
+        return super().write(text)
+
+
+def test_lines_come_out_whole_and_in_their_order():
+    out = io.StringIO()
+    writer = LineWriter(out)
+    for number in range(1000):
+        writer.write(f"line {number}")
+    writer.flush(5)
+    assert out.getvalue().splitlines() == [f"line {number}" for number in range(1000)]
+
+
+def test_a_stream_that_is_stuck_holds_nobody_up_and_what_has_no_room_is_counted():
+    out = Stuck()
+    writer = LineWriter(out, max_waiting=100)
+    began = time.monotonic()
+    for number in range(1000):
+        writer.write(f"line {number}")
+    writer.flush(0.01)
+    assert time.monotonic() - began < 5
+    assert 600 < writer.num_dropped <= 900  # what the thread holds in its hands is not waiting
+    out.go.set()
+    writer.flush(5)
+    writer.write("the last")
+    writer.flush(5)
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "line 0"
+    assert lines[-1] == "the last"
+    assert len(lines) == 1001 - writer.num_dropped
+
+
+def test_a_closed_stream_raises_nothing():
+    out = io.StringIO()
+    out.close()
+    writer = LineWriter(out)
+    writer.write("lost")
+    writer.flush(5)
+    writer.write("lost, too")
+    writer.flush(5)
+    assert writer.num_dropped == 0

@@ -1,0 +1,109 @@
+"""Which connection goes when there are too many, and how they are counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+
+from service.server.connections import Closed, ConnectionPhase, Connections
+from service.server.limits import ConnectionLimits
+from service.server.refusals import malformed
+
+if TYPE_CHECKING:
+    from service.server.refusals import Refusal
+
+
+class FakeConnection:
+    has_bytes = False
+
+    def __init__(self, connections: Connections, phase: ConnectionPhase | None) -> None:
+        self.dropped: Closed | None = None
+        self.refused: Refusal | None = None
+        self.has_room = connections.add(self)
+        if phase is not None:
+            connections.mark(self, phase)
+
+    def drop(self, reason: Closed) -> None:
+        self.dropped = reason
+
+    def has_unread_bytes(self) -> bool:
+        return self.has_bytes
+
+    def refuse(self, refusal: Refusal) -> None:
+        self.refused = refusal
+
+
+@pytest.fixture
+def connections() -> Connections:
+    return Connections(ConnectionLimits(max_connections=3))
+
+
+IDLE, HEAD = ConnectionPhase.IDLE, ConnectionPhase.HEAD
+BODY, ANSWERING = ConnectionPhase.BODY, ConnectionPhase.ANSWERING
+
+
+def test_oldest_idle_one_makes_room(connections):
+    held = [FakeConnection(connections, phase) for phase in (ANSWERING, IDLE, IDLE)]
+    new = FakeConnection(connections, IDLE)
+    assert new.has_room
+    assert [one.dropped for one in held] == [None, Closed.CAP, None]
+    assert connections.num_open == 3
+    connections.remove(held[1], Closed.CAP)  # once the loop has closed it
+    assert connections.closed == Counter({Closed.CAP: 1})
+
+
+def test_one_that_was_busy_since_is_not_the_oldest_idle_one(connections):
+    held = [FakeConnection(connections, IDLE) for _ in range(3)]
+    connections.mark(held[0], ANSWERING)
+    connections.mark(held[0], IDLE)
+    FakeConnection(connections, IDLE)
+    assert [one.dropped for one in held] == [None, Closed.CAP, None]
+
+
+def test_half_a_request_keeps_no_place(connections):
+    held = [FakeConnection(connections, IDLE) for _ in range(3)]
+    connections.mark(held[0], HEAD)
+    connections.mark(held[0], BODY)
+    FakeConnection(connections, IDLE)
+    assert [one.dropped for one in held] == [Closed.CAP, None, None]
+
+
+def test_one_whose_request_waits_to_be_read_is_passed_over(connections):
+    held = [FakeConnection(connections, IDLE) for _ in range(3)]
+    held[0].has_bytes = True
+    FakeConnection(connections, IDLE)
+    assert [one.dropped for one in held] == [None, Closed.CAP, None]
+
+
+def test_but_where_all_have_sent_something_the_oldest_goes(connections):
+    held = [FakeConnection(connections, IDLE) for _ in range(3)]
+    for one in held:
+        one.has_bytes = True
+    FakeConnection(connections, IDLE)
+    assert [one.dropped for one in held] == [Closed.CAP, None, None]
+
+
+def test_new_one_goes_where_all_are_being_answered(connections):
+    held = [FakeConnection(connections, ANSWERING) for _ in range(3)]
+    new = FakeConnection(connections, None)
+    assert not new.has_room
+    assert all(one.dropped is None for one in held)
+    connections.remove(new, Closed.NO_ROOM)
+    assert connections.num_open == 3
+    assert connections.closed == Counter({Closed.NO_ROOM: 1})
+
+
+def test_those_whose_request_has_not_come_whole_are_closed_for_a_drain(connections):
+    held = [FakeConnection(connections, phase) for phase in (BODY, ANSWERING, HEAD)]
+    assert connections.num_incomplete == 2
+    assert connections.close_incomplete() == 2
+    assert [one.refused.status if one.refused else None for one in held] == [503, None, 503]
+    assert connections.is_draining
+
+
+def test_refused_requests_are_counted_by_their_code(connections):
+    for _ in range(20):
+        connections.note_refusal(malformed("no"), "127.0.0.1")
+    assert connections.refused == Counter({"invalid_http": 20})

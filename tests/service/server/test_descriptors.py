@@ -1,0 +1,73 @@
+"""How many connections the descriptors allow."""
+
+from __future__ import annotations
+
+import resource
+import socket
+
+import pytest
+from structlog.testing import capture_logs
+
+from service.server import descriptors
+from service.server.descriptors import RESERVE, has_unread_bytes, resolve_max_connections
+
+
+@pytest.fixture
+def limits(monkeypatch) -> list[int]:
+    """The soft and the hard limit of a pretended process."""
+    pretended = [1024, 4096]
+
+    def set_limits(_: int, wanted: tuple[int, int]) -> None:
+        if wanted[0] > pretended[1]:
+            raise ValueError
+        pretended[:] = wanted
+
+    monkeypatch.setattr(descriptors.resource, "getrlimit", lambda _: tuple(pretended))
+    monkeypatch.setattr(descriptors.resource, "setrlimit", set_limits)
+    return pretended
+
+
+def test_limit_is_raised_where_the_system_allows(limits):
+    with capture_logs() as lines:
+        assert resolve_max_connections(2000) == 2000
+    assert limits == [2000 + RESERVE, 4096]
+    assert lines == []
+
+
+def test_fewer_are_taken_where_it_does_not_and_the_log_says_so(limits):
+    limits[:] = [128, 128]
+    with capture_logs() as lines:
+        assert resolve_max_connections(4096) == 128 - RESERVE
+    (line,) = lines
+    assert (line["max_connections"], line["descriptors"]) == (64, 128)
+    assert f"allow {4096 + RESERVE} open files" in line["hint"]
+
+
+def test_limit_that_suffices_is_left(limits):
+    assert resolve_max_connections(100) == 100
+    assert limits == [1024, 4096]
+    limits[:] = [resource.RLIM_INFINITY] * 2
+    assert resolve_max_connections(10_000) == 10_000
+
+
+class Transport:
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+
+    def get_extra_info(self, name: str) -> object:
+        return {"socket": self._socket}.get(name)
+
+
+def test_bytes_that_wait_are_seen_but_not_those_of_one_that_has_left():
+    listener = socket.create_server(("127.0.0.1", 0))
+    ours = socket.create_connection(listener.getsockname())
+    theirs, _ = listener.accept()
+    transport = Transport(theirs)
+    assert not has_unread_bytes(transport)
+    ours.sendall(b"x")
+    assert has_unread_bytes(transport)
+    ours.close()
+    assert not has_unread_bytes(transport)
+    theirs.close()
+    assert not has_unread_bytes(transport)
+    listener.close()
