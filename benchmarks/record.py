@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import platform
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -63,5 +64,15 @@ def write(name: str, settings: dict[str, Any], rows: list[dict[str, Any]]) -> Pa
     }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}-{today}.json"
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    path.write_text(_to_text(record))
     return path
+
+
+def _to_text(record: dict[str, Any]) -> str:
+    """Return indented JSON, in which a series of numbers takes one line."""
+    text = json.dumps(record, indent=1, ensure_ascii=False)
+    return re.sub(r"\[([-+.\deE,\s]+)\]", lambda found: _joined(found[1]), text) + "\n"
+
+
+def _joined(numbers: str) -> str:
+    return f"[{' '.join(numbers.split())}]"

@@ -53,14 +53,21 @@ class Server:
 
     def statistics(self, model: str) -> dict[str, Any]:
         """Return what the engine last told of itself."""
-        (found,) = [one for one in self._admin("GET", "")["data"] if one["model"] == model]
-        statistics: dict[str, Any] = found["statistics"]
+        statistics: dict[str, Any] = self._told_of(model)["statistics"]
         return statistics
+
+    def engine_pid(self, model: str) -> int:
+        """Name the process of a model's engine."""
+        return int(self._told_of(model)["pid"])
 
     def api_cpu_s(self) -> float:
         """Seconds of processor time that the API's process has used."""
         times = self.api.cpu_times()
         return times.user + times.system
+
+    def _told_of(self, model: str) -> dict[str, Any]:
+        (found,) = [one for one in self._admin("GET", "")["data"] if one["model"] == model]
+        return found
 
     def _admin(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         answer = self._client.request(

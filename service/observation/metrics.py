@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import ProcessCollector
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.openmetrics.exposition import ALLOWUTF8
 
 from service.observation.engine_metrics import engine_families
 from service.observation.families import counter, gauge, histogram
@@ -18,7 +19,7 @@ from service.observation.request_metrics import request_families
 from service.observation.variant_metrics import RestartCounts, variant_families
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from prometheus_client import Metric
 
@@ -29,9 +30,17 @@ if TYPE_CHECKING:
 class Metrics:
     """Everything that can be scraped; a collector in the words of prometheus-client."""
 
-    def __init__(self, observation: Observation, variants: ObservedVariants) -> None:
+    def __init__(
+        self,
+        observation: Observation,
+        variants: ObservedVariants,
+        *,
+        is_ready: Callable[[], bool] | None = None,
+    ) -> None:
+        """is_ready: whether /health/ready answers 200; None tells nothing of it."""
         self._observation = observation
         self._variants = variants
+        self._is_ready = is_ready
         self._restarts = RestartCounts()
         self._process = ProcessCollector(namespace="tetrad", registry=None)
 
@@ -46,6 +55,13 @@ class Metrics:
             [variant.name for variant in variants.variants],
         )
         yield from variant_families(variants, self._restarts)
+        if self._is_ready is not None:
+            yield gauge(
+                "tetrad_ready",
+                "Whether /health/ready answers 200: every required variant is served.",
+                (),
+                [((), float(self._is_ready()))],
+            )
         if connections is not None:
             yield gauge(
                 "tetrad_connections_open", "Open connections.", (), [((), connections.num_open)]
@@ -84,4 +100,6 @@ class Scrape:
     def render(self, accept: str) -> tuple[bytes, str]:
         """Return all of it in the form that a scraper takes, and that form's media type."""
         encode, media_type = choose_encoder(accept)
-        return encode(self), media_type
+        # Colons are letters of a name, but to scrapers that say nothing of escaping, as Prometheus
+        # before 3, the library would tell `vllm:…` as `vllm_…`.
+        return encode(self, escaping=ALLOWUTF8), media_type  # type: ignore[call-arg]

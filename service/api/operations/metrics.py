@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from service.api.endpoint import Access, Endpoint
 from service.observation.metrics import Metrics, Scrape
+from service.server.lifecycle import Phase
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
 
 def metrics_endpoints(context: ApiContext) -> list[Endpoint]:
     """Return the endpoint."""
-    metrics = Metrics(context.observation, context.models)
+    metrics = Metrics(
+        context.observation,
+        context.models,
+        is_ready=lambda: context.lifecycle.phase is Phase.SERVING,
+    )
 
     async def scrape(request: Request) -> Response:
         """Tell the server's metrics, in Prometheus's text format or as OpenMetrics.

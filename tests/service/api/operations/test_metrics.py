@@ -56,6 +56,30 @@ def test_openmetrics_comes_to_who_accepts_it(server):
     assert families["vllm:time_to_first_token_seconds"].type == "histogram"
 
 
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "text/plain;version=0.0.4",
+        "text/plain;version=1.0.0;escaping=underscores",
+        "application/openmetrics-text;version=1.0.0",
+        "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8",
+        "application/openmetrics-text",
+    ],
+)
+def test_names_are_the_same_for_every_scraper(server, accept):
+    text = httpx.get(f"{server.url}/metrics", headers={"accept": accept}).text
+    assert "\nvllm:prompt_tokens_total{" in text
+    assert "\nvllm:time_to_first_token_seconds_count{" in text
+    assert "vllm_" not in text
+
+
+def test_readiness_is_told_as_health_tells_it(server):
+    assert "\ntetrad_ready 1.0\n" in httpx.get(f"{server.url}/metrics").text
+    server.lifecycle.begin_draining()
+    assert "\ntetrad_ready 0.0\n" in httpx.get(f"{server.url}/metrics").text
+    server.lifecycle._is_draining = False
+
+
 def test_head_answers_without_a_body(server):
     response = httpx.head(f"{server.url}/metrics")
     assert response.status_code == 200
