@@ -48,7 +48,7 @@ def assemble_branches(
     for number, branch in enumerate(branches, start=1):
         progress.on_step(f"rounding {branch} ({number} of {len(branches)})")
         folder = parent / branch.quant_method / branch.name
-        write_branch(folder, source, branch, on_percent=progress.on_percent)
+        write_branch(folder, source, branch, on_percent_done=progress.on_percent_done)
         perplexity = _branch_perplexity(folder, source, branch, progress)
         card = model_card(
             _measured(branch, folder, perplexity),

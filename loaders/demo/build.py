@@ -66,17 +66,17 @@ def build_demo(
     branches: Sequence[DemoBranch] = BRANCHES,
     *,
     on_progress: Callable[[str], None],
-    on_percent: Callable[[float], None] = lambda _: None,
+    on_percent_done: Callable[[float], None] = lambda _: None,
 ) -> DemoRepositories:
     """Return the demo, building those of its branches first that are missing.
 
-    on_progress: called with a line of text at each step; on_percent: with how much of a long one is
+    on_progress: called with a line of text at each step; on_percent_done: with how much of a long one is
     done. Raises DemoError where the packages that it is made of, or the space for it, are missing.
     """
     if found := find_demo(cache_dir, branches):
         return found
     find_gguf()  # so that a missing package is reported before anything is written
-    progress = BuildProgress(on_progress, on_percent)
+    progress = BuildProgress(on_progress, on_percent_done)
     with _explaining_errors(cache_dir), _locked(cache_dir, on_progress):
         missing = [one for one in branches if find_branch(cache_dir, one) is None]
         if missing:

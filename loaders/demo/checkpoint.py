@@ -43,15 +43,15 @@ def write_branch(
     source: SourceModel,
     branch: DemoBranch,
     *,
-    on_percent: Callable[[float], None] = lambda _: None,
+    on_percent_done: Callable[[float], None] = lambda _: None,
 ) -> None:
     """Write all files of a branch but its model card into a folder.
 
-    on_percent: called with how much of the rounding is done.
+    on_percent_done: called with how much of the rounding is done.
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
-        _packed_tensors(source, branch, on_percent),
+        _packed_tensors(source, branch, on_percent_done),
         folder / WEIGHTS_FILE,
         metadata={"format": "pt"},
     )
@@ -62,7 +62,7 @@ def write_branch(
 
 
 def _packed_tensors(
-    source: SourceModel, branch: DemoBranch, on_percent: Callable[[float], None]
+    source: SourceModel, branch: DemoBranch, on_percent_done: Callable[[float], None]
 ) -> dict[str, Tensor]:
     layers = range(source.config.num_hidden_layers)
     jobs = [
@@ -75,7 +75,7 @@ def _packed_tensors(
         rounded = pool.map(lambda names: _round_together(source.weights, names, branch), jobs)
         for number, part in enumerate(rounded, start=1):
             packed |= part
-            on_percent(100 * number / len(jobs))
+            on_percent_done(100 * number / len(jobs))
     linear = {f"{name}.weight" for names in jobs for name in names}
     plain = {
         name: weight.to(torch.float16)

@@ -37,5 +37,5 @@ def build_named(
         return found
     steps = StepsWithPercent(on_progress, prefix="building the demo: ")
     target = cache_dir or default_cache_dir()
-    build_demo(target, [branch], on_progress=steps.begin, on_percent=steps.note)
+    build_demo(target, [branch], on_progress=steps.begin, on_percent_done=steps.note)
     return target

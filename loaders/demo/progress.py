@@ -14,7 +14,7 @@ class BuildProgress:
     """What to call as a build goes on."""
 
     on_step: Callable[[str], None]  # a line of text at each step
-    on_percent: Callable[[float], None]  # of the step, where it takes long
+    on_percent_done: Callable[[float], None]  # of the step, where it takes long
 
 
 class StepsWithPercent:

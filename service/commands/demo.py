@@ -38,7 +38,9 @@ def demo(
     try:
         with build_display() as on_progress:
             steps = StepsWithPercent(on_progress)
-            built = build_demo(folder, branches, on_progress=steps.begin, on_percent=steps.note)
+            built = build_demo(
+                folder, branches, on_progress=steps.begin, on_percent_done=steps.note
+            )
     except LoadError as error:
         sys.exit(f"tetrad: {error}")
     typer.echo(f"The demo is in {built.cache_dir}. Serve one of its branches by name:")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -256,6 +258,53 @@ class TestBuild:
         (tmp_path / ".demo-killed").mkdir()
         assert build_demo(tmp_path, on_progress=lambda line: None) == find_demo(tmp_path)
         assert not list(tmp_path.glob(".demo-*"))
+
+    def test_only_what_was_asked_for_is_built_and_the_rest_later(self, small_source, tmp_path):
+        lines: list[str] = []
+        build_demo(tmp_path, [BRANCHES[3]], on_progress=lines.append)
+        assert [str(one) for one in BRANCHES if find_demo(tmp_path, [one])] == [str(BRANCHES[3])]
+        first = find_snapshot(tmp_path, DEMO_REPO, BRANCHES[3].name)
+        build_demo(tmp_path, on_progress=lines.append)
+        assert find_snapshot(tmp_path, DEMO_REPO, BRANCHES[3].name) == first
+        assert sum(line.startswith("rounding") for line in lines) == len(BRANCHES)
+        assert sum(f"rounding {BRANCHES[3]}" in line for line in lines) == 1
+
+    def test_two_that_ask_for_different_branches_both_get_theirs(self, small_source, tmp_path):
+        with ThreadPoolExecutor(2) as pool:
+            for branch in BRANCHES[:2]:
+                pool.submit(build_demo, tmp_path, [branch], on_progress=lambda line: None)
+        assert find_demo(tmp_path, BRANCHES[:2])
+
+    def test_a_build_that_was_killed_half_way_is_made_again(self, small_source, tmp_path):
+        build_demo(tmp_path, BRANCHES[:1], on_progress=lambda line: None)
+        commit = find_snapshot(tmp_path, DEMO_REPO, "main").name
+        folder = tmp_path / f"models--{DEMO_REPO.replace('/', '--')}"
+        (folder / "refs" / "main").unlink()  # what is written last
+        (folder / "manifests" / f"{commit}.json").unlink()
+        assert find_demo(tmp_path, BRANCHES[:1]) is None
+        build_demo(tmp_path, BRANCHES[:1], on_progress=lambda line: None)
+        assert find_snapshot(tmp_path, DEMO_REPO, "main").name == commit
+
+    def test_how_much_is_rounded_is_told_until_all_is(self, small_source, tmp_path):
+        told: list[float] = []
+        build_demo(
+            tmp_path, BRANCHES[:1], on_progress=lambda line: None, on_percent_done=told.append
+        )
+        assert told == sorted(told)
+        assert told[-1] == 100.0
+
+    @pytest.mark.parametrize(
+        ("number", "words"), [(errno.EROFS, "cannot be written"), (errno.ENOSPC, "disk is full")]
+    )
+    def test_a_cache_that_cannot_be_written_is_told_with_a_way_out(
+        self, small_source, tmp_path, monkeypatch, number, words
+    ):
+        def fail(*_: Any, **__: Any) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(build, "commit_branch", fail)
+        with pytest.raises(DemoError, match=f"{words}.*TETRAD_CACHE_DIR"):
+            build_demo(tmp_path, BRANCHES[:1], on_progress=lambda line: None)
 
     def test_two_that_ask_at_once_share_one_build(self, small_source, tmp_path):
         lines: list[str] = []
