@@ -70,8 +70,9 @@ def build_demo(
 ) -> DemoRepositories:
     """Return the demo, building those of its branches first that are missing.
 
-    on_progress: called with a line of text at each step; on_percent_done: with how much of a long one is
-    done. Raises DemoError where the packages that it is made of, or the space for it, are missing.
+    on_progress: called with a line of text at each step; on_percent_done: with how much of a long
+    one is done. Raises DemoError where the packages that it is made of, or the space for it, are
+    missing.
     """
     if found := find_demo(cache_dir, branches):
         return found
