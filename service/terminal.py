@@ -19,6 +19,7 @@ from rich.text import Text
 
 ERASE_LINE = "\r\x1b[K"
 _BAR_WIDTH = 30
+_PERCENT_WIDTH = 4
 
 
 class ProgressLine:
@@ -51,15 +52,19 @@ class ProgressLine:
 
     def _rendered(self, name: str, words: str, percent: float | None) -> str:
         """Render one line that is shorter than the terminal is wide, so that it never wraps."""
+        room = self._console.width - 1  # a full line would move the cursor on to the next
+        bar_width = min(_BAR_WIDTH, max(1, room // 3))
+        told = Text(f"{name}: {words}")
+        told.truncate(max(1, room - bar_width - _PERCENT_WIDTH - 2), overflow="ellipsis")
         line = Table.grid(padding=(0, 1))
+        line.add_column(width=bar_width)
+        line.add_column(width=_PERCENT_WIDTH)
         line.add_column(no_wrap=True)
-        line.add_column(no_wrap=True)
-        line.add_column(no_wrap=True, overflow="ellipsis")
-        known = "    " if percent is None else f"{min(100.0, percent):3.0f}%"
-        bar = ProgressBar(total=100, completed=percent or 0.0, width=_BAR_WIDTH)
-        line.add_row(bar, Text(known), Text(f"{name}: {words}"))
+        known = "" if percent is None else f"{min(100.0, percent):3.0f}%"
+        bar = ProgressBar(total=100, completed=percent or 0.0, width=bar_width)
+        line.add_row(bar, known, told)
         with self._console.capture() as captured:
-            self._console.print(line, width=max(_BAR_WIDTH + 10, self._console.width - 1), end="")
+            self._console.print(line, end="")
         return captured.get().split("\n", 1)[0].rstrip()
 
 

@@ -46,7 +46,8 @@ def assemble_branches(
     source_perplexity = _source_perplexity(source, progress)
     num_tokens = len(source.tokenizer(EVALUATION_TEXT.read_text(encoding="utf-8"))["input_ids"])
     for number, branch in enumerate(branches, start=1):
-        progress.on_step(f"rounding {branch} ({number} of {len(branches)})")
+        of_all = f" ({number} of {len(branches)})" if len(branches) > 1 else ""
+        progress.on_step(f"rounding {branch}{of_all}")
         folder = parent / branch.quant_method / branch.name
         write_branch(folder, source, branch, on_percent_done=progress.on_percent_done)
         perplexity = _branch_perplexity(folder, source, branch, progress)

@@ -109,6 +109,7 @@ class TestLine:
         ProgressLine(stream).show("demo", "rounding " * 30, 10.0)
         (line,) = screen_of(stream.getvalue())
         assert len(line) < 60
+        assert " 10% demo: rounding" in line
         assert line.endswith("…")
 
     def test_of_several_the_last_to_move_is_shown_and_the_others_come_back(self):
