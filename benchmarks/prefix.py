@@ -21,6 +21,7 @@ from benchmarks.isolated import IsolatedRunner
 from benchmarks.tetrad import Tetrad
 from loaders.cache import default_cache_dir
 from loaders.demo import build_demo
+from loaders.demo.branches import GPTQ_BRANCHES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,7 +63,7 @@ def main() -> None:
     use_threads(arguments.threads)
 
     cache_dir = default_cache_dir()
-    demo = build_demo(cache_dir, on_progress=print)
+    demo = build_demo(cache_dir, GPTQ_BRANCHES[:1], on_progress=print)
     row = measure(arguments.spec or f"{demo.gptq_repo}:main", cache_dir, arguments.prompts)
     table = Table(*row, title=f"first token after {PROMPT_TOKENS} tokens (goal: {GOAL} ×)")
     table.add_row(*map(str, row.values()))

@@ -18,6 +18,7 @@ import psutil
 
 from loaders.cache import default_cache_dir
 from loaders.demo import build_demo
+from loaders.demo.branches import default_branch
 from loaders.repository.opening import open_snapshot
 from loaders.repository.spec import parse_spec
 
@@ -95,7 +96,7 @@ def pretending(max_num_seqs: int, step_s: float) -> Iterator[Server]:
 
     step_s: what a step takes. Its tokens are among the commonest of the vocabulary, as in a text.
     """
-    demo = build_demo(default_cache_dir(), on_progress=print)
+    demo = build_demo(default_cache_dir(), [default_branch()], on_progress=print)
     snapshot = open_snapshot(
         parse_spec(demo.default_spec), cache_dir=demo.cache_dir, local_files_only=True
     )

@@ -37,6 +37,7 @@ from benchmarks.gpu.limit import ModelShape
 from loaders.cache import default_cache_dir
 from loaders.checkpoint.weight_files import INDEX_FILE
 from loaders.demo import build_demo
+from loaders.demo.branches import default_branch
 from loaders.load import load
 from loaders.repository.opening import open_snapshot
 from loaders.repository.spec import parse_spec
@@ -146,7 +147,7 @@ def cut(folder: Path, target: Path) -> None:
 
 def measure_all(rounds: int, work: Path, *, is_demo_only: bool) -> list[dict[str, Any]]:
     """Measure the demo's default branch, and the random checkpoint in one file and in several."""
-    demo = build_demo(default_cache_dir(), on_progress=print)
+    demo = build_demo(default_cache_dir(), [default_branch()], on_progress=print)
     cache = work / "cache"
     rows = measure("demo, 8-bit", demo.default_spec, demo.cache_dir, rounds)
     if is_demo_only:

@@ -17,6 +17,7 @@ import structlog
 from loaders.checkpoint.generation_defaults import GenerationDefaults, read_generation_defaults
 from loaders.checkpoint.rust_panics import panics_as
 from loaders.checkpoint.tokenizer import load_tokenizer
+from loaders.demo.named import build_named
 from loaders.errors import CheckpointError
 from loaders.memory.release import return_freed_memory
 from loaders.model.assembly import assemble
@@ -172,13 +173,17 @@ def _find_files(
     token: str | None,
     local_files_only: bool,
 ) -> tuple[VariantSpec, Snapshot]:
-    """Return the folder of the variant's files, and its name with the file that it meant."""
+    """Return the folder of the variant's files, and its name with the file that it meant.
+
+    A branch of the demo is built where it is missing.
+    """
     if isinstance(spec, str):
         spec = parse_spec(spec)
     on_progress("finding the files", None)
+    demo_cache = build_named(spec, cache_dir, on_progress=on_progress)
     snapshot = open_snapshot(
         spec,
-        cache_dir=cache_dir,
+        cache_dir=demo_cache or cache_dir,
         token=token,
         local_files_only=local_files_only,
         on_progress=partial(on_progress, "downloading"),

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
+from service.commands.demo import demo
 from service.commands.download import download
 from service.commands.mirror import mirror
 from service.commands.plan import plan
@@ -148,29 +148,7 @@ def doctor(
     sys.exit(examine_machine(settings, as_json=as_json))
 
 
-@app.command()
-def demo(
-    cache_dir: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where to build it. (TETRAD_CACHE_DIR)")
-    ] = None,
-) -> None:
-    """Build the demo where it is missing; say where it is, and which branches it has."""
-    from loaders.cache import default_cache_dir
-    from loaders.demo import build_demo
-    from loaders.demo.branches import BRANCHES
-    from loaders.errors import LoadError
-
-    with Console(stderr=True).status("looking for the demo") as status:
-        try:
-            built = build_demo(cache_dir or default_cache_dir(), on_progress=status.update)
-        except LoadError as error:
-            sys.exit(f"tetrad: {error}")
-    typer.echo(f"The demo is in {built.cache_dir}. Serve one of its branches by name:")
-    for branch in BRANCHES:
-        served = " (served by default)" if str(branch) == built.default_spec else ""
-        typer.echo(f"  {branch}  {branch.description}{served}")
-
-
+app.command()(demo)
 app.command()(plan)
 app.command()(variants)
 app.command()(download)

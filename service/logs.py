@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
+
+from service.terminal import ERASE_LINE, use_progress_line
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, Processor
@@ -52,11 +54,13 @@ def set_up_logs(
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
+    is_drawn = use_progress_line(wanted=settings.log_format == "console")
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             *_renderers(as_json=settings.log_format == "json"),
+            *([_over_progress] if is_drawn else []),
         ],
     )
     handler = logging.StreamHandler(sys.stderr) if writer is None else _Handler(writer)
@@ -91,3 +95,8 @@ def _renderers(*, as_json: bool) -> list[Processor]:
     # The default formatter prints local variables, and with them prompts and keys.
     plain = structlog.dev.plain_traceback
     return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
+
+
+def _over_progress(_logger: object, _method: str, line: Any) -> str:
+    """Put a line where a bar may be drawn, by this process or another on the same terminal."""
+    return f"{ERASE_LINE}{line}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from loaders.catalogue.variants import list_variants
+from loaders.demo.listing import open_demo
 from loaders.errors import RevisionNotFoundError
 from loaders.repository.opening import open_repository
 from loaders.repository.selection import by_quantisation, describe_gguf_files
@@ -29,9 +30,9 @@ def find_variants(
 ) -> Sequence[Variant]:
     """List the variants that a name means: all of a repository, or the named ones.
 
-    Raises LoadError.
+    Those of the demo are listed whether they are built or not, and none is built. Raises LoadError.
     """
-    repository = open_repository(
+    repository = open_demo(spec, cache_dir) or open_repository(
         spec, cache_dir=cache_dir, token=token, local_files_only=local_files_only
     )
     return list_named(repository, spec)

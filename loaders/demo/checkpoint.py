@@ -6,32 +6,28 @@ the model card `model_card`'s business.
 
 from __future__ import annotations
 
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
 from transformers import GenerationConfig
 
+from loaders.demo.branches import RECOMMENDED_TEMPERATURE, RECOMMENDED_TOP_P, WEIGHTS_FILE
 from loaders.demo.quantize import RoundedLinear, falling_norm_order, round_linear
+from loaders.demo.settings_files import settings_files
 from loaders.quantization.packing import pack_awq, pack_gptq_codes, pack_gptq_zeros
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from torch import Tensor
 
     from loaders.demo.branches import DemoBranch
     from loaders.demo.source import SourceModel
-
-WEIGHTS_FILE = "model.safetensors"
-# What the model's makers recommend for sampling, in their model card of SmolLM2-135M-Instruct.
-RECOMMENDED_TEMPERATURE = 0.2
-RECOMMENDED_TOP_P = 0.9
 
 # Layers that read the same input share its order, as they do where real activations decide it.
 _SHARED_INPUTS = (
@@ -42,24 +38,32 @@ _SHARED_INPUTS = (
 )
 
 
-def write_branch(folder: Path, source: SourceModel, branch: DemoBranch) -> None:
-    """Write all files of a branch but its model card into a folder."""
+def write_branch(
+    folder: Path,
+    source: SourceModel,
+    branch: DemoBranch,
+    *,
+    on_percent_done: Callable[[float], None] = lambda _: None,
+) -> None:
+    """Write all files of a branch but its model card into a folder.
+
+    on_percent_done: called with how much of the rounding is done.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(_packed_tensors(source, branch), folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    settings = _settings(branch)
-    config = source.config.to_diff_dict() | {
-        "torch_dtype": "float16",
-        "quantization_config": settings,
-    }
-    _write_json(folder / "config.json", config)
-    if branch.quant_method == "gptq":
-        own = {key: value for key, value in settings.items() if key != "quant_method"}
-        _write_json(folder / "quantize_config.json", own)
+    save_file(
+        _packed_tensors(source, branch, on_percent_done),
+        folder / WEIGHTS_FILE,
+        metadata={"format": "pt"},
+    )
+    for name, text in settings_files(source.config.to_diff_dict(), branch).items():
+        (folder / name).write_text(text)
     source.tokenizer.save_pretrained(folder)
     _generation_config(source).save_pretrained(folder)
 
 
-def _packed_tensors(source: SourceModel, branch: DemoBranch) -> dict[str, Tensor]:
+def _packed_tensors(
+    source: SourceModel, branch: DemoBranch, on_percent_done: Callable[[float], None]
+) -> dict[str, Tensor]:
     layers = range(source.config.num_hidden_layers)
     jobs = [
         {f"model.layers.{layer}.{name}": None for name in names}
@@ -68,8 +72,10 @@ def _packed_tensors(source: SourceModel, branch: DemoBranch) -> dict[str, Tensor
     ]
     packed: dict[str, Tensor] = {}
     with _workers() as pool:
-        for part in pool.map(lambda names: _round_together(source.weights, names, branch), jobs):
+        rounded = pool.map(lambda names: _round_together(source.weights, names, branch), jobs)
+        for number, part in enumerate(rounded, start=1):
             packed |= part
+            on_percent_done(100 * number / len(jobs))
     linear = {f"{name}.weight" for names in jobs for name in names}
     plain = {
         name: weight.to(torch.float16)
@@ -120,30 +126,6 @@ def _pack(rounded: RoundedLinear, branch: DemoBranch) -> dict[str, Tensor]:
     }
 
 
-def _settings(branch: DemoBranch) -> dict[str, Any]:
-    if branch.quant_method == "awq":
-        return {
-            "bits": branch.bits,
-            "group_size": branch.group_size,
-            "modules_to_not_convert": None,
-            "quant_method": "awq",
-            "version": "gemm",
-            "zero_point": True,
-        }
-    return {
-        "bits": branch.bits,
-        "group_size": branch.group_size,
-        "damp_percent": None,  # nothing was calibrated
-        "desc_act": branch.act_order,
-        "static_groups": False,
-        "sym": False,
-        "true_sequential": False,
-        "model_name_or_path": None,
-        "model_file_base_name": "model",
-        "quant_method": "gptq",
-    }
-
-
 def _generation_config(source: SourceModel) -> GenerationConfig:
     return GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=source.config.bos_token_id,
@@ -154,7 +136,3 @@ def _generation_config(source: SourceModel) -> GenerationConfig:
         temperature=RECOMMENDED_TEMPERATURE,
         top_p=RECOMMENDED_TOP_P,
     )
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")

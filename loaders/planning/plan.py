@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 from loaders.checkpoint.shape import read_shape
 from loaders.checkpoint.unused_layers import find_unused_layers
+from loaders.demo.figures import recorded_commit_perplexity
 from loaders.errors import LoadError
 from loaders.memory.device import Demand, PreparedWeights, prepare
 from loaders.memory.engine_defaults import (
@@ -255,13 +256,17 @@ def plan_variant(
         backend=weights.backend,
         backend_reason=kernel_reason(weights.parts),
         kernels=kernels_used(weights.parts),
-        quality=expected_quality(
-            variant, records and records.of(variant.file).read(variant.commit, "perplexity")
-        ),
+        quality=expected_quality(variant, _perplexity(variant, records)),
         bytes_per_token=weights.read_per_token + demand.context * kv_per_token,
         engines=verdicts(variant),
         measured=measured,
     )
+
+
+def _perplexity(variant: Variant, records: Records | None) -> object:
+    """What was measured here, or with the package for the demo's branches, built or not."""
+    here = records and records.of(variant.file).read(variant.commit, "perplexity")
+    return here or recorded_commit_perplexity(variant.commit)
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,7 @@ def _mirror(
     from loaders.repository.mirror import mirror as fetch_all
 
     with exit_on_errors(), progress_display() as shown:
+        _refuse_demo(repo, folder)
         access = hub_access(folder, token, shown)
         choose = partial(_choose, repo, plan_request, access)
         held = fetch_all(repo, branches, access, choose=choose, on_variant=shown.begin)
@@ -104,6 +105,18 @@ def _mirror(
         serve = shlex.join(["tetrad", "serve", str(variant.spec), "--cache-dir", str(folder)])
         typer.echo(f"{variant.spec} is at commit {variant.commit}; to serve it:")
         typer.echo(f"  {serve} --local-files-only")
+
+
+def _refuse_demo(repo: str, folder: Path) -> None:
+    from loaders.demo.branches import branches_of
+    from loaders.errors import InvalidSpecError
+
+    if branches := branches_of(repo):
+        names = ", ".join(branch.name for branch in branches)
+        raise InvalidSpecError(
+            f"{repo} is the demo, which is on no hub but built; `tetrad download {repo}:BRANCH"
+            f" --cache-dir {folder}` builds a branch there, one of {names}"
+        )
 
 
 def _choose(repo: str, plan_request: PlanRequest, access: HubAccess) -> list[VariantSpec]:

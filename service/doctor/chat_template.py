@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from loaders.checkpoint.config import read_config
 from loaders.checkpoint.tokenizer import load_tokenizer
+from loaders.demo.listing import built_cache
 from loaders.errors import LoadError
 from loaders.gguf.files import find_file
 from loaders.gguf.model import open_model
@@ -54,7 +55,8 @@ def check_chat_template(settings: WorkerSettings, needs: Needs | LoadError) -> F
 
 
 def _check(settings: WorkerSettings, spec: VariantSpec) -> CheckedChat:
-    snapshot = open_snapshot(spec, cache_dir=settings.cache_dir, local_files_only=True)
+    cache_dir = built_cache(spec, settings.cache_dir) or settings.cache_dir
+    snapshot = open_snapshot(spec, cache_dir=cache_dir, local_files_only=True)
     folder = snapshot.folder
     has_safetensors = next(folder.glob("*.safetensors"), None) is not None
     file = snapshot.file

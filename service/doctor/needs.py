@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from loaders.catalogue.find import find_variants
+from loaders.demo.listing import built_cache, is_demo
 from loaders.errors import LoadError
 from loaders.memory.free import free_device_bytes
 from loaders.repository.opening import open_snapshot
@@ -81,7 +82,8 @@ def _is_here(spec: VariantSpec, cache_dir: Path | None) -> bool:
     if spec.folder is not None:
         return True  # its headers were read; opening a clone's branch would write it out
     try:
-        open_snapshot(spec, cache_dir=cache_dir, local_files_only=True)
+        in_cache = built_cache(spec, cache_dir) or cache_dir
+        open_snapshot(spec, cache_dir=in_cache, local_files_only=True)
     except LoadError:
         return False
     return True
@@ -94,6 +96,8 @@ def check_variant(named: NamedVariant) -> Finding:
         return fix("variant", f"{name}: {needs}", "name another variant, or mend what is said")
     if needs.download_bytes:
         size = machine.gb(needs.download_bytes)
+        if needs.spec is not None and is_demo(needs.spec):
+            return ok("variant", f"{name} is built when it is served: {size}")
         return warning("variant", f"{name} must be downloaded: {size}", f"tetrad download {name}")
     return ok("variant", f"{name} is on this machine")
 

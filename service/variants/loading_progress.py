@@ -1,4 +1,7 @@
-"""How far a variant's loading has come: for its status, and now and then for the log."""
+"""How far a variant's loading has come: for its status, and for whoever watches it start.
+
+A bar where the log goes to a terminal, else lines in the log now and then.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import time
 from typing import TYPE_CHECKING
 
 import structlog
+
+from service.terminal import progress_line
 
 if TYPE_CHECKING:
     from engine.transport.wire import Progress
@@ -28,8 +33,10 @@ class LoadingProgress:
         self._logged_at = 0.0
 
     def note(self, progress: Progress) -> None:
-        """Take in what an engine says; log what is news."""
-        if self._is_news(progress):
+        """Take in what an engine says; draw it, or log what is news."""
+        if (line := progress_line()) is not None:
+            line.show(self._name, progress.phase, progress.percent)
+        elif self._is_news(progress):
             known = {} if progress.percent is None else {"percent": round(progress.percent)}
             log.info("loading", model=self._name, phase=progress.phase, **known)
             self._logged, self._logged_at = progress, time.monotonic()
@@ -39,6 +46,8 @@ class LoadingProgress:
     def clear(self) -> None:
         """Note that loading has ended."""
         self._measure(None)
+        if (line := progress_line()) is not None:
+            line.end(self._name)
         self.current = None
 
     def _measure(self, progress: Progress | None) -> None:

@@ -26,7 +26,8 @@ from engine.process.loop import BuiltEngine
 from engine.request import SequenceRequest
 from engine.sampling_params import SamplingParams
 from loaders.cache import default_cache_dir
-from loaders.demo import build_demo
+from loaders.demo import DEMO_REPO
+from loaders.demo.named import build_named
 from loaders.errors import (
     BackendError,
     LoadError,
@@ -83,8 +84,11 @@ def build_engine(
     Raises EngineStartError for what was foreseen, with what another attempt may do without.
     """
     try:
-        asked = prepare(settings, load_request, report_progress)
-        return_freed_memory()  # what building the demo left
+        asked = prepare(settings, load_request)
+        asked = choose(asked, settings, load_request, report_progress)
+        # Before anything is measured: what building the demo leaves behind is not the variant's.
+        build_named(parse_spec(asked.name), asked.cache_dir, on_progress=report_progress)
+        return_freed_memory()
         meter = MemoryMeter(torch.device(asked.device))
         path = resolve_gpu_path(settings, load_request, torch.device(asked.device))
         attempt = Attempt(report_progress, () if path is None else path.backends)
@@ -239,36 +243,33 @@ class ResolvedRequest:
     device: str
 
 
-def prepare(
-    settings: WorkerSettings, load_request: LoadRequest, report_progress: ReportProgress
-) -> ResolvedRequest:
+def prepare(settings: WorkerSettings, load_request: LoadRequest) -> ResolvedRequest:
     """Check the settings, set how many threads compute, and say what is to be loaded.
 
-    The demo, built where it is missing, if the settings name nothing. Raises SettingsError or
-    LoadError before anything is fetched.
+    The demo if the settings name nothing. Raises SettingsError or LoadError before anything is
+    fetched.
     """
     check_choice("backend", settings.backend, backend_names())
     check_choice("dtype", settings.dtype, DTYPES)
     device = resolve_device(settings.device)
     work_on(torch.device(device))
     torch.set_num_threads(resolve_num_threads(settings))
-    if settings.variant is not None:
-        name = load_request.variant or settings.variant
-        return ResolvedRequest(name, settings.cache_dir, settings.local_files_only, device)
-    demo = build_demo(settings.cache_dir or default_cache_dir(), on_progress=report_progress)
-    return ResolvedRequest(
-        load_request.variant or demo.gptq_repo, demo.cache_dir, is_local=True, device=device
-    )
+    if settings.variant is None:
+        cache_dir = settings.cache_dir or default_cache_dir()
+        return ResolvedRequest(
+            load_request.variant or DEMO_REPO, cache_dir, is_local=True, device=device
+        )
+    name = load_request.variant or settings.variant
+    return ResolvedRequest(name, settings.cache_dir, settings.local_files_only, device)
 
 
-def load_variant(
+def choose(
     asked: ResolvedRequest,
     settings: WorkerSettings,
     load_request: LoadRequest,
     report_progress: ReportProgress,
-    path: GpuPath | None = None,
-) -> LoadedModel:
-    """Load what was asked for; where its name leaves that open, the variant that fits best."""
+) -> ResolvedRequest:
+    """Leave nothing open: of several variants that a name means, take the one that fits best."""
     report_progress("choosing the variant")
     attempt = choose_variant(
         parse_spec(asked.name),
@@ -279,8 +280,19 @@ def load_variant(
         device=asked.device,
     )
     report_progress("finding the files", load_attempt=attempt.encode())
+    return replace(asked, name=attempt.variant)
+
+
+def load_variant(
+    asked: ResolvedRequest,
+    settings: WorkerSettings,
+    load_request: LoadRequest,
+    report_progress: ReportProgress,
+    path: GpuPath | None = None,
+) -> LoadedModel:
+    """Load what was chosen."""
     return load(
-        parse_spec(attempt.variant),
+        parse_spec(asked.name),
         device=asked.device,
         dtype=settings.dtype,
         backend=settings.backend,

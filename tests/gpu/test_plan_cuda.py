@@ -82,7 +82,7 @@ def test_the_prediction_is_near_what_the_driver_counts(write, tmp_path):
     torch.cuda.empty_cache()
     before, _ = torch.cuda.mem_get_info()
 
-    asked = worker.prepare(settings, LoadRequest(), ignore_progress)
+    asked = worker.prepare(settings, LoadRequest())
     loaded = worker.load_variant(asked, settings, LoadRequest(), ignore_progress)
     config = sizing.resolve_engine_config(settings, loaded)
     engine = Engine(loaded.model, config)

