@@ -1,14 +1,16 @@
 """The engine's speed beside busy neighbours: by default, and with other ways to wait or compute.
 
     .venv/bin/python -m benchmarks.neighbour [--variant SPEC] [--rounds 3] [--busy 0 1 2]
-        [--ways default sleep …] [--samples FILE] [--record]
+        [--duty 1.0] [--ways default sleep …] [--samples FILE] [--record]
 
 Every way is an engine process of its own, started as the server starts it. They take turns; those
 whose turn it is not are stopped (SIGSTOP), so that none is another's company. A neighbour is a
-process of one thread that is always busy, of the same nice value. The goal for decoding is
-0.8 × alone × cores ÷ (cores + neighbours), where "alone" is the default's. With --samples what was
-measured is kept in a file after each turn, and a run that was ended goes on where it was. About
-seven minutes on two cores; nothing else should run meanwhile.
+process of one thread that is always busy, of the same nice value; with --duty 0.3 it is busy for
+three tenths of the time, such as the server's own process beside many streams. The goal for
+decoding is 0.8 × alone × cores ÷ (cores + neighbours), where "alone" is the default's.
+
+With --samples what was measured is kept in a file after each turn, and another run goes on where
+that one was ended. About seven minutes on two cores; nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -43,15 +45,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROUNDS = 3
+LIMIT_S = 450.0
 GOAL = 0.8
 CORES = len(os.sched_getaffinity(0))
 # An engine that adapts is given the time that it takes to notice who has come or gone.
 SETTLE_S, SETTLE_ADAPTING_S = 0.3, 1.8
+# Busy in pieces as short as an answer's token takes a server.
 NEIGHBOUR = """
-import os, sys
-while os.getppid() == int(sys.argv[1]):
-    for _ in range(10**6):
+import os, sys, time
+parent, duty, piece_s = int(sys.argv[1]), float(sys.argv[2]), 0.003
+while os.getppid() == parent:
+    until = time.perf_counter() + piece_s
+    while time.perf_counter() < until:
         pass
+    if duty < 1:
+        time.sleep(piece_s / duty - piece_s)
 """
 
 
@@ -197,34 +205,54 @@ class Samples:
         return round(statistics.median(taken), 1) if taken else None
 
 
-async def measure_all(
-    ways: list[str], variant: str, cache_dir: Path, busy: list[int], rounds: int, samples: Samples
-) -> None:
-    """Measure every way beside every number of neighbours, in turns."""
-    engines: dict[str, RunningEngine] = {}
-    try:
-        for way in ways:
-            engines[way] = await RunningEngine.start(WAYS[way], variant, cache_dir)
-            await engines[way].measure()  # the first turn warms up
-            print(f"loaded: {way}", flush=True)
-        for turn in range(rounds):
-            for number in busy:
-                with neighbours(number):
-                    for way in ways if turn % 2 == 0 else reversed(ways):
-                        if not samples.has(way, number, turn):
-                            samples.add(way, number, turn, await engines[way].measure())
-            print(f"round {turn + 1} of {rounds}", flush=True)
-    finally:
-        for engine in engines.values():
-            await engine.end()
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is measured beside what."""
+
+    ways: list[str]
+    variant: str
+    cache_dir: Path
+    busy: list[int]  # numbers of neighbours
+    duty: float  # the share of the time that each is busy
+    rounds: int
+    limit_s: float  # after which no other turn begins
+
+    async def measure(self, samples: Samples) -> None:
+        """Measure every way beside every number of neighbours, in turns."""
+        until = time.monotonic() + self.limit_s
+        engines: dict[str, RunningEngine] = {}
+        try:
+            for way in self.ways:
+                engines[way] = await RunningEngine.start(WAYS[way], self.variant, self.cache_dir)
+                await engines[way].measure()  # the first turn warms up
+                print(f"loaded: {way}", flush=True)
+            for way, number, turn in self._turns(samples):
+                if time.monotonic() > until:
+                    print(f"stopped after {self.limit_s:g} s; --samples goes on from there")
+                    return
+                with neighbours(number, self.duty):
+                    figures = await engines[way].measure()
+                samples.add(way, number, turn, figures)
+                told = ", ".join(f"{figure:.1f}" for figure in figures.values())
+                print(f"round {turn + 1}, {number} neighbours, {way}: {told}", flush=True)
+        finally:
+            for engine in engines.values():
+                await engine.end()
+
+    def _turns(self, samples: Samples) -> Iterator[tuple[str, int, int]]:
+        """Give what is still to be measured: the way, the number of neighbours, the round."""
+        for turn in range(self.rounds):
+            for number in self.busy:
+                for way in self.ways if turn % 2 == 0 else reversed(self.ways):
+                    if not samples.has(way, number, turn):
+                        yield way, number, turn
 
 
 @contextlib.contextmanager
-def neighbours(number: int) -> Iterator[None]:
+def neighbours(number: int, duty: float) -> Iterator[None]:
     """Keep so many processes of one thread busy."""
-    processes = [
-        subprocess.Popen([sys.executable, "-c", NEIGHBOUR, str(os.getpid())]) for _ in range(number)
-    ]
+    command = [sys.executable, "-c", NEIGHBOUR, str(os.getpid()), str(duty)]
+    processes = [subprocess.Popen(command) for _ in range(number)]
     try:
         yield
     finally:
@@ -276,24 +304,33 @@ def main() -> None:
     parser.add_argument("--variant", help="by default the demo's default branch")
     parser.add_argument("--busy", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--duty", type=float, default=1.0, help="share that neighbours are busy")
+    parser.add_argument("--limit-s", type=float, default=LIMIT_S, help="no turn begins after it")
     parser.add_argument("--samples", type=Path, help="file to keep samples in, and to go on from")
     arguments = parser.parse_args()
 
     demo = build_demo(default_cache_dir(), on_progress=lambda *_: None)
-    variant = arguments.variant or demo.default_spec
-    samples = Samples(arguments.samples)
-    asyncio.run(
-        measure_all(
-            arguments.ways, variant, demo.cache_dir, arguments.busy, arguments.rounds, samples
-        )
+    plan = Plan(
+        ways=arguments.ways,
+        variant=arguments.variant or demo.default_spec,
+        cache_dir=demo.cache_dir,
+        busy=arguments.busy,
+        duty=arguments.duty,
+        rounds=arguments.rounds,
+        limit_s=arguments.limit_s,
     )
+    samples = Samples(arguments.samples)
+    load = os.getloadavg()[0]
+    asyncio.run(plan.measure(samples))
     rows = rows_of(samples, arguments.ways, arguments.busy)
     show(rows, arguments.ways)
     if arguments.record:
         settings = {
-            "variant": variant,
-            "rounds": arguments.rounds,
+            "variant": plan.variant,
+            "rounds": plan.rounds,
+            "duty": plan.duty,
             "cores": CORES,
+            "load_average_before": round(load, 2),
             "goal": f"{GOAL} × the default alone × cores ÷ (cores + neighbours)",
             "ways": {
                 name: {"settings": way.settings, "environment": way.environment}
