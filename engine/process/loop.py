@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import threading
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from engine.limits import SequenceLimits
     from engine.outputs import StepOutput
     from engine.process.live_check import LiveCheck
+    from engine.process.thread_keeper import ThreadKeeper
     from engine.request import SequenceRequest
     from engine.statistics import EngineStatistics
 
@@ -158,6 +160,7 @@ class BuiltEngine:
     engine: SteppedEngine
     model_description: EncodedModelDescription
     live_check: LiveCheck | None = None  # None where nothing of the model can be checked
+    threads: ThreadKeeper | None = None  # None where their number stays as it is
 
 
 class HeartbeatThread:
@@ -221,6 +224,7 @@ class EngineLoop:
             if built.live_check is None
             else LiveCheckRunner(built.live_check, sockets.send, sockets.wake)
         )
+        self._threads = built.threads
         self._work_number = 0
         self._is_stopping = False
 
@@ -303,9 +307,13 @@ class EngineLoop:
         if not self._engine.has_work:
             return
         self._heartbeat.step_begins()
+        began = time.monotonic()
         outputs = self._engine.step()
+        step_s = time.monotonic() - began
         self._heartbeat.step_ends()
         self._report(outputs, [])
+        if self._threads is not None:
+            self._threads.note_step(step_s)
         if self._live_check is not None:
             self._live_check.look_at(outputs)
 

@@ -198,8 +198,16 @@ class VariantSettings(BaseModel):
     )
     num_threads: Positive | Auto = Field(
         "auto",
-        description="Threads of one operation on the CPU; `auto` is the number of physical cores.",
+        description="Threads of one operation on the CPU; `auto` is the number of physical cores, "
+        "and fewer while other processes keep those busy. A number is kept, whatever else runs.",
         json_schema_extra={"unit": "threads"},
+    )
+    thread_wait: Literal["spin", "sleep"] = Field(
+        "spin",
+        description="What such threads do until the next operation: `spin` for a moment, which is "
+        "fastest where they have a core each, or `sleep` at once, which helps where `num_threads` "
+        "is given and others want the cores. Without effect on an engine `in_process`, where "
+        "`OMP_WAIT_POLICY` in the server's environment says so.",
     )
 
     # What is done where it cannot be loaded so

@@ -99,7 +99,7 @@ class EngineProcess:
                 *command,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=sys.stderr.fileno(),
-                env=_environment(),
+                env=_environment(settings),
             )
         except BaseException:  # cancelled, too: nobody else knows of the client yet
             client.end(EngineDeadError("the engine's process could not be started"))
@@ -271,9 +271,11 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _environment() -> dict[str, str]:
+def _environment(settings: WorkerSettings) -> dict[str, str]:
     """Return the environment without our own variables, which hold keys: the engine needs none."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+    if settings.thread_wait == "sleep":
+        kept["OMP_WAIT_POLICY"] = "passive"  # read once, as the runtime is loaded
     return {**kept, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)}
 
 

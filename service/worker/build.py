@@ -22,7 +22,9 @@ from engine.errors import EngineError, EngineStartError, NotEnoughBlocksError, O
 from engine.execution.device_faults import find_fault
 from engine.execution.path import work_on
 from engine.outputs import SequenceFailure
+from engine.process.cpu_use import CpuUseReader
 from engine.process.loop import BuiltEngine
+from engine.process.thread_keeper import ThreadKeeper
 from engine.request import SequenceRequest
 from engine.sampling_params import SamplingParams
 from loaders.cache import default_cache_dir
@@ -127,7 +129,9 @@ def build_engine(
     description = msgspec.structs.replace(
         description, shortened=shortened, cache=describe_cache(loaded, config)
     )
-    return BuiltEngine(engine, description.encode(), live_check)
+    return BuiltEngine(
+        engine, description.encode(), live_check, keep_threads(settings, asked.device)
+    )
 
 
 def make_engine(
@@ -408,3 +412,15 @@ def resolve_num_threads(settings: WorkerSettings) -> int:
     cores = min(psutil.cpu_count(logical=False) or 1, len(os.sched_getaffinity(0)))
     allowed = read_cpu_limit()
     return cores if allowed is None else max(1, min(cores, int(allowed)))
+
+
+def keep_threads(settings: WorkerSettings, device: str) -> ThreadKeeper | None:
+    """Return what has fewer threads compute beside busy processes; None where they are fixed.
+
+    Sums in another order may differ in their last bit, which `batch_invariant` rules out.
+    """
+    most = torch.get_num_threads()
+    if settings.num_threads != "auto" or settings.batch_invariant or most == 1 or device != "cpu":
+        return None
+    reader = CpuUseReader()
+    return ThreadKeeper(most, torch.set_num_threads, reader) if reader.is_possible else None

@@ -81,3 +81,23 @@ def test_the_reason_of_an_engine_in_a_process_is_heard(monkeypatch, tmp_path):
         await assert_reason_is_known(handle)
 
     asyncio.run(asyncio.wait_for(test(), 60))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("wait", "policy"), [("spin", "as it was"), ("sleep", "passive")])
+def test_threads_of_a_process_wait_as_asked(monkeypatch, tmp_path, wait, policy):
+    """The runtime reads its variable as it is loaded, so it is there from the beginning."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", "as it was")
+    told = tmp_path / "told"
+    tell = (
+        f"import os, pathlib; pathlib.Path({str(told)!r}).write_text(os.environ['OMP_WAIT_POLICY'])"
+    )
+
+    async def test() -> None:
+        handle = await EngineProcess.start(
+            WorkerSettings(thread_wait=wait), LoadRequest(), lambda _: None, command=("-c", tell)
+        )
+        await handle.ended()
+
+    asyncio.run(asyncio.wait_for(test(), 60))
+    assert told.read_text() == policy

@@ -31,7 +31,14 @@ from service.errors import SettingsError
 from service.settings import WorkerSettings
 from service.worker import build as worker
 from service.worker import sizing
-from service.worker.build import build_engine, failure_of, reason_of, resolve_num_threads, self_test
+from service.worker.build import (
+    build_engine,
+    failure_of,
+    keep_threads,
+    reason_of,
+    resolve_num_threads,
+    self_test,
+)
 from service.worker.sizing import BLOCK_SIZE, resolve_engine_config, resolve_kv_cache_bytes
 from service.worker_protocol.load_attempt import FailureKind, LoadRequest, StartFailure
 from service.worker_protocol.model_description import ModelDescription
@@ -76,6 +83,36 @@ def test_threads_are_as_asked_or_the_physical_cores(monkeypatch, tmp_path):
     for limit, threads in (("max 100000", 3), ("250000 100000", 2), ("50000 100000", 1)):
         (tmp_path / "cpu.max").write_text(limit)
         assert resolve_num_threads(WorkerSettings()) == threads
+
+
+class EveryReader:
+    is_possible = True
+
+
+class NoReader:
+    is_possible = False
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "reader", "adapts"),
+    [
+        ({}, "cpu", EveryReader, True),
+        ({"num_threads": 2}, "cpu", EveryReader, False),
+        ({"batch_invariant": True}, "cpu", EveryReader, False),
+        ({}, "cuda:0", EveryReader, False),
+        ({}, "cpu", NoReader, False),
+    ],
+)
+def test_threads_adapt_where_nothing_fixes_them(monkeypatch, settings, device, reader, adapts):
+    monkeypatch.setattr(worker, "CpuUseReader", reader)
+    monkeypatch.setattr(worker.torch, "get_num_threads", lambda: 2)
+    assert (keep_threads(WorkerSettings(**settings), device) is not None) == adapts
+
+
+def test_a_single_thread_is_never_given_up(monkeypatch):
+    monkeypatch.setattr(worker, "CpuUseReader", EveryReader)
+    monkeypatch.setattr(worker.torch, "get_num_threads", lambda: 1)
+    assert keep_threads(WorkerSettings(), "cpu") is None
 
 
 def test_kv_cache_is_as_asked_or_a_share_of_what_is_free(monkeypatch):

@@ -1,0 +1,34 @@
+"""What the loop does beside stepping; how its messages travel is tested with the client."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from engine.process.in_thread import running_engine
+from engine.process.loop import BuiltEngine
+from engine.sampling_params import SamplingParams
+from tests.engine.fake_engine import FakeEngine, expected_tokens
+
+
+class FakeKeeper:
+    def __init__(self) -> None:
+        self.steps: list[float] = []
+
+    def note_step(self, step_s: float) -> None:
+        self.steps.append(step_s)
+
+
+@pytest.mark.parametrize("keeper", [FakeKeeper(), None])
+def test_whoever_keeps_the_threads_hears_of_every_step(keeper):
+    async def answer() -> list[int]:
+        built = BuiltEngine(FakeEngine(), b"", threads=keeper)
+        async with running_engine(lambda _: built) as client:
+            stream = client.generate([5, 6], SamplingParams(max_tokens=4))
+            return [output.token_id async for output in stream]
+
+    assert asyncio.run(asyncio.wait_for(answer(), 20)) == expected_tokens([5, 6], 4)
+    if keeper is not None:
+        assert len(keeper.steps) >= 4
+        assert all(0 <= step_s < 20 for step_s in keeper.steps)
