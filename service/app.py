@@ -92,6 +92,7 @@ def api_context(settings: Settings, lifecycle: Lifecycle, supervisor: Supervisor
             max_messages=settings.max_messages,
             max_stop_strings=settings.max_stop_strings,
             max_stop_bytes=settings.max_stop_bytes,
+            max_body_parts=settings.max_body_parts,
             unknown_fields=settings.unknown_fields,
             may_set_priority=settings.allow_priority,
         ),

@@ -21,7 +21,7 @@ import structlog
 from engine.errors import EngineDeadError, EngineStartError, LiveCheckError
 from engine.limits import SequenceLimits
 from engine.request import SequenceRequest, Terms
-from engine.transport.backlog import Backlog, QueueLimits
+from engine.transport.backlog import Backlog, Place, QueueLimits
 from engine.transport.outbox import Outbox
 from engine.transport.token_stream import TokenStream
 from engine.transport.wire import (
@@ -137,18 +137,37 @@ class EngineClient:
         (stream,) = self.submit([Submission(prompt_token_ids, params)], terms=terms)
         return stream
 
+    def require_room(self) -> None:
+        """Raise QueueFullError where no more may wait, EngineDeadError where nothing runs."""
+        self._limits_alive()
+        self._backlog.require_room()
+
+    def reserve(self, num_seqs: int) -> Place:
+        """Keep room in the queue for a request's sequences until they are submitted.
+
+        Whoever has a place must release it where it comes to nothing. Raises QueueFullError or
+        EngineDeadError at once.
+        """
+        self._limits_alive()
+        return self._backlog.reserve(num_seqs)
+
     def submit(
-        self, submissions: Sequence[Submission], *, terms: Terms = NO_TERMS
+        self,
+        submissions: Sequence[Submission],
+        *,
+        terms: Terms = NO_TERMS,
+        place: Place | None = None,
     ) -> list[TokenStream]:
         """Submit the sequences of one request, all of them or none.
 
-        Raises an InvalidRequestError, QueueFullError or EngineDeadError at once.
+        place: what was reserved for them; used up where they are queued. Raises an
+        InvalidRequestError, QueueFullError or EngineDeadError at once.
         """
         limits = self._limits_alive()
         for submission in submissions:
             limits.check(submission.prompt_token_ids, submission.params)
         lengths = [len(submission.prompt_token_ids) for submission in submissions]
-        self._backlog.enter(self._outbox.number, lengths)
+        self._backlog.enter(self._outbox.number, lengths, place)
         return [self._open_stream(submission, terms) for submission in submissions]
 
     def abort(self, sequence_id: int) -> None:

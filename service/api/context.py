@@ -33,6 +33,12 @@ class Models(Protocol):
         Raises ModelNotFoundError.
         """
 
+    def require_room(self) -> None:
+        """Raise QueueFullError where no variant lets another request wait.
+
+        Asked before a body is read, so that a crowd's refusals cost little.
+        """
+
     async def acquire(self, name: str, until_answered: ExitStack) -> ServedModel:
         """Return the model of this name, and keep it loaded until the request is answered.
 

@@ -1,10 +1,15 @@
-"""Runs a generation request and answers with it, whole or as a stream; the same for every API."""
+"""Runs a generation request and answers with it, whole or as a stream; the same for every API.
+
+A request that cannot be queued is refused at the first moment: before its body is read where no
+variant has room (`require_room`), else once it is known how many sequences it has and before its
+template is rendered or its text encoded (`reserve`).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from service.api.connection import while_connected
 from service.api.event_stream import EventStream
@@ -15,14 +20,26 @@ from service.serving.generation import start
 from service.serving.prompts import CutTokens
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from engine.transport.backlog import Place
     from service.api.context import ApiContext
     from service.api.frames import AnswerWriter
     from service.serving.generation import CompleteChoice, Generation
     from service.serving.generation_request import GenerationRequest
     from service.serving.served_model import ServedModel
+
+
+T = TypeVar("T")
+
+
+def require_room(context: ApiContext) -> None:
+    """Raise UnavailableError where no requests are taken, QueueFullError where none may wait."""
+    context.lifecycle.require_open()
+    context.models.require_room()
 
 
 async def acquire(http_request: Request, name: str | None, context: ApiContext) -> ServedModel:
@@ -36,6 +53,26 @@ async def acquire(http_request: Request, name: str | None, context: ApiContext) 
     return await while_connected(acquired, http_request.receive, context.lifecycle)
 
 
+def reserve(http_request: Request, model: ServedModel, num_sequences: int) -> Place:
+    """Take the place of a request's sequences in the queue; given up when the request ends.
+
+    Raises QueueFullError, or what else the engine refuses with.
+    """
+    place = model.engine.reserve(num_sequences)
+    until_answered(http_request).callback(place.release)
+    return place
+
+
+async def prepare(
+    http_request: Request, work: Coroutine[object, object, T], context: ApiContext
+) -> T:
+    """Return what `work` makes of a request's texts; in vain, it is dropped where it waits.
+
+    Raises ClientGoneError, and what `work` raises.
+    """
+    return await while_connected(work, http_request.receive, context.lifecycle)
+
+
 async def answer(
     http_request: Request,
     request: GenerationRequest,
@@ -44,11 +81,12 @@ async def answer(
     is_stream: bool,
     model: ServedModel,
     context: ApiContext,
+    place: Place | None = None,
 ) -> Response:
-    """Generate for as long as the client is there for it."""
+    """Generate for as long as the client is there for it; place: what was reserved for it."""
     if cut := _cut_of(request):
         note_truncated(http_request.scope, dataclasses.asdict(cut))
-    generation = await start(model, request)
+    generation = await start(model, request, place)
     headers = model.identity.headers
     if is_stream:
         return EventStream(

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from engine.errors import EngineDeadError, InvalidTokenError
 from engine.outputs import FinishReason, TokenLogprobs, TokenOutput
 from engine.sampling_params import SamplingParams
+from engine.transport.backlog import Backlog, QueueLimits
 from engine.transport.wire import IntegrityReport
 from loaders.reports.self_test import Check, SelfTestReport
 from service.api.application import create_app
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
     from engine.request import Terms
     from engine.statistics import LiveCheckStatistics
+    from engine.transport.backlog import Place
     from engine.transport.client import Submission
     from loaders.reports.suspicion import Suspicion
     from service.text.render_options import RenderOptions
@@ -129,9 +131,22 @@ class FakeEngine:
     num_together: int = 1  # tokens that come at once
     statistics: None = None
     live_check: LiveCheckStatistics | None = None
+    backlog: Backlog = field(default_factory=lambda: Backlog(QueueLimits()))
     _ids: Iterator[int] = field(default_factory=itertools.count)
 
-    def submit(self, submissions: Sequence[Submission], *, terms: Terms) -> list[FakeStream]:
+    def require_room(self) -> None:
+        self.backlog.require_room()
+
+    def reserve(self, num_seqs: int) -> Place:
+        if not self.is_alive:
+            raise EngineDeadError("the engine has stopped")
+        return self.backlog.reserve(num_seqs)
+
+    def submit(
+        self, submissions: Sequence[Submission], *, terms: Terms, place: Place | None = None
+    ) -> list[FakeStream]:
+        if place is not None:
+            place.release()
         if self.refusal is not None:
             raise self.refusal
         if not self.is_alive:
@@ -364,6 +379,10 @@ class FakeModels:
                 f"no such model is served; this server serves {MODEL!r}", param="model"
             )
         return self.statuses[0], self.served
+
+    def require_room(self) -> None:
+        if self.served is not None:
+            self.served.engine.require_room()
 
     async def acquire(self, name: str, until_answered: ExitStack) -> ServedModel:
         status, served = self.find(name)
