@@ -6,6 +6,7 @@ No weights and nothing that computes with them come into this process, but with 
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+SWITCH_INTERVAL_S = 0.0005
+
 
 def serve(settings: Settings) -> NoReturn:
     """Serve until told to stop; end the process with the exit code.
@@ -65,6 +68,9 @@ def serve(settings: Settings) -> NoReturn:
     variants = make_variants(settings)
     for name in unknown_variables():
         log.warning("unknown_variable", name=name)
+    # Whoever reads a text in Python's own code is asked to let the event loop in after so long, at
+    # each of its calls into the system; of Python's 5 ms a crowd's refusals would wait for seconds.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     sockets.prepare()
     listener = listen(settings.host, settings.port, stall_limit_s=settings.stall_limit_s)
     log.info("listening", url=url_of(listener), key="asked for" if key else "none: loopback only")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
+
+from service.server.freed_memory import FreedMemory
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -55,3 +57,4 @@ class ApiContext:
     limits: RequestLimits
     timing: StreamTiming
     max_body_bytes: int
+    memory: FreedMemory = field(default_factory=FreedMemory)

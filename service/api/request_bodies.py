@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from service.api.field_names import safe_name
 from service.api.json_bodies import read_json
 from service.api.requests import ClosedModel, RequestModel, ignored_paths
-from service.api.scope import note_ignored
+from service.api.scope import note_ignored, when_answered
 from service.errors import (
     BodyTooLargeError,
     InvalidFieldError,
@@ -58,6 +58,8 @@ async def read_request(
     """Return the body as a request of this kind; raise a RequestError that says what is wrong."""
     check_body_type(http_request)
     body = await _read_body(http_request, context.max_body_bytes)
+    if len(body) > MAX_BYTES_AT_ONCE:
+        when_answered(http_request.scope, context.memory.note)
     if len(body) > MAX_BYTES_AT_ONCE:
         loop = asyncio.get_running_loop()
         request, ignored = await loop.run_in_executor(

@@ -38,6 +38,7 @@ WALL_S = 60.0
 # Templates add markers, dates and default system texts to what they are given, and some repeat it.
 EXTRA_CHARS = 64 * 1024
 CHARS_PER_CHAR = 4
+MAX_WORDS = 150  # characters of a template's own, which may be the messages'
 
 
 class TemplateSandbox:
@@ -92,10 +93,10 @@ class TemplateSandbox:
             )
         if "refused" in answer:
             raise InvalidMessagesError(
-                f"the chat template refuses these messages: {answer['refused']}"
+                f"the chat template refuses these messages: {answer['refused'][:MAX_WORDS]}"
             )
         if "failed" in answer:
-            raise TemplateFailedError(f"the chat template failed: {answer['failed'][:500]}")
+            raise TemplateFailedError(f"the chat template failed: {answer['failed'][:MAX_WORDS]}")
         return answer
 
 
