@@ -143,11 +143,7 @@ class EngineClient:
         self._backlog.require_room()
 
     def reserve(self, num_seqs: int) -> Place:
-        """Keep room in the queue for a request's sequences until they are submitted.
-
-        Whoever has a place must release it where it comes to nothing. Raises QueueFullError or
-        EngineDeadError at once.
-        """
+        """Keep room for sequences until they are submitted, or the place is released; or raise."""
         self._limits_alive()
         return self._backlog.reserve(num_seqs)
 
@@ -158,10 +154,9 @@ class EngineClient:
         terms: Terms = NO_TERMS,
         place: Place | None = None,
     ) -> list[TokenStream]:
-        """Submit the sequences of one request, all of them or none.
+        """Submit the sequences of one request, all of them or none; place: reserved for them.
 
-        place: what was reserved for them; used up where they are queued. Raises an
-        InvalidRequestError, QueueFullError or EngineDeadError at once.
+        Raises an InvalidRequestError, QueueFullError or EngineDeadError at once.
         """
         limits = self._limits_alive()
         for submission in submissions:
@@ -225,18 +220,7 @@ class EngineClient:
         return self._known_limits()
 
     def _open_stream(self, submission: Submission, terms: Terms) -> TokenStream:
-        request = SequenceRequest(
-            sequence_id=next(self._sequence_ids),
-            prompt_token_ids=tuple(submission.prompt_token_ids),
-            params=submission.params,
-            caller=terms.caller,
-            weight=terms.weight,
-            priority=terms.priority,
-            cache_salt=terms.cache_salt,
-            group=submission.group,
-            timeout_s=terms.timeout_s,
-            grammar=submission.grammar,
-        )
+        request = _request_of(next(self._sequence_ids), submission, terms)
         stream = TokenStream(request.sequence_id, self.abort)
         self._streams[request.sequence_id] = stream
         self._outbox.submit(request)
@@ -343,6 +327,21 @@ def _tell_of_prompts(report: StepReport, streams: Mapping[int, TokenStream]) -> 
     for cached in report.cached_prompts:
         if (stream := streams.get(cached.sequence_id)) is not None:
             stream.num_cached_tokens = cached.num_tokens
+
+
+def _request_of(sequence_id: int, submission: Submission, terms: Terms) -> SequenceRequest:
+    return SequenceRequest(
+        sequence_id=sequence_id,
+        prompt_token_ids=tuple(submission.prompt_token_ids),
+        params=submission.params,
+        caller=terms.caller,
+        weight=terms.weight,
+        priority=terms.priority,
+        cache_salt=terms.cache_salt,
+        group=submission.group,
+        timeout_s=terms.timeout_s,
+        grammar=submission.grammar,
+    )
 
 
 def _again(error: EngineDeadError) -> EngineDeadError:

@@ -18,6 +18,7 @@ from service.api.responses import ModelResponse
 from service.api.scope import note_truncated, until_answered
 from service.serving.generation import start
 from service.serving.prompts import CutTokens
+from service.variants.variant import VariantState
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -49,7 +50,12 @@ async def acquire(http_request: Request, name: str | None, context: ApiContext) 
     ClientGoneError for who does not wait as long.
     """
     found = context.models.resolve(name)
+    status, _ = context.models.find(found)
     acquired = context.models.acquire(found, until_answered(http_request))
+    if status.state is VariantState.SERVING:
+        # Without a turn of the event loop: of a crowd's requests each takes its place before the
+        # next one is looked at, and all beyond those that may wait are refused unread.
+        return await acquired
     return await while_connected(acquired, http_request.receive, context.lifecycle)
 
 
