@@ -64,6 +64,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+SWITCH_INTERVAL_S = 0.0005
+
 
 def serve(settings: Settings) -> NoReturn:
     """Serve until told to stop; end the process with the exit code.
@@ -77,6 +79,9 @@ def serve(settings: Settings) -> NoReturn:
     variants = make_variants(settings)
     for name in unknown_variables():
         log.warning("unknown_variable", name=name)
+    # Whoever reads a text in Python's own code is asked to let the event loop in after so long, at
+    # each of its calls into the system; of Python's 5 ms a crowd's refusals would wait for seconds.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     sockets.prepare()
     front = make_front(settings)
     listener = listen(settings.host, settings.port, stall_limit_s=settings.stall_limit_s)
@@ -152,6 +157,7 @@ def api_context(
             max_messages=settings.max_messages,
             max_stop_strings=settings.max_stop_strings,
             max_stop_bytes=settings.max_stop_bytes,
+            max_body_parts=settings.max_body_parts,
             unknown_fields=settings.unknown_fields,
             may_set_priority=settings.allow_priority,
         ),

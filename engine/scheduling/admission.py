@@ -37,11 +37,14 @@ class Admission:
         rate = self.prefill_tokens_per_s
         return self.num_tokens / rate if rate else 0.0
 
-    def check(self, num_tokens: int) -> None:
-        """Raise `QueueFullError` if a sequence with so many prompt tokens may not wait."""
+    def check(self, num_tokens: int, *, has_place: bool = False) -> None:
+        """Raise `QueueFullError` if a sequence with so many prompt tokens may not wait.
+
+        has_place: it was counted before, so that others which came since do not keep it out.
+        """
         if not self.num_seqs:  # even the longest prompt is served where nothing else waits
             return
-        if self._max_seqs is not None and self.num_seqs >= self._max_seqs:
+        if not has_place and self._max_seqs is not None and self.num_seqs >= self._max_seqs:
             self._refuse(f"{self.num_seqs} sequences wait, at most {self._max_seqs} may")
         if self._max_tokens is not None and self.num_tokens + num_tokens > self._max_tokens:
             self._refuse(

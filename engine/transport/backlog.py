@@ -1,7 +1,8 @@
 """What waits at an engine, as its client knows it, so that overload is refused at once.
 
 The engine may be in the middle of a long step, so its client decides: by what the engine last
-reported, and what was sent since. That is never less than the truth.
+reported, and what was sent since. That is never less than the truth. A request may take its place
+before its prompts are known, so that one which cannot be queued costs no more than its refusal.
 """
 
 from __future__ import annotations
@@ -36,6 +37,26 @@ class _Sent:
     num_tokens: int
 
 
+class Place:
+    """Room in the queue for a request's sequences, whose prompts are on their way."""
+
+    __slots__ = ("_backlog", "num_seqs")
+
+    def __init__(self, backlog: Backlog, num_seqs: int) -> None:
+        self.num_seqs = num_seqs
+        self._backlog: Backlog | None = backlog
+
+    def is_held_in(self, backlog: Backlog) -> bool:
+        """Whether it still keeps room there: it was neither used nor given up."""
+        return self._backlog is backlog
+
+    def release(self) -> None:
+        """Give the room up; without effect once it was used or given up."""
+        if self._backlog is not None:
+            self._backlog.num_reserved -= self.num_seqs
+            self._backlog = None
+
+
 class Backlog:
     """Counts what was sent to an engine and has to wait there."""
 
@@ -50,30 +71,53 @@ class Backlog:
         self._num_reported_tokens = 0
         self._num_free_slots = 0
         self._unreported: deque[_Sent] = deque()  # the engine has said nothing of these yet
+        self.num_reserved = 0  # sequences that have their place, and no prompt yet
 
     @property
     def num_seqs(self) -> int:
         """Count the sequences that wait: those that no free slot is left for."""
         sent = self._num_reported_seqs + sum(message.num_seqs for message in self._unreported)
-        return max(0, sent - self._num_free_slots)
+        return max(0, sent + self.num_reserved - self._num_free_slots)
 
-    def enter(self, number: int, nums_tokens: Sequence[int]) -> None:
+    def require_room(self) -> None:
+        """Raise QueueFullError where not even sequences without a prompt may wait."""
+        self._look()
+        self._admission.check(0)
+
+    def reserve(self, num_seqs: int) -> Place:
+        """Keep room for the sequences of one request, as long as its place is held.
+
+        They count as waiting. Raises QueueFullError.
+        """
+        self.require_room()
+        self.num_reserved += num_seqs
+        return Place(self, num_seqs)
+
+    def enter(self, number: int, nums_tokens: Sequence[int], place: Place | None = None) -> None:
         """Count the sequences of one request, which the message of this number will carry.
 
         They wait together or not at all: a request of more sequences than may wait would never be
-        let in otherwise. Raises QueueFullError where they may not wait.
+        let in otherwise. place: what was reserved for them, which is used up; for their tokens
+        there must be room all the same. Raises QueueFullError where they may not wait.
         """
         num_tokens = sum(nums_tokens)
-        self._admission.num_seqs = self.num_seqs
-        self._admission.num_tokens = self._num_reported_tokens + sum(
-            message.num_tokens for message in self._unreported
-        )
-        self._admission.check(num_tokens)
+        has_place = place is not None and place.is_held_in(self)
+        if place is not None:
+            place.release()
+        self._look()
+        self._admission.check(num_tokens, has_place=has_place)
         if self._unreported and self._unreported[-1].number == number:
             self._unreported[-1].num_seqs += len(nums_tokens)
             self._unreported[-1].num_tokens += num_tokens
         else:
             self._unreported.append(_Sent(number, len(nums_tokens), num_tokens))
+
+    def _look(self) -> None:
+        """Take over what waits now."""
+        self._admission.num_seqs = self.num_seqs
+        self._admission.num_tokens = self._num_reported_tokens + sum(
+            message.num_tokens for message in self._unreported
+        )
 
     def update(self, number: int, statistics: EngineStatistics) -> None:
         """Take over what the engine says; number: of the last message it had taken in."""

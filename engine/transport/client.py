@@ -22,7 +22,8 @@ from engine.errors import EngineDeadError, EngineStartError, LiveCheckError
 from engine.limits import SequenceLimits
 from engine.request import SequenceRequest, Terms
 from engine.statistics import Latencies
-from engine.transport.backlog import Backlog, QueueLimits
+from engine.transport.backlog import Backlog, Place, QueueLimits
+from engine.transport.integrity_questions import IntegrityQuestions
 from engine.transport.outbox import Outbox
 from engine.transport.token_stream import TokenStream
 from engine.transport.wire import (
@@ -96,7 +97,7 @@ class EngineClient:
         self._streams: weakref.WeakValueDictionary[int, TokenStream] = weakref.WeakValueDictionary()
         self._backlog = Backlog(limits)
         self._outbox = Outbox(self._send)
-        self._checks: list[asyncio.Future[IntegrityReport]] = []
+        self._questions = IntegrityQuestions()
         self._loop.add_reader(sockets.fileno, self._read)
 
     @property
@@ -143,10 +144,24 @@ class EngineClient:
         (stream,) = self.submit([Submission(prompt_token_ids, params)], terms=terms)
         return stream
 
+    def require_room(self) -> None:
+        """Raise QueueFullError where no more may wait, EngineDeadError where nothing runs."""
+        self._limits_alive()
+        self._backlog.require_room()
+
+    def reserve(self, num_seqs: int) -> Place:
+        """Keep room for sequences until they are submitted, or the place is released; or raise."""
+        self._limits_alive()
+        return self._backlog.reserve(num_seqs)
+
     def submit(
-        self, submissions: Sequence[Submission], *, terms: Terms = NO_TERMS
+        self,
+        submissions: Sequence[Submission],
+        *,
+        terms: Terms = NO_TERMS,
+        place: Place | None = None,
     ) -> list[TokenStream]:
-        """Submit the sequences of one request, all of them or none.
+        """Submit the sequences of one request, all of them or none; place: reserved for them.
 
         Raises an InvalidRequestError, QueueFullError or EngineDeadError at once.
         """
@@ -154,7 +169,7 @@ class EngineClient:
         for submission in submissions:
             limits.check(submission.prompt_token_ids, submission.params)
         lengths = [len(submission.prompt_token_ids) for submission in submissions]
-        self._backlog.enter(self._outbox.number, lengths)
+        self._backlog.enter(self._outbox.number, lengths, place)
         return [self._open_stream(submission, terms) for submission in submissions]
 
     def abort(self, sequence_id: int) -> None:
@@ -168,8 +183,7 @@ class EngineClient:
     async def check_integrity(self) -> IntegrityReport:
         """Ask the engine whether its accounting is right. Raises EngineDeadError."""
         self._limits_alive()
-        answer: asyncio.Future[IntegrityReport] = self._loop.create_future()
-        self._checks.append(answer)
+        answer = self._questions.ask()
         self._sockets.send(CheckIntegrity())
         return await answer
 
@@ -209,18 +223,7 @@ class EngineClient:
         return self._known_limits()
 
     def _open_stream(self, submission: Submission, terms: Terms) -> TokenStream:
-        request = SequenceRequest(
-            sequence_id=next(self._sequence_ids),
-            prompt_token_ids=tuple(submission.prompt_token_ids),
-            params=submission.params,
-            caller=terms.caller,
-            weight=terms.weight,
-            priority=terms.priority,
-            cache_salt=terms.cache_salt,
-            group=submission.group,
-            timeout_s=terms.timeout_s,
-            grammar=submission.grammar,
-        )
+        request = _request_of(next(self._sequence_ids), submission, terms)
         stream = TokenStream(request.sequence_id, self.abort)
         self._streams[request.sequence_id] = stream
         self._outbox.submit(request)
@@ -268,18 +271,13 @@ class EngineClient:
             case StartFailed():
                 self._die(EngineStartError(event.reason, start_failure=event.start_failure))
             case IntegrityReport():
-                self._answer_check(event)
+                self._questions.answer(event)
             case LiveCheckReport():
                 self.live_check = event.statistics
             case LiveCheckFailed():
                 self._die(LiveCheckError(event.reason, start_failure=event.start_failure))
             case EngineFailed():
                 self._die(EngineDeadError(event.reason))
-
-    def _answer_check(self, report: IntegrityReport) -> None:
-        asked = self._checks.pop(0)
-        if not asked.done():  # whoever asked may have gone
-            asked.set_result(report)
 
     def _begin(self, ready: Ready) -> None:
         self._sockets.unlink_sockets()
@@ -311,9 +309,7 @@ class EngineClient:
         if not self._ready.done():
             self._ready.set_exception(error)
             self._ready.exception()  # whoever did not wait for it need not know
-        for check in self._checks:
-            if not check.done():
-                check.set_exception(error)
+        self._questions.fail(error)
         streams = list(self._streams.values())
         self._streams.clear()
         for stream in streams:
@@ -338,6 +334,21 @@ def _tell_failures(report: StepReport, streams: MutableMapping[int, TokenStream]
     for failure in report.failures:
         if (stream := streams.pop(failure.sequence_id, None)) is not None:
             stream.end(failure.error)
+
+
+def _request_of(sequence_id: int, submission: Submission, terms: Terms) -> SequenceRequest:
+    return SequenceRequest(
+        sequence_id=sequence_id,
+        prompt_token_ids=tuple(submission.prompt_token_ids),
+        params=submission.params,
+        caller=terms.caller,
+        weight=terms.weight,
+        priority=terms.priority,
+        cache_salt=terms.cache_salt,
+        group=submission.group,
+        timeout_s=terms.timeout_s,
+        grammar=submission.grammar,
+    )
 
 
 def _again(error: EngineDeadError) -> EngineDeadError:

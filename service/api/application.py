@@ -136,7 +136,7 @@ def _refused_by_router(shape_of: ShapeRule) -> Callable[[Request, Exception], Aw
         path: str = request.scope["path"]
         if error.status_code == 405:
             allowed = (error.headers or {}).get("allow") or (error.headers or {}).get("Allow")
-            message = f"this path does not take {request.method}; it takes {allowed}"
+            message = f"this path does not take {request.method[:20]}; it takes {allowed}"
         elif error.status_code == 404:
             message = not_offered(path) or "there is no such path here; see /openapi.json"
         else:

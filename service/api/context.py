@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from service.observation.observation import Observation
+from service.server.freed_memory import FreedMemory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +42,12 @@ class Models(Protocol):
         Raises ModelNotFoundError.
         """
 
+    def require_room(self) -> None:
+        """Raise QueueFullError where no variant lets another request wait.
+
+        Asked before a body is read, so that a crowd's refusals cost little.
+        """
+
     async def acquire(self, name: str, until_answered: ExitStack) -> ServedModel:
         """Return the model of this name, and keep it loaded until the request is answered.
 
@@ -58,3 +65,4 @@ class ApiContext:
     timing: StreamTiming
     max_body_bytes: int
     observation: Observation = field(default_factory=Observation)
+    memory: FreedMemory = field(default_factory=FreedMemory)

@@ -6,6 +6,7 @@ any field without effect is.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 from pydantic import BeforeValidator, Field, ValidationInfo
@@ -13,6 +14,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo
 from service.api.messages import Message
 from service.api.requests import EMPTY_IS_SILENCE, MAX_FIELDS, Name, RequestModel, limits_of
 from service.errors import InvalidFieldError
+from service.serving.prompts import within_context
 from service.serving.text_lanes import run_in_lane
 from service.text.render_options import RenderOptions
 
@@ -80,15 +82,19 @@ class DialogueRequest(RequestModel):
     )
 
 
-async def render(request: DialogueRequest, model: ServedModel) -> list[int]:
+async def render(
+    request: DialogueRequest, model: ServedModel, *, keep_last: int | None = None
+) -> list[int]:
     """Return the ids of a dialogue, by default up to where the assistant speaks next.
 
-    Raises a RequestError or TextError.
+    keep_last: so many of the last are wanted alone. Raises a RequestError or TextError.
     """
-    template = model.require_chat_template()
-    turns, options = _turns(request), options_for(template, request)
+    template, limit = model.require_chat_template(), model.engine.max_model_len
+    turns = _turns(request)
+    options = replace(options_for(template, request), most_tokens=limit, keep_last=keep_last)
     # Beside the event loop: a checkpoint's template runs in another process, which is waited for.
-    return await run_in_lane(_size(turns, options), lambda: template.render(turns, options))
+    with within_context(limit, "messages"):
+        return await run_in_lane(_size(turns, options), lambda: template.render(turns, options))
 
 
 async def render_text(request: DialogueRequest, model: ServedModel) -> str:

@@ -96,6 +96,7 @@ STATUS: dict[type[Exception], ErrorForm] = {
     NoCandidatesError: ErrorForm(400, INVALID, "nothing_to_pick"),
     VariantStateError: ErrorForm(409, INVALID, "wrong_state"),
 }
+MAX_MESSAGE = 10 * 203  # characters: ten findings of 200, and what stands between them
 UNEXPECTED = ErrorForm(500, "server_error", "internal_error")
 
 # By the status in the table above: text-generation-inference's own status and word. Where it has
@@ -151,7 +152,7 @@ def http_error_response(
 def _message(error: Exception) -> str:
     if error_form(error) is UNEXPECTED:
         return "the server failed; this is a fault of its own"
-    return str(error)
+    return str(error)[:MAX_MESSAGE]
 
 
 def _tgi_form(form: ErrorForm) -> tuple[int, str]:

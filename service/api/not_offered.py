@@ -43,12 +43,14 @@ _WORDS = {
     "/api/v0": _LM_STUDIO,
     "/api/v1": _LM_STUDIO,
 }
+_LONGEST = 128  # characters
 
 
 def not_offered(path: str) -> str | None:
     """Say that what other servers have at a path isn't offered here; None for other paths."""
     path = path.removeprefix("/v1")
-    parts = path.split("/")
+    # None of them is longer, and 64 KB of slashes would be joined in a quarter of a minute.
+    parts = path[:_LONGEST].split("/")
     beginnings = ("/".join(parts[:count]) for count in range(len(parts), 1, -1))
     words = next((_WORDS[one] for one in beginnings if one in _WORDS), None)
     return words and f"{words}; what there is stands in /openapi.json"

@@ -1,7 +1,7 @@
 """Reads a request's body: bytes, at most so many, to a checked request model.
 
-Parsing is pydantic-core's JSON parser: it refuses lone surrogates, NaN, other encodings than UTF-8
-and deep nesting, in C and without an exception of its own kind. What is refused is named, and
+Parsing is `service.api.json_bodies`', on pydantic-core's JSON parser: it refuses lone surrogates,
+NaN, other encodings than UTF-8 and deep nesting. What is refused is named, and
 never echoed beyond a field's name. What has no effect is refused or named as well, by the policy of
 the settings: `warn` names it in the answer's x-ignored-params.
 """
@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import ValidationError
-from pydantic_core import from_json
 
+from service.api.field_names import safe_name
+from service.api.json_bodies import read_json
 from service.api.requests import ClosedModel, RequestModel, ignored_paths
-from service.api.scope import note_ignored, record_of
+from service.api.scope import note_ignored, record_of, when_answered
 from service.errors import (
     BodyTooLargeError,
     InvalidFieldError,
@@ -41,11 +43,11 @@ if TYPE_CHECKING:
 MAX_ERRORS = 10
 MAX_ERROR_LENGTH = 200
 MAX_NAMED = 32  # names in x-ignored-params
-# Larger bodies are parsed beside the event loop: 4 MB of small parts take up to a second.
-MAX_BYTES_AT_ONCE = 256 * 1024
-_FIELD_NAME = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
+# Larger bodies are parsed beside the event loop, one at a time: the interpreter is the same, and
+# with several the loop would wait for each of them before its own turn.
+MAX_BYTES_AT_ONCE = 64 * 1024
+_large_bodies = ThreadPoolExecutor(1, thread_name_prefix="large-body")
 _TYPE_NAME = re.compile(r"str|int|float|bool|[a-z-]+\[.*\]")
-_UNSPEAKABLE = "(a name of other than 1 to 64 plain characters)"
 
 AnyRequest = TypeVar("AnyRequest", bound=RequestModel)
 
@@ -58,7 +60,12 @@ async def read_request(
     body = await _read_body(http_request, context.max_body_bytes)
     record_of(http_request.scope).note_body()
     if len(body) > MAX_BYTES_AT_ONCE:
-        request, ignored = await asyncio.to_thread(_parse_and_look, body, kind, context.limits)
+        when_answered(http_request.scope, context.memory.note)
+    if len(body) > MAX_BYTES_AT_ONCE:
+        loop = asyncio.get_running_loop()
+        request, ignored = await loop.run_in_executor(
+            _large_bodies, _parse_and_look, body, kind, context.limits
+        )
     else:
         request, ignored = _parse_and_look(body, kind, context.limits)
     report_ignored(http_request.scope, ignored, context.limits)
@@ -83,7 +90,7 @@ def report_ignored(scope: Scope, names: Sequence[str], limits: RequestLimits) ->
     if limits.unknown_fields == "strict":
         raise _no_effect(names)
     more = [f"and {len(names) - MAX_NAMED} more"] if len(names) > MAX_NAMED else []
-    note_ignored(scope, [_safe_name(name) for name in names[:MAX_NAMED]] + more)
+    note_ignored(scope, [safe_name(name) for name in names[:MAX_NAMED]] + more)
 
 
 def check_body_type(request: Request) -> None:
@@ -119,10 +126,7 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
 
 def parse_request(body: bytes, kind: type[AnyRequest], limits: RequestLimits) -> AnyRequest:
     """Parse and check a body. Raises a RequestError naming the fields that are wrong."""
-    try:
-        fields = from_json(body, allow_inf_nan=False)
-    except ValueError as error:
-        raise InvalidJsonError(f"the body is not JSON: {str(error)[:MAX_ERROR_LENGTH]}") from None
+    fields = read_json(body, limits.max_body_parts)
     if not isinstance(fields, dict):
         raise InvalidJsonError('the body is not a JSON object, as in {"model": …}')
     # Before pydantic, which would describe each of a million unknown names.
@@ -136,10 +140,10 @@ def parse_request(body: bytes, kind: type[AnyRequest], limits: RequestLimits) ->
 
 
 def _no_effect(names: Sequence[str]) -> UnknownFieldError:
-    shown = ", ".join(_safe_name(name) for name in names[:MAX_ERRORS])
+    shown = ", ".join(safe_name(name) for name in names[:MAX_ERRORS])
     more = f" and {len(names) - MAX_ERRORS} more" if len(names) > MAX_ERRORS else ""
     message = f"unknown, or without effect here: {shown}{more}; leave it out"
-    return UnknownFieldError(message, param=_safe_name(names[0]))
+    return UnknownFieldError(message, param=safe_name(names[0]))
 
 
 def _describe(details: Sequence[ErrorDetails]) -> RequestError:
@@ -169,9 +173,4 @@ def _describe_one(detail: ErrorDetails) -> str:
 def _path(loc: Iterable[str | int]) -> str:
     names = [str(part) for part in loc]
     # Where a value may be of several types, pydantic names the one that it tried, as a step.
-    return ".".join(_safe_name(name) for name in names if not _TYPE_NAME.fullmatch(name))
-
-
-def _safe_name(name: str) -> str:
-    """Return a field's name if it is one a person would write."""
-    return name if _FIELD_NAME.fullmatch(name) else _UNSPEAKABLE
+    return ".".join(safe_name(name) for name in names if not _TYPE_NAME.fullmatch(name))

@@ -1,10 +1,15 @@
-"""Runs a generation request and answers with it, whole or as a stream; the same for every API."""
+"""Runs a generation request and answers with it, whole or as a stream; the same for every API.
+
+A request that cannot be queued is refused at the first moment: before its body is read where no
+variant has room (`require_room`), else once it is known how many sequences it has and before its
+template is rendered or its text encoded (`reserve`).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from service.api.connection import while_connected
 from service.api.event_stream import EventStream
@@ -13,16 +18,29 @@ from service.api.responses import ModelResponse
 from service.api.scope import note_truncated, record_of, until_answered
 from service.serving.generation import start
 from service.serving.prompts import CutTokens
+from service.variants.variant import VariantState
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from engine.transport.backlog import Place
     from service.api.context import ApiContext
     from service.api.frames import AnswerWriter
     from service.serving.generation import CompleteChoice, Generation
     from service.serving.generation_request import GenerationRequest
     from service.serving.served_model import ServedModel
+
+
+T = TypeVar("T")
+
+
+def require_room(context: ApiContext) -> None:
+    """Raise UnavailableError where no requests are taken, QueueFullError where none may wait."""
+    context.lifecycle.require_open()
+    context.models.require_room()
 
 
 async def acquire(http_request: Request, name: str | None, context: ApiContext) -> ServedModel:
@@ -34,11 +52,37 @@ async def acquire(http_request: Request, name: str | None, context: ApiContext) 
     record = record_of(http_request.scope)
     record.note_wait(name)
     found = context.models.resolve(name)
+    status, _ = context.models.find(found)
     acquired = context.models.acquire(found, until_answered(http_request))
-    model = await while_connected(acquired, http_request.receive, context.lifecycle)
+    if status.state is VariantState.SERVING:
+        # Without a turn of the event loop: of a crowd's requests each takes its place before the
+        # next one is looked at, and all beyond those that may wait are refused unread.
+        model = await acquired
+    else:
+        model = await while_connected(acquired, http_request.receive, context.lifecycle)
     record.note_model(model.name)
     context.observation.lives.see(model.name, model.engine)
     return model
+
+
+def reserve(http_request: Request, model: ServedModel, num_sequences: int) -> Place:
+    """Take the place of a request's sequences in the queue; given up when the request ends.
+
+    Raises QueueFullError, or what else the engine refuses with.
+    """
+    place = model.engine.reserve(num_sequences)
+    until_answered(http_request).callback(place.release)
+    return place
+
+
+async def prepare(
+    http_request: Request, work: Coroutine[object, object, T], context: ApiContext
+) -> T:
+    """Return what `work` makes of a request's texts; in vain, it is dropped where it waits.
+
+    Raises ClientGoneError, and what `work` raises.
+    """
+    return await while_connected(work, http_request.receive, context.lifecycle)
 
 
 async def answer(
@@ -49,11 +93,12 @@ async def answer(
     is_stream: bool,
     model: ServedModel,
     context: ApiContext,
+    place: Place | None = None,
 ) -> Response:
-    """Generate for as long as the client is there for it."""
+    """Generate for as long as the client is there for it; place: what was reserved for it."""
     if cut := _cut_of(request):
         note_truncated(http_request.scope, dataclasses.asdict(cut))
-    generation = await start(model, request)
+    generation = await start(model, request, place)
     record_of(http_request.scope).generation = generation
     headers = model.identity.headers
     if is_stream:

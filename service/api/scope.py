@@ -34,6 +34,15 @@ def until_answered(request: Request) -> ExitStack:
     return stack
 
 
+def when_answered(scope: Scope, call: Callable[[], object]) -> None:
+    """Call once the request's answer is complete; now where nobody knows when that is."""
+    stack: ExitStack | None = scope.get(_UNTIL_ANSWERED)
+    if stack is None:
+        call()
+    else:
+        stack.callback(call)
+
+
 def keep_send(scope: Scope, send: Send) -> None:
     """Leave the server's own way to send."""
     scope[_SEND] = send

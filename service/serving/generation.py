@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from engine.outputs import FinishReason, TokenLogprobs
     from engine.sampling_params import SamplingParams
     from engine.statistics import TokenTimes
+    from engine.transport.backlog import Place
     from service.serving.answer_tokens import AnswerToken
     from service.serving.choice_reader import ChoiceReader
     from service.serving.generation_request import GenerationRequest, PlannedChoice
@@ -73,10 +74,12 @@ Deliver: TypeAlias = "Callable[[TextDelta], Awaitable[None]]"
 _groups = count()
 
 
-async def start(model: ServedModel, request: GenerationRequest) -> Generation:
+async def start(
+    model: ServedModel, request: GenerationRequest, place: Place | None = None
+) -> Generation:
     """Submit every choice, so that what the engine refuses is known before an answer begins.
 
-    Raises what `plan_choices` and `TokenEngine.submit` raise.
+    place: what was reserved for them. Raises what `plan_choices` and `TokenEngine.submit` raise.
     """
     if request.options.bad_words:  # are encoded, which is not for the event loop
         size = sum(map(len, request.options.bad_words))
@@ -94,6 +97,7 @@ async def start(model: ServedModel, request: GenerationRequest) -> Generation:
             for choice in choices
         ],
         terms=request.terms,
+        place=place,
     )
     return Generation(choices, readers, streams, PromptEcho(model.tokenizer))
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from service.errors import ContextLengthError
 from service.text.backend import fast_backend, leading_ids
+from service.text.errors import TextTooLongError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from transformers import PreTrainedTokenizerFast
 
@@ -55,6 +57,18 @@ def truncate(
 def context_words(limit: int) -> str:
     """Begin the message on what does not fit: some clients know it by these words alone."""
     return f"This model's maximum context length is {limit} tokens"
+
+
+@contextlib.contextmanager
+def within_context(limit: int, prompt_param: str) -> Iterator[None]:
+    """Tell of a text that is too long in the words of the context: raises ContextLengthError."""
+    try:
+        yield
+    except TextTooLongError as error:
+        raise ContextLengthError(
+            f"{context_words(limit)}, answer included; {error.found}: shorten it",
+            param=prompt_param,
+        ) from None
 
 
 def room_behind(

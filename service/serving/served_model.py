@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from engine.outputs import TokenLogprobs, TokenOutput
     from engine.request import Terms
     from engine.statistics import EngineStatistics, Latencies, LiveCheckStatistics, TokenTimes
+    from engine.transport.backlog import Place
     from engine.transport.client import Submission
     from engine.transport.wire import IntegrityReport
     from loaders.checkpoint.generation_defaults import GenerationDefaults
@@ -76,8 +77,19 @@ class TokenEngine(Protocol):
     def live_check(self) -> LiveCheckStatistics | None:
         """How far the check of its layers has come; None where none is made."""
 
-    def submit(self, submissions: Sequence[Submission], *, terms: Terms) -> Sequence[TokenStream]:
-        """Check and submit at once, all or none; raise EngineError if they cannot run."""
+    def require_room(self) -> None:
+        """Raise QueueFullError where no more may wait, another EngineError where nothing runs."""
+
+    def reserve(self, num_seqs: int) -> Place:
+        """Keep room in the queue for so many sequences; raise EngineError where there is none."""
+
+    def submit(
+        self, submissions: Sequence[Submission], *, terms: Terms, place: Place | None = None
+    ) -> Sequence[TokenStream]:
+        """Check and submit at once, all or none; raise EngineError if they cannot run.
+
+        place: what was reserved for them.
+        """
 
     async def check_integrity(self) -> IntegrityReport:
         """Ask it whether its accounting is right."""

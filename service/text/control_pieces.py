@@ -25,6 +25,7 @@ from tokenizers import Tokenizer
 from service.text.backend import fast_backend
 from service.text.encoding import encode_text
 from service.text.errors import InvalidMessagesError
+from service.text.long_texts import TextPattern, characters_among
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -43,13 +44,13 @@ _STAND_INS = range(0xF0000, 0xFFFFE)
 class Disguise:
     """Stand-ins for the first characters of control pieces, none of which the dialogue holds."""
 
-    typed_piece: re.Pattern[str]
+    typed_piece: TextPattern
     stand_ins: Mapping[int, str]
     originals: Mapping[str, str]
 
     def put_on(self, text: str) -> str:
         """Make every control piece in the text unreadable as one."""
-        return self.typed_piece.sub(lambda found: found[0].translate(self.stand_ins), text)
+        return self.typed_piece.sub(lambda found: found.translate(self.stand_ins), text)
 
     def take_off(self, text: str) -> str:
         """Give the text as it was typed."""
@@ -75,8 +76,11 @@ class ControlPieces:
         # Longest first, as the tokenizer itself would choose.
         either = "|".join(re.escape(piece) for piece in sorted(self._ids, key=len, reverse=True))
         self._piece = re.compile(either or "(?!)")
+        longest = max(map(len, self._ids), default=1)
+        self._pattern = TextPattern(self._piece, longest)
         # Each place where one begins, also inside another.
-        self._beginning = re.compile(f"(?=(?:{either or '(?!)'}))(?s:.)")
+        beginning = re.compile(f"(?=(?:{either or '(?!)'}))(?s:.)")
+        self._beginning = TextPattern(beginning, longest)
         self._secret = secrets.token_hex(8)
         self._guarded = _rename(backend, self._ids, self._secret)
 
@@ -100,9 +104,9 @@ class ControlPieces:
 
     def disguise_for(self, texts: Sequence[str], template: str) -> Disguise | None:
         """Make what hides the control pieces typed in `texts`; None if there are none."""
-        if not any(self._piece.search(text) for text in texts):
+        if not any(map(self._pattern.is_in, texts)):
             return None
-        taken = set(template).union(*texts)
+        taken = characters_among(_STAND_INS, (template, *texts))
         first_characters = sorted({piece[0] for piece in self._ids})
         free = (chr(code) for code in _STAND_INS if chr(code) not in taken)
         stand_ins = list(itertools.islice(free, len(first_characters)))
@@ -117,18 +121,21 @@ class ControlPieces:
             originals={stand_in: first for first, stand_in in pairs},
         )
 
-    def encode(self, text: str, disguise: Disguise | None) -> list[int]:
+    def encode(
+        self, text: str, disguise: Disguise | None, most_tokens: int | None = None
+    ) -> list[int]:
         """Encode a rendered dialogue; its control pieces become ids, disguised ones plain text.
 
         By the second tokenizer also without a disguise: vocabularies may join pieces of text that
         does not hold them, as CodeLlama's "▁<PRE>" of " <PRE>".
         """
-        marked = self._piece.sub(lambda found: self._secret + found[0], text)
-        return self.encode_typed(disguise.take_off(marked) if disguise else marked)
+        marked = self._pattern.sub(lambda found: self._secret + found, text)
+        text = disguise.take_off(marked) if disguise else marked
+        return self.encode_typed(text, most_tokens)
 
-    def encode_typed(self, text: str) -> list[int]:
+    def encode_typed(self, text: str, most_tokens: int | None = None) -> list[int]:
         """Encode what somebody typed; no control piece comes of it, however it is spelt."""
-        return encode_text(self._guarded, text, owner=self._backend)
+        return encode_text(self._guarded, text, owner=self._backend, most_tokens=most_tokens)
 
 
 # Made once a tokenizer: a second tokenizer is in it, which takes 0.1 to 0.3 s to make, 0.9 s for

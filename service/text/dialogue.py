@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from service.text.errors import InvalidMessagesError
+from service.text.long_texts import characters_among
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -71,7 +72,7 @@ def mark_end(dialogue: Dialogue, template: str) -> tuple[Dialogue, str]:
 
     Templates strip contents; what stands before the mark stays as it was sent.
     """
-    taken = set(template).union(*dialogue.texts())
+    taken = characters_among(_MARKS, (template, *dialogue.texts()))
     mark = next((chr(code) for code in _MARKS if chr(code) not in taken), None)
     if mark is None:
         raise InvalidMessagesError(

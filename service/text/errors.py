@@ -4,6 +4,7 @@ TextError
 ├── InvalidTextError             the caller can mend it
 │   ├── InvalidMessagesError       roles, contents or their order
 │   ├── InvalidPromptError         text that is not Unicode
+│   ├── TextTooLongError           more text than the model's context holds, however it is encoded
 │   ├── InvalidInfillingError      an order that the family has not, or no room
 │   ├── InvalidStopStringError     nothing to stop at
 │   ├── InvalidBadWordError        nothing to ban, or too much
@@ -35,6 +36,14 @@ class InvalidMessagesError(InvalidTextError):
 
 class InvalidPromptError(InvalidTextError):
     """The prompt is not well-formed text."""
+
+
+class TextTooLongError(InvalidTextError):
+    """A text has more tokens than may be; known before they are made."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"{message}; send a shorter text")
+        self.found = message  # what was found and expected, without what to do
 
 
 class InvalidInfillingError(InvalidTextError):

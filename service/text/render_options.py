@@ -36,6 +36,8 @@ class RenderOptions:
     continue_final_message: bool = False
     template_kwargs: Mapping[str, KwargValue] = field(default_factory=dict)
     documents: Sequence[Mapping[str, str]] | None = None  # for templates that cite them
+    most_tokens: int | None = None  # a dialogue of more is refused, if it can be before it is made
+    keep_last: int | None = None  # so many of its last tokens are wanted alone
 
 
 AS_USUAL = RenderOptions()

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from service.text.backend import fast_backend, leading_ids, without_leading
 from service.text.control_pieces import ControlPieces, Disguise
 from service.text.dialogue import Dialogue, cut_at_mark, mark_end
+from service.text.encoding import last_ids
 from service.text.errors import (
     ChatNotSupportedError,
     InvalidMessagesError,
@@ -30,6 +32,7 @@ from service.text.render_options import (
 )
 from service.text.sandbox import TemplateSandbox
 from service.text.template_choice import TemplateOrigin, choose_template
+from service.text.text_bound import TextBound
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -90,6 +93,7 @@ class ChatTemplate:
         self.source_sha256 = hashlib.sha256(source.encode(errors="surrogatepass")).hexdigest()
         self._source = source
         self._pieces = ControlPieces.of(tokenizer)
+        self._bound = TextBound.of(tokenizer)
         self._leading = leading_ids(backend)
         self._bos_id: int | None = tokenizer.bos_token_id
         self._special_tokens = _json_values(tokenizer.special_tokens_map)
@@ -112,10 +116,10 @@ class ChatTemplate:
 
         Raises InvalidMessagesError if the messages or their order don't fit,
         InvalidTemplateOptionsError if the options don't, TemplateFailedError if the template breaks
-        on them.
+        on them, TextTooLongError.
         """
         text, disguise = self._render_disguised(messages, options)
-        return self._with_one_bos(self._pieces.encode(text, disguise))
+        return self._with_one_bos(self._encode(text, disguise, options))
 
     def render_text(
         self, messages: Sequence[Mapping[str, Any]], options: RenderOptions = AS_USUAL
@@ -127,6 +131,15 @@ class ChatTemplate:
     def close(self) -> None:
         """End the template's process."""
         self._sandbox.close()
+
+    def _encode(self, text: str, disguise: Disguise | None, options: RenderOptions) -> list[int]:
+        if options.keep_last is not None:
+            encode = partial(self._pieces.encode, disguise=disguise)
+            return last_ids(encode, text, options.keep_last)[0]
+        if options.most_tokens is not None:
+            typed = disguise.take_off(text) if disguise else text
+            self._bound.require_short(typed, options.most_tokens)
+        return self._pieces.encode(text, disguise, options.most_tokens)
 
     def _render_disguised(
         self, messages: Sequence[Mapping[str, Any]], options: RenderOptions

@@ -139,7 +139,7 @@ class _Pieces:
 
     def _spellings(self, raw: bytes) -> Iterator[str]:
         if self._is_byte_level:
-            yield "".join(_LETTERS[byte] for byte in raw)
+            yield "".join(BYTE_LETTERS[byte] for byte in raw)
         try:
             text = raw.decode()
         except UnicodeDecodeError:
@@ -198,8 +198,8 @@ def _letters() -> list[str]:
     return [chr(byte if byte in printable else next(free)) for byte in range(0x100)]
 
 
-_LETTERS = _letters()
-_BYTES = {letter: byte for byte, letter in enumerate(_LETTERS)}
+BYTE_LETTERS = _letters()
+_BYTES = {letter: byte for byte, letter in enumerate(BYTE_LETTERS)}
 
 
 def _bytes_of_letters(piece: str) -> bytes:

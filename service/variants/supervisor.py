@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from engine.errors import EngineError, QueueFullError
 from service.errors import ModelNotFoundError, VariantStateError
 from service.server.changes import Changes
 from service.server.lifecycle import Phase
@@ -137,6 +138,23 @@ class Supervisor:
             for name in (variant.name, *variant.rules.aliases)
         ]
         return ", ".join(repr(name) for name in names) or "none now"
+
+    def require_room(self) -> None:
+        """Raise QueueFullError where every variant is loaded and none lets another request wait."""
+        refusal: QueueFullError | None = None
+        for variant in self._variants.values():
+            if variant.served is None:
+                return
+            try:
+                variant.served.engine.require_room()
+            except QueueFullError as error:
+                refusal = error
+            except EngineError:
+                return  # what happens to it is told to whoever asks for it
+            else:
+                return
+        if refusal is not None:
+            raise refusal
 
     async def acquire(self, name: str, until_answered: ExitStack) -> ServedModel:
         """Return the model of this name, and keep it loaded until the request is answered.

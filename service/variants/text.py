@@ -18,6 +18,7 @@ from service.text.facts import VariantFacts, read_facts
 from service.text.infilling.infilling import Infilling, resolve_infilling
 from service.text.template_check import TemplateFinding, check_refusal, check_template
 from service.text.templates import ChatTemplate, resolve_chat_template
+from service.text.text_bound import TextBound
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -58,6 +59,7 @@ def read_model_text(
     """
     folder = Path(description.folder)
     tokenizer = load_tokenizer(folder, is_tried=True)  # the engine's process did
+    TextBound.of(tokenizer)  # takes a moment, which no request should
     facts = read_facts(folder, description.repo, description, tokenizer)
     # First, as nothing runs yet that would have to be ended if it fails.
     infilling, infilling_refusal = _read_infilling(tokenizer, facts, infill_order)

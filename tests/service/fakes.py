@@ -23,6 +23,7 @@ from engine.errors import EngineDeadError, InvalidTokenError
 from engine.outputs import FinishReason, TokenLogprobs, TokenOutput
 from engine.sampling_params import SamplingParams
 from engine.statistics import Latencies, TokenTimes
+from engine.transport.backlog import Backlog, QueueLimits
 from engine.transport.wire import IntegrityReport
 from loaders.reports.self_test import Check, SelfTestReport
 from service.api.application import create_app
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
     from engine.request import Terms
     from engine.statistics import EngineStatistics, LiveCheckStatistics
+    from engine.transport.backlog import Place
     from engine.transport.client import Submission
     from loaders.reports.suspicion import Suspicion
     from service.observation.observation import Observation
@@ -139,9 +141,22 @@ class FakeEngine:
     statistics: EngineStatistics | None = None
     latencies: Latencies = field(default_factory=Latencies)
     live_check: LiveCheckStatistics | None = None
+    backlog: Backlog = field(default_factory=lambda: Backlog(QueueLimits()))
     _ids: Iterator[int] = field(default_factory=itertools.count)
 
-    def submit(self, submissions: Sequence[Submission], *, terms: Terms) -> list[FakeStream]:
+    def require_room(self) -> None:
+        self.backlog.require_room()
+
+    def reserve(self, num_seqs: int) -> Place:
+        if not self.is_alive:
+            raise EngineDeadError("the engine has stopped")
+        return self.backlog.reserve(num_seqs)
+
+    def submit(
+        self, submissions: Sequence[Submission], *, terms: Terms, place: Place | None = None
+    ) -> list[FakeStream]:
+        if place is not None:
+            place.release()
         if self.refusal is not None:
             raise self.refusal
         if not self.is_alive:
@@ -388,6 +403,10 @@ class FakeModels:
                 f"no such model is served; this server serves {MODEL!r}", param="model"
             )
         return self.statuses[0], self.served
+
+    def require_room(self) -> None:
+        if self.served is not None:
+            self.served.engine.require_room()
 
     async def acquire(self, name: str, until_answered: ExitStack) -> ServedModel:
         status, served = self.find(name)

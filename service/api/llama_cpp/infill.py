@@ -13,7 +13,7 @@ from service.api.llama_cpp.answer_models import InfillAnswer
 from service.api.llama_cpp.answers import InfillWriter
 from service.api.llama_cpp.fields import InfillRequest
 from service.api.request_bodies import read_request
-from service.api.respond import acquire, answer
+from service.api.respond import acquire, answer, prepare, require_room, reserve
 from service.errors import InvalidFieldError
 from service.serving.generation_request import AnswerForm, GenerationRequest
 from service.serving.infilling import AnswerRoom, Gap, plan_infill
@@ -43,11 +43,17 @@ def infill_endpoints(context: ApiContext) -> list[Endpoint]:
         Needs no `model` where one variant is served. What has no room in the context is cut from
         the ends that are farthest from the gap; `truncated` and `tokens_cut` say so.
         """
-        context.lifecycle.require_open()
+        require_room(context)
         request = await read_request(http_request, InfillRequest, context)
         model = await acquire(http_request, request.model, context)
-        planned = await plan(request, model, most_biases=context.limits.max_token_ids)
-        prompt_text = await _prompt_text(planned, model) if request.reports_prompt else None
+        place = reserve(http_request, model, 1)
+
+        async def read() -> tuple[GenerationRequest, str | None]:
+            planned = await plan(request, model, most_biases=context.limits.max_token_ids)
+            text = await _prompt_text(planned, model) if request.reports_prompt else None
+            return planned, text
+
+        planned, prompt_text = await prepare(http_request, read(), context)
         return await answer(
             http_request,
             planned,
@@ -55,6 +61,7 @@ def infill_endpoints(context: ApiContext) -> list[Endpoint]:
             is_stream=request.is_stream,
             model=model,
             context=context,
+            place=place,
         )
 
     return [

@@ -10,10 +10,10 @@ from service.api.dialogues import DialogueRequest, Messages, render, unread
 from service.api.endpoint import Endpoint
 from service.api.openai.chat_answers import ChatCompletion, ChatCompletionChunk, ChatWriter
 from service.api.openai.fields import TurnRequest
-from service.api.openai.truncation import truncated
+from service.api.openai.truncation import num_kept, truncated
 from service.api.request_bodies import read_request, report_ignored
 from service.api.requests import Ignored, Unsupported
-from service.api.respond import acquire, answer
+from service.api.respond import acquire, answer, prepare, require_room, reserve
 from service.api.scope import note_id
 from service.serving.generation_request import GenerationRequest
 from service.serving.prompts import Prompt, room_behind
@@ -64,12 +64,13 @@ def chat_endpoints(context: ApiContext) -> list[Endpoint]:
 
     async def create_chat_completion(http_request: Request) -> Response:
         """Answer a dialogue; up to the end of the context where max_tokens is silent."""
-        context.lifecycle.require_open()
+        require_room(context)
         request = await read_request(http_request, ChatRequest, context)
         model = await acquire(http_request, request.model, context)
         note_id(http_request.scope, request.request_id)
         report_ignored(http_request.scope, unread(request, model), context.limits)
-        planned = await plan(request, model)
+        place = reserve(http_request, model, request.n or 1)
+        planned = await prepare(http_request, plan(request, model), context)
         return await answer(
             http_request,
             planned,
@@ -77,6 +78,7 @@ def chat_endpoints(context: ApiContext) -> list[Endpoint]:
             is_stream=request.is_stream,
             model=model,
             context=context,
+            place=place,
         )
 
     return [
@@ -94,7 +96,8 @@ def chat_endpoints(context: ApiContext) -> list[Endpoint]:
 
 async def plan(request: ChatRequest, model: ServedModel) -> GenerationRequest:
     """Translate a request. Raises a RequestError or TextError."""
-    prompt = Prompt(truncated(await render(request, model), request, model))
+    kept = num_kept(request, model)
+    prompt = Prompt(truncated(await render(request, model, keep_last=kept), request, model))
     asked: int | None = request.value_of("max_tokens")
     room = room_behind(
         len(prompt.token_ids),

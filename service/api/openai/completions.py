@@ -10,13 +10,13 @@ from service.api.endpoint import Endpoint
 from service.api.openai.completion_answers import Completion, CompletionChunk, CompletionWriter
 from service.api.openai.completion_request import CompletionRequest
 from service.api.openai.gaps import plan_gap
-from service.api.openai.truncation import DEFAULT_MAX_TOKENS, truncated
+from service.api.openai.truncation import DEFAULT_MAX_TOKENS, num_kept, truncated
 from service.api.request_bodies import read_request
-from service.api.respond import acquire, answer
+from service.api.respond import acquire, answer, prepare, require_room, reserve
 from service.api.scope import note_id
 from service.errors import InvalidFieldError
 from service.serving.generation_request import GenerationRequest
-from service.serving.prompts import Prompt, room_behind
+from service.serving.prompts import Prompt, room_behind, within_context
 from service.serving.text_lanes import run_in_lane
 from service.text.backend import decode_whole, fast_backend
 from service.text.prompt import encode_prompt
@@ -37,11 +37,12 @@ def completion_endpoints(context: ApiContext) -> list[Endpoint]:
 
     async def create_completion(http_request: Request) -> Response:
         """Continue each prompt; at most 16 tokens where max_tokens is silent."""
-        context.lifecycle.require_open()
+        require_room(context)
         request = await read_request(http_request, CompletionRequest, context)
         model = await acquire(http_request, request.model, context)
         note_id(http_request.scope, request.request_id)
-        planned = await plan(request, model)
+        place = reserve(http_request, model, len(request.prompt) * request.num_choices)
+        planned = await prepare(http_request, plan(request, model), context)
         writer = CompletionWriter(request, model)
         return await answer(
             http_request,
@@ -50,6 +51,7 @@ def completion_endpoints(context: ApiContext) -> list[Endpoint]:
             is_stream=request.is_stream,
             model=model,
             context=context,
+            place=place,
         )
 
     return [
@@ -161,8 +163,11 @@ async def _read_ids(
         model.tokenizer,
         given,
         add_special_tokens=request.add_special_tokens is not False,
+        most_tokens=model.engine.max_model_len,
+        keep_last=num_kept(request, model),
     )
-    token_ids = await run_in_lane(len(given), encode)
+    with within_context(model.engine.max_model_len, "prompt"):
+        token_ids = await run_in_lane(len(given), encode)
     if not token_ids:
         raise InvalidFieldError("prompt: is empty; give at least one character", param="prompt")
     return token_ids

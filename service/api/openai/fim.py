@@ -16,7 +16,7 @@ from service.api.openai.fields import TurnRequest
 from service.api.openai.gaps import plan_gap
 from service.api.request_bodies import read_request
 from service.api.requests import Seed, Text
-from service.api.respond import acquire, answer
+from service.api.respond import acquire, answer, prepare, require_room, reserve
 from service.api.scope import note_id
 from service.serving.generation_request import GenerationRequest
 
@@ -51,17 +51,19 @@ def fim_endpoints(context: ApiContext) -> list[Endpoint]:
         At most 256 tokens where max_tokens is silent. What has no room in the context is cut from
         the ends that are farthest from the gap; the header x-truncated-prompt says so.
         """
-        context.lifecycle.require_open()
+        require_room(context)
         request = await read_request(http_request, FimRequest, context)
         model = await acquire(http_request, request.model, context)
         note_id(http_request.scope, request.request_id)
+        place = reserve(http_request, model, request.n or 1)
         return await answer(
             http_request,
-            await plan(request, model),
+            await prepare(http_request, plan(request, model), context),
             ChatWriter(request, model),
             is_stream=request.is_stream,
             model=model,
             context=context,
+            place=place,
         )
 
     return [

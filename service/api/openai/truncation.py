@@ -16,16 +16,14 @@ if TYPE_CHECKING:
 DEFAULT_MAX_TOKENS = 16  # OpenAI's own of completions
 
 
-def truncated(
-    token_ids: Sequence[int], request: OpenAIRequest, model: ServedModel
-) -> Sequence[int]:
-    """Return the last ids of a prompt, as many as the request wants; all where it says nothing.
+def num_kept(request: OpenAIRequest, model: ServedModel) -> int | None:
+    """Return how many of a prompt's last ids the request wants; None where it says nothing.
 
     -1 leaves room for max_tokens, or for 16 where the request is silent. Raises InvalidFieldError.
     """
     most = request.truncate_prompt_tokens
     if most is None:
-        return token_ids
+        return None
     if most == -1:
         asked = request.value_of("max_tokens")
         most = model.engine.max_model_len - (DEFAULT_MAX_TOKENS if asked is None else max(asked, 1))
@@ -34,4 +32,12 @@ def truncated(
             "truncate_prompt_tokens: give at least 1, or -1 with a max_tokens that leaves room",
             param="truncate_prompt_tokens",
         )
-    return truncate(token_ids, most, model.tokenizer)
+    return most
+
+
+def truncated(
+    token_ids: Sequence[int], request: OpenAIRequest, model: ServedModel
+) -> Sequence[int]:
+    """Return as many of a prompt's last ids as the request wants. Raises InvalidFieldError."""
+    most = num_kept(request, model)
+    return token_ids if most is None else truncate(token_ids, most, model.tokenizer)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from service.api.endpoint import Endpoint, ErrorShape
 from service.api.request_bodies import read_request
-from service.api.respond import acquire, answer
+from service.api.respond import acquire, answer, prepare, require_room, reserve
 from service.api.tgi.answer_models import GeneratedText, StreamedToken
 from service.api.tgi.answers import TgiAnswerForm, TgiWriter
 from service.api.tgi.parameters import (
@@ -19,7 +19,7 @@ from service.api.tgi.parameters import (
 )
 from service.errors import InvalidFieldError
 from service.serving.generation_request import AnswerForm, GenerationRequest
-from service.serving.prompts import Prompt, room_behind, truncate
+from service.serving.prompts import Prompt, room_behind, truncate, within_context
 from service.serving.text_lanes import run_in_lane
 from service.text.prompt import encode_prompt
 
@@ -40,20 +40,20 @@ def generate_endpoints(context: ApiContext) -> list[Endpoint]:
 
     async def generate_compatibly(http_request: Request) -> Response:
         """Go on from a text: a list of one answer, or a stream where `stream` says so."""
-        context.lifecycle.require_open()
+        require_room(context)
         request = await read_request(http_request, CompatibleRequest, context)
         is_stream = bool(request.stream)
         return await respond(http_request, request, context, is_stream=is_stream, is_list=True)
 
     async def generate(http_request: Request) -> Response:
         """Go on from a text."""
-        context.lifecycle.require_open()
+        require_room(context)
         request = await read_request(http_request, GenerateRequest, context)
         return await respond(http_request, request, context)
 
     async def generate_stream(http_request: Request) -> Response:
         """Go on from a text, told token by token."""
-        context.lifecycle.require_open()
+        require_room(context)
         request = await read_request(http_request, GenerateStreamRequest, context)
         return await respond(http_request, request, context, is_stream=True)
 
@@ -92,14 +92,16 @@ async def respond(
     """Answer a request, whole or as a stream. Raises a RequestError or TextError."""
     _check(request, is_stream=is_stream)
     model = await acquire(http_request, request.model, context)
+    place = reserve(http_request, model, request.settings.best_of or 1)
     form = TgiAnswerForm(request.inputs, request.settings, _seed(request.settings))
     return await answer(
         http_request,
-        await plan(form, model, is_stream=is_stream),
+        await prepare(http_request, plan(form, model, is_stream=is_stream), context),
         TgiWriter(form, model, is_list=is_list),
         is_stream=is_stream,
         model=model,
         context=context,
+        place=place,
     )
 
 
@@ -167,8 +169,14 @@ async def _prompt(form: TgiAnswerForm, model: ServedModel) -> Prompt:
     if not form.inputs:
         raise InvalidFieldError("inputs: is empty; give at least one character", param="inputs")
     # Beside the event loop, however short it is: some expressions are slow on short texts.
-    encode = partial(encode_prompt, model.tokenizer, form.inputs)
-    token_ids = await run_in_lane(len(form.inputs), encode)
-    if form.parameters.truncate is not None:
-        return Prompt(truncate(token_ids, form.parameters.truncate, model.tokenizer))
-    return Prompt(token_ids)
+    limit, kept = model.engine.max_model_len, form.parameters.truncate
+    encode = partial(
+        encode_prompt,
+        model.tokenizer,
+        form.inputs,
+        most_tokens=limit,
+        keep_last=kept,
+    )
+    with within_context(limit, "inputs"):
+        token_ids = await run_in_lane(len(form.inputs), encode)
+    return Prompt(token_ids if kept is None else truncate(token_ids, kept, model.tokenizer))

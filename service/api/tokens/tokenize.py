@@ -20,6 +20,7 @@ from service.api.requests import Forbidden, Name, Unsupported
 from service.api.respond import acquire
 from service.api.responses import model_response
 from service.errors import MissingFieldError
+from service.serving.prompts import within_context
 from service.serving.text_lanes import run_in_lane
 from service.text.backend import fast_backend
 from service.text.bos import BosOrigin, bos_origin
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from service.api.context import ApiContext
     from service.serving.served_model import ServedModel
 
+MAX_TOLD = 262_144  # tokens of a text that no context would hold
 _SOURCES = ("prompt", "messages", "content")
 # What has an effect on which of them.
 _ONLY_WITH = {
@@ -143,7 +145,8 @@ def tokenize_endpoints(context: ApiContext) -> list[Endpoint]:
             # All of it beside the event loop: a body may hold a million tokens.
             read = tokenize_prompt if request.content is None else tokenize_content
             size = len(request.prompt or request.content or "")
-            answer = await run_in_lane(size, partial(read, request, model))
+            with within_context(model.engine.max_model_len, _text_name(request)):
+                answer = await run_in_lane(size, partial(read, request, model))
         return await model_response(answer, model.identity.headers)
 
     return [
@@ -158,6 +161,15 @@ def tokenize_endpoints(context: ApiContext) -> list[Endpoint]:
     ]
 
 
+def _text_name(request: TokenizeRequest) -> str:
+    return "prompt" if request.content is None else "content"
+
+
+def _most_told(model: ServedModel) -> int:
+    """Return how many tokens a text may have: also somewhat longer ones are sent to be counted."""
+    return max(model.engine.max_model_len, MAX_TOLD)
+
+
 def tokenize_prompt(request: TokenizeRequest, model: ServedModel) -> PromptTokens:
     """Encode `prompt` as a completion's is."""
     text = request.prompt or ""
@@ -166,6 +178,7 @@ def tokenize_prompt(request: TokenizeRequest, model: ServedModel) -> PromptToken
         text,
         add_special_tokens=request.add_special_tokens is not False,
         parse_special=request.parses_special,
+        most_tokens=_most_told(model),
     )
     origin = bos_origin(model.tokenizer, token_ids, text if request.parses_special else "")
     return _prompt_tokens(token_ids, origin, request, model)
@@ -188,6 +201,7 @@ def tokenize_content(request: TokenizeRequest, model: ServedModel) -> ContentTok
         text,
         add_special_tokens=bool(request.add_special),
         parse_special=request.parses_special,
+        most_tokens=_most_told(model),
     )
     texts = TokenTexts(model.tokenizer)
     tokens: list[int] | list[TokenPiece] = token_ids

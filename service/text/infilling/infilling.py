@@ -11,6 +11,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from service.text.backend import fast_backend, leading_ids
+from service.text.encoding import MAX_WHOLE, first_ids, last_ids, well_formed
 from service.text.errors import (
     InfillingNotSupportedError,
     InfillSettingError,
@@ -20,6 +21,7 @@ from service.text.infilling.choice import choose_family, every_piece
 from service.text.infilling.families import InfillOrder, Part
 from service.text.infilling.fitting import FileIds, keep_files, share_room
 from service.text.infilling.parts import PartEncoder
+from service.text.text_bound import TextBound
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -44,7 +46,10 @@ class InfillFile:
 
 @dataclass(frozen=True, slots=True)
 class InfillPrompt:
-    """A prompt that ends where the middle begins, and how many tokens had no room."""
+    """A prompt that ends where the middle begins, and how many tokens had no room.
+
+    Text far beyond the room is not encoded; of its tokens as many are counted as it has at least.
+    """
 
     token_ids: list[int]
     num_cut_prefix: int  # from its beginning
@@ -104,6 +109,7 @@ class Infilling:
         self.order = self.orders[0] if order is None else order
         self._layouts = family.layouts
         self._leading = leading_ids(backend)
+        self._bound = TextBound.of(tokenizer)
         self._ids = _known_ids({p: backend.token_to_id(p) for p in family.pieces}, vocab_size)
         files = family.files
         has_pieces = files is not None and self._ids.keys() >= set(files.pieces)
@@ -153,19 +159,19 @@ class Infilling:
             raise InvalidInfillingError(_orders_in_words(self.family, self.orders))
         # Every prefix is the beginning of a text to its tokenizer, as the publishers' own code has
         # it, also behind the suffix.
-        ids = {
-            Part.PREFIX: self._encoder.begin(prefix + prompt),
-            Part.SUFFIX: self._encoder.go_on(suffix),
-        }
         frame = len(self._leading) + sum(isinstance(item, str) for item in layout)
-        kept = _keep_near(ids, max_tokens - frame)
+        room = max_tokens - frame
+        prefix_ids, before = last_ids(self._encoder.begin, well_formed(prefix + prompt), room)
+        suffix_ids, behind = first_ids(self._encoder.go_on, well_formed(suffix), room)
+        ids = {Part.PREFIX: prefix_ids, Part.SUFFIX: suffix_ids}
+        kept = _keep_near(ids, room)
         num_kept = sum(map(len, kept.values()))
-        file_ids, num_cut_files = self._file_ids(files, max_tokens - frame - num_kept)
+        file_ids, num_cut_files = self._file_ids(files, room - num_kept)
         placed = (kept[item] if isinstance(item, Part) else [self._ids[item]] for item in layout)
         return InfillPrompt(
             token_ids=[*self._leading, *file_ids, *chain.from_iterable(placed)],
-            num_cut_prefix=len(ids[Part.PREFIX]) - len(kept[Part.PREFIX]),
-            num_cut_suffix=len(ids[Part.SUFFIX]) - len(kept[Part.SUFFIX]),
+            num_cut_prefix=len(prefix_ids) - len(kept[Part.PREFIX]) + self._least(before),
+            num_cut_suffix=len(suffix_ids) - len(kept[Part.SUFFIX]) + self._least(behind),
             num_cut_files=num_cut_files,
         )
 
@@ -174,12 +180,31 @@ class Infilling:
         if not files:
             return [], 0
         before, behind = self._before_files, self._behind_files
-        every = [self._one_file(file) for file in files]
-        kept = keep_files(every, room - len(before) - len(behind))
-        num_cut = sum(file.size for file in every) - sum(file.size for file in kept)
+        left = room - len(before) - len(behind)
+        every, num_cut = self._encode_files(files, left)
+        kept = keep_files(every, left)
+        num_cut += sum(file.size for file in every) - sum(file.size for file in kept)
         if not kept:
             return [], num_cut
         return [*before, *chain.from_iterable(file.ids for file in kept), *behind], num_cut
+
+    def _encode_files(self, files: Sequence[InfillFile], room: int) -> tuple[list[FileIds], int]:
+        """Encode the files from the last on; also count the tokens of what has no room by far."""
+        every: list[FileIds] = []
+        num_tokens = num_characters = num_cut = 0
+        for file in reversed(files):
+            if num_tokens > room and num_characters > MAX_WHOLE:
+                num_cut += self._least(file.text)
+                continue
+            ids, left_out = self._one_file(file, room)
+            every.append(ids)
+            num_tokens += ids.size
+            num_characters += len(file.text)
+            num_cut += self._least(left_out)
+        return every[::-1], num_cut
+
+    def _least(self, text: str) -> int:
+        return self._bound.least_tokens(text) if text else 0
 
     def _around_files(self) -> tuple[list[int], list[int]]:
         """Give what stands before the first file, and between the last and the gap's own."""
@@ -192,16 +217,17 @@ class Infilling:
             return before, []
         return before, [self._ids[pieces.separator], *self._encoder.go_on(pieces.gap_name)]
 
-    def _one_file(self, file: InfillFile) -> FileIds:
+    def _one_file(self, file: InfillFile, room: int) -> tuple[FileIds, str]:
+        """Encode a file, as much of its end as may have room; also return what was left out."""
         pieces = self._files
-        text = self._encoder.go_on(file.text)
+        text, left_out = last_ids(self._encoder.go_on, well_formed(file.text), room)
         if pieces is None:
-            return FileIds(self._snippet, text, [])
+            return FileIds(self._snippet, text, []), left_out
         name = self._encoder.go_on(f"{file.filename}\n")
         separator = [self._ids[pieces.separator]]
         if pieces.ends_files:
-            return FileIds(name, text, separator)
-        return FileIds([*separator, *name], text, [])
+            return FileIds(name, text, separator), left_out
+        return FileIds([*separator, *name], text, []), left_out
 
 
 def _order_of(family: InfillFamily, asked: str) -> InfillOrder:

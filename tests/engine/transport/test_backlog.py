@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 from dataclasses import replace
 
 import pytest
 
 from engine.errors import QueueFullError
-from engine.transport.backlog import Backlog, QueueLimits
+from engine.transport.backlog import Backlog, Place, QueueLimits
 from tests.engine.fake_engine import FakeEngine
 
 IDLE = FakeEngine(max_num_seqs=2).statistics()
@@ -64,3 +66,80 @@ def test_waits_are_bounded_by_the_speed_at_which_prompts_are_read():
     with pytest.raises(QueueFullError, match=r"takes 18\.0 s to read") as refused:
         backlog.enter(2, [1])
     assert refused.value.retry_after_s == 9
+
+
+def test_a_place_counts_as_waiting_until_its_sequences_are_sent():
+    backlog = Backlog(QueueLimits(max_queued_seqs=2))
+    backlog.update(0, FULL)
+    place = backlog.reserve(2)
+    assert backlog.num_seqs == 2
+    with pytest.raises(QueueFullError, match="2 sequences wait, at most 2 may"):
+        backlog.reserve(1)
+    with pytest.raises(QueueFullError):
+        backlog.enter(1, [5])
+    backlog.enter(1, [5, 5], place)
+    assert backlog.num_seqs == 2
+    place.release()
+    assert backlog.num_seqs == 2
+
+
+def test_a_place_that_is_given_up_is_free_once():
+    backlog = Backlog(QueueLimits(max_queued_seqs=1))
+    backlog.update(0, FULL)
+    first = backlog.reserve(1)
+    first.release()
+    backlog.reserve(1)
+    first.release()
+    assert backlog.num_seqs == 1
+
+
+def test_whoever_has_a_place_is_not_kept_out_by_those_who_came_since():
+    backlog = Backlog(QueueLimits(max_queued_seqs=1))
+    backlog.update(0, replace(FULL, num_free_slots=1))
+    place = backlog.reserve(1)
+    backlog.reserve(1)
+    backlog.update(0, FULL)  # another took the slot that was free
+    with pytest.raises(QueueFullError):
+        backlog.enter(1, [5])
+    backlog.enter(1, [5], place)
+
+
+def test_a_place_is_none_for_more_tokens_than_may_wait():
+    backlog = Backlog(QueueLimits(max_queued_seqs=9, max_queued_tokens=100))
+    backlog.update(0, FULL)
+    place = backlog.reserve(1)
+    backlog.enter(1, [60])
+    with pytest.raises(QueueFullError, match="60 prompt tokens wait and 50 more would"):
+        backlog.enter(1, [50], place)
+    assert backlog.num_reserved == 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_place_leaks_however_requests_go(seed):
+    """Of random arrivals, submissions, refusals and ends in any order."""
+    chance = random.Random(seed)
+    backlog = Backlog(QueueLimits(max_queued_seqs=6, max_queued_tokens=200))
+    backlog.update(0, FULL)
+    held: list[Place] = []
+    sent = 0
+    for number in range(1, 300):
+        with contextlib.suppress(QueueFullError):
+            match chance.choice(("reserve", "reserve", "submit", "release", "report")):
+                case "reserve":
+                    held.append(backlog.reserve(chance.randint(1, 3)))
+                case "submit" if held:
+                    place = held.pop(chance.randrange(len(held)))
+                    tokens = [chance.randint(1, 90)] * place.num_seqs
+                    backlog.enter(number, tokens, place)
+                    sent = number
+                case "release" if held:
+                    chance.choice(held).release()
+                case "report":
+                    backlog.update(sent, FULL)
+        assert backlog.num_reserved == sum(
+            place.num_seqs for place in held if place.is_held_in(backlog)
+        )
+    for place in held:
+        place.release()
+    backlog.update(sent, FULL)
+    assert backlog.num_reserved == backlog.num_seqs == 0

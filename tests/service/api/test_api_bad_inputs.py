@@ -305,11 +305,15 @@ def test_many_wrong_items_give_a_small_error(client):
     assert len(response.content) < 1000
 
 
-def test_duplicate_keys_take_the_last_value(client):
-    body = json.dumps(COMPLETION)[:-1] + ', "n": 3}'
-    content = body.replace('"prompt"', '"n": 1, "prompt"')
-    response = client.post("/v1/completions", content=content, headers=JSON)
-    assert len(response.json()["choices"]) == 3
+def test_a_name_twice_in_one_object_is_refused_at_any_depth(client):
+    """One of the two would have been obeyed, and nobody could know which."""
+    for body in ('{"n": 1, "n": 1}', '{"a": [{"n": 1, "m": 2, "n": null}], "n": 1}'):
+        response = client.post("/v1/completions", content=body, headers=JSON)
+        assert refused(response)["param"] == "n"
+    secret = "sk-secret words"
+    response = client.post("/tokenize", content=f'{{"{secret}": 1, "{secret}": 2}}', headers=JSON)
+    assert "twice" in refused(response)["message"]
+    assert secret not in response.text
 
 
 def body_of(size: int) -> bytes:

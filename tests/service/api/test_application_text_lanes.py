@@ -43,7 +43,7 @@ class Template(PlainTemplate):
 def server() -> Iterator[RunningServer]:
     tokenizer = gap_tokenizer()
     with running_server(
-        FakeEngine(says(tokenizer, "hi")),
+        FakeEngine(says(tokenizer, "hi"), max_model_len=MAX_SHORT * 2),
         tokenizer,
         chat_template=Template(tokenizer),
         infilling=gap_infilling(tokenizer),
@@ -53,7 +53,7 @@ def server() -> Iterator[RunningServer]:
 
 @pytest.fixture(autouse=True)
 def encodes_nothing(monkeypatch):
-    def encode(backend: object, text: str, owner: object = None) -> list[int]:
+    def encode(backend: object, text: str, *_: object) -> list[int]:
         seen_by.append(threading.current_thread().name)
         return [5]
 
