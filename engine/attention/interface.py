@@ -73,6 +73,9 @@ class ModelInput:
     # [num_rows] int64: the tokens after which logits are needed; None: after each of them.
     logits_indices: Tensor | None
     attention: AttentionStep
+    # Whether all tokens are in pieces of prompts, whose products go the way of many rows.
+    has_pieces: bool = False
+    is_for_cache: bool = False  # nothing is sampled; what it leaves in the cache is all that counts
 
 
 # Keywords that Transformers' layers pass on and that don't change what attention computes.

@@ -12,13 +12,16 @@ by side, padded to the longest and masked. A sequence alone in its group is not 
 its blocks lie side by side not even gathered. A chunk that begins its sequence attends to itself;
 any other gathers what is cached before it.
 
-How sums are ordered then depends on mates and on where chunks begin. `RowByRow` is the other way:
-every token attends by itself, to exactly the tokens it sees. Slow, and the same in any company.
+How sums are ordered then depends on mates and on where chunks begin. Pieces of prompts are laid
+into windows instead, which begin at fixed positions and have one size, so that a row's sums depend
+on its position only. `RowByRow` goes further: every token attends by itself, to exactly the tokens
+it sees. Slow, and the same in any company.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,6 +39,9 @@ MAX_PADDING = 128
 MAX_GATHER_BYTES = 64 * 2**20
 # Rows of a chunk that share a mask over all they see: 4 MB of it at 8 192 tokens.
 MAX_MASKED_ROWS = 128
+# Rows of a window: with 32 a prompt of 512 tokens took as many products again, with 128 a short
+# one computes rows that it has not.
+WINDOW_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +95,7 @@ class ChunkRows:
     rows: slice
     start: int  # position of the first row
     run: Run | None  # all that its last row sees; None where the chunk begins its sequence
+    is_piece: bool = False  # whole blocks, which are attended to window by window
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +132,8 @@ class PagedStep:
                 parts.append(_attend_from_start(rows, seen, scale, window))
             else:
                 seen = chunk.run.read(self.cache, layer_index)
-                parts.append(attend_onward(rows, seen, chunk.start, scale, window))
+                attend = attend_in_windows if chunk.is_piece else attend_onward
+                parts.append(attend(rows, seen, chunk.start, scale, window))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _attend_padded(
@@ -220,6 +228,45 @@ def attend_onward(
         mask = _mask(position, limits, window, query.dtype)
         parts.append(_attend(rows, seen[:num_seen], scale, mask))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def attend_in_windows(
+    query: Tensor, seen: Tensor, start: int, scale: float, window: int | None
+) -> Tensor:
+    """Attend as `attend_onward` does, in products whose sizes follow from positions alone.
+
+    A window that the query fills in part is filled up with zeros, which change no other row.
+    """
+    stop = start + query.shape[0]
+    first = start - start % WINDOW_ROWS
+    end = stop + -stop % WINDOW_ROWS
+    rows = query.new_zeros(end - first, *query.shape[1:])
+    rows[start - first : stop - first] = query
+    if end > stop:
+        seen = functional.pad(seen, (0, 0, 0, 0, 0, 0, 0, end - stop))
+    parts = [
+        _attend(
+            rows[begin - first : begin - first + WINDOW_ROWS],
+            seen[: begin + WINDOW_ROWS],
+            scale,
+            _window_mask(begin + WINDOW_ROWS, window, query.dtype),
+        )
+        for begin in range(first, end, WINDOW_ROWS)
+    ]
+    return torch.cat(parts)[start - first : stop - first]
+
+
+def _window_mask(num_tokens: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    """Hide from a window's rows, the last of so many tokens, what is behind each of them."""
+    width = 1 << (num_tokens - 1).bit_length()
+    # Where a row stands is counted from the end, so that one mask serves all up to its width.
+    return _widest_window_mask(width, window, dtype)[:, width - num_tokens :]
+
+
+@lru_cache(maxsize=8)
+def _widest_window_mask(width: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    position = torch.arange(width)
+    return _mask(position, position[-WINDOW_ROWS:, None] + 1, window, dtype)
 
 
 def _attend(query: Tensor, seen: Tensor, scale: float, mask: Tensor | None) -> Tensor:

@@ -6,6 +6,7 @@ chunks. All indices are int64, so that no size of cache or vocabulary can wrap a
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +22,7 @@ from engine.attention.paged import (
     PagedStep,
     RowByRow,
 )
-from engine.scheduling.batch import Decodes, ScheduledBatch
+from engine.scheduling.batch import Decodes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from engine.attention.interface import AttentionStep
     from engine.attention.kv_cache import KVCache
     from engine.execution.slot_state import SlotState
-    from engine.scheduling.batch import ScheduledChunk
+    from engine.scheduling.batch import ScheduledBatch, ScheduledChunk
 
 
 def model_order(batch: ScheduledBatch) -> ScheduledBatch:
@@ -42,18 +43,21 @@ def model_order(batch: ScheduledBatch) -> ScheduledBatch:
         tuple(map(decodes.slots.__getitem__, order)),
         tuple(map(decodes.positions.__getitem__, order)),
     )
-    return ScheduledBatch(
-        in_order, batch.chunks, batch.starts, batch.new_blocks, batch.dirty_blocks
-    )
+    return replace(batch, decodes=in_order)
 
 
 def build_model_input(
-    batch: ScheduledBatch, state: SlotState, cache: KVCache, *, is_batch_invariant: bool
+    batch: ScheduledBatch,
+    state: SlotState,
+    cache: KVCache,
+    *,
+    is_batch_invariant: bool,
+    has_pieces: bool = False,
 ) -> ModelInput:
     """Lay out a batch that is in `model_order` and that `state` has taken in.
 
     The input of a decode is read on the device, so that a step can be laid out before the one
-    before it is collected.
+    before it is collected. has_pieces: the batch holds pieces of prompts and nothing else.
     """
     send = state.to_device.send
     slots = np.array(batch.decodes.slots, dtype=np.int64)
@@ -78,13 +82,15 @@ def build_model_input(
             cache,
             slot_mapping,
             _group_decodes(slots, positions, state, cache),
-            _chunk_rows(batch, state),
+            _chunk_rows(batch, state, are_pieces=has_pieces),
         )
     return ModelInput(
         token_ids=_token_ids(slots, batch, state),
         position_ids=send(np.concatenate([positions, *chunk_positions])),
         logits_indices=send(logits_indices(batch)),
         attention=attention,
+        has_pieces=has_pieces,
+        is_for_cache=not batch.decodes and not any(map(num_logits, batch.chunks)),
     )
 
 
@@ -144,12 +150,15 @@ def _group_decodes(
     return tuple(groups)
 
 
-def _chunk_rows(batch: ScheduledBatch, state: SlotState) -> tuple[ChunkRows, ...]:
+def _chunk_rows(
+    batch: ScheduledBatch, state: SlotState, *, are_pieces: bool
+) -> tuple[ChunkRows, ...]:
     rows: list[ChunkRows] = []
     first = len(batch.decodes)
     for chunk in batch.chunks:
         stop = first + len(chunk.token_ids)
-        run = state.run(chunk.slot, chunk.stop) if chunk.start else None
-        rows.append(ChunkRows(slice(first, stop), chunk.start, run))
+        # Pieces read back even what they begin with, for that is how those behind them find it.
+        run = state.run(chunk.slot, chunk.stop) if chunk.start or are_pieces else None
+        rows.append(ChunkRows(slice(first, stop), chunk.start, run, is_piece=are_pieces))
         first = stop
     return tuple(rows)

@@ -22,6 +22,7 @@ from engine.attention.kv_cache import (
     resolve_kv_dtype,
 )
 from engine.errors import OutOfMemoryError, UnsupportedArchitectureError
+from engine.execution.both_ways import run_both_ways
 from engine.execution.decode_graphs import DecodeGraphs, Recordings
 from engine.execution.decoder import HeadApart, make_decoder
 from engine.execution.device_faults import is_out_of_memory
@@ -42,7 +43,7 @@ from engine.sampling.state import SamplingState
 from engine.scheduling.batch import RowExtras
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from contextlib import AbstractContextManager
 
     from torch import Tensor
@@ -193,14 +194,24 @@ class ModelRunner:
 
     def _logits(self, batch: ScheduledBatch) -> tuple[Tensor, dict[int, RowLogprobs]]:
         """Return what is sampled from, and how likely prompts' tokens were."""
-        model_input, decoder = self._lay_out(batch), self._decoder
+        if self._kernels is not None or self._is_batch_invariant:
+            return self._logits_of(batch)
+        size, send = self._cache.block_size, self._sampling.send_ids
+        return run_both_ways(batch, size, self._logits_of, send)
+
+    def _logits_of(
+        self, batch: ScheduledBatch, *, has_pieces: bool = False
+    ) -> tuple[Tensor, dict[int, RowLogprobs]]:
+        """Run what goes one way: pieces of prompts, or what is none."""
+        model_input, decoder = self._lay_out(batch, has_pieces=has_pieces), self._decoder
+        send = self._sampling.send_ids
         if _tells_of_prompts(batch) and isinstance(decoder, HeadApart):
             # Those of a whole chunk may take gigabytes.
             rows = decoder.last_rows(model_input)
             tell = partial(self._prompt_logprobs_of, decoder.head)
-            return decoder.head(self._sampled(batch, rows)), self._reported(batch, rows, tell)
+            return decoder.head(_sampled(batch, rows, send)), self._reported(batch, rows, tell)
         logits = decoder.logits(model_input)
-        return self._sampled(batch, logits), self._reported(batch, logits, prompt_logprobs)
+        return _sampled(batch, logits, send), self._reported(batch, logits, prompt_logprobs)
 
     @torch.inference_mode()
     def _record(self, path: ExecutionPath, config: EngineConfig) -> DecodeGraphs | None:
@@ -226,7 +237,7 @@ class ModelRunner:
         graphs.record_common()
         return graphs
 
-    def _lay_out(self, batch: ScheduledBatch) -> ModelInput:
+    def _lay_out(self, batch: ScheduledBatch, *, has_pieces: bool) -> ModelInput:
         """Make the tensors of a batch that the slots have taken in."""
         if self._kernels is not None:
             return build_gpu_input(
@@ -238,7 +249,11 @@ class ModelRunner:
                 has_flash=self._has_flash,
             )
         return build_model_input(
-            batch, self._slots, self._cache, is_batch_invariant=self._is_batch_invariant
+            batch,
+            self._slots,
+            self._cache,
+            is_batch_invariant=self._is_batch_invariant,
+            has_pieces=has_pieces,
         )
 
     def _run_recorded(self, decodes: Decodes, graphs: DecodeGraphs) -> StepResult | None:
@@ -310,17 +325,20 @@ class ModelRunner:
     ) -> RowLogprobs:
         return prompt_logprobs_of(rows, head, targets, num_top, self.vocab_size)
 
-    def _sampled(self, batch: ScheduledBatch, rows: Tensor) -> Tensor:
-        """Leave out the rows that only a prompt's logprobs are told from."""
-        num_rows = len(batch.decodes) + sum(chunk.num_samples for chunk in batch.chunks)
-        if rows.shape[0] == num_rows:
-            return rows
-        places = list(range(len(batch.decodes)))
-        stop = len(places)
-        for chunk in batch.chunks:
-            stop += num_logits(chunk)
-            places += range(stop - chunk.num_samples, stop)
-        return rows.index_select(0, self._sampling.send_ids(places))
+
+def _sampled(
+    batch: ScheduledBatch, rows: Tensor, send_ids: Callable[[Collection[int]], Tensor]
+) -> Tensor:
+    """Leave out the rows that only a prompt's logprobs are told from."""
+    num_rows = len(batch.decodes) + sum(chunk.num_samples for chunk in batch.chunks)
+    if rows.shape[0] == num_rows:
+        return rows
+    places = list(range(len(batch.decodes)))
+    stop = len(places)
+    for chunk in batch.chunks:
+        stop += num_logits(chunk)
+        places += range(stop - chunk.num_samples, stop)
+    return rows.index_select(0, send_ids(places))
 
 
 def _tells_of_prompts(batch: ScheduledBatch) -> bool:

@@ -80,12 +80,16 @@ class LlamaDecoder:
         rotation = self._rotation.index_select(0, model_input.position_ids)
         cos, sin = rotation[:, :1], rotation[:, 1:]
         *earlier, last = self._layers
+        has_pieces = model_input.has_pieces
         for layer in earlier:
-            layer(residual, cos, sin, model_input.attention)
+            layer(residual, cos, sin, model_input.attention, has_pieces=has_pieces)
         # Past the last keys and values only the rows that are sampled from are needed: the head
         # costs as much as eight layers.
         rows = model_input.logits_indices
-        residual = last(residual, cos, sin, model_input.attention, rows=rows)
+        residual = last(residual, cos, sin, model_input.attention, rows=rows, has_pieces=has_pieces)
+        if model_input.is_for_cache:
+            nothing: Tensor = residual.new_empty(0, sum(self._head.sizes))
+            return nothing
         return self._head(self._norm(residual)).float()
 
     @contextmanager
@@ -137,15 +141,16 @@ class LlamaLayer(nn.Module):
         attention: AttentionStep,
         *,
         rows: Tensor | None = None,
+        has_pieces: bool = False,
     ) -> Tensor:
         """Add to the residual [num_tokens, hidden] in place, and return it.
 
         cos, sin: [num_tokens, 1, head_dim]. With rows [n] int64, what follows attention is computed
-        for these tokens only: a fresh [n, hidden].
+        for these tokens only: a fresh [n, hidden]. has_pieces: whether all are in pieces of
+        prompts.
         """
-        heads = self._qkv(self._attention_norm(residual)).view(
-            residual.shape[0], -1, self._head_dim
-        )
+        joined = self._qkv(self._attention_norm(residual), has_pieces=has_pieces)
+        heads = joined.view(residual.shape[0], -1, self._head_dim)
         query, key_value = self._rotate(heads, cos, sin)
         attended = attention.attend(
             self._index, query, key_value, scale=self._scale, window=self._window
@@ -153,10 +158,13 @@ class LlamaLayer(nn.Module):
         attended = attended.flatten(1)
         if rows is not None:
             residual, attended = residual.index_select(0, rows), attended.index_select(0, rows)
-        residual.add_(self._output(attended))
+            has_pieces = False  # as many as are asked for
+        residual.add_(self._output(attended, has_pieces=has_pieces))
 
-        gate, up = self._gate_up(self._mlp_norm(residual)).chunk(2, dim=1)
-        return residual.add_(self._down(functional.silu(gate).mul_(up)))
+        inner = self._gate_up(self._mlp_norm(residual), has_pieces=has_pieces)
+        gate, up = inner.chunk(2, dim=1)
+        inner = functional.silu(gate).mul_(up)
+        return residual.add_(self._down(inner, has_pieces=has_pieces))
 
     def linears(self, name: str) -> Iterator[LinearsInUse]:
         """Give the layer's linear layers; name: its own in the model."""

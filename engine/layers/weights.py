@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from engine.errors import UnsupportedArchitectureError
+from engine.layers.alike import multiply_pieces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -129,18 +130,19 @@ class JoinedLinears:
             for weight in self._weights
         ]
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, *, has_pieces: bool = False) -> Tensor:
         """x: [rows, in] in the model's own order. Returns all outputs side by side, [rows, out].
 
-        Outputs, too, are in the model's order.
+        Outputs, too, are in the model's order. has_pieces: whether all rows are in pieces of
+        prompts.
         """
+        multiply = multiply_pieces if has_pieces else self._multiply
         if self._is_order_shared:
             x = _permute(x, self._permutation)
-            outputs = [self._multiply(weight, x) for weight in self._weights]
+            outputs = [multiply(weight, x) for weight in self._weights]
         else:
             outputs = [
-                self._multiply(weight, _permute(x, weight.input_permutation))
-                for weight in self._weights
+                multiply(weight, _permute(x, weight.input_permutation)) for weight in self._weights
             ]
         outputs = [_permute(out, order) for out, order in zip(outputs, self._outputs, strict=True)]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from engine.outputs import TokenLogprobs
     from engine.scheduling.batch import SampledTokens, ScheduledBatch, ScheduledChunk
     from engine.scheduling.counters import Counters
-    from engine.scheduling.prefix_sharing import PrefixSharing
     from engine.scheduling.residency import Residency
     from engine.scheduling.sequence import Sequence
 
@@ -27,12 +26,8 @@ if TYPE_CHECKING:
 class OutputProcessor:
     """Advances sequences by what was sampled for them, and ends those that are done."""
 
-    def __init__(
-        self, residency: Residency, prefixes: PrefixSharing, block_size: int, counters: Counters
-    ) -> None:
+    def __init__(self, residency: Residency, counters: Counters) -> None:
         self._residency = residency
-        self._prefixes = prefixes
-        self._block_size = block_size
         self._counters = counters
 
     def process(self, batch: ScheduledBatch, sampled: SampledTokens) -> list[StepOutput]:
@@ -127,9 +122,6 @@ class OutputProcessor:
                 return
         if sequence.drafter is not None:
             sequence.drafter.extend(token_ids)
-        num_full = sequence.num_known_tokens // self._block_size
-        if num_full > sequence.num_registered_blocks and sequence.state is SequenceState.RUNNING:
-            self._prefixes.register(sequence)
 
 
 def _report_prompt_logprobs(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING
 
+from engine.scheduling.pieces import num_shared_blocks
 from engine.scheduling.prefix import block_digest, root_digest
 
 if TYPE_CHECKING:
@@ -33,18 +34,22 @@ class PrefixSharing:
         sequence.root_digest = root_digest(self._secret, cache_salt)
 
     def find(self, sequence: Sequence) -> list[int]:
-        """Return the cached blocks that a sequence begins with."""
+        """Return the cached blocks that a sequence begins with, as it is admitted."""
+        sequence.is_shared = True
         if sequence.params.prompt_logprobs is not None:
             return []  # every token of the prompt must be computed to be reported
         # The last token is computed in any case: something must give the logits.
-        num_blocks = (sequence.num_known_tokens - 1) // self._blocks.block_size
+        num_tokens = sequence.num_known_tokens - 1
+        num_blocks = num_shared_blocks(sequence, num_tokens, self._blocks.block_size)
         self._extend_digests(sequence, num_blocks)
         return self._blocks.find_prefix(sequence.block_digests[:num_blocks])
 
     def register(self, sequence: Sequence) -> None:
-        """Let others find the blocks whose tokens are known and computed, or being computed."""
+        """Let others find the blocks of its prompt that are computed, or being computed."""
+        if not sequence.is_shared:
+            return
         num_tokens = min(sequence.num_computed_tokens, sequence.num_known_tokens)
-        num_full = num_tokens // self._blocks.block_size
+        num_full = num_shared_blocks(sequence, num_tokens, self._blocks.block_size)
         self._extend_digests(sequence, num_full)
         for index in range(sequence.num_registered_blocks, num_full):
             self._blocks.register(sequence.sequence_id, index, sequence.block_digests[index])

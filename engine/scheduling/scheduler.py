@@ -66,7 +66,7 @@ class Scheduler:
             config.max_num_seqs, blocks, prefixes, self._queue, admission, counters
         )
         self._planner = StepPlanner(config, residency, blocks, prefixes, admission, counters)
-        self._outputs = OutputProcessor(residency, prefixes, config.block_size, counters)
+        self._outputs = OutputProcessor(residency, counters)
 
     @property
     def has_work(self) -> bool:

@@ -68,6 +68,7 @@ class Sequence:
     block_digests: list[bytes] = field(default_factory=list)  # of its first full blocks
     num_cached_prompt_tokens: int = 0  # computed for others before it was first admitted
     num_registered_blocks: int = 0  # of them that were offered to the prefix cache
+    is_shared: bool = True  # False once its prompt was cut where others' are not, see `pieces`
 
     end_token_ids: frozenset[int] = field(init=False)
     is_watched: bool = field(init=False)  # may need its last token read before each step

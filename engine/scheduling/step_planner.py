@@ -1,8 +1,8 @@
 """Plans a step: which sequences take part in it, and with how many of their tokens.
 
 Either everybody who decodes goes one token further (with a draft, where there is one) and short
-prompts join them, or prompts of many tokens run by themselves, every second step. Whose turn it is
-to hold a slot is `residency`'s to decide.
+prompts join them, or prompts of many tokens run by themselves, every second step. Prompts are cut
+where `pieces` says. Whose turn it is to hold a slot is `residency`'s to decide.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.scheduling.batch import Decodes, RowExtras, ScheduledBatch, ScheduledChunk
+from engine.scheduling.pieces import chunk_stop, pieces_end
 from engine.scheduling.sequence import slot_of, turn_of
 
 if TYPE_CHECKING:
@@ -187,21 +188,40 @@ class StepPlanner:
                 break
             if sequence.is_decoding:
                 continue
-            chunks.append(self._plan_prefill(sequence, budget))
-            budget -= len(chunks[-1].token_ids)
+            budget -= self._add_prefill(chunks, sequence, budget)
         # One by one, so that whoever begins like the one before it finds that one's blocks.
         while budget > 0 and (admitted := self._residency.admit()) is not None:
-            chunks.append(self._plan_prefill(admitted, budget))
-            budget -= len(chunks[-1].token_ids)
+            budget -= self._add_prefill(chunks, admitted, budget)
         return chunks
 
-    def _plan_prefill(self, sequence: Sequence, budget: int) -> ScheduledChunk:
+    def _add_prefill(self, chunks: list[ScheduledChunk], sequence: Sequence, budget: int) -> int:
+        """Add a chunk of a prompt, where one fits; return how many tokens it has."""
+        stop = self._prefill_stop(sequence, budget)
+        start = sequence.num_computed_tokens
+        if stop == start and not chunks:
+            # Not even a piece fits beside those who decode. It goes on all the same, and what it
+            # leaves in the cache is its own from here on.
+            stop = start + budget
+            sequence.is_shared = False
+        if stop > start:
+            chunks.append(self._plan_prefill(sequence, stop))
+        return stop - start
+
+    def _prefill_stop(self, sequence: Sequence, budget: int) -> int:
+        """Say how far a prompt can be read."""
+        size = self._blocks.block_size
+        start, end = sequence.num_computed_tokens, sequence.num_known_tokens
+        if sequence.params.prompt_logprobs is not None:
+            budget = min(budget, max(MAX_PROMPT_LOGPROB_ROWS, size))
+            cut = pieces_end(end, size)
+            if start < cut:  # pieces and end are told of one after the other
+                end = cut
+        return chunk_stop(start, end, budget, size)
+
+    def _plan_prefill(self, sequence: Sequence, stop: int) -> ScheduledChunk:
         """Run known tokens: of the prompt, or of an answer that had been interrupted."""
         asks_for_logprobs = sequence.params.prompt_logprobs is not None
-        if asks_for_logprobs:
-            budget = min(budget, MAX_PROMPT_LOGPROB_ROWS)
         start, end = sequence.num_computed_tokens, sequence.num_known_tokens
-        stop = min(end, start + budget)
         is_last = stop == end
         chunk = ScheduledChunk(
             sequence.sequence_id,

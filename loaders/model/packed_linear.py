@@ -18,10 +18,11 @@ from torch import nn
 from loaders.errors import CheckpointError
 from loaders.model.finite import check_finite
 from loaders.model.kernels.output_slice import whole_of
+from loaders.model.kernels.protocol import TwoWayKernel
 from loaders.quantization.packed_tensors import PackedTensors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -168,7 +169,20 @@ class PackedLinear(nn.Module):
 
     def matmul(self, x: Tensor) -> Tensor:
         """Multiply x [rows, in], already permuted, and add the bias: [rows, out] in x's dtype."""
-        out = self._ready_kernel()(x)
+        return self._with_bias(self._ready_kernel()(x))
+
+    @property
+    def kind(self) -> str:
+        """What made the kernel; weights of one kind and shape take the same way."""
+        return self.backend
+
+    def product_of_many(self) -> Callable[[Tensor], Tensor]:
+        """Give what does as `matmul`, but by the way of many rows however few there are."""
+        kernel = self._ready_kernel()
+        product = kernel.product_of_many() if isinstance(kernel, TwoWayKernel) else kernel
+        return lambda x: self._with_bias(product(x))
+
+    def _with_bias(self, out: Tensor) -> Tensor:
         if self.bias is None or self.is_bias_in_kernel:
             return out
         return out + self.bias.to(out.dtype)

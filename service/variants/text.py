@@ -139,6 +139,7 @@ def identity_of(
         "kernel": description.backend,
         "dtype": description.dtype,
         "device": description.device,
+        "arithmetic": description.arithmetic,
         "batch_invariant": description.is_batch_invariant,
         "chat_template": None if template is None else template.name,
         "infilling": None if infilling is None else infilling.family,

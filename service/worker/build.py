@@ -45,6 +45,7 @@ from loaders.model.kernels.resolve import backend_names
 from loaders.records import Records
 from loaders.repository.spec import parse_spec
 from service.errors import ServiceError, SettingsError
+from service.worker.arithmetic import arithmetic_of
 from service.worker.attempt import Attempt
 from service.worker.branch_choice import choose_variant, one_device
 from service.worker.gpu_path import resolve_gpu_path
@@ -127,7 +128,10 @@ def build_engine(
         loaded.model, config.max_model_len, settings, longest=load_request.max_model_len
     )
     description = msgspec.structs.replace(
-        description, shortened=shortened, cache=describe_cache(loaded, config)
+        description,
+        shortened=shortened,
+        cache=describe_cache(loaded, config),
+        arithmetic=arithmetic_of(loaded.model.device, config),
     )
     return BuiltEngine(
         engine, description.encode(), live_check, keep_threads(settings, asked.device)

@@ -60,6 +60,7 @@ class ModelDescription(msgspec.Struct, frozen=True, kw_only=True):
     num_hidden_layers: int | None
 
     defaults: GenerationDefaults
+    arithmetic: str = ""  # what else decides how sums round, in words; see `worker.arithmetic`
     self_test: SelfTestReport | None = None  # None where none was made
     memory: MemoryReport | None = None  # None where it could not be predicted
     cache: CacheDescription | None = None

@@ -12,7 +12,7 @@ from loaders.model.kernels.protocol import BFLOAT16_ROUNDOFF, same_permutation
 from loaders.quantization.kernel_rules import INT4_OUTPUT_MULTIPLE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -70,14 +70,25 @@ class BlockKernel(ABC):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply x [rows, in] → [rows, out] in x's dtype."""
-        rows = x.to(torch.bfloat16)
+        if x.shape[0] >= self.MIN_ROWS_FOR_TILES:
+            return self.product_of_many()(x)
+        return self._multiply_few(x)
+
+    def product_of_many(self) -> Callable[[Tensor], Tensor]:
+        """Give the product with dequantised tiles; the int4 kernel where the layout is unknown."""
         block = int4_blocks.block_size()
-        if x.shape[0] >= self.MIN_ROWS_FOR_TILES and block is not None:
-            out = rows @ self._dequantize_transposed(block, torch.bfloat16)
-        else:
-            out = int4_blocks.multiply(
-                self._kernel_rows(rows), self._packed, self._group_size, self._scales_and_minima
-            )
+        if block is None:
+            return self._multiply_few
+        tiles = self._dequantize_transposed(block, torch.bfloat16)
+
+        def multiply(x: Tensor) -> Tensor:
+            return (x.to(torch.bfloat16) @ tiles)[:, : self._out_features].to(x.dtype)
+
+        return multiply
+
+    def _multiply_few(self, x: Tensor) -> Tensor:
+        rows = self._kernel_rows(x.to(torch.bfloat16))
+        out = int4_blocks.multiply(rows, self._packed, self._group_size, self._scales_and_minima)
         return out[:, : self._out_features].to(x.dtype)
 
     def dequantize(self) -> Tensor:

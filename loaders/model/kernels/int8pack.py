@@ -15,7 +15,7 @@ from loaders.model.kernels.protocol import BFLOAT16_ROUNDOFF, same_permutation
 from loaders.quantization import kernel_rules
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -51,14 +51,28 @@ class Int8PackKernel:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply x [rows, in] → [rows, out] in x's dtype."""
-        rows = x.to(torch.bfloat16)
         if x.shape[0] >= MIN_ROWS_FOR_DENSE:
-            out = torch.nn.functional.linear(rows, self._codes.to(torch.bfloat16)).float()
-        else:
-            out = torch.ops.aten._weight_int8pack_mm(rows, self._codes, self._unit_scales).float()
+            return self.product_of_many()(x)
+        rows = x.to(torch.bfloat16)
+        out = torch.ops.aten._weight_int8pack_mm(rows, self._codes, self._unit_scales)
+        return self._scaled(out.float(), rows, x.dtype)
+
+    def product_of_many(self) -> Callable[[Tensor], Tensor]:
+        """Give the product with the codes in bfloat16."""
+        codes = self._codes.to(torch.bfloat16)
+
+        def multiply(x: Tensor) -> Tensor:
+            rows = x.to(torch.bfloat16)
+            out = torch.nn.functional.linear(rows, codes).float()
+            return self._scaled(out, rows, x.dtype)
+
+        return multiply
+
+    def _scaled(self, out: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        """Bring a product with codes to the weight's scale, in place."""
         if self._offsets is not None:
             out.addr_(rows.float().sum(-1), self._offsets)
-        return out.mul_(self._scales).to(x.dtype)
+        return out.mul_(self._scales).to(dtype)
 
     def dequantize(self) -> Tensor:
         """Return the weight, [out, in] float32."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from loaders.quantization.kernel_rules import DeviceFacts, PackedSize, has_triton
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import torch
     from torch import Tensor
@@ -70,6 +70,17 @@ class Kernel(Protocol):
 
     def fuse(self, others: Sequence[Kernel]) -> Kernel | None:
         """Return one kernel giving this output and the others' side by side, or None."""
+
+
+@runtime_checkable
+class TwoWayKernel(Protocol):
+    """A kernel that multiplies many rows in another way than few, by their number if not told."""
+
+    def product_of_many(self) -> Callable[[Tensor], Tensor]:
+        """Give what does as a call, but by the way of many rows however few there are.
+
+        What is made ready of the weight is made once, and kept as long as what is given.
+        """
 
 
 class Backend(Protocol):

@@ -53,6 +53,7 @@ def test_description_survives_the_border():
         {"backend": "reference"},
         {"dtype": "bfloat16"},
         {"is_batch_invariant": True},
+        {"arithmetic": "AVX512, 2 threads"},
     ],
 )
 def test_fingerprint_changes_with_whatever_may_change_an_answer(change):

@@ -1,0 +1,90 @@
+"""Products of many rows in which it does not show how many there are.
+
+What a row gives is by definition what it gives in a piece of `PIECE_ROWS`. A library may sum
+otherwise where there are more, and does not say so; whether it does is tried where a number of rows
+first comes up, for each kind and shape of weight, and where it does, pieces are multiplied one by
+one. No figure of one processor is relied upon.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import structlog
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from engine.layers.weights import LinearWeight
+
+log = structlog.get_logger(__name__)
+
+PIECE_ROWS = 16
+
+# Of a process: whether products of so many rows are those of pieces; by kind and shape of weight.
+_is_alike: dict[tuple[str, int, int, int, int], bool] = {}
+
+
+@runtime_checkable
+class TwoWayWeight(Protocol):
+    """A weight that multiplies many rows in another way than few, by their number if not told."""
+
+    @property
+    def kind(self) -> str:
+        """Name what multiplies; weights of one kind and shape take the same ways."""
+
+    def product_of_many(self) -> Callable[[Tensor], Tensor]:
+        """Give what does as `matmul`, but by the way of many rows however few there are."""
+
+
+def multiply_pieces(weight: LinearWeight, x: Tensor) -> Tensor:
+    """Multiply x [rows, in], already permuted, by the way of many rows: [rows, out]."""
+    if isinstance(weight, TwoWayWeight):
+        multiply, kind = weight.product_of_many(), weight.kind
+    else:
+        multiply, kind = weight.matmul, type(weight).__name__
+    if x.shape[0] <= PIECE_ROWS:
+        return multiply(x)
+    key = (
+        kind,
+        weight.in_features,
+        weight.out_features,
+        x.shape[0],
+        torch.get_num_threads(),  # products are divided among them
+    )
+    is_alike = _is_alike.get(key)
+    if is_alike is False:
+        return _by_pieces(multiply, x)
+    out = multiply(x)
+    if is_alike is None and x.device.type == "cpu":
+        is_alike = _is_alike[key] = _agrees(multiply, x, out)
+        if not is_alike:
+            log.info("rows_multiplied_in_pieces", kernel=kind, rows=x.shape[0])
+            return _by_pieces(multiply, x)
+    return out
+
+
+def _agrees(multiply: Callable[[Tensor], Tensor], x: Tensor, out: Tensor) -> bool:
+    """Whether the first, a middle and the last piece come out as they do by themselves.
+
+    Two of them begin and end what threads share out; kernels treat last rows in ways of their own.
+    """
+    last = x.shape[0] - PIECE_ROWS
+    middle = last // (2 * PIECE_ROWS) * PIECE_ROWS
+    return all(
+        torch.equal(multiply(_piece(x, start)), out[start : start + PIECE_ROWS])
+        for start in sorted({0, middle, last})
+    )
+
+
+def _by_pieces(multiply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    starts = range(0, x.shape[0], PIECE_ROWS)
+    return torch.cat([multiply(_piece(x, start)) for start in starts])
+
+
+def _piece(x: Tensor, start: int) -> Tensor:
+    # Copied, so that all begin where memory is aligned alike.
+    return x[start : start + PIECE_ROWS].clone()

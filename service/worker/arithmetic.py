@@ -1,0 +1,42 @@
+"""Says in words what decides how sums round here, beside checkpoint, kernels and versions.
+
+Libraries choose their kernels by the processor, and by the sizes that threads share out among them.
+Two servers that say the same, with all else in the fingerprint alike, give the same answers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from engine.config import EngineConfig
+
+# What of a processor's abilities the products of matrices look at.
+_ABILITIES = ("avx2", "avx512_f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "amx_int8")
+
+
+def arithmetic_of(device: torch.device, config: EngineConfig) -> str:
+    """Name the device, how it is used, and what prompts and caches are cut and kept as."""
+    kv_dtype = "the model's own" if config.kv_dtype is None else config.kv_dtype.value
+    parts = [
+        *(_gpu(device) if device.type == "cuda" else _cpu()),
+        f"step kernels {config.step_kernels}",
+        f"prompt attention {config.prompt_attention}",
+        f"KV cache {kv_dtype}",
+        f"steps of {config.max_num_batched_tokens} tokens in blocks of {config.block_size}",
+        f"drafts of {config.num_speculative_tokens}",
+    ]
+    return ", ".join(parts)
+
+
+def _gpu(device: torch.device) -> list[str]:
+    return [torch.cuda.get_device_name(device)]
+
+
+def _cpu() -> list[str]:
+    has = torch.cpu.get_capabilities()
+    abilities = [name for name in _ABILITIES if has.get(name)]
+    level = torch.backends.cpu.get_cpu_capability()
+    return [level, *abilities, f"{torch.get_num_threads()} threads"]

@@ -1,0 +1,62 @@
+"""Products of many rows must not show how many there are, whatever the library does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from engine.layers import alike
+from engine.layers.alike import PIECE_ROWS, multiply_pieces
+
+
+class Telling:
+    """A weight whose products of more than so many rows round otherwise, by either way."""
+
+    kind = "telling"
+
+    def __init__(self, max_alike: int) -> None:
+        self.in_features, self.out_features = 8, 4
+        self.max_alike = max_alike
+        self.rows_of_calls: list[int] = []
+        self.weight = torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
+
+    def product_of_many(self):
+        def multiply(x):
+            self.rows_of_calls.append(len(x))
+            return x @ self.weight + (1e-3 if len(x) > self.max_alike else 0)
+
+        return multiply
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_known(monkeypatch):
+    monkeypatch.setattr(alike, "_is_alike", {})
+
+
+def rows(number: int) -> torch.Tensor:
+    return torch.ones(number, 8) * torch.arange(8)
+
+
+def test_rows_come_out_as_in_a_piece_where_more_of_them_round_otherwise():
+    weight = Telling(max_alike=PIECE_ROWS)
+    alone = multiply_pieces(weight, rows(PIECE_ROWS))
+    together = multiply_pieces(weight, rows(5 * PIECE_ROWS))
+    assert torch.equal(together, alone.repeat(5, 1))
+    weight.rows_of_calls.clear()
+    multiply_pieces(weight, rows(5 * PIECE_ROWS))
+    assert weight.rows_of_calls == [PIECE_ROWS] * 5
+
+
+def test_all_are_multiplied_at_once_where_that_was_seen_to_change_nothing():
+    weight = Telling(max_alike=1000)
+    multiply_pieces(weight, rows(5 * PIECE_ROWS))
+    weight.rows_of_calls.clear()
+    multiply_pieces(weight, rows(5 * PIECE_ROWS))
+    assert weight.rows_of_calls == [5 * PIECE_ROWS]
+
+
+def test_every_number_of_rows_is_tried_by_itself():
+    weight = Telling(max_alike=3 * PIECE_ROWS)
+    multiply_pieces(weight, rows(2 * PIECE_ROWS))
+    out = multiply_pieces(weight, rows(4 * PIECE_ROWS))
+    assert torch.equal(out[:PIECE_ROWS], multiply_pieces(weight, rows(PIECE_ROWS)))
