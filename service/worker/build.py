@@ -427,4 +427,7 @@ def keep_threads(settings: WorkerSettings, device: str) -> ThreadKeeper | None:
     if settings.num_threads != "auto" or settings.batch_invariant or most == 1 or device != "cpu":
         return None
     reader = CpuUseReader()
-    return ThreadKeeper(most, torch.set_num_threads, reader) if reader.is_possible else None
+    if not reader.is_possible:
+        log.info("threads_fixed", threads=most, reason="/proc does not count who waits for a CPU")
+        return None
+    return ThreadKeeper(most, torch.set_num_threads, reader)
