@@ -138,7 +138,8 @@ class Near(float):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, float) and abs(float(self) - float(other)) < 1e-4
 
-    __hash__ = None  # type: ignore[assignment]
+    def __hash__(self) -> int:
+        return 0  # those that are near each other may be equal
 
 
 def rounded(token: TokenLogprobs | None) -> Any:
