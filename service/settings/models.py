@@ -199,8 +199,8 @@ class VariantSettings(BaseModel):
     num_threads: Positive | Auto = Field(
         "auto",
         description="Threads of one operation on the CPU; `auto` is the number of physical cores, "
-        "and fewer while other processes keep those busy; answers of several streams may then "
-        "differ in their last bits. A number is kept, and keeps the bits, whatever else runs.",
+        "and fewer while other processes keep those busy, so that answers may then differ in "
+        "places. A number is kept whatever else runs, and the answers with it.",
         json_schema_extra={"unit": "threads"},
     )
     thread_wait: Literal["spin", "sleep"] = Field(
