@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 MAX_ERRORS = 10
 MAX_ERROR_LENGTH = 200
+MAX_NAMES_LENGTH = 120  # of several in one message, which says more than them
 MAX_NAMED = 32  # names in x-ignored-params
 # Larger bodies are parsed beside the event loop, one at a time: the interpreter is the same, and
 # with several the loop would wait for each of them before its own turn.
@@ -140,9 +141,11 @@ def parse_request(body: bytes, kind: type[AnyRequest], limits: RequestLimits) ->
 
 
 def _no_effect(names: Sequence[str]) -> UnknownFieldError:
-    shown = ", ".join(safe_name(name) for name in names[:MAX_ERRORS])
-    more = f" and {len(names) - MAX_ERRORS} more" if len(names) > MAX_ERRORS else ""
-    message = f"unknown, or without effect here: {shown}{more}; leave it out"
+    shown = [safe_name(name) for name in names[:MAX_ERRORS]]
+    while len(", ".join(shown)) > MAX_NAMES_LENGTH:
+        shown.pop()
+    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    message = f"unknown, or without effect here: {', '.join(shown)}{more}; leave it out"
     return UnknownFieldError(message, param=safe_name(names[0]))
 
 
@@ -150,7 +153,7 @@ def _describe(details: Sequence[ErrorDetails]) -> RequestError:
     """Turn pydantic's findings into one error, of the kind of the first."""
     messages = [_describe_one(detail) for detail in details[:MAX_ERRORS]]
     first = details[0]
-    param = _path(first["loc"]) or None
+    param = _path(first["loc"])[:MAX_ERROR_LENGTH] or None
     kinds: dict[str, type[RequestError]] = {
         "extra_forbidden": UnknownFieldError,
         "missing": MissingFieldError,

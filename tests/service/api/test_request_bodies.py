@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 
 import pytest
 from pydantic import model_validator
 from starlette.requests import Request
 
-from service.api.request_bodies import MAX_BYTES_AT_ONCE, read_request
-from service.api.requests import RequestModel
-from service.errors import InvalidFieldError
+from service.api.request_bodies import MAX_BYTES_AT_ONCE, parse_request, read_request
+from service.api.requests import ClosedModel, RequestModel
+from service.errors import InvalidFieldError, UnknownFieldError
 from service.server.lifecycle import Lifecycle
-from tests.service.fakes import FakeModels, api_context
+from tests.service.fakes import LIMITS, FakeModels, api_context
 
 
 class Note(RequestModel):
@@ -65,3 +66,16 @@ def test_what_is_wrong_in_a_large_body_is_named_like_in_any_other():
     with pytest.raises(InvalidFieldError, match=r"^text: ") as caught:
         read(b'{"text": [%s1]}' % (b"1," * MAX_BYTES_AT_ONCE))
     assert caught.value.param == "text"
+
+
+class Closed(ClosedModel):
+    """A body whose every unknown field is refused."""
+
+
+@pytest.mark.parametrize("length", [1, 20, 64, 5000])
+def test_a_message_names_as_many_unknown_fields_as_200_characters_hold(length):
+    body = json.dumps({f"{number:02}" + "f" * (length - 2): 1 for number in range(40)}).encode()
+    with pytest.raises(UnknownFieldError) as raised:
+        parse_request(body, Closed, LIMITS)
+    assert len(str(raised.value)) <= 200
+    assert " more; leave it out" in str(raised.value)
