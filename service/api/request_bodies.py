@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import ValidationError
 
-from service.api.field_names import safe_name
+from service.api.field_names import num_repeatable, safe_name, safe_path
 from service.api.json_bodies import read_json
 from service.api.requests import ClosedModel, RequestModel, ignored_paths
 from service.api.scope import note_ignored, record_of, when_answered
@@ -140,17 +140,20 @@ def parse_request(body: bytes, kind: type[AnyRequest], limits: RequestLimits) ->
 
 
 def _no_effect(names: Sequence[str]) -> UnknownFieldError:
-    shown = ", ".join(safe_name(name) for name in names[:MAX_ERRORS])
-    more = f" and {len(names) - MAX_ERRORS} more" if len(names) > MAX_ERRORS else ""
-    message = f"unknown, or without effect here: {shown}{more}; leave it out"
-    return UnknownFieldError(message, param=safe_name(names[0]))
+    first = [safe_name(name) for name in names[:MAX_ERRORS]]
+    shown = first[: num_repeatable(first, first[0])]
+    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    message = f"unknown, or without effect here: {', '.join(shown)}{more}; leave it out"
+    return UnknownFieldError(message, param=first[0])
 
 
 def _describe(details: Sequence[ErrorDetails]) -> RequestError:
     """Turn pydantic's findings into one error, of the kind of the first."""
-    messages = [_describe_one(detail) for detail in details[:MAX_ERRORS]]
     first = details[0]
-    param = _path(first["loc"]) or None
+    paths = [_path(detail["loc"]) for detail in details[:MAX_ERRORS]]
+    param = paths[0] or None
+    num_shown = num_repeatable(paths, param)
+    messages = [_describe_one(details[number], paths[number]) for number in range(num_shown)]
     kinds: dict[str, type[RequestError]] = {
         "extra_forbidden": UnknownFieldError,
         "missing": MissingFieldError,
@@ -159,8 +162,7 @@ def _describe(details: Sequence[ErrorDetails]) -> RequestError:
     return kinds.get(first["type"], InvalidFieldError)("; ".join(messages), param=param)
 
 
-def _describe_one(detail: ErrorDetails) -> str:
-    path = _path(detail["loc"])
+def _describe_one(detail: ErrorDetails, path: str) -> str:
     if detail["type"] == "extra_forbidden":
         return f"{path}: unknown; leave it out"[:MAX_ERROR_LENGTH]
     if detail["type"] == "missing":
@@ -173,4 +175,4 @@ def _describe_one(detail: ErrorDetails) -> str:
 def _path(loc: Iterable[str | int]) -> str:
     names = [str(part) for part in loc]
     # Where a value may be of several types, pydantic names the one that it tried, as a step.
-    return ".".join(safe_name(name) for name in names if not _TYPE_NAME.fullmatch(name))
+    return safe_path(name for name in names if not _TYPE_NAME.fullmatch(name))
