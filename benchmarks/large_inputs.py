@@ -3,33 +3,44 @@
     .venv/bin/python -m benchmarks.large_inputs [--record]
 
 *Large*: six bodies just under the cap at once, then six prompts and six chats just under context ×
-longest piece, which are really encoded. Meanwhile a process of its own asks /health/live every
-20 ms. Then the memory of the API's process, against that before; once the same has been sent for a
-first time, as libraries keep some of what they need at their first use.
-*Crowd*: 2 000 chats at once, far more than may wait, each on a connection of its own; a request's
-time is from its first byte being written to its answer's last byte being read, client and server on
-the same machine. Once from one process that connects and sends as fast as it can, and once from
-four whose connections are open before any of them sends: then all requests lie in the server's
-sockets at the same moment, and the median waits for half of them to be read. What was accepted goes
-on generating meanwhile.
+longest piece. Half of the texts are made of longest pieces, so that they fit and are served; the
+others have more tokens than fit, which is known only once they are encoded: their refusals tell how
+many were counted. Meanwhile a process of its own asks /health/live every 20 ms. Then the memory of
+the API's process, against that of the same server after one small request.
+*Crowd*: 2 000 chats at once, far more than may wait, each on a connection of its own, client and
+server on the same machine. A request's time is from its being written to the first byte of its
+answer. Once from one process that connects and sends as fast as it can (its connecting is not in
+the times), and once from four whose connections are all open before any of them sends: then all
+requests lie in the server's sockets at the same moment, and the median waits for half of them to be
+read, 1 000 times what one costs. What was accepted goes on generating meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import multiprocessing
+import re
 import statistics
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import uvloop
 from rich.console import Console
 from rich.table import Table
+from transformers import AutoTokenizer
 
 from benchmarks import record
 from benchmarks.server import MODEL, serving
+from loaders.cache import default_cache_dir
+from loaders.demo import build_demo
+from loaders.demo.branches import default_branch
+from loaders.repository.opening import open_snapshot
+from loaders.repository.spec import parse_spec
+from service.text.text_bound import find_bound
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Event
@@ -45,17 +56,12 @@ MARGIN_BYTES = 4096  # of a body or text, for what stands around it
 SETTLING_S = 8.0  # until memory has been given back
 NUM_CHATS = 2000
 NUM_CLIENT_PROCESSES = 4
-CONNECT_AT_ONCE = 100
+CONNECT_AT_ONCE = 100  # of those that are open before
+QUIET_S = 0.5  # without another answer: the rest was taken in
+MAX_S = 60.0
 
 CODE = "def merge(left, right):\n    return sorted([*left, *right], key=lambda item: item[0])\n"
-KINDS = {
-    "code": CODE,
-    "one word": "x",
-    "spaces": " ",
-    "special pieces": "<|endoftext|>",
-    "CJK": "\u6570\u636e\u7ed3\u6784",
-    "emoji": "\U0001f600\U0001f44d",
-}
+TOO_MANY = (CODE, "x", "\U0001f600\U0001f44d")  # of which fewer bytes make a token
 
 
 def main() -> None:
@@ -65,9 +71,11 @@ def main() -> None:
     )
     parser.add_argument("--chats", type=int, default=NUM_CHATS)
     parser.add_argument("--record", action="store_true", help="write a dated result")
+    parser.add_argument("--only", choices=("large", "crowd"))
     arguments = parser.parse_args()
-    rows = [*measure_large()]
-    rows += [measure_crowd(arguments.chats, processes) for processes in (1, NUM_CLIENT_PROCESSES)]
+    rows = [] if arguments.only == "crowd" else measure_large()
+    if arguments.only != "large":
+        rows += [measure_crowd(arguments.chats, number) for number in (1, NUM_CLIENT_PROCESSES)]
     for row in rows:
         show(row)
     if arguments.record:
@@ -87,22 +95,23 @@ def show(row: dict[str, Any]) -> None:
 
 
 def measure_large() -> list[dict[str, Any]]:
-    """Send large bodies and texts, twice; tell of health and memory at the second time."""
+    """Send large bodies and texts to a fresh server; tell of health and memory."""
+    longest = LongestTexts.of_demo()
     with serving() as server:
-        most = most_bytes(server)
-        asyncio.run(send_large(server, most))
+        small = json.dumps({"model": MODEL, "prompt": "x = 1", "max_tokens": 4}).encode()
+        asyncio.run(send_all(server, [("/v1/completions", small)]))
         time.sleep(SETTLING_S)
         before_mb = memory_mb(server)
         rows = []
-        for part, requests in large_requests(most).items():
+        for part, requests in large_requests(longest).items():
             with HealthWatch(server) as watch:
                 began = time.monotonic()
-                statuses = asyncio.run(send_all(server, requests))
+                answers = asyncio.run(send_all(server, requests))
                 took_s = time.monotonic() - began
             rows.append(
                 {
                     "part": part,
-                    "answers": dict(Counter(statuses)),
+                    "answers": dict(Counter(map(outcome, answers))),
                     "seconds": round(took_s, 2),
                     "largest body, bytes": max(len(body) for _, body in requests),
                     **watch.figures(),
@@ -111,20 +120,59 @@ def measure_large() -> list[dict[str, Any]]:
         peak_mb = memory_mb(server)
         time.sleep(SETTLING_S)
         after_mb = memory_mb(server)
-        memory = {"before": before_mb, "at once behind": peak_mb, "settled": after_mb}
-        rows.append({"part": "API memory, MB", **memory, "more": after_mb - before_mb})
+        memory = {"after one small request": before_mb, "at once behind": peak_mb}
+        settled = {f"{SETTLING_S:g} s later": after_mb, "more": after_mb - before_mb}
+        rows.append({"part": "API memory, MB", **memory, **settled})
         return rows
 
 
-async def send_large(server: Server, most: int) -> None:
-    """Send all large requests once."""
-    for requests in large_requests(most).values():
-        await send_all(server, requests)
+def outcome(answer: Answer) -> str:
+    """Say what became of a large request; whether its text was encoded, where that can be told."""
+    if answer.status == 200:
+        return "200, encoded and served"
+    words = answer.body.decode()
+    if re.search(r"has \d+ tokens|\d+ tokens and", words):
+        return f"{answer.status}, encoded: its tokens were counted"
+    if re.search(r"has \d+ bytes", words):
+        return f"{answer.status}, not encoded"
+    return f"{answer.status} {json.loads(words)['error']['code']}"
 
 
-def large_requests(most: int) -> dict[str, list[tuple[str, bytes]]]:
+class LongestTexts:
+    """Texts of as many bytes as a model's context may hold."""
+
+    def __init__(self, pieces: list[str], context: int, most_bytes: int) -> None:
+        self._pieces = pieces
+        self._context = context
+        self._most_bytes = most_bytes
+
+    @classmethod
+    def of_demo(cls) -> LongestTexts:
+        """Find the demo's longest pieces, those that stay one token each when they are repeated."""
+        demo = build_demo(default_cache_dir(), [default_branch()], on_progress=print)
+        snapshot = open_snapshot(
+            parse_spec(demo.default_spec), cache_dir=demo.cache_dir, local_files_only=True
+        )
+        config = json.loads((snapshot.folder / "config.json").read_text())
+        context = config["max_position_embeddings"]
+        tokenizer = AutoTokenizer.from_pretrained(snapshot.folder)  # type: ignore[no-untyped-call]
+        backend = tokenizer.backend_tokenizer
+        texts = [backend.decode([number]) for number in backend.get_vocab().values()]
+        texts.sort(key=lambda text: len(text.encode()), reverse=True)
+        repeating = (
+            text for text in texts if len(backend.encode(text * 64, add_special_tokens=False)) == 64
+        )
+        pieces = list(itertools.islice(repeating, NUM_AT_ONCE // 2))
+        return cls(pieces, context, (find_bound(tokenizer).token_bytes or 0) * context)
+
+    def all(self, num_tokens_around: int) -> list[str]:
+        """Return six: those that fit beside so many other tokens, then those that do not."""
+        fitting = [piece * (self._context - num_tokens_around) for piece in self._pieces]
+        return fitting + [filled(kind, self._most_bytes - MARGIN_BYTES) for kind in TOO_MANY]
+
+
+def large_requests(longest: LongestTexts) -> dict[str, list[tuple[str, bytes]]]:
     """Return each part's requests: a path and a body."""
-    kinds = list(KINDS.values())[:NUM_AT_ONCE]
     prompt = {"model": MODEL, "max_tokens": 1}
     full = BODY_BYTES - MARGIN_BYTES
     ids = json.dumps({**prompt, "prompt": [1] * 1000}).encode()
@@ -139,11 +187,14 @@ def large_requests(most: int) -> dict[str, list[tuple[str, bytes]]]:
     ]
     prompts = [
         ("/v1/completions", json.dumps({**prompt, "prompt": text}, ensure_ascii=False).encode())
-        for text in (filled(kind, most) for kind in kinds)
+        for text in longest.all(num_tokens_around=8)
     ]
     chats = [
-        ("/v1/chat/completions", json.dumps(chat, ensure_ascii=False).encode())
-        for chat in ({**prompt, "messages": [turn(filled(kind, most - 200))]} for kind in kinds)
+        (
+            "/v1/chat/completions",
+            json.dumps({**prompt, "messages": [turn(text)]}, ensure_ascii=False).encode(),
+        )
+        for text in longest.all(num_tokens_around=64)
     ]
     return {
         "six bodies just under the cap": bodies,
@@ -174,17 +225,6 @@ def turn(content: object) -> dict[str, object]:
 def filled(text: str, num_bytes: int) -> str:
     """Return a text repeated up to so many bytes."""
     return text * (num_bytes // len(text.encode()))
-
-
-def most_bytes(server: Server) -> int:
-    """Ask for the longest text that is encoded: a longer one is refused with its bound."""
-    text = filled("x = 1; ", BODY_BYTES - MARGIN_BYTES)
-    body = json.dumps({"model": MODEL, "prompt": text}).encode()
-    told = asyncio.run(ask(server.host, server.port, "/v1/completions", body))
-    words = json.loads(told.body)["error"]["message"]
-    if "bytes" not in words:
-        return BODY_BYTES // 2  # a body holds no text beyond the bound
-    return int(words.split(" hold ")[1].split(" ")[0]) - MARGIN_BYTES
 
 
 def memory_mb(server: Server) -> int:
@@ -250,7 +290,8 @@ def watch_health(
 def measure_crowd(num_chats: int, num_processes: int) -> dict[str, Any]:
     """Send chats at once, far more than may wait; tell how soon those are refused that may not.
 
-    num_processes: one connects as it sends; several have all connections open before.
+    num_processes: one connects and sends as fast as it can; several have all connections open
+    before they send.
     """
     with serving() as server:
         each = num_chats // num_processes
@@ -278,8 +319,11 @@ def measure_crowd(num_chats: int, num_processes: int) -> dict[str, Any]:
         used_s = server.api_cpu_s() - used_s
         refused = sorted(seconds for status, seconds in answers if status == 429)
         row: dict[str, Any] = {
-            "part": f"{num_chats} chats at once, of {num_processes} processes",
-            "answers (0: still open when all others were refused)": dict(
+            "part": f"{num_chats} chats at once, "
+            + ("connections open before" if is_open_before else "connecting as they send"),
+            "client processes, on the same machine": num_processes,
+            "measured": "from writing a request to the first byte of its answer",
+            "answers (0: taken in, unanswered when all others were refused)": dict(
                 Counter(status for status, _ in answers)
             ),
         }
@@ -289,7 +333,7 @@ def measure_crowd(num_chats: int, num_processes: int) -> dict[str, Any]:
                 1e3 * refused[len(refused) * 99 // 100], 1
             )
             row["429 at most, ms"] = round(1e3 * refused[-1], 1)
-            row["API's processor time until all were answered or left, s"] = round(used_s, 2)
+            row["API's processor time until 0.5 s after the last, s"] = round(used_s, 2)
         return {**row, **watch.figures()}
 
 
@@ -305,35 +349,84 @@ def send_chats(
     """Send a chat on each of many connections at once; leave those that were taken in."""
     messages = [turn("Write a function that merges two sorted lists, and say how it works.")]
     body = json.dumps({"model": MODEL, "messages": messages, "max_tokens": 200}).encode()
+    request = request_bytes(host, "/v1/chat/completions", body)
 
     async def run() -> list[tuple[int, float]]:
-        open_at_once = asyncio.Semaphore(CONNECT_AT_ONCE)
+        chats = [Chat(request, is_held=is_open_before) for _ in range(count)]
+        open_at_once = asyncio.Semaphore(CONNECT_AT_ONCE if is_open_before else count)
 
-        async def connect() -> Connection:
+        async def connect(chat: Chat) -> None:
             async with open_at_once:
-                return await asyncio.open_connection(host, port)
+                await asyncio.get_running_loop().create_connection(lambda: chat, host, port)
 
-        request = request_bytes(host, "/v1/chat/completions", body)
-
-        async def send(connection: Connection | None) -> Answer:
-            return await exchange(connection or await connect(), request)
-
-        connections: list[Connection | None] = [None] * count
         if is_open_before:
-            connections = [*await asyncio.gather(*(connect() for _ in range(count)))]
+            await asyncio.gather(*map(connect, chats))
         connected.put(count)
         await asyncio.to_thread(start.wait)
-        tasks = [asyncio.create_task(send(one)) for one in connections]
-        done, still_open = await asyncio.wait(tasks, timeout=20)
-        for task in still_open:
-            task.cancel()
-        await asyncio.gather(*still_open, return_exceptions=True)
-        answers = [task.result() for task in done]
-        return [(answer.status, answer.seconds) for answer in answers] + [(0, 0.0)] * len(
-            still_open
-        )
+        if is_open_before:
+            for chat in chats:
+                chat.send()
+        else:
+            await asyncio.gather(*map(connect, chats))
+        await until_quiet(chats)
+        for chat in chats:
+            chat.leave()
+        return [(chat.status, chat.seconds) for chat in chats]
 
-    found.put(asyncio.run(run()))
+    found.put(uvloop.run(run()))
+
+
+async def until_quiet(chats: list[Chat]) -> None:
+    """Wait until some were answered, and for a while no other."""
+    began = last_change = time.monotonic()
+    num_answered = 0
+    while time.monotonic() - began < MAX_S:
+        await asyncio.sleep(QUIET_S / 10)
+        now_answered = sum(chat.status != 0 for chat in chats)
+        if now_answered != num_answered:
+            num_answered, last_change = now_answered, time.monotonic()
+        if num_answered and time.monotonic() - last_change > QUIET_S:
+            return
+
+
+class Chat(asyncio.Protocol):
+    """One request on a connection of its own; as little as a client can do."""
+
+    def __init__(self, request: bytes, *, is_held: bool) -> None:
+        """is_held: sends when it is told to, and not as soon as it is connected."""
+        self.status = 0  # 0 while there is no answer; -1: the connection ended without
+        self.seconds = 0.0  # until the first byte of the answer
+        self._request = request
+        self._is_held = is_held
+        self._began = 0.0
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the connection, or send at once."""
+        self._transport = transport  # type: ignore[assignment]
+        if not self._is_held:
+            self.send()
+
+    def send(self) -> None:
+        """Write the request."""
+        if self._transport is not None:
+            self._began = time.perf_counter()
+            self._transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        """Take the first bytes of the answer, which say its status."""
+        if not self.status:
+            self.seconds = time.perf_counter() - self._began
+            self.status = int(data[9:12])
+
+    def connection_lost(self, _: Exception | None) -> None:
+        """Note a connection that ended without an answer."""
+        self.status = self.status or -1
+
+    def leave(self) -> None:
+        """Close the connection."""
+        if self._transport is not None:
+            self._transport.abort()
 
 
 # ── one request ─────────────────────────────────────────────────────────────────────────────────
@@ -386,10 +479,10 @@ async def ask(host: str, port: int, path: str, body: bytes | None) -> Answer:
     return answer
 
 
-async def send_all(server: Server, requests: list[tuple[str, bytes]]) -> list[int]:
-    """Send requests at once; return their statuses."""
+async def send_all(server: Server, requests: list[tuple[str, bytes]]) -> list[Answer]:
+    """Send requests at once; return their answers."""
     asked = (ask(server.host, server.port, path, body) for path, body in requests)
-    return [answer.status for answer in await asyncio.gather(*asked)]
+    return list(await asyncio.gather(*asked))
 
 
 if __name__ == "__main__":

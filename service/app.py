@@ -28,6 +28,7 @@ from service.observation.observation import Observation
 from service.observation.request_log import RequestLog
 from service.server.connections import Connections
 from service.server.descriptors import resolve_max_connections
+from service.server.freed_memory import keep_little
 from service.server.front import Front
 from service.server.lifecycle import Lifecycle
 from service.server.limits import ConnectionLimits
@@ -72,6 +73,7 @@ def serve(settings: Settings) -> NoReturn:
 
     Raises SettingsError and BindError before anything is loaded.
     """
+    keep_little()
     writer = LineWriter(sys.stderr)
     set_up_logs(settings, writer=writer)
     key, admin_key = read_key(settings), read_admin_key(settings)

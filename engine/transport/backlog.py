@@ -71,12 +71,13 @@ class Backlog:
         self._num_reported_tokens = 0
         self._num_free_slots = 0
         self._unreported: deque[_Sent] = deque()  # the engine has said nothing of these yet
+        self._num_unreported_seqs = self._num_unreported_tokens = 0  # theirs, all together
         self.num_reserved = 0  # sequences that have their place, and no prompt yet
 
     @property
     def num_seqs(self) -> int:
         """Count the sequences that wait: those that no free slot is left for."""
-        sent = self._num_reported_seqs + sum(message.num_seqs for message in self._unreported)
+        sent = self._num_reported_seqs + self._num_unreported_seqs
         return max(0, sent + self.num_reserved - self._num_free_slots)
 
     def require_room(self) -> None:
@@ -106,6 +107,8 @@ class Backlog:
             place.release()
         self._look()
         self._admission.check(num_tokens, has_place=has_place)
+        self._num_unreported_seqs += len(nums_tokens)
+        self._num_unreported_tokens += num_tokens
         if self._unreported and self._unreported[-1].number == number:
             self._unreported[-1].num_seqs += len(nums_tokens)
             self._unreported[-1].num_tokens += num_tokens
@@ -115,14 +118,14 @@ class Backlog:
     def _look(self) -> None:
         """Take over what waits now."""
         self._admission.num_seqs = self.num_seqs
-        self._admission.num_tokens = self._num_reported_tokens + sum(
-            message.num_tokens for message in self._unreported
-        )
+        self._admission.num_tokens = self._num_reported_tokens + self._num_unreported_tokens
 
     def update(self, number: int, statistics: EngineStatistics) -> None:
         """Take over what the engine says; number: of the last message it had taken in."""
         while self._unreported and self._unreported[0].number <= number:
-            self._unreported.popleft()
+            reported = self._unreported.popleft()
+            self._num_unreported_seqs -= reported.num_seqs
+            self._num_unreported_tokens -= reported.num_tokens
         self._num_reported_seqs = statistics.num_queued_seqs
         self._num_reported_tokens = statistics.num_queued_tokens
         self._num_free_slots = statistics.num_free_slots

@@ -28,6 +28,7 @@ from service.api.operations.admin import admin_endpoints
 from service.api.operations.documents import document_endpoints
 from service.api.operations.health import health_endpoints
 from service.api.operations.metrics import metrics_endpoints
+from service.api.room import RequireRoom
 from service.api.tgi.generate import generate_endpoints
 from service.api.tgi.info import info_endpoints
 from service.api.tokens.detokenize import detokenize_endpoints
@@ -112,6 +113,7 @@ def create_app(
                 metrics_keys=metrics_keys,
                 access_of=access_of,
             ),
+            Middleware(RequireRoom, context=context, endpoints=endpoints),
             Middleware(OpenRequests, lifecycle=context.lifecycle, access_of=access_of),
         ],
         exception_handlers={HTTPException: _refused_by_router(shape_of)},

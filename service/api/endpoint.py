@@ -56,6 +56,7 @@ class Endpoint:
     other_answers: Mapping[int, type[BaseModel]] = field(default_factory=dict)
     success: int = 200
     media_type: str = "application/json"  # of the answer
+    takes_room: bool = False  # in the queue: it generates, so where that is full it is refused
     infills: bool = False  # text around a gap may be cut, which a header tells
     access: Access = Access.CALLER
     errors: ErrorShape = ErrorShape.OPENAI

@@ -1,8 +1,8 @@
 """Runs a generation request and answers with it, whole or as a stream; the same for every API.
 
 A request that cannot be queued is refused at the first moment: before its body is read where no
-variant has room (`require_room`), else once it is known how many sequences it has and before its
-template is rendered or its text encoded (`reserve`).
+variant has room (`service.api.room`), else once it is known how many sequences it has and before
+its template is rendered or its text encoded (`reserve`).
 """
 
 from __future__ import annotations
@@ -35,12 +35,6 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
-
-
-def require_room(context: ApiContext) -> None:
-    """Raise UnavailableError where no requests are taken, QueueFullError where none may wait."""
-    context.lifecycle.require_open()
-    context.models.require_room()
 
 
 async def acquire(http_request: Request, name: str | None, context: ApiContext) -> ServedModel:

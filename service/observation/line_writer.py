@@ -9,10 +9,14 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+import time
 from typing import TextIO
 
 MAX_WAITING = 10_000  # lines; a few MB
 _LINES_A_WRITE = 200
+# Between two writes. Woken by each line of a crowd's refusals, the thread took Python's lock from
+# the event loop so often that a refusal took twice as long (2026-11).
+_REST_S = 0.02
 
 
 class LineWriter:
@@ -60,3 +64,5 @@ class LineWriter:
             for line in batch:
                 if isinstance(line, threading.Event):
                     line.set()
+            if len(batch) < _LINES_A_WRITE:
+                time.sleep(_REST_S)

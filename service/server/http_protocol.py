@@ -275,7 +275,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _close(self, reason: Closed) -> None:
         """End as soon as what was written has gone out."""
         self._why, self._phase = reason, ConnectionPhase.CLOSING
-        if self.transport.get_write_buffer_size() == 0:
+        if self.scheme == "https" and self.transport.get_write_buffer_size() == 0:
             self._deadline.set(LINGER_S)  # TLS says good-bye, and waits for the other to do so
         else:
             self._deadline.clear()

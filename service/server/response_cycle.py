@@ -6,7 +6,7 @@ is still sending, which then may lose its answer. How a connection ends is the p
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
@@ -21,6 +21,7 @@ class ResponseCycle(RequestResponseCycle):
 
     is_until_close = False  # whether the end of the connection is the end of the body
     _sends_chunks = False
+    _head = b""  # not sent yet: it goes out with a body that stands behind it at once
 
     async def send(self, message: ASGISendEvent) -> None:
         """Send the next part of the answer; nothing to a client that has left."""
@@ -37,8 +38,26 @@ class ResponseCycle(RequestResponseCycle):
             return
         if message["type"] == "http.response.start" and not self.response_started:
             self._prepare(message)
-        await super().send(message)
+            await self._send_start(message)
+        else:
+            await super().send(message)
         self._sends_chunks = bool(self.chunked_encoding) and self.scope["method"] != "HEAD"
+
+    async def _send_start(self, start: HTTPResponseStartEvent) -> None:
+        """Send the head of the answer; one with a length waits for its body, in one packet.
+
+        Each write is a call into the system, which wakes the other end: some 20 µs.
+        """
+        transport, held = self.transport, _Held()
+        self.transport = cast("Any", held)
+        try:
+            await super().send(start)
+        finally:
+            self.transport = transport
+        if self.expected_content_length and self.scope["method"] != "HEAD":
+            self._head = held.data
+        else:
+            transport.write(held.data)
 
     def _prepare(self, start: HTTPResponseStartEvent) -> None:
         """Decide how long the connection lasts, and how the body's end is told."""
@@ -82,9 +101,22 @@ class ResponseCycle(RequestResponseCycle):
             if len(body) > self.expected_content_length:
                 raise RuntimeError("the body is longer than its Content-Length")
             self.expected_content_length -= len(body)
-        self.transport.write(body)
+        if self._head:
+            head, self._head = self._head, b""
+            self.transport.writelines((head, body))
+        else:
+            self.transport.write(body)
 
     def leave(self) -> None:
         """Tell the application that nobody is there any more."""
         self.disconnected = True
         self.message_event.set()
+
+
+class _Held:
+    """Takes what would be written."""
+
+    data = b""
+
+    def write(self, data: bytes) -> None:
+        self.data += data

@@ -37,6 +37,7 @@ class TextBound:
 
     token_bytes: int | None  # None: no bound
     ignores_space: bool = False  # around some special pieces; then it does not count
+    unknown: bytes = b""  # those that its vocabulary does not hold and leaves out
 
     @staticmethod
     def of(tokenizer: PreTrainedTokenizerBase) -> TextBound:
@@ -63,23 +64,31 @@ class TextBound:
             )
 
     def _size(self, text: str) -> int:
-        if not self.ignores_space:
+        if not self.ignores_space and not self.unknown:
             return len(text.encode(errors="surrogatepass"))
-        pieces = (text[start : start + _PIECE] for start in range(0, len(text), _PIECE))
-        return sum(len("".join(p.split()).encode(errors="surrogatepass")) for p in pieces)
+        return sum(self._piece_size(text[at : at + _PIECE]) for at in range(0, len(text), _PIECE))
+
+    def _piece_size(self, text: str) -> int:
+        known = "".join(text.split()) if self.ignores_space else text
+        return len(known.encode(errors="surrogatepass").translate(None, self.unknown))
 
 
 def find_bound(tokenizer: PreTrainedTokenizerBase) -> TextBound:
     """Reckon what a tokenizer's tokens hold at most; takes some 0.1 s for 150 000 pieces."""
     backend = fast_backend(tokenizer)
-    shrinks = _shrinkage(_parts_of(backend.normalizer, "normalizers"))
+    normalizers = _parts_of(backend.normalizer, "normalizers")
+    shrinks = _shrinkage(normalizers)
     keeps_all = all(map(_keeps_all, _parts_of(backend.pre_tokenizer, "pretokenizers")))
-    if shrinks is None or not keeps_all or not _knows_all(backend):
+    unknown = _unknown_bytes(backend)
+    if shrinks is None or not keeps_all or unknown is None:
         return TextBound(None)
+    if unknown and not all(step["type"] in _GROWING_NORMALIZERS for step in normalizers):
+        return TextBound(None)  # which characters become such bytes is not known
     added = backend.get_added_tokens_decoder().values()
     return TextBound(
         token_bytes=shrinks * _longest_piece(tokenizer, backend),
         ignores_space=any(token.lstrip or token.rstrip for token in added),
+        unknown=unknown,
     )
 
 
@@ -119,14 +128,18 @@ def _keeps_all(splitter: dict[str, Any]) -> bool:
     return splitter["type"] in _KEEPING_SPLITTERS
 
 
-def _knows_all(backend: Tokenizer) -> bool:
-    """Whether every text has tokens for all of its bytes: none is unknown, with its neighbours."""
+def _unknown_bytes(backend: Tokenizer) -> bytes | None:
+    """Return the bytes that no piece stands for; None where others may go with them.
+
+    Several vocabularies of bytes lack some that are rare, and leave them out of a text.
+    """
     model: Any = backend.model
     vocabulary = backend.get_vocab(with_added_tokens=False)
     if type(model).__name__ not in ("BPE", "Unigram"):
-        return False
+        return None
     if getattr(model, "byte_fallback", False):
-        return all(f"<0x{byte:02X}>" in vocabulary for byte in range(0x100))
+        has_all = all(f"<0x{byte:02X}>" in vocabulary for byte in range(0x100))
+        return b"" if has_all else None
     is_byte_level = any(
         step["type"] == "ByteLevel"
         for step in (
@@ -134,7 +147,10 @@ def _knows_all(backend: Tokenizer) -> bool:
             *_parts_of(backend.pre_tokenizer, "pretokenizers"),
         )
     )
-    return is_byte_level and all(letter in vocabulary for letter in BYTE_LETTERS)
+    if not is_byte_level:
+        return None
+    unknown = bytes(byte for byte, letter in enumerate(BYTE_LETTERS) if letter not in vocabulary)
+    return unknown if not unknown or type(model).__name__ == "BPE" else None
 
 
 def _longest_piece(tokenizer: PreTrainedTokenizerBase, backend: Tokenizer) -> int:

@@ -13,7 +13,7 @@ from service.api.llama_cpp.answer_models import InfillAnswer
 from service.api.llama_cpp.answers import InfillWriter
 from service.api.llama_cpp.fields import InfillRequest
 from service.api.request_bodies import read_request
-from service.api.respond import acquire, answer, prepare, require_room, reserve
+from service.api.respond import acquire, answer, prepare, reserve
 from service.errors import InvalidFieldError
 from service.serving.generation_request import AnswerForm, GenerationRequest
 from service.serving.infilling import AnswerRoom, Gap, plan_infill
@@ -43,7 +43,6 @@ def infill_endpoints(context: ApiContext) -> list[Endpoint]:
         Needs no `model` where one variant is served. What has no room in the context is cut from
         the ends that are farthest from the gap; `truncated` and `tokens_cut` say so.
         """
-        require_room(context)
         request = await read_request(http_request, InfillRequest, context)
         model = await acquire(http_request, request.model, context)
         place = reserve(http_request, model, 1)
@@ -74,6 +73,7 @@ def infill_endpoints(context: ApiContext) -> list[Endpoint]:
             response=InfillAnswer,
             chunk=InfillAnswer,
             infills=True,
+            takes_room=True,
         )
     ]
 

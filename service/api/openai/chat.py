@@ -13,7 +13,7 @@ from service.api.openai.fields import TurnRequest
 from service.api.openai.truncation import num_kept, truncated
 from service.api.request_bodies import read_request, report_ignored
 from service.api.requests import Ignored, Unsupported
-from service.api.respond import acquire, answer, prepare, require_room, reserve
+from service.api.respond import acquire, answer, prepare, reserve
 from service.api.scope import note_id
 from service.serving.generation_request import GenerationRequest
 from service.serving.prompts import Prompt, room_behind
@@ -64,7 +64,6 @@ def chat_endpoints(context: ApiContext) -> list[Endpoint]:
 
     async def create_chat_completion(http_request: Request) -> Response:
         """Answer a dialogue; up to the end of the context where max_tokens is silent."""
-        require_room(context)
         request = await read_request(http_request, ChatRequest, context)
         model = await acquire(http_request, request.model, context)
         note_id(http_request.scope, request.request_id)
@@ -90,6 +89,7 @@ def chat_endpoints(context: ApiContext) -> list[Endpoint]:
             request=ChatRequest,
             response=ChatCompletion,
             chunk=ChatCompletionChunk,
+            takes_room=True,
         )
     ]
 

@@ -12,7 +12,7 @@ from service.api.openai.completion_request import CompletionRequest
 from service.api.openai.gaps import plan_gap
 from service.api.openai.truncation import DEFAULT_MAX_TOKENS, num_kept, truncated
 from service.api.request_bodies import read_request
-from service.api.respond import acquire, answer, prepare, require_room, reserve
+from service.api.respond import acquire, answer, prepare, reserve
 from service.api.scope import note_id
 from service.errors import InvalidFieldError
 from service.serving.generation_request import GenerationRequest
@@ -37,7 +37,6 @@ def completion_endpoints(context: ApiContext) -> list[Endpoint]:
 
     async def create_completion(http_request: Request) -> Response:
         """Continue each prompt; at most 16 tokens where max_tokens is silent."""
-        require_room(context)
         request = await read_request(http_request, CompletionRequest, context)
         model = await acquire(http_request, request.model, context)
         note_id(http_request.scope, request.request_id)
@@ -64,6 +63,7 @@ def completion_endpoints(context: ApiContext) -> list[Endpoint]:
             response=Completion,
             chunk=CompletionChunk,
             infills=True,
+            takes_room=True,
         )
     ]
 

@@ -16,7 +16,7 @@ from service.api.openai.fields import TurnRequest
 from service.api.openai.gaps import plan_gap
 from service.api.request_bodies import read_request
 from service.api.requests import Seed, Text
-from service.api.respond import acquire, answer, prepare, require_room, reserve
+from service.api.respond import acquire, answer, prepare, reserve
 from service.api.scope import note_id
 from service.serving.generation_request import GenerationRequest
 
@@ -51,7 +51,6 @@ def fim_endpoints(context: ApiContext) -> list[Endpoint]:
         At most 256 tokens where max_tokens is silent. What has no room in the context is cut from
         the ends that are farthest from the gap; the header x-truncated-prompt says so.
         """
-        require_room(context)
         request = await read_request(http_request, FimRequest, context)
         model = await acquire(http_request, request.model, context)
         note_id(http_request.scope, request.request_id)
@@ -76,6 +75,7 @@ def fim_endpoints(context: ApiContext) -> list[Endpoint]:
             response=ChatCompletion,
             chunk=ChatCompletionChunk,
             infills=True,
+            takes_room=True,
         )
     ]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from service.api.endpoint import Endpoint, ErrorShape
 from service.api.request_bodies import read_request
-from service.api.respond import acquire, answer, prepare, require_room, reserve
+from service.api.respond import acquire, answer, prepare, reserve
 from service.api.tgi.answer_models import GeneratedText, StreamedToken
 from service.api.tgi.answers import TgiAnswerForm, TgiWriter
 from service.api.tgi.parameters import (
@@ -40,24 +40,28 @@ def generate_endpoints(context: ApiContext) -> list[Endpoint]:
 
     async def generate_compatibly(http_request: Request) -> Response:
         """Go on from a text: a list of one answer, or a stream where `stream` says so."""
-        require_room(context)
         request = await read_request(http_request, CompatibleRequest, context)
         is_stream = bool(request.stream)
         return await respond(http_request, request, context, is_stream=is_stream, is_list=True)
 
     async def generate(http_request: Request) -> Response:
         """Go on from a text."""
-        require_room(context)
         request = await read_request(http_request, GenerateRequest, context)
         return await respond(http_request, request, context)
 
     async def generate_stream(http_request: Request) -> Response:
         """Go on from a text, told token by token."""
-        require_room(context)
         request = await read_request(http_request, GenerateStreamRequest, context)
         return await respond(http_request, request, context, is_stream=True)
 
-    endpoint = partial(Endpoint, method="POST", tag="TGI", errors=ErrorShape.TGI, statuses=(424,))
+    endpoint = partial(
+        Endpoint,
+        method="POST",
+        tag="TGI",
+        errors=ErrorShape.TGI,
+        statuses=(424,),
+        takes_room=True,
+    )
     return [
         endpoint(
             path="/",

@@ -95,7 +95,12 @@ def test_every_generation_takes_its_place_and_gives_it_up(server, engine, path):
 @pytest.mark.parametrize("path", GENERATIONS)
 def test_where_the_queue_is_full_nothing_is_read(server, engine, path):
     place = engine.backlog.reserve(4)
-    response = httpx.post(server.url + path, content=b"not even JSON", timeout=20)
+    response = httpx.post(
+        server.url + path,
+        content=b"not even JSON",
+        headers={"content-type": "application/json"},
+        timeout=20,
+    )
     assert response.status_code == 429
     assert int(response.headers["retry-after"]) >= 1
     assert Template.num_begun == 0

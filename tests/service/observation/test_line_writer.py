@@ -6,6 +6,7 @@ import io
 import threading
 import time
 
+from service.observation import line_writer
 from service.observation.line_writer import LineWriter
 
 
@@ -47,6 +48,22 @@ def test_a_stream_that_is_stuck_holds_nobody_up_and_what_has_no_room_is_counted(
     assert lines[0] == "line 0"
     assert lines[-1] == "the last"
     assert len(lines) == 1001 - writer.num_dropped
+
+
+def test_a_crowd_of_lines_is_written_together(monkeypatch):
+    """Each waking of the thread takes the interpreter from who answers requests."""
+    monkeypatch.setattr(line_writer, "_REST_S", 0.5)
+    out = io.StringIO()
+    writes = []
+    monkeypatch.setattr(out, "write", writes.append)
+    writer = LineWriter(out)
+    writer.write("first")
+    while not writes:
+        time.sleep(0.001)
+    for number in range(100):
+        writer.write(f"line {number}")
+    writer.flush(5)
+    assert len(writes) == 2
 
 
 def test_a_closed_stream_raises_nothing():

@@ -16,9 +16,14 @@ START = {"type": "http.response.start", "status": 200, "headers": []}
 class Transport:
     def __init__(self) -> None:
         self.sent = b""
+        self.num_writes = 0
 
     def write(self, data: bytes) -> None:
         self.sent += data
+        self.num_writes += 1
+
+    def writelines(self, pieces: list[bytes]) -> None:
+        self.write(b"".join(pieces))
 
     def is_closing(self) -> bool:
         return False
@@ -84,6 +89,19 @@ def test_stream_goes_out_in_chunks_and_ends_once():
     assert body == b"2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"
     assert cycle.on_response.count == 1
     assert cycle.keep_alive
+
+
+def test_head_and_body_of_a_known_length_go_out_together_and_a_stream_does_not_wait():
+    sent, cycle = send(with_length(2), piece(b"ab", more=False))
+    assert sent.endswith(b"\r\n\r\nab")
+    assert cycle.transport.num_writes == 1
+    sent, _ = send(START)
+    assert sent.endswith(b"\r\n\r\n")
+    sent, _ = send(with_length(2), method="HEAD")
+    assert sent.endswith(b"\r\n\r\n")
+    sent, cycle = send(with_length(4), piece(b"ab"), piece(b"cd", more=False))
+    assert sent.endswith(b"\r\n\r\nabcd")
+    assert cycle.transport.num_writes == 2
 
 
 def test_last_part_may_hold_the_end_of_the_body():

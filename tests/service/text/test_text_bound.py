@@ -77,6 +77,24 @@ def test_what_a_vocabulary_does_not_know_is_no_measure():
     assert find_bound(Made(backend)) == TextBound(None)
 
 
+def test_bytes_that_a_vocabulary_leaves_out_do_not_count():
+    vocabulary = {
+        letter: number for number, letter in enumerate(BYTE_LETTERS) if number not in (4, 0xF1)
+    }
+    backend = Tokenizer(models.BPE({**vocabulary, "ab": 256}, [("a", "b")]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    bound = find_bound(Made(backend))
+    assert bound == TextBound(2, unknown=b"\x04\xf1")
+    text = "a\x04b\x04" * 5000
+    assert len(backend.encode(text).ids) == bound.least_tokens(text) == 5000
+    bound.require_short(text, 5000)
+    with pytest.raises(TextTooLongError):
+        bound.require_short(text, 4999)
+    backend.normalizer = normalizers.NFC()  # of which such bytes may come
+    assert find_bound(Made(backend)) == TextBound(None)
+
+
 def test_space_that_a_special_piece_swallows_does_not_count():
     tokenizer = byte_level()
     tokenizer.backend_tokenizer.add_special_tokens([AddedToken("<x>", rstrip=True)])
