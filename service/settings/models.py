@@ -511,7 +511,7 @@ class Settings(WorkerSettings, BaseSettings):
     # What one request may ask
     max_body_size: PositiveBytes = Field(
         ByteSize(4 * 1024 * 1024),
-        description="Largest request body.",
+        description="Largest request body; 16 such are held at once, until each has its place.",
         json_schema_extra={"unit": "bytes"},
     )
     max_body_parts: Positive = Field(
