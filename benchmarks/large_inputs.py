@@ -131,9 +131,9 @@ def outcome(answer: Answer) -> str:
     if answer.status == 200:
         return "200, encoded and served"
     words = answer.body.decode()
-    if re.search(r"has \d+ tokens|\d+ tokens and", words):
+    if re.search(r"the text has \d+ tokens", words):
         return f"{answer.status}, encoded: its tokens were counted"
-    if re.search(r"has \d+ bytes", words):
+    if re.search(r"the text has \d+ bytes", words):
         return f"{answer.status}, not encoded"
     return f"{answer.status} {json.loads(words)['error']['code']}"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import time
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ def find_trim() -> Callable[[], None] | None:
         return None
 
     def give_back() -> None:
+        gc.collect()  # an error and its frames hold each other, and so a body
         trim(ctypes.c_size_t(0))  # without Python's lock
 
     return give_back
