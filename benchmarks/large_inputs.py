@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 HEALTH_PERIOD_S = 0.02
 NUM_AT_ONCE = 6
 BODY_BYTES = 4 * 1024 * 1024
+MOST_NUMBERS = 440_000  # in a body: three count as one of 150 000 parts
+TWICE = b', "seed": 1, "seed": 2}'
 MARGIN_BYTES = 4096  # of a body or text, for what stands around it
 SETTLING_S = 8.0  # until memory has been given back
 NUM_CHATS = 2000
@@ -196,9 +198,23 @@ def large_requests(longest: LongestTexts) -> dict[str, list[tuple[str, bytes]]]:
     ]
     return {
         "six bodies just under the cap": bodies,
+        "six bodies of numbers just under the cap": [("/v1/completions", numbers(full))] * 6,
+        "six bodies with a name twice just under the cap": [("/v1/completions", twice_named(full))]
+        * 6,
         "six prompts just under context x longest piece": prompts,
         "six chats just under context x longest piece": chats,
     }
+
+
+def numbers(num_bytes: int) -> bytes:
+    """Return a body full of the shortest numbers, which cost a parser most."""
+    return b'{"prompt": [' + b"0.5," * (num_bytes // 4) + b"1]}"
+
+
+def twice_named(num_bytes: int) -> bytes:
+    """Return a body of as many numbers as may be, one text, and the same name twice."""
+    text = b'"' + b"x" * (num_bytes - 4 * MOST_NUMBERS - 100) + b'"'
+    return b'{"prompt": [' + b"0.5," * MOST_NUMBERS + b"1], " + b'"suffix": ' + text + TWICE
 
 
 def turn(content: object) -> dict[str, object]:

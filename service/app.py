@@ -19,6 +19,7 @@ from loaders.repository.spec import parse_spec
 from service.api.application import create_app
 from service.api.context import ApiContext
 from service.api.event_stream import StreamTiming
+from service.api.large_bodies import LargeBodies
 from service.api.operations.admin import Administration
 from service.api.requests import RequestLimits
 from service.errors import SettingsError
@@ -168,6 +169,7 @@ def api_context(
             stall_limit_s=settings.stall_limit_s,
         ),
         max_body_bytes=settings.max_body_size,
+        bodies=LargeBodies.for_size(settings.max_body_size),
         observation=observation or Observation(),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from service.api.large_bodies import LargeBodies
 from service.observation.observation import Observation
 from service.server.freed_memory import FreedMemory
 
@@ -66,3 +67,4 @@ class ApiContext:
     max_body_bytes: int
     observation: Observation = field(default_factory=Observation)
     memory: FreedMemory = field(default_factory=FreedMemory)
+    bodies: LargeBodies = field(default_factory=LargeBodies)

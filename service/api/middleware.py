@@ -60,7 +60,8 @@ class RequestId:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 own = [(b"x-request-id", scope["request_id"].encode())]
-                if names := ignored(scope):
+                # An error says what is to be changed, and repeats little.
+                if message["status"] < 400 and (names := ignored(scope)):
                     own.append((b"x-ignored-params", ", ".join(names).encode()))
                 if cut := truncated(scope):
                     parts = ", ".join(f"{part}={num_cut}" for part, num_cut in cut.items())

@@ -11,14 +11,16 @@ from __future__ import annotations
 import asyncio
 import re
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import ValidationError
 
-from service.api.field_names import safe_name
+from service.api.field_names import num_repeatable, safe_name, safe_path
 from service.api.json_bodies import read_json
+from service.api.large_bodies import BodyShare
 from service.api.requests import ClosedModel, RequestModel, ignored_paths
-from service.api.scope import note_ignored, record_of, when_answered
+from service.api.scope import keep_body_share, note_ignored, record_of, when_answered
 from service.errors import (
     BodyTooLargeError,
     InvalidFieldError,
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
 
 MAX_ERRORS = 10
 MAX_ERROR_LENGTH = 200
-MAX_NAMES_LENGTH = 120  # of several in one message, which says more than them
 MAX_NAMED = 32  # names in x-ignored-params
 # Larger bodies are parsed beside the event loop, one at a time: the interpreter is the same, and
 # with several the loop would wait for each of them before its own turn.
@@ -58,11 +59,23 @@ async def read_request(
 ) -> AnyRequest:
     """Return the body as a request of this kind; raise a RequestError that says what is wrong."""
     check_body_type(http_request)
-    body = await _read_body(http_request, context.max_body_bytes)
+    share = BodyShare(context.bodies)
+    with ExitStack() as until_read:
+        until_read.callback(share.release)
+        request = await _read_within(share, http_request, kind, context)
+        keep_body_share(http_request.scope, share)
+        when_answered(http_request.scope, until_read.pop_all().close)
+    return request
+
+
+async def _read_within(
+    share: BodyShare, http_request: Request, kind: type[AnyRequest], context: ApiContext
+) -> AnyRequest:
+    """Read and parse a body; share: what a large one takes of all that may be held."""
+    body = await _read_body(http_request, context.max_body_bytes, share)
     record_of(http_request.scope).note_body()
     if len(body) > MAX_BYTES_AT_ONCE:
         when_answered(http_request.scope, context.memory.note)
-    if len(body) > MAX_BYTES_AT_ONCE:
         loop = asyncio.get_running_loop()
         request, ignored = await loop.run_in_executor(
             _large_bodies, _parse_and_look, body, kind, context.limits
@@ -109,18 +122,26 @@ def check_body_type(request: Request) -> None:
         raise UnsupportedBodyError("the body's charset is not UTF-8, which JSON is sent in")
 
 
-async def _read_body(request: Request, max_bytes: int) -> bytes:
-    """Read at most max_bytes; what comes beyond is never kept."""
+async def _read_body(request: Request, max_bytes: int, share: BodyShare) -> bytes:
+    """Read at most max_bytes; what comes beyond is never kept.
+
+    Raises BodyTooLargeError, or QueueFullError where large bodies hold all that they may.
+    """
     too_large = f"the body is larger than the allowed {max_bytes} bytes; send less"
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_bytes:
-        raise BodyTooLargeError(too_large)
+    if declared.isdecimal():
+        if int(declared) > max_bytes:
+            raise BodyTooLargeError(too_large)
+        if int(declared) > MAX_BYTES_AT_ONCE:
+            share.require_room(int(declared))  # refused now, not after most of it has come
     pieces: list[bytes] = []
     num_bytes = 0
     async for piece in request.stream():
         num_bytes += len(piece)
         if num_bytes > max_bytes:
             raise BodyTooLargeError(too_large)
+        if num_bytes > MAX_BYTES_AT_ONCE:
+            share.grow_to(num_bytes)
         pieces.append(piece)
     return b"".join(pieces)
 
@@ -141,19 +162,20 @@ def parse_request(body: bytes, kind: type[AnyRequest], limits: RequestLimits) ->
 
 
 def _no_effect(names: Sequence[str]) -> UnknownFieldError:
-    shown = [safe_name(name) for name in names[:MAX_ERRORS]]
-    while len(", ".join(shown)) > MAX_NAMES_LENGTH:
-        shown.pop()
+    first = [safe_name(name) for name in names[:MAX_ERRORS]]
+    shown = first[: num_repeatable(first, first[0])]
     more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
     message = f"unknown, or without effect here: {', '.join(shown)}{more}; leave it out"
-    return UnknownFieldError(message, param=safe_name(names[0]))
+    return UnknownFieldError(message, param=first[0])
 
 
 def _describe(details: Sequence[ErrorDetails]) -> RequestError:
     """Turn pydantic's findings into one error, of the kind of the first."""
-    messages = [_describe_one(detail) for detail in details[:MAX_ERRORS]]
     first = details[0]
-    param = _path(first["loc"])[:MAX_ERROR_LENGTH] or None
+    paths = [_path(detail["loc"]) for detail in details[:MAX_ERRORS]]
+    param = paths[0] or None
+    num_shown = num_repeatable(paths, param)
+    messages = [_describe_one(details[number], paths[number]) for number in range(num_shown)]
     kinds: dict[str, type[RequestError]] = {
         "extra_forbidden": UnknownFieldError,
         "missing": MissingFieldError,
@@ -162,8 +184,7 @@ def _describe(details: Sequence[ErrorDetails]) -> RequestError:
     return kinds.get(first["type"], InvalidFieldError)("; ".join(messages), param=param)
 
 
-def _describe_one(detail: ErrorDetails) -> str:
-    path = _path(detail["loc"])
+def _describe_one(detail: ErrorDetails, path: str) -> str:
     if detail["type"] == "extra_forbidden":
         return f"{path}: unknown; leave it out"[:MAX_ERROR_LENGTH]
     if detail["type"] == "missing":
@@ -176,4 +197,4 @@ def _describe_one(detail: ErrorDetails) -> str:
 def _path(loc: Iterable[str | int]) -> str:
     names = [str(part) for part in loc]
     # Where a value may be of several types, pydantic names the one that it tried, as a step.
-    return ".".join(safe_name(name) for name in names if not _TYPE_NAME.fullmatch(name))
+    return safe_path(name for name in names if not _TYPE_NAME.fullmatch(name))

@@ -46,7 +46,7 @@ class RequestLimits:
     max_stop_strings: int
     max_stop_bytes: int
     max_token_ids: int = 1024  # that one field names
-    max_body_parts: int = 150_000  # objects, lists and names; 8 other values count as one
+    max_body_parts: int = 150_000  # objects, lists and strings; 3 other values count as one
     unknown_fields: UnknownFields = "warn"
     may_set_priority: bool = False
 

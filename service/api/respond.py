@@ -15,7 +15,7 @@ from service.api.connection import while_connected
 from service.api.event_stream import EventStream
 from service.api.frames import MAX_REPORTED_AT_ONCE
 from service.api.responses import ModelResponse
-from service.api.scope import note_truncated, record_of, until_answered
+from service.api.scope import note_truncated, record_of, release_body_share, until_answered
 from service.serving.generation import start
 from service.serving.prompts import CutTokens
 from service.variants.variant import VariantState
@@ -66,6 +66,7 @@ def reserve(http_request: Request, model: ServedModel, num_sequences: int) -> Pl
     """
     place = model.engine.reserve(num_sequences)
     until_answered(http_request).callback(place.release)
+    release_body_share(http_request.scope)
     return place
 
 

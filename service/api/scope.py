@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Scope, Send
 
+    from service.api.large_bodies import BodyShare
+
 EVENT_STREAM = "text/event-stream"
 
 _UNTIL_ANSWERED = "tetrad.until_answered"
@@ -20,6 +22,7 @@ _SEND = "tetrad.send"
 _IGNORED = "tetrad.ignored"
 _TRUNCATED = "tetrad.truncated"
 _ERROR_FRAMES = "tetrad.error_frames"
+_BODY_SHARE = "tetrad.body_share"
 _RECORD = "tetrad.record"
 
 
@@ -55,6 +58,18 @@ def straight_send(scope: Scope) -> Send:
     """
     send: Send = scope[_SEND]
     return send
+
+
+def keep_body_share(scope: Scope, share: BodyShare) -> None:
+    """Leave what the request's body takes of all that may be held."""
+    scope[_BODY_SHARE] = share
+
+
+def release_body_share(scope: Scope) -> None:
+    """Let others' bodies have what the request's takes: something else bounds it from now on."""
+    share: BodyShare | None = scope.get(_BODY_SHARE)
+    if share is not None:
+        share.release()
 
 
 def note_id(scope: Scope, request_id: str | None) -> None:

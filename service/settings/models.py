@@ -512,14 +512,14 @@ class Settings(WorkerSettings, BaseSettings):
     # What one request may ask
     max_body_size: PositiveBytes = Field(
         ByteSize(4 * 1024 * 1024),
-        description="Largest request body.",
+        description="Largest request body; 16 such are held at once, until each has its place.",
         json_schema_extra={"unit": "bytes"},
     )
     max_body_parts: Positive = Field(
         150_000,
-        description="Most parts of a request body: objects, lists and names of fields; 8 other "
-        "values count as one. What is read of a body in one go stops everybody else, at about "
-        "0.3 µs a part.",
+        description="Most parts of a request body: objects, lists and strings, names of "
+        "fields among them; 3 other values count as one. What is read of a body in one go stops "
+        "everybody else, at about 0.3 µs a part.",
         json_schema_extra={"unit": "parts"},
     )
     max_choices: Positive = Field(

@@ -272,9 +272,12 @@ def _is_waited_for(variant: ServedVariant) -> bool:
 
 def _can_answer(variant: ServedVariant) -> bool:
     """Whether requests are answered, perhaps after they have had the variant loaded."""
-    if variant.state is VariantState.SERVING or variant.waits_for_demand:
+    if variant.state is VariantState.SERVING:
         return True
-    return variant.comes_on_demand and not variant.is_drained and variant.state in ON_ITS_WAY
+    if variant.state is VariantState.FAILED:
+        return False  # a request may have it tried again, which promises nothing
+    is_on_its_way = variant.state in ON_ITS_WAY and not variant.is_drained
+    return variant.waits_for_demand or (variant.comes_on_demand and is_on_its_way)
 
 
 def _phase_of(variant: ServedVariant) -> Phase:

@@ -1,4 +1,4 @@
-"""Every module and path that the pages name exists.
+"""Every module and path that the pages name exists, and no package has two rows in a table.
 
 Looked at is what stands in backticks or in fenced blocks: dotted names under the three packages and
 the tests (`engine.core.Engine`), and paths under the folders of this repository (`scripts/test`).
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -66,6 +67,16 @@ def listed_in_tables(text: str) -> set[str]:
     return found
 
 
+def packages_named_twice(text: str) -> list[str]:
+    """Find the packages that have more than one row in a page's tables of packages."""
+    rows = Counter(
+        package
+        for table in TABLE_OF_PACKAGES.findall(text)
+        for package in re.findall(r"^\| `([\w.]+)` \|", table, re.MULTILINE)
+    )
+    return [package for package, count in rows.items() if count > 1]
+
+
 @cache
 def names_defined_in(source: Path) -> frozenset[str]:
     """Collect what a module or its classes define, import or assign."""
@@ -102,6 +113,16 @@ def test_pages_name_what_exists(page):
     text = without_history(page.name, page.read_text(encoding="utf-8"))
     named = named_in(text) | listed_in_tables(text)
     assert sorted(name for name in named if not exists(name)) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_name_no_package_twice(page):
+    assert packages_named_twice(page.read_text(encoding="utf-8")) == []
+
+
+def test_a_package_with_two_rows_is_found():
+    rows = "| `engine` | a | `core` |\n| `loaders` | b | `load` |\n| `engine` | c | `config` |\n"
+    assert packages_named_twice(f"| package | x | modules |\n|---|---|---|\n{rows}") == ["engine"]
 
 
 def test_pages_name_something():

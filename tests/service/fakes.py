@@ -29,6 +29,7 @@ from loaders.reports.self_test import Check, SelfTestReport
 from service.api.application import create_app
 from service.api.context import ApiContext, Models
 from service.api.event_stream import StreamTiming
+from service.api.large_bodies import LargeBodies
 from service.api.requests import RequestLimits
 from service.errors import ModelNotFoundError, UnavailableError
 from service.server.changes import Changes
@@ -428,6 +429,7 @@ def api_context(
     stall_limit_s: float = 30,
     max_body_bytes: int = 4 * 1024 * 1024,
     limits: RequestLimits = LIMITS,
+    max_bodies_bytes: int = 64 * 1024 * 1024,
 ) -> ApiContext:
     return ApiContext(
         lifecycle=lifecycle,
@@ -437,6 +439,7 @@ def api_context(
             keep_alive_interval_s=keep_alive_interval_s, stall_limit_s=stall_limit_s
         ),
         max_body_bytes=max_body_bytes,
+        bodies=LargeBodies(max_bodies_bytes),
     )
 
 
@@ -481,6 +484,7 @@ def running_server(
     metrics_token: str | None = None,
     observation: Observation | None = None,
     front: Front | None = None,
+    max_bodies_bytes: int = 64 * 1024 * 1024,
 ) -> Iterator[RunningServer]:
     """Run a server; engine: None leaves it loading."""
     served = None
@@ -503,6 +507,7 @@ def running_server(
         stall_limit_s=stall_limit_s,
         max_body_bytes=max_body_bytes,
         limits=limits,
+        max_bodies_bytes=max_bodies_bytes,
     )
     if observation is not None:
         context = replace(context, observation=observation)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+from types import FunctionType
 
 import pytest
 
+from service.api import json_bodies
 from service.api.json_bodies import _PIECE, VALUES_PER_PART, count_parts, read_json
 from service.errors import InvalidJsonError
+from service.settings import Settings
 
 MANY = 10**9
+FULL = 4_000_000  # bytes, just under the cap
 
 
 def counted(body: bytes) -> tuple[int, int, int]:
@@ -83,6 +87,36 @@ def test_more_parts_than_allowed_are_refused_before_they_are_parsed(part):
     assert read_json(body, 2000)
 
 
+def test_short_strings_count_like_lists():
+    assert read_json(json.dumps(["ab"] * 100).encode(), 140)
+    with pytest.raises(InvalidJsonError, match="parts"):
+        read_json(json.dumps(["ab"] * 150).encode(), 140)
+
+
+@pytest.mark.parametrize("value", ["0.5", "999", "1e300", '"ab"', "null"])
+@pytest.mark.parametrize("end", ["]}", '], "n": 1, "n": 2}'])
+def test_a_body_full_of_the_shortest_values_is_never_parsed(value, end, monkeypatch):
+    monkeypatch.setattr(json_bodies, "from_json", lambda *_, **__: pytest.fail("it was parsed"))
+    body = f'{{"prompt": [{",".join([value] * (FULL // (len(value) + 1)))}{end}'
+    with pytest.raises(InvalidJsonError, match="parts"):
+        read_json(body.encode(), Settings().max_body_parts)
+
+
+def test_others_get_their_turn_while_a_name_is_looked_for(monkeypatch):
+    loads, hooks = json.loads, []
+
+    def noting(body: bytes, **given: object) -> object:
+        hooks.extend(hook for name, hook in given.items() if name != "object_pairs_hook")
+        return loads(body, **given)
+
+    monkeypatch.setattr(json_bodies.json, "loads", noting)
+    with pytest.raises(InvalidJsonError, match="names n twice"):
+        read_json(b'{"n": 1, "m": 0.5, "n": 2}', MANY)
+    # A hook of C's would let nobody in between two numbers.
+    assert len(hooks) == 2
+    assert all(isinstance(hook, FunctionType) for hook in hooks)
+
+
 def test_plain_values_count_less():
     most = 100 * VALUES_PER_PART
     assert read_json(json.dumps([1] * most).encode(), 101)
@@ -100,13 +134,11 @@ def test_what_is_no_json_is_told_in_few_words(body):
 @pytest.mark.parametrize(
     "value",
     [
-        {"prompt": [[31_999] * 16_384] * 64},
+        {"prompt": [[31_999] * 6_500] * 64},
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}] * 10}] * 2048},
         {"prompt": "f(a, [b], {c: d})\n" * 200_000},
     ],
     ids=["64 prompts of ids", "2 048 messages of ten parts", "4 MB of code"],
 )
 def test_large_requests_that_somebody_may_mean_pass(value):
-    from service.settings import Settings
-
     assert read_json(json.dumps(value).encode(), Settings().max_body_parts) == value

@@ -306,8 +306,11 @@ def test_variants_that_come_on_demand_are_enough_to_be_ready(monkeypatch):
         source_of(one).failures = [ZeroDivisionError("x")]
         source_of(one).may_serve.set()
         await until_it_is(one, VariantState.FAILED)
-        assert supervisor.phase is Phase.FAILED  # until a request has it tried again
+        assert supervisor.phase is Phase.FAILED
         monkeypatch.setattr(variant_module, "FAILED_REST_S", 0.0)
+        assert supervisor.phase is Phase.FAILED  # though the next request has it tried again
+        with ExitStack() as stack:
+            assert await supervisor.acquire("one", stack)
         assert supervisor.phase is Phase.SERVING
         supervisor.unload("one")
         await until_it_is(one, VariantState.UNLOADED)
