@@ -115,6 +115,7 @@ def make_front(settings: Settings) -> Front:
         body_timeout_s=settings.body_timeout_s,
         min_body_rate=settings.min_body_rate,
         idle_timeout_s=settings.idle_timeout_s,
+        stall_limit_s=settings.stall_limit_s,
         max_headers=settings.max_headers,
         max_header_size=settings.max_header_size,
         max_connections=resolve_max_connections(settings.max_connections),

@@ -95,6 +95,26 @@ def test_new_one_goes_where_all_are_being_answered(connections):
     assert connections.closed == Counter({Closed.NO_ROOM: 1})
 
 
+def test_one_that_reads_no_answer_makes_room_where_none_is_idle(connections):
+    held = [FakeConnection(connections, ANSWERING) for _ in range(3)]
+    for one in (held[2], held[1]):
+        connections.mark_stalled(one, is_stalled=True)
+    connections.mark_stalled(held[2], is_stalled=False)
+    assert FakeConnection(connections, IDLE).has_room
+    assert [one.dropped for one in held] == [None, Closed.CAP, None]
+    FakeConnection(connections, IDLE)
+    assert held[0].dropped is None  # the idle one went
+    assert connections.closed == Counter({Closed.CAP: 2})
+
+
+def test_one_that_goes_on_as_another_is_not_counted_as_closed(connections):
+    held = [FakeConnection(connections, IDLE) for _ in range(3)]
+    connections.hand_over(held[0])
+    assert FakeConnection(connections, IDLE).has_room
+    assert connections.num_open == 3
+    assert not connections.closed
+
+
 def test_those_whose_request_has_not_come_whole_are_closed_for_a_drain(connections):
     held = [FakeConnection(connections, phase) for phase in (BODY, ANSWERING, HEAD)]
     assert connections.num_incomplete == 2
