@@ -68,6 +68,8 @@ class ObserveRequests:
             return
         self._observation.lag.start()
         record = RequestRecord(self._label_of(scope["path"]))
+        client = scope.get("client")
+        record.address = client[0] if client else None
         keep_record(scope, record)
 
         async def watched_send(message: Message) -> None:

@@ -57,6 +57,7 @@ class RequestRecord:
     started: float = field(default_factory=time.monotonic)
     request_id: str = ""
     caller: str = NO_CALLER  # a key's name
+    address: str | None = None  # who asks, or whom a trusted proxy says to ask
     asked_model: str | None = None  # as the client wrote it: not to be trusted
     model: str | None = None  # a served one, which answers
     body_read_at: float | None = None

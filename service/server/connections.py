@@ -10,12 +10,17 @@ from __future__ import annotations
 
 import enum
 import itertools
+import time
 from collections import Counter
 from typing import Protocol
 
+import structlog
+
 from service.server import refusals
 from service.server.limits import ConnectionLimits
-from service.server.refusals import Refusal, RefusalLog
+from service.server.refusals import WINDOW_S, Refusal, RefusalLog
+
+log = structlog.get_logger(__name__)
 
 
 class ConnectionPhase(enum.Enum):
@@ -73,6 +78,7 @@ class Connections:
         self._stalled: dict[Connection, None] = {}  # likewise; some of them are idle as well
         self._incomplete: set[Connection] = set()
         self._log = RefusalLog()
+        self._said_full_at: float | None = None
 
     @property
     def num_open(self) -> int:
@@ -87,6 +93,8 @@ class Connections:
     def add(self, connection: Connection) -> bool:
         """Count a new connection; return whether there is room for it."""
         has_room = len(self._open) < self.limits.max_connections or self._make_room()
+        if not has_room:
+            self._say_full()
         self._open.add(connection)  # until it has gone, also where it has to go at once
         return has_room
 
@@ -137,6 +145,20 @@ class Connections:
         for connection in found:
             connection.refuse(refusals.draining())
         return len(found)
+
+    def _say_full(self) -> None:
+        """Log that a new connection is closed, once in a while: each client that is cannot know."""
+        now = time.monotonic()
+        if self._said_full_at is not None and now - self._said_full_at < WINDOW_S:
+            return
+        self._said_full_at = now
+        log.warning(
+            "connections_full",
+            open=len(self._open),
+            max_connections=self.limits.max_connections,
+            outcome="new connections are closed",
+            hint="all are being answered; raise max_connections, and the descriptors (ulimit -n)",
+        )
 
     def _make_room(self) -> bool:
         """Close the one that has been idle longest, or stalled; return whether there is one.

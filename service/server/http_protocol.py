@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
+    from service.server.limits import ConnectionLimits
     from service.server.request_head import RequestHead
 
 LINGER_S = 2  # for the other end to read what it was refused with; to close at once may lose it
@@ -212,20 +213,12 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._phase, self._phase_of = phase, self._reader.num_requests
         self._connections.mark(self, phase)
-        limits = self._limits
-        if phase is ConnectionPhase.ANSWERING:
-            if self.flow.write_paused:
-                self._watch_unsent()
-            else:
-                self._deadline.clear()
-        elif phase is ConnectionPhase.BODY:
-            self._deadline.set(limits.body_timeout_s)
-        elif phase is ConnectionPhase.HEAD:
-            self._deadline.set(limits.header_timeout_s)
-        elif self._reader.num_requests:
-            self._deadline.set(limits.idle_timeout_s)
+        if phase is not ConnectionPhase.ANSWERING:
+            self._deadline.set(_limit_of(phase, self._limits, self._phase_of))
+        elif self.flow.write_paused:
+            self._watch_unsent()
         else:
-            self._deadline.set(limits.first_byte_timeout_s)
+            self._deadline.clear()
 
     def _find_phase(self) -> ConnectionPhase:
         if self._reader.is_in_body:
@@ -289,6 +282,15 @@ class HttpProtocol(HttpToolsProtocol):
         if not self._unsent:
             self._deadline.set(LINGER_S)  # TLS says good-bye, and waits for the other to do so
         self.transport.close()
+
+
+def _limit_of(phase: ConnectionPhase, limits: ConnectionLimits, num_requests: int) -> float:
+    """Return how long a phase may last that waits for the client's bytes."""
+    if phase is ConnectionPhase.BODY:
+        return limits.body_timeout_s
+    if phase is ConnectionPhase.HEAD:
+        return limits.header_timeout_s
+    return limits.idle_timeout_s if num_requests else limits.first_byte_timeout_s
 
 
 def _make_cycle(

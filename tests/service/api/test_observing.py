@@ -255,3 +255,8 @@ def test_labels_are_the_declared_paths_whatever_is_asked():
     assert label_of("/v1/models/owner/name:branch") == "/v1/models/{name:path}"
     for path in ("/", "//v1/models", "/v1/../health", "/x" * 5000, "", "*"):
         assert label_of(path) == "other"
+
+
+def test_a_line_says_who_asks(observed):
+    observed.post()
+    assert observed.line()["address"] == "127.0.0.1"

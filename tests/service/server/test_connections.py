@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
+from structlog.testing import capture_logs
 
 from service.server.connections import Closed, ConnectionPhase, Connections
 from service.server.limits import ConnectionLimits
@@ -127,3 +128,13 @@ def test_refused_requests_are_counted_by_their_code(connections):
     for _ in range(20):
         connections.note_refusal(malformed("no"), "127.0.0.1")
     assert connections.refused == Counter({"invalid_http": 20})
+
+
+def test_that_there_is_no_room_is_said_but_not_each_time(connections):
+    for _ in range(3):
+        FakeConnection(connections, ANSWERING)
+    with capture_logs() as lines:
+        for _ in range(10):
+            assert not FakeConnection(connections, None).has_room
+    (line,) = lines
+    assert (line["event"], line["max_connections"]) == ("connections_full", 3)
