@@ -132,7 +132,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._reader.give_up()
         self._refusal = refusal
         if cycle is not None:
-            cycle.leave()
+            cycle.leave(refusal)
             if cycle.response_started:  # nothing may follow an answer, nor stand within one
                 self._linger(Closed.REFUSED)
                 return

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+REFUSED = "tetrad.refused"  # in a request's scope: the refusal that ended it before it came whole
 LINES_A_WINDOW = 5
 WINDOW_S = 10.0
 
