@@ -86,7 +86,7 @@ def serve(settings: Settings) -> NoReturn:
     # each of its calls into the system; of Python's 5 ms a crowd's refusals would wait for seconds.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     sockets.prepare()
-    front = make_front(settings)
+    front = make_front(settings, num_variants=len(variants))
     listener = listen(settings.host, settings.port, stall_limit_s=settings.stall_limit_s)
     log.info(
         "listening",
@@ -109,7 +109,7 @@ def serve(settings: Settings) -> NoReturn:
     server.run(listener)
 
 
-def make_front(settings: Settings) -> Front:
+def make_front(settings: Settings, num_variants: int = 1) -> Front:
     """Return how clients reach the application. Raises SettingsError."""
     certificate = settings.tls_certificate
     limits = ConnectionLimits(
@@ -118,9 +118,10 @@ def make_front(settings: Settings) -> Front:
         body_timeout_s=settings.body_timeout_s,
         min_body_rate=settings.min_body_rate,
         idle_timeout_s=settings.idle_timeout_s,
+        stall_limit_s=settings.stall_limit_s,
         max_headers=settings.max_headers,
         max_header_size=settings.max_header_size,
-        max_connections=resolve_max_connections(settings.max_connections),
+        max_connections=resolve_max_connections(settings.max_connections, num_variants),
     )
     return Front(
         connections=Connections(limits),

@@ -12,6 +12,7 @@ from service.api.endpoint import Access
 from service.api.scope import keep_record
 from service.observation.request_record import OTHER_ENDPOINT, RequestRecord
 from service.observation.request_story import CUT_OFF, INTERNAL
+from service.server.refusals import REFUSED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -68,6 +69,8 @@ class ObserveRequests:
             return
         self._observation.lag.start()
         record = RequestRecord(self._label_of(scope["path"]))
+        client = scope.get("client")
+        record.address = client[0] if client else None
         keep_record(scope, record)
 
         async def watched_send(message: Message) -> None:
@@ -84,6 +87,11 @@ class ObserveRequests:
             record.failure = record.failure or (CUT_OFF if is_cut_off else INTERNAL)
             raise
         finally:
+            if (
+                refusal := scope.get(REFUSED)
+            ) is not None:  # no client left, as it was made to seem
+                record.status, record.failure = record.status or refusal.status, refusal.code
+                record.is_refused_below = True
             record.request_id = scope["request_id"]
             self._observation.note_end(record, is_logged=self._is_logged(scope, record))
 

@@ -53,6 +53,8 @@ class RequestCounts:
         caller, tokens = record.caller, story.tokens
         self.requests[record.endpoint, str(story.status), caller] += 1
         if tokens is None:
+            if record.is_refused_below:
+                return
             if (400 <= story.status < 500 and record.status is not None) or story.status == 503:
                 self.rejections[story.outcome, caller] += 1
             return

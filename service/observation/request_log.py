@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 EVENT = "request"
 LOGGER = "service.requests"
 MAX_NAME = 100  # characters of a model's name that is not served
+MAX_ADDRESS = 64  # characters; a proxy passes on what it was told
 _PLAIN = re.compile(r"[A-Za-z0-9._:/+=@,-]+")
 
 
@@ -65,6 +66,8 @@ def _fields(record: RequestRecord, story: RequestStory) -> dict[str, object]:
         "outcome": story.outcome,
         "total_s": round(story.total_s, 3),
     }
+    if record.address is not None:
+        fields["address"] = record.address[:MAX_ADDRESS]
     if model is not None:
         fields["model"] = model[:MAX_NAME]
     if (tokens := story.tokens) is not None:

@@ -57,6 +57,7 @@ class RequestRecord:
     started: float = field(default_factory=time.monotonic)
     request_id: str = ""
     caller: str = NO_CALLER  # a key's name
+    address: str | None = None  # who asks, or whom a trusted proxy says to ask
     asked_model: str | None = None  # as the client wrote it: not to be trusted
     model: str | None = None  # a served one, which answers
     body_read_at: float | None = None
@@ -66,6 +67,7 @@ class RequestRecord:
     send_wait_s: float = 0.0  # for the client to take what was written
     status: int | None = None  # None while no answer has begun
     failure: str | None = None  # an error's code, or how else it was kept from its end
+    is_refused_below: bool = False  # by the connection, which counts what it refuses
     ended: float | None = None
 
     def note_body(self) -> None:

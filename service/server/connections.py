@@ -1,20 +1,26 @@
 """Every open connection, what it is doing, and how many ended for which reason.
 
-Keeps their number below the cap: above it the one that has been idle longest is closed, and where
-all are being answered the new one. Idle is who has no request that came whole: half a request keeps
-no place. What a connection does with its bytes is `service.server.http_protocol`'s.
+Keeps their number below the cap: above it the one that has been idle longest is closed, where none
+is the one that has not read its answer for longest, and where all are being answered the new one.
+Idle is who has no request that came whole: half a request keeps no place. What a connection does
+with its bytes is `service.server.http_protocol`'s.
 """
 
 from __future__ import annotations
 
 import enum
 import itertools
+import time
 from collections import Counter
 from typing import Protocol
 
+import structlog
+
 from service.server import refusals
 from service.server.limits import ConnectionLimits
-from service.server.refusals import Refusal, RefusalLog
+from service.server.refusals import WINDOW_S, Refusal, RefusalLog
+
+log = structlog.get_logger(__name__)
 
 
 class ConnectionPhase(enum.Enum):
@@ -35,6 +41,8 @@ class Closed(enum.StrEnum):
     REFUSED = "refused"  # by an error of HTTP; `Connections.refused` says which
     FIRST_BYTE = "first_byte"  # nothing came
     IDLE = "idle"  # no other request came
+    TLS = "tls"  # no handshake came, or it failed
+    STALLED = "stalled"  # it did not take what it was sent
     CAP = "cap"  # to make room for others
     NO_ROOM = "no_room"  # a new one, while all others were being answered
     SHUTDOWN = "shutdown"
@@ -67,8 +75,10 @@ class Connections:
         self.is_draining = False
         self._open: set[Connection] = set()
         self._idle: dict[Connection, None] = {}  # since longest first: dictionaries keep order
+        self._stalled: dict[Connection, None] = {}  # likewise; some of them are idle as well
         self._incomplete: set[Connection] = set()
         self._log = RefusalLog()
+        self._said_full_at: float | None = None
 
     @property
     def num_open(self) -> int:
@@ -83,6 +93,8 @@ class Connections:
     def add(self, connection: Connection) -> bool:
         """Count a new connection; return whether there is room for it."""
         has_room = len(self._open) < self.limits.max_connections or self._make_room()
+        if not has_room:
+            self._say_full()
         self._open.add(connection)  # until it has gone, also where it has to go at once
         return has_room
 
@@ -97,12 +109,25 @@ class Connections:
         else:
             self._incomplete.discard(connection)
 
+    def mark_stalled(self, connection: Connection, *, is_stalled: bool) -> None:
+        """Note whether the other end leaves unread what it is sent."""
+        if is_stalled:
+            self._stalled.setdefault(connection)
+        else:
+            self._stalled.pop(connection, None)
+
+    def hand_over(self, connection: Connection) -> None:
+        """Forget one that goes on as another, which is then added in its place."""
+        self._open.discard(connection)
+        self._idle.pop(connection, None)
+
     def remove(self, connection: Connection, reason: Closed) -> None:
         """Forget a connection that has ended."""
         if connection in self._open:
             self._open.discard(connection)
             self.closed[reason] += 1
         self._idle.pop(connection, None)
+        self._stalled.pop(connection, None)
         self._incomplete.discard(connection)
 
     def note_refusal(self, refusal: Refusal, address: str | None) -> None:
@@ -121,16 +146,33 @@ class Connections:
             connection.refuse(refusals.draining())
         return len(found)
 
+    def _say_full(self) -> None:
+        """Log that a new connection is closed, once in a while: each client that is cannot know."""
+        now = time.monotonic()
+        if self._said_full_at is not None and now - self._said_full_at < WINDOW_S:
+            return
+        self._said_full_at = now
+        log.warning(
+            "connections_full",
+            open=len(self._open),
+            max_connections=self.limits.max_connections,
+            outcome="new connections are closed",
+            hint="all are being answered; raise max_connections, and the descriptors (ulimit -n)",
+        )
+
     def _make_room(self) -> bool:
-        """Close the connection that has been idle longest; return whether there is one.
+        """Close the one that has been idle longest, or stalled; return whether there is one.
 
         Hundreds may come between two looks at what the others have sent, so one whose request waits
         to be read is passed over.
         """
         oldest = list(itertools.islice(self._idle, MAX_LOOKED_AT))
-        if not oldest:
+        if not oldest and not self._stalled:
             return False
-        spared = next((one for one in oldest if not one.has_unread_bytes()), oldest[0])
+        if oldest:
+            spared = next((one for one in oldest if not one.has_unread_bytes()), oldest[0])
+        else:
+            spared = next(iter(self._stalled))
         # Its descriptor is free before the next is taken, as the loop closes before it accepts.
         self.remove(spared, Closed.CAP)
         spared.drop(Closed.CAP)

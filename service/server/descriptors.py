@@ -17,21 +17,23 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-RESERVE = 64  # files, logs, the engines' sockets, and connections that are on their way out
+RESERVE = 48  # descriptors: files, logs, and connections that are on their way out
+RESERVE_A_VARIANT = 16  # pipes and sockets of its engine, and of what renders its templates
 
 
-def resolve_max_connections(wanted: int) -> int:
+def resolve_max_connections(wanted: int, num_variants: int = 1) -> int:
     """How many connections there may be at a time; fewer than wanted where descriptors are few."""
-    soft = _raise_limit(wanted + RESERVE)
-    if soft == resource.RLIM_INFINITY or soft >= wanted + RESERVE:
+    reserve = RESERVE + RESERVE_A_VARIANT * num_variants
+    soft = _raise_limit(wanted + reserve)
+    if soft == resource.RLIM_INFINITY or soft >= wanted + reserve:
         return wanted
-    most = max(1, soft - RESERVE)
+    most = max(1, soft - reserve)
     log.warning(
         "fewer_connections",
         max_connections=most,
         wanted=wanted,
         descriptors=soft,
-        hint=f"allow {wanted + RESERVE} open files (ulimit -n, LimitNOFILE=)",
+        hint=f"allow {wanted + reserve} open files (ulimit -n, LimitNOFILE=)",
     )
     return most
 

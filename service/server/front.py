@@ -11,11 +11,12 @@ import uvicorn
 
 from service.server.connections import Connections
 from service.server.http_protocol import HttpProtocol
+from service.server.tls_hello import TlsHello
 
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from starlette.types import ASGIApp
 
@@ -54,22 +55,21 @@ class Front:
     async def accept(self, server: uvicorn.Server, listeners: Sequence[socket.socket]) -> None:
         """Have connections to these sockets answered by a server that was made by `config`.
 
-        In place of uvicorn's own beginning, which gives clients a minute to say hello in TLS.
+        In place of uvicorn's own beginning, which gives clients a minute to say hello in TLS, and
+        knows nothing of them before that.
         """
-        protocol = partial(
+        protocol: Callable[[], asyncio.Protocol] = partial(
             HttpProtocol,
             server.config,
             server.server_state,
             app_state={},
             connections=self.connections,
         )
-        tls: dict[str, Any] = {}
         if self.tls is not None:
-            hello_s = self.connections.limits.header_timeout_s
-            tls = {"ssl": self.tls, "ssl_handshake_timeout": hello_s}
+            protocol = partial(TlsHello, self.tls, self.connections, protocol)
         loop = asyncio.get_running_loop()
         server.servers = [
-            await loop.create_server(protocol, sock=listener, backlog=server.config.backlog, **tls)
+            await loop.create_server(protocol, sock=listener, backlog=server.config.backlog)
             for listener in listeners
         ]
         server.started = True

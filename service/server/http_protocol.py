@@ -9,7 +9,6 @@ one waits behind it. Requests are read in `request_reader`, how an answer is sen
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
@@ -18,7 +17,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from service.server.connections import Closed, ConnectionPhase, Connections
 from service.server.deadlines import Deadline
 from service.server.descriptors import has_unread_bytes
-from service.server.refusals import Refusal, draining, malformed, too_slow
+from service.server.pipeline import Pipeline
+from service.server.refusals import Refusal, draining, too_slow
 from service.server.request_reader import RequestReader
 from service.server.response_cycle import ResponseCycle
 
@@ -27,10 +27,9 @@ if TYPE_CHECKING:
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
+    from service.server.limits import ConnectionLimits
     from service.server.request_head import RequestHead
 
-MAX_PIPELINED = 64  # requests that wait for the answer of one before them
-MAX_WAITING_BODY = 64 * 1024  # bytes, of one of them
 LINGER_S = 2  # for the other end to read what it was refused with; to close at once may lose it
 
 
@@ -57,8 +56,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._refusal: Refusal | None = None  # to be sent once what came before is answered
         self._latest: ResponseCycle | None = None  # of the request that came last
         self._answering: ResponseCycle | None = None
-        self._waiting: deque[ResponseCycle] = deque()  # for the answer of one before them
+        self._waiting = Pipeline()  # for the answer of one before them
         self._body_began, self._body_size = 0.0, 0
+        self._unsent = 0  # bytes that the other end had not taken when that was last looked at
 
     # What the loop calls
 
@@ -91,6 +91,19 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             self._settle()
 
+    def pause_writing(self) -> None:
+        """Know that the other end does not take what it is sent; it has a while to do so."""
+        super().pause_writing()
+        self._connections.mark_stalled(self, is_stalled=True)
+        if self._phase is ConnectionPhase.ANSWERING:
+            self._watch_unsent()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._connections.mark_stalled(self, is_stalled=False)
+        if self._phase is ConnectionPhase.ANSWERING:
+            self._deadline.clear()
+
     def shutdown(self) -> None:
         """End once what is being answered is; uvicorn asks for it as it ends."""
         self._waiting.clear()
@@ -119,14 +132,14 @@ class HttpProtocol(HttpToolsProtocol):
         self._reader.give_up()
         self._refusal = refusal
         if cycle is not None:
-            cycle.leave()
+            cycle.leave(refusal)
             if cycle.response_started:  # nothing may follow an answer, nor stand within one
                 self._linger(Closed.REFUSED)
                 return
             if cycle is self._answering:
                 self._answering = None
             else:
-                self._waiting.pop()
+                self._waiting.drop_last()
         if self._answering is None:
             self._send_refusal(refusal)
         else:
@@ -136,27 +149,28 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_head(self, head: RequestHead, *, may_keep_alive: bool) -> None:
         self._body_began, self._body_size = self.loop.time(), 0
-        self._latest = self._make_cycle(head, may_keep_alive=may_keep_alive)
+        self._latest = _make_cycle(self, head, may_keep_alive=may_keep_alive)
         if self._answering is None:
             self._answer(self._latest)
-        elif len(self._waiting) < MAX_PIPELINED:
-            self._waiting.append(self._latest)
-        else:
-            self._reader.give_up()
-            raise malformed(f"more than {MAX_PIPELINED} requests wait on this connection")
+            return
+        try:
+            self._waiting.add(self._latest, head)
+        except Refusal:
+            self._reader.give_up()  # it does not wait, so there is none to take back
+            raise
 
     def on_body_part(self, part: bytes) -> None:
         self._body_size += len(part)
         cycle = self._latest
         if cycle is None or cycle.response_complete:
             return
+        if cycle is not self._answering:
+            self._waiting.add_body(cycle, part)
+            return
         cycle.body += part
-        if cycle is self._answering:
-            if len(cycle.body) > HIGH_WATER_LIMIT:
-                self.flow.pause_reading()
-            cycle.message_event.set()
-        elif len(cycle.body) > MAX_WAITING_BODY:
-            raise malformed("a request with a large body must wait for the answer before it")
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.message_event.set()
 
     def on_whole(self) -> None:
         if self._latest is not None and not self._latest.response_complete:
@@ -178,28 +192,13 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self.flow.resume_reading()
         if self._waiting:
-            self._answer(self._waiting.popleft())
+            self._answer(self._waiting.take())
         elif self._refusal is not None:
             self._send_refusal(self._refusal)
             return
         self._settle()
 
     # Its own
-
-    def _make_cycle(self, head: RequestHead, *, may_keep_alive: bool) -> ResponseCycle:
-        return ResponseCycle(
-            scope=_make_scope(self, head),
-            transport=self.transport,
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=False,
-            default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
-            expect_100_continue=head.expects_continue and head.has_body,
-            keep_alive=may_keep_alive,
-            on_response=self.on_response_complete,
-        )
 
     def _answer(self, cycle: ResponseCycle) -> None:
         self._answering = cycle
@@ -214,17 +213,12 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._phase, self._phase_of = phase, self._reader.num_requests
         self._connections.mark(self, phase)
-        limits = self._limits
-        if phase is ConnectionPhase.ANSWERING:
-            self._deadline.clear()
-        elif phase is ConnectionPhase.BODY:
-            self._deadline.set(limits.body_timeout_s)
-        elif phase is ConnectionPhase.HEAD:
-            self._deadline.set(limits.header_timeout_s)
-        elif self._reader.num_requests:
-            self._deadline.set(limits.idle_timeout_s)
+        if phase is not ConnectionPhase.ANSWERING:
+            self._deadline.set(_limit_of(phase, self._limits, self._phase_of))
+        elif self.flow.write_paused:
+            self._watch_unsent()
         else:
-            self._deadline.set(limits.first_byte_timeout_s)
+            self._deadline.clear()
 
     def _find_phase(self) -> ConnectionPhase:
         if self._reader.is_in_body:
@@ -241,8 +235,15 @@ class HttpProtocol(HttpToolsProtocol):
             self.refuse(too_slow(f"the request's headers did not come within {limit_s:g} s"))
         elif self._phase is ConnectionPhase.BODY:
             self._look_at_body()
-        elif self._phase is ConnectionPhase.CLOSING:
-            self.transport.abort()
+        elif 0 < self.transport.get_write_buffer_size() < self._unsent:
+            self._watch_unsent()  # a slow reader, but one that reads
+        else:
+            self.drop(self._why or Closed.STALLED)
+
+    def _watch_unsent(self) -> None:
+        """Give the other end a while to take some of what waits to be sent."""
+        self._unsent = self.transport.get_write_buffer_size()
+        self._deadline.set(self._limits.stall_limit_s)
 
     def _look_at_body(self) -> None:
         """Give a body more time for what has come of it, or give it up."""
@@ -265,6 +266,7 @@ class HttpProtocol(HttpToolsProtocol):
         """End, but let the other end read first: closing under what it still sends is a reset."""
         self._why, self._phase = reason, ConnectionPhase.CLOSING
         self._connections.mark(self, ConnectionPhase.CLOSING)
+        self._unsent = 0
         self._deadline.set(LINGER_S)
         self.flow.resume_reading()
         if self.transport.can_write_eof():
@@ -275,11 +277,42 @@ class HttpProtocol(HttpToolsProtocol):
     def _close(self, reason: Closed) -> None:
         """End as soon as what was written has gone out."""
         self._why, self._phase = reason, ConnectionPhase.CLOSING
-        if self.scheme == "https" and self.transport.get_write_buffer_size() == 0:
+        self._connections.mark(self, ConnectionPhase.CLOSING)
+        self._unsent = self.transport.get_write_buffer_size()
+        if self._unsent:
+            self._deadline.set(self._limits.stall_limit_s)
+        elif self.scheme == "https":
             self._deadline.set(LINGER_S)  # TLS says good-bye, and waits for the other to do so
         else:
             self._deadline.clear()
         self.transport.close()
+
+
+def _limit_of(phase: ConnectionPhase, limits: ConnectionLimits, num_requests: int) -> float:
+    """Return how long a phase may last that waits for the client's bytes."""
+    if phase is ConnectionPhase.BODY:
+        return limits.body_timeout_s
+    if phase is ConnectionPhase.HEAD:
+        return limits.header_timeout_s
+    return limits.idle_timeout_s if num_requests else limits.first_byte_timeout_s
+
+
+def _make_cycle(
+    connection: HttpProtocol, head: RequestHead, *, may_keep_alive: bool
+) -> ResponseCycle:
+    return ResponseCycle(
+        scope=_make_scope(connection, head),
+        transport=connection.transport,
+        flow=connection.flow,
+        logger=connection.logger,
+        access_logger=connection.access_logger,
+        access_log=False,
+        default_headers=connection.server_state.default_headers,
+        message_event=asyncio.Event(),
+        expect_100_continue=head.expects_continue and head.has_body,
+        keep_alive=may_keep_alive,
+        on_response=connection.on_response_complete,
+    )
 
 
 def _make_scope(connection: HttpToolsProtocol, head: RequestHead) -> HTTPScope:

@@ -17,6 +17,7 @@ class ConnectionLimits:
     body_timeout_s: float = 30  # from there to the end of the body; more for what has come of it
     min_body_rate: int = 16 * 1024  # bytes a second; each that has come adds its time to the above
     idle_timeout_s: float = 30  # from an answer to the next request's first byte
+    stall_limit_s: float = 30  # for the other end to take some of what waits to be sent
     max_headers: int = 100  # in a request, and in the trailers of a body
     max_header_size: int = 64 * 1024  # bytes of all of them; also of the target, and of trailers
     max_connections: int = 4096

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+REFUSED = "tetrad.refused"  # in a request's scope: the refusal that ended it before it came whole
 LINES_A_WINDOW = 5
 WINDOW_S = 10.0
 
@@ -32,6 +33,7 @@ class Refusal(Exception):  # noqa: N818 - no fault of this program: an answer
         self.status = status
         self.code = code
         self.message = message
+        self.fault: str | None = None  # of this server, for the log alone
 
     def response(self) -> bytes:
         """Return the whole answer, as it goes over the wire."""
@@ -90,7 +92,9 @@ class RefusalLog:
             return
         self._num_lines += 1
         left_out, self._num_left_out = self._num_left_out, 0
-        more = {"left_out_before": left_out} if left_out else {}
+        more: dict[str, object] = {"left_out_before": left_out} if left_out else {}
+        if refusal.fault is not None:
+            more["fault"] = refusal.fault
         log.warning(
             "request_refused",
             status=refusal.status,

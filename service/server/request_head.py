@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 VERSIONS = ("1.0", "1.1")
+MAX_LENGTH_DIGITS = 19
 NOT_SPOKEN = Refusal(
     505, "http_version", "this version of HTTP is not spoken here; use HTTP/1.1 (or 1.0)"
 )
@@ -76,7 +77,7 @@ def read_head(
         elif name == b"transfer-encoding":
             codings.append(value)
         elif name == b"content-length":
-            content_length = int(value)  # its digits, and that it stands alone, the parser checked
+            content_length = _read_length(value)
         elif name == b"expect" and version == "1.1":
             expects_continue = _read_expectation(value)
     _check_hosts(hosts, version)
@@ -115,6 +116,16 @@ def _check_codings(codings: Sequence[bytes], version: str) -> None:
         raise malformed("HTTP/1.0 has no Transfer-Encoding; send Content-Length")
     if len(codings) > 1 or codings[0].lower() != b"chunked":
         raise malformed("the only Transfer-Encoding taken here is chunked, once")
+
+
+def _read_length(value: bytes) -> int:
+    """Read Content-Length, whose digits, and that it stands alone, the parser has checked.
+
+    It lets any number of zeros lead them, of which Python takes some thousands for an attack.
+    """
+    if len(value) > MAX_LENGTH_DIGITS:
+        raise malformed(f"Content-Length has more than {MAX_LENGTH_DIGITS} digits")
+    return int(value)
 
 
 def _read_expectation(value: bytes) -> bool:

@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from service.server.refusals import REFUSED
+
 if TYPE_CHECKING:
     from uvicorn._types import ASGISendEvent, HTTPResponseStartEvent
+
+    from service.server.refusals import Refusal
 
 _WITHOUT_BODY = (204, 304)
 
@@ -107,8 +111,13 @@ class ResponseCycle(RequestResponseCycle):
         else:
             self.transport.write(body)
 
-    def leave(self) -> None:
-        """Tell the application that nobody is there any more."""
+    def leave(self, refusal: Refusal | None = None) -> None:
+        """Tell the application that nobody is there any more.
+
+        refusal: what was, or will be, answered in its place; left in the scope for the log.
+        """
+        if refusal is not None:
+            self.scope[REFUSED] = refusal  # type: ignore[literal-required]
         self.disconnected = True
         self.message_event.set()
 

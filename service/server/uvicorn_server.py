@@ -89,16 +89,17 @@ class Server:
             log.warning("stopping_at_once", signal=name)
             logging.shutdown()
             os._exit(128 + number)
+        self._is_stopping = True
+        self._lifecycle.begin_draining()
+        num_incomplete = self._connections.close_incomplete()
         log.info(
             "stopping",
             signal=name,
             open_requests=self._lifecycle.num_open_requests,
+            incomplete_requests=num_incomplete,
             drain_limit_s=self._drain_limit_s,
             hint="a second signal stops at once",
         )
-        self._is_stopping = True
-        self._lifecycle.begin_draining()
-        self._connections.close_incomplete()
 
     async def _until_drained(self) -> None:
         """Wait for a reason to end, then for what is open, for a while."""

@@ -255,3 +255,19 @@ def test_labels_are_the_declared_paths_whatever_is_asked():
     assert label_of("/v1/models/owner/name:branch") == "/v1/models/{name:path}"
     for path in ("/", "//v1/models", "/v1/../health", "/x" * 5000, "", "*"):
         assert label_of(path) == "other"
+
+
+def test_a_line_says_who_asks(observed):
+    observed.post()
+    assert observed.line()["address"] == "127.0.0.1"
+
+
+def test_a_body_that_does_not_come_is_no_client_that_left(observed):
+    head = f"POST {COMPLETIONS} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
+    with socket.create_connection(("127.0.0.1", observed.server.port), timeout=10) as connection:
+        chunk = "content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n"
+        connection.sendall((head + chunk).encode())
+        assert connection.recv(20).startswith(b"HTTP/1.1 400")
+    line = observed.line()
+    assert (line["status"], line["outcome"]) == (400, "invalid_http")
+    assert not observed.observation.counts.rejections  # the connection counts it

@@ -268,6 +268,7 @@ BODIES = [
     ends("two lengths in one", post(b"content-length: %d, 3" % len(BODY)), 400),
     ends("no number as a length", post(b"content-length: abc"), 400),
     ends("an empty length", post(b"content-length:"), 400),
+    ends("a length with thousands of zeros", post(b"content-length: " + b"0" * 5000 + b"5"), 400),
     ends("a negative length", post(b"content-length: -1"), 400),
     ends("a length with a plus", post(b"content-length: +%d" % len(BODY)), 400),
     ends("a length in hex", post(b"content-length: 0x10"), 400),

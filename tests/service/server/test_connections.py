@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
+from structlog.testing import capture_logs
 
 from service.server.connections import Closed, ConnectionPhase, Connections
 from service.server.limits import ConnectionLimits
@@ -95,6 +96,26 @@ def test_new_one_goes_where_all_are_being_answered(connections):
     assert connections.closed == Counter({Closed.NO_ROOM: 1})
 
 
+def test_one_that_reads_no_answer_makes_room_where_none_is_idle(connections):
+    held = [FakeConnection(connections, ANSWERING) for _ in range(3)]
+    for one in (held[2], held[1]):
+        connections.mark_stalled(one, is_stalled=True)
+    connections.mark_stalled(held[2], is_stalled=False)
+    assert FakeConnection(connections, IDLE).has_room
+    assert [one.dropped for one in held] == [None, Closed.CAP, None]
+    FakeConnection(connections, IDLE)
+    assert held[0].dropped is None  # the idle one went
+    assert connections.closed == Counter({Closed.CAP: 2})
+
+
+def test_one_that_goes_on_as_another_is_not_counted_as_closed(connections):
+    held = [FakeConnection(connections, IDLE) for _ in range(3)]
+    connections.hand_over(held[0])
+    assert FakeConnection(connections, IDLE).has_room
+    assert connections.num_open == 3
+    assert not connections.closed
+
+
 def test_those_whose_request_has_not_come_whole_are_closed_for_a_drain(connections):
     held = [FakeConnection(connections, phase) for phase in (BODY, ANSWERING, HEAD)]
     assert connections.num_incomplete == 2
@@ -107,3 +128,13 @@ def test_refused_requests_are_counted_by_their_code(connections):
     for _ in range(20):
         connections.note_refusal(malformed("no"), "127.0.0.1")
     assert connections.refused == Counter({"invalid_http": 20})
+
+
+def test_that_there_is_no_room_is_said_but_not_each_time(connections):
+    for _ in range(3):
+        FakeConnection(connections, ANSWERING)
+    with capture_logs() as lines:
+        for _ in range(10):
+            assert not FakeConnection(connections, None).has_room
+    (line,) = lines
+    assert (line["event"], line["max_connections"]) == ("connections_full", 3)

@@ -6,6 +6,7 @@ As benchmarks/connections.py does with more of them, and longer.
 from __future__ import annotations
 
 import json
+import ssl
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import pytest
 
 from tests.service.fakes import wait_until
 from tests.service.processes import serving
+from tests.service.server.certificates import make_certificate, needs_openssl
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,12 +40,14 @@ def hold(server: ServerProcess, **counts: int) -> subprocess.Popen[str]:
     )
 
 
-def ask_meanwhile(server: ServerProcess, holder: subprocess.Popen[str]) -> int:
+def ask_meanwhile(
+    server: ServerProcess, holder: subprocess.Popen[str], verify: ssl.SSLContext | bool = True
+) -> int:
     """Ask over new connections, as quickly as they are answered; return how often."""
     num_asked = 0
     while holder.poll() is None:
         began = time.monotonic()
-        with httpx.Client(base_url=server.url, timeout=20) as client:
+        with httpx.Client(base_url=server.url, timeout=20, verify=verify) as client:
             body = {"model": "fake/model", "prompt": "hi", "max_tokens": 5}
             assert client.post("/v1/completions", json=body).status_code == 200
         assert time.monotonic() - began < ANSWER_LIMIT_S
@@ -81,6 +85,23 @@ def test_service_goes_on_with_128_descriptors(tmp_path: Path):
         before = server.process.num_fds()
         holder = hold(server, idle=225, half_open=50, dripping=25)
         assert ask_meanwhile(server, holder) > 10
+        assert "idle: closed" in json.loads(holder.communicate()[0])
+        wait_until(lambda: server.process.num_fds() <= before, limit_s=5)
+        assert "Traceback" not in server.log()
+
+
+@needs_openssl
+def test_service_goes_on_with_128_descriptors_though_hundreds_say_no_hello_in_tls(tmp_path: Path):
+    certificate, key = make_certificate(tmp_path)
+    tls = {"tls_certificate": str(certificate), "tls_key": str(key)}
+    context = ssl.create_default_context(cafile=str(certificate))
+    with serving(tmp_path, ready=False, num_descriptors=128, **tls) as server:
+        with httpx.Client(base_url=server.url, verify=context) as client:
+            wait_until(lambda: client.get("/health/ready").status_code == 200, limit_s=20)
+        wait_until(lambda: not server.process.net_connections("tcp")[1:])
+        before = server.process.num_fds()
+        holder = hold(server, idle=300)
+        assert ask_meanwhile(server, holder, context) > 5
         assert "idle: closed" in json.loads(holder.communicate()[0])
         wait_until(lambda: server.process.num_fds() <= before, limit_s=5)
         assert "Traceback" not in server.log()

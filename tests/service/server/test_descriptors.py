@@ -9,7 +9,14 @@ import pytest
 from structlog.testing import capture_logs
 
 from service.server import descriptors
-from service.server.descriptors import RESERVE, has_unread_bytes, resolve_max_connections
+from service.server.descriptors import (
+    RESERVE,
+    RESERVE_A_VARIANT,
+    has_unread_bytes,
+    resolve_max_connections,
+)
+
+RESERVED = RESERVE + RESERVE_A_VARIANT
 
 
 @pytest.fixture
@@ -30,17 +37,22 @@ def limits(monkeypatch) -> list[int]:
 def test_limit_is_raised_where_the_system_allows(limits):
     with capture_logs() as lines:
         assert resolve_max_connections(2000) == 2000
-    assert limits == [2000 + RESERVE, 4096]
+    assert limits == [2000 + RESERVED, 4096]
     assert lines == []
 
 
 def test_fewer_are_taken_where_it_does_not_and_the_log_says_so(limits):
     limits[:] = [128, 128]
     with capture_logs() as lines:
-        assert resolve_max_connections(4096) == 128 - RESERVE
+        assert resolve_max_connections(4096) == 128 - RESERVED
     (line,) = lines
     assert (line["max_connections"], line["descriptors"]) == (64, 128)
-    assert f"allow {4096 + RESERVE} open files" in line["hint"]
+    assert f"allow {4096 + RESERVED} open files" in line["hint"]
+
+
+def test_each_variant_has_descriptors_of_its_own(limits):
+    limits[:] = [256, 256]
+    assert resolve_max_connections(4096, 1) - resolve_max_connections(4096, 5) == 64
 
 
 def test_limit_that_suffices_is_left(limits):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import time
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LIVE = b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n"
+DOCUMENT = b"GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n"
 
 
 class Fronted:
@@ -259,6 +261,64 @@ def test_new_connection_is_closed_where_all_are_busy():
         wait_until(lambda: len(server.engine.running) == 2)
         assert server.connect().is_at_end()
         assert server.connections.closed == {Closed.NO_ROOM: 1}
+
+
+def leave_unread(server: Fronted, sent: bytes, num_bytes: int = 4096) -> RawConnection:
+    """Ask for a lot, and read none of it."""
+    connection = server.connect()
+    connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, num_bytes)
+    connection.send(sent)
+    return connection
+
+
+def test_those_that_read_no_answer_make_room_after_the_idle_ones():
+    with fronted(max_connections=4) as server:
+        unread = [leave_unread(server, DOCUMENT * 60) for _ in range(3)]
+        wait_until(lambda: len(server.connections._stalled) == 3)
+        idle = server.connect()
+        wait_until(lambda: server.connections.num_open == 4)
+        for _ in range(2):
+            newcomer = server.connect()
+            newcomer.send(LIVE)
+            answer = newcomer.read()
+            assert answer is not None
+            assert answer.status == 200
+            newcomer.send(completion(num_tokens=5000, stream=True))  # no longer idle
+        assert idle.is_at_end()
+        assert len(unread) == 3
+        wait_until(lambda: len(server.connections._stalled) < 3)
+        assert server.connections.closed == {Closed.CAP: 2}
+
+
+@pytest.mark.parametrize("last", [b"", b"connection: close\r\n"])
+def test_those_that_read_no_answer_are_closed_in_time(last):
+    with fronted(stall_limit_s=0.3) as server:
+        leave_unread(server, DOCUMENT * 59 + DOCUMENT[:-2] + last + b"\r\n")
+        wait_until(lambda: server.connections.closed == {Closed.STALLED: 1}, limit_s=5)
+
+
+def test_a_slow_reader_gets_all_of_its_answers():
+    with fronted(stall_limit_s=0.5) as server:
+        connection = leave_unread(server, DOCUMENT * 60, num_bytes=256 * 1024)
+        wait_until(lambda: bool(server.connections._stalled))
+        for _ in range(60):
+            time.sleep(0.03)
+            answer = connection.read()
+            assert answer is not None
+            assert answer.is_whole
+        assert server.connections.closed == {}
+
+
+def test_requests_that_wait_are_few_bytes():
+    large = completion(b"x-large: " + b"a" * 60_000)
+    with fronted(0.01) as server:
+        connection = server.connect()
+        connection.send(completion(num_tokens=30), *[large] * 6)
+        found = []
+        while (answer := connection.read()) is not None:
+            found.append(answer.status)
+        assert found == [200, 200, 200, 200, 200, 400]
+        assert server.connections.refused == {"invalid_http": 1}
 
 
 def test_nothing_is_left_of_many_connections():
