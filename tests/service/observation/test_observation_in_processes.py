@@ -94,6 +94,9 @@ def test_a_log_that_nobody_reads_holds_no_request_up(tmp_path: Path):
         with httpx.Client(base_url=url, timeout=5) as client:
             for _ in range(600):  # of 250 bytes and more: a pipe holds 64 KiB
                 assert client.get("/v1/nothing").status_code == 404
+            body = {"model": MODEL, "prompt": "hi", "max_tokens": 3, "user": "chatty"}
+            # Each of its steps logs more than a pipe holds.
+            assert client.post("/v1/completions", json=body).status_code == 200
             assert time.monotonic() - began < 30
             process.terminate()
             assert process.wait(20) == 0
