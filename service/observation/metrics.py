@@ -80,7 +80,7 @@ class Metrics:
         )
         yield counter(
             "tetrad_log_lines_dropped",
-            "Log lines that nobody took from standard error in time.",
+            "Log lines that nobody took from standard error in time, or that could not be written.",
             (),
             [((), observation.num_lines_dropped())],
         )

@@ -53,7 +53,7 @@ class RequestCounts:
         caller, tokens = record.caller, story.tokens
         self.requests[record.endpoint, str(story.status), caller] += 1
         if tokens is None:
-            if (400 <= story.status < 500 and record.status is not None) or story.status == 503:
+            if _is_refused(record, story):
                 self.rejections[story.outcome, caller] += 1
             return
         self.tokens["prompt", caller] += tokens.prompt_tokens
@@ -67,3 +67,10 @@ class RequestCounts:
             counts.total_s.add(story.total_s)
             counts.prompt_tokens.add(tokens.prompt_tokens)
             counts.generated_tokens.add(tokens.generated_tokens)
+
+
+def _is_refused(record: RequestRecord, story: RequestStory) -> bool:
+    """Whether somebody asked for something and did not get it, by our own decision."""
+    if record.is_probe or record.status is None:
+        return False
+    return 400 <= story.status < 500 or story.status == 503
