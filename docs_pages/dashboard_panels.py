@@ -287,6 +287,18 @@ ENGINES = Group(
                 last("tetrad_memory_measured_bytes", f"measured {BY_MODEL} {{{{part}}}}"),
             ),
         ),
+        Panel(
+            "Resident memory of the engine's process",
+            "bytes",
+            (last("tetrad_engine_resident_bytes", BY_MODEL),),
+            "The machine's memory: of an engine on a GPU not what lies there.",
+        ),
+        Panel(
+            "Processor time of the engine's process",
+            "percentunit",
+            (Query(rate("tetrad_engine_cpu_seconds_total", by="model_name"), BY_MODEL),),
+            "1 is one core.",
+        ),
     ),
 )
 

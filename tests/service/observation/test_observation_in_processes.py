@@ -36,6 +36,10 @@ def test_counters_go_on_over_restarts_and_unloading_and_gauges_end(tmp_path: Pat
     with serving(tmp_path) as server:
         server.complete(max_tokens=7)
         assert value(server, "vllm:generation_tokens_total") == 7
+        (worker,) = server.workers()
+        assert value(server, "tetrad_engine_resident_bytes") == pytest.approx(
+            worker.memory_info().rss, rel=0.2
+        )
         server.complete(user="exit", max_tokens=7)  # ends the engine's process
         server.wait_ready()
         wait_until(lambda: value(server, "tetrad_engine_restarts_total") == 1)
