@@ -37,6 +37,7 @@ from benchmarks.command_line import make_parser
 from engine.sampling_params import SamplingParams
 from loaders.cache import default_cache_dir
 from loaders.demo import build_demo
+from loaders.demo.branches import default_branch
 from service.settings import WorkerSettings
 from service.variants.handles import EngineProcess
 from service.worker_protocol.load_attempt import LoadRequest
@@ -309,7 +310,7 @@ def main() -> None:
     parser.add_argument("--samples", type=Path, help="file to keep samples in, and to go on from")
     arguments = parser.parse_args()
 
-    demo = build_demo(default_cache_dir(), on_progress=lambda *_: None)
+    demo = build_demo(default_cache_dir(), [default_branch()], on_progress=lambda *_: None)
     plan = Plan(
         ways=arguments.ways,
         variant=arguments.variant or demo.default_spec,

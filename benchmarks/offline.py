@@ -25,6 +25,7 @@ from benchmarks.peers import LlamaCpp, StockTransformers
 from benchmarks.tetrad import Tetrad
 from loaders.cache import default_cache_dir
 from loaders.demo import build_demo
+from loaders.demo.branches import GPTQ_BRANCHES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from benchmarks.isolated import Runner
 
 ROUNDS = 5
+BRANCH_NAMES = ("main", "gptq-8bit--1g-actorder_True", "gptq-8bit-64g-actorder_True")  # of the demo
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +132,9 @@ def main() -> None:
     use_threads(arguments.threads)
 
     cache_dir = default_cache_dir()
-    demo = build_demo(cache_dir, on_progress=print)
-    specs = arguments.specs or [
-        f"{demo.gptq_repo}:{branch}"
-        for branch in ("main", "gptq-8bit--1g-actorder_True", "gptq-8bit-64g-actorder_True")
-    ]
+    branches = [branch for branch in GPTQ_BRANCHES if branch.name in BRANCH_NAMES]
+    demo = build_demo(cache_dir, branches, on_progress=print)
+    specs = arguments.specs or [f"{demo.gptq_repo}:{name}" for name in BRANCH_NAMES]
     rows: list[dict[str, Any]] = []
     for spec in specs:
         compared = compare(spec, cache_dir, arguments.rounds, arguments.threads)

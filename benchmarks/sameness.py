@@ -31,6 +31,7 @@ from engine.request import Terms
 from engine.sampling_params import SamplingParams
 from loaders.cache import default_cache_dir
 from loaders.demo import build_demo
+from loaders.demo.branches import GPTQ_BRANCHES
 from loaders.load import load
 
 if TYPE_CHECKING:
@@ -181,7 +182,9 @@ def main() -> None:
 
     spec = arguments.spec
     if spec is None:
-        spec = f"{build_demo(default_cache_dir(), on_progress=print).gptq_repo}:main"
+        branch = next(one for one in GPTQ_BRANCHES if one.name == "main")
+        demo = build_demo(default_cache_dir(), [branch], on_progress=print)
+        spec = f"{demo.gptq_repo}:{branch.name}"
     rows = asyncio.run(measure(spec, arguments))
     table = Table(*rows[0], title="equal answers")
     for row in rows:

@@ -26,6 +26,7 @@ from benchmarks.server import MODEL, serving
 from benchmarks.soak_requests import CONTEXT, OTHER_MODEL, Administrator, Tally, ask
 from loaders.cache import default_cache_dir
 from loaders.demo import build_demo
+from loaders.demo.branches import default_branch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,7 +119,7 @@ def run(minutes: float, variant: str | None = None) -> dict[str, Any]:
     """
     cache: tuple[str, ...] = ()
     if variant is None:
-        demo = build_demo(default_cache_dir(), on_progress=print)
+        demo = build_demo(default_cache_dir(), [default_branch()], on_progress=print)
         variant, cache = demo.default_spec, ("--cache-dir", str(demo.cache_dir))
     flags = (
         *("--also", f"{OTHER_MODEL}={variant}", *cache),

@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
+import torch
 
 from engine.errors import InvalidConstraintError, OutOfMemoryError
 from engine.execution.model_runner import ModelRunner
@@ -163,7 +164,7 @@ class Engine:
 
     def statistics(self) -> EngineStatistics:
         """Count what there is and what was done."""
-        return self.scheduler.statistics()
+        return self.scheduler.statistics(num_threads=torch.get_num_threads())
 
     def compile(self, grammar: str) -> Constraint:
         """Read a grammar. Raises `InvalidConstraintError`.

@@ -22,6 +22,7 @@ class EngineStatistics:
     num_blocks: int
     num_free_blocks: int  # cached ones included
     prefill_tokens_per_s: float  # as last measured; 0 before
+    num_threads: int  # that compute one operation on the CPU
 
     # Since the start
     num_prompt_tokens: int  # of sequences that began

@@ -42,6 +42,8 @@ MAX_MASKED_ROWS = 128
 # Rows of a window: with 32 a prompt of 512 tokens took as many products again, with 128 a short
 # one computes rows that it has not.
 WINDOW_ROWS = 64
+# Rows of a window that attention on a CPU takes at a time, whether others are asked for or not.
+STRIP_ROWS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,24 +237,22 @@ def attend_in_windows(
 ) -> Tensor:
     """Attend as `attend_onward` does, in products whose sizes follow from positions alone.
 
-    A window that the query fills in part is filled up with zeros, which change no other row.
+    Strips of a window that the query does not touch are left out, and one that it fills in part is
+    filled up with zeros, which change no other row.
     """
     stop = start + query.shape[0]
-    first = start - start % WINDOW_ROWS
+    first, last = start - start % STRIP_ROWS, stop + -stop % STRIP_ROWS
+    if last - first > query.shape[0]:
+        query = functional.pad(query, (0, 0, 0, 0, start - first, last - stop))
     end = stop + -stop % WINDOW_ROWS
-    rows = query.new_zeros(end - first, *query.shape[1:])
-    rows[start - first : stop - first] = query
     if end > stop:
         seen = functional.pad(seen, (0, 0, 0, 0, 0, 0, 0, end - stop))
-    parts = [
-        _attend(
-            rows[begin - first : begin - first + WINDOW_ROWS],
-            seen[: begin + WINDOW_ROWS],
-            scale,
-            _window_mask(begin + WINDOW_ROWS, window, query.dtype),
-        )
-        for begin in range(first, end, WINDOW_ROWS)
-    ]
+    parts: list[Tensor] = []
+    for begin in range(first - first % WINDOW_ROWS, end, WINDOW_ROWS):
+        num_seen = begin + WINDOW_ROWS
+        low, high = max(begin, first), min(num_seen, last)
+        mask = _window_mask(num_seen, window, query.dtype)[low - begin : high - begin]
+        parts.append(_attend(query[low - first : high - first], seen[:num_seen], scale, mask))
     return torch.cat(parts)[start - first : stop - first]
 
 

@@ -1,4 +1,4 @@
-"""Runs a step in two passes: pieces of prompts by the way of many rows, the rest by that of few.
+"""Runs a step in two passes: prompts by the way of many rows, the rest by that of few.
 
 What goes which way, and why, stands in `engine.scheduling.pieces`.
 """
@@ -43,7 +43,6 @@ def run_both_ways(
     pieces, rest = split(batch, block_size)
     if not pieces.chunks:
         return run(batch)
-    # Ends see what pieces leave in the cache, never the reverse.
     logits, told = run(pieces, has_pieces=True)
     if not rest.sequence_ids:
         return logits, told

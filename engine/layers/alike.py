@@ -1,9 +1,9 @@
 """Products of many rows in which it does not show how many there are.
 
-What a row gives is by definition what it gives in a piece of `PIECE_ROWS`. A library may sum
-otherwise where there are more, and does not say so; whether it does is tried where a number of rows
-first comes up, for each kind and shape of weight, and where it does, pieces are multiplied one by
-one. No figure of one processor is relied upon.
+What a row gives is by definition what it gives in a piece of `PIECE_ROWS`; what fills none is
+filled up with zeros. A library may sum otherwise where there are more, and does not say so; whether
+it does is tried where a number of rows first comes up, for each kind and shape of weight, and where
+it does, pieces are multiplied one by one. No figure of one processor is relied upon.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import structlog
 import torch
+from torch.nn import functional
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,6 +47,17 @@ def multiply_pieces(weight: LinearWeight, x: Tensor) -> Tensor:
         multiply, kind = weight.product_of_many(), weight.kind
     else:
         multiply, kind = weight.matmul, type(weight).__name__
+    num_rows = x.shape[0]
+    if missing := -num_rows % PIECE_ROWS:
+        # A row alone may be summed otherwise, and so there are few numbers of rows to try.
+        x = functional.pad(x, (0, 0, 0, missing))
+    return _multiply_whole(multiply, kind, weight, x)[:num_rows]
+
+
+def _multiply_whole(
+    multiply: Callable[[Tensor], Tensor], kind: str, weight: LinearWeight, x: Tensor
+) -> Tensor:
+    """Multiply whole pieces, at once where that gives what each would give alone."""
     if x.shape[0] <= PIECE_ROWS:
         return multiply(x)
     key = (

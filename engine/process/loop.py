@@ -311,9 +311,9 @@ class EngineLoop:
         outputs = self._engine.step()
         step_s = time.monotonic() - began
         self._heartbeat.step_ends()
-        self._report(outputs, [])
         if self._threads is not None:
-            self._threads.note_step(step_s)
+            self._threads.note_step(step_s)  # before the report, which says how many there are
+        self._report(outputs, [])
         if self._live_check is not None:
             self._live_check.look_at(outputs)
 

@@ -16,13 +16,13 @@ from engine.process.thread_count import ThreadCount
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from engine.process.cpu_use import CpuUseReader
+    from engine.process.cpu_use import CpuUse, CpuUseReader
 
 log = structlog.get_logger(__name__)
 
 # Between two readings, which take 0.1 ms; what is counted comes in pieces of 10 ms.
 INTERVAL_S = 0.2
-# A neighbour that comes and goes shall not fill the log.
+# A neighbour that comes and goes shall not fill the log; what is so in the end is told.
 LOG_INTERVAL_S = 30.0
 
 
@@ -45,6 +45,7 @@ class ThreadKeeper:
         self._last_read = clock()
         self._stepped_s = 0.0  # since then
         self._last_logged = clock() - LOG_INTERVAL_S
+        self._logged = most  # the number that the log says last
 
     def note_step(self, step_s: float) -> None:
         """Take in how long the step took that has just ended; change the number if it is time."""
@@ -57,15 +58,19 @@ class ThreadKeeper:
             return
         before = self._count.number
         self._count.take_in(use, now=now, wall_s=wall_s, stepped_s=stepped_s)
-        if self._count.number == before:
+        if self._count.number != before:
+            self._set_num_threads(self._count.number)
+        self._log_if_due(use, wall_s)
+
+    def _log_if_due(self, use: CpuUse, wall_s: float) -> None:
+        """Log the number where the log says another one, now or when it is time again."""
+        number, now = self._count.number, self._clock()
+        if number == self._logged or now - self._last_logged < LOG_INTERVAL_S:
             return
-        self._set_num_threads(self._count.number)
-        is_due = now - self._last_logged >= LOG_INTERVAL_S
-        if is_due:
-            self._last_logged = now
-        (log.info if is_due else log.debug)(
+        self._logged, self._last_logged = number, now
+        log.info(
             "threads_changed",
-            threads=self._count.number,
+            threads=number,
             of=self._most,
             waited=round(use.waited_s / wall_s, 2),
             others=round(use.others_s / wall_s, 2),

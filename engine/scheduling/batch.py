@@ -84,6 +84,7 @@ class ScheduledChunk:
     # Prompt tokens whose logprobs are asked for: one for each token of the chunk, the one that
     # follows it; shorter by one where the prompt ends with the chunk.
     prompt_targets: tuple[int, ...] | None = None
+    is_decode: bool = False  # its last token, with a draft behind it or without
 
     @property
     def stop(self) -> int:

@@ -2,18 +2,17 @@
 
 A product of few rows and one of many take different ways through the kernels, and their sums round
 differently. A prompt of which a part is found in the prefix cache leaves fewer rows; were the way
-chosen by their number, the same question would be answered otherwise the second time. So it is
-chosen by position, and prefixes are shared where the ways meet:
+chosen by their number, the same question would be answered otherwise the second time. So all of a
+prompt goes the way of many rows, however few are left, in pieces of a block; whole ones are shared:
 
-    | piece | piece | piece | end |      piece: a whole block, computed by the way of many rows
-    0      16      32      48   51       end: what fills no block, by the way of few, as decodes are
+    | piece | piece | piece | end |
+    0      16      32      48   51
 
 What an answer's tokens left in the cache was computed one by one and is nobody else's prefix.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from engine.scheduling.batch import Decodes, ScheduledBatch
@@ -43,29 +42,16 @@ def num_shared_blocks(sequence: Sequence, num_tokens: int, block_size: int) -> i
 
 
 def split(batch: ScheduledBatch, block_size: int) -> tuple[ScheduledBatch, ScheduledBatch]:
-    """Part what goes the way of many rows from what goes the way of few; either may be empty.
+    """Part prompts, which go the way of many rows, from the rest; either may be empty.
 
     Only decodes and chunks; what else a batch says belongs to the whole.
     """
-    pieces: list[ScheduledChunk] = []
+    if not batch.chunks:
+        return ScheduledBatch(Decodes(), ()), batch
+    prompts: list[ScheduledChunk] = []
     rest: list[ScheduledChunk] = []
     for chunk in batch.chunks:
-        cut = _cut_of(chunk, block_size)
-        if cut == chunk.stop:
-            pieces.append(chunk)
-        elif cut == chunk.start or chunk.prompt_targets is not None:
-            rest.append(chunk)
-        else:
-            num_first = cut - chunk.start
-            first, last = chunk.token_ids[:num_first], chunk.token_ids[num_first:]
-            pieces.append(replace(chunk, token_ids=first, num_samples=0, extras=()))
-            rest.append(replace(chunk, start=cut, token_ids=last))
-    return ScheduledBatch(Decodes(), tuple(pieces)), ScheduledBatch(batch.decodes, tuple(rest))
-
-
-def _cut_of(chunk: ScheduledChunk, block_size: int) -> int:
-    """Return where a chunk's pieces end; at its start where it has none."""
-    # One that begins elsewhere was cut short for want of room; a draft goes as decodes do.
-    if chunk.start % block_size or chunk.num_drafts:
-        return chunk.start
-    return pieces_end(chunk.stop, block_size)
+        # One that begins elsewhere was cut short for want of room.
+        is_prompt = not chunk.is_decode and chunk.start % block_size == 0
+        (prompts if is_prompt else rest).append(chunk)
+    return ScheduledBatch(Decodes(), tuple(prompts)), ScheduledBatch(batch.decodes, tuple(rest))

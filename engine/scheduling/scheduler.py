@@ -91,8 +91,8 @@ class Scheduler:
             for sequence in self._residency.running.values()
         )
 
-    def statistics(self) -> EngineStatistics:
-        """Count what there is and what was done."""
+    def statistics(self, *, num_threads: int) -> EngineStatistics:
+        """Count what there is and what was done; num_threads: what computes it."""
         counters = self._counters
         return EngineStatistics(
             num_running=len(self._residency.running),
@@ -103,6 +103,7 @@ class Scheduler:
             num_blocks=self.block_manager.num_blocks,
             num_free_blocks=self.block_manager.num_free_blocks,
             prefill_tokens_per_s=self.admission.prefill_tokens_per_s,
+            num_threads=num_threads,
             num_prompt_tokens=counters.num_prompt_tokens,
             num_generated_tokens=counters.num_generated_tokens,
             num_preemptions=counters.num_preemptions,

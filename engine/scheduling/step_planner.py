@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.scheduling.batch import Decodes, RowExtras, ScheduledBatch, ScheduledChunk
-from engine.scheduling.pieces import chunk_stop, pieces_end
+from engine.scheduling.pieces import chunk_stop
 from engine.scheduling.sequence import slot_of, turn_of
 
 if TYPE_CHECKING:
@@ -161,6 +161,7 @@ class StepPlanner:
             (*tokens, *draft),
             num_samples,
             extras,
+            is_decode=True,
         )
 
     def _draft(self, sequence: Sequence, room: int) -> tuple[int, ...]:
@@ -213,9 +214,6 @@ class StepPlanner:
         start, end = sequence.num_computed_tokens, sequence.num_known_tokens
         if sequence.params.prompt_logprobs is not None:
             budget = min(budget, max(MAX_PROMPT_LOGPROB_ROWS, size))
-            cut = pieces_end(end, size)
-            if start < cut:  # pieces and end are told of one after the other
-                end = cut
         return chunk_stop(start, end, budget, size)
 
     def _plan_prefill(self, sequence: Sequence, stop: int) -> ScheduledChunk:

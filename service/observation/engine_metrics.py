@@ -100,6 +100,15 @@ def _current_families(groups: Mapping[str, Sequence[ObservedVariant]]) -> Iterat
         lambda found: sum(each.num_waiting for each in found),
     )
     yield family("vllm:kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1.", _cache_usage)
+    yield gauge(
+        "tetrad_engine_threads",
+        "Threads that compute on the CPU: fewer beside busy processes, where nothing fixes them.",
+        ("model_name",),
+        [
+            ((model,), float(sum(each.num_threads for each in found)))
+            for model, found in now.items()
+        ],
+    )
     yield _cache_family(groups)
 
 

@@ -199,7 +199,8 @@ class VariantSettings(BaseModel):
     num_threads: Positive | Auto = Field(
         "auto",
         description="Threads of one operation on the CPU; `auto` is the number of physical cores, "
-        "and fewer while other processes keep those busy. A number is kept, whatever else runs.",
+        "and fewer while other processes keep those busy, so that answers may then differ in "
+        "places. A number is kept whatever else runs, and the answers with it.",
         json_schema_extra={"unit": "threads"},
     )
     thread_wait: Literal["spin", "sleep"] = Field(

@@ -17,11 +17,16 @@ if TYPE_CHECKING:
 _ABILITIES = ("avx2", "avx512_f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "amx_int8")
 
 
-def arithmetic_of(device: torch.device, config: EngineConfig) -> str:
-    """Name the device, how it is used, and what prompts and caches are cut and kept as."""
+def arithmetic_of(
+    device: torch.device, config: EngineConfig, *, do_threads_adapt: bool = False
+) -> str:
+    """Name the device, how it is used, and what prompts and caches are cut and kept as.
+
+    do_threads_adapt: whether fewer threads than now compute while other processes are busy.
+    """
     kv_dtype = "the model's own" if config.kv_dtype is None else config.kv_dtype.value
     parts = [
-        *(_gpu(device) if device.type == "cuda" else _cpu()),
+        *(_gpu(device) if device.type == "cuda" else _cpu(do_threads_adapt=do_threads_adapt)),
         f"step kernels {config.step_kernels}",
         f"prompt attention {config.prompt_attention}",
         f"KV cache {kv_dtype}",
@@ -35,8 +40,9 @@ def _gpu(device: torch.device) -> list[str]:
     return [torch.cuda.get_device_name(device)]
 
 
-def _cpu() -> list[str]:
+def _cpu(*, do_threads_adapt: bool) -> list[str]:
     has = torch.cpu.get_capabilities()
     abilities = [name for name in _ABILITIES if has.get(name)]
     level = torch.backends.cpu.get_cpu_capability()
-    return [level, *abilities, f"{torch.get_num_threads()} threads"]
+    most = "up to " if do_threads_adapt else ""
+    return [level, *abilities, f"{most}{torch.get_num_threads()} threads"]

@@ -127,15 +127,14 @@ def build_engine(
     shortened = why_shortened(
         loaded.model, config.max_model_len, settings, longest=load_request.max_model_len
     )
+    keeper = keep_threads(settings, asked.device)
     description = msgspec.structs.replace(
         description,
         shortened=shortened,
         cache=describe_cache(loaded, config),
-        arithmetic=arithmetic_of(loaded.model.device, config),
+        arithmetic=arithmetic_of(loaded.model.device, config, do_threads_adapt=keeper is not None),
     )
-    return BuiltEngine(
-        engine, description.encode(), live_check, keep_threads(settings, asked.device)
-    )
+    return BuiltEngine(engine, description.encode(), live_check, keeper)
 
 
 def make_engine(
@@ -427,4 +426,7 @@ def keep_threads(settings: WorkerSettings, device: str) -> ThreadKeeper | None:
     if settings.num_threads != "auto" or settings.batch_invariant or most == 1 or device != "cpu":
         return None
     reader = CpuUseReader()
-    return ThreadKeeper(most, torch.set_num_threads, reader) if reader.is_possible else None
+    if not reader.is_possible:
+        log.info("threads_fixed", threads=most, reason="/proc does not count who waits for a CPU")
+        return None
+    return ThreadKeeper(most, torch.set_num_threads, reader)

@@ -1,10 +1,11 @@
-"""Every benchmark starts: what it imports is where it looks for it.
+"""Every benchmark starts: what it imports is where it looks for it, and it builds what it uses.
 
 In a process of their own, so that what they set up while they are imported stays there.
 """
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -40,3 +41,15 @@ def test_every_benchmark_can_be_imported() -> None:
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def test_no_benchmark_builds_branches_of_the_demo_that_it_does_not_use() -> None:
+    """All of them take most of a minute; whoever builds some names them."""
+    calls = [
+        (path.name, len(call.args))
+        for path in (ROOT / "benchmarks").rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "build_demo"
+    ]
+    assert {name for name, _ in calls} >= {"neighbour.py", "sameness.py", "soak.py"}
+    assert [name for name, num_arguments in calls if num_arguments < 2] == []

@@ -84,6 +84,7 @@ class FakeEngine:
         self.constraints: dict[int, FakeConstraint | None] = {}
         self.before_compile: Callable[[], None] = lambda: None
         self.num_steps = 0
+        self.num_threads = 2
         self.queue_s = 0.0  # that each sequence is said to have waited
         self.leaks = False  # whether the accounting is wrong
         self.admission = Admission(max_queued_seqs=max_queued_seqs)
@@ -181,6 +182,7 @@ class FakeEngine:
             num_blocks=1,
             num_free_blocks=1,
             prefill_tokens_per_s=0.0,
+            num_threads=self.num_threads,
             num_prompt_tokens=self._num_prompt_tokens,
             num_generated_tokens=self._num_generated_tokens,
             num_preemptions=0,

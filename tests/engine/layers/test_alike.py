@@ -60,3 +60,11 @@ def test_every_number_of_rows_is_tried_by_itself():
     multiply_pieces(weight, rows(2 * PIECE_ROWS))
     out = multiply_pieces(weight, rows(4 * PIECE_ROWS))
     assert torch.equal(out[:PIECE_ROWS], multiply_pieces(weight, rows(PIECE_ROWS)))
+
+
+@pytest.mark.parametrize("number", [1, 15, 17, 40])
+def test_a_number_that_fills_no_piece_gives_the_same_and_as_many(number):
+    weight = Telling(max_alike=1000)
+    expected = multiply_pieces(weight, rows(3 * PIECE_ROWS))[:number]
+    assert torch.equal(multiply_pieces(weight, rows(number)), expected)
+    assert all(made % PIECE_ROWS == 0 for made in weight.rows_of_calls)

@@ -20,6 +20,29 @@ class FakeKeeper:
         self.steps.append(step_s)
 
 
+class Halver:
+    """Gives one of two threads up after the last step."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self._engine = engine
+
+    def note_step(self, step_s: float) -> None:
+        if not self._engine.has_work:
+            self._engine.num_threads = 1
+
+
+def test_the_last_report_says_how_many_threads_there_are_now():
+    async def answer() -> int:
+        engine = FakeEngine()
+        built = BuiltEngine(engine, b"", threads=Halver(engine))
+        async with running_engine(lambda _: built) as client:
+            async for _ in client.generate([5, 6], SamplingParams(max_tokens=4)):
+                pass
+            return client.statistics.num_threads
+
+    assert asyncio.run(asyncio.wait_for(answer(), 20)) == 1
+
+
 @pytest.mark.parametrize("keeper", [FakeKeeper(), None])
 def test_whoever_keeps_the_threads_hears_of_every_step(keeper):
     async def answer() -> list[int]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import random
+
 import pytest
 
 from engine.process.cpu_use import CpuUse
@@ -132,3 +135,94 @@ def test_after_a_while_without_neighbours_the_next_one_is_soon_forgotten_again()
     machine.run(LONGEST_REST_S + 10, others=0.0, waited=0.0)
     machine.run_beside(1.0, 10)
     assert machine.run(1.2, others=0.0, waited=0.0) == 2
+
+
+MANY = [8, 16, 32, 64]
+
+
+class BusyMachine(Machine):
+    """One whose readings scatter as real ones do.
+
+    Ticks on CPUs that are busy for 95 of 100 are off by 0.05 √CPUs; a busy neighbour that shares a
+    CPU gets half of it or more, and the thread there waits meanwhile.
+    """
+
+    def __init__(self, cpus: int) -> None:
+        super().__init__(cpus)
+        self.random = random.Random(cpus)
+
+    def run_for(
+        self, seconds: float, *, busy: int = 0, jitter: float = 0.03, is_hidden: bool = False
+    ) -> list[int]:
+        """Run beside busy neighbours; jitter: what a thread waits of its time. Return the threads.
+
+        There is always something else that takes a tenth of a CPU.
+        """
+        numbers = []
+        for _ in range(round(seconds / READING_S)):
+            shared = max(0, self.count.number + busy - self.cpus)
+            waited = sum(self.random.uniform(0.52, 1.0) for _ in range(shared))
+            waited += self.count.number * self.random.uniform(0.1, 1.0) * jitter
+            taken = busy - shared + sum(self.random.uniform(0.5, 0.9) for _ in range(shared))
+            scatter = self.random.gauss(0.0, 0.05 * self.cpus**0.5)
+            others = max(0.0, (0.0 if is_hidden else taken) + 0.1 + scatter)
+            numbers.append(self.read(READING_S, others, waited))
+        return numbers
+
+
+def num_changes(numbers: list[int]) -> int:
+    return sum(a != b for a, b in itertools.pairwise(numbers))
+
+
+@pytest.mark.parametrize("cpus", MANY)
+def test_jitter_of_many_threads_costs_none(cpus):
+    assert set(BusyMachine(cpus).run_for(1200)) == {cpus}
+
+
+@pytest.mark.parametrize("cpus", MANY)
+@pytest.mark.parametrize("busy", [1, 3])
+def test_of_many_threads_as_many_go_as_there_are_neighbours_and_stay_away(cpus, busy):
+    machine = BusyMachine(cpus)
+    numbers = machine.run_for(1200, busy=busy)
+    settled = numbers[round(0.2 * cpus / READING_S) :]
+    assert set(settled) == {cpus - busy}
+    assert num_changes(numbers) <= busy
+
+
+@pytest.mark.parametrize("cpus", MANY)
+def test_many_threads_are_whole_again_some_time_after_a_neighbour_has_gone(cpus):
+    machine = BusyMachine(cpus)
+    machine.run_for(30, busy=1)
+    numbers = machine.run_for(1200)
+    assert set(numbers[round((1 + 0.3 * cpus) / READING_S) :]) == {cpus}
+    assert num_changes(numbers) == 1
+
+
+@pytest.mark.parametrize("cpus", MANY)
+def test_a_burst_on_half_of_many_cores_costs_no_thread(cpus):
+    """Of a twentieth of a second, every ten seconds: a quarter of a reading."""
+    machine = BusyMachine(cpus)
+    for _ in range(100):
+        assert set(machine.run_for(10)) == {cpus}
+        assert machine.read(READING_S, others=cpus / 8, waited=cpus / 8) == cpus
+
+
+@pytest.mark.parametrize("cpus", [8, 16])
+def test_a_neighbour_that_is_hidden_from_several_threads_costs_one_and_is_tried_seldom(cpus):
+    numbers = BusyMachine(cpus).run_for(1200, busy=1, is_hidden=True)
+    assert set(numbers) == {cpus - 1, cpus}
+    late = numbers[round(300 / READING_S) :]
+    assert late.count(cpus - 1) > 0.75 * len(late)
+    assert num_changes(late) <= 2 * 900 / LONGEST_REST_S
+
+
+@pytest.mark.parametrize("cpus", [32, 64])
+def test_a_neighbour_that_is_hidden_from_very_many_threads_looks_like_jitter_and_costs_none(cpus):
+    assert set(BusyMachine(cpus).run_for(1200, busy=1, is_hidden=True)) == {cpus}
+
+
+def test_on_two_threads_one_reading_decides_as_before():
+    """Whether half a CPU is seen to be taken or not."""
+    for others in (0.0, 0.5):
+        assert Machine(2).read(READING_S, others, waited=0.36) == 1
+        assert Machine(2).read(READING_S, others, waited=0.34) == 2

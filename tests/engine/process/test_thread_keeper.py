@@ -72,6 +72,28 @@ def test_a_neighbour_that_comes_and_goes_does_not_fill_the_log(kept):
     assert len([line for line in lines if line["log_level"] == "info"]) <= 4
 
 
+def test_the_log_says_in_the_end_how_many_there_are(kept):
+    """Beside a neighbour that came and went within the time between two lines."""
+    with capture_logs() as lines:
+        kept.reader.use = CROWDED
+        kept.step(INTERVAL_S)
+        kept.reader.use = QUIET
+        began = kept.now
+        while kept.now < began + LOG_INTERVAL_S + 1:
+            kept.step(INTERVAL_S)
+    assert [line["threads"] for line in lines if line["log_level"] == "info"] == [1, 2]
+
+
+def test_what_has_become_again_as_the_log_says_is_not_told(kept):
+    with capture_logs() as lines:
+        began = kept.now
+        while kept.now < began + 2 * LOG_INTERVAL_S:
+            kept.reader.use = QUIET if 5 < kept.now - began < 10 else CROWDED
+            kept.step(INTERVAL_S)
+    assert kept.numbers == [1, 2, 1]
+    assert [line["threads"] for line in lines if line["log_level"] == "info"] == [1]
+
+
 def test_what_cannot_be_read_changes_nothing(kept):
     kept.reader.use = None
     for _ in range(5):

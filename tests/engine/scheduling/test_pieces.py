@@ -1,10 +1,11 @@
-"""Where prompts are cut: every token goes a way that follows from its position alone."""
+"""Where prompts are cut, and that all of them goes one way, whatever was cached."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,22 +30,28 @@ def spans(batch: ScheduledBatch) -> list[tuple[int, int, int]]:
     return [(each.start, each.stop, each.num_samples) for each in batch.chunks]
 
 
-def test_a_prompt_parts_into_pieces_and_an_end_that_is_sampled_from():
-    pieces, rest = split(ScheduledBatch(Decodes((7,), (3,), (9,)), (chunk(4, 14),)), SIZE)
-    assert spans(pieces) == [(4, 12, 0)]
-    assert spans(rest) == [(12, 14, 1)]
-    assert pieces.chunks[0].token_ids + rest.chunks[0].token_ids == tuple(range(4, 14))
-    assert (len(pieces.decodes), rest.decodes.sequence_ids) == (0, (7,))
+@pytest.mark.parametrize("stop", [5, 12, 14])
+def test_a_prompt_goes_whole_and_apart_from_those_who_decode(stop):
+    prompts, rest = split(ScheduledBatch(Decodes((7,), (3,), (9,)), (chunk(4, stop),)), SIZE)
+    assert spans(prompts) == [(4, stop, 1)]
+    assert (len(prompts.decodes), rest.sequence_ids) == (0, (7,))
 
 
-def test_whole_blocks_are_sampled_from_where_the_prompt_ends_with_them():
-    pieces, rest = split(ScheduledBatch(Decodes(), (chunk(4, 12),)), SIZE)
-    assert (spans(pieces), rest.sequence_ids) == ([(4, 12, 1)], ())
+def test_what_begins_within_a_block_goes_with_those_who_decode():
+    prompts, rest = split(ScheduledBatch(Decodes(), (chunk(6, 14),)), SIZE)
+    assert (prompts.sequence_ids, spans(rest)) == ((), [(6, 14, 1)])
 
 
-def test_drafts_go_as_decodes_do_wherever_they_begin():
-    pieces, rest = split(ScheduledBatch(Decodes(), (chunk(8, 14, num_samples=6),)), SIZE)
-    assert (pieces.sequence_ids, spans(rest)) == ((), [(8, 14, 6)])
+@pytest.mark.parametrize("num_samples", [1, 6])
+def test_a_last_token_goes_as_decodes_do_wherever_it_is_with_or_without_a_draft(num_samples):
+    last = replace(chunk(8, 8 + num_samples, num_samples=num_samples), is_decode=True)
+    prompts, rest = split(ScheduledBatch(Decodes(), (last,)), SIZE)
+    assert (prompts.sequence_ids, spans(rest)) == ((), [(8, 8 + num_samples, num_samples)])
+
+
+def test_a_batch_of_decodes_stays_the_batch_it_was():
+    batch = ScheduledBatch(Decodes((7,), (3,), (9,)), ())
+    assert split(batch, SIZE)[1] is batch
 
 
 def test_a_chunk_stops_between_blocks_or_where_its_prompt_ends():
@@ -57,7 +64,7 @@ def ways(batches: Sequence[ScheduledBatch], prompts: dict[int, int]) -> dict[int
     """By sequence and position of its prompt: the way by which it was computed last."""
     found: dict[int, dict[int, str]] = {sequence_id: {} for sequence_id in prompts}
     for batch in batches:
-        for part, way in zip(split(batch, SIZE), ("piece", "end"), strict=True):
+        for part, way in zip(split(batch, SIZE), ("prompt", "rest"), strict=True):
             for each in part.chunks:
                 for position in range(each.start, min(each.stop, prompts[each.sequence_id])):
                     found[each.sequence_id][position] = way
@@ -73,7 +80,7 @@ def ways(batches: Sequence[ScheduledBatch], prompts: dict[int, int]) -> dict[int
     ),
     st.integers(8, 40),
 )
-def test_a_tokens_way_follows_from_its_position_with_and_without_a_hit(asked, budget):
+def test_all_of_a_prompt_goes_one_way_with_and_without_a_hit(asked, budget):
     """Prompts of all lengths, some of which begin alike, some told of, in steps of any size.
 
     Room for one sequence, as on an idle server: beside others a step may have less room than a
@@ -96,8 +103,7 @@ def test_a_tokens_way_follows_from_its_position_with_and_without_a_hit(asked, bu
     while engine.has_work:
         engine.step()
     for sequence_id, by_position in ways(runner.batches, prompts).items():
-        cut = prompts[sequence_id] - prompts[sequence_id] % SIZE
-        assert all(way == ("piece" if at < cut else "end") for at, way in by_position.items())
+        assert set(by_position.values()) == {"prompt"}, sequence_id
 
 
 @settings(max_examples=60, deadline=None)
@@ -120,11 +126,11 @@ def test_no_block_is_found_that_went_another_way(lengths, budget):
         engine.step()
         blocks = engine.scheduler.block_manager
         for batch in runner.batches[-1:]:
-            for part, way in zip(split(batch, SIZE), ("piece", "end"), strict=True):
+            for part, way in zip(split(batch, SIZE), ("prompt", "rest"), strict=True):
                 for each in part.chunks:
                     if each.sequence_id not in blocks.owners:
                         continue
                     table = blocks.block_table(each.sequence_id)
                     for position in range(each.start, each.stop):
                         written[table[position // SIZE]] = way
-        assert all(written.get(block) != "end" for block in blocks._digest_of)
+        assert all(written.get(block) != "rest" for block in blocks._digest_of)

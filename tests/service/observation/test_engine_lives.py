@@ -16,6 +16,7 @@ NOTHING = EngineStatistics(
     num_blocks=10,
     num_free_blocks=10,
     prefill_tokens_per_s=0.0,
+    num_threads=2,
     num_prompt_tokens=0,
     num_generated_tokens=0,
     num_preemptions=0,

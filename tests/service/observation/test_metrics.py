@@ -92,6 +92,16 @@ def test_an_engine_is_told_under_the_names_that_vllm_gave():
     ) == [1.0]
 
 
+def test_the_threads_that_compute_are_told_as_they_are_now():
+    engine = Engine(replace(NOTHING, num_threads=2))
+    metrics = metrics_of(variant(engine=engine))
+    assert values(metrics, "tetrad_engine_threads", model_name=MODEL["model_name"]) == [2.0]
+    engine.statistics = replace(NOTHING, num_threads=1)
+    assert values(metrics, "tetrad_engine_threads") == [1.0]
+    engine.is_alive = False
+    assert values(metrics, "tetrad_engine_threads") == []
+
+
 @pytest.mark.parametrize("reason", ["stop", "length", "abort", "error"])
 def test_every_end_of_a_choice_is_there_from_the_start(reason):
     metrics = metrics_of(variant())

@@ -34,3 +34,8 @@ def test_threads_and_the_processor_are_told(monkeypatch):
     assert "37 threads" in arithmetic_of(CPU, CONFIG)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
     assert "amx_bf16" in arithmetic_of(CPU, CONFIG)
+
+
+def test_it_is_told_that_the_number_of_threads_adapts():
+    assert "up to " in arithmetic_of(CPU, CONFIG, do_threads_adapt=True)
+    assert "up to " not in arithmetic_of(CPU, CONFIG)

@@ -109,6 +109,17 @@ def test_threads_adapt_where_nothing_fixes_them(monkeypatch, settings, device, r
     assert (keep_threads(WorkerSettings(**settings), device) is not None) == adapts
 
 
+@pytest.mark.parametrize(
+    ("reader", "told"), [(NoReader, [("threads_fixed", 2)]), (EveryReader, [])]
+)
+def test_the_log_says_where_threads_cannot_adapt(monkeypatch, reader, told):
+    monkeypatch.setattr(worker, "CpuUseReader", reader)
+    monkeypatch.setattr(worker.torch, "get_num_threads", lambda: 2)
+    with capture_logs() as lines:
+        keep_threads(WorkerSettings(), "cpu")
+    assert [(line["event"], line["threads"]) for line in lines] == told
+
+
 def test_a_single_thread_is_never_given_up(monkeypatch):
     monkeypatch.setattr(worker, "CpuUseReader", EveryReader)
     monkeypatch.setattr(worker.torch, "get_num_threads", lambda: 1)

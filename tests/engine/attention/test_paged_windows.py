@@ -28,7 +28,20 @@ def test_what_is_seen_is_what_is_seen_otherwise(tokens, start, window):
 
 
 @pytest.mark.parametrize("window", [None, 40])
-@pytest.mark.parametrize(("start", "stop"), [(16, 208), (64, 128), (80, 96), (112, 176), (0, 48)])
+@pytest.mark.parametrize(
+    ("start", "stop"),
+    [
+        (16, 208),
+        (64, 128),
+        (80, 96),
+        (112, 176),
+        (0, 48),
+        (96, 103),
+        (128, 129),
+        (32, 97),
+        (16, 47),
+    ],
+)
 def test_a_row_comes_out_to_the_last_bit_wherever_its_chunk_begins_and_ends(
     tokens, start, stop, window
 ):
