@@ -10,6 +10,8 @@ from dataclasses import dataclass
 # What a query looks at, by the variables above the dashboard.
 SERVER = 'instance=~"$instance"'
 MODEL = 'instance=~"$instance",model_name=~"$model_name"'
+# Probes and scrapes are nobody's work: a server that is asked little would seem to fail, or not to.
+WORK = f'{SERVER},endpoint!~"/health/.*|/metrics"'
 WINDOW = "[$__rate_interval]"
 
 
@@ -56,9 +58,9 @@ def quantiles(histogram: str, *, by: str = "model_name", where: str = MODEL) -> 
 
 
 def share_of_requests(which: str) -> str:
-    """How many of the requests are such; 0 where none is, as counts begin with the first."""
-    all_requests = rate("tetrad_http_requests_total", by="instance", where=SERVER)
-    such = rate("tetrad_http_requests_total", by="instance", where=f"{SERVER},{which}")
+    """How many requests for work are such; 0 where none is, as counts begin with the first."""
+    all_requests = rate("tetrad_http_requests_total", by="instance", where=WORK)
+    such = rate("tetrad_http_requests_total", by="instance", where=f"{WORK},{which}")
     return f"({such} or 0 * {all_requests}) / {all_requests}"
 
 
@@ -284,6 +286,18 @@ ENGINES = Group(
                 last("tetrad_memory_predicted_bytes", f"predicted {BY_MODEL} {{{{part}}}}"),
                 last("tetrad_memory_measured_bytes", f"measured {BY_MODEL} {{{{part}}}}"),
             ),
+        ),
+        Panel(
+            "Resident memory of the engine's process",
+            "bytes",
+            (last("tetrad_engine_resident_bytes", BY_MODEL),),
+            "The machine's memory: of an engine on a GPU not what lies there.",
+        ),
+        Panel(
+            "Processor time of the engine's process",
+            "percentunit",
+            (Query(rate("tetrad_engine_cpu_seconds_total", by="model_name"), BY_MODEL),),
+            "1 is one core.",
         ),
     ),
 )

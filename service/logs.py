@@ -30,8 +30,8 @@ def set_up_logs(
 ) -> None:
     """Send every log line to standard error in the form the settings ask for.
 
-    writer: writes them, so that nobody waits; None writes each at once. always: what every line
-    says, such as whose it is where several processes write.
+    writer: writes them, and draws progress, so that nobody waits; None does each at once. always:
+    what every line says, such as whose it is where several processes write.
     """
 
     def add_always(_logger: object, _method: str, event: EventDict) -> EventDict:
@@ -54,7 +54,9 @@ def set_up_logs(
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    is_drawn = use_progress_line(wanted=settings.log_format == "console")
+    is_drawn = use_progress_line(
+        wanted=settings.log_format == "console", draw=None if writer is None else writer.draw
+    )
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
         processors=[

@@ -8,14 +8,19 @@ something to tell writes lines.
 
 from __future__ import annotations
 
+import io
 import sys
 import threading
-from typing import TextIO
+from functools import partial
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ERASE_LINE = "\r\x1b[K"
 _BAR_WIDTH = 30
@@ -25,9 +30,10 @@ _PERCENT_WIDTH = 4
 class ProgressLine:
     """One bar with words beside it; of several things that go on, the last one to move."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._console = Console(file=stream)
+    def __init__(self, stream: TextIO, draw: Callable[[str], object] | None = None) -> None:
+        """draw: has a text written to the stream without waiting; None writes it at once."""
+        self._draw_text = draw or partial(_write_at_once, stream)
+        self._console = Console(file=_LooksLike(stream))
         self._lock = threading.Lock()
         self._shown: dict[str, tuple[str, float | None]] = {}  # name → words, percent
 
@@ -47,8 +53,7 @@ class ProgressLine:
     def _draw(self) -> None:
         name, (words, percent) = next(reversed(self._shown.items()), ("", ("", None)))
         drawn = f"{self._rendered(name, words, percent)}\r" if name else ""
-        self._stream.write(f"{ERASE_LINE}{drawn}")
-        self._stream.flush()
+        self._draw_text(f"{ERASE_LINE}{drawn}")
 
     def _rendered(self, name: str, words: str, percent: float | None) -> str:
         """Render one line that is shorter than the terminal is wide, so that it never wraps."""
@@ -68,6 +73,22 @@ class ProgressLine:
         return captured.get().split("\n", 1)[0].rstrip()
 
 
+class _LooksLike(io.TextIOWrapper):
+    """Is drawn for as the stream would be: even what is only captured flushes a console's file."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(io.BytesIO(), encoding=stream.encoding or "utf-8")
+        self._is_terminal = stream.isatty()
+
+    def isatty(self) -> bool:
+        return self._is_terminal
+
+
+def _write_at_once(stream: TextIO, text: str) -> None:
+    stream.write(text)
+    stream.flush()
+
+
 def is_drawn_on() -> bool:
     """Tell whether standard error is a terminal that can erase a line."""
     return sys.stderr.isatty() and not Console(stderr=True).is_dumb_terminal
@@ -76,10 +97,13 @@ def is_drawn_on() -> bool:
 _line: ProgressLine | None = None
 
 
-def use_progress_line(*, wanted: bool) -> bool:
-    """Decide, with the form of the log, whether progress is drawn; return what was decided."""
+def use_progress_line(*, wanted: bool, draw: Callable[[str], object] | None = None) -> bool:
+    """Decide, with the form of the log, whether progress is drawn; return what was decided.
+
+    draw: as `ProgressLine` has it: a terminal that somebody paused takes nothing, for hours.
+    """
     global _line  # there is one standard error, as there is one log
-    _line = ProgressLine(sys.stderr) if wanted and is_drawn_on() else None
+    _line = ProgressLine(sys.stderr, draw) if wanted and is_drawn_on() else None
     return _line is not None
 
 

@@ -8,6 +8,7 @@ left, no thread is joined but the heartbeat's. A new process has a device again.
 from __future__ import annotations
 
 import faulthandler
+import logging
 import os
 import threading
 from typing import TYPE_CHECKING, NoReturn, Protocol
@@ -68,4 +69,6 @@ class EmergencyExit:
         self._heartbeat.stop()
         self._sockets.close()
         zmq.Context.instance().term()  # returns once the last event is out
+        for handler in logging.getLogger().handlers:
+            handler.flush()  # a thread may still have what was found in its hands
         os._exit(exit_code)

@@ -68,7 +68,8 @@ class ObserveRequests:
             await self._app(scope, receive, send)
             return
         self._observation.lag.start()
-        record = RequestRecord(self._label_of(scope["path"]))
+        access = self._access_of(scope["path"])
+        record = RequestRecord(self._label_of(scope["path"]), is_probe=access is Access.OPEN)
         client = scope.get("client")
         record.address = client[0] if client else None
         keep_record(scope, record)
@@ -93,9 +94,9 @@ class ObserveRequests:
                 record.status, record.failure = record.status or refusal.status, refusal.code
                 record.is_refused_below = True
             record.request_id = scope["request_id"]
-            self._observation.note_end(record, is_logged=self._is_logged(scope, record))
+            self._observation.note_end(record, is_logged=_is_logged(record, access))
 
-    def _is_logged(self, scope: Scope, record: RequestRecord) -> bool:
-        """Whether a request is worth a line: what asks every few seconds is not."""
-        access = self._access_of(scope["path"])
-        return access is not Access.OPEN and not (access is Access.METRICS and record.status == 200)
+
+def _is_logged(record: RequestRecord, access: Access) -> bool:
+    """Whether a request is worth a line: what asks every few seconds is not."""
+    return not record.is_probe and not (access is Access.METRICS and record.status == 200)

@@ -6,6 +6,7 @@ here, by the served name; a model that is unloaded, swapped or forgotten keeps t
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Protocol
 
@@ -63,6 +64,9 @@ class EngineLives:
     def __init__(self) -> None:
         self._ended: dict[str, EngineTotals] = {}
         self._known: dict[str, list[ObservedEngine]] = {}  # whose counts may still grow
+        # Booked already, and perhaps met once more: during a swap an engine that has died is still
+        # its variant's for a moment, while requests go to the new one.
+        self._closed: weakref.WeakSet[ObservedEngine] = weakref.WeakSet()
 
     @property
     def names(self) -> list[str]:
@@ -72,7 +76,7 @@ class EngineLives:
     def see(self, name: str, engine: ObservedEngine) -> None:
         """Take note of a model's engine: with each request, so that none is missed."""
         known = self._known.setdefault(name, [])
-        if not any(engine is one for one in known):
+        if engine not in self._closed and not any(engine is one for one in known):
             self._close(name, keep=[engine])
             self._known[name].append(engine)
 
@@ -99,6 +103,7 @@ class EngineLives:
             if engine.is_alive or any(engine is one for one in keep):
                 still.append(engine)
             else:
+                self._closed.add(engine)
                 self._ended.setdefault(name, EngineTotals()).add(
                     engine.statistics, engine.latencies
                 )

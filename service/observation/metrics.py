@@ -14,6 +14,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics.exposition import ALLOWUTF8
 
 from service.observation.engine_metrics import engine_families
+from service.observation.engine_processes import engine_pids, engine_process_families
 from service.observation.families import counter, gauge, histogram
 from service.observation.request_metrics import request_families
 from service.observation.variant_metrics import RestartCounts, variant_families
@@ -44,8 +45,13 @@ class Metrics:
         self._restarts = RestartCounts()
         self._process = ProcessCollector(namespace="tetrad", registry=None)
 
+    @property
+    def engine_pids(self) -> dict[str, list[int]]:
+        """The engines' processes, by model: what they take is read beside the event loop."""
+        return engine_pids(self._variants)
+
     def collect(self) -> Iterator[Metric]:
-        """Make every family."""
+        """Make every family of what is counted in this process."""
         observation, variants = self._observation, self._variants
         connections = observation.connections
         yield from engine_families(variants, observation.lives)
@@ -80,7 +86,7 @@ class Metrics:
         )
         yield counter(
             "tetrad_log_lines_dropped",
-            "Log lines that nobody took from standard error in time.",
+            "Log lines that nobody took from standard error in time, or that could not be written.",
             (),
             [((), observation.num_lines_dropped())],
         )
@@ -92,10 +98,11 @@ class Scrape:
 
     def __init__(self, metrics: Metrics) -> None:
         self._families = list(metrics.collect())
+        self._engine_pids = metrics.engine_pids
 
     def collect(self) -> list[Metric]:
-        """Return every family."""
-        return self._families
+        """Return every family; asks the system about the engines' processes."""
+        return [*self._families, *engine_process_families(self._engine_pids)]
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """Return all of it in the form that a scraper takes, and that form's media type."""

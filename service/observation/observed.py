@@ -25,6 +25,10 @@ class ObservedStatus(Protocol):
         """How often an engine of it was started again."""
 
     @property
+    def pid(self) -> int | None:
+        """The process that its engine runs in, if there is one."""
+
+    @property
     def load_phases(self) -> Mapping[str, float]:
         """How long each phase of the last load took, in seconds."""
 

@@ -55,7 +55,7 @@ class RequestCounts:
         if tokens is None:
             if record.is_refused_below:
                 return
-            if (400 <= story.status < 500 and record.status is not None) or story.status == 503:
+            if _is_refused(record, story):
                 self.rejections[story.outcome, caller] += 1
             return
         self.tokens["prompt", caller] += tokens.prompt_tokens
@@ -69,3 +69,10 @@ class RequestCounts:
             counts.total_s.add(story.total_s)
             counts.prompt_tokens.add(tokens.prompt_tokens)
             counts.generated_tokens.add(tokens.generated_tokens)
+
+
+def _is_refused(record: RequestRecord, story: RequestStory) -> bool:
+    """Whether somebody asked for something and did not get it, by our own decision."""
+    if record.is_probe or record.status is None:
+        return False
+    return 400 <= story.status < 500 or story.status == 503

@@ -54,6 +54,7 @@ class RequestRecord:
     """One request; moments are by the monotonic clock."""
 
     endpoint: str = OTHER_ENDPOINT  # a path template of ours
+    is_probe: bool = False  # of the server's state: what it answers refuses nobody anything
     started: float = field(default_factory=time.monotonic)
     request_id: str = ""
     caller: str = NO_CALLER  # a key's name

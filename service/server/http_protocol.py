@@ -116,8 +116,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def drop(self, reason: Closed) -> None:
         """End at once."""
-        self._why = reason
-        self._phase = ConnectionPhase.CLOSING
+        self._why, self._phase = reason, ConnectionPhase.CLOSING
         self.transport.abort()
 
     def has_unread_bytes(self) -> bool:
@@ -278,13 +277,11 @@ class HttpProtocol(HttpToolsProtocol):
         """End as soon as what was written has gone out."""
         self._why, self._phase = reason, ConnectionPhase.CLOSING
         self._connections.mark(self, ConnectionPhase.CLOSING)
-        self._unsent = self.transport.get_write_buffer_size()
-        if self._unsent:
-            self._deadline.set(self._limits.stall_limit_s)
+        self._deadline.clear()
+        if self.transport.get_write_buffer_size():
+            self._watch_unsent()
         elif self.scheme == "https":
             self._deadline.set(LINGER_S)  # TLS says good-bye, and waits for the other to do so
-        else:
-            self._deadline.clear()
         self.transport.close()
 
 

@@ -58,7 +58,10 @@ class LoadingProgress:
                 self.durations = {}
         elif progress is None or progress.phase != last.phase:
             took_s = now - self._phase_began
-            self.durations[last.phase] = self.durations.get(last.phase, 0.0) + took_s
+            # What follows a colon are details, such as the branch: names of phases are labels of a
+            # metric, and few.
+            phase, _, _ = last.phase.partition(": ")
+            self.durations[phase] = self.durations.get(phase, 0.0) + took_s
         else:
             return
         self._phase_began = now

@@ -22,7 +22,8 @@ import msgspec
 import zmq
 
 from engine.process.loop import BuiltEngine, Ending, serve
-from service.logs import set_up_logs
+from service.logs import FLUSH_LIMIT_S, set_up_logs
+from service.observation.line_writer import LineWriter
 from service.settings import DEMO_NAME, WorkerSettings
 from service.worker_protocol.exit_codes import CANNOT_START, ENGINE_DIED
 from service.worker_protocol.load_attempt import LoadRequest
@@ -49,14 +50,17 @@ def main(build: Callable[[WorkerSettings, LoadRequest, ReportProgress], BuiltEng
     end_with_parent(start["parent"], sys.stdin.buffer)
     settings = WorkerSettings(**start["settings"])
     load_request = msgspec.convert(start["load_request"], LoadRequest)
-    set_up_logs(settings, engine=settings.served_model_name or settings.variant or DEMO_NAME)
+    # A step that logs must not wait for whoever reads: an engine that stands still counts as hung.
+    writer = LineWriter(sys.stderr)
+    name = settings.served_model_name or settings.variant or DEMO_NAME
+    set_up_logs(settings, writer=writer, engine=name)
     ending = serve(
         Path(start["folder"]),
         partial(build, settings, load_request),
         fault_exit_code=ENGINE_DIED,
     )
     zmq.Context.instance().term()  # returns once the last event is out
-    sys.stderr.flush()
+    writer.flush(FLUSH_LIMIT_S)
     os._exit(EXIT_CODES[ending])
 
 

@@ -15,6 +15,8 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
+import structlog
+
 from engine.errors import EngineStartError
 from engine.process.loop import BuiltEngine
 from loaders.checkpoint.generation_defaults import GenerationDefaults
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from engine.request import SequenceRequest
     from service.settings import WorkerSettings
     from service.worker_protocol.load_attempt import LoadRequest
+
+log = structlog.get_logger(__name__)
 
 MODEL = "fake/model"
 MAX_MODEL_LEN = 100_000
@@ -51,6 +55,9 @@ def fall_ill(request: SequenceRequest, token: int) -> None:
     if request.caller == "illegal access, and a clean-up that hangs":
         holds_on = HangsWhenFreed()
         raise RuntimeError("CUDA error: device-side assert triggered", holds_on)
+    if request.caller == "chatty":
+        for number in range(1000):
+            log.warning("chatty", number=number, more="x" * 200)
     if request.caller == "raise":
         raise ZeroDivisionError("/a/path that is nobody's business")
     if request.caller == "exit":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pty
+import select
 import subprocess
 import sys
 
@@ -27,6 +29,25 @@ log.info("beside")
 progress.note(Progress("rounding", 75.0))
 progress.clear()
 log.info("done")
+"""
+
+# What an event loop does while a variant loads; it comes to its end whatever the terminal does.
+PAUSED = """
+import sys
+from engine.transport.wire import Progress
+from service.logs import set_up_logs
+from service.observation.line_writer import LineWriter
+from service.settings import WorkerSettings
+from service.variants.loading_progress import LoadingProgress
+
+writer = LineWriter(sys.stderr)
+set_up_logs(WorkerSettings(log_format="console"), writer=writer)
+progress = LoadingProgress("demo")
+for number in range(1000):
+    progress.note(Progress("rounding", number / 10))
+print("through", flush=True)
+sys.stdin.read()
+writer.flush(5)
 """
 
 
@@ -86,6 +107,31 @@ def test_a_terminal_shows_a_bar_that_leaves_no_trace_among_the_lines():
     assert ["beside" in line or "done" in line for line in lines] == [True, True, False]
     assert lines[-1] == ""
     assert not any("━" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_a_terminal_that_was_paused_holds_nobody_up_and_shows_the_newest_afterwards():
+    master, slave = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", PAUSED],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=slave,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "100"},
+    ) as process:
+        os.close(slave)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        is_through, _, _ = select.select([process.stdout], [], [], 20)
+        process.stdin.close()
+        written = b""
+        with contextlib.suppress(OSError):  # the terminal's other end is closed
+            while piece := os.read(master, 65536):
+                written += piece
+        os.close(master)
+    assert is_through
+    assert "100% demo: rounding" in screen_of(written.decode())[-1]
+    assert written.count(b"rounding") < 500
 
 
 def test_lines_of_json_have_no_bar_among_them_in_a_terminal_either():

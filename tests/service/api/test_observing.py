@@ -113,6 +113,16 @@ def test_a_line_has_the_id_of_the_body_and_nothing_of_the_text(observed):
         assert text not in observed.lines[0]
 
 
+def test_a_probe_of_a_server_that_is_not_ready_counts_as_a_request_and_as_no_refusal(observed):
+    observed.server.lifecycle.begin_draining()
+    assert httpx.get(f"{observed.server.url}/health/ready").status_code == 503
+    wait_until(lambda: bool(observed.requests()))
+    assert observed.requests() == {("/health/ready", "503", "none"): 1}
+    assert not observed.observation.counts.rejections
+    assert observed.post().status_code == 503
+    wait_until(lambda: bool(observed.observation.counts.rejections))
+
+
 def test_each_choice_of_each_prompt_has_its_end_and_the_request_one_line(observed):
     observed.post(prompt=["hi", "ho"], n=2, max_tokens=3)
     assert observed.line()["outcome"] == "length"

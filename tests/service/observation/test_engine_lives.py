@@ -89,6 +89,17 @@ def test_during_a_swap_both_engines_count():
     assert generated(lives, new) == (7, 3)
 
 
+def test_an_engine_that_dies_during_a_swap_and_is_met_once_more_counts_once():
+    lives, old, new = EngineLives(), Engine(), Engine()
+    old.generate(5)
+    assert generated(lives, old) == (5, 1)
+    old.is_alive = False
+    lives.see("m", new)
+    assert generated(lives, new, old) == (5, 1)
+    assert generated(lives, new) == (5, 1)
+    assert generated(lives, new) == (5, 1)
+
+
 def test_models_are_counted_apart_and_none_is_forgotten():
     lives, engine = EngineLives(), Engine(statistics=None)
     lives.see("m", engine)

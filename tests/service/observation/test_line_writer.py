@@ -66,12 +66,31 @@ def test_a_crowd_of_lines_is_written_together(monkeypatch):
     assert len(writes) == 2
 
 
-def test_a_closed_stream_raises_nothing():
+def test_a_closed_stream_raises_nothing_and_its_lines_are_counted_as_lost():
     out = io.StringIO()
     out.close()
     writer = LineWriter(out)
     writer.write("lost")
     writer.flush(5)
     writer.write("lost, too")
+    writer.draw("a bar")
     writer.flush(5)
+    assert writer.num_dropped == 2
+
+
+def test_of_what_is_drawn_while_the_stream_is_stuck_the_newest_comes_out_between_the_lines():
+    out = Stuck()
+    writer = LineWriter(out, max_waiting=100)
+    writer.write("before")
+    for percent in range(1000):
+        writer.draw(f"{percent}\r")
+    writer.write("after")
     assert writer.num_dropped == 0
+    out.go.set()
+    writer.flush(5)
+    drawn = out.getvalue().removeprefix("before\n").removesuffix("after\n").split("\r")
+    assert drawn[-2:] == ["999", ""]
+    assert len(drawn) <= 3
+    writer.draw("and again\r")
+    writer.flush(5)
+    assert out.getvalue().endswith("after\nand again\r")

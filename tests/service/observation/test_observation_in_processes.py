@@ -36,6 +36,10 @@ def test_counters_go_on_over_restarts_and_unloading_and_gauges_end(tmp_path: Pat
     with serving(tmp_path) as server:
         server.complete(max_tokens=7)
         assert value(server, "vllm:generation_tokens_total") == 7
+        (worker,) = server.workers()
+        assert value(server, "tetrad_engine_resident_bytes") == pytest.approx(
+            worker.memory_info().rss, rel=0.2
+        )
         server.complete(user="exit", max_tokens=7)  # ends the engine's process
         server.wait_ready()
         wait_until(lambda: value(server, "tetrad_engine_restarts_total") == 1)
@@ -94,6 +98,9 @@ def test_a_log_that_nobody_reads_holds_no_request_up(tmp_path: Path):
         with httpx.Client(base_url=url, timeout=5) as client:
             for _ in range(600):  # of 250 bytes and more: a pipe holds 64 KiB
                 assert client.get("/v1/nothing").status_code == 404
+            body = {"model": MODEL, "prompt": "hi", "max_tokens": 3, "user": "chatty"}
+            # Each of its steps logs more than a pipe holds.
+            assert client.post("/v1/completions", json=body).status_code == 200
             assert time.monotonic() - began < 30
             process.terminate()
             assert process.wait(20) == 0

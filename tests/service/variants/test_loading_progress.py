@@ -42,6 +42,19 @@ def test_each_phase_of_the_last_load_has_its_duration(monkeypatch):
     assert progress.durations == {"starting": 3}
 
 
+def test_steps_of_one_phase_are_added_up_under_its_name(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(loading_progress.time, "monotonic", lambda: now[0])
+    progress = LoadingProgress("m")
+    for step in ("reading a file", "rounding this branch (1 of 2)", "rounding that (2 of 2)"):
+        progress.note(Progress(f"building the demo: {step}"))
+        now[0] += 2
+    progress.note(Progress("self-test"))
+    now[0] += 1
+    progress.clear()
+    assert progress.durations == {"building the demo": 6, "self-test": 1}
+
+
 def test_the_same_phase_of_another_load_is_logged_again(monkeypatch):
     phases: list[str] = []
     monkeypatch.setattr(
