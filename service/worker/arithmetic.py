@@ -1,7 +1,8 @@
 """Says in words what decides how sums round here, beside checkpoint, kernels and versions.
 
 Libraries choose their kernels by the processor, and by the sizes that threads share out among them.
-Two servers that say the same, with all else in the fingerprint alike, give the same answers.
+Two idle servers that say the same, with all else in the fingerprint alike, give the same answers;
+where threads adapt ("up to"), an answer given beside busy processes may differ.
 """
 
 from __future__ import annotations

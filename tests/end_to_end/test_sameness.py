@@ -8,9 +8,10 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.core import Engine
-from engine.outputs import CachedPrompt, TokenOutput
+from engine.outputs import SequenceStarted, TokenOutput
 from engine.request import SequenceRequest
 from engine.sampling_params import SamplingParams
+from loaders.demo import DEMO_DEFAULT_BRANCH
 from loaders.load import load
 
 if TYPE_CHECKING:
@@ -48,16 +49,17 @@ def answer(
         for output in engine.step():
             if isinstance(output, TokenOutput):
                 tokens.append(output.token_id)
-            elif isinstance(output, CachedPrompt):
-                num_cached = output.num_tokens
+            elif isinstance(output, SequenceStarted):
+                num_cached = output.num_cached_tokens
     return tokens, num_cached
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("branch", [DEMO_DEFAULT_BRANCH, "main"])
 def test_a_question_and_what_follows_it_are_answered_alike_with_and_without_a_hit(
-    demo: DemoRepositories,
+    demo: DemoRepositories, branch: str
 ):
-    loaded = load(f"{demo.gptq_repo}:main", device="cpu", cache_dir=demo.cache_dir)
+    loaded = load(f"{demo.gptq_repo}:{branch}", device="cpu", cache_dir=demo.cache_dir)
     sizes = EngineConfig(
         max_num_seqs=2, max_num_batched_tokens=128, max_model_len=512, num_blocks=200
     )

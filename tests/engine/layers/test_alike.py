@@ -68,3 +68,14 @@ def test_a_number_that_fills_no_piece_gives_the_same_and_as_many(number):
     expected = multiply_pieces(weight, rows(3 * PIECE_ROWS))[:number]
     assert torch.equal(multiply_pieces(weight, rows(number)), expected)
     assert all(made % PIECE_ROWS == 0 for made in weight.rows_of_calls)
+
+
+def test_one_row_without_a_finite_value_decides_nothing_for_those_that_follow():
+    weight = Telling(max_alike=1000)
+    broken = rows(4 * PIECE_ROWS)
+    broken[3] = float("nan")
+    multiply_pieces(weight, broken)
+    multiply_pieces(weight, rows(4 * PIECE_ROWS))
+    weight.rows_of_calls.clear()
+    multiply_pieces(weight, rows(4 * PIECE_ROWS))
+    assert weight.rows_of_calls == [4 * PIECE_ROWS]
