@@ -19,14 +19,25 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from engine.layers.weights import LinearWeight
-
 log = structlog.get_logger(__name__)
 
 PIECE_ROWS = 16
 
 # Of a process: whether products of so many rows are those of pieces; by kind and shape of weight.
 _is_alike: dict[tuple[str, int, int, int, int], bool] = {}
+
+
+class Weight(Protocol):
+    """A linear layer's weight, as far as it is multiplied by here."""
+
+    @property
+    def in_features(self) -> int: ...
+
+    @property
+    def out_features(self) -> int: ...
+
+    def matmul(self, x: Tensor) -> Tensor:
+        """x: [rows, in] → [rows, out]."""
 
 
 @runtime_checkable
@@ -41,7 +52,7 @@ class TwoWayWeight(Protocol):
         """Give what does as `matmul`, but by the way of many rows however few there are."""
 
 
-def multiply_pieces(weight: LinearWeight, x: Tensor) -> Tensor:
+def multiply_pieces(weight: Weight, x: Tensor) -> Tensor:
     """Multiply x [rows, in], already permuted, by the way of many rows: [rows, out]."""
     if isinstance(weight, TwoWayWeight):
         multiply, kind = weight.product_of_many(), weight.kind
@@ -55,7 +66,7 @@ def multiply_pieces(weight: LinearWeight, x: Tensor) -> Tensor:
 
 
 def _multiply_whole(
-    multiply: Callable[[Tensor], Tensor], kind: str, weight: LinearWeight, x: Tensor
+    multiply: Callable[[Tensor], Tensor], kind: str, weight: Weight, x: Tensor
 ) -> Tensor:
     """Multiply whole pieces, at once where that gives what each would give alone."""
     if x.shape[0] <= PIECE_ROWS:

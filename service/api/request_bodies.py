@@ -163,10 +163,15 @@ def parse_request(body: bytes, kind: type[AnyRequest], limits: RequestLimits) ->
 
 def _no_effect(names: Sequence[str]) -> UnknownFieldError:
     first = [safe_name(name) for name in names[:MAX_ERRORS]]
-    shown = first[: num_repeatable(first, first[0])]
-    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
-    message = f"unknown, or without effect here: {', '.join(shown)}{more}; leave it out"
+    shown = num_repeatable(first, first[0])
+    while len(message := _without_effect(first[:shown], len(names))) > MAX_ERROR_LENGTH:
+        shown -= 1
     return UnknownFieldError(message, param=first[0])
+
+
+def _without_effect(shown: Sequence[str], num_names: int) -> str:
+    more = f" and {num_names - len(shown)} more" if num_names > len(shown) else ""
+    return f"unknown, or without effect here: {', '.join(shown)}{more}; leave it out"
 
 
 def _describe(details: Sequence[ErrorDetails]) -> RequestError:

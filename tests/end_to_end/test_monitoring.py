@@ -104,6 +104,7 @@ def watch(server: RealServer, prometheus: Prometheus) -> Seen:
         while "TetradRefusingWork" not in (overloaded := prometheus.firing()):
             assert time.time() - began < LIMIT_S
             ask_too_much(client)
+            ask_as_one_should(client)  # counts grow after the first look at them, too
             time.sleep(1.2)
         for _ in range(3):
             leave(server)

@@ -164,11 +164,14 @@ def status_with(server: RunningServer, path: str, key: str) -> int:
 
 
 def test_headers_do_not_move_the_path(server):
-    request = (
-        b"GET /v1/models HTTP/1.1\r\nHost: x/health?\r\nX-Forwarded-Prefix: /health\r\n"
-        b"X-Original-URL: /health\r\nX-Rewrite-URL: /health\r\nConnection: close\r\n\r\n"
-    )
-    assert raw(server, request) == b"401"
+    def asked_by(host: bytes) -> bytes:
+        return (
+            b"GET /v1/models HTTP/1.1\r\nHost: " + host + b"\r\nX-Forwarded-Prefix: /health\r\n"
+            b"X-Original-URL: /health\r\nX-Rewrite-URL: /health\r\nConnection: close\r\n\r\n"
+        )
+
+    assert raw(server, asked_by(b"x")) == b"401"
+    assert raw(server, asked_by(b"x/health?")) == b"400"  # no host is named so
 
 
 def test_without_a_key_set_nobody_is_asked(tiny_tokenizer):
