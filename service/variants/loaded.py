@@ -88,6 +88,7 @@ class LoadedVariant:
                 raise
             raise FallbackError(f"{error}; trying {given_up}") from error
         self._fallback.note_success()
+        garbage.sweep()
         description = ModelDescription.decode(ready.model_description)
         self._shortened = description.shortened
         self._unsupported = description.unsupported
