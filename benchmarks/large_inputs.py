@@ -29,12 +29,11 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import uvloop
-from rich.console import Console
-from rich.table import Table
 from transformers import AutoTokenizer
 
 from benchmarks import record
 from benchmarks.server import MODEL, serving
+from benchmarks.serving import show
 from loaders.cache import default_cache_dir
 from loaders.demo import build_demo
 from loaders.demo.branches import default_branch
@@ -80,15 +79,6 @@ def main() -> None:
         show(row)
     if arguments.record:
         print(record.write("large_inputs", {"model": "the demo, 4 bits, group 32"}, rows))
-
-
-def show(row: dict[str, Any]) -> None:
-    """Print one part's figures."""
-    table = Table("figure", "value", title=row["part"])
-    for name, value in row.items():
-        if name != "part":
-            table.add_row(name, str(value))
-    Console(width=100).print(table)
 
 
 # ── large inputs ────────────────────────────────────────────────────────────────────────────────
