@@ -7,12 +7,12 @@ longest piece. Half of the texts are made of longest pieces, so that they fit an
 others have more tokens than fit, which is known only once they are encoded: their refusals tell how
 many were counted. Meanwhile a process of its own asks /health/live every 20 ms. Then the memory of
 the API's process, against that of the same server after one small request.
-*Crowd*: 2 000 chats at once, far more than may wait, each on a connection of its own, client and
-server on the same machine. A request's time is from its being written to the first byte of its
-answer. Once from one process that connects and sends as fast as it can (its connecting is not in
-the times), and once from four whose connections are all open before any of them sends: then all
-requests lie in the server's sockets at the same moment, and the median waits for half of them to be
-read, 1 000 times what one costs. What was accepted goes on generating meanwhile.
+*Crowd*: 2 000 chats at once, far more than may wait, each on a connection of its own that is open
+before, client and server on the same machine. A request's time is from its being sent to the first
+byte of its answer, both as the client's process sees them. Once from one process that sends as fast
+as it can and takes answers meanwhile, and once from four: then all requests lie in the server's
+sockets at the same moment, and the median waits for half of them to be read, 1 000 times what one
+costs. What was accepted goes on generating meanwhile.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ import itertools
 import json
 import multiprocessing
 import re
+import select
+import socket
 import statistics
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-import uvloop
 from transformers import AutoTokenizer
 
 from benchmarks import record
@@ -42,6 +43,7 @@ from loaders.repository.spec import parse_spec
 from service.text.text_bound import find_bound
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from multiprocessing.synchronize import Event
 
     from benchmarks.server import Server
@@ -55,7 +57,8 @@ MARGIN_BYTES = 4096  # of a body or text, for what stands around it
 SETTLING_S = 8.0  # until memory has been given back
 NUM_CHATS = 2000
 NUM_CLIENT_PROCESSES = 4
-CONNECT_AT_ONCE = 100  # of those that are open before
+SENT_A_LOOK = 8  # requests that are sent between two looks for answers
+HEAD_BYTES = 64  # of an answer, which say its status
 QUIET_S = 0.5  # without another answer: the rest was taken in
 MAX_S = 60.0
 
@@ -278,21 +281,16 @@ def watch_health(
 
 
 def measure_crowd(num_chats: int, num_processes: int) -> dict[str, Any]:
-    """Send chats at once, far more than may wait; tell how soon those are refused that may not.
-
-    num_processes: one connects and sends as fast as it can; several have all connections open
-    before they send.
-    """
+    """Send chats at once, far more than may wait; tell how soon those are refused that may not."""
     with serving() as server:
         each = num_chats // num_processes
-        is_open_before = num_processes > 1
         start = multiprocessing.Event()
         found: multiprocessing.Queue[list[tuple[int, float]]] = multiprocessing.Queue()
         connected: multiprocessing.Queue[int] = multiprocessing.Queue()
         processes = [
             multiprocessing.Process(
                 target=send_chats,
-                args=(server.host, server.port, each, is_open_before, start, connected, found),
+                args=(server.host, server.port, each, start, connected, found),
             )
             for _ in range(num_processes)
         ]
@@ -309,10 +307,10 @@ def measure_crowd(num_chats: int, num_processes: int) -> dict[str, Any]:
         used_s = server.api_cpu_s() - used_s
         refused = sorted(seconds for status, seconds in answers if status == 429)
         row: dict[str, Any] = {
-            "part": f"{num_chats} chats at once, "
-            + ("connections open before" if is_open_before else "connecting as they send"),
-            "client processes, on the same machine": num_processes,
-            "measured": "from writing a request to the first byte of its answer",
+            "part": f"{num_chats} chats at once, from {num_processes}"
+            f" {'process' if num_processes == 1 else 'processes'}",
+            "measured": "client and server on one machine, connections open before; from sending a"
+            " request to the first byte of its answer",
             "answers (0: taken in, unanswered when all others were refused)": dict(
                 Counter(status for status, _ in answers)
             ),
@@ -331,92 +329,67 @@ def send_chats(
     host: str,
     port: int,
     count: int,
-    is_open_before: bool,
     start: Event,
     connected: multiprocessing.Queue[int],
     found: multiprocessing.Queue[list[tuple[int, float]]],
 ) -> None:
-    """Send a chat on each of many connections at once; leave those that were taken in."""
+    """Send a chat on each of many open connections at once; leave those that were taken in."""
     messages = [turn("Write a function that merges two sorted lists, and say how it works.")]
     body = json.dumps({"model": MODEL, "messages": messages, "max_tokens": 200}).encode()
     request = request_bytes(host, "/v1/chat/completions", body)
-
-    async def run() -> list[tuple[int, float]]:
-        chats = [Chat(request, is_held=is_open_before) for _ in range(count)]
-        open_at_once = asyncio.Semaphore(CONNECT_AT_ONCE if is_open_before else count)
-
-        async def connect(chat: Chat) -> None:
-            async with open_at_once:
-                await asyncio.get_running_loop().create_connection(lambda: chat, host, port)
-
-        if is_open_before:
-            await asyncio.gather(*map(connect, chats))
-        connected.put(count)
-        await asyncio.to_thread(start.wait)
-        if is_open_before:
-            for chat in chats:
-                chat.send()
-        else:
-            await asyncio.gather(*map(connect, chats))
-        await until_quiet(chats)
-        for chat in chats:
-            chat.leave()
-        return [(chat.status, chat.seconds) for chat in chats]
-
-    found.put(uvloop.run(run()))
+    chats = Chats(socket.create_connection((host, port)) for _ in range(count))
+    connected.put(count)
+    start.wait()
+    chats.send(request)
+    chats.read_until_quiet()
+    found.put(chats.leave())
 
 
-async def until_quiet(chats: list[Chat]) -> None:
-    """Wait until some were answered, and for a while no other."""
-    began = last_change = time.monotonic()
-    num_answered = 0
-    while time.monotonic() - began < MAX_S:
-        await asyncio.sleep(QUIET_S / 10)
-        now_answered = sum(chat.status != 0 for chat in chats)
-        if now_answered != num_answered:
-            num_answered, last_change = now_answered, time.monotonic()
-        if num_answered and time.monotonic() - last_change > QUIET_S:
-            return
+class Chats:
+    """Requests, each on a connection of its own: as little as a client can do.
 
+    Plain sockets: an event loop's own work for a request takes as long as the server's.
+    """
 
-class Chat(asyncio.Protocol):
-    """One request on a connection of its own; as little as a client can do."""
+    def __init__(self, connections: Iterable[socket.socket]) -> None:
+        self._connections = {connection.fileno(): connection for connection in connections}
+        self._began: dict[int, float] = {}
+        self._answers: dict[int, tuple[int, float]] = {}  # status, seconds to the first byte
+        self._ready = select.epoll()
+        for number, connection in self._connections.items():
+            connection.setblocking(False)
+            self._ready.register(number, select.EPOLLIN)
 
-    def __init__(self, request: bytes, *, is_held: bool) -> None:
-        """is_held: sends when it is told to, and not as soon as it is connected."""
-        self.status = 0  # 0 while there is no answer; -1: the connection ended without
-        self.seconds = 0.0  # until the first byte of the answer
-        self._request = request
-        self._is_held = is_held
-        self._began = 0.0
-        self._transport: asyncio.Transport | None = None
+    def send(self, request: bytes) -> None:
+        """Send on all connections, one after the other; take answers that come meanwhile."""
+        for sent, (number, connection) in enumerate(self._connections.items(), 1):
+            self._began[number] = time.perf_counter()
+            connection.send(request)
+            if sent % SENT_A_LOOK == 0:
+                self._take(0)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the connection, or send at once."""
-        self._transport = transport  # type: ignore[assignment]
-        if not self._is_held:
-            self.send()
+    def read_until_quiet(self) -> None:
+        """Wait until some were answered, and for a while no other."""
+        until = time.monotonic() + MAX_S
+        while time.monotonic() < until:
+            if not self._take(QUIET_S) and self._answers:
+                return
 
-    def send(self) -> None:
-        """Write the request."""
-        if self._transport is not None:
-            self._began = time.perf_counter()
-            self._transport.write(self._request)
+    def leave(self) -> list[tuple[int, float]]:
+        """Close all; return each one's status (0 for one that has no answer yet) and its time."""
+        for connection in self._connections.values():
+            connection.close()
+        return [self._answers.get(number, (0, 0.0)) for number in self._connections]
 
-    def data_received(self, data: bytes) -> None:
-        """Take the first bytes of the answer, which say its status."""
-        if not self.status:
-            self.seconds = time.perf_counter() - self._began
-            self.status = int(data[9:12])
-
-    def connection_lost(self, _: Exception | None) -> None:
-        """Note a connection that ended without an answer."""
-        self.status = self.status or -1
-
-    def leave(self) -> None:
-        """Close the connection."""
-        if self._transport is not None:
-            self._transport.abort()
+    def _take(self, wait_s: float) -> bool:
+        """Take the first bytes of answers that have come; return whether there were any."""
+        events = self._ready.poll(wait_s)
+        for number, _ in events:
+            seconds = time.perf_counter() - self._began[number]
+            begin = self._connections[number].recv(HEAD_BYTES)
+            self._answers[number] = (int(begin[9:12]) if begin else -1, seconds)
+            self._ready.unregister(number)
+        return bool(events)
 
 
 # ── one request ─────────────────────────────────────────────────────────────────────────────────

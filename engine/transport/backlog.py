@@ -77,12 +77,18 @@ class Backlog:
     @property
     def num_seqs(self) -> int:
         """Count the sequences that wait: those that no free slot is left for."""
-        sent = self._num_reported_seqs + self._num_unreported_seqs
-        return max(0, sent + self.num_reserved - self._num_free_slots)
+        return self._num_waiting(num_ahead=0)
 
-    def require_room(self) -> None:
-        """Raise QueueFullError where not even sequences without a prompt may wait."""
-        self._look()
+    def _num_waiting(self, num_ahead: int) -> int:
+        sent = self._num_reported_seqs + self._num_unreported_seqs
+        return max(0, sent + self.num_reserved + num_ahead - self._num_free_slots)
+
+    def require_room(self, num_ahead: int = 0) -> None:
+        """Raise QueueFullError where not even sequences without a prompt may wait.
+
+        num_ahead: sequences that are about to reserve their places, and come before.
+        """
+        self._look(num_ahead)
         self._admission.check(0)
 
     def reserve(self, num_seqs: int) -> Place:
@@ -115,9 +121,9 @@ class Backlog:
         else:
             self._unreported.append(_Sent(number, len(nums_tokens), num_tokens))
 
-    def _look(self) -> None:
+    def _look(self, num_ahead: int = 0) -> None:
         """Take over what waits now."""
-        self._admission.num_seqs = self.num_seqs
+        self._admission.num_seqs = self._num_waiting(num_ahead)
         self._admission.num_tokens = self._num_reported_tokens + self._num_unreported_tokens
 
     def update(self, number: int, statistics: EngineStatistics) -> None:

@@ -144,10 +144,13 @@ class EngineClient:
         (stream,) = self.submit([Submission(prompt_token_ids, params)], terms=terms)
         return stream
 
-    def require_room(self) -> None:
-        """Raise QueueFullError where no more may wait, EngineDeadError where nothing runs."""
+    def require_room(self, num_ahead: int = 0) -> None:
+        """Raise QueueFullError where no more may wait, EngineDeadError where nothing runs.
+
+        num_ahead: sequences that are about to reserve their places, and come before.
+        """
         self._limits_alive()
-        self._backlog.require_room()
+        self._backlog.require_room(num_ahead)
 
     def reserve(self, num_seqs: int) -> Place:
         """Keep room for sequences until they are submitted, or the place is released; or raise."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -10,10 +10,12 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from service.api.access import access_rule
-from service.api.browser_guard import BrowserGuard
+from service.api.at_the_head import AtTheHead
+from service.api.browser_guard import BrowserGuard, PageRule
 from service.api.cors import cors_middleware
 from service.api.error_responses import http_error_response
 from service.api.error_shapes import shape_rule
+from service.api.key_rule import KeyRule
 from service.api.llama_cpp.infill import infill_endpoints
 from service.api.llama_cpp.props import props_endpoints
 from service.api.middleware import AuthMiddleware, ErrorBoundary, OpenRequests, RequestId
@@ -28,7 +30,7 @@ from service.api.operations.admin import admin_endpoints
 from service.api.operations.documents import document_endpoints
 from service.api.operations.health import health_endpoints
 from service.api.operations.metrics import metrics_endpoints
-from service.api.room import RequireRoom
+from service.api.room import RequireRoom, Room
 from service.api.tgi.generate import generate_endpoints
 from service.api.tgi.info import info_endpoints
 from service.api.tokens.detokenize import detokenize_endpoints
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
     from starlette.responses import Response
+    from starlette.types import Message, Receive, Scope, Send
 
     from service.api.context import ApiContext
     from service.api.endpoint import Endpoint
@@ -72,6 +75,24 @@ def endpoints_of(
     return [*endpoints, *document_endpoints(endpoints, root_path)]
 
 
+class Application(Starlette):
+    """The application, which can say at once what some requests are answered."""
+
+    def __init__(self, room: Room, at_the_head: AtTheHead, **parts: Any) -> None:
+        super().__init__(**parts)
+        self._room = room
+        self._at_the_head = at_the_head
+
+    def answer_at_once(self, scope: Scope) -> Sequence[Message] | None:
+        """Return the whole answer of a request whose head is known, where that is enough."""
+        return self._at_the_head.answer(scope)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run a request."""
+        await self._room.begin(scope)
+        await super().__call__(scope, receive, send)
+
+
 def create_app(
     context: ApiContext,
     keys: ApiKeys | None,
@@ -80,7 +101,7 @@ def create_app(
     cors_origins: Sequence[str] = (),
     metrics_keys: ApiKeys | None = None,
     root_path: str = "",
-) -> Starlette:
+) -> Application:
     """Return the application.
 
     keys: what opens it; None opens it to whoever reaches it, which the settings allow on a
@@ -89,31 +110,30 @@ def create_app(
     call it from. metrics_keys: what opens /metrics beside `keys`. root_path: what a proxy puts
     before every path; documents say so, and no path here has it.
     """
-    guard = [Middleware(BrowserGuard, cors_origins=cors_origins)] if keys is None else []
+    page_rule = PageRule(cors_origins) if keys is None else None
     admin_keys = None if administration is None else administration.keys
     endpoints = endpoints_of(context, administration, root_path)
     access_of, shape_of = access_rule(endpoints), shape_rule(endpoints)
-    app = Starlette(
+    label_of = label_rule(endpoints)
+    key_rule = KeyRule(access_of, keys, admin_keys, metrics_keys)
+    room = Room(context, endpoints)
+    app = Application(
+        room,
+        AtTheHead(room, key_rule, page_rule, context.observation, label_of),
         routes=[route for endpoint in endpoints for route in _routes(endpoint)],
         middleware=[
             Middleware(RequestId),
             Middleware(
                 ObserveRequests,
                 observation=context.observation,
-                label_of=label_rule(endpoints),
+                label_of=label_of,
                 access_of=access_of,
             ),
             *cors_middleware(cors_origins),
             Middleware(ErrorBoundary, shape_of=shape_of),
-            *guard,
-            Middleware(
-                AuthMiddleware,
-                keys=keys,
-                admin_keys=admin_keys,
-                metrics_keys=metrics_keys,
-                access_of=access_of,
-            ),
-            Middleware(RequireRoom, context=context, endpoints=endpoints),
+            *([] if page_rule is None else [Middleware(BrowserGuard, rule=page_rule)]),
+            Middleware(AuthMiddleware, rule=key_rule),
+            Middleware(RequireRoom, room=room),
             Middleware(OpenRequests, lifecycle=context.lifecycle, access_of=access_of),
         ],
         exception_handlers={HTTPException: _refused_by_router(shape_of)},

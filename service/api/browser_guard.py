@@ -16,6 +16,7 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from service.api.scope import header_values
 from service.errors import HostNotAllowedError, OriginNotAllowedError, UnsupportedBodyError
 from service.settings import is_loopback
 
@@ -31,27 +32,40 @@ _ORIGIN = re.compile(r"https?://(?P<host>[^/]+)")
 class BrowserGuard:
     """Lets requests pass that no page of another origin can have sent."""
 
-    def __init__(self, app: ASGIApp, cors_origins: Sequence[str]) -> None:
-        """cors_origins: of the pages that are let in; `*` lets in all of them."""
+    def __init__(self, app: ASGIApp, rule: PageRule) -> None:
         self._app = app
-        self._origins = frozenset(origin.encode() for origin in cors_origins)
+        self._rule = rule
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raise a RequestError for a request that may come from such a page."""
-        _check_host(_values(scope, b"host"))
+        self._rule.check(scope)
+        await self._app(scope, receive, send)
+
+
+class PageRule:
+    """Which requests no page of another origin can have sent."""
+
+    def __init__(self, cors_origins: Sequence[str]) -> None:
+        """cors_origins: of the pages that are let in; `*` lets in all of them."""
+        self._origins = frozenset(origin.encode() for origin in cors_origins)
+
+    def check(self, scope: Scope) -> None:
+        """Raise a RequestError for a request that may come from such a page."""
+        _check_host(header_values(scope, b"host"))
         self._check_page(scope)
         if scope["method"] == "POST":
-            _check_body_type(_values(scope, b"content-type"))
-        await self._app(scope, receive, send)
+            _check_body_type(header_values(scope, b"content-type"))
 
     def _check_page(self, scope: Scope) -> None:
         if b"*" in self._origins:
             return
-        origins = _values(scope, b"origin")
+        origins = header_values(scope, b"origin")
         # Requests for images and the like name no origin, but say that they cross sites. Links are
         # let pass: whoever follows one to the documents meant to, and a page cannot read the rest.
-        crosses = _values(scope, b"sec-fetch-site") == [b"cross-site"]
-        is_link = _values(scope, b"sec-fetch-mode") == [b"navigate"] and scope["method"] == "GET"
+        crosses = header_values(scope, b"sec-fetch-site") == [b"cross-site"]
+        is_link = (
+            header_values(scope, b"sec-fetch-mode") == [b"navigate"] and scope["method"] == "GET"
+        )
         if all(map(self._is_let_in, origins)) and (origins or not crosses or is_link):
             return
         raise OriginNotAllowedError(
@@ -93,7 +107,3 @@ def _is_loopback_host(host: str) -> bool:
         return False
     name = found["name"].strip("[]").removesuffix(".")
     return is_loopback(name) or name.endswith(".localhost")
-
-
-def _values(scope: Scope, name: bytes) -> list[bytes]:
-    return [value for header, value in scope["headers"] if header == name]

@@ -43,10 +43,11 @@ class Models(Protocol):
         Raises ModelNotFoundError.
         """
 
-    def require_room(self) -> None:
+    def require_room(self, num_ahead: int = 0) -> None:
         """Raise QueueFullError where no variant lets another request wait.
 
-        Asked before a body is read, so that a crowd's refusals cost little.
+        Asked before a body is read, so that a crowd's refusals cost little. num_ahead: requests
+        that were let pass, and have not reserved a place yet.
         """
 
     async def acquire(self, name: str, until_answered: ExitStack) -> ServedModel:

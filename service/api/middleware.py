@@ -5,8 +5,8 @@ Plain ASGI, decided by `scope["path"]` alone: a URL put together from headers ca
 
 from __future__ import annotations
 
+import random
 import re
-import uuid
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from service.api.endpoint import Access
 from service.api.error_responses import UNEXPECTED, error_form, error_response
 from service.api.scope import (
     error_frames_of,
+    header_values,
     ignored,
     keep_send,
     keep_until_answered,
@@ -32,12 +33,21 @@ if TYPE_CHECKING:
 
     from service.api.access import AccessRule
     from service.api.error_shapes import ShapeRule
+    from service.api.key_rule import KeyRule
     from service.server.lifecycle import Lifecycle
-    from service.team.keys import ApiKeys
 
 log = structlog.get_logger(__name__)
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+_ids = random.Random()
+
+
+def request_id_of(scope: Scope) -> str:
+    """Return the id that a request gives itself, if it is a sane one, or one of ours."""
+    given = header_values(scope, b"x-request-id")
+    if len(given) == 1 and _SANE_ID.fullmatch(given[0]):
+        return given[0].decode()
+    return f"{_ids.getrandbits(128):032x}"
 
 
 class RequestId:
@@ -51,10 +61,7 @@ class RequestId:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = _header_values(scope, b"x-request-id")
-        is_sane = len(given) == 1 and _SANE_ID.fullmatch(given[0])
-        request_id = given[0] if is_sane else uuid.uuid4().hex.encode()
-        scope["request_id"] = request_id.decode()
+        scope["request_id"] = request_id_of(scope)
         keep_send(scope, send)
 
         async def send_with_id(message: Message) -> None:
@@ -144,43 +151,14 @@ def _innermost(error: Exception) -> Exception:
 class AuthMiddleware:
     """Lets a request pass if it has the key of where it goes."""
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        keys: ApiKeys | None,
-        admin_keys: ApiKeys | None,
-        access_of: AccessRule,
-        metrics_keys: ApiKeys | None = None,
-    ) -> None:
+    def __init__(self, app: ASGIApp, rule: KeyRule) -> None:
         self._app = app
-        self._keys = keys
-        self._admin_keys = admin_keys
-        self._metrics_keys = metrics_keys if keys is None else keys.with_others(metrics_keys)
-        self._access_of = access_of
+        self._rule = rule
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raise InvalidKeyError for a request that may not pass."""
-        keys = self._keys_of(self._access_of(scope["path"]))
-        if keys is not None:
-            record_of(scope).caller = keys.check(
-                _header_values(scope, b"authorization"),
-                _header_values(scope, b"x-api-key"),
-                _header_values(scope, b"api-key"),
-            )
+        record_of(scope).caller = self._rule.caller_of(scope)
         await self._app(scope, receive, send)
-
-    def _keys_of(self, access: Access) -> ApiKeys | None:
-        """Return what opens it; None where nobody is asked.
-
-        Without an admin key nothing lies behind it: the caller's is asked for, as anywhere else.
-        """
-        if access is Access.OPEN:
-            return None
-        if access is Access.METRICS:
-            return self._metrics_keys
-        if access is Access.ADMIN and self._admin_keys is not None:
-            return self._admin_keys
-        return self._keys
 
 
 class OpenRequests:
@@ -199,7 +177,3 @@ class OpenRequests:
         with self._lifecycle.request(), ExitStack() as stack:
             keep_until_answered(scope, stack)
             await self._app(scope, receive, send)
-
-
-def _header_values(scope: Scope, name: bytes) -> list[bytes]:
-    return [value for header, value in scope["headers"] if header == name]

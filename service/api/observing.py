@@ -69,9 +69,7 @@ class ObserveRequests:
             return
         self._observation.lag.start()
         access = self._access_of(scope["path"])
-        record = RequestRecord(self._label_of(scope["path"]), is_probe=access is Access.OPEN)
-        client = scope.get("client")
-        record.address = client[0] if client else None
+        record = begin_record(scope, self._label_of, access)
         keep_record(scope, record)
 
         async def watched_send(message: Message) -> None:
@@ -95,6 +93,14 @@ class ObserveRequests:
                 record.is_refused_below = True
             record.request_id = scope["request_id"]
             self._observation.note_end(record, is_logged=_is_logged(record, access))
+
+
+def begin_record(scope: Scope, label_of: LabelRule, access: Access) -> RequestRecord:
+    """Return a request's record; access: who may ask at its path."""
+    record = RequestRecord(label_of(scope["path"]), is_probe=access is Access.OPEN)
+    client = scope.get("client")
+    record.address = client[0] if client else None
+    return record
 
 
 def _is_logged(record: RequestRecord, access: Access) -> bool:

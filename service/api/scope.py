@@ -26,6 +26,11 @@ _BODY_SHARE = "tetrad.body_share"
 _RECORD = "tetrad.record"
 
 
+def header_values(scope: Scope, name: bytes) -> list[bytes]:
+    """Return every value that came under a header's name, which is given in small letters."""
+    return [value for header, value in scope["headers"] if header == name]
+
+
 def keep_until_answered(scope: Scope, stack: ExitStack) -> None:
     """Leave what is left once the request's answer is complete."""
     scope[_UNTIL_ANSWERED] = stack

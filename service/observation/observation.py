@@ -31,8 +31,8 @@ class Observation:
     lag: LoopLag = field(default_factory=LoopLag)
 
     def note_end(self, record: RequestRecord, *, is_logged: bool) -> None:
-        """Count a request that ends now, and write its line."""
-        story = tell(record, time.monotonic())
+        """Count a request that ends now, or ended a moment ago, and write its line."""
+        story = tell(record, time.monotonic() if record.ended is None else record.ended)
         self.counts.note(record, story)
         if is_logged and self.log is not None:
             self.log.write(record, story)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.server.at_once import AnswersAtOnce
 from service.server.connections import Closed, ConnectionPhase, Connections
 from service.server.deadlines import Deadline
 from service.server.descriptors import has_unread_bytes
@@ -57,6 +58,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._latest: ResponseCycle | None = None  # of the request that came last
         self._answering: ResponseCycle | None = None
         self._waiting = Pipeline()  # for the answer of one before them
+        self._at_once = AnswersAtOnce(self.app)
         self._body_began, self._body_size = 0.0, 0
         self._unsent = 0  # bytes that the other end had not taken when that was last looked at
 
@@ -83,7 +85,8 @@ class HttpProtocol(HttpToolsProtocol):
         if self._refusal is not None or self._phase is ConnectionPhase.CLOSING:
             return
         try:
-            self._reader.feed(data)
+            with self._at_once:
+                self._reader.feed(data)
             if self._reader.is_in_body and self._connections.is_draining:
                 raise draining()
         except Refusal as refusal:
@@ -184,10 +187,8 @@ class HttpProtocol(HttpToolsProtocol):
         if self.transport.is_closing() or cycle is None:
             return
         if not cycle.keep_alive:
-            if self._reader.is_in_body and cycle is self._latest:
-                self._linger(Closed.ANSWERED)
-            else:
-                self._close(Closed.ANSWERED)
+            is_sending = self._reader.is_in_body and cycle is self._latest
+            (self._linger if is_sending else self._close)(Closed.ANSWERED)
             return
         self.flow.resume_reading()
         if self._waiting:
@@ -201,14 +202,14 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _answer(self, cycle: ResponseCycle) -> None:
         self._answering = cycle
-        self._start_asgi_task(cycle, self.app)
+        if self.flow.write_paused or not self._at_once.answer(cycle):
+            self._start_asgi_task(cycle, self.app)
 
     def _settle(self) -> None:
         """Take up what the connection is doing now, and the deadline that goes with it."""
         phase = self._find_phase()
-        if phase is self._phase and self._reader.num_requests == self._phase_of:
-            return
-        if self._phase is ConnectionPhase.CLOSING:
+        is_as_before = phase is self._phase and self._reader.num_requests == self._phase_of
+        if is_as_before or self._phase is ConnectionPhase.CLOSING:
             return
         self._phase, self._phase_of = phase, self._reader.num_requests
         self._connections.mark(self, phase)

@@ -13,6 +13,8 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from service.server.refusals import REFUSED
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from uvicorn._types import ASGISendEvent, HTTPResponseStartEvent
 
     from service.server.refusals import Refusal
@@ -110,6 +112,22 @@ class ResponseCycle(RequestResponseCycle):
             self.transport.writelines((head, body))
         else:
             self.transport.write(body)
+
+    def send_whole(self, messages: Sequence[ASGISendEvent]) -> None:
+        """Send a whole answer now; the connection must be one that can be written to.
+
+        Without a limit of 0 uvloop would keep it until all that has come has been read: in a crowd,
+        a thousand requests of others.
+        """
+        self.transport.set_write_buffer_limits(high=0)
+        for message in messages:
+            sending = self.send(message)
+            try:
+                sending.send(None)
+            except StopIteration:
+                continue
+            raise RuntimeError("an answer that was to be sent at once waits")
+        self.transport.set_write_buffer_limits()
 
     def leave(self, refusal: Refusal | None = None) -> None:
         """Tell the application that nobody is there any more.

@@ -77,7 +77,7 @@ class TokenEngine(Protocol):
     def live_check(self) -> LiveCheckStatistics | None:
         """How far the check of its layers has come; None where none is made."""
 
-    def require_room(self) -> None:
+    def require_room(self, num_ahead: int = 0) -> None:
         """Raise QueueFullError where no more may wait, another EngineError where nothing runs."""
 
     def reserve(self, num_seqs: int) -> Place:

@@ -139,14 +139,17 @@ class Supervisor:
         ]
         return ", ".join(repr(name) for name in names) or "none now"
 
-    def require_room(self) -> None:
-        """Raise QueueFullError where every variant is loaded and none lets another request wait."""
+    def require_room(self, num_ahead: int = 0) -> None:
+        """Raise QueueFullError where every variant is loaded and none lets another request wait.
+
+        num_ahead: requests that were let pass, and have not reserved a place yet.
+        """
         refusal: QueueFullError | None = None
         for variant in self._variants.values():
             if variant.served is None:
                 return
             try:
-                variant.served.engine.require_room()
+                variant.served.engine.require_room(num_ahead)
             except QueueFullError as error:
                 refusal = error
             except EngineError:

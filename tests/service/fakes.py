@@ -145,8 +145,8 @@ class FakeEngine:
     backlog: Backlog = field(default_factory=lambda: Backlog(QueueLimits()))
     _ids: Iterator[int] = field(default_factory=itertools.count)
 
-    def require_room(self) -> None:
-        self.backlog.require_room()
+    def require_room(self, num_ahead: int = 0) -> None:
+        self.backlog.require_room(num_ahead)
 
     def reserve(self, num_seqs: int) -> Place:
         if not self.is_alive:
@@ -405,9 +405,9 @@ class FakeModels:
             )
         return self.statuses[0], self.served
 
-    def require_room(self) -> None:
+    def require_room(self, num_ahead: int = 0) -> None:
         if self.served is not None:
-            self.served.engine.require_room()
+            self.served.engine.require_room(num_ahead)
 
     async def acquire(self, name: str, until_answered: ExitStack) -> ServedModel:
         status, served = self.find(name)

@@ -143,3 +143,13 @@ def test_no_place_leaks_however_requests_go(seed):
         place.release()
     backlog.update(sent, FULL)
     assert backlog.num_reserved == backlog.num_seqs == 0
+
+
+def test_those_who_come_before_count_though_they_have_no_place_yet():
+    backlog = Backlog(QueueLimits(max_queued_seqs=3))
+    backlog.update(0, IDLE)
+    backlog.require_room(num_ahead=4)  # two find free slots
+    with pytest.raises(QueueFullError, match="3 sequences wait, at most 3 may"):
+        backlog.require_room(num_ahead=5)
+    backlog.require_room()
+    assert backlog.num_seqs == 0

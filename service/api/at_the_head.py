@@ -1,0 +1,84 @@
+"""Answers what can be answered as soon as a request's head is known: that the queue is full.
+
+All that a refusal passes through otherwise (a task, the middleware, the route) takes longer than
+all the rest of it, and in a crowd every request waits for those before it. What is refused here is
+counted and logged like any other, and told in the same words; where there is the least else to say
+(a key that is wrong, a page of another origin, a server that drains), nothing is answered here.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from service.api.endpoint import Access
+from service.api.middleware import request_id_of
+from service.api.observing import begin_record
+from service.api.scope import header_values
+from service.errors import InvalidKeyError, RequestError, UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from starlette.types import Message, Scope
+
+    from service.api.browser_guard import PageRule
+    from service.api.key_rule import KeyRule
+    from service.api.observing import LabelRule
+    from service.api.room import Room
+    from service.observation.observation import Observation
+    from service.observation.request_record import RequestRecord
+
+
+class AtTheHead:
+    """Decides at the heads of requests."""
+
+    def __init__(
+        self,
+        room: Room,
+        key_rule: KeyRule,
+        page_rule: PageRule | None,
+        observation: Observation,
+        label_of: LabelRule,
+    ) -> None:
+        """page_rule: which pages may ask; None where a key keeps them out."""
+        self._ended: list[RequestRecord] = []
+        self._room = room
+        self._key_rule = key_rule
+        self._page_rule = page_rule
+        self._observation = observation
+        self._label_of = label_of
+
+    def answer(self, scope: Scope) -> Sequence[Message] | None:
+        """Return the whole answer of a request that is refused; None for one to be run."""
+        if not self._room.concerns(scope):
+            return None
+        try:
+            refusal = self._room.find_refusal_at_head(scope)
+            if refusal is None or header_values(scope, b"origin"):
+                self._room.let_pass(scope)
+                return None
+            if self._page_rule is not None:
+                self._page_rule.check(scope)
+            caller = self._key_rule.caller_of(scope)
+        except (InvalidKeyError, RequestError, UnavailableError):
+            return None  # told by the middleware whose rule it is
+        self._room.crowd.note_refusal()
+        record = begin_record(scope, self._label_of, Access.CALLER)
+        record.caller, record.failure = caller, refusal.code
+        record.request_id, record.status = request_id_of(scope), refusal.start["status"]
+        self._note_soon(record)
+        headers = [*refusal.start["headers"], (b"x-request-id", record.request_id.encode())]
+        return {**refusal.start, "headers": headers}, refusal.body
+
+    def _note_soon(self, record: RequestRecord) -> None:
+        """Count a request and write its line once others need not wait for that."""
+        record.ended = time.monotonic()
+        self._ended.append(record)
+        if len(self._ended) == 1:
+            self._room.crowd.call(self._note_all)
+
+    def _note_all(self) -> None:
+        ended, self._ended = self._ended, []
+        for record in ended:
+            self._observation.note_end(record, is_logged=True)
