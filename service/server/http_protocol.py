@@ -259,7 +259,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _send_refusal(self, refusal: Refusal) -> None:
         if not self.transport.is_closing():
-            self.transport.write(refusal.response())
+            self.transport.write(refusal.response(self.server_state.default_headers))
             self._linger(Closed.REFUSED)
 
     def _linger(self, reason: Closed) -> None:

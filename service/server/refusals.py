@@ -16,7 +16,7 @@ import structlog
 from service.server.lifecycle import RETRY_AFTER_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 log = structlog.get_logger(__name__)
 
@@ -35,8 +35,11 @@ class Refusal(Exception):  # noqa: N818 - no fault of this program: an answer
         self.message = message
         self.fault: str | None = None  # of this server, for the log alone
 
-    def response(self) -> bytes:
-        """Return the whole answer, as it goes over the wire."""
+    def response(self, server_headers: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
+        """Return the whole answer, as it goes over the wire.
+
+        server_headers: those of every answer, such as the date.
+        """
         kind = "service_unavailable" if self.status == 503 else "invalid_request_error"
         error = {"message": self.message, "type": kind, "param": None, "code": self.code}
         body = json.dumps({"error": error}, ensure_ascii=False, separators=(",", ":")).encode()
@@ -50,6 +53,7 @@ class Refusal(Exception):  # noqa: N818 - no fault of this program: an answer
             lines.append(f"retry-after: {RETRY_AFTER_S}")
         if self.status == 405:
             lines.append("allow: GET, HEAD, POST, OPTIONS")
+        lines += [f"{name.decode()}: {value.decode()}" for name, value in server_headers]
         return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 

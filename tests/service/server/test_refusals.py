@@ -26,10 +26,12 @@ from service.server.refusals import (
     ],
 )
 def test_a_refusal_is_an_error_in_openais_words_and_ends_the_connection(refusal, line, kind):
-    head, _, body = refusal.response().partition(b"\r\n\r\n")
+    dated = [(b"date", b"Sun, 29 Nov 2026 00:00:00 GMT")]
+    head, _, body = refusal.response(dated).partition(b"\r\n\r\n")
     first, *headers = head.decode().split("\r\n")
     assert first == line
     assert "connection: close" in headers
+    assert "date: Sun, 29 Nov 2026 00:00:00 GMT" in headers
     assert f"content-length: {len(body)}" in headers
     assert ("retry-after: 5" in headers) == (refusal.status == 503)
     assert json.loads(body)["error"] == {
