@@ -1,80 +1,193 @@
-"""What the prefix cache saves: the time to the first token of a long prompt, new and repeated.
+"""What the prefix cache saves: the time to the first token of a prompt, new and known.
 
-    .venv/bin/python -m benchmarks.prefix [SPEC] [--record]
+    .venv/bin/python -m benchmarks.prefix [SPEC] [--against CHECKOUT] [--record]
 
-Every prompt is sent twice in a row, to an engine that computes nothing else; ratios are taken
-prompt by prompt.
+*Repeated*: every prompt is sent twice in a row. *Second turn*: a prompt that was answered, its
+answer and some tokens more, as in a dialogue. The engine computes nothing else, and ratios are
+taken prompt by prompt. `--against` names a checkout of an older commit (`git
+worktree add`), whose engine is asked in turns with this one's, by this script.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
+import logging
+import os
 import statistics
-from typing import TYPE_CHECKING, Any
-
-import torch
-from rich.console import Console
-from rich.table import Table
-
-from benchmarks import record
-from benchmarks.command_line import make_parser, use_threads
-from benchmarks.isolated import IsolatedRunner
-from benchmarks.tetrad import Tetrad
-from loaders.cache import default_cache_dir
-from loaders.demo import build_demo
-from loaders.demo.branches import GPTQ_BRANCHES
-
-if TYPE_CHECKING:
-    from pathlib import Path
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
 
 GOAL = 10  # times as fast
 PROMPT_TOKENS = 1500
+FIRST_TURN_TOKENS, ANSWER_TOKENS, ADDED_TOKENS = 500, 200, 40
 PROMPTS = 5
+ROOT = Path(__file__).resolve().parent.parent
 
 
-def measure(spec: str, cache_dir: Path, num_prompts: int) -> dict[str, Any]:
-    """Return medians over the prompts, in ms, and of the ratios."""
-    engine = IsolatedRunner(Tetrad, spec, cache_dir, 1)
-    # The first one warms up.
-    pairs = [_first_token_ms(engine, seed) for seed in range(num_prompts + 1)][1:]
-    engine.close()
+class Side:
+    """The engine of one checkout, in a process of its own."""
+
+    def __init__(self, checkout: Path, spec: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", __file__, "--serve", spec],
+            cwd=checkout,
+            env={**os.environ, "PYTHONPATH": str(checkout)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._hear()  # that it is loaded
+
+    def ask(self, prompt: list[int], num_tokens: int = 1) -> dict[str, Any]:
+        """Return the time to the first token in ms, the tokens that were known, and the answer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([prompt, num_tokens]) + "\n")
+        self._process.stdin.flush()
+        return self._hear()
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate("")
+
+    def _hear(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        told: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return told
+
+
+def serve(spec: str) -> None:
+    """Answer prompts from the standard input, with the engine that is imported here."""
+    # What is imported here is what both checkouts have.
+    import structlog
+
+    from engine.config import EngineConfig
+    from engine.core import Engine
+    from engine.process.in_thread import running_engine
+    from engine.process.loop import BuiltEngine
+    from engine.sampling_params import SamplingParams
+    from loaders.cache import default_cache_dir
+    from loaders.load import load
+
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    config = EngineConfig(
+        max_num_seqs=1, max_num_batched_tokens=2048, max_model_len=2048, num_blocks=1024
+    )
+
+    def build(_tell: object) -> Any:
+        loaded = load(spec, device="cpu", cache_dir=default_cache_dir())
+        return BuiltEngine(Engine(loaded.model, config), b"")
+
+    async def run() -> None:
+        async with running_engine(build) as client:
+            tell({})
+            while line := await asyncio.to_thread(sys.stdin.readline):
+                prompt, num_tokens = json.loads(line)
+                params = SamplingParams(max_tokens=num_tokens, temperature=0, ignore_eos=True)
+                began, first_at, answer = time.perf_counter(), 0.0, []
+                stream = client.generate(prompt, params)
+                async for output in stream:
+                    first_at = first_at or time.perf_counter()
+                    answer.append(output.token_id)
+                first_ms = 1000 * (first_at - began)
+                tell({"ms": first_ms, "known": stream.num_cached_tokens, "answer": answer})
+
+    def tell(told: dict[str, Any]) -> None:
+        print(json.dumps(told), flush=True)
+
+    asyncio.run(run())
+
+
+def some_tokens(seed: int, number: int) -> list[int]:
+    """Return random tokens."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(1000, 40_000, (number,), generator=generator).tolist()
+
+
+def ask_round(side: Side, seed: int) -> dict[str, float]:
+    """Ask one side each kind of prompt; return what it found."""
+    prompt = some_tokens(seed, PROMPT_TOKENS)
+    new, repeated = side.ask(prompt), side.ask(prompt)
+    first = some_tokens(10_000 + seed, FIRST_TURN_TOKENS)
+    answer = side.ask(first, ANSWER_TOKENS)["answer"]
+    second = [*first, *answer, *some_tokens(20_000 + seed, ADDED_TOKENS)]
+    turn = side.ask(second)
     return {
-        "spec": spec,
-        "runner": engine.name,
-        "new, ms": round(statistics.median(new for new, _ in pairs), 1),
-        "repeated, ms": round(statistics.median(repeated for _, repeated in pairs), 1),
-        "ratio": round(statistics.median(new / repeated for new, repeated in pairs), 1),
+        "new, ms": new["ms"],
+        "repeated, ms": repeated["ms"],
+        "new ÷ repeated": new["ms"] / repeated["ms"],
+        "known tokens of repeated": repeated["known"],
+        "second turn, ms": turn["ms"],
+        "known tokens of second turn": turn["known"],
     }
 
 
-def _first_token_ms(engine: IsolatedRunner, seed: int) -> tuple[float, float]:
-    """Send one random prompt twice."""
-    generator = torch.Generator().manual_seed(seed)
-    prompt = torch.randint(1000, 40_000, (PROMPT_TOKENS,), generator=generator).tolist()
-    new, repeated = (1000 * len(prompt) / engine.prefill(prompt) for _ in range(2))
-    return new, repeated
+def measure(spec: str, against: Path | None, num_prompts: int) -> list[dict[str, Any]]:
+    """Return the medians of each side, and those of now ÷ before, prompt by prompt."""
+    sides = {"now": Side(ROOT, spec)}
+    if against is not None:
+        sides["before"] = Side(against.resolve(), spec)
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    for seed in range(num_prompts + 1):
+        for name in sorted(sides, reverse=bool(seed % 2)):
+            asked = ask_round(sides[name], seed)
+            if seed:  # the first one warms up
+                found[name].append(asked)
+    for side in sides.values():
+        side.close()
+    rows = [{"code": name, **medians(rounds)} for name, rounds in found.items()]
+    if against is not None:
+        pairs = zip(found["now"], found["before"], strict=True)
+        ratios = [{key: now[key] / before[key] for key in now} for now, before in pairs]
+        rows.append({"code": "now ÷ before", **medians(ratios, 2)})
+    return [{"spec": spec, **row} for row in rows]
+
+
+def medians(rounds: list[dict[str, float]], digits: int = 1) -> dict[str, float]:
+    """Return the median of each figure."""
+    return {key: round(statistics.median(one[key] for one in rounds), digits) for key in rounds[0]}
 
 
 def main() -> None:
     """Measure the named variant, or the demo's with 4 bits."""
+    if sys.argv[1:2] == ["--serve"]:
+        serve(sys.argv[2])
+        return
+    from benchmarks import record
+    from benchmarks.command_line import make_parser, use_threads
+    from benchmarks.serving import show
+    from loaders.cache import default_cache_dir
+    from loaders.demo import build_demo
+    from loaders.demo.branches import GPTQ_BRANCHES
+
     parser = make_parser(__doc__)
     parser.add_argument("spec", nargs="?", help="a variant; by default the demo's with 4 bits")
     parser.add_argument("--prompts", type=int, default=PROMPTS)
+    parser.add_argument("--against", type=Path, help="checkout of an older commit")
     arguments = parser.parse_args()
     use_threads(arguments.threads)
 
-    cache_dir = default_cache_dir()
-    demo = build_demo(cache_dir, GPTQ_BRANCHES[:1], on_progress=print)
-    row = measure(arguments.spec or f"{demo.gptq_repo}:main", cache_dir, arguments.prompts)
-    table = Table(*row, title=f"first token after {PROMPT_TOKENS} tokens (goal: {GOAL} ×)")
-    table.add_row(*map(str, row.values()))
-    Console(width=140).print(table)
+    demo = build_demo(default_cache_dir(), GPTQ_BRANCHES[:1], on_progress=print)
+    spec = arguments.spec or f"{demo.gptq_repo}:main"
+    rows = measure(spec, arguments.against, arguments.prompts)
+    for row in rows:
+        show({"part": row["code"], **row})
     if arguments.record:
         settings = {
             "prompt_tokens": PROMPT_TOKENS,
+            "first_turn_tokens": FIRST_TURN_TOKENS,
+            "answer_tokens": ANSWER_TOKENS,
+            "added_tokens": ADDED_TOKENS,
             "prompts": arguments.prompts,
             "goal": GOAL,
+            "against": record.commit_of(arguments.against),
         }
-        print(record.write("prefix", settings, [row]))
+        print(record.write("prefix", settings, rows))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,14 @@ def commit() -> str:
     )
 
 
+def commit_of(checkout: Path | None) -> str | None:
+    """Name the commit of another checkout, where there is one."""
+    if checkout is None:
+        return None
+    command = ["git", "-C", str(checkout), "rev-parse", "--short=12", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def write(name: str, settings: dict[str, Any], rows: list[dict[str, Any]]) -> Path:
     """Write `results/NAME-DATE.json` and return its path."""
     today = dt.datetime.now(dt.UTC).date().isoformat()

@@ -216,17 +216,10 @@ def main() -> None:
             "rounds": ROUNDS,
             "streams_per_round": STREAMS_PER_ROUND,
             "tokens_per_stream": TOKENS_PER_STREAM,
-            "against": _commit_of(arguments.against),
+            "against": record.commit_of(arguments.against),
             "ratios": compared,
         }
         print(record.write("streamed_token", settings, rows))
-
-
-def _commit_of(checkout: Path | None) -> str | None:
-    if checkout is None:
-        return None
-    command = ["git", "-C", str(checkout), "rev-parse", "--short=12", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ counted and logged like any other, and told in the same words; where there is th
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 from service.api.endpoint import Access
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from service.observation.observation import Observation
     from service.observation.request_record import RequestRecord
 
+_NOTED_A_TURN = 50  # refusals, some 15 µs each
+
 
 class AtTheHead:
     """Decides at the heads of requests."""
@@ -42,7 +46,7 @@ class AtTheHead:
         label_of: LabelRule,
     ) -> None:
         """page_rule: which pages may ask; None where a key keeps them out."""
-        self._ended: list[RequestRecord] = []
+        self._ended: deque[RequestRecord] = deque()  # not counted yet
         self._room = room
         self._key_rule = key_rule
         self._page_rule = page_rule
@@ -53,16 +57,18 @@ class AtTheHead:
         """Return the whole answer of a request that is refused; None for one to be run."""
         if not self._room.concerns(scope):
             return None
-        try:
-            refusal = self._room.find_refusal_at_head(scope)
-            if refusal is None or header_values(scope, b"origin"):
-                self._room.let_pass(scope)
-                return None
+        try:  # before anything else: who may not ask takes nothing from those who may
             if self._page_rule is not None:
                 self._page_rule.check(scope)
             caller = self._key_rule.caller_of(scope)
+            refusal = self._room.find_refusal_at_head(scope)
         except (InvalidKeyError, RequestError, UnavailableError):
             return None  # told by the middleware whose rule it is
+        if refusal is None:
+            self._room.let_pass(scope)
+            return None
+        if header_values(scope, b"origin"):
+            return None  # what a page is told has headers of its own
         self._room.crowd.note_refusal()
         record = begin_record(scope, self._label_of, Access.CALLER)
         record.caller, record.failure = caller, refusal.code
@@ -76,9 +82,13 @@ class AtTheHead:
         record.ended = time.monotonic()
         self._ended.append(record)
         if len(self._ended) == 1:
-            self._room.crowd.call(self._note_all)
+            self._room.crowd.call(self._note_some)
 
-    def _note_all(self) -> None:
-        ended, self._ended = self._ended, []
-        for record in ended:
-            self._observation.note_end(record, is_logged=True)
+    def _note_some(self) -> None:
+        """Count some, and the rest in the next turns of the event loop: there may be thousands."""
+        try:
+            for _ in range(min(_NOTED_A_TURN, len(self._ended))):
+                self._observation.note_end(self._ended.popleft(), is_logged=True)
+        finally:
+            if self._ended:
+                asyncio.get_running_loop().call_soon(self._note_some)

@@ -18,7 +18,7 @@ MAX_WAIT_S = 0.25  # however long the crowd is
 
 
 class Crowd:
-    """Tells when a turn of the event loop has refused nobody; asked from one loop at a time."""
+    """Tells when a turn of the event loop has refused nobody; asked from one event loop."""
 
     def __init__(self) -> None:
         self._num_refused = 0
@@ -27,9 +27,8 @@ class Crowd:
     def note_refusal(self) -> None:
         """Know that a request was refused for want of room."""
         self._num_refused += 1
-        loop = asyncio.get_running_loop()
-        if self._end is None or self._end.get_loop() is not loop:
-            self._end = loop.create_future()
+        if self._end is None:
+            self._end = asyncio.get_running_loop().create_future()
             self._look_later(self._end, time.monotonic() + MAX_WAIT_S)
 
     async def wait(self) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from starlette.routing import compile_path
 
 from service.api.endpoint import Access
-from service.api.scope import keep_record
+from service.api.scope import arrival_of, keep_record
 from service.observation.request_record import OTHER_ENDPOINT, RequestRecord
 from service.observation.request_story import CUT_OFF, INTERNAL
 from service.server.refusals import REFUSED
@@ -100,6 +100,8 @@ def begin_record(scope: Scope, label_of: LabelRule, access: Access) -> RequestRe
     record = RequestRecord(label_of(scope["path"]), is_probe=access is Access.OPEN)
     client = scope.get("client")
     record.address = client[0] if client else None
+    if (arrival := arrival_of(scope)) is not None:
+        record.held_s, record.started = record.started - arrival, arrival
     return record
 
 

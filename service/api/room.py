@@ -3,8 +3,10 @@
 A crowd's refusals must cost little, or everybody waits for them. Where it can be, a request is
 refused as soon as its head has been read (`service.api.at_the_head`): no task is made for it, and
 it need not wait until all that came in the same turn of the event loop have been read. Else it is
-refused before a route is looked for (`RequireRoom`). Both say the same, in bytes that are made once
-for all. What comes of a body later is skipped by the connection, which keeps none of it.
+refused before a route is looked for (`RequireRoom`): requests of pages, those that trusted proxies
+pass on, and those that found room at the head and none when they began. Both say the same, in bytes
+that are made once for all. What comes of a body later is skipped by the connection, which keeps
+none of it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING
 from engine.errors import QueueFullError
 from service.api.crowd import Crowd
 from service.api.error_responses import error_form, error_response
-from service.api.scope import record_of
+from service.api.scope import keep_arrival, record_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -47,7 +49,7 @@ class Room:
     def __init__(self, context: ApiContext, endpoints: Iterable[Endpoint]) -> None:
         self.crowd = Crowd()
         self._context = context
-        # That were let pass at their heads, and have not begun: they reserve their places soon.
+        # That were let pass at their heads and have not begun: most reserve their places soon.
         self._num_passed = 0
         # What all get that come in one turn of the event loop, once the queue is full in it.
         self._full: QueueFullError | None = None
@@ -63,8 +65,9 @@ class Room:
         return (scope["method"], scope["path"]) in self._shapes
 
     def let_pass(self, scope: Scope) -> None:
-        """Count a request as one that is about to reserve its place, until it begins."""
+        """Count a request as one that may be about to reserve its place, until it begins."""
         scope[_PASSED] = True
+        keep_arrival(scope)
         self._num_passed += 1
 
     async def begin(self, scope: Scope) -> None:
@@ -81,12 +84,13 @@ class Room:
     def find_refusal(self, scope: Scope) -> FullAnswer | None:
         """Return the refusal of a request that cannot be queued; None for any other.
 
-        Raises UnavailableError where no requests are taken.
+        Those that were let pass and have not begun came after it. Raises UnavailableError where no
+        requests are taken.
         """
-        return self._refusal(scope, self._find_full)
+        return self._refusal(scope, lambda: self._find_full(num_ahead=0))
 
     def find_refusal_at_head(self, scope: Scope) -> FullAnswer | None:
-        """Return the same for a request that was not let pass yet, at less cost in a crowd."""
+        """Return the same for a request behind all that were let pass, at less cost in a crowd."""
         return self._refusal(scope, self._find_full_at_head)
 
     def _refusal(
@@ -100,14 +104,15 @@ class Room:
         return None if full is None else _answer(str(full), math.ceil(full.retry_after_s), shape)
 
     def _find_full_at_head(self) -> QueueFullError | None:
-        if self._full is None and (found := self._find_full()) is not None:
-            self._full = found
-            asyncio.get_running_loop().call_soon(self._look_again)
+        if self._full is None:
+            self._full = self._find_full(self._num_passed)
+            if self._full is not None:
+                asyncio.get_running_loop().call_soon(self._look_again)
         return self._full
 
-    def _find_full(self) -> QueueFullError | None:
+    def _find_full(self, num_ahead: int) -> QueueFullError | None:
         try:
-            self._context.models.require_room(self._num_passed)
+            self._context.models.require_room(num_ahead)
         except QueueFullError as error:
             return error
         return None

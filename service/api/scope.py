@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from service.observation.request_record import RequestRecord
@@ -24,11 +25,23 @@ _TRUNCATED = "tetrad.truncated"
 _ERROR_FRAMES = "tetrad.error_frames"
 _BODY_SHARE = "tetrad.body_share"
 _RECORD = "tetrad.record"
+_ARRIVAL = "tetrad.arrival"
 
 
 def header_values(scope: Scope, name: bytes) -> list[bytes]:
     """Return every value that came under a header's name, which is given in small letters."""
     return [value for header, value in scope["headers"] if header == name]
+
+
+def keep_arrival(scope: Scope) -> None:
+    """Leave the moment at which a request came, where it does not begin at once."""
+    scope[_ARRIVAL] = time.monotonic()
+
+
+def arrival_of(scope: Scope) -> float | None:
+    """Return when a request came that did not begin at once, by the monotonic clock."""
+    arrival: float | None = scope.get(_ARRIVAL)
+    return arrival
 
 
 def keep_until_answered(scope: Scope, stack: ExitStack) -> None:

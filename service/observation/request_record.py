@@ -61,6 +61,7 @@ class RequestRecord:
     address: str | None = None  # who asks, or whom a trusted proxy says to ask
     asked_model: str | None = None  # as the client wrote it: not to be trusted
     model: str | None = None  # a served one, which answers
+    held_s: float = 0.0  # before it began, while others were refused
     body_read_at: float | None = None
     acquire_began_at: float | None = None  # a wait for the model, if it is a long one
     acquired_at: float | None = None

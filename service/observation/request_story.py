@@ -74,7 +74,10 @@ def tell(record: RequestRecord, ended: float) -> RequestStory:
 def parts_of(record: RequestRecord, story: RequestStory) -> dict[str, float]:
     """Say where a request's time went, in seconds; sending goes on while tokens are made."""
     ended, tokens = record.started + story.total_s, story.tokens
-    body_s = 0.0 if record.body_read_at is None else record.body_read_at - record.started
+    held_s = record.held_s
+    body_s = 0.0
+    if record.body_read_at is not None:
+        body_s = record.body_read_at - record.started - held_s
     wait_model_s = 0.0
     if record.acquire_began_at is not None:
         wait_model_s = (record.acquired_at or ended) - record.acquire_began_at
@@ -83,8 +86,10 @@ def parts_of(record: RequestRecord, story: RequestStory) -> dict[str, float]:
     parts = {
         "body_s": body_s,
         "wait_model_s": wait_model_s,
-        "render_s": max(0.0, submitted_at - record.started - body_s - wait_model_s),
+        "render_s": max(0.0, submitted_at - record.started - held_s - body_s - wait_model_s),
     }
+    if held_s:
+        parts = {"held_s": held_s, **parts}
     if tokens is not None:
         began_s = ended - submitted_at if tokens.first_token_s is None else tokens.first_token_s
         queue_s = began_s if tokens.queue_s is None else tokens.queue_s

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
+import structlog
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from uvicorn._types import ASGISendEvent, HTTPScope
 
     from service.server.response_cycle import ResponseCycle
+
+log = structlog.get_logger(__name__)
 
 AnswerAtOnce: TypeAlias = "Callable[[HTTPScope], Sequence[ASGISendEvent] | None]"
 
@@ -32,7 +36,11 @@ class AnswersAtOnce:
 
     def answer(self, cycle: ResponseCycle) -> bool:
         """Answer a request, or return False for one that is to be run."""
-        messages = self._find(cycle.scope)
+        try:
+            messages = self._find(cycle.scope)
+        except Exception:
+            log.exception("not_answered_at_once", outcome="the request is run")
+            return False
         if messages is None:
             return False
         self._waiting = cycle, messages
@@ -47,10 +55,12 @@ class AnswersAtOnce:
 
     def __exit__(self, *_: object) -> None:
         """Send the answer that waits; once it is sent, that of the next request may wait."""
-        while self._waiting is not None:
-            (cycle, messages), self._waiting = self._waiting, None
-            cycle.send_whole(messages)
-        self._is_held = False
+        try:
+            while self._waiting is not None:
+                (cycle, messages), self._waiting = self._waiting, None
+                cycle.send_whole(messages)
+        finally:
+            self._is_held = False
 
 
 def _never(_: HTTPScope) -> None:

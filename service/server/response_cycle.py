@@ -114,12 +114,7 @@ class ResponseCycle(RequestResponseCycle):
             self.transport.write(body)
 
     def send_whole(self, messages: Sequence[ASGISendEvent]) -> None:
-        """Send a whole answer now; the connection must be one that can be written to.
-
-        Without a limit of 0 uvloop would keep it until all that has come has been read: in a crowd,
-        a thousand requests of others.
-        """
-        self.transport.set_write_buffer_limits(high=0)
+        """Send a whole answer now; writing must not be paused."""
         for message in messages:
             sending = self.send(message)
             try:
@@ -127,7 +122,6 @@ class ResponseCycle(RequestResponseCycle):
             except StopIteration:
                 continue
             raise RuntimeError("an answer that was to be sent at once waits")
-        self.transport.set_write_buffer_limits()
 
     def leave(self, refusal: Refusal | None = None) -> None:
         """Tell the application that nobody is there any more.

@@ -142,14 +142,16 @@ class Supervisor:
     def require_room(self, num_ahead: int = 0) -> None:
         """Raise QueueFullError where every variant is loaded and none lets another request wait.
 
-        num_ahead: requests that were let pass, and have not reserved a place yet.
+        num_ahead: requests that were let pass, and have not reserved a place yet. Where there are
+        several variants, nobody knows whose: each is taken to get an equal share.
         """
+        each = num_ahead // max(1, len(self._variants))
         refusal: QueueFullError | None = None
         for variant in self._variants.values():
             if variant.served is None:
                 return
             try:
-                variant.served.engine.require_room(num_ahead)
+                variant.served.engine.require_room(each)
             except QueueFullError as error:
                 refusal = error
             except EngineError:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from engine.transport.backlog import Backlog, QueueLimits
-from service.api.application import create_app
+from service.api.application import Application, create_app
 from service.observation.observation import Observation
+from service.observation.request_log import RequestLog
 from service.server.front import Front
 from service.server.lifecycle import Lifecycle
 from service.team.keys import ApiKeys
@@ -31,9 +33,8 @@ from tests.service.fakes import (
 from tests.service.server.raw_http import RawConnection
 
 if TYPE_CHECKING:
-    from starlette.types import Message, Scope
+    from starlette.types import Message, Receive, Scope, Send
 
-    from service.api.application import Application
     from tests.service.server.raw_http import Answer
 
 IDLE = ComputingEngine(max_num_seqs=1).statistics()
@@ -117,12 +118,72 @@ async def test_whoever_was_let_pass_and_has_ended_is_counted_no_more():
 
 
 @in_event_loop
-async def test_one_that_fails_before_it_takes_a_place_is_counted_no_more():
+async def test_who_may_not_ask_takes_no_room_from_those_who_may():
     server = Server(full_engine(max_queued_seqs=3, num_waiting=2), key="right")
-    unknown = server.shows(LOCAL, JSON, (b"authorization", b"Bearer wrong"))
-    assert not server.is_refused(unknown)
-    assert await server.run(unknown) == 401
+    for _ in range(10):
+        unknown = server.shows(LOCAL, JSON, (b"authorization", b"Bearer wrong"))
+        assert not server.is_refused(unknown)
     assert not server.is_refused(server.shows(LOCAL, JSON, (b"authorization", b"Bearer right")))
+    assert await server.run(unknown) == 401
+
+
+@in_event_loop
+async def test_pages_that_are_refused_in_the_ordinary_way_take_no_room():
+    engine = full_engine(max_queued_seqs=1, num_waiting=0)
+    server = Server(engine)
+    place = engine.backlog.reserve(1)
+    for _ in range(3):
+        assert not server.is_refused(server.shows(LOCAL, JSON, (b"origin", b"http://localhost")))
+    place.release()
+    await asyncio.sleep(0.01)
+    assert not server.is_refused(server.shows())
+
+
+@in_event_loop
+async def test_who_came_first_begins_first():
+    engine = full_engine(max_queued_seqs=3, num_waiting=0)
+    server = Server(engine)
+    scopes = [server.shows() for _ in range(3)]
+    assert not any(map(server.is_refused, scopes))
+    engine.backlog.reserve(2)  # by requests of several choices
+    assert [await server.run(scope) for scope in scopes[:2]] == [200, 200]
+
+
+@in_event_loop
+async def test_whoever_leaves_while_it_is_held_is_counted_no_more():
+    server = Server(full_engine(max_queued_seqs=1, num_waiting=0))
+    passed = server.shows()
+    assert not server.is_refused(passed)
+    assert server.is_refused(server.shows())
+    running = asyncio.ensure_future(server.run(passed))
+    await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await asyncio.sleep(0.01)
+    assert not server.is_refused(server.shows())
+
+
+@in_event_loop
+async def test_the_time_for_which_one_was_held_is_a_part_of_its_own():
+    lines: list[str] = []
+    server = Server(full_engine(max_queued_seqs=1, num_waiting=0))
+    server.observation.log = RequestLog(lines.append, as_json=True, slow_s=0.0)
+    passed = server.shows()
+    assert not server.is_refused(passed)
+    time.sleep(0.02)
+    assert server.is_refused(server.shows())
+    assert await server.run(passed) == 200
+    (told,) = (json.loads(line) for line in lines if json.loads(line)["status"] == 200)
+    assert told["total_s"] >= told["held_s"] >= 0.02
+    assert told["body_s"] < 0.02
+
+
+@in_event_loop
+async def test_a_request_to_text_generation_inference_is_refused_in_its_words():
+    server = Server(full_engine(max_queued_seqs=1, num_waiting=1))
+    start, body = server.app.answer_at_once(server.shows(path="/generate"))
+    assert start["status"] == 429
+    assert json.loads(body["body"])["error_type"] == "overloaded"
 
 
 @in_event_loop
@@ -184,16 +245,24 @@ async def test_a_server_that_drains_says_so_itself():
 @in_event_loop
 async def test_refusals_are_counted_soon_each_with_its_caller():
     server = Server(full_engine(max_queued_seqs=1, num_waiting=1), key="right")
-    for _ in range(3):
+    for _ in range(300):
         assert server.is_refused(server.shows(LOCAL, JSON, (b"x-api-key", b"right")))
     await asyncio.sleep(0.01)
-    assert server.observation.counts.requests == {(CHAT, "429", "default"): 3}
-    assert server.observation.counts.rejections == {("queue_full", "default"): 3}
+    assert server.observation.counts.requests == {(CHAT, "429", "default"): 300}
+    assert server.observation.counts.rejections == {("queue_full", "default"): 300}
 
 
-def test_the_answer_is_the_same_where_it_is_not_given_at_once():
+def test_the_answer_is_the_same_where_it_is_not_given_at_once(monkeypatch):
     """Behind a proxy that is trusted, the application is asked in the ordinary way."""
     answers = []
+    num_run = []
+    run = Application.__call__
+
+    async def counted(self: Application, scope: Scope, receive: Receive, send: Send) -> None:
+        num_run.append(len(answers))
+        await run(self, scope, receive, send)
+
+    monkeypatch.setattr(Application, "__call__", counted)
     for front in (Front(), Front(trusted_proxies=["192.0.2.1"])):
         observation = Observation()
         with running_server(
@@ -201,9 +270,11 @@ def test_the_answer_is_the_same_where_it_is_not_given_at_once():
         ) as server:
             connection = RawConnection(("127.0.0.1", server.port))
             answers.append(asked(connection, b"x-request-id: same"))
+            answers[-1].headers = [one for one in answers[-1].headers if one[0] != "date"]
             connection.close()
             wait_until(lambda seen=observation: bool(seen.counts.requests))
         assert observation.counts.requests == {(CHAT, "429", "none"): 1}
+    assert num_run == [1]
     at_once, ordinary = answers
     assert at_once == ordinary
     assert at_once.status == 429

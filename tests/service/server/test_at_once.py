@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
-import uvicorn
+import uvloop
 
 from service.server.front import Front
-from tests.service.fakes import wait_until
+from service.server.http_server import HttpServer
+from service.server.tls import make_tls
+from tests.service.server.certificates import make_certificate, needs_openssl
 from tests.service.server.raw_http import RawConnection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from starlette.types import Message, Receive, Scope, Send
+
+LARGE = 3_000_000  # bytes, more than a socket and a transport hold
 
 
 class Refusing:
@@ -27,6 +33,8 @@ class Refusing:
         self.num_run = 0
 
     def answer_at_once(self, scope: Scope) -> Sequence[Message] | None:
+        if scope["path"] == "/broken":
+            raise ValueError("not known at the head")
         if not scope["path"].startswith("/full"):
             return None
         body = scope["path"].encode()
@@ -40,9 +48,10 @@ class Refusing:
         self.num_run += 1
         while (await receive()).get("more_body"):
             pass
-        headers = [(b"content-length", b"2")]
+        body = b"x" * LARGE if scope["path"] == "/large" else b"ok"
+        headers = [(b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": b"ok"})
+        await send({"type": "http.response.body", "body": body})
 
 
 @pytest.fixture
@@ -50,17 +59,31 @@ def app() -> Refusing:
     return Refusing()
 
 
+@contextlib.contextmanager
+def serving(app: Refusing, front: Front) -> Iterator[tuple[str, int]]:
+    """Serve as the server does: on uvloop."""
+    loop = uvloop.new_event_loop()
+    server = HttpServer(app, front)
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(
+        target=loop.run_until_complete, args=[server.serve(sockets=[listener])]
+    )
+    thread.start()
+    try:
+        yield listener.getsockname()
+    finally:
+        loop.call_soon_threadsafe(server.end)
+        thread.join(10)
+        loop.close()
+
+
 @pytest.fixture
 def connection(app) -> Iterator[RawConnection]:
-    server = uvicorn.Server(Front().config(app))
-    listener = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    wait_until(lambda: server.started)
-    with contextlib.closing(RawConnection(listener.getsockname())) as made:
+    with (
+        serving(app, Front()) as address,
+        contextlib.closing(RawConnection(address)) as made,
+    ):
         yield made
-    server.should_exit = server.force_exit = True
-    thread.join(10)
 
 
 def post(path: bytes, body: bytes = b"", *headers: bytes, length: int | None = None) -> bytes:
@@ -119,3 +142,47 @@ def test_what_is_wrong_behind_it_is_refused_after_it(connection):
     assert connection.read().status == 429
     assert connection.read().status == 400
     assert connection.is_at_end()
+
+
+@needs_openssl
+def test_over_https_too(app, tmp_path):
+    front = Front(tls=make_tls(*make_certificate(tmp_path)))
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with serving(app, front) as address, socket.create_connection(address, timeout=15) as plain:
+        secret = context.wrap_socket(plain)
+        for _ in range(3):
+            secret.sendall(post(b"/full", b"abc"))
+            received = b""
+            while not received.endswith(b"/full"):
+                received += secret.recv(1000)
+            assert received.startswith(b"HTTP/1.1 429")
+        secret.close()
+
+
+def test_an_answer_before_it_that_is_read_slowly_comes_whole(connection):
+    connection.send(post(b"/large"))
+    for _ in range(5):  # while what is unsent grows less
+        connection.send(post(b"/full", b"abc"))
+        time.sleep(0.02)
+    large = connection.read()
+    assert (large.status, len(large.body), large.is_whole) == (200, LARGE, True)
+    assert [connection.read().status for _ in range(5)] == [429] * 5
+
+
+def test_http_1_0_gets_it_and_the_end(connection):
+    connection.send(b"POST /full HTTP/1.0\r\ncontent-length: 3\r\n\r\nabc")
+    assert connection.read().status == 429
+    assert connection.is_at_end()
+
+
+def test_whoever_waits_to_be_asked_for_its_body_need_not_send_it(connection):
+    connection.send(post(b"/full", b"", b"expect: 100-continue", length=1_000_000))
+    answer = connection.read()
+    assert (answer.status, answer.header("connection")) == (429, "close")
+
+
+def test_an_application_that_fails_at_the_head_is_run(connection, app):
+    connection.send(post(b"/broken", b"abc"))
+    assert connection.read().body == b"ok"
+    assert app.num_run == 1

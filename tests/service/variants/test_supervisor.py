@@ -7,6 +7,8 @@ from contextlib import ExitStack
 
 import pytest
 
+from engine.errors import QueueFullError
+from engine.transport.backlog import Backlog, QueueLimits
 from service.errors import ModelNotFoundError, UnavailableError, VariantStateError
 from service.server.lifecycle import Phase
 from service.variants import restarts
@@ -374,6 +376,23 @@ def test_request_that_comes_while_an_idle_variant_is_unloaded_has_it_loaded_agai
             assert not waiting.done()
         await unloading
         assert (await waiting).engine is source_of(one).handles[1].engine
+        await supervisor.close()
+
+    run(test())
+
+
+def test_those_who_are_about_to_queue_are_taken_to_name_each_variant_alike():
+    async def test() -> None:
+        supervisor = supervise(make("one"), make("other"))
+        supervisor.start()
+        await until(lambda: supervisor.phase is Phase.SERVING)
+        for variant in supervisor.variants:
+            backlog = Backlog(QueueLimits(max_queued_seqs=10))
+            variant.served.engine.backlog = backlog
+            backlog.reserve(4)
+        supervisor.require_room(num_ahead=11)  # of 12 that have room in all
+        with pytest.raises(QueueFullError, match="10 sequences wait, at most 10 may"):
+            supervisor.require_room(num_ahead=12)
         await supervisor.close()
 
     run(test())
