@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MODEL = "demo"
 ADMIN_KEY = "benchmark"
 START_LIMIT_S = 300.0
+LARGE_BODY = 200_000  # bytes
 
 
 class Server:
@@ -60,6 +61,11 @@ class Server:
     def engine_pid(self, model: str) -> int:
         """Name the process of a model's engine."""
         return int(self._told_of(model)["pid"])
+
+    def send_large_body(self) -> None:
+        """Send a body that is refused; when it is let go, the server gives free memory back."""
+        headers = {"content-type": "application/json"}
+        self._client.post("/v1/completions", content=b" " * LARGE_BODY, headers=headers)
 
     def api_cpu_s(self) -> float:
         """Seconds of processor time that the API's process has used."""

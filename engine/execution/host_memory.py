@@ -24,3 +24,9 @@ def keep_freed_memory() -> None:
         library.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
         library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
         library.mallopt(_M_TOP_PAD, _HEAP_BYTES)
+
+
+def return_freed_memory() -> None:
+    """Give what is kept back to the system, of all threads; takes some 10 ms for 100 MB."""
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(ctypes.c_size_t(0))

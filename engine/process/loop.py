@@ -20,6 +20,7 @@ from engine.outputs import PromptLogprobs, SequenceStarted, TokenOutput
 from engine.process.emergency_exit import EmergencyExit
 from engine.process.grammar_reader import GrammarReader
 from engine.process.live_check import LiveCheckRunner
+from engine.process.rest_memory import RestMemory
 from engine.transport.sockets import EngineSockets, EventSocket
 from engine.transport.wire import (
     CheckIntegrity,
@@ -225,6 +226,7 @@ class EngineLoop:
             else LiveCheckRunner(built.live_check, sockets.send, sockets.wake)
         )
         self._threads = built.threads
+        self._rest_memory = RestMemory()
         self._work_number = 0
         self._is_stopping = False
 
@@ -271,7 +273,10 @@ class EngineLoop:
         """Return how long commands may be waited for; None: until one comes."""
         if self._engine.has_work:
             return 0.0
-        return None if self._live_check is None else self._live_check.wait_s(has_work=False)
+        waits = [self._rest_memory.wait_s()]
+        if self._live_check is not None:
+            waits.append(self._live_check.wait_s(has_work=False))
+        return min((wait for wait in waits if wait is not None), default=None)
 
     def _take_in(self, work: Work) -> list[SequenceFailed]:
         """Tell the engine what to do; return what it refuses."""
@@ -305,12 +310,14 @@ class EngineLoop:
 
     def _step(self) -> None:
         if not self._engine.has_work:
+            self._rest_memory.give_back_if_due()
             return
         self._heartbeat.step_begins()
         began = time.monotonic()
         outputs = self._engine.step()
         step_s = time.monotonic() - began
         self._heartbeat.step_ends()
+        self._rest_memory.note_step()
         if self._threads is not None:
             self._threads.note_step(step_s)  # before the report, which says how many there are
         self._report(outputs, [])
