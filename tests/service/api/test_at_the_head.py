@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine.transport.backlog import Backlog, QueueLimits
+from service.api import crowd
 from service.api.application import Application, create_app
 from service.observation.observation import Observation
 from service.observation.request_log import RequestLog
@@ -187,7 +188,8 @@ async def test_a_request_to_text_generation_inference_is_refused_in_its_words():
 
 
 @in_event_loop
-async def test_those_who_were_let_pass_begin_when_no_more_are_refused():
+async def test_those_who_were_let_pass_begin_when_no_more_are_refused(monkeypatch):
+    monkeypatch.setattr(crowd, "MAX_WAIT_S", 60)
     server = Server(full_engine(max_queued_seqs=1, num_waiting=0))
     passed = server.shows()
     assert not server.is_refused(passed)

@@ -21,7 +21,8 @@ async def test_without_a_crowd_nobody_waits():
 
 
 @in_event_loop
-async def test_work_waits_for_a_turn_without_refusals():
+async def test_work_waits_for_a_turn_without_refusals(monkeypatch):
+    monkeypatch.setattr(crowds, "MAX_WAIT_S", 60)
     crowd = Crowd()
     crowd.note_refusal()
     waiting = asyncio.ensure_future(crowd.wait())
