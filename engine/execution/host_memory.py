@@ -1,4 +1,4 @@
-"""Keeps the memory of a step's temporaries in the process (glibc; elsewhere nothing)."""
+"""Keeps the memory of a step's temporaries in the process, or gives it back (glibc alone)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def keep_freed_memory() -> None:
         library.mallopt(_M_TOP_PAD, _HEAP_BYTES)
 
 
-def return_freed_memory() -> None:
+def return_host_memory() -> None:
     """Give what is kept back to the system, of all threads; takes some 10 ms for 100 MB."""
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
         library.malloc_trim(ctypes.c_size_t(0))

@@ -1,8 +1,9 @@
 """Gives memory that steps have left free back to the system, once an engine has rested for a while.
 
 While it steps it keeps what is freed (`engine.execution.host_memory`), so its memory is that of the
-largest step so far, and of what lies between such blocks: some 100 MB more after an hour of all
-kinds of requests. One moment after the last step, and none before the next: nothing looks at times.
+largest step so far, and of what lies between such blocks: some 100 MB more after half an hour of
+all kinds of requests. It is given back once after a last step: an engine at rest wakes for nothing
+else.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from engine.execution.host_memory import return_freed_memory
+from engine.execution.host_memory import return_host_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +25,7 @@ class RestMemory:
 
     def __init__(
         self,
-        give_back: Callable[[], None] = return_freed_memory,
+        give_back: Callable[[], None] = return_host_memory,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._give_back = give_back

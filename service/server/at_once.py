@@ -45,8 +45,7 @@ class AnswersAtOnce:
             return False
         self._waiting = cycle, messages
         if not self._is_held:
-            with self:
-                pass
+            self._send_waiting()
         return True
 
     def __enter__(self) -> None:
@@ -54,7 +53,12 @@ class AnswersAtOnce:
         self._is_held = True
 
     def __exit__(self, *_: object) -> None:
-        """Send the answer that waits; once it is sent, that of the next request may wait."""
+        """Send the answer that waits."""
+        self._send_waiting()
+
+    def _send_waiting(self) -> None:
+        """Send answers one after the other: the end of one may have the next request answered."""
+        self._is_held = True
         try:
             while self._waiting is not None:
                 (cycle, messages), self._waiting = self._waiting, None

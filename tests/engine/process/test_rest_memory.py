@@ -47,14 +47,14 @@ def test_memory_is_given_back_once_after_the_last_step():
 def test_what_was_freed_and_kept_goes_back():
     code = """
 import psutil
-from engine.execution.host_memory import keep_freed_memory, return_freed_memory
+from engine.execution.host_memory import keep_freed_memory, return_host_memory
 keep_freed_memory()
 blocks = [bytearray(200_000) for _ in range(500)]
 kept = blocks[::50]
 del blocks
 resident = lambda: psutil.Process().memory_info().rss / 1e6
 before = resident()
-return_freed_memory()
+return_host_memory()
 print(before - resident())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
