@@ -29,7 +29,8 @@ class Crowd:
         self._num_refused += 1
         if self._end is None:
             self._end = asyncio.get_running_loop().create_future()
-            self._look_later(self._end, time.monotonic() + MAX_WAIT_S)
+            # The next look may come before the next turn's requests: it never ends the crowd.
+            self._look_later(self._end, self._num_refused - 1, time.monotonic() + MAX_WAIT_S)
 
     async def wait(self) -> None:
         """Return once the crowd is over, after MAX_WAIT_S at the latest; at once without one."""
@@ -42,12 +43,12 @@ class Crowd:
             raise RuntimeError("there is no crowd whose end would be told")
         self._end.add_done_callback(lambda _: work())
 
-    def _look_later(self, end: asyncio.Future[None], until: float) -> None:
-        end.get_loop().call_soon(self._look, end, self._num_refused, until)
+    def _look_later(self, end: asyncio.Future[None], num_refused: int, until: float) -> None:
+        end.get_loop().call_soon(self._look, end, num_refused, until)
 
     def _look(self, end: asyncio.Future[None], num_refused: int, until: float) -> None:
         if self._num_refused != num_refused and time.monotonic() < until:
-            self._look_later(end, until)
+            self._look_later(end, self._num_refused, until)
             return
         if self._end is end:
             self._end = None

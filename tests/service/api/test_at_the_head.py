@@ -190,14 +190,15 @@ async def test_a_request_to_text_generation_inference_is_refused_in_its_words():
 @in_event_loop
 async def test_those_who_were_let_pass_begin_when_no_more_are_refused(monkeypatch):
     monkeypatch.setattr(crowd, "MAX_WAIT_S", 60)
-    server = Server(full_engine(max_queued_seqs=1, num_waiting=0))
+    engine = full_engine(max_queued_seqs=1, num_waiting=0)
+    server = Server(engine)
     passed = server.shows()
     assert not server.is_refused(passed)
     running = asyncio.ensure_future(server.run(passed))
-    for _ in range(20):  # turns of the loop, each of which refuses somebody
+    for _ in range(200):  # turns of the loop, each of which refuses somebody
         assert server.is_refused(server.shows())
         await asyncio.sleep(0)
-        assert not running.done()
+        assert engine.backlog.num_seqs == 0
     assert await running == 200
 
 

@@ -34,6 +34,20 @@ async def test_work_waits_for_a_turn_without_refusals(monkeypatch):
 
 
 @in_event_loop
+async def test_one_refusal_a_turn_is_a_crowd_from_the_first_on(monkeypatch):
+    monkeypatch.setattr(crowds, "MAX_WAIT_S", 60)
+    crowd = Crowd()
+    over = []
+    for _ in range(10):
+        crowd.note_refusal()
+        crowd.call(lambda: over.append(True))
+        await asyncio.sleep(0)
+        assert not over
+    await crowd.wait()
+    assert len(over) == 10
+
+
+@in_event_loop
 async def test_a_crowd_without_end_is_not_waited_for(monkeypatch):
     monkeypatch.setattr(crowds, "MAX_WAIT_S", 0.05)
     crowd = Crowd()
