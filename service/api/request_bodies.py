@@ -72,24 +72,26 @@ async def _read_within(
     share: BodyShare, http_request: Request, kind: type[AnyRequest], context: ApiContext
 ) -> AnyRequest:
     """Read and parse a body; share: what a large one takes of all that may be held."""
-    body = await _read_body(http_request, context.max_body_bytes, share)
+    pieces = await _read_pieces(http_request, context.max_body_bytes, share)
     record_of(http_request.scope).note_body()
-    if len(body) > MAX_BYTES_AT_ONCE:
+    if sum(map(len, pieces)) > MAX_BYTES_AT_ONCE:
         when_answered(http_request.scope, context.memory.note)
         loop = asyncio.get_running_loop()
         request, ignored = await loop.run_in_executor(
-            _large_bodies, _parse_and_look, body, kind, context.limits
+            _large_bodies, _parse_and_look, pieces, kind, context.limits
         )
     else:
-        request, ignored = _parse_and_look(body, kind, context.limits)
+        request, ignored = _parse_and_look(pieces, kind, context.limits)
     report_ignored(http_request.scope, ignored, context.limits)
     return request
 
 
 def _parse_and_look(
-    body: bytes, kind: type[AnyRequest], limits: RequestLimits
+    pieces: list[bytes], kind: type[AnyRequest], limits: RequestLimits
 ) -> tuple[AnyRequest, list[str]]:
-    """Parse a body; also name what has no effect."""
+    """Parse a body, and let go of its pieces; also name what has no effect."""
+    body = b"".join(pieces)  # of 4 MB in new memory some 10 ms
+    pieces.clear()
     request = parse_request(body, kind, limits)
     return request, ignored_paths(request)
 
@@ -122,8 +124,8 @@ def check_body_type(request: Request) -> None:
         raise UnsupportedBodyError("the body's charset is not UTF-8, which JSON is sent in")
 
 
-async def _read_body(request: Request, max_bytes: int, share: BodyShare) -> bytes:
-    """Read at most max_bytes; what comes beyond is never kept.
+async def _read_pieces(request: Request, max_bytes: int, share: BodyShare) -> list[bytes]:
+    """Read a body of at most max_bytes; what comes beyond is never kept.
 
     Raises BodyTooLargeError, or QueueFullError where large bodies hold all that they may.
     """
@@ -143,7 +145,7 @@ async def _read_body(request: Request, max_bytes: int, share: BodyShare) -> byte
         if num_bytes > MAX_BYTES_AT_ONCE:
             share.grow_to(num_bytes)
         pieces.append(piece)
-    return b"".join(pieces)
+    return pieces
 
 
 def parse_request(body: bytes, kind: type[AnyRequest], limits: RequestLimits) -> AnyRequest:
