@@ -31,6 +31,7 @@ from service.api.operations.documents import document_endpoints
 from service.api.operations.health import health_endpoints
 from service.api.operations.metrics import metrics_endpoints
 from service.api.room import RequireRoom, Room
+from service.api.scope import keep_send
 from service.api.tgi.generate import generate_endpoints
 from service.api.tgi.info import info_endpoints
 from service.api.tokens.detokenize import detokenize_endpoints
@@ -90,6 +91,7 @@ class Application(Starlette):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run a request."""
         await self._room.begin(scope)
+        keep_send(scope, send)
         await super().__call__(scope, receive, send)
 
 

@@ -20,7 +20,6 @@ from service.api.scope import (
     error_frames_of,
     header_values,
     ignored,
-    keep_send,
     keep_until_answered,
     record_of,
     truncated,
@@ -62,7 +61,6 @@ class RequestId:
             await self._app(scope, receive, send)
             return
         scope["request_id"] = request_id_of(scope)
-        keep_send(scope, send)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
