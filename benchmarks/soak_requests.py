@@ -230,7 +230,7 @@ async def bad_json(client: Client) -> httpx.Response:
 async def bad_field(client: Client) -> httpx.Response:
     wrong = client.random.choice(
         (
-            {"max_tokens": -2},
+            {"max_tokens": -3},
             {"temperature": "hot"},
             {"n": 1000},
             {"stop": ["x" * 300]},

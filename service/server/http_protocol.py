@@ -129,12 +129,12 @@ class HttpProtocol(HttpToolsProtocol):
         """Answer so once what came before has its answer, and end."""
         if self._refusal is not None or self._phase is ConnectionPhase.CLOSING:
             return
+        if (cycle := self._latest if self._reader.is_in_body else None) is not None:
+            cycle.leave(refusal)
         self._connections.note_refusal(refusal, self.client[0] if self.client else None)
-        cycle = self._latest if self._reader.is_in_body else None
         self._reader.give_up()
         self._refusal = refusal
         if cycle is not None:
-            cycle.leave(refusal)
             if cycle.response_started:  # nothing may follow an answer, nor stand within one
                 self._linger(Closed.REFUSED)
                 return

@@ -7,6 +7,7 @@ for is `service.api.error_responses`'.
 from __future__ import annotations
 
 import json
+import random
 import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ log = structlog.get_logger(__name__)
 REFUSED = "tetrad.refused"  # in a request's scope: the refusal that ended it before it came whole
 LINES_A_WINDOW = 5
 WINDOW_S = 10.0
+_ids = random.Random()
 
 
 class Refusal(Exception):  # noqa: N818 - no fault of this program: an answer
@@ -34,6 +36,8 @@ class Refusal(Exception):  # noqa: N818 - no fault of this program: an answer
         self.code = code
         self.message = message
         self.fault: str | None = None  # of this server, for the log alone
+        # Told with the answer and in the log; the request's own where it has got one.
+        self.request_id = f"{_ids.getrandbits(128):032x}"
 
     def response(self, server_headers: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
         """Return the whole answer, as it goes over the wire.
@@ -48,6 +52,7 @@ class Refusal(Exception):  # noqa: N818 - no fault of this program: an answer
             "content-type: application/json",
             f"content-length: {len(body)}",
             "connection: close",
+            f"x-request-id: {self.request_id}",
         ]
         if self.status == 503:
             lines.append(f"retry-after: {RETRY_AFTER_S}")
@@ -104,6 +109,7 @@ class RefusalLog:
             status=refusal.status,
             code=refusal.code,
             reason=refusal.message,
+            request_id=refusal.request_id,
             address=address,
             **more,
         )

@@ -129,7 +129,9 @@ class ResponseCycle(RequestResponseCycle):
         refusal: what was, or will be, answered in its place; left in the scope for the log.
         """
         if refusal is not None:
-            self.scope[REFUSED] = refusal  # type: ignore[literal-required]
+            scope: dict[str, Any] = cast("dict[str, Any]", self.scope)
+            refusal.request_id = scope.get("request_id", refusal.request_id)
+            scope[REFUSED] = refusal
         self.disconnected = True
         self.message_event.set()
 

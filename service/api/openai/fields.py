@@ -112,7 +112,7 @@ class OpenAIRequest(RequestModel):
     # How much, and how many
     max_tokens: MaxTokens = Field(
         None,
-        description="Most tokens of each choice; -1 is silence, 0 reads the prompt alone.",
+        description="Most tokens of each choice; -1 and -2 are silence, 0 reads the prompt alone.",
     )
     max_completion_tokens: MaxTokens = Field(None, description="Another name of max_tokens.")
     n_predict: MaxTokens = Field(None, description="Another name of max_tokens.")

@@ -14,16 +14,22 @@ class Telling:
 
     kind = "telling"
 
-    def __init__(self, max_alike: int) -> None:
+    def __init__(self, max_alike: int, *, odd_last: bool = False) -> None:
         self.in_features, self.out_features = 8, 4
         self.max_alike = max_alike
+        self.odd_last = (
+            odd_last  # whether the last of more rows than a piece are multiplied otherwise
+        )
         self.rows_of_calls: list[int] = []
         self.weight = torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
 
     def product_of_many(self):
         def multiply(x):
             self.rows_of_calls.append(len(x))
-            return x @ self.weight + (1e-3 if len(x) > self.max_alike else 0)
+            out = x @ self.weight + (1e-3 if len(x) > self.max_alike else 0)
+            if self.odd_last and len(x) > PIECE_ROWS:
+                out[-1] *= 1.01
+            return out
 
         return multiply
 
@@ -68,6 +74,23 @@ def test_a_number_that_fills_no_piece_gives_the_same_and_as_many(number):
     expected = multiply_pieces(weight, rows(3 * PIECE_ROWS))[:number]
     assert torch.equal(multiply_pieces(weight, rows(number)), expected)
     assert all(made % PIECE_ROWS == 0 for made in weight.rows_of_calls)
+
+
+def test_few_numbers_of_rows_are_multiplied():
+    """A library may keep something for each."""
+    weight = Telling(max_alike=10_000)
+    for number in range(1, 2049, 5):
+        out = multiply_pieces(weight, rows(number))
+        assert len(out) == number
+    assert len(set(weight.rows_of_calls)) == 40
+    assert max(made for made in weight.rows_of_calls if made < 2048) == 1920
+
+
+def test_rows_that_are_filled_up_are_tried_by_what_rows_may_stand_there():
+    weight = Telling(max_alike=1000, odd_last=True)
+    multiply_pieces(weight, rows(260))  # of 288
+    out = multiply_pieces(weight, rows(288))
+    assert torch.equal(out, multiply_pieces(weight, rows(PIECE_ROWS)).repeat(18, 1))
 
 
 def test_one_row_without_a_finite_value_decides_nothing_for_those_that_follow():

@@ -97,6 +97,19 @@ def test_a_body_that_keeps_coming_has_more_time_than_one_that_drips():
         assert json.loads(answer.body)["error"]["code"] == "request_timeout"
 
 
+def test_half_a_body_is_refused_by_the_id_that_its_request_has():
+    with fronted(body_timeout_s=0.2) as server:
+        connection = server.connect()
+        connection.send(
+            b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nx-request-id: mine\r\n"
+            b"content-type: application/json\r\ncontent-length: 100\r\n\r\n{"
+        )
+        answer = connection.read()
+        assert answer is not None
+        assert answer.status == 408
+        assert ("x-request-id", "mine") in answer.headers
+
+
 @pytest.mark.alone
 def test_a_long_answer_has_no_deadline():
     with fronted(

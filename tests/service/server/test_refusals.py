@@ -42,6 +42,15 @@ def test_a_refusal_is_an_error_in_openais_words_and_ends_the_connection(refusal,
     }
 
 
+def test_a_refusal_has_an_id_that_its_answer_and_the_log_share():
+    refusals = [malformed("no"), malformed("no")]
+    assert refusals[0].request_id != refusals[1].request_id
+    with capture_logs() as lines:
+        RefusalLog().say(refusals[0], "127.0.0.1")
+    assert lines[0]["request_id"] == refusals[0].request_id
+    assert f"x-request-id: {refusals[0].request_id}".encode() in refusals[0].response()
+
+
 def test_log_has_a_few_lines_in_a_while_and_counts_the_rest():
     now = 0.0
     log = RefusalLog(lambda: now)
