@@ -35,6 +35,9 @@ def cpu_free_bytes() -> int:
 
 # What the CPU's allocator refuses, or a file's mapping, has no type of its own in PyTorch.
 _REFUSALS = ("DefaultCPUAllocator: can't allocate", "Cannot allocate memory", "out of memory")
+# oneDNN's words where it chose how to multiply and has no room to compile it. That nothing fits a
+# product is said of its "primitive descriptor".
+_NO_PRIMITIVE = "could not create a primitive"
 
 
 def is_refused_allocation(error: Exception) -> bool:
@@ -45,7 +48,9 @@ def is_refused_allocation(error: Exception) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _REFUSALS)
+    if not isinstance(error, RuntimeError):
+        return False
+    return any(words in str(error) for words in _REFUSALS) or str(error).endswith(_NO_PRIMITIVE)
 
 
 def check_fits(needed: int, device: torch.device) -> None:

@@ -26,6 +26,7 @@ def test_weights_that_do_not_fit_are_told_with_the_arithmetic(monkeypatch, devic
         OSError(errno.ENOMEM, "Cannot allocate memory"),
         RuntimeError("unable to mmap 40 bytes from file <x>: Cannot allocate memory (12)"),
         RuntimeError("CUDA error: out of memory"),
+        RuntimeError("could not create a primitive"),
     ],
 )
 def test_memory_that_was_refused_is_known_by_every_name_it_has(error):
@@ -33,7 +34,13 @@ def test_memory_that_was_refused_is_known_by_every_name_it_has(error):
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError("no kernel image"), OSError(errno.ENOSPC, "no room"), ValueError()]
+    "error",
+    [
+        RuntimeError("no kernel image"),
+        RuntimeError("could not create a primitive descriptor for the matmul primitive"),
+        OSError(errno.ENOSPC, "no room"),
+        ValueError(),
+    ],
 )
 def test_other_errors_are_no_want_of_memory(error):
     assert not is_refused_allocation(error)
