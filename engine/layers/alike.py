@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 PIECE_ROWS = 16
-# Up to so many rows any number of pieces is multiplied as it is; beyond, the numbers of rows lie a
-# sixteenth of the next power of two apart. oneDNN compiles a product anew for each and keeps it:
+# On a CPU, up to so many rows any number of pieces is multiplied as it is; beyond, the numbers of
+# rows lie a sixteenth of the next power of two apart. oneDNN compiles a product anew for each and keeps it:
 # 630 kB for each shape of weight (2026-11), so all numbers of pieces up to 2 048 rows would be
 # 320 MB for the four shapes of SmolLM2-135M, and these are 100. They are 4 % more rows on average.
 _FINE_ROWS = 256
@@ -64,7 +64,7 @@ def multiply_pieces(weight: Weight, x: Tensor) -> Tensor:
     else:
         multiply, kind = weight.matmul, type(weight).__name__
     num_rows = x.shape[0]
-    if missing := _filled_up(num_rows) - num_rows:
+    if missing := _filled_up(num_rows, x.device.type) - num_rows:
         # A row alone may be summed otherwise, and so there are few numbers of rows to try. Where it
         # can be with rows that say something: what is tried holds for all that may stand there.
         is_enough = missing <= num_rows
@@ -72,9 +72,11 @@ def multiply_pieces(weight: Weight, x: Tensor) -> Tensor:
     return _multiply_whole(multiply, kind, weight, x)[:num_rows]
 
 
-def _filled_up(num_rows: int) -> int:
+def _filled_up(num_rows: int, device_type: str) -> int:
     """Return to how many rows so many are filled up."""
-    step = max(PIECE_ROWS, (1 << (num_rows - 1).bit_length()) // (_FINE_ROWS // PIECE_ROWS))
+    step = PIECE_ROWS
+    if device_type == "cpu" and num_rows > _FINE_ROWS:
+        step = (1 << (num_rows - 1).bit_length()) * PIECE_ROWS // _FINE_ROWS
     return num_rows + -num_rows % step
 
 

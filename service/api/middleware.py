@@ -5,7 +5,6 @@ Plain ASGI, decided by `scope["path"]` alone: a URL put together from headers ca
 
 from __future__ import annotations
 
-import random
 import re
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -26,6 +25,7 @@ from service.api.scope import (
 )
 from service.errors import ClientGoneError, CutOffError, StalledReaderError
 from service.observation.request_story import CLIENT_GONE, CUT_OFF, STALLED
+from service.server.request_ids import new_request_id
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
-_ids = random.Random()
 
 
 def request_id_of(scope: Scope) -> str:
@@ -46,7 +45,7 @@ def request_id_of(scope: Scope) -> str:
     given = header_values(scope, b"x-request-id")
     if len(given) == 1 and _SANE_ID.fullmatch(given[0]):
         return given[0].decode()
-    return f"{_ids.getrandbits(128):032x}"
+    return new_request_id()
 
 
 class RequestId:

@@ -7,7 +7,6 @@ for is `service.api.error_responses`'.
 from __future__ import annotations
 
 import json
-import random
 import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from service.server.lifecycle import RETRY_AFTER_S
+from service.server.request_ids import new_request_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -24,7 +24,6 @@ log = structlog.get_logger(__name__)
 REFUSED = "tetrad.refused"  # in a request's scope: the refusal that ended it before it came whole
 LINES_A_WINDOW = 5
 WINDOW_S = 10.0
-_ids = random.Random()
 
 
 class Refusal(Exception):  # noqa: N818 - no fault of this program: an answer
@@ -37,7 +36,7 @@ class Refusal(Exception):  # noqa: N818 - no fault of this program: an answer
         self.message = message
         self.fault: str | None = None  # of this server, for the log alone
         # Told with the answer and in the log; the request's own where it has got one.
-        self.request_id = f"{_ids.getrandbits(128):032x}"
+        self.request_id = new_request_id()
 
     def response(self, server_headers: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
         """Return the whole answer, as it goes over the wire.

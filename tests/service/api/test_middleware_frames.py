@@ -65,10 +65,9 @@ def test_errors_that_lead_to_each_other_are_let_go_of():
     first, second = ValueError("first"), ExceptionGroup("second", [KeyError("third")])
     first.__cause__, second.__context__ = second, first
     for error in (first, second, second.exceptions[0]):
-        try:
+        with pytest.raises(type(error)):
             raise error
-        except Exception:
-            assert error.__traceback__ is not None
+        assert error.__traceback__ is not None
     let_go_of_frames(first)
     assert [first.__traceback__, second.__traceback__] == [None, None]
     assert second.exceptions[0].__traceback__ is None
