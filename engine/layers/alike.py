@@ -23,9 +23,10 @@ log = structlog.get_logger(__name__)
 
 PIECE_ROWS = 16
 # On a CPU, up to so many rows any number of pieces is multiplied as it is; beyond, the numbers of
-# rows lie a sixteenth of the next power of two apart. oneDNN compiles a product anew for each and keeps it:
-# 630 kB for each shape of weight (2026-11), so all numbers of pieces up to 2 048 rows would be
-# 320 MB for the four shapes of SmolLM2-135M, and these are 100. They are 4 % more rows on average.
+# rows lie a sixteenth of the next power of two apart. oneDNN compiles a product anew for each and
+# keeps it: 630 kB for each shape of weight (2026-11), so all numbers of pieces up to 2 048 rows
+# would be 320 MB for the four shapes of SmolLM2-135M, and these are 100. They are 4 % more rows on
+# average.
 _FINE_ROWS = 256
 
 # Of a process: whether products of so many rows are those of pieces; by kind and shape of weight.
