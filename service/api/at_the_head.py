@@ -14,10 +14,10 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from service.api.endpoint import Access
-from service.api.middleware import request_id_of
 from service.api.observing import begin_record
 from service.api.scope import header_values
 from service.errors import InvalidKeyError, RequestError, UnavailableError
+from service.server.request_ids import identify
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,7 +72,7 @@ class AtTheHead:
         self._room.crowd.note_refusal()
         record = begin_record(scope, self._label_of, Access.CALLER)
         record.caller, record.failure = caller, refusal.code
-        record.request_id, record.status = request_id_of(scope), refusal.start["status"]
+        record.request_id, record.status = identify(scope), refusal.start["status"]
         self._note_soon(record)
         headers = [*refusal.start["headers"], (b"x-request-id", record.request_id.encode())]
         return {**refusal.start, "headers": headers}, refusal.body

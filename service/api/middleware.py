@@ -5,7 +5,6 @@ Plain ASGI, decided by `scope["path"]` alone: a URL put together from headers ca
 
 from __future__ import annotations
 
-import re
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,6 @@ from service.api.endpoint import Access
 from service.api.error_responses import UNEXPECTED, error_form, error_response
 from service.api.scope import (
     error_frames_of,
-    header_values,
     ignored,
     keep_until_answered,
     record_of,
@@ -25,7 +23,7 @@ from service.api.scope import (
 )
 from service.errors import ClientGoneError, CutOffError, StalledReaderError
 from service.observation.request_story import CLIENT_GONE, CUT_OFF, STALLED
-from service.server.request_ids import new_request_id
+from service.server.request_ids import identify
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -36,16 +34,6 @@ if TYPE_CHECKING:
     from service.server.lifecycle import Lifecycle
 
 log = structlog.get_logger(__name__)
-
-_SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
-
-
-def request_id_of(scope: Scope) -> str:
-    """Return the id that a request gives itself, if it is a sane one, or one of ours."""
-    given = header_values(scope, b"x-request-id")
-    if len(given) == 1 and _SANE_ID.fullmatch(given[0]):
-        return given[0].decode()
-    return new_request_id()
 
 
 class RequestId:
@@ -59,7 +47,7 @@ class RequestId:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope["request_id"] = request_id_of(scope)
+        identify(scope)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -19,7 +19,7 @@ from service.server.connections import Closed, ConnectionPhase, Connections
 from service.server.deadlines import Deadline
 from service.server.descriptors import has_unread_bytes
 from service.server.pipeline import Pipeline
-from service.server.refusals import Refusal, draining, too_slow
+from service.server.refusals import Refusal, draining, headers_too_slow, too_slow
 from service.server.request_reader import RequestReader
 from service.server.response_cycle import ResponseCycle
 
@@ -129,6 +129,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Answer so once what came before has its answer, and end."""
         if self._refusal is not None or self._phase is ConnectionPhase.CLOSING:
             return
+        self._reader.identify(refusal)
         if (cycle := self._latest if self._reader.is_in_body else None) is not None:
             cycle.leave(refusal)
         self._connections.note_refusal(refusal, self.client[0] if self.client else None)
@@ -231,8 +232,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._phase is ConnectionPhase.IDLE:
             self._close(Closed.IDLE if self._reader.num_requests else Closed.FIRST_BYTE)
         elif self._phase is ConnectionPhase.HEAD:
-            limit_s = self._limits.header_timeout_s
-            self.refuse(too_slow(f"the request's headers did not come within {limit_s:g} s"))
+            self.refuse(headers_too_slow(self._limits.header_timeout_s))
         elif self._phase is ConnectionPhase.BODY:
             self._look_at_body()
         elif 0 < self.transport.get_write_buffer_size() < self._unsent:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import httptools
 
-from service.server.refusals import Refusal, malformed
-from service.server.request_head import NOT_SPOKEN, VERSIONS
+from service.server.refusals import Refusal, malformed, not_spoken
+from service.server.request_head import VERSIONS
 
 TLS_HANDSHAKE = b"\x16\x03"
 MAX_FAULT = 200  # characters
@@ -28,5 +28,5 @@ def explain(error: httptools.HttpParserError, data: bytes, version: str) -> Refu
         return malformed("this looks like TLS, which is not spoken at this port; use http://")
     reason = str(error)
     if "HTTP version" in reason or (version not in VERSIONS and "PRI" in reason):
-        return NOT_SPOKEN
+        return not_spoken()
     return malformed(f"the request is not HTTP as it should be: {reason}")

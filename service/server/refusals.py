@@ -61,6 +61,12 @@ class Refusal(Exception):  # noqa: N818 - no fault of this program: an answer
         return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
+def not_spoken() -> Refusal:
+    """Refuse a version of HTTP; a new one each time, as what is raised keeps frames."""
+    message = "this version of HTTP is not spoken here; use HTTP/1.1 (or 1.0)"
+    return Refusal(505, "http_version", message)
+
+
 def malformed(message: str) -> Refusal:
     """Refuse what is not HTTP as it should be."""
     return Refusal(400, "invalid_http", message)
@@ -74,6 +80,11 @@ def too_large(message: str) -> Refusal:
 def too_slow(message: str) -> Refusal:
     """Refuse a request that did not come in time."""
     return Refusal(408, "request_timeout", message)
+
+
+def headers_too_slow(limit_s: float) -> Refusal:
+    """Refuse a request whose headers did not come in time."""
+    return too_slow(f"the request's headers did not come within {limit_s:g} s")
 
 
 def draining() -> Refusal:

@@ -11,16 +11,13 @@ import urllib.parse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from service.server.refusals import Refusal, malformed
+from service.server.refusals import Refusal, malformed, not_spoken
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 VERSIONS = ("1.0", "1.1")
 MAX_LENGTH_DIGITS = 19
-NOT_SPOKEN = Refusal(
-    505, "http_version", "this version of HTTP is not spoken here; use HTTP/1.1 (or 1.0)"
-)
 _HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%-]*(:[0-9]*)?|\[[0-9A-Fa-f:.]+\](:[0-9]*)?")
 _ABSOLUTE = re.compile(rb"https?://([^/?]+)(/?[^?]*)(?:\?(.*))?", re.IGNORECASE | re.DOTALL)
 
@@ -64,7 +61,7 @@ def read_head(
     where the proxy has left it there, so that a path has one form, whose key is known.
     """
     if version not in VERSIONS:
-        raise NOT_SPOKEN
+        raise not_spoken()
     if method == b"CONNECT":
         raise Refusal(405, "method_not_allowed", "this server is no proxy; it takes no CONNECT")
     hosts: list[bytes] = []

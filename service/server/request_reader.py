@@ -13,6 +13,7 @@ import httptools
 from service.server.parser_errors import explain
 from service.server.refusals import Refusal, too_large
 from service.server.request_head import RequestHead, read_head
+from service.server.request_ids import brought_id
 
 if TYPE_CHECKING:
     from service.server.limits import ConnectionLimits
@@ -61,6 +62,10 @@ class RequestReader:
         is_within = self.is_in_head or self.is_in_body
         if is_within and self._num_idle_bytes > 2 * self._limits.max_header_size:
             raise too_large("the request's headers, or what lies between its chunks, are too long")
+
+    def identify(self, refusal: Refusal) -> None:
+        """Refuse by the id that the request brings, if it has come so far and brings one."""
+        refusal.request_id = brought_id(self._headers) or refusal.request_id
 
     def give_up(self) -> None:
         """Let go of a request that has not come whole."""
@@ -128,6 +133,7 @@ class RequestReader:
         if self._framing:  # the parser takes what offers an upgrade to have no body
             return
         self.is_in_body = False
+        self._headers = []  # what comes now is another request's
         self._listener.on_whole()
 
     # Its own

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from service.server.refusals import REFUSED
+from service.server.request_ids import identify
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -130,7 +131,8 @@ class ResponseCycle(RequestResponseCycle):
         """
         if refusal is not None:
             scope: dict[str, Any] = cast("dict[str, Any]", self.scope)
-            refusal.request_id = scope.get("request_id", refusal.request_id)
+            # The application may not have begun with it, and will take the same one.
+            refusal.request_id = identify(scope, refusal.request_id)
             scope[REFUSED] = refusal
         self.disconnected = True
         self.message_event.set()

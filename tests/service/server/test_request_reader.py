@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import random
+import weakref
 from typing import TYPE_CHECKING
 
 import pytest
@@ -104,3 +107,18 @@ def test_bytes_at_random_are_read_or_refused():
             else:
                 sent[place : place + chance.randrange(8)] = bytes([chance.randrange(256)])
         read(bytes(sent), chance.choice([1, 3, 17, 100_000]))
+
+
+def test_no_refused_request_outlives_its_connection():
+    """What is raised keeps the frames it passed: a refusal that is kept would keep them all."""
+    readers: list[weakref.ref[RequestReader]] = []
+    for sent in SEEDS:
+        reader = RequestReader(ConnectionLimits(), Listener())
+        readers.append(weakref.ref(reader))
+        with contextlib.suppress(Refusal):
+            reader.feed(sent)
+        reader.close()
+        del reader
+    gc.collect()
+    assert len(readers) > 100
+    assert [sent for kept, sent in zip(readers, SEEDS, strict=True) if kept() is not None] == []
