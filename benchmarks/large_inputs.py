@@ -81,7 +81,7 @@ def main() -> None:
     for row in rows:
         show(row)
     if arguments.record:
-        print(record.write("large_inputs", {"model": "the demo, 4 bits, group 32"}, rows))
+        print(record.write("large_inputs", {"model": f"the demo, {default_branch().name}"}, rows))
 
 
 # ── large inputs ────────────────────────────────────────────────────────────────────────────────

@@ -1,15 +1,17 @@
 """Whether the same question gets the same answer: prompts and dialogues, new and from the cache.
 
-    .venv/bin/python -m benchmarks.sameness [SPEC] [--prompts N] [--dialogues N] [--record]
+    .venv/bin/python -m benchmarks.sameness [SPEC …] [--prompts N] [--dialogues N] [--record]
 
-Every prompt is asked twice, and every dialogue of two turns is held twice: first where nothing of
-it is cached, then where its beginning is. A second turn follows the first one's answer, and is also
-asked cold. Then every prompt is asked beside seven others that come and go. Texts are this
-repository's own files, cut where chance says; answers are greedy.
+A real server as it comes, asked over HTTP. Every prompt is asked twice, and every dialogue of two
+turns is held twice: first where nothing of it is cached, then where its beginning is. A second turn
+follows the first one's answer, and is also asked cold. Then every prompt is asked beside seven
+others that come and go. Texts are this repository's own files, cut where chance says; some are
+longer than what a step computes. Answers are greedy, and are equal if all their tokens are.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import itertools
 import random
@@ -17,33 +19,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
+import httpx2 as httpx
 from rich.console import Console
 from rich.table import Table
+from tokenizers import Tokenizer
 
 from benchmarks import record
-from benchmarks.command_line import make_parser, use_threads
-from engine.config import EngineConfig
-from engine.core import Engine
-from engine.process.in_thread import running_engine
-from engine.process.loop import BuiltEngine
-from engine.request import Terms
-from engine.sampling_params import SamplingParams
+from benchmarks.server import MODEL, serving
 from loaders.cache import default_cache_dir
 from loaders.demo import build_demo
-from loaders.demo.branches import GPTQ_BRANCHES
-from loaders.load import load
+from loaders.demo.branches import default_branch
+from loaders.repository.opening import open_snapshot
+from loaders.repository.spec import parse_spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from engine.process.loop import ReportProgress
-    from engine.transport.client import EngineClient
-
 ROOT = Path(__file__).parent.parent
 NUM_PROMPTS, NUM_DIALOGUES, NUM_OTHERS = 200, 50, 7
 ANSWER_TOKENS = 48
-SHORTEST, LONGEST = 17, 400  # tokens of a prompt
+SHORTEST = 17  # tokens of a prompt
+LONGEST = (100, 100, 100, 100, 400, 400, 400, 1500)  # one of these, as often as it stands here
+LIMIT_S = 120.0  # for one answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,20 +68,19 @@ class Tally:
 
 
 class Bench:
-    """One engine, with the limits of a server on a CPU, and texts to ask of it."""
+    """One server, and texts to ask of it."""
 
-    def __init__(self, client: EngineClient, tokenizer: Any, seed: int = 0) -> None:
+    def __init__(self, client: httpx.AsyncClient, tokenizer: Tokenizer, seed: int = 0) -> None:
         self._client = client
         self._chance = random.Random(seed)
         self._salts = map(str, itertools.count())
         paths = [*ROOT.glob("docs/*.md"), *ROOT.glob("engine/**/*.py"), ROOT / "README.md"]
         text = "\n".join(path.read_text(encoding="utf-8") for path in sorted(paths))
-        self._ids: list[int] = tokenizer.encode(text)
+        self._ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
 
-    def text(self, shortest: int = SHORTEST, longest: int = LONGEST) -> list[int]:
-        """Cut some tokens out of the texts; half of them fewer than 100."""
-        most = self._chance.choice((min(100, longest), longest))
-        length = self._chance.randint(shortest, most)
+    def text(self, shortest: int = SHORTEST, longest: int | None = None) -> list[int]:
+        """Cut some tokens out of the texts."""
+        length = self._chance.randint(shortest, longest or self._chance.choice(LONGEST))
         start = self._chance.randrange(len(self._ids) - length)
         return self._ids[start : start + length]
 
@@ -94,10 +90,20 @@ class Bench:
 
     async def ask(self, prompt: Sequence[int], salt: str) -> Answer:
         """Ask, greedily."""
-        params = SamplingParams(max_tokens=ANSWER_TOKENS, temperature=0, ignore_eos=True)
-        stream = self._client.generate(prompt, params, terms=Terms(cache_salt=salt))
-        token_ids = [output.token_id async for output in stream]
-        return Answer(token_ids, stream.num_cached_tokens)
+        asked = {
+            "model": MODEL,
+            "prompt": list(prompt),
+            "max_tokens": ANSWER_TOKENS,
+            "temperature": 0,
+            "ignore_eos": True,
+            "cache_salt": salt,
+            "return_token_ids": True,
+        }
+        answer = await self._client.post("/v1/completions", json=asked)
+        told = answer.raise_for_status().json()
+        (choice,) = told["choices"]
+        assert len(choice["token_ids"]) == ANSWER_TOKENS
+        return Answer(choice["token_ids"], told["usage"]["prompt_tokens_details"]["cached_tokens"])
 
     async def prompts(self, number: int) -> Tally:
         """Ask each prompt twice, nothing else going on."""
@@ -134,23 +140,12 @@ class Bench:
         return tally
 
 
-async def measure(spec: str, arguments: Any) -> list[dict[str, Any]]:
+async def measure(spec: str, url: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Return a row for each way of asking."""
-    config = EngineConfig(
-        max_num_seqs=8,
-        max_num_batched_tokens=512,
-        max_model_len=2048,
-        num_blocks=1024,
-    )
-    tokenizers: list[Any] = []
-
-    def build(_tell: ReportProgress) -> BuiltEngine:
-        loaded = load(spec, device="cpu", cache_dir=default_cache_dir())
-        tokenizers.append(loaded.tokenizer)
-        return BuiltEngine(Engine(loaded.model, config), b"")
-
-    async with running_engine(build) as client:
-        bench = Bench(client, tokenizers[0])
+    snapshot = open_snapshot(parse_spec(spec), cache_dir=default_cache_dir(), local_files_only=True)
+    tokenizer = Tokenizer.from_file(str(snapshot.folder / "tokenizer.json"))
+    async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S) as client:
+        bench = Bench(client, tokenizer)
         tallies = {
             "prompts, cold and hit": await bench.prompts(arguments.prompts),
             "dialogues of two turns, cold and hit": await bench.dialogues(arguments.dialogues),
@@ -171,21 +166,23 @@ async def measure(spec: str, arguments: Any) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Measure the named variant, or the demo's default branch."""
-    parser = make_parser(__doc__)
-    parser.add_argument("spec", nargs="?", help="a variant; by default the demo's with 4 bits")
+    """Measure the named variants, or the demo's default branch."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("specs", nargs="*", help="variants; by default the demo's default branch")
     parser.add_argument("--prompts", type=int, default=NUM_PROMPTS)
     parser.add_argument("--dialogues", type=int, default=NUM_DIALOGUES)
     parser.add_argument("--beside", type=int, default=NUM_DIALOGUES)
+    parser.add_argument("--record", action="store_true", help="write a dated result")
     arguments = parser.parse_args()
-    use_threads(arguments.threads)
 
-    spec = arguments.spec
-    if spec is None:
-        branch = next(one for one in GPTQ_BRANCHES if one.name == "main")
-        demo = build_demo(default_cache_dir(), [branch], on_progress=print)
-        spec = f"{demo.gptq_repo}:{branch.name}"
-    rows = asyncio.run(measure(spec, arguments))
+    demo = build_demo(default_cache_dir(), [default_branch()], on_progress=print)
+    rows: list[dict[str, Any]] = []
+    for spec in arguments.specs or [demo.default_spec]:
+        with serving(spec, "--served-model-name", MODEL) as server:
+            url = f"http://{server.host}:{server.port}"
+            rows += asyncio.run(measure(spec, url, arguments))
     table = Table(*rows[0], title="equal answers")
     for row in rows:
         table.add_row(*map(str, row.values()))
@@ -193,8 +190,9 @@ def main() -> None:
     if arguments.record:
         settings = {
             "answer_tokens": ANSWER_TOKENS,
-            "prompt_tokens": [SHORTEST, LONGEST],
-            "threads": torch.get_num_threads(),
+            "shortest_prompt": SHORTEST,
+            "longest_prompts": LONGEST,
+            "server": "its defaults",
         }
         print(record.write("sameness", settings, rows))
 

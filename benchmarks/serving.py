@@ -24,6 +24,7 @@ from rich.table import Table
 from benchmarks import record
 from benchmarks.http_client import stream
 from benchmarks.server import MODEL, pretending, serving
+from loaders.demo.branches import default_branch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +61,7 @@ def main() -> None:
     for row in rows:
         show(row)
     if arguments.record:
-        print(record.write("serving", {"model": "the demo, 4 bits, group 32"}, rows))
+        print(record.write("serving", {"model": f"the demo, {default_branch().name}"}, rows))
 
 
 def show(row: dict[str, Any]) -> None:
