@@ -1,17 +1,20 @@
 """Decode and prefill speed of the demo's branches beside stock Transformers, in the same run.
 
-    .venv/bin/python -m benchmarks.offline [SPEC …] [--record]
+    .venv/bin/python -m benchmarks.offline [SPEC …] [--against CHECKOUT] [--record]
 
 Every runner has a process of its own. They take turns, so that a machine that slows down slows all
 of them: figures are median tokens a second, ratios the medians of the ratios turn by turn, to stock
-Transformers on the same weights in float32 and in bfloat16.
+Transformers on the same weights in float32 and in bfloat16. With `--against` they are to the engine
+of an older commit instead, of which there is a checkout (`git worktree add`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import record
+from benchmarks.checkout import CheckoutRunner
 from benchmarks.command_line import make_parser, use_threads
 from benchmarks.isolated import IsolatedRunner
 from benchmarks.peers import LlamaCpp, StockTransformers
@@ -28,7 +32,7 @@ from loaders.demo import build_demo
 from loaders.demo.branches import GPTQ_BRANCHES
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from benchmarks.isolated import Runner
 
@@ -85,8 +89,25 @@ def compare(spec: str, cache_dir: Path, rounds: int, threads: int) -> list[dict[
     return rows
 
 
+def compare_with(checkout: Path, spec: str, cache_dir: Path, rounds: int) -> list[dict[str, Any]]:
+    """Measure one variant with this engine and that of another checkout; a row for each."""
+    runners = [
+        IsolatedRunner(Tetrad, spec, cache_dir, STREAMS),
+        CheckoutRunner(checkout, spec, cache_dir, STREAMS),
+    ]
+    rows: list[dict[str, Any]] = [{"spec": spec, "runner": runner.name} for runner in runners]
+    for measure in MEASURES:
+        samples = _alternate(measure, runners, rounds)
+        for row, taken in zip(rows, samples, strict=True):
+            row[measure.name] = round(statistics.median(taken or [math.nan]), 1)
+        rows[0][f"{measure.name}: × before"] = _ratio(*samples)
+    for runner in runners:
+        runner.close()
+    return rows
+
+
 def _alternate(
-    measure: Measure, runners: list[IsolatedRunner], rounds: int
+    measure: Measure, runners: Sequence[Runner], rounds: int
 ) -> list[list[float] | None]:
     """Return each runner's samples; the nth ones of all were taken one right after the other."""
     num_samples = rounds * measure.samples_per_round
@@ -118,8 +139,10 @@ def _cell(row: dict[str, Any], name: str) -> str:
     if row[name] is None:
         return "–"
     text = f"{row[name]:.1f}"
-    if f"{name}: × float32" in row:
-        ratios = [f"{row[f'{name}: × {dtype}']}× {dtype}" for dtype in ("float32", "bfloat16")]
+    others = ("float32", "bfloat16", "before")
+    if ratios := [
+        f"{row[key]}× {other}" for other in others if (key := f"{name}: × {other}") in row
+    ]:
         text += f" ({', '.join(ratios)})"
     return text
 
@@ -128,6 +151,7 @@ def main() -> None:
     """Measure the named variants, or the demo's."""
     parser = make_parser(__doc__, default_rounds=ROUNDS)
     parser.add_argument("specs", nargs="*", help="variants; by default the demo's")
+    parser.add_argument("--against", type=Path, help="checkout of an older commit")
     arguments = parser.parse_args()
     use_threads(arguments.threads)
 
@@ -137,7 +161,10 @@ def main() -> None:
     specs = arguments.specs or [f"{demo.gptq_repo}:{name}" for name in BRANCH_NAMES]
     rows: list[dict[str, Any]] = []
     for spec in specs:
-        compared = compare(spec, cache_dir, arguments.rounds, arguments.threads)
+        if arguments.against is None:
+            compared = compare(spec, cache_dir, arguments.rounds, arguments.threads)
+        else:
+            compared = compare_with(arguments.against, spec, cache_dir, arguments.rounds)
         show(compared)
         rows += compared
     if arguments.record:
@@ -145,6 +172,8 @@ def main() -> None:
             "rounds": arguments.rounds,
             "measures": [dataclasses.asdict(measure) for measure in MEASURES],
         }
+        if arguments.against is not None:
+            settings["against"] = record.commit_of(arguments.against)
         print(record.write("offline", settings, rows))
 
 
