@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # What of a processor's abilities the products of matrices look at.
 _ABILITIES = ("avx2", "avx512_f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "amx_int8")
+_CACHES = (("L1", "l1d_cache_size"), ("L2", "l2_cache_size"))
 
 
 def arithmetic_of(
@@ -45,5 +46,8 @@ def _cpu(*, do_threads_adapt: bool) -> list[str]:
     has = torch.cpu.get_capabilities()
     abilities = [name for name in _ABILITIES if has.get(name)]
     level = torch.backends.cpu.get_cpu_capability()
+    # Products are cut into what the caches hold, and so summed in other pieces.
+    caches = [f"{name} cache of {has[key] >> 10} KiB" for name, key in _CACHES if has.get(key)]
     most = "up to " if do_threads_adapt else ""
-    return [level, *abilities, f"{most}{torch.get_num_threads()} threads"]
+    named = [str(has["cpu_name"])] if has.get("cpu_name") else []
+    return [*named, level, *abilities, *caches, f"{most}{torch.get_num_threads()} threads"]

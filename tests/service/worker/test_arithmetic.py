@@ -32,8 +32,10 @@ def test_another_configuration_is_told_otherwise(change):
 def test_threads_and_the_processor_are_told(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 37)
     assert "37 threads" in arithmetic_of(CPU, CONFIG)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
-    assert "amx_bf16" in arithmetic_of(CPU, CONFIG)
+    has = {"cpu_name": "Some CPU", "amx_bf16": True, "l2_cache_size": 2 << 20}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    told = arithmetic_of(CPU, CONFIG).split(", ")
+    assert {"Some CPU", "amx_bf16", "L2 cache of 2048 KiB"} <= set(told)
 
 
 def test_it_is_told_that_the_number_of_threads_adapts():
