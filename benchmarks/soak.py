@@ -5,10 +5,11 @@
 A real server with the demo, twice: `demo` stays loaded, `other` is unloaded and loaded all along.
 Clients send every kind of request there is (`soak_requests`), good ones and bad ones; some leave.
 Memory, descriptors and threads of the server and of the engine are looked at meanwhile, and twice
-while nobody asks and both have given back what they need not: after the warm-up, a third of the
-time, and at the end. What lies between those two is the verdict:
-less than 1 MB more for a thousand requests, descriptors and threads as before, nothing left in the
-engine, and no 500.
+while nobody asks and both have given back what they need not: after the warm-up and at the end.
+The warm-up is a third of the time, half of it beside a busy process, so that fewer threads compute,
+and each half begins with prompts of every length: libraries keep something for each size they met.
+What lies between the two looks is the verdict: less than 1 MB more for a thousand requests,
+descriptors and threads as before, nothing left in the engine, and no 500.
 """
 
 from __future__ import annotations
@@ -23,8 +24,16 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from benchmarks import record
+from benchmarks.neighbour import neighbours
 from benchmarks.server import MODEL, serving
-from benchmarks.soak_requests import CONTEXT, OTHER_MODEL, Administrator, Tally, ask
+from benchmarks.soak_requests import (
+    CONTEXT,
+    OTHER_MODEL,
+    Administrator,
+    Tally,
+    ask,
+    ask_every_length,
+)
 from engine.process.rest_memory import REST_S
 from loaders.cache import default_cache_dir
 from loaders.demo import build_demo
@@ -133,7 +142,12 @@ def run(minutes: float, variant: str | None = None) -> dict[str, Any]:
         watcher = Watcher(server, tally)
         warm_up_s = 60 * minutes * WARM_UP_SHARE
         every_s = 60 * minutes / NUM_SAMPLES
-        series = asyncio.run(_have_asked(server, watcher, tally, warm_up_s, every_s))
+        series: list[Sample] = []
+        # With one thread fewer as well: the rest of the time may have company, and meets the same.
+        for num_neighbours in (0, 1):
+            with neighbours(num_neighbours, duty=1.0):
+                asyncio.run(ask_every_length(server, tally, salt=str(num_neighbours)))
+                series += asyncio.run(_have_asked(server, watcher, tally, warm_up_s / 2, every_s))
         before = _look_at_rest(server, watcher)
         rest_s = 60 * minutes - warm_up_s
         series += asyncio.run(_have_asked(server, watcher, tally, rest_s, every_s))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 OTHER_MODEL = "other"  # loaded and unloaded while it is asked
 CONTEXT = 2048  # tokens, of both
+BLOCK_TOKENS, STEP_TOKENS = 16, 512  # of prompts: how they are cut, and the most in a step
 DRIP_S = 3.0  # how long a slow sender goes on before it gives up
 LIMIT_S = 120.0  # of one request
 RELOAD_LIMIT_S = 240.0  # until a model serves, or is gone, on a busy machine
@@ -188,7 +189,8 @@ async def completion_stream(client: Client) -> httpx.Response:
 
 
 async def echo(client: Client) -> httpx.Response:
-    body = client.completion_body(20, echo=True, logprobs=2, max_tokens=2)
+    num_words = client.random.choice((5, 20, 20, 200))
+    body = client.completion_body(num_words, echo=True, logprobs=2, max_tokens=2)
     return await client.post("/v1/completions", body)
 
 
@@ -322,6 +324,22 @@ KINDS = (
     Kind("half a body", 2, half_body),
     Kind("drips", 1, drip),
 )
+
+
+async def ask_every_length(server: Server, tally: Tally, salt: str) -> None:
+    """Send prompts of all numbers of blocks that a step may compute, and have each told back.
+
+    Libraries keep something for each number of rows that they have multiplied, for ever.
+    salt: nothing of these prompts may be known with it.
+    """
+    client = Client(server, seed=0)
+    async with client.http:
+        for length in range(BLOCK_TOKENS, STEP_TOKENS + 1, BLOCK_TOKENS):
+            for told in ({}, {"echo": True, "logprobs": 1}):
+                prompt = [client.random.randint(1, 100) for _ in range(length)]
+                body = client.completion_body(prompt=prompt, cache_salt=salt, max_tokens=2, **told)
+                answer = await client.post("/v1/completions", body)
+                tally.count("every length", answer.status_code, OK, answer.text)
 
 
 async def ask(server: Server, seed: int, tally: Tally, until: asyncio.Event) -> None:

@@ -1,4 +1,4 @@
-"""Products of many rows in which it does not show how many there are.
+"""Products of many rows in which it does not show how many there are, and few numbers of rows.
 
 What a row gives is by definition what it gives in a piece of `PIECE_ROWS`; what fills none is
 filled up. A library may sum otherwise where there are more, and does not say so; whether
@@ -64,13 +64,33 @@ def multiply_pieces(weight: Weight, x: Tensor) -> Tensor:
         multiply, kind = weight.product_of_many(), weight.kind
     else:
         multiply, kind = weight.matmul, type(weight).__name__
+    # A row alone may be summed otherwise, and so there are few numbers of rows to try.
+    return _multiply_whole(multiply, kind, weight, _fill_up(x))[: x.shape[0]]
+
+
+def multiply_in_any_way(weight: Weight, x: Tensor) -> Tensor:
+    """Multiply x [rows, in], already permuted, as is fastest for so many rows: [rows, out].
+
+    On a CPU more rows than a piece are filled up here as well, for the memory that each number of
+    rows takes for good.
+    """
+    if x.shape[0] <= PIECE_ROWS or x.device.type != "cpu":
+        return weight.matmul(x)
+    return weight.matmul(_fill_up(x))[: x.shape[0]]
+
+
+def _fill_up(x: Tensor) -> Tensor:
+    """Add rows until their number is one of a few.
+
+    Where it can be such as say something: what is tried with them holds for all that may stand
+    there.
+    """
     num_rows = x.shape[0]
-    if missing := _filled_up(num_rows, x.device.type) - num_rows:
-        # A row alone may be summed otherwise, and so there are few numbers of rows to try. Where it
-        # can be with rows that say something: what is tried holds for all that may stand there.
-        is_enough = missing <= num_rows
-        x = torch.cat((x, x[:missing])) if is_enough else functional.pad(x, (0, 0, 0, missing))
-    return _multiply_whole(multiply, kind, weight, x)[:num_rows]
+    missing = _filled_up(num_rows, x.device.type) - num_rows
+    if not missing:
+        return x
+    is_enough = missing <= num_rows
+    return torch.cat((x, x[:missing])) if is_enough else functional.pad(x, (0, 0, 0, missing))
 
 
 def _filled_up(num_rows: int, device_type: str) -> int:

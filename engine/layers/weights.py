@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from engine.errors import UnsupportedArchitectureError
-from engine.layers.alike import multiply_pieces
+from engine.layers.alike import multiply_in_any_way, multiply_pieces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -148,7 +148,8 @@ class JoinedLinears:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
     def _multiply(self, weight: LinearWeight, x: Tensor) -> Tensor:
-        return multiply_invariantly(weight, x) if self._is_batch_invariant else weight.matmul(x)
+        multiply = multiply_invariantly if self._is_batch_invariant else multiply_in_any_way
+        return multiply(weight, x)
 
 
 class InvariantLinear(nn.Module):

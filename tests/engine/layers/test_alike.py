@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from engine.layers import alike
-from engine.layers.alike import PIECE_ROWS, multiply_pieces
+from engine.layers.alike import PIECE_ROWS, multiply_in_any_way, multiply_pieces
 
 
 class Telling:
@@ -22,6 +22,9 @@ class Telling:
         )
         self.rows_of_calls: list[int] = []
         self.weight = torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
+
+    def matmul(self, x):
+        return self.product_of_many()(x)
 
     def product_of_many(self):
         def multiply(x):
@@ -84,6 +87,17 @@ def test_few_numbers_of_rows_are_multiplied():
         assert len(out) == number
     assert len(set(weight.rows_of_calls)) == 40
     assert max(made for made in weight.rows_of_calls if made < 2048) == 1920
+
+
+def test_few_numbers_of_rows_are_multiplied_where_any_way_will_do():
+    weight = Telling(max_alike=10_000)
+    for number in range(1, 2049, 5):
+        asked = torch.arange(number * 8.0).reshape(number, 8)
+        out = multiply_in_any_way(weight, asked)
+        assert torch.allclose(out, asked @ weight.weight)
+    many = {made for made in weight.rows_of_calls if made > PIECE_ROWS}
+    assert len(many) == 39
+    assert set(weight.rows_of_calls) - many == {1, 6, 11, 16}  # few, as they are: kernels differ
 
 
 def test_rows_that_are_filled_up_are_tried_by_what_rows_may_stand_there():
