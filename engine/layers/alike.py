@@ -42,6 +42,10 @@ class Weight(Protocol):
     @property
     def out_features(self) -> int: ...
 
+    @property
+    def num_invariant_rows(self) -> int | None:
+        """Up to how many rows a kernel for few of them takes, each as alone; None: any number."""
+
     def matmul(self, x: Tensor) -> Tensor:
         """x: [rows, in] → [rows, out]."""
 
@@ -71,10 +75,12 @@ def multiply_pieces(weight: Weight, x: Tensor) -> Tensor:
 def multiply_in_any_way(weight: Weight, x: Tensor) -> Tensor:
     """Multiply x [rows, in], already permuted, as is fastest for so many rows: [rows, out].
 
-    On a CPU more rows than a piece are filled up here as well, for the memory that each number of
-    rows takes for good.
+    On a CPU they are filled up here as well, for the memory that each number of rows takes for
+    good; but not where a kernel for few rows takes them, which has one code for all, and costs by
+    the row.
     """
-    if x.shape[0] <= PIECE_ROWS or x.device.type != "cpu":
+    few = weight.num_invariant_rows
+    if few is None or x.shape[0] <= max(few, PIECE_ROWS) or x.device.type != "cpu":
         return weight.matmul(x)
     return weight.matmul(_fill_up(x))[: x.shape[0]]
 

@@ -16,6 +16,7 @@ class Telling:
 
     def __init__(self, max_alike: int, *, odd_last: bool = False) -> None:
         self.in_features, self.out_features = 8, 4
+        self.num_invariant_rows: int | None = 1
         self.max_alike = max_alike
         self.odd_last = (
             odd_last  # whether the last of more rows than a piece are multiplied otherwise
@@ -87,6 +88,17 @@ def test_few_numbers_of_rows_are_multiplied():
         assert len(out) == number
     assert len(set(weight.rows_of_calls)) == 40
     assert max(made for made in weight.rows_of_calls if made < 2048) == 1920
+
+
+@pytest.mark.parametrize("few", [40, None])
+def test_rows_of_a_kernel_for_few_are_multiplied_as_they_are(few):
+    weight = Telling(max_alike=10_000)
+    weight.num_invariant_rows = few
+    for number in (17, 39, 40):
+        multiply_in_any_way(weight, rows(number))
+    assert weight.rows_of_calls == [17, 39, 40]
+    multiply_in_any_way(weight, rows(41))
+    assert weight.rows_of_calls[-1] == (41 if few is None else 48)
 
 
 def test_few_numbers_of_rows_are_multiplied_where_any_way_will_do():
