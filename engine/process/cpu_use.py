@@ -29,6 +29,15 @@ class CpuUse:
     num_cpus: int  # that it may use
 
 
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """What /proc says at one moment, since the machine was started."""
+
+    cpus: set[int]  # that this process may use; the others' counts are of these
+    by_thread: dict[int, tuple[int, int]]  # nanoseconds that each ran and waited, by its id
+    taken_s: float
+
+
 class CpuUseReader:
     """Knows what was counted when it was last asked.
 
@@ -38,12 +47,28 @@ class CpuUseReader:
 
     def __init__(self, proc: Path = PROC) -> None:
         self._proc = proc
-        self._by_thread: dict[int, tuple[int, int]] = {}
-        self._taken_s = 0.0
-        self.is_possible = self.read() is not None
+        self._counted = self._count()
+        self.is_possible = self._counted is not None
 
     def read(self) -> CpuUse | None:
-        """Return what was used since the last reading; None where that is not counted."""
+        """Return what was used since the last reading; None where nothing can be said of that.
+
+        So it is where it is not counted now, was not then, or was of other CPUs.
+        """
+        before, now = self._counted, self._count()
+        self._counted = now
+        if before is None or now is None or before.cpus != now.cpus:
+            return None
+        none = (0, 0)  # of a thread that has just begun
+        ran = waited = 0
+        for tid, (ran_ns, waited_ns) in now.by_thread.items():
+            ran_before, waited_before = before.by_thread.get(tid, none)
+            ran += ran_ns - ran_before
+            waited += waited_ns - waited_before
+        others_s = max(0.0, now.taken_s - before.taken_s - ran * NANOSECONDS)
+        return CpuUse(ran * NANOSECONDS, waited * NANOSECONDS, others_s, len(now.cpus))
+
+    def _count(self) -> _Counted | None:
         try:
             cpus = os.sched_getaffinity(0)
             by_thread = self._read_threads()
@@ -52,12 +77,7 @@ class CpuUseReader:
             return None
         if by_thread is None or taken_s is None:
             return None
-        none = (0, 0)  # of a thread that has just begun
-        ran = sum(now[0] - self._by_thread.get(tid, none)[0] for tid, now in by_thread.items())
-        waited = sum(now[1] - self._by_thread.get(tid, none)[1] for tid, now in by_thread.items())
-        others_s = taken_s - self._taken_s - ran * NANOSECONDS
-        self._by_thread, self._taken_s = by_thread, taken_s
-        return CpuUse(ran * NANOSECONDS, waited * NANOSECONDS, max(0.0, others_s), len(cpus))
+        return _Counted(cpus, by_thread, taken_s)
 
     def _read_threads(self) -> dict[int, tuple[int, int]] | None:
         """Return each computing thread's nanoseconds on a CPU and waiting for one, by its id."""

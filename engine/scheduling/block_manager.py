@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from engine.errors import BlockAccountingError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Container, Iterable, Sequence
 
 _FREE, _TAKEN = b"\x01", b"\x00"
 # Blocks left free after a sequence's own where there is room, for it to grow into.
@@ -118,21 +118,36 @@ class BlockManager:
             self._block_of[digest] = block
             self._digest_of[block] = digest
 
-    def free(self, sequence_id: int, *, is_suspect: bool = False) -> None:
+    def free(self, sequence_id: int, *, is_suspect: bool = False, is_unseen: bool = False) -> None:
         """Take a sequence's blocks back; what has a name stays findable until it is evicted.
 
         is_suspect: they may hold NaN. They lose their names, and are given out by `take_dirty`
         once nobody holds them.
+        is_unseen: it never came to light whether they hold any. They keep their names, as whoever
+        finds them would compute the same, and are given out by `take_dirty` when those are gone.
         """
         # Last blocks first, so that they are evicted first: without its beginning the rest of a
         # prefix would never be found.
         for block in reversed(self._tables.pop(sequence_id)):
             if is_suspect:
                 self._forget_name(block)
+            if is_suspect or is_unseen:
                 self._suspect.add(block)
             self._num_holders[block] -= 1
             if not self._num_holders[block]:
                 self._let_go(block)
+
+    def sharers(self, sequence_ids: Container[int]) -> list[int]:
+        """Return who else holds a block that one of these sequences holds."""
+        theirs: set[int] = set()
+        for sequence_id, table in self._tables.items():
+            if sequence_id in sequence_ids:
+                theirs.update(table)
+        return [
+            sequence_id
+            for sequence_id, table in self._tables.items()
+            if sequence_id not in sequence_ids and not theirs.isdisjoint(table)
+        ]
 
     def take_dirty(self) -> tuple[int, ...]:
         """Return the blocks to be zeroed before anybody uses them, once."""

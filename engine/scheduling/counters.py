@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.scheduling.sequence import Sequence
 
 
 @dataclass(slots=True)
@@ -17,6 +21,12 @@ class Counters:
     prefix_cache_hits: int = 0
     num_drafted_tokens: int = 0
     num_accepted_tokens: int = 0
+
+    def note_lookup(self, sequence: Sequence) -> None:
+        """Count the known tokens of one that was admitted, and those it found in the cache."""
+        if sequence.params.prompt_logprobs is None:  # of whose prompt nothing is looked up
+            self.prefix_cache_queries += sequence.num_known_tokens
+        self.prefix_cache_hits += sequence.num_computed_tokens
 
     def reset(self) -> None:
         """Begin anew."""

@@ -173,7 +173,7 @@ class Residency:
             self._queue.put_back(sequence)
         self.paused.pop(sequence.sequence_id, None)
         sequence.state = SequenceState.WAITING
-        self._blocks.free(sequence.sequence_id, is_suspect=sequence.is_suspect)
+        _free_blocks(self._blocks, sequence)
         sequence.is_suspect = False
         sequence.num_computed_tokens = 0
         sequence.num_registered_blocks = 0
@@ -212,8 +212,7 @@ class Residency:
         sequence.num_charged_tokens = max(sequence.num_charged_tokens, sequence.num_computed_tokens)
         if not sequence.has_started:  # later it may find what it computed itself
             sequence.num_cached_prompt_tokens = sequence.num_computed_tokens
-        self._counters.prefix_cache_queries += num_tokens
-        self._counters.prefix_cache_hits += sequence.num_computed_tokens
+        self._counters.note_lookup(sequence)
         return True
 
     def _reclaim(self, sequence: Sequence) -> bool:
@@ -250,7 +249,7 @@ class Residency:
         """Take an ended sequence's blocks back, unless a launched step still writes to them."""
         if not sequence.num_steps_in_flight:
             del self.sequences[sequence.sequence_id]
-            self._blocks.free(sequence.sequence_id, is_suspect=sequence.is_suspect)
+            _free_blocks(self._blocks, sequence)
 
     def check(self) -> None:
         """Raise `BlockAccountingError` unless only living sequences hold blocks and slots."""
@@ -275,3 +274,9 @@ class Residency:
             raise BlockAccountingError(
                 f"{len(queued)} sequences wait, {self._admission.num_seqs} are counted"
             )
+
+
+def _free_blocks(blocks: BlockManager, sequence: Sequence) -> None:
+    # Whether keys and values are finite shows in logits alone, those of a first token.
+    is_unseen = not sequence.output_token_ids
+    blocks.free(sequence.sequence_id, is_suspect=sequence.is_suspect, is_unseen=is_unseen)

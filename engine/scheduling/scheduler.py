@@ -193,7 +193,8 @@ class Scheduler:
     def retract(self, batches: Iterable[ScheduledBatch]) -> list[StepOutput]:
         """Take back launched steps that ran out of memory, all of them.
 
-        Whoever was in them is computed anew, in smaller steps; a second time it fails.
+        Whoever was in them is computed anew, in smaller steps; a second time it fails. So are those
+        who share blocks with them, however often.
         """
         affected: dict[int, Sequence] = {}
         for batch in batches:
@@ -204,6 +205,11 @@ class Scheduler:
                 sequence.num_steps_in_flight -= 1
                 sequence.num_samples_in_flight = 0
                 sequence.is_suspect = True  # its blocks may be named and never written
+        # Whoever found such a block and got no token of the step for himself is in no batch.
+        for sequence_id in self.block_manager.sharers(affected):
+            sequence = self._residency.sequences[sequence_id]
+            sequence.is_suspect = True
+            self._residency.preempt(sequence)
         outputs: list[StepOutput] = []
         for sequence in affected.values():
             if sequence.state is SequenceState.ENDED:

@@ -81,9 +81,9 @@ def build_demo(
     with _explaining_errors(cache_dir), _locked(cache_dir, on_progress):
         missing = [one for one in branches if find_branch(cache_dir, one) is None]
         if missing:
-            _check_space(cache_dir, missing)
             for left_over in cache_dir.glob(".demo-*"):  # of a build that was killed
                 shutil.rmtree(left_over)
+            _check_space(cache_dir, missing)
             with TemporaryDirectory(prefix=".demo-", dir=cache_dir) as staging:
                 _build(missing, Path(staging), cache_dir, progress)
             on_progress("the demo is built")

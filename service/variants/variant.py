@@ -334,11 +334,9 @@ class ServedVariant:
             self._reason = str(error)
             return None
         finally:
-            self._served = None
+            self._served = self._handle = None
             self.changes.announce()  # unloading need not wait for requests any more
-            await handle.stop()
-            how = await ended
-            self._handle = None
+            how = await _end(handle, ended)
         if began is None:
             return 0.0
         self._reason = how
@@ -388,6 +386,21 @@ class ServedVariant:
         if state not in ON_ITS_WAY:
             self._progress.clear()
         self.changes.announce()
+
+
+async def _end(handle: EngineHandle, ended: asyncio.Task[str]) -> str:
+    """End an engine, and return how it ended; to cancel this does not leave it half done.
+
+    An unloading that waits for requests cancels as soon as nothing serves, be it that the engine
+    has just died and is being ended.
+    """
+    stopping = asyncio.create_task(handle.stop())
+    try:
+        await asyncio.shield(stopping)
+    except asyncio.CancelledError:
+        await stopping
+        raise
+    return await ended
 
 
 def _self_test_of(error: EngineStartError | LiveCheckError) -> SelfTestReport | None:

@@ -107,6 +107,26 @@ def test_a_thread_that_has_ended_takes_nothing_back(proc):
     assert use_after(reader) == CpuUse(0.0, 0.0, 0.0, 2)
 
 
+def test_other_cpus_than_before_say_nothing_of_the_time_between(proc, monkeypatch):
+    proc.cpus(user=1000)
+    reader = CpuUseReader(proc.path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    assert reader.read() is None  # CPU 2 was busy long before it was ours
+    proc.cpus(user=1001)
+    assert use_after(reader) == CpuUse(0.0, 0.0, 102.0, 3)
+
+
+def test_a_reading_that_failed_says_nothing_of_the_time_before_the_next(proc, monkeypatch):
+    reader = CpuUseReader(proc.path)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "sched_getaffinity", lambda _: {0, 9})
+        proc.cpus(user=5)
+        assert reader.read() is None
+    assert reader.read() is None
+    proc.cpus(user=6)
+    assert use_after(reader).others_s == 2
+
+
 def test_where_waiting_is_not_counted_nothing_is_read(proc):
     proc.end_thread(threading.get_native_id())
     reader = CpuUseReader(proc.path)

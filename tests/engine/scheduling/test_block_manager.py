@@ -160,6 +160,22 @@ def test_suspect_blocks_lose_their_names_and_are_to_be_zeroed_once_unheld():
     blocks.check()
 
 
+def test_blocks_that_nobody_looked_into_keep_their_names_and_are_zeroed_when_those_are_gone():
+    blocks = BlockManager(num_blocks=4, block_size=1)
+    blocks.allocate(1, num_tokens=2)
+    blocks.register(1, 0, b"start")
+    named, own = blocks.block_table(1)
+    blocks.free(1, is_unseen=True)
+    assert blocks.take_dirty() == (own,)
+    assert blocks.find_prefix([b"start"]) == [named]
+    blocks.check()
+    blocks.allocate(2, num_tokens=1, prefix=blocks.find_prefix([b"start"]))
+    blocks.free(2)
+    blocks.forget_prefixes()
+    assert blocks.take_dirty() == (named,)
+    blocks.check()
+
+
 def test_forgetting_all_prefixes_keeps_what_is_held():
     blocks = BlockManager(num_blocks=4, block_size=1)
     names = fill_and_free(blocks, 1, 2)

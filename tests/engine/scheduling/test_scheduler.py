@@ -484,9 +484,11 @@ def test_a_prompt_whose_every_token_is_reported_comes_from_no_cache():
     bench = Bench()
     bench.add(request(1, list(range(16))))
     bench.drain()
+    before = bench.engine.statistics()
     bench.add(request(2, list(range(16)), replace(GREEDY, prompt_logprobs=0)))
     bench.drain()
     assert bench.cached() == []
+    assert bench.engine.statistics().prefix_cache_queries == before.prefix_cache_queries > 0
 
 
 def test_what_a_preempted_sequence_finds_of_its_own_does_not_count_as_cached():
@@ -530,6 +532,44 @@ def test_whoever_lacks_memory_twice_fails_and_the_others_go_on():
     bench.drain()
     assert isinstance(bench.failures()[1], OutOfMemoryError)
     assert bench.answers(request(2, 10))
+
+
+def test_whoever_found_blocks_that_a_step_without_memory_never_wrote_is_computed_anew():
+    bench = Bench(num_blocks=64, max_model_len=128)
+    common = [token % 50 for token in range(60)]
+    first = request(1, [*common, 1, 2])  # leaves 2 tokens of the step, which are no block
+    second = request(2, [*common, *range(3, 13)])
+    bench.add(first, second)
+    bench.errors = [OutOfMemoryError("none left")]
+    assert chunks(bench.step()) == [(1, 0, 62)]
+    bench.drain()
+    assert bench.answers(first)
+    assert bench.answers(second)
+
+
+def test_what_a_prompt_leaves_that_ended_before_its_first_token_is_zeroed_for_whoever_is_next():
+    """Whether its keys and values are finite would have shown in that token's logits."""
+    bench = Bench(max_num_batched_tokens=8)
+    bench.add(request(1, 40))
+    bench.step()
+    blocks = bench.engine.scheduler.block_manager
+    held = set(blocks.block_table(1))
+    bench.engine.abort(1)
+    bench.drain()
+    dirty = set(blocks.take_dirty())
+    blocks.forget_prefixes()  # two of them had names
+    named = set(blocks.take_dirty())
+    assert len(named) == 2
+    assert dirty | named == held
+
+
+def test_nothing_is_zeroed_behind_who_got_a_token():
+    bench = Bench(max_num_batched_tokens=8)
+    bench.add(request(1, 40))
+    bench.drain()
+    blocks = bench.engine.scheduler.block_manager
+    blocks.forget_prefixes()
+    assert blocks.take_dirty() == ()
 
 
 def test_three_lacks_of_memory_within_a_minute_end_the_engine():

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -258,6 +259,19 @@ class TestBuild:
         (tmp_path / ".demo-killed").mkdir()
         assert build_demo(tmp_path, on_progress=lambda line: None) == find_demo(tmp_path)
         assert not list(tmp_path.glob(".demo-*"))
+
+    def test_what_a_killed_build_left_takes_no_room_from_the_next(
+        self, small_source, tmp_path, monkeypatch
+    ):
+        left_over = tmp_path / ".demo-killed"
+        left_over.mkdir()
+        usage = shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(
+            shutil,
+            "disk_usage",
+            lambda _: usage._replace(free=0) if left_over.exists() else usage,
+        )
+        assert build_demo(tmp_path, BRANCHES[:1], on_progress=lambda line: None)
 
     def test_only_what_was_asked_for_is_built_and_the_rest_later(self, small_source, tmp_path):
         lines: list[str] = []

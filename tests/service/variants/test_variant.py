@@ -113,6 +113,33 @@ def test_loads_and_serves_and_is_unloaded():
     run(test())
 
 
+def test_an_engine_that_dies_while_it_is_drained_is_ended_whole():
+    async def test() -> None:
+        source = FakeSource()
+        variant = ServedVariant("m", source, VariantRules())
+        variant.load()
+        await until_it_is(variant, VariantState.SERVING)
+        handle = source.handles[0]
+        stop, is_ended = handle.stop, asyncio.Event()
+
+        async def slow_stop() -> None:
+            await asyncio.sleep(0.05)
+            await stop()
+            is_ended.set()
+
+        handle.stop = slow_stop
+        with variant.in_use():
+            unloading = variant.unload(drain_limit_s=5, for_good=True)
+            await until(lambda: variant.state is not VariantState.SERVING)
+            handle.die("SIGKILL")
+            await unloading
+        assert is_ended.is_set()
+        assert variant.state is VariantState.UNLOADED
+        assert variant.status.pid is None
+
+    run(test())
+
+
 def test_dead_engine_is_replaced():
     async def test() -> None:
         source = FakeSource()
