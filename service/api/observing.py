@@ -86,11 +86,11 @@ class ObserveRequests:
             record.failure = record.failure or (CUT_OFF if is_cut_off else INTERNAL)
             raise
         finally:
-            if (
-                refusal := scope.get(REFUSED)
-            ) is not None:  # no client left, as it was made to seem
-                record.status, record.failure = record.status or refusal.status, refusal.code
-                record.is_refused_below = True
+            if (refusal := scope.get(REFUSED)) is not None:
+                # No client left, as it was made to seem; and what has been sent since went nowhere.
+                if record.status is None or not refusal.is_behind_answer:
+                    record.status = refusal.status
+                record.failure, record.is_refused_below = refusal.code, True
             record.request_id = scope["request_id"]
             self._observation.note_end(record, is_logged=_is_logged(record, access))
 

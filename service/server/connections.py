@@ -57,11 +57,11 @@ class Connection(Protocol):
     def refuse(self, refusal: Refusal) -> None:
         """Answer so, and end."""
 
-    def has_unread_bytes(self) -> bool:
-        """Whether the other end has sent what nobody has read yet."""
+    def is_at_rest(self) -> bool:
+        """Whether nothing has come that nobody has read yet, nor is on its way to the other end."""
 
 
-MAX_LOOKED_AT = 16  # connections with unread bytes, before the oldest has to go in spite of them
+MAX_LOOKED_AT = 16  # connections that are not at rest, before the oldest has to go all the same
 _INCOMPLETE = (ConnectionPhase.HEAD, ConnectionPhase.BODY)
 
 
@@ -164,13 +164,13 @@ class Connections:
         """Close the one that has been idle longest, or stalled; return whether there is one.
 
         Hundreds may come between two looks at what the others have sent, so one whose request waits
-        to be read is passed over.
+        to be read is passed over, and one whose answer is still on its way.
         """
         oldest = list(itertools.islice(self._idle, MAX_LOOKED_AT))
         if not oldest and not self._stalled:
             return False
         if oldest:
-            spared = next((one for one in oldest if not one.has_unread_bytes()), oldest[0])
+            spared = next((one for one in oldest if one.is_at_rest()), oldest[0])
         else:
             spared = next(iter(self._stalled))
         # Its descriptor is free before the next is taken, as the loop closes before it accepts.

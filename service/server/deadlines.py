@@ -18,7 +18,7 @@ class Deadline:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, on_passed: Callable[[], None]) -> None:
         self._loop = loop
-        self._on_passed = on_passed
+        self._on_passed: Callable[[], None] | None = on_passed  # None: it is closed
         self._due: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._goes_off = 0.0  # when the timer does
@@ -34,8 +34,8 @@ class Deadline:
         self._due = None
 
     def close(self) -> None:
-        """Never call back again."""
-        self._due = None
+        """Never call back again, nor keep whom."""
+        self._due = self._on_passed = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -55,4 +55,5 @@ class Deadline:
             self._start_timer(self._due)
             return
         self._due = None
-        self._on_passed()
+        if self._on_passed is not None:
+            self._on_passed()

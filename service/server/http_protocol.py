@@ -15,6 +15,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.server.at_once import AnswersAtOnce
+from service.server.body_pace import BodyPace
 from service.server.connections import Closed, ConnectionPhase, Connections
 from service.server.deadlines import Deadline
 from service.server.descriptors import has_unread_bytes
@@ -59,7 +60,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._answering: ResponseCycle | None = None
         self._waiting = Pipeline()  # for the answer of one before them
         self._at_once = AnswersAtOnce(self.app)
-        self._body_began, self._body_size = 0.0, 0
+        self._body = BodyPace(self._limits)
         self._unsent = 0  # bytes that the other end had not taken when that was last looked at
 
     # What the loop calls
@@ -79,6 +80,7 @@ class HttpProtocol(HttpToolsProtocol):
                 cycle.leave()
         self._waiting.clear()
         self._reader.close()
+        self._latest = self._answering = self._refusal = None  # there may be no collector for it
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -122,8 +124,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._why, self._phase = reason, ConnectionPhase.CLOSING
         self.transport.abort()
 
-    def has_unread_bytes(self) -> bool:
-        return has_unread_bytes(self.transport)
+    def is_at_rest(self) -> bool:
+        """Whether nothing has come that was not read, nor waits to be sent."""
+        return not (self.transport.get_write_buffer_size() or has_unread_bytes(self.transport))
 
     def refuse(self, refusal: Refusal) -> None:
         """Answer so once what came before has its answer, and end."""
@@ -151,7 +154,7 @@ class HttpProtocol(HttpToolsProtocol):
     # What the reader calls
 
     def on_head(self, head: RequestHead, *, may_keep_alive: bool) -> None:
-        self._body_began, self._body_size = self.loop.time(), 0
+        self._body.begin(self.loop.time())
         self._latest = _make_cycle(self, head, may_keep_alive=may_keep_alive)
         if self._answering is None:
             self._answer(self._latest)
@@ -163,7 +166,7 @@ class HttpProtocol(HttpToolsProtocol):
             raise
 
     def on_body_part(self, part: bytes) -> None:
-        self._body_size += len(part)
+        self._body.add(len(part))
         cycle = self._latest
         if cycle is None or cycle.response_complete:
             return
@@ -214,6 +217,8 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._phase, self._phase_of = phase, self._reader.num_requests
         self._connections.mark(self, phase)
+        if phase is ConnectionPhase.IDLE:
+            self._latest = None  # nothing is kept of what was asked
         if phase is not ConnectionPhase.ANSWERING:
             self._deadline.set(_limit_of(phase, self._limits, self._phase_of))
         elif self.flow.write_paused:
@@ -235,24 +240,22 @@ class HttpProtocol(HttpToolsProtocol):
             self.refuse(headers_too_slow(self._limits.header_timeout_s))
         elif self._phase is ConnectionPhase.BODY:
             self._look_at_body()
-        elif 0 < self.transport.get_write_buffer_size() < self._unsent:
+        elif self.transport.get_write_buffer_size() < self._unsent:
             self._watch_unsent()  # a slow reader, but one that reads
         else:
             self.drop(self._why or Closed.STALLED)
 
     def _watch_unsent(self) -> None:
-        """Give the other end a while to take some of what waits to be sent."""
+        """Give the other end a while to take some of what waits to be sent, or to read the end."""
         self._unsent = self.transport.get_write_buffer_size()
-        self._deadline.set(self._limits.stall_limit_s)
+        self._deadline.set(self._limits.stall_limit_s if self._unsent else LINGER_S)
 
     def _look_at_body(self) -> None:
         """Give a body more time for what has come of it, or give it up."""
         cycle, now = self._latest, self.loop.time()
         if self.flow.read_paused or (cycle is not None and cycle.waiting_for_100_continue):
-            self._body_began, self._body_size = now, 0  # it waits for us
-        earned_s = self._body_size / self._limits.min_body_rate
-        left_s = self._body_began + self._limits.body_timeout_s + earned_s - now
-        if left_s > 0:
+            self._body.begin(now)  # it waits for us
+        if (left_s := self._body.left_s(now)) > 0:
             self._deadline.set(left_s)
         else:
             self.refuse(too_slow("the request's body did not come in time"))
@@ -266,8 +269,7 @@ class HttpProtocol(HttpToolsProtocol):
         """End, but let the other end read first: closing under what it still sends is a reset."""
         self._why, self._phase = reason, ConnectionPhase.CLOSING
         self._connections.mark(self, ConnectionPhase.CLOSING)
-        self._unsent = 0
-        self._deadline.set(LINGER_S)
+        self._watch_unsent()  # of an answer before it, too
         self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
@@ -279,10 +281,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._why, self._phase = reason, ConnectionPhase.CLOSING
         self._connections.mark(self, ConnectionPhase.CLOSING)
         self._deadline.clear()
-        if self.transport.get_write_buffer_size():
-            self._watch_unsent()
-        elif self.scheme == "https":
-            self._deadline.set(LINGER_S)  # TLS says good-bye, and waits for the other to do so
+        if self.transport.get_write_buffer_size() or self.scheme == "https":
+            self._watch_unsent()  # TLS says good-bye, and waits for the other to do so
         self.transport.close()
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-CLOSING_LIMIT_S = 1  # for what has been answered to reach its reader; then it is dropped
+CLOSING_LIMIT_S = 1  # for an other end to take some of what has been answered; else it is dropped
 LETTING_GO_LIMIT_S = 0.2  # for tasks whose connections were dropped
 
 
@@ -49,6 +49,7 @@ class HttpServer(uvicorn.Server):
         self.server_state = _State(config)
         self._front = front
         self._is_ending = asyncio.Event()
+        self._readers_limit_s = 0.0
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -57,15 +58,19 @@ class HttpServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self._front.accept(self, sockets or [])
 
-    def end(self) -> None:
-        """Take no more connections and close those that there are; then `serve` returns."""
+    def end(self, readers_limit_s: float = 0.0) -> None:
+        """Take no more connections and close those that there are; then `serve` returns.
+
+        readers_limit_s: how long those may go on whose answers are still being read.
+        """
+        self._readers_limit_s = readers_limit_s
         self._is_ending.set()
 
     async def main_loop(self) -> None:
         await self._is_ending.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close what is at rest at once, the rest when it is answered, or after a moment."""
+        """Close what is at rest at once, the rest when it is answered and read."""
         for server in self.servers:
             server.close()
         for listener in sockets or []:
@@ -73,12 +78,32 @@ class HttpServer(uvicorn.Server):
         state = self.server_state
         for connection in list(state.connections):
             connection.shutdown()
-        if not await state.changes.until(lambda: not state.connections, limit_s=CLOSING_LIMIT_S):
-            log.warning("connections_dropped", connections=len(state.connections))
-            for connection in list(state.connections):
-                connection.transport.abort()
+        await self._until_closed()
         if state.tasks:
             await asyncio.wait(state.tasks, timeout=LETTING_GO_LIMIT_S)
+
+    async def _until_closed(self) -> None:
+        """Wait for all connections; drop those whose other end takes nothing, in the end all."""
+        state, readers_until = self.server_state, time.monotonic() + self._readers_limit_s
+        unsent: dict[object, int] = {}
+        while state.connections:
+            for connection in state.connections:
+                unsent[connection] = connection.transport.get_write_buffer_size()
+            if await state.changes.until(lambda: not state.connections, limit_s=CLOSING_LIMIT_S):
+                return
+            is_over = time.monotonic() >= readers_until
+            dropped = [
+                connection
+                for connection in state.connections
+                if is_over
+                or connection.transport.get_write_buffer_size() >= unsent.get(connection, 0)
+            ]
+            if dropped:
+                log.warning("connections_dropped", connections=len(dropped))
+            for connection in dropped:
+                connection.transport.abort()
+            if is_over:
+                return
 
 
 class _State(ServerState):

@@ -35,6 +35,7 @@ class Refusal(Exception):  # noqa: N818 - no fault of this program: an answer
         self.code = code
         self.message = message
         self.fault: str | None = None  # of this server, for the log alone
+        self.is_behind_answer = False  # that had begun, so that this one is not sent
         # Told with the answer and in the log; the request's own where it has got one.
         self.request_id = new_request_id()
 

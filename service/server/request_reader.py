@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING, Protocol
 import httptools
 
 from service.server.parser_errors import explain
-from service.server.refusals import Refusal, too_large
+from service.server.refusals import Refusal, malformed, too_large
 from service.server.request_head import RequestHead, read_head
 from service.server.request_ids import brought_id
 
 if TYPE_CHECKING:
     from service.server.limits import ConnectionLimits
 
+# They say how the request is to be read, or what becomes of its connection, when both are known.
+NOT_IN_TRAILERS = frozenset(
+    {b"connection", b"content-length", b"host", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
+)
 HEADER_SIGNS = len(": \r\n")  # of a header, beside its name and its value
 
 
@@ -72,8 +76,8 @@ class RequestReader:
         self.is_in_head = self.is_in_body = False
 
     def close(self) -> None:
-        """Let go of the parser, which else would keep this object, and itself."""
-        del self._parser
+        """Let go of the parser and the listener, which keep this object."""
+        del self._parser, self._listener
 
     # What the parser calls
 
@@ -97,7 +101,9 @@ class RequestReader:
             return
         self._size += len(name) + len(value) + HEADER_SIGNS
         if self.is_in_head:
-            self._headers.append((name.lower(), value))
+            self._headers.append((name.lower(), value.rstrip(b" \t")))
+        elif name.lower() in NOT_IN_TRAILERS:
+            raise malformed(f"{name.decode('latin-1')} must not stand behind the body")
         else:
             self._num_trailers += 1  # and no more of them: they come after what they might open
         most = self._limits.max_headers

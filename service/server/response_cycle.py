@@ -133,8 +133,10 @@ class ResponseCycle(RequestResponseCycle):
             scope: dict[str, Any] = cast("dict[str, Any]", self.scope)
             # The application may not have begun with it, and will take the same one.
             refusal.request_id = identify(scope, refusal.request_id)
+            refusal.is_behind_answer = self.response_started
             scope[REFUSED] = refusal
         self.disconnected = True
+        self.waiting_for_100_continue = False  # nothing more is sent, that neither
         self.message_event.set()
 
 

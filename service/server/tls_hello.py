@@ -66,8 +66,8 @@ class TlsHello(asyncio.Protocol):
         """End: there is nothing yet that an answer could be read with."""
         self.drop(Closed.REFUSED)
 
-    def has_unread_bytes(self) -> bool:
-        return self._transport is not None and has_unread_bytes(self._transport)
+    def is_at_rest(self) -> bool:
+        return self._transport is None or not has_unread_bytes(self._transport)
 
     # Its own
 

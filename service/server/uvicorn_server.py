@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import structlog
@@ -78,8 +79,7 @@ class Server:
         self._engines.start()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._http.serve(sockets=[listener]))
-            await self._until_drained()
-            self._http.end()
+            self._http.end(await self._until_drained())
             with contextlib.suppress(TimeoutError):  # they end with this process at the latest
                 await asyncio.wait_for(self._engines.close(), ENDING_LIMIT_S)
 
@@ -101,15 +101,16 @@ class Server:
             hint="a second signal stops at once",
         )
 
-    async def _until_drained(self) -> None:
-        """Wait for a reason to end, then for what is open, for a while."""
+    async def _until_drained(self) -> float:
+        """Wait for a reason to end, then for what is open; return for how long more one may."""
         await self._lifecycle.until_ending()
-        if self._is_stopping:
-            await self._drain(self._drain_limit_s)
-        else:
+        limit_s = self._drain_limit_s
+        if not self._is_stopping:
             log.error("no_model_can_answer", outcome="this process ends")
-            self._exit_code = FAILED
-            await self._drain(ERROR_EVENTS_S)
+            self._exit_code, limit_s = FAILED, ERROR_EVENTS_S
+        began = time.monotonic()
+        await self._drain(limit_s)
+        return max(0.0, began + limit_s - time.monotonic())
 
     async def _drain(self, limit_s: float) -> None:
         """Let open requests end by themselves for a while, then cut them off.

@@ -281,3 +281,17 @@ def test_a_body_that_does_not_come_is_no_client_that_left(observed):
     line = observed.line()
     assert (line["status"], line["outcome"]) == (400, "invalid_http")
     assert not observed.observation.counts.rejections  # the connection counts it
+
+
+def test_a_request_that_the_connection_refused_has_the_status_that_its_client_got(observed):
+    """Not that of an answer which came too late to be sent: here 401, as there is no key."""
+    connection = socket.create_connection(("127.0.0.1", observed.server.port))
+    connection.sendall(
+        f"POST {COMPLETIONS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        "transfer-encoding: chunked\r\n\r\nzz\r\n".encode()
+    )
+    assert connection.recv(1000).startswith(b"HTTP/1.1 400 ")
+    line = observed.line()
+    assert (line["status"], line["outcome"]) == (400, "invalid_http")
+    assert [(path, status) for path, status, _ in observed.requests()] == [(COMPLETIONS, "400")]
+    connection.close()

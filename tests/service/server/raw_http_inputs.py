@@ -282,6 +282,16 @@ BODIES = [
           200),
     stays("a size with zeros before", chunked(b"000%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)),
           200),
+    ends(
+        "the end of the connection as a trailer",
+        chunked(chunks(BODY, end=b"0\r\nConnection: close\r\n\r\n")),
+        400,
+    ),
+    ends("a host as a trailer", chunked(chunks(BODY, end=b"0\r\nhost: y\r\n\r\n")), 400),
+    stays("blanks behind a host", head(b"GET /health/live HTTP/1.1", host=b"x \t "), 200),
+    stays(
+        "blanks behind a length", post(b"content-length: %d%b" % (len(BODY), b" " * 22)), 200
+    ),
     stays("a trailer", chunked(chunks(BODY, end=b"0\r\na: b\r\n\r\n")), 200),
     ends("101 trailers", chunked(chunks(BODY, end=b"0\r\n" + b"a: b\r\n" * 101 + b"\r\n")), 431),
     ends("a trailer without an end", chunked(chunks(BODY, end=b"0\r\na: " + b"b" * 300_000)), 431),

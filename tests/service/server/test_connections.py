@@ -29,8 +29,8 @@ class FakeConnection:
     def drop(self, reason: Closed) -> None:
         self.dropped = reason
 
-    def has_unread_bytes(self) -> bool:
-        return self.has_bytes
+    def is_at_rest(self) -> bool:
+        return not self.has_bytes
 
     def refuse(self, refusal: Refusal) -> None:
         self.refused = refusal

@@ -9,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from service.server.request_ids import brought_id, identify
+from tests.service.fakes import wait_until
 from tests.service.server.test_http_protocol import LIVE, completion, fronted
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def test_the_application_has_the_id_that_a_request_was_refused_by():
         connection.send(POST + b"host: localhost\r\n" + JSON + CHUNKED + b"\r\nzz\r\n")
         answer = connection.read()
         assert answer is not None
+        wait_until(lambda: any(line["event"] == "client_gone" for line in lines))
         connection.close()
     of_answer = answer.header("x-request-id")
     ids = {line["event"]: line["request_id"] for line in lines if "request_id" in line}
