@@ -389,16 +389,18 @@ class ServedVariant:
 
 
 async def _end(handle: EngineHandle, ended: asyncio.Task[str]) -> str:
-    """End an engine, and return how it ended; to cancel this does not leave it half done.
+    """End an engine, and return how it ended; a first cancellation does not leave it half done.
 
     An unloading that waits for requests cancels as soon as nothing serves, be it that the engine
-    has just died and is being ended.
+    has just died and is being ended. Whoever cancels twice waits for nothing more.
     """
+    task = asyncio.current_task()
     stopping = asyncio.create_task(handle.stop())
     try:
         await asyncio.shield(stopping)
     except asyncio.CancelledError:
-        await stopping
+        if task is not None and task.cancelling() == 1:
+            await stopping
         raise
     return await ended
 

@@ -34,7 +34,7 @@ def test_damaged_weights_are_named_and_the_server_ends(tmp_path: Path, tiny_repo
     damage(repository.snapshot(commit) / "model.safetensors")
     with serving(tmp_path / "server", variant, cache_dir=str(cache), **SMALL) as server:
         assert server.popen.wait(20) == FAILED
-        (end,) = server.lines("variant_failed")
+        end = server.line("variant_failed")
         assert "model.safetensors is damaged: sha256 " in end["reason"]
         assert f"`tetrad download {variant} --verify --cache-dir {cache}`" in end["reason"]
         assert [server.lines(event) for event in ("ready", "engine_restarting")] == [[], []]

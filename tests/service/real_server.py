@@ -58,10 +58,24 @@ class RealServer:
     def log(self) -> str:
         return self._log.read_text()
 
-    def lines(self, event: str) -> list[dict[str, Any]]:
-        """What has been logged of one kind."""
-        lines = [json.loads(line) for line in whole_lines(self._log) if line.startswith("{")]
-        return [line for line in lines if line["event"] == event]
+    def lines(self, event: str, *, at_least: int = 0) -> list[dict[str, Any]]:
+        """What has been logged of one kind.
+
+        at_least: so many come for certain, perhaps a moment after what they tell of: threads write
+        them, in the server's process and in each engine's.
+        """
+
+        def found() -> list[dict[str, Any]]:
+            lines = [json.loads(line) for line in whole_lines(self._log) if line.startswith("{")]
+            return [line for line in lines if line["event"] == event]
+
+        wait_until(lambda: len(found()) >= at_least)
+        return found()
+
+    def line(self, event: str) -> dict[str, Any]:
+        """The one line of a kind."""
+        (line,) = self.lines(event, at_least=1)
+        return line
 
     def wait_settled(self) -> None:
         """Wait until every variant serves, or one was given up."""

@@ -89,7 +89,7 @@ def test_what_is_right_serves_and_gives_nothing_up(tmp_path: Path, folder: Path)
         rows = ("graph of 1 rows", "graph of 2 rows")
         for name in (*tested, "first tokens of 2 layers", *rows):
             assert checks[name] is True, name
-        (path,) = server.lines("execution_path")
+        path = server.line("execution_path")
         assert (path["kernels"], path["graphs"]) == ("triton", True)
         text = server.complete("rehearsed", PROMPT, NUM_TOKENS)
         message = chat(server)
@@ -188,7 +188,7 @@ def test_a_gpu_that_is_too_old_for_the_kernels_serves_without_them_and_says_so(
             " has 7.5"
         )
         assert model["provenance"]["kernel"] == "reference"
-        (path,) = server.lines("execution_path")
+        path = server.line("execution_path")
         assert (path["kernels"], path["graphs"]) == ("torch", True)
         assert server.lines("degraded") == []  # no engine had to fail for it
         check_answer(server, folder)
@@ -198,7 +198,7 @@ def test_step_kernels_that_were_asked_for_are_not_exchanged(tmp_path: Path, fold
     asked = {"step_kernels": "triton", "backend": "reference"}
     with rehearsing(tmp_path, folder, {"silu_mul": "wrong"}, **asked) as server:
         assert server.popen.wait(20) == FAILED
-    (end,) = server.lines("variant_failed")
+    end = server.line("variant_failed")
     assert "the test of its steps failed: silu_mul: triton: off by " in end["reason"]
 
 
@@ -206,5 +206,5 @@ def test_a_rehearsal_without_the_interpreter_is_refused_by_name(tmp_path: Path, 
     named = {"TRITON_INTERPRET": "0"}
     with serving(tmp_path, str(folder), environment=named, gpu_rehearsal="9.0", **SMALL) as server:
         assert server.popen.wait(20) == FAILED
-    (end,) = server.lines("variant_failed")
+    end = server.line("variant_failed")
     assert end["reason"].startswith("gpu_rehearsal runs Triton's kernels in its interpreter")

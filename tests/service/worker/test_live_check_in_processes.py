@@ -80,11 +80,11 @@ def test_an_idle_engine_finds_the_layer_and_serves_with_the_next_kernel(
         assert model["self_test"]["passed"]
         (health,) = server.health()
         assert health["degraded"]
-        (line,) = server.lines("live_check_failed")
+        line = server.line("live_check_failed")
         assert line["level"] == "error"
         assert line["found"].startswith(f"{LAYER} differs from its files")
         assert "int4pack" in line["found"]
-        (step,) = server.lines("degraded")
+        step = server.line("degraded")
         assert step["reason"].endswith(f"trying {GIVEN_UP}")
         answer = server.complete("tiny-model", PROMPT, NUM_TOKENS)
         expected = dequantized_model(tiny_model)
@@ -102,7 +102,7 @@ def test_logits_that_are_no_numbers_have_the_layer_looked_for_at_once(
         with pytest.raises(openai.APIError):
             server.complete("tiny-model", PROMPT, NUM_TOKENS)
         wait_replaced(server, "tiny-model", 120)
-        (line,) = server.lines("live_check_at_once")
+        line = server.line("live_check_at_once")
         assert line["reason"] == "logits were NaN or infinite"
         assert server.model("tiny-model")["degraded"] == GIVEN_UP
         assert server.complete("tiny-model", PROMPT, NUM_TOKENS)
@@ -145,7 +145,7 @@ def test_one_token_for_every_caller_has_the_layer_looked_for_at_once_and_open_st
         for thread in threads:
             thread.join()
         wait_replaced(server, "steady-model", 120)
-        (line,) = server.lines("live_check_at_once")
+        line = server.line("live_check_at_once")
         assert line["reason"] == "requests of several callers repeat token 9"
         assert server.model("steady-model")["degraded"] == GIVEN_UP
         assert all(isinstance(error, openai.InternalServerError) for error in failures)
