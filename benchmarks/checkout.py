@@ -14,42 +14,56 @@ from pathlib import Path
 from typing import Any
 
 
-class CheckoutRunner:
-    """Passes calls on to a process that imports everything from a checkout."""
+class CheckoutProcess:
+    """A script of ours that imports everything else from a checkout; it is told and tells lines."""
 
-    def __init__(self, checkout: Path, spec: str, cache_dir: Path, max_num_seqs: int) -> None:
+    def __init__(self, checkout: Path, script: str, *arguments: str) -> None:
         root = str(checkout.resolve())
         self._process = subprocess.Popen(
-            [sys.executable, "-P", __file__, spec, str(cache_dir), str(max_num_seqs)],
+            [sys.executable, "-P", script, *arguments],
             cwd=root,
             env={**os.environ, "PYTHONPATH": root},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.name = f"{self._hear()}, before"
 
-    def decode(self, prompts: list[list[int]], num_tokens: int) -> float:
-        """Return generated tokens a second, all prompts together."""
-        return float(self._call("decode", prompts, num_tokens))
+    def ask(self, question: object) -> Any:
+        """Tell it one thing as JSON; return what it says of that."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        return self.hear()
 
-    def prefill(self, prompt: list[int]) -> float:
-        """Return prompt tokens a second until the first token."""
-        return float(self._call("prefill", prompt))
+    def hear(self) -> Any:
+        """Return what it says next."""
+        assert self._process.stdout is not None
+        return json.loads(self._process.stdout.readline())
 
     def close(self) -> None:
         """End the process."""
         self._process.communicate("")
 
-    def _call(self, method: str, *arguments: object) -> Any:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([method, arguments]) + "\n")
-        self._process.stdin.flush()
-        return self._hear()
 
-    def _hear(self) -> Any:
-        assert self._process.stdout is not None
-        return json.loads(self._process.stdout.readline())
+class CheckoutRunner:
+    """Passes calls on to `benchmarks.tetrad` of a checkout."""
+
+    def __init__(self, checkout: Path, spec: str, cache_dir: Path, max_num_seqs: int) -> None:
+        arguments = (spec, str(cache_dir), str(max_num_seqs))
+        self._process = CheckoutProcess(checkout, __file__, *arguments)
+        self.name = f"{self._process.hear()}, before"
+
+    def decode(self, prompts: list[list[int]], num_tokens: int) -> float:
+        """Return generated tokens a second, all prompts together."""
+        return float(self._process.ask(["decode", [prompts, num_tokens]]))
+
+    def prefill(self, prompt: list[int]) -> float:
+        """Return prompt tokens a second until the first token."""
+        return float(self._process.ask(["prefill", [prompt]]))
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.close()
 
 
 def answer_calls(spec: str, cache_dir: Path, max_num_seqs: int) -> None:

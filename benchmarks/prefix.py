@@ -13,9 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -32,31 +30,20 @@ class Side:
     """The engine of one checkout, in a process of its own."""
 
     def __init__(self, checkout: Path, spec: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", __file__, "--serve", spec],
-            cwd=checkout,
-            env={**os.environ, "PYTHONPATH": str(checkout)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._hear()  # that it is loaded
+        # Not above: this file is run with a checkout's packages, which may be older than that.
+        from benchmarks.checkout import CheckoutProcess
+
+        self._process = CheckoutProcess(checkout, __file__, "--serve", spec)
+        self._process.hear()  # that it is loaded
 
     def ask(self, prompt: list[int], num_tokens: int = 1) -> dict[str, Any]:
         """Return the time to the first token in ms, the tokens that were known, and the answer."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([prompt, num_tokens]) + "\n")
-        self._process.stdin.flush()
-        return self._hear()
+        told: dict[str, Any] = self._process.ask([prompt, num_tokens])
+        return told
 
     def close(self) -> None:
         """End the process."""
-        self._process.communicate("")
-
-    def _hear(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        told: dict[str, Any] = json.loads(self._process.stdout.readline())
-        return told
+        self._process.close()
 
 
 def serve(spec: str) -> None:

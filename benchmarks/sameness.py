@@ -177,9 +177,12 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="write a dated result")
     arguments = parser.parse_args()
 
-    demo = build_demo(default_cache_dir(), [default_branch()], on_progress=print)
+    specs: list[str] = arguments.specs
+    if not specs:
+        demo = build_demo(default_cache_dir(), [default_branch()], on_progress=print)
+        specs = [demo.default_spec]
     rows: list[dict[str, Any]] = []
-    for spec in arguments.specs or [demo.default_spec]:
+    for spec in specs:
         with serving(spec, "--served-model-name", MODEL) as server:
             url = f"http://{server.host}:{server.port}"
             rows += asyncio.run(measure(spec, url, arguments))

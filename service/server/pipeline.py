@@ -43,7 +43,7 @@ class Pipeline:
         if len(self._waiting) >= MAX_REQUESTS:
             raise malformed(f"more than {MAX_REQUESTS} requests wait on this connection")
         self._require_room(size)
-        # Its body is read like any, and its client asks for no word before for ever.
+        # It is read without a "100 Continue": while one was owed, no deadline would hold its body.
         cycle.waiting_for_100_continue = False
         self._waiting.append((cycle, size))
         self._size += size

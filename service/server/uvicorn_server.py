@@ -102,7 +102,7 @@ class Server:
         )
 
     async def _until_drained(self) -> float:
-        """Wait for a reason to end, then for what is open; return for how long more one may."""
+        """Wait for a reason to end, then for open requests; return what is left of the limit, s."""
         await self._lifecycle.until_ending()
         limit_s = self._drain_limit_s
         if not self._is_stopping:
