@@ -94,8 +94,10 @@ def test_a_log_that_nobody_reads_holds_no_request_up(tmp_path: Path):
         assert process.stderr is not None
         events = iter(process.stderr.readline, "")
         url = next(line["url"] for line in map(json.loads, events) if "url" in line)
-        began = time.monotonic()
         with httpx.Client(base_url=url, timeout=5) as client:
+            # The engine's process starts beside other tests; the log has no room to say when.
+            wait_until(lambda: client.get("/health/ready").status_code == 200, limit_s=60)
+            began = time.monotonic()
             for _ in range(600):  # of 250 bytes and more: a pipe holds 64 KiB
                 assert client.get("/v1/nothing").status_code == 404
             body = {"model": MODEL, "prompt": "hi", "max_tokens": 3, "user": "chatty"}
