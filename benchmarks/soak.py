@@ -8,6 +8,7 @@ Memory, descriptors and threads of the server and of the engine are looked at me
 while nobody asks and both have given back what they need not: after the warm-up and at the end.
 The warm-up is a third of the time, half of it beside a busy process, so that fewer threads compute,
 and each half begins with prompts of every length: libraries keep something for each size they met.
+Every token is sent once, too: rows of an embedding are read from its file when they are first used.
 What lies between the two looks is the verdict: less than 1 MB more for a thousand requests,
 descriptors and threads as before, nothing left in the engine, and no 500.
 """
@@ -33,14 +34,18 @@ from benchmarks.soak_requests import (
     Tally,
     ask,
     ask_every_length,
+    ask_every_token,
 )
 from engine.process.rest_memory import REST_S
 from loaders.cache import default_cache_dir
 from loaders.demo import build_demo
 from loaders.demo.branches import default_branch
+from loaders.repository.opening import open_snapshot
+from loaders.repository.spec import parse_spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from benchmarks.server import Server
 
@@ -69,6 +74,9 @@ class Sample:
     requests: int
     api_mb: float
     engine_mb: float
+    engine_mapped_mb: (
+        float  # of these, pages of files: libraries, and what of the weights is mapped
+    )
     api_descriptors: int
     engine_descriptors: int
     api_threads: int
@@ -103,6 +111,7 @@ class Watcher:
             requests=self._tally.num_requests,
             api_mb=_resident_mb(self._api),
             engine_mb=_resident_mb(self._engine),
+            engine_mapped_mb=round(self._engine.memory_info().shared / 1e6, 1),
             api_descriptors=self._api.num_fds(),
             engine_descriptors=self._engine.num_fds(),
             api_threads=self._api.num_threads(),
@@ -146,12 +155,12 @@ def run(minutes: float, variant: str | None = None) -> dict[str, Any]:
 
     variant: what to serve twice, from the cache that the environment names; the demo if None.
     """
-    cache: tuple[str, ...] = ()
+    cache_dir = default_cache_dir()
     if variant is None:
-        demo = build_demo(default_cache_dir(), [default_branch()], on_progress=print)
-        variant, cache = demo.default_spec, ("--cache-dir", str(demo.cache_dir))
+        demo = build_demo(cache_dir, [default_branch()], on_progress=print)
+        variant, cache_dir = demo.default_spec, demo.cache_dir
     flags = (
-        *("--also", f"{OTHER_MODEL}={variant}", *cache),
+        *("--also", f"{OTHER_MODEL}={variant}", "--cache-dir", str(cache_dir)),
         *("--max-model-len", str(CONTEXT), "--kv-cache-size", KV_CACHE, "--local-files-only"),
         *("--max-num-seqs", str(MAX_NUM_SEQS), "--max-queued-seqs", str(MAX_QUEUED_SEQS)),
     )
@@ -161,6 +170,7 @@ def run(minutes: float, variant: str | None = None) -> dict[str, Any]:
         warm_up_s = 60 * minutes * WARM_UP_SHARE
         every_s = 60 * minutes / NUM_SAMPLES
         series: list[Sample] = []
+        asyncio.run(ask_every_token(server, tally, _vocab_size(variant, cache_dir)))
         # With one thread fewer as well: the rest of the time may have company, and meets the same.
         for num_neighbours in (0, 1):
             with neighbours(num_neighbours, duty=1.0):
@@ -181,6 +191,11 @@ def run(minutes: float, variant: str | None = None) -> dict[str, Any]:
         "verdict": judge(before, after, leftovers, tally),
         "series": columns(series),
     }
+
+
+def _vocab_size(variant: str, cache_dir: Path) -> int:
+    snapshot = open_snapshot(parse_spec(variant), cache_dir=cache_dir, local_files_only=True)
+    return int(json.loads((snapshot.folder / "config.json").read_text())["vocab_size"])
 
 
 async def _have_asked(

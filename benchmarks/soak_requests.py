@@ -342,6 +342,22 @@ async def ask_every_length(server: Server, tally: Tally, salt: str) -> None:
                 tally.count("every length", answer.status_code, OK, answer.text)
 
 
+async def ask_every_token(server: Server, tally: Tally, vocab_size: int) -> None:
+    """Send every token of the vocabulary once.
+
+    An embedding on a CPU is mapped from its file: a page of it becomes resident when one of its
+    tokens is first sent, which the clients' words and samples would have gone on doing for an hour.
+    """
+    client = Client(server, seed=0)
+    most = CONTEXT - 1  # beside the one token of an answer
+    async with client.http:
+        for first in range(0, vocab_size, most):
+            prompt = list(range(first, min(first + most, vocab_size)))
+            body = client.completion_body(prompt=prompt, max_tokens=1)
+            answer = await client.post("/v1/completions", body)
+            tally.count("every token", answer.status_code, OK, answer.text)
+
+
 async def ask(server: Server, seed: int, tally: Tally, until: asyncio.Event) -> None:
     """Send one request after another, of all kinds, until told to stop."""
     client = Client(server, seed)

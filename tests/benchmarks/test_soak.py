@@ -19,6 +19,7 @@ BEFORE = Sample(
     requests=1000,
     api_mb=200.0,
     engine_mb=900.0,
+    engine_mapped_mb=190.0,
     api_descriptors=40,
     engine_descriptors=20,
     api_threads=12,
