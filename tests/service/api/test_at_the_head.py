@@ -171,12 +171,12 @@ async def test_the_time_for_which_one_was_held_is_a_part_of_its_own():
     server.observation.log = RequestLog(lines.append, as_json=True, slow_s=0.0)
     passed = server.shows()
     assert not server.is_refused(passed)
-    time.sleep(0.02)
+    time.sleep(0.2)
     assert server.is_refused(server.shows())
     assert await server.run(passed) == 200
     (told,) = (json.loads(line) for line in lines if json.loads(line)["status"] == 200)
-    assert told["total_s"] >= told["held_s"] >= 0.02
-    assert told["body_s"] < 0.02
+    assert told["total_s"] >= told["held_s"] >= 0.2
+    assert told["body_s"] < 0.2
 
 
 @in_event_loop
