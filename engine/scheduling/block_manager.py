@@ -149,6 +149,10 @@ class BlockManager:
             if sequence_id not in sequence_ids and not theirs.isdisjoint(table)
         ]
 
+    def return_dirty(self, blocks: Iterable[int]) -> None:
+        """Take blocks back that `take_dirty` gave out and nobody has zeroed."""
+        self._dirty.extend(blocks)
+
     def take_dirty(self) -> tuple[int, ...]:
         """Return the blocks to be zeroed before anybody uses them, once."""
         dirty, self._dirty = tuple(self._dirty), []

@@ -23,9 +23,9 @@ class Counters:
     num_accepted_tokens: int = 0
 
     def note_lookup(self, sequence: Sequence) -> None:
-        """Count the known tokens of one that was admitted, and those it found in the cache."""
+        """Count the prompt of one that was admitted, and what of it was found in the cache."""
         if sequence.params.prompt_logprobs is None:  # of whose prompt nothing is looked up
-            self.prefix_cache_queries += sequence.num_known_tokens
+            self.prefix_cache_queries += sequence.num_prompt_tokens
         self.prefix_cache_hits += sequence.num_computed_tokens
 
     def reset(self) -> None:

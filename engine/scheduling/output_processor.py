@@ -33,7 +33,7 @@ class OutputProcessor:
     def process(self, batch: ScheduledBatch, sampled: SampledTokens) -> list[StepOutput]:
         """Take in one step."""
         outputs: list[StepOutput] = []
-        sequences, residency = self._residency.sequences, self._residency
+        sequences = self._residency.sequences
         bad = sampled.failed | sampled.no_candidates
         token_ids, logprobs = sampled.token_ids, sampled.logprobs
         for sequence_id in batch.decodes.sequence_ids:
@@ -41,7 +41,7 @@ class OutputProcessor:
             sequence.num_steps_in_flight -= 1
             sequence.num_samples_in_flight -= 1
             if sequence.state is SequenceState.ENDED:
-                residency.release_if_idle(sequence)
+                self._release(sequence, sampled)
             elif sequence_id in bad:
                 outputs.append(self.fail(sequence, _error_of(sequence, sampled)))
             else:
@@ -50,6 +50,12 @@ class OutputProcessor:
         for chunk in batch.chunks:
             self._process_chunk(chunk, sampled, outputs)
         return outputs
+
+    def _release(self, sequence: Sequence, sampled: SampledTokens) -> None:
+        """Let an ended sequence go, whose last steps nobody waited for."""
+        if sequence.sequence_id in sampled.failed:
+            sequence.is_suspect = True
+        self._residency.release_if_idle(sequence)
 
     def fail(self, sequence: Sequence, error: EngineError) -> SequenceFailure:
         """End a sequence with an error."""
@@ -67,7 +73,7 @@ class OutputProcessor:
         if chunk.num_samples:
             sequence.num_samples_in_flight -= 1
         if sequence.state is SequenceState.ENDED:
-            self._residency.release_if_idle(sequence)
+            self._release(sequence, sampled)
             return
         if sequence_id in sampled.failed or sequence_id in sampled.no_candidates:
             outputs.append(self.fail(sequence, _error_of(sequence, sampled)))

@@ -198,6 +198,7 @@ class Scheduler:
         """
         affected: dict[int, Sequence] = {}
         for batch in batches:
+            self.block_manager.return_dirty(batch.dirty_blocks)
             self._residency.num_steps_in_flight -= 1
             self._planner.lower_token_limit(batch.num_tokens)
             for sequence_id in batch.sequence_ids:

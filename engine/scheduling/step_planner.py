@@ -190,8 +190,14 @@ class StepPlanner:
             if sequence.is_decoding:
                 continue
             budget -= self._add_prefill(chunks, sequence, budget)
-        # One by one, so that whoever begins like the one before it finds that one's blocks.
-        while budget > 0 and (admitted := self._residency.admit()) is not None:
+        # One by one, so that whoever begins like the one before it finds that one's blocks. Nobody
+        # is let in of whom nothing may fit: he would hold a slot, have looked for blocks too early,
+        # and not be charged.
+        size = self._blocks.block_size
+        while budget >= (size if chunks else 1):
+            admitted = self._residency.admit()
+            if admitted is None:
+                break
             budget -= self._add_prefill(chunks, admitted, budget)
         return chunks
 

@@ -223,8 +223,11 @@ class FakeRunner:
                 token_ids[chunk.sequence_id] = self._run_chunk(chunk)
             else:
                 self._read(chunk.slot, chunk.stop)
+        # By the batch: a sequence that was preempted may have left its id in another slot.
+        slots = dict(zip(batch.decodes.sequence_ids, batch.decodes.slots, strict=True))
+        slots |= {chunk.sequence_id: chunk.slot for chunk in batch.chunks}
         for sequence_id in list(token_ids):
-            slot = next(s for s, held in self.slots.items() if held.sequence_id == sequence_id)
+            slot = slots[sequence_id]
             if self.fails(sequence_id, len(self.slots[slot].tokens)) or self._is_poisoned(slot):
                 failed.add(sequence_id)
                 del token_ids[sequence_id]

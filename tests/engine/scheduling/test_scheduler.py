@@ -546,6 +546,7 @@ def test_whoever_found_blocks_that_a_step_without_memory_never_wrote_is_computed
     batch = scheduler.schedule()
     assert batch is not None
     assert chunks(batch) == [(1, 0, 62)]
+    assert scheduler._residency.admit() is not None
     assert scheduler.block_manager.sharers([1]) == [2]
     with pytest.raises(OutOfMemoryError):
         bench.runner.launch(batch).result()
@@ -554,6 +555,58 @@ def test_whoever_found_blocks_that_a_step_without_memory_never_wrote_is_computed
     bench.drain()
     assert bench.answers(first)
     assert bench.answers(second)
+
+
+def test_nobody_is_let_in_of_whom_nothing_fits_so_that_all_find_what_the_first_has_left():
+    bench = Bench(num_blocks=64, max_num_seqs=8, max_model_len=128, max_num_batched_tokens=19)
+    decoding = request(0, 4, replace(GREEDY, max_tokens=40))
+    bench.add(decoding)
+    bench.step(2)
+    common = [token % 50 for token in range(60)]
+    mates = [request(1 + i, [*common, i], replace(GREEDY, max_tokens=2)) for i in range(6)]
+    bench.add(*mates)
+    bench.drain()
+    for batch in bench.runner.batches:
+        assert {start.sequence_id for start in batch.starts} <= {*batch.sequence_ids}
+    computed = sum(c.stop - c.start for b in bench.runner.batches for c in b.chunks)
+    assert computed == 4 + 61 + 5
+    assert all(map(bench.answers, (decoding, *mates)))
+
+
+def test_callers_share_the_slots_where_a_step_leaves_less_than_a_block_over():
+    bench = Bench(num_blocks=200, max_num_seqs=4, max_model_len=128, max_num_batched_tokens=32)
+    prompts = {i: [(i * 13 + j * j) % 50 for j in range(29)] for i in range(8)}
+    for i, prompt in prompts.items():
+        bench.add(request(i, prompt, replace(GREEDY, max_tokens=40), caller="ab"[i // 4]))
+    bench.step(6)
+    let_in = [start.sequence_id for batch in bench.runner.batches for start in batch.starts]
+    assert sorted("ab"[i // 4] for i in let_in) == ["a", "a", "b", "b"]  # and nobody was paused
+
+
+def test_blocks_that_were_to_be_zeroed_in_a_step_without_memory_still_are():
+    bench = Bench(num_blocks=40, max_num_batched_tokens=32)
+    bench.fails = {1}
+    bench.add(request(1, 9))
+    bench.step(3)
+    blocks = bench.engine.scheduler.block_manager
+    bench.add(request(2, 3))  # needs one of them
+    batch = bench.engine.scheduler.schedule()
+    assert batch is not None
+    assert batch.dirty_blocks
+    bench.engine.scheduler.retract([batch])
+    assert set(batch.dirty_blocks) <= set(blocks.take_dirty())
+
+
+def test_what_an_ended_sequence_leaves_is_zeroed_where_its_last_step_failed():
+    bench = Bench(num_blocks=40)
+    bench.add(request(1, 9))
+    bench.step(3)
+    bench.fails = {1}  # seen by nobody: it is ended while that step is under way
+    bench.step()
+    bench.engine.abort(1)
+    bench.drain()
+    blocks = bench.engine.scheduler.block_manager
+    assert len(blocks.take_dirty()) == 3
 
 
 def test_what_a_prompt_leaves_that_ended_before_its_first_token_is_zeroed_for_whoever_is_next():
