@@ -46,9 +46,15 @@ class TextLane:
                 retry_after_s=RETRY_AFTER_S,
             )
         self.num_waiting += 1
+        # An executor keeps what was cancelled until a thread is free: let that be an empty list,
+        # not the text.
+        waiting = [work]
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            return await asyncio.get_running_loop().run_in_executor(
+                self._threads, lambda: waiting.pop()()
+            )
         finally:
+            waiting.clear()
             self.num_waiting -= 1
 
 

@@ -136,9 +136,14 @@ class EngineProcess:
         return how
 
     async def stop(self) -> None:
-        """Tell the process to end; kill it where it doesn't."""
+        """Tell the process to end; kill it where it doesn't.
+
+        One that has told of its own end is about to: its last lines, which say why, are being
+        written.
+        """
         self._is_stopping = True
-        if self.client.is_alive and self.client.shut_down():
+        has_told_its_end = self.client.death is not None
+        if has_told_its_end or (self.client.is_alive and self.client.shut_down()):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), STOP_LIMIT_S)
         self._kill()  # one that still loads has nothing to lose

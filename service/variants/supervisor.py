@@ -205,11 +205,12 @@ class Supervisor:
         await asyncio.gather(*endings, *self._changes, return_exceptions=True)
 
     def add(self, variant: ServedVariant) -> None:
-        """Serve one more variant. Raises VariantStateError where its name is taken."""
+        """Serve one more variant. Raises VariantStateError where one of its names is taken."""
         if any(variant.name == other.name for other in self.variants):
             raise VariantStateError(
                 f"{variant.name} is served already; swap it, or unload and remove it first"
             )
+        _require_own_names(variant, self.variants)
         variant.changes.listen(self.changes.announce)
         self._variants[variant.name] = variant
         variant.load()
@@ -223,6 +224,7 @@ class Supervisor:
         old = self.require(variant.name)
         if any(variant.name == other.name for other in self._incoming):
             raise VariantStateError(f"{variant.name} is being swapped already; wait for its end")
+        _require_own_names(variant, self.variants)
         self._failed_swaps.pop(variant.name, None)
         variant.changes.listen(self.changes.announce)
         self._incoming.append(variant)
@@ -268,6 +270,19 @@ class Supervisor:
         task.add_done_callback(self._changes.discard)
 
 
+def _require_own_names(variant: ServedVariant, others: Iterable[ServedVariant]) -> None:
+    """Raise VariantStateError where requests for another variant would go to this one, or back."""
+    for other in others:
+        if other.name == variant.name:
+            continue
+        theirs = {other.name, *other.rules.aliases}
+        for name in (variant.name, *variant.rules.aliases):
+            if name in theirs:
+                raise VariantStateError(
+                    f"{name!r} is a name of {other.name} already; give {variant.name} another"
+                )
+
+
 def _is_waited_for(variant: ServedVariant) -> bool:
     """Whether the server is not ready for want of this variant."""
     if not variant.rules.is_required or variant.rules.is_on_demand:
@@ -279,8 +294,8 @@ def _can_answer(variant: ServedVariant) -> bool:
     """Whether requests are answered, perhaps after they have had the variant loaded."""
     if variant.state is VariantState.SERVING:
         return True
-    if variant.state is VariantState.FAILED:
-        return False  # a request may have it tried again, which promises nothing
+    if variant.has_failed:
+        return False  # a request may have it tried again, be it just now, which promises nothing
     is_on_its_way = variant.state in ON_ITS_WAY and not variant.is_drained
     return variant.waits_for_demand or (variant.comes_on_demand and is_on_its_way)
 

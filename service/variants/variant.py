@@ -149,6 +149,7 @@ class ServedVariant:
         self._entered = time.monotonic()  # that state
         self._created = int(time.time())
         self._is_on_demand = rules.is_on_demand  # until somebody unloads it by hand
+        self.has_failed = False  # when it was tried last
         self.is_drained = False  # then it takes no new work, nor is loaded by a request
         self._source = source
         self._handle: EngineHandle | None = None
@@ -207,8 +208,7 @@ class ServedVariant:
     def waits_for_demand(self) -> bool:
         """Whether the next request has it loaded.
 
-        One that failed is tried again after a while: what it lacked, such as another variant's
-        memory, may have become free.
+        One that failed is tried again after a while: memory that it lacked may be free by then.
         """
         if not self._is_on_demand or self.is_drained:
             return False
@@ -330,9 +330,10 @@ class ServedVariant:
                 self._self_test = _self_test_of(error)
                 if is_first:
                     return None
-        except (LoadError, TextError) as error:
+        except (LoadError, TextError, OSError) as error:
             self._reason = str(error)
-            return None
+            if not isinstance(error, OSError):  # a want that may pass, of what reads the texts
+                return None
         finally:
             self._served = self._handle = None
             self.changes.announce()  # unloading need not wait for requests any more
@@ -383,6 +384,7 @@ class ServedVariant:
             log.info(state.value, model=self.name)
         self._state = state
         self._entered = time.monotonic()
+        self.has_failed = state is VariantState.FAILED or (self.has_failed and state in ON_ITS_WAY)
         if state not in ON_ITS_WAY:
             self._progress.clear()
         self.changes.announce()

@@ -73,6 +73,8 @@ def build(
     report_progress("pretending", 50)
     time.sleep(options.get("load_s", 0))
     if reason := options.get("load_fails"):
+        log.info("self_test", passed=False)
+        log.error("self_test_failed", reason=reason)  # right behind another, as in the real one
         raise EngineStartError(reason)
     max_model_len = load_request.max_model_len or MAX_MODEL_LEN
     report_progress(
@@ -84,6 +86,7 @@ def build(
         time.sleep(0.3)  # until what was told is on its way, as while weights are read
         os.kill(os.getpid(), signal.SIGKILL)
     if options.get("breaks_loading"):
+        log.info("about_to_break")
         raise ZeroDivisionError
     if settings.variant == "fake/broken":
         raise EngineStartError("fake/broken cannot be loaded")

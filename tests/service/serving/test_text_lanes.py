@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from functools import partial
 from types import SimpleNamespace
 
@@ -70,6 +71,29 @@ def test_long_texts_leave_a_turn_of_the_tokenizer_and_the_default_threads_free(b
         return names
 
     assert len(asyncio.run(run())) <= MAX_AT_ONCE - 1
+
+
+def test_text_whose_client_has_left_is_not_kept_until_its_turn(backend):
+    class Work:
+        def __call__(self) -> None:
+            """Encode a text of several megabytes."""
+
+    async def run() -> bool:
+        first = [encode(backend, LONG) for _ in range(MAX_AT_ONCE)]
+        work = Work()
+        held = weakref.ref(work)
+        left = asyncio.create_task(run_in_lane(MAX_SHORT + 1, work))
+        await asyncio.sleep(0)
+        del work
+        left.cancel()
+        await asyncio.wait([left])
+        del left
+        is_kept = held() is not None
+        backend.may_end.set()
+        await asyncio.gather(*first)
+        return is_kept
+
+    assert not asyncio.run(run())
 
 
 def test_text_whose_client_has_left_before_its_turn_is_dropped(backend):

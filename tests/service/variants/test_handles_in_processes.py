@@ -314,6 +314,19 @@ def test_server_that_still_loads_ends_at_once(tmp_path: Path, in_process):
         assert server.popen.wait(4) == 0
 
 
+@pytest.mark.parametrize(
+    ("option", "last_line"),
+    [
+        ({"load_fails": "no such kernel"}, "self_test_failed"),
+        ({"breaks_loading": True}, "engine_failed"),
+    ],
+)
+def test_last_lines_of_an_engine_that_cannot_be_loaded_say_why(tmp_path: Path, option, last_line):
+    with serving(tmp_path, option, ready=False, max_restarts=0) as server:
+        assert server.popen.wait(30) == 1
+        assert last_line in [line["event"] for line in server.lines()]
+
+
 def test_engine_ended_by_a_signal_without_a_name_is_replaced_too(tmp_path: Path):
     with serving(tmp_path, {"step_s": 0.01}) as server:
         stream = open_stream(server, 50_000)

@@ -9,6 +9,7 @@ import pytest
 
 from engine.errors import QueueFullError
 from engine.transport.backlog import Backlog, QueueLimits
+from loaders.errors import LoadError
 from service.errors import ModelNotFoundError, UnavailableError, VariantStateError
 from service.server.lifecycle import Phase
 from service.variants import restarts
@@ -270,6 +271,49 @@ def test_a_variants_status_tells_its_aliases():
     async def test() -> None:
         supervisor = supervise(make("one", aliases=("uno", "eins")), make("two"))
         assert [status.aliases for status in supervisor.statuses] == [("uno", "eins"), ()]
+
+    run(test())
+
+
+def test_no_variant_takes_a_name_by_which_another_is_asked():
+    async def test() -> None:
+        supervisor = supervise(make("one", aliases=("gpt",)), make("two"))
+        for wrong in (
+            make("gpt"),
+            make("three", aliases=("gpt",)),
+            make("three", aliases=("two",)),
+        ):
+            with pytest.raises(VariantStateError, match=r"is a name of (one|two) already"):
+                supervisor.add(wrong)
+        with pytest.raises(VariantStateError, match="'gpt' is a name of one already"):
+            supervisor.swap(make("two", aliases=("gpt",)))
+        assert supervisor.resolve("gpt") == "one"
+        supervisor.swap(make("one", aliases=("gpt", "codellama")))
+        await supervisor.close()
+
+    run(test())
+
+
+def test_server_is_not_ready_while_it_tries_again_what_failed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(variant_module, "FAILED_REST_S", 0.05)
+
+    async def test() -> None:
+        one = make("one", is_on_demand=True)
+        supervisor = supervise(one)
+        supervisor.start()
+        assert supervisor.phase is Phase.SERVING  # a request will have it loaded
+        source_of(one).failures = [LoadError("no such kernel")]
+        with pytest.raises(UnavailableError):
+            await supervisor.acquire("one", ExitStack())
+        source_of(one).may_serve.clear()
+        await asyncio.sleep(0.06)
+        trial = asyncio.create_task(supervisor.acquire("one", ExitStack()))
+        await until_it_is(one, VariantState.LOADING)
+        assert supervisor.phase is Phase.LOADING
+        source_of(one).may_serve.set()
+        await trial
+        assert supervisor.phase is Phase.SERVING
+        await supervisor.close()
 
     run(test())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 from typing import TYPE_CHECKING
 
@@ -83,6 +84,19 @@ async def until_it_is(variant: ServedVariant, state: VariantState) -> None:
 
 def run(test: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(test, 10))
+
+
+def test_want_of_descriptors_while_the_texts_are_read_is_tried_again():
+    async def test() -> None:
+        source = FakeSource(OSError(errno.EMFILE, "Too many open files"))
+        variant = ServedVariant("m", source, VariantRules(max_restarts=2))
+        variant.load()
+        await until_it_is(variant, VariantState.SERVING)
+        assert len(source.handles) == 2
+        assert "Too many open files" in str(variant.status.reason)
+        await variant.unload(drain_limit_s=1, for_good=True)
+
+    run(test())
 
 
 def test_loads_and_serves_and_is_unloaded():
