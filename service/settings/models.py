@@ -238,7 +238,8 @@ class VariantSettings(BaseModel):
     idle_unload_s: Seconds | None = Field(
         None,
         description="Unload the variant after so long without a request; never when absent. "
-        "With `on_demand` the next request loads it again.",
+        "With `on_demand` the next request loads it again; without it stays unloaded, and a server "
+        "that requires it is not ready.",
         json_schema_extra={"unit": "seconds"},
     )
     required: bool = Field(
