@@ -358,6 +358,16 @@ async def ask_every_token(server: Server, tally: Tally, vocab_size: int) -> None
             tally.count("every token", answer.status_code, OK, answer.text)
 
 
+async def ask_little(server: Server, tally: Tally) -> None:
+    """Ask each model for one token, which is one step."""
+    client = Client(server, seed=0)
+    async with client.http:
+        for model in (MODEL, OTHER_MODEL):
+            body = client.completion_body(num_words=1, max_tokens=1, model=model)
+            answer = await client.post("/v1/completions", body)
+            tally.count("little", answer.status_code, OK, answer.text)
+
+
 async def ask(server: Server, seed: int, tally: Tally, until: asyncio.Event) -> None:
     """Send one request after another, of all kinds, until told to stop."""
     client = Client(server, seed)
