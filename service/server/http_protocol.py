@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.server.at_once import AnswersAtOnce
@@ -23,6 +22,7 @@ from service.server.pipeline import Pipeline
 from service.server.refusals import Refusal, draining, headers_too_slow, too_slow
 from service.server.request_reader import RequestReader
 from service.server.response_cycle import ResponseCycle
+from service.server.unsent import Unsent
 
 if TYPE_CHECKING:
     from uvicorn._types import HTTPScope
@@ -46,6 +46,7 @@ class HttpProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         connections: Connections,
+        beneath: asyncio.Transport | None = None,  # TLS
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._connections = connections
@@ -61,12 +62,13 @@ class HttpProtocol(HttpToolsProtocol):
         self._waiting = Pipeline()  # for the answer of one before them
         self._at_once = AnswersAtOnce(self.app)
         self._body = BodyPace(self._limits)
-        self._unsent = 0  # bytes that the other end had not taken when that was last looked at
+        self.unsent = Unsent(beneath)
 
     # What the loop calls
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.unsent.begin(transport)
         if self._connections.add(self):
             self._settle()
         else:
@@ -126,7 +128,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def is_at_rest(self) -> bool:
         """Whether nothing has come that was not read, nor waits to be sent."""
-        return not (self.transport.get_write_buffer_size() or has_unread_bytes(self.transport))
+        return not (self.unsent.num_here or has_unread_bytes(self.transport))
 
     def refuse(self, refusal: Refusal) -> None:
         """Answer so once what came before has its answer, and end."""
@@ -173,15 +175,11 @@ class HttpProtocol(HttpToolsProtocol):
         if cycle is not self._answering:
             self._waiting.add_body(cycle, part)
             return
-        cycle.body += part
-        if len(cycle.body) > HIGH_WATER_LIMIT:
-            self.flow.pause_reading()
-        cycle.message_event.set()
+        cycle.take_body(part)
 
     def on_whole(self) -> None:
-        if self._latest is not None and not self._latest.response_complete:
-            self._latest.more_body = False
-            self._latest.message_event.set()
+        if self._latest is not None:
+            self._latest.end_body()
 
     # What an answer calls
 
@@ -211,7 +209,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _settle(self) -> None:
         """Take up what the connection is doing now, and the deadline that goes with it."""
-        phase = self._find_phase()
+        phase = _find_phase(self._reader, self._answering)
         is_as_before = phase is self._phase and self._reader.num_requests == self._phase_of
         if is_as_before or self._phase is ConnectionPhase.CLOSING:
             return
@@ -226,13 +224,6 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             self._deadline.clear()
 
-    def _find_phase(self) -> ConnectionPhase:
-        if self._reader.is_in_body:
-            return ConnectionPhase.BODY
-        if self._answering is not None:
-            return ConnectionPhase.ANSWERING
-        return ConnectionPhase.HEAD if self._reader.is_in_head else ConnectionPhase.IDLE
-
     def _on_deadline(self) -> None:
         if self._phase is ConnectionPhase.IDLE:
             self._close(Closed.IDLE if self._reader.num_requests else Closed.FIRST_BYTE)
@@ -240,15 +231,15 @@ class HttpProtocol(HttpToolsProtocol):
             self.refuse(headers_too_slow(self._limits.header_timeout_s))
         elif self._phase is ConnectionPhase.BODY:
             self._look_at_body()
-        elif self.transport.get_write_buffer_size() < self._unsent:
+        elif self.unsent.has_moved():
             self._watch_unsent()  # a slow reader, but one that reads
         else:
             self.drop(self._why or Closed.STALLED)
 
     def _watch_unsent(self) -> None:
         """Give the other end a while to take some of what waits to be sent, or to read the end."""
-        self._unsent = self.transport.get_write_buffer_size()
-        self._deadline.set(self._limits.stall_limit_s if self._unsent else LINGER_S)
+        self.unsent.look()
+        self._deadline.set(self._limits.stall_limit_s if self.unsent.num_here else LINGER_S)
 
     def _look_at_body(self) -> None:
         """Give a body more time for what has come of it, or give it up."""
@@ -281,9 +272,17 @@ class HttpProtocol(HttpToolsProtocol):
         self._why, self._phase = reason, ConnectionPhase.CLOSING
         self._connections.mark(self, ConnectionPhase.CLOSING)
         self._deadline.clear()
-        if self.transport.get_write_buffer_size() or self.scheme == "https":
+        if self.unsent.num_here or self.scheme == "https":
             self._watch_unsent()  # TLS says good-bye, and waits for the other to do so
         self.transport.close()
+
+
+def _find_phase(reader: RequestReader, answering: ResponseCycle | None) -> ConnectionPhase:
+    if reader.is_in_body:
+        return ConnectionPhase.BODY
+    if answering is not None:
+        return ConnectionPhase.ANSWERING
+    return ConnectionPhase.HEAD if reader.is_in_head else ConnectionPhase.IDLE
 
 
 def _limit_of(phase: ConnectionPhase, limits: ConnectionLimits, num_requests: int) -> float:
