@@ -55,6 +55,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._reader = RequestReader(self._limits, self, config.root_path)
         self._phase: ConnectionPhase | None = None
         self._phase_of = 0  # the request, by number, that the phase began with
+        self._is_behind = False  # another one, which is being answered
         self._why: Closed | None = None  # it ends
         self._refusal: Refusal | None = None  # to be sent once what came before is answered
         self._latest: ResponseCycle | None = None  # of the request that came last
@@ -210,11 +211,15 @@ class HttpProtocol(HttpToolsProtocol):
     def _settle(self) -> None:
         """Take up what the connection is doing now, and the deadline that goes with it."""
         phase = _find_phase(self._reader, self._answering)
+        is_behind = self._answering not in (None, self._latest)
         is_as_before = phase is self._phase and self._reader.num_requests == self._phase_of
-        if is_as_before or self._phase is ConnectionPhase.CLOSING:
+        is_closing = self._phase is ConnectionPhase.CLOSING
+        if is_closing or (is_as_before and is_behind is self._is_behind):
             return
-        self._phase, self._phase_of = phase, self._reader.num_requests
-        self._connections.mark(self, phase)
+        self._phase, self._phase_of, self._is_behind = phase, self._reader.num_requests, is_behind
+        self._connections.mark(self, phase, is_answering=is_behind)
+        if is_as_before:
+            return  # and in time
         if phase is ConnectionPhase.IDLE:
             self._latest = None  # nothing is kept of what was asked
         if phase is not ConnectionPhase.ANSWERING:

@@ -48,6 +48,7 @@ class Answering:
         self.held: list[weakref.ref[Held]] = []
         self.errors: list[Exception] = []
         self.received: list[str] = []
+        self.may_end = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["held"] = held = Held()
@@ -62,6 +63,11 @@ class Answering:
                     break
             if scope["path"] == "/stream":
                 await self.stream(send)
+                return
+            if scope["path"] == "/held":
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+                await self.may_end.wait()
+                await send({"type": "http.response.body", "body": b"all"})
                 return
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": body})
@@ -206,6 +212,30 @@ def test_an_answer_on_its_way_makes_no_room_for_new_connections():
         came = await reading
         assert came.endswith(LARGE)
         assert bench.connections.closed[Closed.CAP] == 1
+        for connection, _ in [*silent, (reader, None)]:
+            connection.close()
+
+    run(test, max_connections=2)
+
+
+HELD = GET.replace(b"large", b"held")
+HALF = b"POST /2 HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n{"
+
+
+def test_an_answer_makes_no_room_while_half_a_request_comes_behind_it():
+    async def test(bench: Bench) -> None:
+        reader, _ = await bench.connect()
+        await send(reader, HELD + HALF)
+        assert (await read_some(reader)).startswith(b"HTTP/1.1 200")
+        assert bench.connections.num_incomplete == 1
+        silent = [await bench.connect() for _ in range(2)]
+        await until(lambda: bench.connections.closed[Closed.CAP] == 1)
+        bench.app.may_end.set()
+        assert b"all" in await read_some(reader)
+        # But what is left then is half a request, which keeps no place.
+        silent += [await bench.connect() for _ in range(2)]
+        await until(lambda: bench.connections.closed[Closed.CAP] == 3)
+        assert await read_some(reader) == b""
         for connection, _ in [*silent, (reader, None)]:
             connection.close()
 
