@@ -80,7 +80,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._connections.remove(self, self._why or Closed.CLIENT)
         for cycle in (self._answering, *self._waiting):
             if cycle is not None:
-                cycle.leave()
+                cycle.leave(is_stalled=self._why is Closed.STALLED)
         self._waiting.clear()
         self._reader.close()
         self._latest = self._answering = self._refusal = None  # there may be no collector for it

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from service.server.refusals import Refusal
 
+NOT_READ = "tetrad.not_read"  # in a request's scope: its answer was dropped, as nobody read it
 _WITHOUT_BODY = (204, 304)
 
 
@@ -138,11 +139,14 @@ class ResponseCycle(RequestResponseCycle):
                 continue
             raise RuntimeError("an answer that was to be sent at once waits")
 
-    def leave(self, refusal: Refusal | None = None) -> None:
+    def leave(self, refusal: Refusal | None = None, *, is_stalled: bool = False) -> None:
         """Tell the application that nobody is there any more.
 
         refusal: what was, or will be, answered in its place; left in the scope for the log.
+        is_stalled: whether the client was there, but did not read; likewise.
         """
+        if is_stalled:
+            cast("dict[str, Any]", self.scope)[NOT_READ] = True
         if refusal is not None:
             scope: dict[str, Any] = cast("dict[str, Any]", self.scope)
             # The application may not have begun with it, and will take the same one.
