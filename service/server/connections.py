@@ -105,9 +105,10 @@ class Connections:
 
         is_answering: whether an answer is sent while another request comes behind it.
         """
-        if is_answering or phase is ConnectionPhase.ANSWERING:
+        is_idle = not is_answering and phase is not ConnectionPhase.ANSWERING
+        if not is_idle or phase is ConnectionPhase.IDLE:  # which begins with an answer's end
             self._idle.pop(connection, None)
-        else:
+        if is_idle:
             self._idle.setdefault(connection)  # in its place: bytes that drip in make none younger
         if phase in _INCOMPLETE:
             self._incomplete.add(connection)

@@ -63,6 +63,15 @@ def test_one_that_was_busy_since_is_not_the_oldest_idle_one(connections):
     assert [one.dropped for one in held] == [None, Closed.CAP, None]
 
 
+def test_one_that_was_answered_as_soon_as_it_asked_is_not_the_oldest_idle_one(connections):
+    held = [FakeConnection(connections, IDLE) for _ in range(3)]
+    connections.mark(held[0], IDLE)
+    connections.mark(held[1], HEAD)
+    connections.mark(held[1], IDLE)
+    FakeConnection(connections, IDLE)
+    assert [one.dropped for one in held] == [None, None, Closed.CAP]
+
+
 def test_half_a_request_keeps_no_place(connections):
     held = [FakeConnection(connections, IDLE) for _ in range(3)]
     connections.mark(held[0], HEAD)
