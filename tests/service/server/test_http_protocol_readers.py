@@ -242,6 +242,26 @@ def test_an_answer_makes_no_room_while_half_a_request_comes_behind_it():
     run(test, max_connections=2)
 
 
+def test_a_bad_request_behind_an_answer_does_not_cut_it_as_the_server_ends():
+    async def test(bench: Bench) -> None:
+        reader, protocol = await bench.connect()
+        chunked = b"POST /2 HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n"
+        await send(reader, HELD + chunked)
+        came = await read_some(reader)
+        protocol.shutdown()
+        await send(reader, b"zz\r\n")
+        await until(lambda: bench.connections.refused["invalid_http"] == 1)
+        bench.app.may_end.set()
+        while not came.endswith(b"0\r\n\r\n"):
+            piece = await read_some(reader)
+            assert piece
+            came += piece
+        assert b"all" in came
+        reader.close()
+
+    run(test)
+
+
 @pytest.mark.parametrize("is_draining", [False, True])
 def test_a_refusal_does_not_cut_the_answer_before_it(
     monkeypatch: pytest.MonkeyPatch, is_draining: bool
