@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from service.server.request_head import RequestHead
 
 LINGER_S = 2  # for the other end to read what it was refused with; to close at once may lose it
+LAST_LINGER_S = 0.5  # the same, once the server ends: it waits for nothing else then
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -115,6 +116,10 @@ class HttpProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         """End once what is being answered is; uvicorn asks for it as it ends."""
         self._waiting.clear()
+        if self._phase is ConnectionPhase.CLOSING:
+            if not self.unsent.num_here:
+                self._deadline.set(LAST_LINGER_S)
+            return
         if self._answering is None:
             self._close(self._why or Closed.SHUTDOWN)
         else:
@@ -190,7 +195,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.transport.is_closing() or cycle is None:
             return
         if not cycle.keep_alive:
-            is_sending = self._reader.is_in_body and cycle is self._latest
+            is_sending = self._reader.is_in_body or self._reader.is_in_head
             (self._linger if is_sending else self._close)(Closed.ANSWERED)
             return
         self.flow.resume_reading()

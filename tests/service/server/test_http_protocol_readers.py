@@ -99,8 +99,13 @@ class Bench:
             connection.transport.abort()
         await until(lambda: not self.connections.num_open)
 
-    async def connect(self) -> tuple[socket.socket, HttpProtocol]:
-        theirs, ours = socket.socketpair()
+    async def connect(self, *, is_tcp: bool = False) -> tuple[socket.socket, HttpProtocol]:
+        if is_tcp:  # which knows of resets
+            with socket.create_server(("127.0.0.1", 0)) as listener:
+                ours = socket.create_connection(listener.getsockname())
+                theirs, _ = listener.accept()
+        else:
+            theirs, ours = socket.socketpair()
         ours.setblocking(False)
         make = partial(
             HttpProtocol,
@@ -258,6 +263,32 @@ def test_a_bad_request_behind_an_answer_does_not_cut_it_as_the_server_ends():
             came += piece
         assert b"all" in came
         reader.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize("is_answered", [False, True])
+def test_who_is_still_sending_as_the_server_ends_gets_the_answer(is_answered: bool):
+    """To close under what it sends would be a reset, which takes the answer from it."""
+
+    async def test(bench: Bench) -> None:
+        connection, protocol = await bench.connect(is_tcp=True)
+        large = HALF.replace(b"length: 9", b"length: 999999")
+        await send(connection, HELD + large if is_answered else large)
+        await until(lambda: bench.connections.num_incomplete == 1)
+        if not is_answered:
+            bench.connections.close_incomplete()
+        protocol.shutdown()
+        await send(connection, b"x" * 1000)
+        bench.app.may_end.set()
+        for _ in range(5):
+            await asyncio.sleep(0.02)
+            await send(connection, b"x" * 1000)
+        came = b""
+        while piece := await read_some(connection):
+            came += piece
+        assert came.endswith(b"0\r\n\r\n" if is_answered else b"}}")
+        connection.close()
 
     run(test)
 
