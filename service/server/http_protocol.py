@@ -119,8 +119,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._phase is ConnectionPhase.CLOSING:
             if not self.unsent.num_here:
                 self._deadline.set(LAST_LINGER_S)
-            return
-        if self._answering is None:
+        elif self._answering is None:
             self._close(self._why or Closed.SHUTDOWN)
         else:
             self._answering.keep_alive = False
@@ -140,8 +139,12 @@ class HttpProtocol(HttpToolsProtocol):
         """Answer so once what came before has its answer, and end."""
         if self._refusal is not None or self._phase is ConnectionPhase.CLOSING:
             return
+        cycle = self._latest if self._reader.is_in_body else None
+        if cycle is not None and cycle.response_complete:  # and so not refused
+            self._linger(Closed.ANSWERED)
+            return
         self._reader.identify(refusal)
-        if (cycle := self._latest if self._reader.is_in_body else None) is not None:
+        if cycle is not None:
             cycle.leave(refusal)
         self._connections.note_refusal(refusal, self.client[0] if self.client else None)
         self._reader.give_up()
@@ -178,10 +181,10 @@ class HttpProtocol(HttpToolsProtocol):
         cycle = self._latest
         if cycle is None or cycle.response_complete:
             return
-        if cycle is not self._answering:
+        if cycle is self._answering:
+            cycle.take_body(part)
+        else:
             self._waiting.add_body(cycle, part)
-            return
-        cycle.take_body(part)
 
     def on_whole(self) -> None:
         if self._latest is not None:
@@ -272,10 +275,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._connections.mark(self, ConnectionPhase.CLOSING)
         self._watch_unsent()  # of an answer before it, too
         self.flow.resume_reading()
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-        else:
-            self.transport.close()
+        transport = self.transport
+        (transport.write_eof if transport.can_write_eof() else transport.close)()
 
     def _close(self, reason: Closed) -> None:
         """End as soon as what was written has gone out."""

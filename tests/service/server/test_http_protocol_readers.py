@@ -56,7 +56,7 @@ class Answering:
         body = LARGE if scope["path"] == "/large" else b"ok"
         headers = [(b"content-length", str(len(body)).encode())]
         try:
-            while True:
+            while scope["path"] != "/early":
                 message = await receive()
                 self.received.append(message["type"])
                 if message["type"] == "http.disconnect" or not message.get("more_body"):
@@ -291,6 +291,27 @@ def test_who_is_still_sending_as_the_server_ends_gets_the_answer(is_answered: bo
         connection.close()
 
     run(test)
+
+
+@pytest.mark.parametrize("ending", ["slow", "draining", "malformed"])
+def test_what_has_been_answered_is_not_refused_as_well(ending: str):
+    async def test(bench: Bench) -> None:
+        connection, _ = await bench.connect()
+        await send(connection, HELD.replace(b"GET /held", b"POST /early")[:-2])
+        await send(connection, b"transfer-encoding: chunked\r\n\r\n1\r\na\r\n")
+        assert (await read_some(connection)).endswith(b"ok")
+        assert bench.connections.num_incomplete == 1
+        if ending == "draining":
+            assert bench.connections.close_incomplete() == 1
+        elif ending == "malformed":
+            await send(connection, b"zz\r\n")
+        assert await read_some(connection) == b""
+        assert not bench.connections.refused
+        connection.close()
+        await until(lambda: not bench.connections.num_open)
+        assert bench.connections.closed == {Closed.ANSWERED: 1}
+
+    run(test, body_timeout_s=0.2 if ending == "slow" else 30)
 
 
 @pytest.mark.parametrize("is_draining", [False, True])
