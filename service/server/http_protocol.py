@@ -177,7 +177,7 @@ class HttpProtocol(HttpToolsProtocol):
             raise
 
     def on_body_part(self, part: bytes) -> None:
-        self._body.add(len(part))
+        self._body.add(len(part), self.loop.time())
         cycle = self._latest
         if cycle is None or cycle.response_complete:
             return

@@ -314,6 +314,17 @@ def test_what_has_been_answered_is_not_refused_as_well(ending: str):
     run(test, body_timeout_s=0.2 if ending == "slow" else 30)
 
 
+def test_a_body_that_came_fast_buys_no_long_silence():
+    async def test(bench: Bench) -> None:
+        connection, _ = await bench.connect()
+        head = b"POST /early HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000000\r\n\r\n"
+        await send(connection, head + LARGE)  # at the slowest it takes four minutes
+        await until(lambda: not bench.connections.num_incomplete)
+        connection.close()
+
+    run(test, body_timeout_s=0.2)
+
+
 @pytest.mark.parametrize("is_draining", [False, True])
 def test_a_refusal_does_not_cut_the_answer_before_it(
     monkeypatch: pytest.MonkeyPatch, is_draining: bool
