@@ -11,8 +11,9 @@ from starlette.routing import compile_path
 from service.api.endpoint import Access
 from service.api.scope import arrival_of, keep_record
 from service.observation.request_record import OTHER_ENDPOINT, RequestRecord
-from service.observation.request_story import CUT_OFF, INTERNAL
+from service.observation.request_story import CLIENT_GONE, CUT_OFF, INTERNAL, STALLED
 from service.server.refusals import REFUSED
+from service.server.response_cycle import NOT_READ
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -91,6 +92,8 @@ class ObserveRequests:
                 if record.status is None or not refusal.is_behind_answer:
                     record.status = refusal.status
                 record.failure, record.is_refused_below = refusal.code, True
+            if NOT_READ in scope and record.failure in (None, CLIENT_GONE):
+                record.failure = STALLED
             record.request_id = scope["request_id"]
             self._observation.note_end(record, is_logged=_is_logged(record, access))
 

@@ -2,8 +2,8 @@
 
 Keeps their number below the cap: above it the one that has been idle longest is closed, where none
 is the one that has not read its answer for longest, and where all are being answered the new one.
-Idle is who has no request that came whole: half a request keeps no place. What a connection does
-with its bytes is `service.server.http_protocol`'s.
+Idle is who has no request that came whole: half a request keeps no place, but also takes none from
+an answer before it. What a connection does with its bytes is `service.server.http_protocol`'s.
 """
 
 from __future__ import annotations
@@ -98,11 +98,17 @@ class Connections:
         self._open.add(connection)  # until it has gone, also where it has to go at once
         return has_room
 
-    def mark(self, connection: Connection, phase: ConnectionPhase) -> None:
-        """Note what a connection is doing now."""
-        if phase is ConnectionPhase.ANSWERING:
+    def mark(
+        self, connection: Connection, phase: ConnectionPhase, *, is_answering: bool = False
+    ) -> None:
+        """Note what a connection is doing now.
+
+        is_answering: whether an answer is sent while another request comes behind it.
+        """
+        is_idle = not is_answering and phase is not ConnectionPhase.ANSWERING
+        if not is_idle or phase is ConnectionPhase.IDLE:  # which begins with an answer's end
             self._idle.pop(connection, None)
-        else:
+        if is_idle:
             self._idle.setdefault(connection)  # in its place: bytes that drip in make none younger
         if phase in _INCOMPLETE:
             self._incomplete.add(connection)

@@ -6,8 +6,11 @@ allow, it is raised as far as the system lets a process do so itself.
 
 from __future__ import annotations
 
+import fcntl
 import resource
 import select
+import sys
+import termios
 from typing import TYPE_CHECKING
 
 import structlog
@@ -53,12 +56,27 @@ def _raise_limit(needed: int) -> int:
 
 def has_unread_bytes(transport: asyncio.BaseTransport) -> bool:
     """Whether a connection that is still open holds bytes that nobody has read yet."""
-    sock = transport.get_extra_info("socket")
-    if sock is None or (descriptor := sock.fileno()) < 0:
+    if (descriptor := _descriptor_of(transport)) < 0:
         return False
     poll = select.poll()
     poll.register(descriptor, select.POLLIN | _GONE)
     return any(event & select.POLLIN and not event & _GONE for _, event in poll.poll(0))
+
+
+def num_unsent_by_system(transport: asyncio.BaseTransport) -> int:
+    """Count the bytes that the system keeps until the other end has taken them (Linux; else 0)."""
+    if sys.platform != "linux" or (descriptor := _descriptor_of(transport)) < 0:
+        return 0
+    try:
+        answer = fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4))  # SIOCOUTQ, of a socket
+    except OSError:  # closed, which is told in the loop's next turn
+        return 0
+    return int.from_bytes(answer, sys.byteorder, signed=True)
+
+
+def _descriptor_of(transport: asyncio.BaseTransport) -> int:
+    sock = transport.get_extra_info("socket")
+    return -1 if sock is None else int(sock.fileno())
 
 
 _GONE = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR

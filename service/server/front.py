@@ -58,15 +58,19 @@ class Front:
         In place of uvicorn's own beginning, which gives clients a minute to say hello in TLS, and
         knows nothing of them before that.
         """
-        protocol: Callable[[], asyncio.Protocol] = partial(
-            HttpProtocol,
-            server.config,
-            server.server_state,
-            app_state={},
-            connections=self.connections,
-        )
+
+        def make_http(beneath: asyncio.Transport | None = None) -> HttpProtocol:
+            return HttpProtocol(
+                server.config,
+                server.server_state,
+                app_state={},
+                connections=self.connections,
+                beneath=beneath,
+            )
+
+        protocol: Callable[[], asyncio.Protocol] = make_http
         if self.tls is not None:
-            protocol = partial(TlsHello, self.tls, self.connections, protocol)
+            protocol = partial(TlsHello, self.tls, self.connections, make_http)
         loop = asyncio.get_running_loop()
         server.servers = [
             await loop.create_server(protocol, sock=listener, backlog=server.config.backlog)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.server.at_once import AnswersAtOnce
@@ -23,6 +22,7 @@ from service.server.pipeline import Pipeline
 from service.server.refusals import Refusal, draining, headers_too_slow, too_slow
 from service.server.request_reader import RequestReader
 from service.server.response_cycle import ResponseCycle
+from service.server.unsent import Unsent
 
 if TYPE_CHECKING:
     from uvicorn._types import HTTPScope
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from service.server.request_head import RequestHead
 
 LINGER_S = 2  # for the other end to read what it was refused with; to close at once may lose it
+LAST_LINGER_S = 0.5  # the same, once the server ends: it waits for nothing else then
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -46,6 +47,7 @@ class HttpProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         connections: Connections,
+        beneath: asyncio.Transport | None = None,  # TLS
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._connections = connections
@@ -54,6 +56,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._reader = RequestReader(self._limits, self, config.root_path)
         self._phase: ConnectionPhase | None = None
         self._phase_of = 0  # the request, by number, that the phase began with
+        self._is_behind = False  # another one, which is being answered
         self._why: Closed | None = None  # it ends
         self._refusal: Refusal | None = None  # to be sent once what came before is answered
         self._latest: ResponseCycle | None = None  # of the request that came last
@@ -61,12 +64,13 @@ class HttpProtocol(HttpToolsProtocol):
         self._waiting = Pipeline()  # for the answer of one before them
         self._at_once = AnswersAtOnce(self.app)
         self._body = BodyPace(self._limits)
-        self._unsent = 0  # bytes that the other end had not taken when that was last looked at
+        self.unsent = Unsent(beneath)
 
     # What the loop calls
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.unsent.begin(transport)
         if self._connections.add(self):
             self._settle()
         else:
@@ -77,7 +81,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._connections.remove(self, self._why or Closed.CLIENT)
         for cycle in (self._answering, *self._waiting):
             if cycle is not None:
-                cycle.leave()
+                cycle.leave(is_stalled=self._why is Closed.STALLED)
         self._waiting.clear()
         self._reader.close()
         self._latest = self._answering = self._refusal = None  # there may be no collector for it
@@ -112,7 +116,10 @@ class HttpProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         """End once what is being answered is; uvicorn asks for it as it ends."""
         self._waiting.clear()
-        if self._answering is None:
+        if self._phase is ConnectionPhase.CLOSING:
+            if not self.unsent.num_here:
+                self._deadline.set(LAST_LINGER_S)
+        elif self._answering is None:
             self._close(self._why or Closed.SHUTDOWN)
         else:
             self._answering.keep_alive = False
@@ -126,14 +133,18 @@ class HttpProtocol(HttpToolsProtocol):
 
     def is_at_rest(self) -> bool:
         """Whether nothing has come that was not read, nor waits to be sent."""
-        return not (self.transport.get_write_buffer_size() or has_unread_bytes(self.transport))
+        return not (self.unsent.num_here or has_unread_bytes(self.transport))
 
     def refuse(self, refusal: Refusal) -> None:
         """Answer so once what came before has its answer, and end."""
         if self._refusal is not None or self._phase is ConnectionPhase.CLOSING:
             return
+        cycle = self._latest if self._reader.is_in_body else None
+        if cycle is not None and cycle.response_complete:  # and so not refused
+            self._linger(Closed.ANSWERED)
+            return
         self._reader.identify(refusal)
-        if (cycle := self._latest if self._reader.is_in_body else None) is not None:
+        if cycle is not None:
             cycle.leave(refusal)
         self._connections.note_refusal(refusal, self.client[0] if self.client else None)
         self._reader.give_up()
@@ -166,22 +177,18 @@ class HttpProtocol(HttpToolsProtocol):
             raise
 
     def on_body_part(self, part: bytes) -> None:
-        self._body.add(len(part))
+        self._body.add(len(part), self.loop.time())
         cycle = self._latest
         if cycle is None or cycle.response_complete:
             return
-        if cycle is not self._answering:
+        if cycle is self._answering:
+            cycle.take_body(part)
+        else:
             self._waiting.add_body(cycle, part)
-            return
-        cycle.body += part
-        if len(cycle.body) > HIGH_WATER_LIMIT:
-            self.flow.pause_reading()
-        cycle.message_event.set()
 
     def on_whole(self) -> None:
-        if self._latest is not None and not self._latest.response_complete:
-            self._latest.more_body = False
-            self._latest.message_event.set()
+        if self._latest is not None:
+            self._latest.end_body()
 
     # What an answer calls
 
@@ -191,7 +198,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.transport.is_closing() or cycle is None:
             return
         if not cycle.keep_alive:
-            is_sending = self._reader.is_in_body and cycle is self._latest
+            is_sending = self._reader.is_in_body or self._reader.is_in_head
             (self._linger if is_sending else self._close)(Closed.ANSWERED)
             return
         self.flow.resume_reading()
@@ -211,12 +218,16 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _settle(self) -> None:
         """Take up what the connection is doing now, and the deadline that goes with it."""
-        phase = self._find_phase()
+        phase = _find_phase(self._reader, self._answering)
+        is_behind = self._answering not in (None, self._latest)
         is_as_before = phase is self._phase and self._reader.num_requests == self._phase_of
-        if is_as_before or self._phase is ConnectionPhase.CLOSING:
+        is_closing = self._phase is ConnectionPhase.CLOSING
+        if is_closing or (is_as_before and is_behind is self._is_behind):
             return
-        self._phase, self._phase_of = phase, self._reader.num_requests
-        self._connections.mark(self, phase)
+        self._phase, self._phase_of, self._is_behind = phase, self._reader.num_requests, is_behind
+        self._connections.mark(self, phase, is_answering=is_behind)
+        if is_as_before:
+            return  # and in time
         if phase is ConnectionPhase.IDLE:
             self._latest = None  # nothing is kept of what was asked
         if phase is not ConnectionPhase.ANSWERING:
@@ -226,13 +237,6 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             self._deadline.clear()
 
-    def _find_phase(self) -> ConnectionPhase:
-        if self._reader.is_in_body:
-            return ConnectionPhase.BODY
-        if self._answering is not None:
-            return ConnectionPhase.ANSWERING
-        return ConnectionPhase.HEAD if self._reader.is_in_head else ConnectionPhase.IDLE
-
     def _on_deadline(self) -> None:
         if self._phase is ConnectionPhase.IDLE:
             self._close(Closed.IDLE if self._reader.num_requests else Closed.FIRST_BYTE)
@@ -240,15 +244,15 @@ class HttpProtocol(HttpToolsProtocol):
             self.refuse(headers_too_slow(self._limits.header_timeout_s))
         elif self._phase is ConnectionPhase.BODY:
             self._look_at_body()
-        elif self.transport.get_write_buffer_size() < self._unsent:
+        elif self.unsent.has_moved():
             self._watch_unsent()  # a slow reader, but one that reads
         else:
             self.drop(self._why or Closed.STALLED)
 
     def _watch_unsent(self) -> None:
         """Give the other end a while to take some of what waits to be sent, or to read the end."""
-        self._unsent = self.transport.get_write_buffer_size()
-        self._deadline.set(self._limits.stall_limit_s if self._unsent else LINGER_S)
+        self.unsent.look()
+        self._deadline.set(self._limits.stall_limit_s if self.unsent.num_here else LINGER_S)
 
     def _look_at_body(self) -> None:
         """Give a body more time for what has come of it, or give it up."""
@@ -271,19 +275,25 @@ class HttpProtocol(HttpToolsProtocol):
         self._connections.mark(self, ConnectionPhase.CLOSING)
         self._watch_unsent()  # of an answer before it, too
         self.flow.resume_reading()
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-        else:
-            self.transport.close()
+        transport = self.transport
+        (transport.write_eof if transport.can_write_eof() else transport.close)()
 
     def _close(self, reason: Closed) -> None:
         """End as soon as what was written has gone out."""
         self._why, self._phase = reason, ConnectionPhase.CLOSING
         self._connections.mark(self, ConnectionPhase.CLOSING)
         self._deadline.clear()
-        if self.transport.get_write_buffer_size() or self.scheme == "https":
+        if self.unsent.num_here or self.scheme == "https":
             self._watch_unsent()  # TLS says good-bye, and waits for the other to do so
         self.transport.close()
+
+
+def _find_phase(reader: RequestReader, answering: ResponseCycle | None) -> ConnectionPhase:
+    if reader.is_in_body:
+        return ConnectionPhase.BODY
+    if answering is not None:
+        return ConnectionPhase.ANSWERING
+    return ConnectionPhase.HEAD if reader.is_in_head else ConnectionPhase.IDLE
 
 
 def _limit_of(phase: ConnectionPhase, limits: ConnectionLimits, num_requests: int) -> float:

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import time
 from email.utils import formatdate
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import structlog
 import uvicorn
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from uvicorn.server import Protocols
 
     from service.server.front import Front
+    from service.server.http_protocol import HttpProtocol
 
     Headers: TypeAlias = list[tuple[bytes, bytes]]
 
@@ -85,18 +86,15 @@ class HttpServer(uvicorn.Server):
     async def _until_closed(self) -> None:
         """Wait for all connections; drop those whose other end takes nothing, in the end all."""
         state, readers_until = self.server_state, time.monotonic() + self._readers_limit_s
-        unsent: dict[object, int] = {}
         while state.connections:
-            for connection in state.connections:
-                unsent[connection] = connection.transport.get_write_buffer_size()
+            untaken = state.connections.count_untaken()
             if await state.changes.until(lambda: not state.connections, limit_s=CLOSING_LIMIT_S):
                 return
             is_over = time.monotonic() >= readers_until
             dropped = [
                 connection
-                for connection in state.connections
-                if is_over
-                or connection.transport.get_write_buffer_size() >= unsent.get(connection, 0)
+                for connection, num_bytes in state.connections.count_untaken().items()
+                if is_over or num_bytes >= untaken.get(connection, 0)
             ]
             if dropped:
                 log.warning("connections_dropped", connections=len(dropped))
@@ -108,6 +106,8 @@ class HttpServer(uvicorn.Server):
 
 class _State(ServerState):
     """What uvicorn's connections share; tells when one is gone, and the date when it is asked."""
+
+    connections: _Connections
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__()
@@ -140,6 +140,10 @@ class _Connections(set["Protocols"]):
     def __init__(self, changes: Changes) -> None:
         super().__init__()
         self._changes = changes
+
+    def count_untaken(self) -> dict[Protocols, int]:
+        """Count what the other end of each has not taken yet, in bytes."""
+        return {one: cast("HttpProtocol", one).unsent.num_untaken for one in self}
 
     def discard(self, connection: object) -> None:
         super().discard(connection)

@@ -15,7 +15,7 @@ class ConnectionLimits:
     first_byte_timeout_s: float = 30  # from the connection to the first byte of a request
     header_timeout_s: float = 10  # from that byte to the end of the headers
     body_timeout_s: float = 30  # from there to the end of the body; more for what has come of it
-    min_body_rate: int = 16 * 1024  # bytes a second; each that has come adds its time to the above
+    min_body_rate: int = 16 * 1024  # bytes a second; each that comes adds its time, up to a bound
     idle_timeout_s: float = 30  # from an answer to the next request's first byte
     stall_limit_s: float = 30  # for the other end to take some of what waits to be sent
     max_headers: int = 100  # in a request, and in the trailers of a body

@@ -61,8 +61,9 @@ class Pipeline:
         return self._let_go(*self._waiting.popleft())
 
     def drop_last(self) -> None:
-        """Forget the one that came last."""
-        self._let_go(*self._waiting.pop())
+        """Forget the one that came last, unless all were forgotten since it came."""
+        if self._waiting:
+            self._let_go(*self._waiting.pop())
 
     def clear(self) -> None:
         """Forget all."""

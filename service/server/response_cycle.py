@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from service.server.refusals import REFUSED
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from service.server.refusals import Refusal
 
+NOT_READ = "tetrad.not_read"  # in a request's scope: its answer was dropped, as nobody read it
 _WITHOUT_BODY = (204, 304)
 
 
@@ -29,6 +31,19 @@ class ResponseCycle(RequestResponseCycle):
     is_until_close = False  # whether the end of the connection is the end of the body
     _sends_chunks = False
     _head = b""  # not sent yet: it goes out with a body that stands behind it at once
+
+    def take_body(self, part: bytes) -> None:
+        """Have a part of the request's body read, and no more of it for now where it is much."""
+        self.body += part
+        if len(self.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        self.message_event.set()
+
+    def end_body(self) -> None:
+        """Know that the request has come whole."""
+        if not self.response_complete:
+            self.more_body = False
+            self.message_event.set()
 
     async def send(self, message: ASGISendEvent) -> None:
         """Send the next part of the answer; nothing to a client that has left."""
@@ -124,11 +139,14 @@ class ResponseCycle(RequestResponseCycle):
                 continue
             raise RuntimeError("an answer that was to be sent at once waits")
 
-    def leave(self, refusal: Refusal | None = None) -> None:
+    def leave(self, refusal: Refusal | None = None, *, is_stalled: bool = False) -> None:
         """Tell the application that nobody is there any more.
 
         refusal: what was, or will be, answered in its place; left in the scope for the log.
+        is_stalled: whether the client was there, but did not read; likewise.
         """
+        if is_stalled:
+            cast("dict[str, Any]", self.scope)[NOT_READ] = True
         if refusal is not None:
             scope: dict[str, Any] = cast("dict[str, Any]", self.scope)
             # The application may not have begun with it, and will take the same one.

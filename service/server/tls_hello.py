@@ -19,14 +19,20 @@ if TYPE_CHECKING:
     from service.server.refusals import Refusal
 
 
+NEVER_S = 24 * 3600  # how soon the loop itself is to drop an answer that is still being read
+
+
 class TlsHello(asyncio.Protocol):
-    """One connection, which has not said hello yet; it gives way to what `make_protocol` makes."""
+    """One connection, which has not said hello yet; it gives way to what `make_protocol` makes.
+
+    That is told of the plain transport, where encrypted bytes wait of which TLS's knows nothing.
+    """
 
     def __init__(
         self,
         tls: ssl.SSLContext,
         connections: Connections,
-        make_protocol: Callable[[], asyncio.Protocol],
+        make_protocol: Callable[[asyncio.Transport], asyncio.Protocol],
     ) -> None:
         self._tls = tls
         self._connections = connections
@@ -79,6 +85,7 @@ class TlsHello(asyncio.Protocol):
             self._tls,
             server_side=True,
             ssl_handshake_timeout=self._connections.limits.header_timeout_s,
+            ssl_shutdown_timeout=NEVER_S,  # whoever takes its place has deadlines
         )
         self._steps = steps
         steps.send(None).add_done_callback(lambda _: self._go_on(plain))
@@ -98,7 +105,7 @@ class TlsHello(asyncio.Protocol):
             plain.abort()
             return
         self._connections.hand_over(self)
-        protocol = self._make_protocol()
+        protocol = self._make_protocol(plain)
         secured.set_protocol(protocol)
         protocol.connection_made(secured)
         for data in self._early:

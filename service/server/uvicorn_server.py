@@ -108,6 +108,7 @@ class Server:
         if not self._is_stopping:
             log.error("no_model_can_answer", outcome="this process ends")
             self._exit_code, limit_s = FAILED, ERROR_EVENTS_S
+            self._connections.close_incomplete()
         began = time.monotonic()
         await self._drain(limit_s)
         return max(0.0, began + limit_s - time.monotonic())

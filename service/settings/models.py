@@ -454,8 +454,8 @@ class Settings(WorkerSettings, BaseSettings):
     )
     body_timeout_s: Seconds = Field(
         30,
-        description="How long a request's body may take; what has come of it adds its time at "
-        "`min_body_rate`.",
+        description="How long a request's body may take; what comes of it adds its time at "
+        "`min_body_rate`, so long as no more than twice this is left.",
         json_schema_extra={"unit": "seconds"},
     )
     min_body_rate: PositiveBytes = Field(

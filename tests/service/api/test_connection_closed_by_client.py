@@ -16,6 +16,11 @@ from service.api import event_stream
 from service.api.event_stream import StreamTiming, _Writer
 from service.api.frames import KEEP_ALIVE
 from service.errors import StalledReaderError
+from service.observation.observation import Observation
+from service.observation.request_log import RequestLog
+from service.server.connections import Connections
+from service.server.front import Front
+from service.server.limits import ConnectionLimits
 from tests.service.fakes import MODEL, FakeEngine, RunningServer, running_server, says, wait_until
 
 if TYPE_CHECKING:
@@ -119,10 +124,19 @@ def test_busy_stream_gets_no_comments(tiny_tokenizer):
         assert "keep-alive" not in httpx.post(f"{server.url}/v1/completions", json=body).text
 
 
-def test_stream_that_is_not_read_is_cut_off(tiny_tokenizer):
-    """The sockets' buffers fill first; then nothing moves, and the sequence must not live on."""
+@pytest.mark.parametrize("limits_s", [(0.3, 30), (30, 0.3), (0.3, 0.3)])
+def test_stream_that_is_not_read_is_cut_off(tiny_tokenizer, limits_s):
+    """The sockets' buffers fill first; then nothing moves, and the sequence must not live on.
+
+    limits_s: the stream's own, and its connection's.
+    """
+    lines: list[str] = []
+    observation = Observation(RequestLog(lines.append, as_json=True, slow_s=100))
+    front = Front(connections=Connections(ConnectionLimits(stall_limit_s=limits_s[1])))
     engine = FakeEngine(says(tiny_tokenizer, "word " * 200_000), max_model_len=10_000_000)
-    with running_server(engine, tiny_tokenizer, stall_limit_s=0.3) as server:
+    with running_server(
+        engine, tiny_tokenizer, stall_limit_s=limits_s[0], observation=observation, front=front
+    ) as server:
         connection = socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", server.port))
@@ -136,7 +150,9 @@ def test_stream_that_is_not_read_is_cut_off(tiny_tokenizer):
         )
         wait_until(lambda: len(engine.running) == 2)
         wait_until(lambda: not engine.running, limit_s=20)
+        wait_until(lambda: bool(lines))
         connection.close()
+    assert [json.loads(line)["outcome"] for line in lines] == ["stalled_reader"]
     assert engine.num_aborted == 2
     assert engine.num_tokens < 200_000
 

@@ -63,12 +63,32 @@ def test_one_that_was_busy_since_is_not_the_oldest_idle_one(connections):
     assert [one.dropped for one in held] == [None, Closed.CAP, None]
 
 
+def test_one_that_was_answered_as_soon_as_it_asked_is_not_the_oldest_idle_one(connections):
+    held = [FakeConnection(connections, IDLE) for _ in range(3)]
+    connections.mark(held[0], IDLE)
+    connections.mark(held[1], HEAD)
+    connections.mark(held[1], IDLE)
+    FakeConnection(connections, IDLE)
+    assert [one.dropped for one in held] == [None, None, Closed.CAP]
+
+
 def test_half_a_request_keeps_no_place(connections):
     held = [FakeConnection(connections, IDLE) for _ in range(3)]
     connections.mark(held[0], HEAD)
     connections.mark(held[0], BODY)
     FakeConnection(connections, IDLE)
     assert [one.dropped for one in held] == [Closed.CAP, None, None]
+
+
+def test_but_an_answer_keeps_its_place_while_another_request_comes_behind_it(connections):
+    held = [FakeConnection(connections, IDLE) for _ in range(3)]
+    connections.mark(held[0], BODY, is_answering=True)
+    assert connections.num_incomplete == 1
+    FakeConnection(connections, IDLE)
+    assert [one.dropped for one in held] == [None, Closed.CAP, None]
+    connections.mark(held[0], BODY)
+    FakeConnection(connections, IDLE)
+    assert [one.dropped for one in held] == [None, Closed.CAP, Closed.CAP]
 
 
 def test_one_whose_request_waits_to_be_read_is_passed_over(connections):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import resource
 import socket
+import sys
+from types import SimpleNamespace
 
 import pytest
 from structlog.testing import capture_logs
@@ -13,6 +15,7 @@ from service.server.descriptors import (
     RESERVE,
     RESERVE_A_VARIANT,
     has_unread_bytes,
+    num_unsent_by_system,
     resolve_max_connections,
 )
 
@@ -83,3 +86,19 @@ def test_bytes_that_wait_are_seen_but_not_those_of_one_that_has_left():
     theirs.close()
     assert not has_unread_bytes(transport)
     listener.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
+def test_bytes_that_the_system_keeps_are_counted_until_they_are_taken():
+    ours, theirs = socket.socketpair()
+    transport = Transport(ours)
+    assert num_unsent_by_system(transport) == 0
+    ours.sendall(b"x" * 1000)
+    assert num_unsent_by_system(transport) >= 1000
+    theirs.recv(1000)
+    assert num_unsent_by_system(transport) == 0
+    descriptor = ours.fileno()
+    ours.close()
+    assert num_unsent_by_system(transport) == 0
+    assert num_unsent_by_system(Transport(SimpleNamespace(fileno=lambda: descriptor))) == 0
+    theirs.close()

@@ -48,6 +48,7 @@ class Answering:
         self.held: list[weakref.ref[Held]] = []
         self.errors: list[Exception] = []
         self.received: list[str] = []
+        self.may_end = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["held"] = held = Held()
@@ -55,13 +56,18 @@ class Answering:
         body = LARGE if scope["path"] == "/large" else b"ok"
         headers = [(b"content-length", str(len(body)).encode())]
         try:
-            while True:
+            while scope["path"] != "/early":
                 message = await receive()
                 self.received.append(message["type"])
                 if message["type"] == "http.disconnect" or not message.get("more_body"):
                     break
             if scope["path"] == "/stream":
                 await self.stream(send)
+                return
+            if scope["path"] == "/held":
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+                await self.may_end.wait()
+                await send({"type": "http.response.body", "body": b"all"})
                 return
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": body})
@@ -93,8 +99,13 @@ class Bench:
             connection.transport.abort()
         await until(lambda: not self.connections.num_open)
 
-    async def connect(self) -> tuple[socket.socket, HttpProtocol]:
-        theirs, ours = socket.socketpair()
+    async def connect(self, *, is_tcp: bool = False) -> tuple[socket.socket, HttpProtocol]:
+        if is_tcp:  # which knows of resets
+            with socket.create_server(("127.0.0.1", 0)) as listener:
+                ours = socket.create_connection(listener.getsockname())
+                theirs, _ = listener.accept()
+        else:
+            theirs, ours = socket.socketpair()
         ours.setblocking(False)
         make = partial(
             HttpProtocol,
@@ -210,6 +221,108 @@ def test_an_answer_on_its_way_makes_no_room_for_new_connections():
             connection.close()
 
     run(test, max_connections=2)
+
+
+HELD = GET.replace(b"large", b"held")
+HALF = b"POST /2 HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n{"
+
+
+def test_an_answer_makes_no_room_while_half_a_request_comes_behind_it():
+    async def test(bench: Bench) -> None:
+        reader, _ = await bench.connect()
+        await send(reader, HELD + HALF)
+        assert (await read_some(reader)).startswith(b"HTTP/1.1 200")
+        assert bench.connections.num_incomplete == 1
+        silent = [await bench.connect() for _ in range(2)]
+        await until(lambda: bench.connections.closed[Closed.CAP] == 1)
+        bench.app.may_end.set()
+        assert b"all" in await read_some(reader)
+        # But what is left then is half a request, which keeps no place.
+        silent += [await bench.connect() for _ in range(2)]
+        await until(lambda: bench.connections.closed[Closed.CAP] == 3)
+        assert await read_some(reader) == b""
+        for connection, _ in [*silent, (reader, None)]:
+            connection.close()
+
+    run(test, max_connections=2)
+
+
+def test_a_bad_request_behind_an_answer_does_not_cut_it_as_the_server_ends():
+    async def test(bench: Bench) -> None:
+        reader, protocol = await bench.connect()
+        chunked = b"POST /2 HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n"
+        await send(reader, HELD + chunked)
+        came = await read_some(reader)
+        protocol.shutdown()
+        await send(reader, b"zz\r\n")
+        await until(lambda: bench.connections.refused["invalid_http"] == 1)
+        bench.app.may_end.set()
+        while not came.endswith(b"0\r\n\r\n"):
+            piece = await read_some(reader)
+            assert piece
+            came += piece
+        assert b"all" in came
+        reader.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize("is_answered", [False, True])
+def test_who_is_still_sending_as_the_server_ends_gets_the_answer(is_answered: bool):
+    """To close under what it sends would be a reset, which takes the answer from it."""
+
+    async def test(bench: Bench) -> None:
+        connection, protocol = await bench.connect(is_tcp=True)
+        large = HALF.replace(b"length: 9", b"length: 999999")
+        await send(connection, HELD + large if is_answered else large)
+        await until(lambda: bench.connections.num_incomplete == 1)
+        if not is_answered:
+            bench.connections.close_incomplete()
+        protocol.shutdown()
+        await send(connection, b"x" * 1000)
+        bench.app.may_end.set()
+        for _ in range(5):
+            await asyncio.sleep(0.02)
+            await send(connection, b"x" * 1000)
+        came = b""
+        while piece := await read_some(connection):
+            came += piece
+        assert came.endswith(b"0\r\n\r\n" if is_answered else b"}}")
+        connection.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize("ending", ["slow", "draining", "malformed"])
+def test_what_has_been_answered_is_not_refused_as_well(ending: str):
+    async def test(bench: Bench) -> None:
+        connection, _ = await bench.connect()
+        await send(connection, HELD.replace(b"GET /held", b"POST /early")[:-2])
+        await send(connection, b"transfer-encoding: chunked\r\n\r\n1\r\na\r\n")
+        assert (await read_some(connection)).endswith(b"ok")
+        assert bench.connections.num_incomplete == 1
+        if ending == "draining":
+            assert bench.connections.close_incomplete() == 1
+        elif ending == "malformed":
+            await send(connection, b"zz\r\n")
+        assert await read_some(connection) == b""
+        assert not bench.connections.refused
+        connection.close()
+        await until(lambda: not bench.connections.num_open)
+        assert bench.connections.closed == {Closed.ANSWERED: 1}
+
+    run(test, body_timeout_s=0.2 if ending == "slow" else 30)
+
+
+def test_a_body_that_came_fast_buys_no_long_silence():
+    async def test(bench: Bench) -> None:
+        connection, _ = await bench.connect()
+        head = b"POST /early HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000000\r\n\r\n"
+        await send(connection, head + LARGE)  # at the slowest it takes four minutes
+        await until(lambda: not bench.connections.num_incomplete)
+        connection.close()
+
+    run(test, body_timeout_s=0.2)
 
 
 @pytest.mark.parametrize("is_draining", [False, True])

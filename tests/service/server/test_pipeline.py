@@ -66,6 +66,14 @@ def test_what_was_taken_or_dropped_takes_no_room():
         pipeline.take()
 
 
+def test_one_that_was_forgotten_with_all_others_may_be_dropped():
+    pipeline = Pipeline()
+    pipeline.add(cycle(), head())
+    pipeline.clear()
+    pipeline.drop_last()
+    assert not len(pipeline)
+
+
 def test_one_body_has_a_bound_of_its_own():
     pipeline, waiting = Pipeline(), cycle()
     pipeline.add(waiting, head())

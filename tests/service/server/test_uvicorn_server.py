@@ -207,6 +207,21 @@ def test_server_without_a_model_ends_with_1(options, message):
     assert message in log
 
 
+@pytest.mark.slow
+def test_half_a_request_is_told_when_the_last_model_is_gone():
+    with running(ready=False, engine_dies_after_s=3.0, load_s=0.1) as process:
+        wait_until(process.is_ready, limit_s=20)
+        address = httpx.URL(process.url)
+        with socket.create_connection((address.host, address.port), timeout=20) as half:
+            half.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n"
+                b"content-type: application/json\r\ncontent-length: 9\r\n\r\n{"
+            )
+            assert read_all(half).startswith(b"HTTP/1.1 503")
+        code, _ = process.end()
+    assert code == 1
+
+
 def test_taken_port_is_one_line():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
