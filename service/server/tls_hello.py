@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Coroutine
 
+    from service.server.http_protocol import HttpProtocol
     from service.server.refusals import Refusal
 
 
@@ -32,7 +33,7 @@ class TlsHello(asyncio.Protocol):
         self,
         tls: ssl.SSLContext,
         connections: Connections,
-        make_protocol: Callable[[asyncio.Transport], asyncio.Protocol],
+        make_protocol: Callable[[asyncio.Transport], HttpProtocol],
     ) -> None:
         self._tls = tls
         self._connections = connections
@@ -50,7 +51,7 @@ class TlsHello(asyncio.Protocol):
         if not self._connections.add(self):
             self.drop(Closed.NO_ROOM)
             return
-        self._connections.mark(self, ConnectionPhase.IDLE)
+        self._connections.mark(self, ConnectionPhase.IDLE, 0)
         self._begin(transport)
 
     def data_received(self, data: bytes) -> None:
@@ -108,5 +109,6 @@ class TlsHello(asyncio.Protocol):
         protocol = self._make_protocol(plain)
         secured.set_protocol(protocol)
         protocol.connection_made(secured)
+        self._connections.note_hello(protocol)
         for data in self._early:
             protocol.data_received(data)

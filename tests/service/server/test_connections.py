@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 class FakeConnection:
     has_bytes = False
 
-    def __init__(self, connections: Connections, phase: ConnectionPhase | None) -> None:
+    def __init__(
+        self, connections: Connections, phase: ConnectionPhase | None, num_requests: int = 1
+    ) -> None:
         self.dropped: Closed | None = None
         self.refused: Refusal | None = None
         self.has_room = connections.add(self)
         if phase is not None:
-            connections.mark(self, phase)
+            connections.mark(self, phase, num_requests)
 
     def drop(self, reason: Closed) -> None:
         self.dropped = reason
@@ -53,6 +55,36 @@ def test_oldest_idle_one_makes_room(connections):
     assert connections.num_open == 3
     connections.remove(held[1], Closed.CAP)  # once the loop has closed it
     assert connections.closed == Counter({Closed.CAP: 1})
+
+
+@pytest.fixture
+def crowded() -> Connections:
+    return Connections(ConnectionLimits(max_connections=6))
+
+
+def test_a_flood_of_connections_that_say_nothing_closes_its_own_kind_only(crowded):
+    clients = [FakeConnection(crowded, IDLE), FakeConnection(crowded, HEAD)]
+    shook_hands = FakeConnection(crowded, IDLE, 0)
+    crowded.note_hello(shook_hands)
+    flood = [FakeConnection(crowded, IDLE, 0) for _ in range(20)]
+    assert not any(one.dropped for one in (*clients, shook_hands))
+    assert [one.dropped for one in flood] == [Closed.CAP] * 17 + [None] * 3
+
+
+def test_nor_do_idle_clients_close_new_ones_before_these_can_ask(crowded):
+    held = [FakeConnection(crowded, IDLE) for _ in range(6)]
+    new = [FakeConnection(crowded, IDLE, 0) for _ in range(3)]
+    assert [one.dropped for one in held] == [Closed.CAP] * 3 + [None] * 3
+    assert not any(one.dropped for one in new)
+
+
+def test_who_has_said_something_is_of_the_flood_no_more(crowded):
+    flood = [FakeConnection(crowded, IDLE, 0) for _ in range(6)]
+    crowded.mark(flood[0], HEAD, 0)
+    crowded.mark(flood[1], ANSWERING)
+    crowded.mark(flood[1], IDLE)
+    FakeConnection(crowded, IDLE, 0)
+    assert [one.dropped for one in flood] == [None, None, Closed.CAP, None, None, None]
 
 
 def test_one_that_was_busy_since_is_not_the_oldest_idle_one(connections):
