@@ -2,7 +2,7 @@
 
 Keeps their number below the cap: above it the one that has been idle longest is closed, where none
 is the one that has not read its answer for longest, and where all are being answered the new one.
-Those of which nothing has come are a queue of their own: a flood of them closes its own kind only.
+Those that have greeted by TLS and not asked yet are a queue of their own, as they take two steps.
 Idle is who has no request that came whole: half a request keeps no place, but also takes none from
 an answer before it. What a connection does with its bytes is `service.server.http_protocol`'s.
 """
@@ -75,9 +75,8 @@ class Connections:
         self.closed: Counter[Closed] = Counter()
         self.is_draining = False
         self._open: set[Connection] = set()
-        # Since longest first: dictionaries keep order. Of the former nothing has come yet.
-        self._silent: dict[Connection, None] = {}
-        self._idle: dict[Connection, None] = {}
+        self._idle: dict[Connection, None] = {}  # since longest first: dictionaries keep order
+        self._greeted: dict[Connection, None] = {}  # likewise: by TLS, and no request began yet
         self._stalled: dict[Connection, None] = {}  # likewise; some of them are idle as well
         self._incomplete: set[Connection] = set()
         self._log = RefusalLog()
@@ -102,25 +101,17 @@ class Connections:
         return has_room
 
     def mark(
-        self,
-        connection: Connection,
-        phase: ConnectionPhase,
-        num_requests: int = 1,
-        *,
-        is_answering: bool = False,
+        self, connection: Connection, phase: ConnectionPhase, *, is_answering: bool = False
     ) -> None:
         """Note what a connection is doing now.
 
-        num_requests: how many have come on it.
         is_answering: whether an answer is sent while another request comes behind it.
         """
         is_idle = not is_answering and phase is not ConnectionPhase.ANSWERING
         if not is_idle or phase is ConnectionPhase.IDLE:  # which begins with an answer's end
             self._idle.pop(connection, None)
-        self._silent.pop(connection, None)
-        if phase is ConnectionPhase.IDLE and not num_requests:
-            self._silent[connection] = None
-        elif is_idle:
+        self._greeted.pop(connection, None)
+        if is_idle:
             self._idle.setdefault(connection)  # in its place: bytes that drip in make none younger
         if phase in _INCOMPLETE:
             self._incomplete.add(connection)
@@ -136,22 +127,22 @@ class Connections:
 
     def note_hello(self, connection: Connection) -> None:
         """Note that one of which no request has come yet has done its part of a handshake."""
-        if connection in self._silent:
-            del self._silent[connection]
-            self._idle[connection] = None
+        if connection in self._idle:
+            del self._idle[connection]
+            self._greeted[connection] = None
 
     def hand_over(self, connection: Connection) -> None:
         """Forget one that goes on as another, which is then added in its place."""
         self._open.discard(connection)
-        self._silent.pop(connection, None)
+        self._idle.pop(connection, None)
 
     def remove(self, connection: Connection, reason: Closed) -> None:
         """Forget a connection that has ended."""
         if connection in self._open:
             self._open.discard(connection)
             self.closed[reason] += 1
-        self._silent.pop(connection, None)
         self._idle.pop(connection, None)
+        self._greeted.pop(connection, None)
         self._stalled.pop(connection, None)
         self._incomplete.discard(connection)
 
@@ -188,12 +179,12 @@ class Connections:
     def _make_room(self) -> bool:
         """Close the one that has been idle longest, or stalled; return whether there is one.
 
-        Of those that never said anything and of the others, the more numerous lose one: so neither
-        crowd can close a client of the other kind between two of its steps.
+        Of those that have greeted by TLS and not asked yet, and of the other idle ones, the more
+        numerous lose one: so no flood that never greets closes a client between its two steps.
         Hundreds may come between two looks at what the others have sent, so one whose request waits
         to be read is passed over, and one whose answer is still on its way.
         """
-        crowd = max(self._silent, self._idle, key=len)
+        crowd = max(self._idle, self._greeted, key=len)
         oldest = list(itertools.islice(crowd, MAX_LOOKED_AT))
         if not oldest and not self._stalled:
             return False

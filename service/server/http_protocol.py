@@ -225,7 +225,7 @@ class HttpProtocol(HttpToolsProtocol):
         if is_closing or (is_as_before and is_behind is self._is_behind):
             return
         self._phase, self._phase_of, self._is_behind = phase, self._reader.num_requests, is_behind
-        self._connections.mark(self, phase, self._phase_of, is_answering=is_behind)
+        self._connections.mark(self, phase, is_answering=is_behind)
         if is_as_before:
             return  # and in time
         if phase is ConnectionPhase.IDLE:

@@ -51,7 +51,7 @@ class TlsHello(asyncio.Protocol):
         if not self._connections.add(self):
             self.drop(Closed.NO_ROOM)
             return
-        self._connections.mark(self, ConnectionPhase.IDLE, 0)
+        self._connections.mark(self, ConnectionPhase.IDLE)
         self._begin(transport)
 
     def data_received(self, data: bytes) -> None:

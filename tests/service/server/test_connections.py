@@ -19,14 +19,12 @@ if TYPE_CHECKING:
 class FakeConnection:
     has_bytes = False
 
-    def __init__(
-        self, connections: Connections, phase: ConnectionPhase | None, num_requests: int = 1
-    ) -> None:
+    def __init__(self, connections: Connections, phase: ConnectionPhase | None) -> None:
         self.dropped: Closed | None = None
         self.refused: Refusal | None = None
         self.has_room = connections.add(self)
         if phase is not None:
-            connections.mark(self, phase, num_requests)
+            connections.mark(self, phase)
 
     def drop(self, reason: Closed) -> None:
         self.dropped = reason
@@ -62,29 +60,33 @@ def crowded() -> Connections:
     return Connections(ConnectionLimits(max_connections=6))
 
 
-def test_a_flood_of_connections_that_say_nothing_closes_its_own_kind_only(crowded):
-    clients = [FakeConnection(crowded, IDLE), FakeConnection(crowded, HEAD)]
-    shook_hands = FakeConnection(crowded, IDLE, 0)
-    crowded.note_hello(shook_hands)
-    flood = [FakeConnection(crowded, IDLE, 0) for _ in range(20)]
-    assert not any(one.dropped for one in (*clients, shook_hands))
-    assert [one.dropped for one in flood] == [Closed.CAP] * 17 + [None] * 3
+def greeted(connections: Connections) -> FakeConnection:
+    connection = FakeConnection(connections, IDLE)
+    connections.note_hello(connection)
+    return connection
 
 
-def test_nor_do_idle_clients_close_new_ones_before_these_can_ask(crowded):
-    held = [FakeConnection(crowded, IDLE) for _ in range(6)]
-    new = [FakeConnection(crowded, IDLE, 0) for _ in range(3)]
+def test_a_flood_that_never_greets_closes_nobody_between_its_greeting_and_its_request(crowded):
+    client = greeted(crowded)
+    flood = [FakeConnection(crowded, IDLE) for _ in range(20)]
+    assert client.dropped is None
+    assert [one.dropped for one in flood] == [Closed.CAP] * 15 + [None] * 5
+
+
+def test_nor_do_those_that_only_greet_close_new_ones_before_these_can(crowded):
+    held = [greeted(crowded) for _ in range(6)]
+    new = [FakeConnection(crowded, IDLE) for _ in range(3)]
     assert [one.dropped for one in held] == [Closed.CAP] * 3 + [None] * 3
     assert not any(one.dropped for one in new)
 
 
-def test_who_has_said_something_is_of_the_flood_no_more(crowded):
-    flood = [FakeConnection(crowded, IDLE, 0) for _ in range(6)]
-    crowded.mark(flood[0], HEAD, 0)
-    crowded.mark(flood[1], ANSWERING)
-    crowded.mark(flood[1], IDLE)
-    FakeConnection(crowded, IDLE, 0)
-    assert [one.dropped for one in flood] == [None, None, Closed.CAP, None, None, None]
+def test_who_has_asked_after_its_greeting_is_idle_as_any_other(crowded):
+    client = greeted(crowded)
+    crowded.mark(client, ANSWERING)
+    crowded.mark(client, IDLE)
+    for _ in range(6):
+        FakeConnection(crowded, IDLE)
+    assert client.dropped is Closed.CAP
 
 
 def test_one_that_was_busy_since_is_not_the_oldest_idle_one(connections):
