@@ -77,9 +77,7 @@ class Sample:
     requests: int
     api_mb: float
     engine_mb: float
-    engine_mapped_mb: (
-        float  # of these, pages of files: libraries, and what of the weights is mapped
-    )
+    engine_mapped_mb: float  # of these, pages of files: libraries, mapped weights
     api_descriptors: int
     engine_descriptors: int
     api_threads: int
@@ -127,15 +125,12 @@ class Watcher:
         An engine gives its memory back at one moment and takes some again at the next, as the live
         check goes on: 13 MB within half a second, 33 within half a minute.
         """
-        last = self.look()
-        least_api, least_engine = last.api_mb, last.engine_mb
         until = time.monotonic() + seconds
+        looks = [self.look()]
         while time.monotonic() < until:
             time.sleep(LOOK_S)
-            last = self.look()
-            least_api = min(least_api, last.api_mb)
-            least_engine = min(least_engine, last.engine_mb)
-        return replace(last, api_mb=least_api, engine_mb=least_engine)
+            looks.append(self.look())
+        return with_least_memory(looks)
 
     async def keep_looking(self, every_s: float, until: asyncio.Event) -> list[Sample]:
         """Look in even intervals."""
@@ -147,6 +142,15 @@ class Watcher:
             except TimeoutError:
                 continue
         return samples
+
+
+def with_least_memory(looks: Sequence[Sample]) -> Sample:
+    """Return the last look, but of memory the least that any saw."""
+    return replace(
+        looks[-1],
+        api_mb=min(look.api_mb for look in looks),
+        engine_mb=min(look.engine_mb for look in looks),
+    )
 
 
 def _resident_mb(process: psutil.Process) -> float:
@@ -224,16 +228,12 @@ def _look_at_rest(server: Server, watcher: Watcher, tally: Tally) -> Sample:
     How much memory an engine has in use as it gives the rest back depends on how far the live check
     is at that moment.
     """
-    looks = []
-    for _ in range(NUM_LOOKS):
-        looks.append(_look_once_at_rest(server, watcher))
+    looks = [_look_once_at_rest(server, watcher)]
+    while len(looks) < NUM_LOOKS:
         asyncio.run(ask_little(server, tally))  # so that the engine steps, rests and gives back
+        looks.append(_look_once_at_rest(server, watcher))
     print("at rest:", *((look.api_mb, look.engine_mb) for look in looks))
-    return replace(
-        looks[-1],
-        api_mb=min(look.api_mb for look in looks),
-        engine_mb=min(look.engine_mb for look in looks),
-    )
+    return with_least_memory(looks)
 
 
 def _look_once_at_rest(server: Server, watcher: Watcher) -> Sample:

@@ -55,7 +55,7 @@ from service.variants.fallback import FallbackPolicy
 from service.variants.handles import EngineInThread, EngineProcess
 from service.variants.loaded import LoadedVariant
 from service.variants.supervisor import Supervisor
-from service.variants.variant import ServedVariant, VariantRules
+from service.variants.variant import ServedVariant, VariantRules, names_of
 from service.worker.process import build
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def make_variants(settings: Settings) -> list[ServedVariant]:
     variants = [make_variant(own, in_process=settings.in_process) for own in settings.variants()]
     taken: dict[str, ServedVariant] = {}
     for variant in variants:
-        for name in (variant.name, *variant.rules.aliases):
+        for name in names_of(variant):
             if taken.get(name) is variant:
                 raise SettingsError(
                     f"{variant.name!r} has the name {name!r} twice; see its aliases"

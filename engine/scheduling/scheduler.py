@@ -206,7 +206,8 @@ class Scheduler:
                 sequence.num_steps_in_flight -= 1
                 sequence.num_samples_in_flight = 0
                 sequence.is_suspect = True  # its blocks may be named and never written
-        # Whoever found such a block and got no token of the step for himself is in no batch.
+        # The planner lets nobody in without a token of the step; were there one who found such a
+        # block and is in no batch, he would answer from what nobody has written.
         for sequence_id in self.block_manager.sharers(affected):
             sequence = self._residency.sequences[sequence_id]
             sequence.is_suspect = True

@@ -15,7 +15,7 @@ from engine.errors import EngineError, QueueFullError
 from service.errors import ModelNotFoundError, VariantStateError
 from service.server.changes import Changes
 from service.server.lifecycle import Phase
-from service.variants.variant import ON_ITS_WAY, VariantState
+from service.variants.variant import ON_ITS_WAY, VariantState, names_of
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable
@@ -132,11 +132,7 @@ class Supervisor:
         return variant
 
     def _served_names(self) -> str:
-        names = [
-            name
-            for variant in self._variants.values()
-            for name in (variant.name, *variant.rules.aliases)
-        ]
+        names = [name for variant in self._variants.values() for name in names_of(variant)]
         return ", ".join(repr(name) for name in names) or "none now"
 
     def require_room(self, num_ahead: int = 0) -> None:
@@ -275,9 +271,8 @@ def _require_own_names(variant: ServedVariant, others: Iterable[ServedVariant]) 
     for other in others:
         if other.name == variant.name:
             continue
-        theirs = {other.name, *other.rules.aliases}
-        for name in (variant.name, *variant.rules.aliases):
-            if name in theirs:
+        for name in names_of(variant):
+            if name in names_of(other):
                 raise VariantStateError(
                     f"{name!r} is a name of {other.name} already; give {variant.name} another"
                 )

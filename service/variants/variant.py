@@ -390,6 +390,11 @@ class ServedVariant:
         self.changes.announce()
 
 
+def names_of(variant: ServedVariant) -> tuple[str, ...]:
+    """Return all names by which requests may ask for a variant, its own first."""
+    return (variant.name, *variant.rules.aliases)
+
+
 async def _end(handle: EngineHandle, ended: asyncio.Task[str]) -> str:
     """End an engine, and return how it ended; a first cancellation does not leave it half done.
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import record
-from benchmarks.soak import MINUTES, Leftovers, Sample, columns, judge, run
+from benchmarks.soak import MINUTES, Leftovers, Sample, columns, judge, run, with_least_memory
 from benchmarks.soak_requests import KINDS, OK, Tally
 
 BEFORE = Sample(
@@ -74,6 +74,15 @@ def test_an_answer_that_must_not_be_fails(status):
     tally.count("chat", status, OK, "an error")
     assert not judge(BEFORE, AFTER, [NOTHING], tally)["passed"]
     assert tally.wrong == [f"chat: {status} an error"]
+
+
+def test_of_several_looks_the_least_memory_counts_and_the_last_of_all_else():
+    looks = [
+        replace(BEFORE, api_mb=201.0, engine_mb=899.0, api_threads=11),
+        replace(BEFORE, api_mb=199.0, engine_mb=901.0, api_threads=12),
+        replace(AFTER, api_mb=200.0, engine_mb=900.0, api_threads=13),
+    ]
+    assert with_least_memory(looks) == replace(AFTER, api_mb=199.0, engine_mb=899.0, api_threads=13)
 
 
 def test_kinds_have_names_of_their_own():
