@@ -13,13 +13,16 @@ import enum
 import itertools
 import time
 from collections import Counter
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
 from service.server import refusals
 from service.server.limits import ConnectionLimits
 from service.server.refusals import WINDOW_S, Refusal, RefusalLog
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 log = structlog.get_logger(__name__)
 
@@ -130,6 +133,11 @@ class Connections:
         if connection in self._idle:
             del self._idle[connection]
             self._greeted[connection] = None
+
+    def drop_all_but(self, kept: Collection[object]) -> None:
+        """End those at once that are not among these, as the server ends."""
+        for connection in [one for one in self._open if one not in kept]:
+            connection.drop(Closed.SHUTDOWN)
 
     def hand_over(self, connection: Connection) -> None:
         """Forget one that goes on as another, which is then added in its place."""

@@ -7,8 +7,10 @@ allow, it is raised as far as the system lets a process do so itself.
 from __future__ import annotations
 
 import fcntl
+import os
 import resource
 import select
+import socket
 import sys
 import termios
 from typing import TYPE_CHECKING
@@ -63,6 +65,18 @@ def has_unread_bytes(transport: asyncio.BaseTransport) -> bool:
     return any(event & select.POLLIN and not event & _GONE for _, event in poll.poll(0))
 
 
+def has_received_bytes(transport: asyncio.BaseTransport) -> bool:
+    """Whether anything has come on a connection, read or not (TCP on Linux; else False)."""
+    if sys.platform != "linux" or (descriptor := _descriptor_of(transport)) < 0:
+        return False
+    try:
+        with socket.socket(fileno=os.dup(descriptor)) as duplicate:
+            told = duplicate.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RECEIVED.stop)
+    except OSError:  # no TCP, or closed
+        return False
+    return any(told[_RECEIVED])  # shorter where the system is older than Linux 4.1
+
+
 def num_unsent_by_system(transport: asyncio.BaseTransport) -> int:
     """Count the bytes that the system keeps until the other end has taken them (Linux; else 0)."""
     if sys.platform != "linux" or (descriptor := _descriptor_of(transport)) < 0:
@@ -79,4 +93,5 @@ def _descriptor_of(transport: asyncio.BaseTransport) -> int:
     return -1 if sock is None else int(sock.fileno())
 
 
+_RECEIVED = slice(128, 136)  # tcpi_bytes_received in Linux's struct tcp_info
 _GONE = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR

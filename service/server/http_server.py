@@ -77,6 +77,7 @@ class HttpServer(uvicorn.Server):
         for listener in sockets or []:
             listener.close()
         state = self.server_state
+        self._front.connections.drop_all_but(state.connections)  # those that only say hello yet
         for connection in list(state.connections):
             connection.shutdown()
         await self._until_closed()

@@ -10,7 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from service.server.connections import Closed, ConnectionPhase, Connections
-from service.server.descriptors import has_unread_bytes
+from service.server.descriptors import has_received_bytes
 
 if TYPE_CHECKING:
     import ssl
@@ -74,7 +74,8 @@ class TlsHello(asyncio.Protocol):
         self.drop(Closed.REFUSED)
 
     def is_at_rest(self) -> bool:
-        return self._transport is None or not has_unread_bytes(self._transport)
+        """Whether nothing has come: a client that has begun to greet is given time for the rest."""
+        return self._transport is None or not has_received_bytes(self._transport)
 
     # Its own
 

@@ -14,6 +14,7 @@ from service.server import descriptors
 from service.server.descriptors import (
     RESERVE,
     RESERVE_A_VARIANT,
+    has_received_bytes,
     has_unread_bytes,
     num_unsent_by_system,
     resolve_max_connections,
@@ -86,6 +87,23 @@ def test_bytes_that_wait_are_seen_but_not_those_of_one_that_has_left():
     theirs.close()
     assert not has_unread_bytes(transport)
     listener.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
+def test_bytes_that_have_come_are_known_though_they_were_read():
+    listener = socket.create_server(("127.0.0.1", 0))
+    ours = socket.create_connection(listener.getsockname())
+    theirs, _ = listener.accept()
+    transport = Transport(theirs)
+    assert not has_received_bytes(transport)
+    ours.sendall(b"x")
+    assert theirs.recv(10) == b"x"
+    assert has_received_bytes(transport)
+    theirs.sendall(b"y")  # which the duplicate that was looked at has not closed
+    assert ours.recv(10) == b"y"
+    for one in (ours, theirs, listener):
+        one.close()
+    assert not has_received_bytes(transport)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
