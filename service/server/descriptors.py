@@ -7,7 +7,6 @@ allow, it is raised as far as the system lets a process do so itself.
 from __future__ import annotations
 
 import fcntl
-import os
 import resource
 import select
 import socket
@@ -67,11 +66,11 @@ def has_unread_bytes(transport: asyncio.BaseTransport) -> bool:
 
 def has_received_bytes(transport: asyncio.BaseTransport) -> bool:
     """Whether anything has come on a connection, read or not (TCP on Linux; else False)."""
-    if sys.platform != "linux" or (descriptor := _descriptor_of(transport)) < 0:
+    if sys.platform != "linux" or _descriptor_of(transport) < 0:
         return False
+    sock = transport.get_extra_info("socket")
     try:
-        with socket.socket(fileno=os.dup(descriptor)) as duplicate:
-            told = duplicate.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RECEIVED.stop)
+        told: bytes = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RECEIVED.stop)
     except OSError:  # no TCP, or closed
         return False
     return any(told[_RECEIVED])  # shorter where the system is older than Linux 4.1

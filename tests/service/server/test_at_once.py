@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import ssl
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ import uvloop
 from service.server.front import Front
 from service.server.http_server import HttpServer
 from service.server.tls import make_tls
-from tests.service.server.certificates import make_certificate, needs_openssl
+from tests.service.server.certificates import make_certificate, needs_openssl, trust_any
 from tests.service.server.raw_http import RawConnection
 
 if TYPE_CHECKING:
@@ -147,10 +146,8 @@ def test_what_is_wrong_behind_it_is_refused_after_it(connection):
 @needs_openssl
 def test_over_https_too(app, tmp_path):
     front = Front(tls=make_tls(*make_certificate(tmp_path)))
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with serving(app, front) as address, socket.create_connection(address, timeout=15) as plain:
-        secret = context.wrap_socket(plain)
+        secret = trust_any().wrap_socket(plain)
         for _ in range(3):
             secret.sendall(post(b"/full", b"abc"))
             received = b""

@@ -19,6 +19,7 @@ from service.server.descriptors import (
     num_unsent_by_system,
     resolve_max_connections,
 )
+from tests.service.server.tcp_pair import make_tcp_pair
 
 RESERVED = RESERVE + RESERVE_A_VARIANT
 
@@ -75,9 +76,7 @@ class Transport:
 
 
 def test_bytes_that_wait_are_seen_but_not_those_of_one_that_has_left():
-    listener = socket.create_server(("127.0.0.1", 0))
-    ours = socket.create_connection(listener.getsockname())
-    theirs, _ = listener.accept()
+    ours, theirs = make_tcp_pair()
     transport = Transport(theirs)
     assert not has_unread_bytes(transport)
     ours.sendall(b"x")
@@ -86,23 +85,20 @@ def test_bytes_that_wait_are_seen_but_not_those_of_one_that_has_left():
     assert not has_unread_bytes(transport)
     theirs.close()
     assert not has_unread_bytes(transport)
-    listener.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
 def test_bytes_that_have_come_are_known_though_they_were_read():
-    listener = socket.create_server(("127.0.0.1", 0))
-    ours = socket.create_connection(listener.getsockname())
-    theirs, _ = listener.accept()
+    ours, theirs = make_tcp_pair()
     transport = Transport(theirs)
     assert not has_received_bytes(transport)
     ours.sendall(b"x")
     assert theirs.recv(10) == b"x"
     assert has_received_bytes(transport)
-    theirs.sendall(b"y")  # which the duplicate that was looked at has not closed
+    theirs.sendall(b"y")  # looking has closed nothing
     assert ours.recv(10) == b"y"
-    for one in (ours, theirs, listener):
-        one.close()
+    ours.close()
+    theirs.close()
     assert not has_received_bytes(transport)
 
 

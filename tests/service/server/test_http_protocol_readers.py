@@ -23,6 +23,7 @@ from service.server.front import Front
 from service.server.http_protocol import HttpProtocol
 from service.server.http_server import HttpServer
 from service.server.limits import ConnectionLimits
+from tests.service.server.tcp_pair import make_tcp_pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -100,12 +101,7 @@ class Bench:
         await until(lambda: not self.connections.num_open)
 
     async def connect(self, *, is_tcp: bool = False) -> tuple[socket.socket, HttpProtocol]:
-        if is_tcp:  # which knows of resets
-            with socket.create_server(("127.0.0.1", 0)) as listener:
-                ours = socket.create_connection(listener.getsockname())
-                theirs, _ = listener.accept()
-        else:
-            theirs, ours = socket.socketpair()
+        ours, theirs = make_tcp_pair() if is_tcp else socket.socketpair()
         ours.setblocking(False)
         make = partial(
             HttpProtocol,

@@ -18,7 +18,7 @@ from service.server.http_server import HttpServer
 from service.server.limits import ConnectionLimits
 from service.server.tls import make_tls
 from tests.service.fakes import wait_until
-from tests.service.server.certificates import make_certificate, needs_openssl
+from tests.service.server.certificates import make_certificate, needs_openssl, trust_any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,20 +57,16 @@ async def answer(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def speak(address: tuple[str, int]) -> ssl.SSLSocket:
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     plain = socket.create_connection(address, timeout=10)
-    return context.wrap_socket(plain)
+    return trust_any().wrap_socket(plain)
 
 
 class StepwiseTls:
     """A client that speaks TLS step by step: what it says is sent with its next sending."""
 
     def __init__(self, address: tuple[str, int]) -> None:
-        context = ssl.create_default_context()
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing)
+        self._tls = trust_any().wrap_bio(self._incoming, self._outgoing)
         self._plain = socket.create_connection(address, timeout=10)
 
     def __enter__(self) -> StepwiseTls:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import ssl
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from service.server.limits import ConnectionLimits
 from service.server.tls import make_tls
 from service.server.unsent import Unsent
 from tests.service.fakes import wait_until
-from tests.service.server.certificates import make_certificate, needs_openssl
+from tests.service.server.certificates import make_certificate, needs_openssl, trust_any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,9 +83,7 @@ def ask(server: Serving, *headers: bytes, is_secure: bool) -> socket.socket:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
     connection.connect(server.address)
     if is_secure:
-        context = ssl.create_default_context()
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        connection = context.wrap_socket(connection)
+        connection = trust_any().wrap_socket(connection)
     connection.sendall(b"\r\n".join([b"GET / HTTP/1.1", b"host: localhost", *headers, b"", b""]))
     return connection
 
