@@ -40,7 +40,7 @@ from engine.sampling.logprobs import prompt_logprobs, prompt_logprobs_of
 from engine.sampling.row_plan import make_plan, plan_key
 from engine.sampling.sampler import sample
 from engine.sampling.state import SamplingState
-from engine.scheduling.batch import RowExtras
+from engine.scheduling.batch import RowExtras, extras_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -282,9 +282,10 @@ class ModelRunner:
         positions = [position + 1 for position in batch.decodes.positions]
         extras: dict[int, RowExtras] = {}
         for chunk in batch.chunks:
+            told = extras_of(chunk)
             for index in range(chunk.num_samples):
-                if chunk.extras and chunk.extras[index] != _NO_EXTRAS:
-                    extras[len(slots)] = chunk.extras[index]
+                if told and told[index] != _NO_EXTRAS:
+                    extras[len(slots)] = told[index]
                 slots.append(chunk.slot)
                 positions.append(chunk.stop - chunk.num_samples + index + 1)
         if not slots:

@@ -7,15 +7,16 @@ step to step; a batch says only what changed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from engine.constraint import TokenMask
     from engine.outputs import TokenLogprobs
     from engine.sampling_params import SamplingParams
+    from engine.scheduling.mask_reader import PendingMasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +81,12 @@ class ScheduledChunk:
     start: int  # position of the first token; as many are cached before it
     token_ids: tuple[int, ...]  # at least one
     num_samples: int  # how many of its last tokens are sampled after: 0, 1 or all
-    extras: tuple[RowExtras, ...] = ()  # for each sample, or none at all
+    extras: tuple[RowExtras, ...] = ()  # for each sample, or none at all; without their masks
     # Prompt tokens whose logprobs are asked for: one for each token of the chunk, the one that
     # follows it; shorter by one where the prompt ends with the chunk.
     prompt_targets: tuple[int, ...] | None = None
     is_decode: bool = False  # its last token, with a draft behind it or without
+    masks: PendingMasks | None = None  # for each sample, where a constraint is followed
 
     @property
     def stop(self) -> int:
@@ -134,3 +136,12 @@ class SampledTokens:
     no_candidates: frozenset[int] = frozenset()  # those for which no token was left to pick
     logprobs: Mapping[int, tuple[TokenLogprobs, ...]] = field(default_factory=dict)
     prompt_logprobs: Mapping[int, tuple[TokenLogprobs, ...]] = field(default_factory=dict)
+
+
+def extras_of(chunk: ScheduledChunk) -> Sequence[RowExtras]:
+    """Return what each sample of a chunk needs, its mask included; waits for masks."""
+    if chunk.masks is None:
+        return chunk.extras
+    extras = chunk.extras or (RowExtras(),) * chunk.num_samples
+    masks = chunk.masks.result()
+    return [replace(extra, mask=mask) for extra, mask in zip(extras, masks, strict=True)]

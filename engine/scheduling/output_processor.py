@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.errors import EngineError, NoCandidatesError, NonFiniteLogitsError
+from engine.errors import (
+    EngineError,
+    InvalidConstraintError,
+    NoCandidatesError,
+    NonFiniteLogitsError,
+)
 from engine.outputs import (
     FinishReason,
     PromptLogprobs,
@@ -100,7 +105,7 @@ class OutputProcessor:
         if sequence.state is SequenceState.RUNNING:
             num_tokens = len(chunk.token_ids) - chunk.num_drafts
             sequence.num_computed_tokens = chunk.start + num_tokens + num_accepted
-        if sequence.drafter is not None:
+        if sequence.drafter is not None and not sequence.is_draft_forced:
             sequence.drafter.judge(chunk.num_drafts, num_accepted)
 
     def _append(
@@ -156,6 +161,9 @@ def _finish_reason(sequence: Sequence, token_id: int) -> FinishReason | None:
 def _error_of(sequence: Sequence, sampled: SampledTokens) -> EngineError:
     """Say why a sequence has no next token."""
     if sequence.sequence_id not in sampled.failed:
+        constraint = sequence.constraint
+        if constraint is not None and constraint.failure is not None:
+            return InvalidConstraintError(constraint.failure)
         return NoCandidatesError(
             f"no token was left to pick after {len(sequence.output_token_ids)} generated ones:"
             " what is allowed, banned and asked for by the grammar excludes every one"

@@ -199,6 +199,9 @@ class Scheduler:
         affected: dict[int, Sequence] = {}
         for batch in batches:
             self.block_manager.return_dirty(batch.dirty_blocks)
+            for chunk in batch.chunks:
+                if chunk.masks is not None:
+                    chunk.masks.result()  # nobody else may ask its constraint before that
             self._residency.num_steps_in_flight -= 1
             self._planner.lower_token_limit(batch.num_tokens)
             for sequence_id in batch.sequence_ids:

@@ -66,6 +66,7 @@ class Sequence:
     num_reported_prompt_logprobs: int = 0
     slot: int | None = None  # its row in the runner's resident state
     block_digests: list[bytes] = field(default_factory=list)  # of its first full blocks
+    is_draft_forced: bool = False  # what it has launched to verify follows from its constraint
     num_cached_prompt_tokens: int = 0  # computed for others before it was first admitted
     num_registered_blocks: int = 0  # of them that were offered to the prefix cache
     is_shared: bool = True  # False once its prompt was cut where others' are not, see `pieces`

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.scheduling.batch import Decodes, RowExtras, ScheduledBatch, ScheduledChunk
+from engine.scheduling.mask_reader import MaskReader
 from engine.scheduling.pieces import chunk_stop
 from engine.scheduling.sequence import slot_of, turn_of
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from engine.scheduling.admission import Admission
     from engine.scheduling.block_manager import BlockManager
     from engine.scheduling.counters import Counters
+    from engine.scheduling.mask_reader import PendingMasks
     from engine.scheduling.prefix_sharing import PrefixSharing
     from engine.scheduling.residency import Residency
     from engine.scheduling.sequence import Sequence
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 EXCLUSIVE_PREFILL_TOKENS = 256
 # Rows of one step that verify drafts: beyond them verifying costs more than it saves.
 MAX_DRAFT_ROWS = 48
+# Tokens that a grammar leaves no choice about, verified together where drafts are not set.
+MAX_FORCED_TOKENS = 8
 # Logits of a prompt take memory by the row: 25 MB for these at 49 152 tokens of vocabulary.
 MAX_PROMPT_LOGPROB_ROWS = 128
 
@@ -49,6 +53,7 @@ class StepPlanner:
         self._prefixes = prefixes
         self._admission = admission
         self._counters = counters
+        self._masks = MaskReader()
         self._were_prompts_last = False
         # Of one step; lower for a while after a lack of memory.
         self._token_limit = config.max_num_batched_tokens
@@ -146,7 +151,7 @@ class StepPlanner:
         tokens = sequence.known_token_ids(start, sequence.num_known_tokens)
         draft = self._draft(sequence, room)
         extras: tuple[RowExtras, ...] = ()
-        if draft or sequence.constraint is not None or sequence.params.bad_words:
+        if draft or sequence.params.bad_words:
             extras = _row_extras(sequence, draft)
         num_samples = 1 + len(draft)
         sequence.num_computed_tokens += len(tokens) + len(draft)  # until it is known what held
@@ -162,15 +167,20 @@ class StepPlanner:
             num_samples,
             extras,
             is_decode=True,
+            masks=self._begin_masks(sequence, draft),
         )
+
+    def _begin_masks(self, sequence: Sequence, draft: tuple[int, ...]) -> PendingMasks | None:
+        if sequence.constraint is None:
+            return None
+        return self._masks.begin(sequence.constraint, draft)
 
     def _draft(self, sequence: Sequence, room: int) -> tuple[int, ...]:
         """Guess tokens, no more than there is room for without taking anybody's blocks."""
-        if sequence.drafter is None or sequence.constraint is not None:
-            return ()
         left = sequence.max_output_tokens - len(sequence.output_token_ids) - 1
-        limit = min(self._config.num_speculative_tokens, room, left)
-        draft = sequence.drafter.propose(limit)
+        draft = self._guess(sequence, max(0, min(room, left)))
+        if not draft:
+            return ()
         blocks = self._blocks
         num_held = len(blocks.block_table(sequence.sequence_id))
         num_tokens = sequence.num_computed_tokens + 1 + len(draft)
@@ -179,6 +189,21 @@ class StepPlanner:
             return draft[: num_held * blocks.block_size - sequence.num_computed_tokens - 1]
         self._residency.grow(sequence, 1 + len(draft))
         return draft
+
+    def _guess(self, sequence: Sequence, limit: int) -> tuple[int, ...]:
+        """Return what is likely to follow: what a grammar demands, else what was said before."""
+        num_drafts = self._config.num_speculative_tokens
+        sequence.is_draft_forced = False
+        constraint, drafter = sequence.constraint, sequence.drafter
+        if constraint is not None and limit:
+            forced = constraint.forced(min(limit, max(num_drafts, MAX_FORCED_TOKENS)))
+            if forced:
+                sequence.is_draft_forced = True
+                return tuple(forced)
+        if drafter is None:
+            return ()
+        draft = drafter.propose(min(num_drafts, limit))
+        return draft if constraint is None else draft[: constraint.num_allowed(draft)]
 
     # Prompts
 
@@ -234,6 +259,7 @@ class StepPlanner:
             sequence.known_token_ids(start, stop),
             num_samples=1 if is_last else 0,
             extras=_row_extras(sequence, ()) if is_last and sequence.is_watched else (),
+            masks=self._begin_masks(sequence, ()) if is_last else None,
             prompt_targets=(
                 sequence.prompt_token_ids[start + 1 : stop + 1]
                 if asks_for_logprobs and start + 1 < sequence.num_prompt_tokens
@@ -260,12 +286,11 @@ def _charge(sequence: Sequence) -> None:
 
 def _row_extras(sequence: Sequence, draft: tuple[int, ...]) -> tuple[RowExtras, ...]:
     """Say for each row that is sampled what only the host knows."""
-    mask = sequence.constraint.next_mask() if sequence.constraint is not None else None
     words = sequence.params.bad_words
     longest = max(map(len, words), default=1) - 1
     tail = tuple(sequence.output_token_ids[-longest:]) if longest else ()
     return tuple(
-        RowExtras(draft[:count], _banned_after((*tail, *draft[:count]), words), mask)
+        RowExtras(draft[:count], _banned_after((*tail, *draft[:count]), words))
         for count in range(len(draft) + 1)
     )
 

@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from engine.config import EngineConfig
+from engine.constraint import ALLOWS_NOTHING
 from engine.outputs import TokenLogprobs
 from engine.request import SequenceRequest
 from engine.sampling_params import SamplingParams
@@ -128,6 +129,11 @@ class Slot:
         self.names.append(extend_name(self.names[-1], token_id))
 
 
+def _is_barred(chunk: ScheduledChunk) -> bool:
+    """Whether no token is left to pick; other masks are not followed."""
+    return chunk.masks is not None and chunk.masks.result()[0] == ALLOWS_NOTHING
+
+
 class FakeRunner:
     vocab_size = VOCAB_SIZE
 
@@ -233,7 +239,13 @@ class FakeRunner:
                 del token_ids[sequence_id]
                 for key in self._places(slot):
                     self.cache[key] = None  # NaN, for whoever reads it
-        return SampledTokens(token_ids, frozenset(failed), prompt_logprobs=prompt_logprobs)
+        barred = {chunk.sequence_id for chunk in batch.chunks if _is_barred(chunk)}
+        return SampledTokens(
+            {key: ids for key, ids in token_ids.items() if key not in barred},
+            frozenset(failed),
+            frozenset(barred),
+            prompt_logprobs=prompt_logprobs,
+        )
 
     def _run_chunk(self, chunk: ScheduledChunk) -> tuple[int, ...]:
         held = self.slots[chunk.slot]

@@ -24,6 +24,8 @@ from tests.engine.pinned_fakes import FakeMemory
 from tests.engine.tiny_models import FUSED, UNFUSED, VOCAB_SIZE, make_model, make_prompts
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from engine.constraint import TokenMask
     from engine.outputs import TokenLogprobs
     from engine.scheduling.batch import ScheduledBatch
@@ -40,8 +42,16 @@ class EvenTokens:
     def compile(self, grammar: str) -> EvenTokens:
         return EvenTokens()
 
-    def next_mask(self) -> TokenMask:
-        return b"\x55" * (4 * -(-VOCAB_SIZE // 32))
+    failure = None
+
+    def next_masks(self, draft: Sequence[int]) -> list[TokenMask]:
+        return [b"\x55" * (4 * -(-VOCAB_SIZE // 32))] * (1 + len(draft))
+
+    def num_allowed(self, draft: Sequence[int]) -> int:
+        return next((n for n, token in enumerate(draft) if token % 2), len(draft))
+
+    def forced(self, most: int) -> list[int]:
+        return []
 
     def advance(self, token_id: int) -> None:
         self.said.append(token_id)
@@ -181,7 +191,7 @@ def test_no_step_waits_and_all_get_what_they_get_on_the_cpus_own_path(
     chunks = [chunk for batch in guarded.batches for chunk in batch.chunks]
     assert any(chunk.num_drafts for chunk in chunks) == bool(num_drafts)
     assert any(chunk.prompt_targets for chunk in chunks)
-    assert any(extra.mask for chunk in chunks for extra in chunk.extras)
+    assert any(chunk.masks for chunk in chunks)
     assert any(extra.banned_token_ids for chunk in chunks for extra in chunk.extras)
     assert num_drafts or any(batch.decodes and batch.chunks for batch in guarded.batches)
     assert guarded.num_copies > 3 * len(guarded.batches)

@@ -2,15 +2,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
+from engine.constraint import ALLOWS_NOTHING
 from engine.core import Engine
 from engine.errors import (
     BlockAccountingError,
     DeadlineExceededError,
+    InvalidConstraintError,
+    NoCandidatesError,
     NonFiniteLogitsError,
     OutOfMemoryError,
     QueueFullError,
@@ -23,11 +27,12 @@ from engine.outputs import (
     TokenOutput,
 )
 from engine.sampling_params import SamplingParams
-from engine.scheduling.batch import SampledTokens, ScheduledBatch
+from engine.scheduling.batch import SampledTokens, ScheduledBatch, extras_of
 from engine.scheduling.step_planner import MAX_PROMPT_LOGPROB_ROWS
 from tests.engine.fake_runner import FakeRunner, Model, config, request
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     from engine.outputs import StepOutput
@@ -658,9 +663,18 @@ class Alternating:
     def is_complete(self) -> bool:
         return len(self.taken) == 6
 
-    def next_mask(self) -> bytes:
-        bits = sum(1 << i for i in range(len(self.taken) % 2, 50, 2))
-        return bits.to_bytes(8, "little")
+    failure = None
+
+    def next_masks(self, draft: Sequence[int]) -> list[bytes]:
+        firsts = [(len(self.taken) + n) % 2 for n in range(len(draft) + 1)]
+        return [sum(1 << i for i in range(first, 50, 2)).to_bytes(8, "little") for first in firsts]
+
+    def num_allowed(self, draft: Sequence[int]) -> int:
+        parities = [token % 2 == (len(self.taken) + n) % 2 for n, token in enumerate(draft)]
+        return parities.index(False) if False in parities else len(draft)
+
+    def forced(self, most: int) -> list[int]:
+        return []
 
     def advance(self, token_id: int) -> None:
         self.taken.append(token_id)
@@ -675,10 +689,121 @@ def test_a_constraint_sees_every_token_before_the_next_mask_is_asked_for():
     assert constraint.taken == bench.tokens(1)
     assert len(bench.tokens(1)) == 6
     assert bench.answers(request(2, 10))
-    rows = [c.extras[0] for b in bench.runner.batches for c in b.chunks if c.sequence_id == 1]
-    assert [row.mask for row in rows] == [
+    rows = [extras_of(c) for b in bench.runner.batches for c in b.chunks if c.sequence_id == 1]
+    assert [row.mask for (row,) in rows] == [
         sum(1 << i for i in range(n % 2, 50, 2)).to_bytes(8, "little") for n in range(6)
     ]
+
+
+class Dictating(Alternating):
+    """Leaves no choice about the next tokens, as far as they are told."""
+
+    def __init__(self, dictated: Sequence[int]) -> None:
+        super().__init__()
+        self._dictated = dictated
+
+    def forced(self, most: int) -> list[int]:
+        return list(self._dictated[len(self.taken) : len(self.taken) + most])
+
+
+def test_what_a_grammar_leaves_no_choice_about_is_verified_in_one_step():
+    bench = Bench()
+    asked = request(1, 10, replace(GREEDY, max_tokens=6))
+    answer = bench.runner.model.answer(asked)
+    bench.engine.add(asked, constraint=Dictating(answer[:5]))
+    bench.drain()
+    assert bench.tokens(1) == answer
+    sizes = [len(c.token_ids) for b in bench.runner.batches for c in b.chunks]
+    # The prompt; its token with 4 dictated ones behind it, all right, so the sixth is sampled too.
+    assert sizes == [10, 5]
+    masks = [extras_of(c) for b in bench.runner.batches for c in b.chunks][1]
+    assert [extra.draft_token_ids for extra in masks] == [
+        tuple(answer[1 : 1 + n]) for n in range(5)
+    ]
+    assert [(extra.mask or b"")[0] & 3 for extra in masks] == [2, 1, 2, 1, 2]
+
+
+def test_no_more_is_dictated_than_may_be_answered():
+    bench = Bench()
+    asked = request(1, 10, replace(GREEDY, max_tokens=3))
+    answer = bench.runner.model.answer(replace(asked, params=replace(GREEDY, max_tokens=9)))
+    bench.engine.add(asked, constraint=Dictating(answer[:6]))
+    bench.drain()
+    assert bench.tokens(1) == answer[:3]
+    assert bench.engine.statistics().num_drafted_tokens == 1
+
+
+def test_guesses_are_cut_where_the_grammar_forbids_them():
+    """What repeats itself is guessed, as far as even and odd tokens alternate in it."""
+    guided = Bench(Model(repeats_itself=True), num_speculative_tokens=4)
+    free = Bench(Model(repeats_itself=True), num_speculative_tokens=4)
+    asked = request(1, [0, 1, 4, 6, 5, 2] * 2, replace(GREEDY, max_tokens=6))
+    guided.engine.add(asked, constraint=Alternating())
+    free.add(asked)
+    for bench in (guided, free):
+        bench.drain()
+    assert guided.tokens(1) == free.tokens(1)
+    drafts = [c.drafts for b in guided.runner.batches for c in b.chunks if c.drafts]
+    assert drafts
+    assert all(len(draft) < 4 for draft in drafts)
+
+
+class Failing(Alternating):
+    """Cannot be followed beyond three tokens, and knows why."""
+
+    failure: str | None = None
+
+    def next_masks(self, draft: Sequence[int]) -> list[bytes]:
+        if len(self.taken) < 3:
+            return super().next_masks(draft)
+        self.failure = "the grammar is too complex"
+        return [ALLOWS_NOTHING]
+
+
+class Breaking(Alternating):
+    """Has a fault of its own."""
+
+    def next_masks(self, draft: Sequence[int]) -> list[bytes]:
+        return super().next_masks(draft) if len(self.taken) < 2 else [b""[1]]
+
+
+def test_a_grammar_that_cannot_be_followed_on_fails_its_sequence_alone():
+    bench = Bench()
+    bench.engine.add(request(1, 10), constraint=Failing())
+    bench.engine.add(request(2, 10), constraint=Breaking())
+    bench.add(request(3, 10))
+    bench.drain()
+    failures = bench.failures()
+    assert isinstance(failures[1], InvalidConstraintError)
+    assert str(failures[1]) == "the grammar is too complex"
+    assert isinstance(failures[2], NoCandidatesError)
+    assert [len(bench.tokens(i)) for i in (1, 2)] == [3, 2]
+    assert bench.answers(request(3, 10))
+
+
+def test_a_step_that_is_taken_back_is_planned_anew_once_its_masks_are_there():
+    begun: list[int] = []
+    ended: list[int] = []
+
+    class Slow(Alternating):
+        def next_masks(self, draft: Sequence[int]) -> list[bytes]:
+            begun.append(len(self.taken))
+            time.sleep(0.02)
+            ended.append(len(self.taken))
+            return super().next_masks(draft)
+
+        def forced(self, most: int) -> list[int]:
+            assert begun == ended
+            return []
+
+    bench = Bench()
+    bench.engine.add(request(1, 10), constraint=Slow())
+    bench.step(3)
+    bench.errors.append(OutOfMemoryError("full"))
+    bench.drain()
+    assert len(bench.tokens(1)) == 6
+    assert begun == ended
+    assert len(begun) == 7  # one step was planned twice
 
 
 def test_the_last_token_of_a_bad_word_is_banned_where_the_word_would_be_completed():
