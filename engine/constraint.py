@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 # One bit a token id, 32 to a number, the lowest id lowest; 1 may be picked. Little-endian int32
 # words, vocab / 32 of them rounded up, as bytes: what grammar libraries fill and sockets carry.
@@ -43,6 +43,10 @@ class Constraint(Protocol):
         """Whether nothing may follow; the sequence then ends."""
 
     @property
+    def was_cut(self) -> bool:
+        """Whether it left the sequence no choice but to end, because its tokens run out."""
+
+    @property
     def failure(self) -> str | None:
         """Why the grammar can be followed no further, in words for whoever wrote it."""
 
@@ -50,8 +54,10 @@ class Constraint(Protocol):
 class ConstraintFactory(Protocol):
     """Makes constraints out of what requests carry."""
 
-    def compile(self, grammar: str) -> Constraint:
+    def compile(self, grammar: str, end_token_ids: Collection[int], max_tokens: int) -> Constraint:
         """Raise `InvalidConstraintError` where the text is no grammar.
 
-        May take long; the engine calls it off the step's thread, once a sequence.
+        end_token_ids: what ends the sequence; may come wherever the grammar may end. max_tokens:
+        that the sequence may have. May take long; the engine calls it off the step's thread, once a
+        sequence.
         """

@@ -166,14 +166,17 @@ class Engine:
         """Count what there is and what was done."""
         return self.scheduler.statistics(num_threads=torch.get_num_threads())
 
-    def compile(self, grammar: str) -> Constraint:
-        """Read a grammar. Raises `InvalidConstraintError`.
+    def compile(self, request: SequenceRequest) -> Constraint | None:
+        """Read a request's grammar, if it has one. Raises `InvalidConstraintError`.
 
         May take long, and may be called from any thread while the engine steps.
         """
+        if request.grammar is None:
+            return None
         if self._constraints is None:
             raise InvalidConstraintError("this engine was built without structured output")
-        return self._constraints.compile(grammar)
+        max_tokens = self.limits.max_output_tokens(len(request.prompt_token_ids), request.params)
+        return self._constraints.compile(request.grammar, request.params.eos_token_ids, max_tokens)
 
     def add(self, request: SequenceRequest, *, constraint: Constraint | None = None) -> Sequence:
         """Queue a sequence. Raises an `InvalidRequestError` or `QueueFullError`.
@@ -182,8 +185,6 @@ class Engine:
         """
         self.limits.check(request.prompt_token_ids, request.params)
         params = request.params
-        if request.grammar is not None and constraint is None:
-            constraint = self.compile(request.grammar)
         sequence = Sequence(
             sequence_id=request.sequence_id,
             prompt_token_ids=request.prompt_token_ids,
@@ -192,7 +193,7 @@ class Engine:
             max_output_tokens=self.limits.max_output_tokens(len(request.prompt_token_ids), params),
             caller=self.scheduler.caller(request.caller, request.weight),
             priority=request.priority,
-            constraint=constraint,
+            constraint=constraint or self.compile(request),
             drafter=(
                 NgramDrafter(request.prompt_token_ids)
                 if self._config.num_speculative_tokens

@@ -26,21 +26,23 @@ log = structlog.get_logger(__name__)
 @dataclass(frozen=True, slots=True)
 class _Reading:
     request: SequenceRequest
-    constraint: Future[Constraint]
+    constraint: Future[Constraint | None]
 
 
 class GrammarReader:
     """Grammars being read, one after the other."""
 
-    def __init__(self, read: Callable[[str], Constraint], wake: Callable[[], None]) -> None:
+    def __init__(
+        self, read: Callable[[SequenceRequest], Constraint | None], wake: Callable[[], None]
+    ) -> None:
         """wake: called in another thread when a grammar has been read."""
         self._read = read
         self._wake = wake
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammars")  # starts when needed
         self._readings: dict[int, _Reading] = {}  # by sequence id
 
-    def begin(self, request: SequenceRequest, grammar: str) -> None:
-        constraint = self._thread.submit(self._read, grammar)
+    def begin(self, request: SequenceRequest) -> None:
+        constraint = self._thread.submit(self._read, request)
         self._readings[request.sequence_id] = _Reading(request, constraint)
         constraint.add_done_callback(lambda _: self._wake())
 
@@ -50,7 +52,7 @@ class GrammarReader:
         if reading is not None:
             reading.constraint.cancel()
 
-    def take_read(self) -> Iterator[tuple[SequenceRequest, Constraint | EngineError]]:
+    def take_read(self) -> Iterator[tuple[SequenceRequest, Constraint | EngineError | None]]:
         """Give the requests whose grammar has been read, each with what came of it."""
         for reading in [one for one in self._readings.values() if one.constraint.done()]:
             del self._readings[reading.request.sequence_id]
@@ -61,7 +63,7 @@ class GrammarReader:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
-def _outcome(constraint: Future[Constraint]) -> Constraint | EngineError:
+def _outcome(constraint: Future[Constraint | None]) -> Constraint | EngineError | None:
     try:
         return constraint.result()
     except EngineError as error:

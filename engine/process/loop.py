@@ -77,8 +77,8 @@ class SteppedEngine(Protocol):
     def has_work(self) -> bool:
         """Whether another step would do anything."""
 
-    def compile(self, grammar: str) -> Constraint:
-        """Read a grammar, in any thread. Raises InvalidConstraintError."""
+    def compile(self, request: SequenceRequest) -> Constraint | None:
+        """Read a request's grammar, in any thread. Raises InvalidConstraintError."""
 
     def add(self, request: SequenceRequest, *, constraint: Constraint | None = None) -> object:
         """Queue a sequence. Raises an EngineError if it cannot run."""
@@ -228,6 +228,7 @@ class EngineLoop:
         self._threads = built.threads
         self._rest_memory = RestMemory()
         self._work_number = 0
+        self._accepted: list[int] = []  # not reported yet
         self._is_stopping = False
 
     def run(self) -> None:
@@ -264,9 +265,12 @@ class EngineLoop:
             elif isinstance(command, Shutdown):
                 self._is_stopping = True
         for request, read in self._grammars.take_read():
-            failures += self._add(request, read)
-        if failures or (has_come and not self._engine.has_work):
-            self._report([], failures)  # no step will tell of what was taken in
+            refused = self._add(request, read)
+            failures += refused
+            if not refused:
+                self._accepted.append(request.sequence_id)
+        if failures or self._accepted or (has_come and not self._engine.has_work):
+            self._report([], failures)  # no step will tell of what was taken in, or none soon
         return not self._is_stopping
 
     def _idle_s(self) -> float | None:
@@ -284,7 +288,7 @@ class EngineLoop:
         failures: list[SequenceFailed] = []
         for request in work.requests:
             if request.grammar is not None:
-                self._grammars.begin(request, request.grammar)
+                self._grammars.begin(request)
             else:
                 failures += self._add(request, None)
         for sequence_id in work.aborted:
@@ -356,8 +360,10 @@ class EngineLoop:
                 failures,
                 self._work_number,
                 self._engine.statistics(),
+                self._accepted,
             )
         )
+        self._accepted = []
 
     def _check_integrity(self) -> IntegrityReport:
         problem: str | None = None

@@ -147,14 +147,16 @@ def _report_prompt_logprobs(
 
 
 def _finish_reason(sequence: Sequence, token_id: int) -> FinishReason | None:
+    constraint = sequence.constraint
+    is_cut = constraint is not None and constraint.was_cut
     if token_id in sequence.end_token_ids:
-        return FinishReason.STOP
+        return FinishReason.LENGTH if is_cut else FinishReason.STOP
+    if constraint is not None:
+        constraint.advance(token_id)
+        if constraint.is_complete:
+            return FinishReason.LENGTH if is_cut else FinishReason.STOP
     if len(sequence.output_token_ids) >= sequence.max_output_tokens:
         return FinishReason.LENGTH
-    if sequence.constraint is not None:
-        sequence.constraint.advance(token_id)
-        if sequence.constraint.is_complete:
-            return FinishReason.STOP
     return None
 
 

@@ -292,6 +292,7 @@ class EngineClient:
         self.statistics = report.statistics
         self._backlog.update(report.work_number, report.statistics)
         streams = self._streams
+        _tell_of_grammars(report, streams)
         _tell_of_prompts(report, streams, self.latencies)
         note_token, now = self.latencies.note_token, self.last_heard
         for output in report.tokens:
@@ -317,6 +318,13 @@ class EngineClient:
         self._streams.clear()
         for stream in streams:
             stream.end(_again(error))
+
+
+def _tell_of_grammars(report: StepReport, streams: Mapping[int, TokenStream]) -> None:
+    """Tell streams whose grammar was read that they run."""
+    for sequence_id in report.accepted:
+        if (stream := streams.get(sequence_id)) is not None:
+            stream.accept()
 
 
 def _tell_of_prompts(

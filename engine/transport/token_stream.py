@@ -39,6 +39,8 @@ class TokenStream:
         self._outputs: list[TokenOutput] = []
         self._error: EngineError | None = None  # comes after the outputs
         self._is_over = False  # nothing more will come
+        self._was_accepted = False
+        self._is_accepted: asyncio.Future[None] | None = None  # while somebody waits for it
         self._waiter: asyncio.Future[None] | None = None
 
     def __aiter__(self) -> TokenStream:
@@ -60,12 +62,31 @@ class TokenStream:
         self._outputs = []
         return outputs
 
+    async def accepted(self) -> None:
+        """Wait until the sequence's grammar has been read; raises `InvalidConstraintError`.
+
+        Returns at once where that is known, and never for a sequence without a grammar before its
+        first token comes.
+        """
+        if not (self._outputs or self._is_over or self._was_accepted):
+            self._is_accepted = asyncio.get_running_loop().create_future()
+            await self._is_accepted
+        if not self._outputs and self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
     async def aclose(self) -> None:
         """Abort the sequence if it still runs; return at once."""
         self._outputs.clear()
         self._error = None
         if not self._is_over:
             self._abort(self.sequence_id)
+
+    def accept(self) -> None:
+        """Take note that its grammar has been read."""
+        self._was_accepted = True
+        if self._is_accepted is not None and not self._is_accepted.done():
+            self._is_accepted.set_result(None)
 
     def push(self, output: TokenOutput) -> None:
         self._outputs.append(output)
@@ -78,6 +99,7 @@ class TokenStream:
         """Take note that nothing more will come."""
         self._is_over = True
         self._error = error
+        self.accept()
         self._wake()
 
     async def _wait(self) -> None:

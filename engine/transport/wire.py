@@ -101,6 +101,7 @@ class StepReport(msgspec.Struct, frozen=True, array_like=True, tag=True):
     failures: list[SequenceFailed]
     work_number: int  # of the last `Work` taken in
     statistics: EngineStatistics
+    accepted: list[int] = []  # sequence ids: those of which a grammar was read, once each
 
 
 class Heartbeat(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -45,23 +45,23 @@ class JsonParts:
         return self.num_containers + self.num_quotes // 2 + self.num_commas // VALUES_PER_PART
 
 
-def read_json(body: bytes, max_parts: int) -> Any:
-    """Return what a body says. Raises InvalidJsonError."""
+def read_json(body: bytes, max_parts: int, what: str = "the body") -> Any:
+    """Return what a body says, which errors call `what`. Raises InvalidJsonError."""
     parts = count_parts(body, max_parts)
     if parts.total > max_parts:
         raise InvalidJsonError(
-            f"the body has more than {max_parts} parts (objects, lists and strings;"
+            f"{what} has more than {max_parts} parts (objects, lists and strings;"
             f" {VALUES_PER_PART} other values count as one); send less at once, or have the"
             " setting max_body_parts raised"
         )
     try:
         value = from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        raise InvalidJsonError(f"the body is not JSON: {str(error)[:_MAX_REASON]}") from None
+        raise InvalidJsonError(f"{what} is not JSON: {str(error)[:_MAX_REASON]}") from None
     if parts.num_names and _num_names(value, parts.num_containers) != parts.num_names:
         name = safe_name(_twice_named(body))
         raise InvalidJsonError(
-            f"the body names {name} twice in the same object; give it once", param=name
+            f"{what} names {name} twice in the same object; give it once", param=name
         )
     return value
 

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from engine.errors import EngineDeadError
 from engine.transport.client import Submission
 from loaders.checkpoint.rust_panics import panics_as
+from service.errors import InvalidFieldError
+from service.grammars.errors import InvalidGrammarError
 from service.serving.choice_reader import TextDelta, make_reader
 from service.serving.generation_request import plan_choices
 from service.serving.prompt_echo import PromptEcho
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from engine.sampling_params import SamplingParams
     from engine.statistics import TokenTimes
     from engine.transport.backlog import Place
+    from service.grammars.wanted import TextForm
     from service.serving.answer_tokens import AnswerToken
     from service.serving.choice_reader import ChoiceReader
     from service.serving.generation_request import GenerationRequest, PlannedChoice
@@ -81,6 +84,7 @@ async def start(
 
     place: what was reserved for them. Raises what `plan_choices` and `TokenEngine.submit` raise.
     """
+    grammar = await _read(request.text_form)
     if request.options.bad_words:  # are encoded, which is not for the event loop
         size = sum(map(len, request.options.bad_words))
         choices = await run_in_lane(size, lambda: plan_choices(request, model))
@@ -93,13 +97,36 @@ async def start(
     groups = {id(prompt): next(_groups) for prompt in request.prompts}
     streams = model.engine.submit(
         [
-            Submission(choice.prompt.token_ids, choice.params, groups[id(choice.prompt)])
+            Submission(choice.prompt.token_ids, choice.params, groups[id(choice.prompt)], grammar)
             for choice in choices
         ],
         terms=request.terms,
         place=place,
     )
-    return Generation(choices, readers, streams, PromptEcho(model.tokenizer))
+    generation = Generation(choices, readers, streams, PromptEcho(model.tokenizer))
+    if grammar is not None:
+        await _until_accepted(generation, streams)
+    return generation
+
+
+async def _read(form: TextForm | None) -> str | None:
+    """Return the grammar of a form, read beside the event loop. Raises InvalidFieldError."""
+    if form is None:
+        return None
+    try:
+        return await run_in_lane(form.num_characters, form.grammar)
+    except InvalidGrammarError as error:
+        raise InvalidFieldError(f"{form.param}: {error}", param=form.param) from error
+
+
+async def _until_accepted(generation: Generation, streams: Sequence[TokenStream]) -> None:
+    """Wait until the engine has read the grammar, so that a refusal is no broken answer."""
+    try:
+        for stream in streams:
+            await stream.accepted()
+    except BaseException:
+        await generation.aclose()
+        raise
 
 
 class Generation:

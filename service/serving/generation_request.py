@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from engine.sampling_params import SamplingParams
+    from service.grammars.wanted import TextForm
     from service.serving.prompts import Prompt
     from service.serving.served_model import ServedModel
 
@@ -46,6 +47,7 @@ class GenerationRequest:
     options: SamplingOptions = field(default_factory=SamplingOptions)
     end_token_ids: frozenset[int] = frozenset()  # end an answer like the variant's own
     form: AnswerForm = field(default_factory=AnswerForm)
+    text_form: TextForm | None = None  # that each answer's text must have
     terms: Terms = field(default_factory=Terms)
 
 

@@ -47,6 +47,9 @@ class TokenStream(Protocol):
     def times(self) -> TokenTimes:
         """When its tokens came."""
 
+    async def accepted(self) -> None:
+        """Wait until the sequence's grammar, if it has one, has been read; raise EngineError."""
+
     async def take(self) -> Sequence[TokenOutput]:
         """Wait for outputs and return all that have come; the last of all has a finish_reason."""
 

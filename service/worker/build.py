@@ -49,6 +49,7 @@ from service.worker.arithmetic import arithmetic_of
 from service.worker.attempt import Attempt
 from service.worker.branch_choice import choose_variant, one_device
 from service.worker.gpu_path import resolve_gpu_path
+from service.worker.grammars import GrammarFactory
 from service.worker.kernel_faults import explain_words
 from service.worker.live_check import make_live_check
 from service.worker.memory_report import MemoryMeter, compare, record
@@ -142,12 +143,13 @@ def make_engine(
 ) -> tuple[Engine, LoadedModel]:
     """Build the engine and test it; return it with what its tests found."""
     backend = loaded.provenance.backend
+    grammars = GrammarFactory(loaded.tokenizer)
     if path is None or config.is_batch_invariant:
-        engine = Engine(loaded.model, config)
+        engine = Engine(loaded.model, config, constraints=grammars)
     else:
         step_test = StepTest(loaded, config, path, attempt)
         step_test.before_engine()
-        engine = step_test.build_engine()
+        engine = step_test.build_engine(grammars)
         step_test.of_engine(engine)
         loaded = replace(loaded, self_test=step_test.report)
     return_freed_memory()  # what the engine's own layers replaced

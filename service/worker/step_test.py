@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from engine.config import EngineConfig
+    from engine.constraint import ConstraintFactory
     from engine.step_test.reference_pass import ReferencePass
     from engine.step_test.step_check import StepCheck
     from loaders.load import LoadedModel
@@ -98,13 +99,13 @@ class StepTest:
             torch.cuda.empty_cache()
         self._seconds += time.monotonic() - started
 
-    def build_engine(self) -> Engine:
-        """Build the engine, which records its graphs."""
+    def build_engine(self, constraints: ConstraintFactory) -> Engine:
+        """Build the engine, which records its graphs; constraints: what reads its grammars."""
         if self._config.enforce_eager:
             self._attempt("building the engine")
-            return Engine(self._loaded.model, self._config)
+            return Engine(self._loaded.model, self._config, constraints=constraints)
         with self._attempt.first_run("building the engine", suspecting(graphs=True)):
-            return Engine(self._loaded.model, self._config)
+            return Engine(self._loaded.model, self._config, constraints=constraints)
 
     def of_engine(self, engine: Engine) -> None:
         """Test an engine's whole steps, then its graphs."""

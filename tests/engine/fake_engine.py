@@ -101,8 +101,11 @@ class FakeEngine:
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 
-    def compile(self, grammar: str) -> FakeConstraint:
+    def compile(self, request: SequenceRequest) -> FakeConstraint | None:
         self.before_compile()
+        grammar = request.grammar
+        if grammar is None:
+            return None
         if grammar == "unreadable":
             raise InvalidConstraintError("this is no grammar")
         if grammar == "poison":

@@ -80,6 +80,12 @@ class FakeStream:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     times: TokenTimes = field(default_factory=lambda: TokenTimes(time.monotonic()))
 
+    async def accepted(self) -> None:
+        """Refuse every grammar where that is asked of the engine."""
+        if self.engine.refused_grammar is not None:
+            self.engine.running.discard(self)
+            raise self.engine.refused_grammar
+
     async def take(self) -> list[TokenOutput]:
         if self not in self.engine.running:
             return []
@@ -134,6 +140,8 @@ class FakeEngine:
     callers: list[str] = field(default_factory=list)
     terms: list[Terms] = field(default_factory=list)  # of each request
     groups: list[int | None] = field(default_factory=list)
+    grammars: list[str | None] = field(default_factory=list)  # of each sequence
+    refused_grammar: Exception | None = None  # what reading any grammar comes to
     refusal: Exception | None = None  # of every request
     logprobs: Logprobs | None = None  # of a token, for whoever asks; None tells none
     num_cached_tokens: int = 0  # of every prompt
@@ -172,6 +180,7 @@ class FakeEngine:
         self.submitted.append((list(prompt), params))
         self.callers.append(caller)
         self.groups.append(submission.group)
+        self.grammars.append(submission.grammar)
         token_ids = [*self.script(prompt, params), END]
         stream = FakeStream(self, next(self._ids), token_ids, params)
         stream.num_cached_tokens = self.num_cached_tokens

@@ -6,7 +6,7 @@ ignored where the answer stays what it was asked to be, and refused where it wou
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     PlainValidator,
     ValidationInfo,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -40,6 +41,10 @@ from service.api.requests import (
     limits_of,
     none_if,
 )
+from service.api.text_forms import FormSchema, grammar_form, schema_form
+
+if TYPE_CHECKING:
+    from service.grammars.wanted import TextForm
 
 MAX_FILES = 1024
 MAX_INDENT = 10_000
@@ -216,6 +221,14 @@ class InfillRequest(RequestModel):
         " and -100 to 100; false is -100. An object of the same, too.",
     )
 
+    # What form it has
+    grammar: Text = Field(
+        None, description="A grammar that the text follows: llama.cpp's GBNF, or Lark's."
+    )
+    json_schema: FormSchema = Field(
+        None, description="A JSON schema that the text follows, in llama.cpp's words."
+    )
+
     # What is told
     stream: bool | None = Field(
         None, description="Send the answer as it comes, as server-sent events, without a [DONE]."
@@ -278,9 +291,22 @@ class InfillRequest(RequestModel):
     post_sampling_probs: Unsupported = Field(
         None, description="Only false: n_probs tells of the model's own distribution."
     )
-    grammar: Unsupported = Field(None, description="Not supported yet.")
-    json_schema: Unsupported = Field(None, description="Not supported yet.")
     lora: Unsupported = Field(None, description="Not supported.")
+
+    @model_validator(mode="after")
+    def _asks_for_one_form(self) -> InfillRequest:
+        if self.grammar is not None and self.json_schema is not None:
+            raise ValueError("grammar and json_schema each ask for a form of the text; give one")
+        return self
+
+    @property
+    def text_form(self) -> TextForm | None:
+        """Return the form that the answer must have; None for any."""
+        if self.json_schema is not None:
+            return schema_form("json_schema", self.json_schema)
+        if self.grammar is not None:
+            return grammar_form("grammar", self.grammar)
+        return None
 
     @property
     def is_stream(self) -> bool:

@@ -126,6 +126,7 @@ async def plan(
             min_indent=request.n_indent or 0,
             is_timed=True,
         ),
+        text_form=request.text_form,
         # Nobody else has this salt, so nothing that is cached is found.
         terms=Terms(cache_salt=uuid.uuid4().hex if request.cache_prompt is False else ""),
     )

@@ -112,5 +112,6 @@ async def plan(request: ChatRequest, model: ServedModel) -> GenerationRequest:
         num_choices=request.n or 1,
         options=request.sampling_options(request.num_logprobs),
         form=request.answer_form(reports_tokens=bool(request.logprobs)),
+        text_form=request.text_form,
         terms=request.terms,
     )

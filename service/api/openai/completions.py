@@ -83,6 +83,7 @@ async def plan(request: CompletionRequest, model: ServedModel) -> GenerationRequ
         form=request.answer_form(
             echoes=bool(request.echo), reports_tokens=request.logprobs is not None
         ),
+        text_form=request.text_form,
         terms=request.terms,
     )
 
@@ -111,6 +112,7 @@ async def _plan_gaps(
         form=request.answer_form(
             echoes=bool(request.echo), reports_tokens=request.logprobs is not None
         ),
+        text_form=request.text_form,
         terms=request.terms,
     )
 

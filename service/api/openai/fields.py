@@ -7,10 +7,9 @@ in its module; how they reach the engine, in `service.serving`.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from engine.request import Terms
 from engine.sampling_params import MAX_LOGPROBS
@@ -34,12 +33,11 @@ from service.api.requests import (
     Stop,
     TokenIds,
     TopP,
-    Unsupported,
     Words,
-    is_empty,
     limits_of,
     none_if,
 )
+from service.api.text_forms import FormedRequest
 from service.serving.generation_request import AnswerForm
 from service.serving.sampling import SamplingOptions
 
@@ -60,12 +58,6 @@ class StreamOptions(RequestModel):
     )
 
 
-class ResponseFormat(RequestModel):
-    """What kind of text an answer is."""
-
-    type: Literal["text"] = Field(description="Any text.")
-
-
 def _check_priority(value: int | None, info: ValidationInfo) -> int | None:
     if value and not limits_of(info).may_set_priority:
         raise ValueError("requests may not set it here (see the setting allow_priority)")
@@ -78,22 +70,12 @@ def _check_id(value: str | None) -> str | None:
     return value
 
 
-def _text_format_only(value: object) -> object:
-    if is_empty(value):
-        return None
-    if not isinstance(value, dict) or value.get("type") != "text":
-        raise PydanticCustomError(
-            "unsupported_field", 'this server supports only {"type": "text"} so far; leave it out'
-        )
-    return value
-
-
 Priority = Annotated[
     Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None, AfterValidator(_check_priority)
 ]
 
 
-class OpenAIRequest(RequestModel):
+class OpenAIRequest(FormedRequest):
     """The fields that both endpoints share."""
 
     other_names: ClassVar = {
@@ -231,18 +213,7 @@ class OpenAIRequest(RequestModel):
     verbosity: Annotated[Ignored, none_if("medium")]
     prediction: Ignored
 
-    # Refused where they say anything
-    response_format: Annotated[ResponseFormat | None, BeforeValidator(_text_format_only)] = Field(
-        None, description='Only {"type": "text"} so far.'
-    )
-    structured_outputs: Unsupported = Field(None, description="Not supported yet.")
-    guided_json: Unsupported = Field(None, description="Not supported yet.")
-    guided_regex: Unsupported = Field(None, description="Not supported yet.")
-    guided_choice: Unsupported = Field(None, description="Not supported yet.")
-    guided_grammar: Unsupported = Field(None, description="Not supported yet.")
-    json_schema: Unsupported = Field(None, description="Not supported yet.")
-    grammar: Unsupported = Field(None, description="Not supported yet.")
-    regex: Unsupported = Field(None, description="Not supported yet.")
+    # Refused
     chat_template: Forbidden = Field(None, description="Never taken from a request.")
     prompt_embeds: Forbidden = Field(None, description="Never taken from a request.")
 

@@ -93,5 +93,6 @@ async def plan(request: FimRequest, model: ServedModel) -> GenerationRequest:
         options=replace(options, seed=request.value_of("seed")),
         end_token_ids=planned.end_token_ids,
         form=request.answer_form(reports_tokens=bool(request.logprobs)),
+        text_form=request.text_form,
         terms=request.terms,
     )

@@ -160,6 +160,7 @@ async def plan(form: TgiAnswerForm, model: ServedModel, *, is_stream: bool) -> G
             logprobs=form.num_top if needs_logprobs else None,
             prompt_logprobs=0 if parameters.decoder_input_details else None,
         ),
+        text_form=None if parameters.grammar is None else parameters.grammar.text_form,
         form=AnswerForm(
             stop_strings=parameters.value_of("stop") or (),
             keeps_stop_string=True,

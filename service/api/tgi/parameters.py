@@ -6,9 +6,9 @@ do_sample or a setting of sampling says otherwise, and then temperature 1 and al
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from engine.sampling_params import MAX_LOGPROBS, MAX_PENALTY
 from service.api.requests import (
@@ -22,7 +22,42 @@ from service.api.requests import (
     Stop,
     Unsupported,
 )
+from service.api.text_forms import read_schema, regex_form, schema_form
 from service.serving.sampling import SamplingOptions
+
+if TYPE_CHECKING:
+    from service.grammars.wanted import TextForm
+
+_GRAMMAR = "parameters.grammar"
+
+
+class Grammar(RequestModel):
+    """The form of a text."""
+
+    type: Literal["json", "json_schema", "regex"] = Field(description="What `value` is.")
+    value: Any = Field(
+        description="A JSON schema, as an object or a text (of `json_schema` also as OpenAI's"
+        " clients name one, in `schema`), or a regular expression."
+    )
+
+    @model_validator(mode="after")
+    def _is_readable(self) -> Grammar:
+        _ = self.text_form
+        return self
+
+    @property
+    def text_form(self) -> TextForm:
+        """Return the form. Raises ValueError where the value is none of that type."""
+        if self.type == "regex":
+            if not isinstance(self.value, str) or not self.value:
+                raise ValueError("value is no text; give a regular expression")
+            return regex_form(_GRAMMAR, self.value)
+        schema = read_schema(self.value)
+        if schema is None:
+            raise ValueError("value is empty; give a JSON schema")
+        if self.type == "json_schema" and isinstance(schema, dict) and "schema" in schema:
+            schema = read_schema(schema["schema"])
+        return schema_form(_GRAMMAR, True if schema is None else schema)
 
 
 class GenerationParameters(RequestModel):
@@ -84,6 +119,11 @@ class GenerationParameters(RequestModel):
         description="Makes sampling repeatable; answer i of best_of takes seed + i; -1 is silence.",
     )
 
+    # What form it has
+    grammar: Annotated[Grammar | None, EMPTY_IS_SILENCE] = Field(
+        None, description="The form that the text must have."
+    )
+
     # What is told
     details: bool | None = Field(None, description="Tell tokens, why the text ends, the seed.")
     decoder_input_details: bool | None = Field(
@@ -98,7 +138,6 @@ class GenerationParameters(RequestModel):
 
     # Refused where they say anything
     watermark: Unsupported = Field(None, description="Not supported.")
-    grammar: Unsupported = Field(None, description="Not supported yet.")
     adapter_id: Unsupported = Field(None, description="Not supported.")
 
     @property

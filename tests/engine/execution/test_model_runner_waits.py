@@ -24,7 +24,7 @@ from tests.engine.pinned_fakes import FakeMemory
 from tests.engine.tiny_models import FUSED, UNFUSED, VOCAB_SIZE, make_model, make_prompts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from engine.constraint import TokenMask
     from engine.outputs import TokenLogprobs
@@ -39,10 +39,11 @@ class EvenTokens:
     def __init__(self) -> None:
         self.said: list[int] = []
 
-    def compile(self, grammar: str) -> EvenTokens:
+    def compile(self, grammar: str, end_token_ids: Collection[int], max_tokens: int) -> EvenTokens:
         return EvenTokens()
 
     failure = None
+    was_cut = False
 
     def next_masks(self, draft: Sequence[int]) -> list[TokenMask]:
         return [b"\x55" * (4 * -(-VOCAB_SIZE // 32))] * (1 + len(draft))

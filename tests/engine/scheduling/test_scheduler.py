@@ -664,6 +664,7 @@ class Alternating:
         return len(self.taken) == 6
 
     failure = None
+    was_cut = False
 
     def next_masks(self, draft: Sequence[int]) -> list[bytes]:
         firsts = [(len(self.taken) + n) % 2 for n in range(len(draft) + 1)]

@@ -27,6 +27,13 @@ KNOWN = SelfTestReport(True, (Check("layers", True, "near"),), "triton", 0.5, 1)
 STEPS = ["first tokens of 2 layers", "graph of 1 rows", "graph of 4 rows"]
 
 
+class NoGrammars:
+    """Reads no grammar, as no test asks for one."""
+
+
+NO_GRAMMARS = NoGrammars()
+
+
 class Judged:
     """One attempt whose step kernels and linears are PyTorch's own, unless told otherwise."""
 
@@ -49,7 +56,7 @@ class Judged:
 
     def run(self):
         self.test.before_engine()
-        self.test.of_engine(self.test.build_engine())
+        self.test.of_engine(self.test.build_engine(NO_GRAMMARS))
         return self.test.report
 
     def failure(self):
@@ -152,7 +159,7 @@ def test_right_flash_attention_is_listed_and_used(monkeypatch):
     tested = Judged()
     tested.test.before_engine()
     in_test = len(used)
-    tested.test.of_engine(tested.test.build_engine())
+    tested.test.of_engine(tested.test.build_engine(NO_GRAMMARS))
     assert [check.name for check in tested.test.report.checks][1:3] == ["flash attention", STEPS[0]]
     assert len(used) > in_test
 
@@ -183,7 +190,7 @@ def test_a_whole_step_that_is_wrong_is_blamed_on_the_first_that_has_an_alternati
     monkeypatch.setattr(step_test, "step_kernels", lambda *_: TorchKernels())
     tested = Judged(**given)
     tested.test.before_engine()
-    engine = tested.test.build_engine()
+    engine = tested.test.build_engine(NO_GRAMMARS)
     with torch.inference_mode():
         engine._runner._decoder._rotation[:, 1].neg_()
     with pytest.raises(EngineStartError) as caught:

@@ -67,8 +67,6 @@ UNSUPPORTED = {
     "top_n_sigma": 1.0,
     "adaptive_target": 0.5,
     "post_sampling_probs": True,
-    "grammar": "root ::= x",
-    "json_schema": {"type": "object"},
     "lora": [{"id": 0, "scale": 0.5}],
 }
 WRONG = [

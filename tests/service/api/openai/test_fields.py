@@ -137,15 +137,6 @@ IGNORED: dict[str, object] = {
 CHAT_IGNORED: dict[str, object] = {"parallel_tool_calls": True}
 # Refused where they say anything.
 REFUSED: dict[str, object] = {
-    "response_format": {"type": "json_object"},
-    "structured_outputs": {"regex": "a"},
-    "guided_json": {},
-    "guided_regex": "a",
-    "guided_choice": ["a"],
-    "guided_grammar": "root ::= a",
-    "json_schema": {"type": "object"},
-    "grammar": "root ::= a",
-    "regex": "a",
     "chat_template": "{{ x }}",
     "prompt_embeds": "AAAA",
 }

@@ -326,7 +326,12 @@ def test_null_and_neutral_values_say_nothing(server, engine):
     ("parameters", "name"),
     [
         ({"watermark": True}, "watermark"),
-        ({"grammar": {"type": "regex", "value": "a"}}, "grammar"),
+        ({"grammar": {"type": "bnf", "value": "a"}}, "grammar.type"),
+        ({"grammar": {"type": "regex"}}, "grammar.value"),
+        ({"grammar": {"type": "regex", "value": {}}}, "grammar"),
+        ({"grammar": {"type": "json", "value": "{"}}, "grammar"),
+        ({"grammar": {"type": "json", "value": ""}}, "grammar"),
+        ({"grammar": {"type": "json", "value": {"type": "dog"}}}, "grammar"),
         ({"adapter_id": "a"}, "adapter_id"),
         ({"best_of": 2}, "best_of"),
         ({"best_of": 100, "do_sample": True}, "best_of"),

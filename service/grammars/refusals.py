@@ -1,0 +1,52 @@
+"""What the library says of a grammar it cannot follow, in words for whoever wrote it."""
+
+from __future__ import annotations
+
+import json
+import re
+
+MAX_SHOWN = 200  # characters of what the library says
+PAGE = "docs/structured_output.md lists what can be followed"
+
+_KEYWORDS = re.compile(r"Unimplemented keys: (\[.*\])")
+_FORMAT = re.compile(r"Unknown format: (.*)")
+_RESOURCE = re.compile(r"Resource '(.*?)' is not present in a registry")
+_PATTERN = re.compile(r"regex parse error:.*?\nerror: ([^\n]*)", re.DOTALL)
+_PLACE = re.compile(r"^at (\d+)\((\d+)\): (.*)", re.DOTALL)
+_STATE = re.compile(r"\n|<state>")
+
+
+def in_words(told: str) -> str:
+    """Return it in one line: what was found, and what to do where that is known."""
+    told = told.strip()
+    if found := _KEYWORDS.search(told):
+        return f"the JSON schema uses {_listed(found[1])}, which cannot be followed; {PAGE}"
+    if found := _FORMAT.match(told):
+        return f"the JSON schema asks for a format {_shown(found[1])!r} that is not known; {PAGE}"
+    if found := _RESOURCE.match(told):
+        return (
+            f"the JSON schema refers to {_shown(found[1])!r}, outside of itself; put it into $defs,"
+            " and refer to it by #/$defs/…"
+        )
+    if found := _PATTERN.search(told):
+        return f"a pattern cannot be read: {_shown(found[1])}"
+    if told.startswith("oneOf constraints"):
+        return "the JSON schema has a oneOf whose kinds overlap; use anyOf"
+    if found := _PLACE.match(told):
+        return f"line {found[1]}, column {found[2]}: {_shown(found[3])}"
+    return _shown(told)
+
+
+def _listed(names: str) -> str:
+    """Return the names of a list in JSON, as a sentence has them."""
+    try:
+        *others, last = json.loads(names)
+    except ValueError:
+        return _shown(names)
+    return _shown(f"{', '.join(others)} and {last}" if others else last)
+
+
+def _shown(words: str) -> str:
+    """Return the first line of it, without the library's inner state, and not too much."""
+    first = _STATE.split(words.strip(), maxsplit=1)[0]
+    return first if len(first) <= MAX_SHOWN else first[: MAX_SHOWN - 1] + "…"

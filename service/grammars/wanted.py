@@ -1,0 +1,98 @@
+"""What a request asks of an answer's form, in one neutral shape, and the grammar that follows.
+
+Each API fills one in from its own fields; which of them it was is kept, so that errors name it.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llguidance import LLMatcher
+from llguidance.gbnf_to_lark import any_to_lark
+
+from service.grammars.errors import InvalidGrammarError
+from service.grammars.json_schema import schema_grammar
+from service.grammars.limits import (
+    MAX_CHOICES,
+    MAX_PATTERN_BYTES,
+    MAX_SOURCE_BYTES,
+    PARSER_LIMITS,
+)
+from service.grammars.refusals import in_words
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from service.grammars.json_schema import JsonSchema
+
+
+class TextFormKind(enum.StrEnum):
+    """In which way a form is given."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    CHOICE = "choice"
+    GRAMMAR = "grammar"  # Lark's, or llama.cpp's GBNF
+
+
+@dataclass(frozen=True, slots=True)
+class TextForm:
+    """The form of an answer's text, and the field of the request that asks for it."""
+
+    kind: TextFormKind
+    param: str
+    schema: JsonSchema = True  # where it is one
+    texts: Sequence[str] = ()  # the pattern or grammar, or the texts to choose between
+
+    @property
+    def num_characters(self) -> int:
+        """About how much there is to read."""
+        return sum(map(len, self.texts)) + (len(str(self.schema)) if not self.texts else 0)
+
+    def grammar(self) -> str:
+        """Return it as a grammar that `ConstraintFactory` reads. Raises InvalidGrammarError.
+
+        Takes up to some 0.2 s, so it is no work for an event loop.
+        """
+        if self.kind is TextFormKind.JSON_SCHEMA:
+            grammar = schema_grammar(self.schema)
+        elif self.kind is TextFormKind.REGEX:
+            grammar = _regex(self.texts[0])
+        elif self.kind is TextFormKind.CHOICE:
+            grammar = _choice(self.texts)
+        else:
+            grammar = _written(self.texts[0])
+        is_wrong, told = LLMatcher.validate_grammar_with_warnings(grammar, limits=PARSER_LIMITS)
+        if is_wrong:
+            raise InvalidGrammarError(in_words(told[0]))
+        return grammar
+
+
+def _regex(pattern: str) -> str:
+    _require_short("the pattern", pattern, MAX_PATTERN_BYTES)
+    return LLMatcher.grammar_from_regex(pattern)
+
+
+def _choice(texts: Sequence[str]) -> str:
+    if len(texts) > MAX_CHOICES:
+        raise InvalidGrammarError(f"has {len(texts)} texts; at most {MAX_CHOICES} are taken")
+    _require_short("the choice", "".join(texts), MAX_SOURCE_BYTES)
+    quoted = " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+    return LLMatcher.grammar_from_lark(f"start: {quoted}")
+
+
+def _written(grammar: str) -> str:
+    _require_short("the grammar", grammar, MAX_SOURCE_BYTES)
+    try:
+        return LLMatcher.grammar_from_lark(any_to_lark(grammar))
+    except Exception as error:
+        raise InvalidGrammarError(in_words(str(error))) from error
+
+
+def _require_short(what: str, text: str, most: int) -> None:
+    size = len(text.encode())
+    if size > most:
+        raise InvalidGrammarError(f"{what} has {size} bytes; at most {most} are taken")

@@ -1,0 +1,219 @@
+"""Grammars followed token by token: masks, drafts, ends, and answers that end in time."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+
+import pytest
+
+from engine.constraint import ALLOWS_NOTHING
+from engine.errors import InvalidConstraintError
+from service.grammars.json_schema import ANY_OBJECT, schema_grammar
+from service.grammars.wanted import TextForm, TextFormKind
+from service.worker import grammars
+from service.worker.grammars import GrammarFactory
+
+END = 1
+INTEGER = schema_grammar({"type": "integer"})
+PAIR = schema_grammar(
+    {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    }
+)
+
+
+def regex(pattern):
+    return TextForm(TextFormKind.REGEX, "x", texts=[pattern]).grammar()
+
+
+@pytest.fixture(scope="module")
+def factory(tiny_tokenizer):
+    return GrammarFactory(tiny_tokenizer)
+
+
+@pytest.fixture
+def ids(tiny_tokenizer):
+    return lambda text: tiny_tokenizer.encode(text, add_special_tokens=False)
+
+
+def allowed(mask):
+    return {i for i in range(len(mask) * 8) if mask[i >> 3] >> (i & 7) & 1}
+
+
+def test_masks_allow_what_the_grammar_does_and_the_end_where_it_may_end(factory, ids):
+    constraint = factory.compile(regex("ab*"), [END], 100)
+    (mask,) = constraint.next_masks(())
+    assert ids("a")[0] in allowed(mask)
+    assert not {ids("b")[0], END} & allowed(mask)
+    constraint.advance(ids("a")[0])
+    (mask,) = constraint.next_masks(())
+    assert {ids("b")[0], END} <= allowed(mask)
+    assert ids("a")[0] not in allowed(mask)
+    assert not constraint.is_complete
+
+
+def test_every_id_that_ends_a_sequence_may_end_the_text(factory, ids):
+    constraint = factory.compile(regex("a?"), [END, 3, 100_000], 100)
+    (mask,) = constraint.next_masks(())
+    assert {END, 3} <= allowed(mask)
+
+
+def test_text_that_nothing_may_follow_is_complete(factory, ids):
+    constraint = factory.compile(regex("ab"), [END], 100)
+    for token_id in ids("ab"):
+        assert not constraint.is_complete
+        constraint.advance(token_id)
+    assert constraint.is_complete
+
+
+def test_a_draft_gets_a_mask_a_token_and_leaves_no_trace(factory, ids):
+    constraint = factory.compile(PAIR, [END], 100)
+    draft = ids('{"name": "x')
+    assert constraint.num_allowed(draft) == len(draft)
+    masks = constraint.next_masks(draft)
+    assert len(masks) == len(draft) + 1
+    for token_id, mask in zip(draft, masks, strict=False):
+        assert token_id in allowed(mask)
+    (again,) = constraint.next_masks(())
+    assert again == masks[0]
+    for token_id, mask in zip(draft, masks, strict=False):
+        assert constraint.next_masks(()) == [mask]
+        constraint.advance(token_id)
+
+
+def test_a_draft_is_allowed_up_to_the_first_token_that_is_not(factory, ids):
+    constraint = factory.compile(PAIR, [END], 100)
+    draft = [*ids('{"'), *ids("!!")]
+    assert constraint.num_allowed(draft) == len(ids('{"'))
+    assert constraint.num_allowed(()) == 0
+
+
+def test_what_the_grammar_demands_is_forced(factory, tiny_tokenizer):
+    constraint = factory.compile(PAIR, [END], 100)
+    forced = constraint.forced(4)
+    assert 0 < len(forced) <= 4
+    assert '{"name": "'.startswith(tiny_tokenizer.decode(forced))
+
+
+def test_a_token_that_may_not_come_is_told_and_allows_nothing_from_there(factory, ids):
+    constraint = factory.compile(regex("a"), [END], 100)
+    constraint.advance(ids("b")[0])
+    assert constraint.failure is not None
+    assert constraint.next_masks(ids("a")) == [ALLOWS_NOTHING, ALLOWS_NOTHING]
+    assert not constraint.is_complete
+
+
+def test_sequences_of_one_grammar_do_not_disturb_each_other(factory, ids):
+    one, other = factory.compile(regex("ab"), [END], 9), factory.compile(regex("ab"), [END], 9)
+    one.advance(ids("a")[0])
+    (mask,) = other.next_masks(())
+    assert ids("a")[0] in allowed(mask)
+
+
+def test_a_grammar_is_read_once_while_it_is_remembered(tiny_tokenizer, monkeypatch):
+    read: list[str] = []
+    original = grammars._read
+    monkeypatch.setattr(grammars, "_read", lambda v, text: read.append(text) or original(v, text))
+    factory = GrammarFactory(tiny_tokenizer)
+    factory.compile(INTEGER, [], 9)
+    for n in range(grammars.MAX_KEPT - 1):
+        factory.compile(regex(f"a{{{n + 1}}}"), [], 9)
+        factory.compile(INTEGER, [], 9)
+    assert read.count(INTEGER) == 1
+    for n in range(grammars.MAX_KEPT):
+        factory.compile(regex(f"b{{{n + 1}}}"), [], 9)
+    factory.compile(INTEGER, [], 9)
+    assert read.count(INTEGER) == 2
+
+
+@pytest.mark.parametrize("grammar", ["nonsense", "{}", '{"grammars": []}'])
+def test_what_is_no_grammar_is_refused(factory, grammar):
+    with pytest.raises(InvalidConstraintError):
+        factory.compile(grammar, [END], 9)
+
+
+def test_several_threads_may_ask_at_once(factory, ids):
+    found: list[int] = []
+
+    def read() -> None:
+        for n in range(20):
+            constraint = factory.compile(regex(f"[ab]{{{n + 1}}}"), [END], 100)
+            found.append(len(allowed(constraint.next_masks(())[0])))
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 80
+    assert all(found)
+
+
+# ── an answer in JSON ends in time ──────────────────────────────────────────────────────────────
+
+
+def generate(constraint, max_tokens, choose, ends=(END,)):
+    """Let a model say what it likes best of what it may."""
+    tokens: list[int] = []
+    while len(tokens) < max_tokens and not constraint.is_complete:
+        (mask,) = constraint.next_masks(())
+        chosen = choose(allowed(mask))
+        if chosen in ends:
+            break
+        tokens.append(chosen)
+        constraint.advance(chosen)
+    return tokens
+
+
+@pytest.mark.parametrize("max_tokens", [64, 100, 101, 300])
+@pytest.mark.parametrize("letter", ["a", "0", "{", " ", ",", "[", "\\"])
+def test_a_model_that_never_ends_is_led_to_an_end(factory, tiny_tokenizer, ids, letter, max_tokens):
+    constraint = factory.compile(schema_grammar(ANY_OBJECT), [END], max_tokens)
+    (liked,) = ids(letter)
+    others = random.Random(letter)
+
+    def choose(may):
+        return liked if liked in may else others.choice(sorted(may - {END}) or [END])
+
+    tokens = generate(constraint, max_tokens, choose)
+    assert isinstance(json.loads(tiny_tokenizer.decode(tokens)), dict)
+
+
+def test_an_answer_that_fits_is_not_led_anywhere(factory, tiny_tokenizer, ids):
+    said = '{"name": "Ada Lovelace", "age": 36}'
+    wanted = ids(said)
+    constraint = factory.compile(PAIR, [END], len(wanted) + 8)
+    for token_id in wanted:
+        assert token_id in allowed(constraint.next_masks(())[0])
+        constraint.advance(token_id)
+    assert constraint.is_complete
+    assert not constraint.was_cut
+
+
+def test_where_no_end_can_be_reached_the_model_is_left_alone(factory, ids):
+    constraint = factory.compile(PAIR, [END], 3)
+    assert ids("{")[0] in allowed(constraint.next_masks(())[0])
+    constraint.advance(ids("{")[0])
+    constraint.next_masks(())
+    assert not constraint.was_cut
+
+
+def test_other_texts_than_json_are_not_ended(factory, ids):
+    constraint = factory.compile(regex("a+b"), [END], 12)
+    for _ in range(12):
+        assert ids("a")[0] in allowed(constraint.next_masks(())[0])
+        constraint.advance(ids("a")[0])
+    assert not constraint.was_cut
+
+
+def test_a_number_alone_is_ended_by_an_end_token(factory, ids):
+    constraint = factory.compile(schema_grammar({"type": "number"}), [END], 20)
+    (one,) = ids("1")
+    tokens = generate(constraint, 20, lambda may: one if one in may else min(may))
+    assert len(tokens) < 20
+    assert constraint.was_cut
