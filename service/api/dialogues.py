@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 from pydantic import BeforeValidator, Field, ValidationInfo
 
 from service.api.messages import Message
-from service.api.requests import EMPTY_IS_SILENCE, MAX_FIELDS, Name, RequestModel, limits_of
+from service.api.requests import EMPTY_IS_SILENCE, MAX_FIELDS, Name, limits_of
+from service.api.tool_fields import ToolRequest
 from service.errors import InvalidFieldError
-from service.serving.prompts import within_context
-from service.serving.text_lanes import run_in_lane
+from service.serving.turn_prompts import AskedTurn, render_turn, render_turn_text
 from service.text.render_options import RenderOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from service.serving.served_model import ServedModel
     from service.text.render_options import KwargValue
@@ -60,8 +60,8 @@ Documents: TypeAlias = Annotated[
 ]
 
 
-class DialogueRequest(RequestModel):
-    """A dialogue, and what is said of how the template writes it."""
+class DialogueRequest(ToolRequest):
+    """A dialogue, what tools there are in it, and how the template is to write it."""
 
     messages: Messages | None = Field(None, description="A dialogue, oldest turn first.")
     add_generation_prompt: bool | None = Field(
@@ -82,6 +82,16 @@ class DialogueRequest(RequestModel):
     )
 
 
+def asked_turn(request: DialogueRequest, model: ServedModel) -> AskedTurn:
+    """Return what a request asks of its dialogue. Raises InvalidFieldError."""
+    return AskedTurn(
+        messages=[message.turn for message in request.messages or ()],
+        tools=request.tool_use,
+        options=options_for(model.require_chat_template(), request),
+        schema_param=request.schema_param,
+    )
+
+
 async def render(
     request: DialogueRequest, model: ServedModel, *, keep_last: int | None = None
 ) -> list[int]:
@@ -89,19 +99,14 @@ async def render(
 
     keep_last: so many of the last are wanted alone. Raises a RequestError or TextError.
     """
-    template, limit = model.require_chat_template(), model.engine.max_model_len
-    turns = _turns(request)
-    options = replace(options_for(template, request), most_tokens=limit, keep_last=keep_last)
-    # Beside the event loop: a checkpoint's template runs in another process, which is waited for.
-    with within_context(limit, "messages"):
-        return await run_in_lane(_size(turns, options), lambda: template.render(turns, options))
+    asked = asked_turn(request, model)
+    options = replace(asked.options, keep_last=keep_last)
+    return (await render_turn(replace(asked, options=options), model)).token_ids
 
 
 async def render_text(request: DialogueRequest, model: ServedModel) -> str:
     """Return the same as text for people. Raises a RequestError or TextError."""
-    template = model.require_chat_template()
-    turns, options = _turns(request), options_for(template, request)
-    return await run_in_lane(_size(turns, options), lambda: template.render_text(turns, options))
+    return await render_turn_text(asked_turn(request, model), model)
 
 
 def options_for(template: ChatTemplate, request: DialogueRequest) -> RenderOptions:
@@ -126,7 +131,8 @@ def options_for(template: ChatTemplate, request: DialogueRequest) -> RenderOptio
 def unread(request: DialogueRequest, model: ServedModel) -> list[str]:
     """Name what the variant's template does not read, and so has no effect."""
     template = model.require_chat_template()
-    names = [
+    names = [*request.unused]
+    names += [
         f"chat_template_kwargs.{name}"
         for name, value in (request.chat_template_kwargs or {}).items()
         if value is not None and name not in template.kwargs_names
@@ -134,21 +140,14 @@ def unread(request: DialogueRequest, model: ServedModel) -> list[str]:
     if request.reasoning_effort and EFFORT not in template.kwargs_names:
         names.append(EFFORT)
     for name in ("name", "reasoning_content", "reasoning"):
-        is_given = any(getattr(message, name) for message in request.messages or ())
+        is_given = any(
+            getattr(message, name)
+            for message in request.messages or ()
+            if not (name == "name" and message.is_result)  # by which its call is found
+        )
         if is_given and not template.reads("name" if name == "name" else "reasoning_content"):
             names.append(f"messages[].{name}")
     return names
-
-
-def _turns(request: DialogueRequest) -> list[dict[str, str | None]]:
-    return [message.turn for message in request.messages or ()]
-
-
-def _size(turns: Sequence[Mapping[str, str | None]], options: RenderOptions) -> int:
-    """Count the characters that a template is given."""
-    given = [*turns, *(options.documents or ()), options.template_kwargs]
-    texts = (text for fields in given for text in fields.values() if isinstance(text, str))
-    return sum(map(len, texts))
 
 
 def _kwargs(request: DialogueRequest) -> dict[str, KwargValue]:

@@ -5,12 +5,17 @@ Shared: other APIs take them in the same shape.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.api.requests import Ignored, RequestModel, Text, Unsupported, limits_of
+from service.api.requests import Ignored, Name, RequestModel, Text, Unsupported, limits_of
+from service.api.tool_calls import FunctionCall, MessageCalls, calls_of
+
+# What belongs to the turns of one role.
+_ONLY_OF = {"tool_calls": "assistant", "function_call": "assistant", "tool_call_id": "tool"}
+_MAY_SAY_NOTHING = ("assistant", "tool", "function")
 
 
 class TextPart(RequestModel):
@@ -34,28 +39,25 @@ def _check_parts(content: object, info: ValidationInfo) -> object:
     return content
 
 
-def _check_role(role: object) -> object:
-    if role in ("tool", "function"):
-        raise PydanticCustomError(
-            "unsupported_field", "this server does not support tools yet; leave the turn out"
-        )
-    return role
-
-
 class Message(RequestModel):
     """One turn of a dialogue."""
 
-    role: Annotated[
-        Literal["system", "developer", "user", "assistant"], BeforeValidator(_check_role)
-    ] = Field(description="Whose turn it is; `developer` is another name of `system`.")
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"] = Field(
+        description="Whose turn it is; `developer` is another name of `system`. `tool`: the result"
+        " of a call; `function` is its older spelling."
+    )
     content: Annotated[
         str | Annotated[list[TextPart], Field(fail_fast=True)] | None, BeforeValidator(_check_parts)
     ] = Field(
         None,
-        description="Text, or parts of it, which are joined by line breaks; an assistant's may be"
-        " empty.",
+        description="Text, or parts of it, which are joined by line breaks; an assistant's and a"
+        " tool's may be empty.",
     )
-    name: Text = Field(None, description="Only where the variant's template writes it.")
+    name: Text = Field(
+        None,
+        description="Only where the variant's template writes it. Of a result: the function's name,"
+        " by which its call is found where ids are left out.",
+    )
     reasoning_content: Text = Field(
         None, description="An assistant's thoughts, where the variant's template writes them."
     )
@@ -63,29 +65,54 @@ class Message(RequestModel):
     prefix: bool | None = Field(
         None, description="true on the last message: it is the beginning of the answer."
     )
-    tool_calls: Unsupported = Field(None, description="Not supported yet.")
-    tool_call_id: Unsupported = Field(None, description="Not supported yet.")
-    function_call: Unsupported = Field(None, description="Not supported yet.")
+    tool_calls: MessageCalls = Field(None, description="What an assistant called.")
+    tool_call_id: Name = Field(
+        None,
+        description="With role `tool`: the call whose result it is. Results may come in any order;"
+        " those without an id belong to the calls of their name, or in their order.",
+    )
+    function_call: FunctionCall = Field(
+        None, description="The older spelling of tool_calls, for one call."
+    )
     audio: Unsupported = Field(None, description="Not supported.")
     refusal: Ignored
     annotations: Ignored
 
     @model_validator(mode="after")
-    def _has_content(self) -> Message:
-        if self.content is None and self.role != "assistant":
+    def _fits_its_role(self) -> Message:
+        if self.content is None and self.role not in _MAY_SAY_NOTHING:
             raise ValueError("has no content; give a string, or a list of text parts")
+        for name, owner in _ONLY_OF.items():
+            if getattr(self, name) is not None and self.role != owner:
+                raise ValueError(
+                    f"is of role {self.role} and has {name}, which only role {owner} has"
+                )
+        if self.tool_calls and self.function_call:
+            raise ValueError("tool_calls and function_call mean the same; give one of them")
+        if self.role == "function" and not self.name:
+            raise ValueError("is a function's result without its name; give it")
         return self
 
     @property
-    def turn(self) -> dict[str, str | None]:
-        """Return the turn as templates are given it."""
+    def turn(self) -> dict[str, Any]:
+        """Return the turn as `service.serving.turns.AskedTurn` takes it."""
         reasoning = self.reasoning_content or self.reasoning
-        return {
-            "role": self.role,
+        turn: dict[str, Any] = {
+            "role": "tool" if self.is_result else self.role,
             "content": self.text,
             "name": self.name,
             "reasoning_content": reasoning,
         }
+        if calls := calls_of(self.tool_calls, self.function_call):
+            turn["tool_calls"] = calls
+        if self.tool_call_id:
+            turn["tool_call_id"] = self.tool_call_id
+        return turn
+
+    @property
+    def is_result(self) -> bool:
+        """Whether it is the result of a call."""
+        return self.role in ("tool", "function")
 
     @property
     def text(self) -> str:

@@ -36,6 +36,7 @@ class TextFormKind(enum.StrEnum):
     REGEX = "regex"
     CHOICE = "choice"
     GRAMMAR = "grammar"  # Lark's, or llama.cpp's GBNF
+    READY = "ready"  # as `grammar` returns it, put together and checked by this server
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,8 @@ class TextForm:
 
         Takes up to some 0.2 s, so it is no work for an event loop.
         """
+        if self.kind is TextFormKind.READY:
+            return self.texts[0]
         if self.kind is TextFormKind.JSON_SCHEMA:
             grammar = schema_grammar(self.schema)
         elif self.kind is TextFormKind.REGEX:

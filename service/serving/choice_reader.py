@@ -63,6 +63,7 @@ class ChoiceReader:
             stop_token_ids=frozenset() if form.keeps_stop else ends,
             keep_stop_string=form.keeps_stop or form.keeps_stop_string,
             skip_special_tokens=form.skips_special_tokens,
+            kept_token_ids=form.kept_token_ids,
             min_tokens=choice.params.min_tokens,
         )
 

@@ -28,6 +28,7 @@ class AnswerForm:
     keeps_stop: bool = False  # what ended the answer is part of its text
     keeps_stop_string: bool = False  # only a stop string is, an end token is not
     skips_special_tokens: bool = True
+    kept_token_ids: frozenset[int] = frozenset()  # special ones that are text all the same
     echoes: bool = False  # the text begins with the prompt
     reports_tokens: bool = False  # each token of the answer with its place in the text
     reports_ends: bool = False  # of those also an end token that is no text

@@ -6,35 +6,35 @@ Shared by every API that takes dialogues. Knows no HTTP and no API's names.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
-from service.serving.prompts import within_context
+from service.errors import InvalidFieldError
+from service.grammars.errors import InvalidGrammarError
 from service.serving.text_lanes import run_in_lane
-from service.text.render_options import AS_USUAL, RenderOptions
-from service.tools.calls import NO_TOOLS, ToolUse
+from service.serving.turn_prompts import (
+    AskedTurn,
+    render_turn,
+    settled,
+    size_of,
+    tool_format_of,
+)
+from service.tools.calls import ToolMode, ToolUse
+from service.tools.pieces import Pieces
+from service.tools.reasoning_reader import ReasoningReader
+from service.tools.turn_form import InvalidToolError, form_behind_thoughts, form_of_calls
+from service.tools.turn_grammar import Thoughts
 from service.tools.turn_reader import PlainReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from service.grammars.wanted import TextForm
     from service.serving.served_model import ServedModel
+    from service.tools.formats import ToolFormat
     from service.tools.turn_reader import TurnReader
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AskedTurn:
-    """A dialogue whose next turn is asked for.
-
-    messages: as the template is given them: `role` (system, user, assistant, tool), `content`,
-    where there is one `name`, `reasoning_content`, `tool_calls` (of `ToolCall`), `tool_call_id`.
-    """
-
-    messages: Sequence[Mapping[str, Any]]
-    tools: ToolUse = NO_TOOLS
-    options: RenderOptions = AS_USUAL
-    text_form: TextForm | None = None
-    param: str = "messages"  # the request's field that errors name
+__all__ = ["AskedTurn", "PlannedTurn", "plan_turn"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +45,82 @@ class PlannedTurn:
     text_form: TextForm | None  # what was asked for, or what the tools make necessary
     new_reader: Callable[[], TurnReader]  # one for each choice
     kept_token_ids: frozenset[int] = field(default=frozenset())  # special pieces the reader needs
+    # Fields of tools whose schema cannot be followed, so that any arguments may come.
+    unfollowed: Sequence[str] = ()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the turn is nothing but text."""
+        return self.new_reader is PlainReader
 
 
 async def plan_turn(asked: AskedTurn, model: ServedModel) -> PlannedTurn:
-    """Render a dialogue. Raises a RequestError or TextError."""
-    template, limit = model.require_chat_template(), model.engine.max_model_len
-    size = sum(len(str(message)) for message in asked.messages)
-    with within_context(limit, asked.param):
-        token_ids = await run_in_lane(size, lambda: template.render(asked.messages, asked.options))
-    return PlannedTurn(token_ids=token_ids, text_form=asked.text_form, new_reader=PlainReader)
+    """Render a dialogue, and say how its answer is written and read.
+
+    Raises a RequestError or TextError.
+    """
+    template = model.require_chat_template()
+    tool_format = tool_format_of(asked, template)
+    asked = settled(asked, tool_format, template)
+    rendered = await render_turn(asked, model)
+    marks = template.reasoning_marks
+    if tool_format is None and marks is None:
+        return PlannedTurn(
+            token_ids=rendered.token_ids, text_form=asked.text_form, new_reader=PlainReader
+        )
+    thoughts = None if marks is None else Thoughts(marks, rendered.opens_reasoning)
+    pieces = Pieces.of(model.tokenizer)
+    text_form, unfollowed = await _form(asked, tool_format, pieces, thoughts)
+    return PlannedTurn(
+        token_ids=rendered.token_ids,
+        text_form=text_form,
+        new_reader=partial(_new_reader, asked.tools, tool_format, thoughts),
+        kept_token_ids=pieces.hidden_ids(
+            (*(tool_format.marks if tool_format else ()), *(marks or ()))
+        ),
+        unfollowed=unfollowed,
+    )
+
+
+async def _form(
+    asked: AskedTurn, tool_format: ToolFormat | None, pieces: Pieces, thoughts: Thoughts | None
+) -> tuple[TextForm | None, Sequence[str]]:
+    """Return the form of the whole turn, and the fields that it cannot follow."""
+    size = size_of(asked) if asked.text_form is None else asked.text_form.num_characters
+    try:
+        if tool_format is not None:
+            made = await run_in_lane(
+                size,
+                partial(form_of_calls, asked.tools, tool_format, pieces, thoughts, asked.text_form),
+            )
+            return made.text_form, [asked.schema_param.format(n) for n in made.unfollowed]
+        if asked.text_form is None or thoughts is None:
+            return asked.text_form, ()
+        form = await run_in_lane(
+            size, partial(form_behind_thoughts, asked.text_form, thoughts, pieces)
+        )
+    except InvalidGrammarError as error:
+        raise _refusal(error, asked) from error
+    return form, ()
+
+
+def _refusal(error: InvalidGrammarError, asked: AskedTurn) -> InvalidFieldError:
+    if isinstance(error, InvalidToolError):
+        param = asked.schema_param.format(error.index)
+    elif asked.text_form is not None:
+        param = asked.text_form.param
+    else:
+        param = "tools"
+    return InvalidFieldError(f"{param}: {error}", param=param)
+
+
+def _new_reader(
+    use: ToolUse, tool_format: ToolFormat | None, thoughts: Thoughts | None
+) -> TurnReader:
+    reader: TurnReader = PlainReader()
+    if tool_format is not None:
+        names = [tool.name for _, tool in use.callable]
+        reader = tool_format.new_reader(names, only_calls=use.mode is ToolMode.REQUIRED)
+    if thoughts is None:
+        return reader
+    return ReasoningReader(reader, thoughts.marks, is_open=thoughts.are_open)

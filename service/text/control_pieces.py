@@ -26,9 +26,10 @@ from service.text.backend import fast_backend
 from service.text.encoding import encode_text
 from service.text.errors import InvalidMessagesError
 from service.text.long_texts import TextPattern, characters_among
+from service.text.piece_edges import PieceEdges
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
@@ -38,19 +39,26 @@ if TYPE_CHECKING:
 _MARKER = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)
 # Private use: what no text should hold, and if it does, another one is taken.
 _STAND_INS = range(0xF0000, 0xFFFFE)
+# The argument by which templates have `tojson` write "\\udb80\\udc00" for a stand-in.
+_ESCAPES = "ensure_ascii"
 
 
 @dataclass(frozen=True, slots=True)
 class Disguise:
-    """Stand-ins for the first characters of control pieces, none of which the dialogue holds."""
+    """Stand-ins for characters of control pieces, none of which the dialogue holds."""
 
     typed_piece: TextPattern
+    edges: PieceEdges
     stand_ins: Mapping[int, str]
-    originals: Mapping[str, str]
+    originals: Mapping[str, str]  # by stand-ins, in each way in which the template may write them
 
     def put_on(self, text: str) -> str:
         """Make every control piece in the text unreadable as one."""
-        return self.typed_piece.sub(lambda found: found.translate(self.stand_ins), text)
+        hidden = self.typed_piece.sub(lambda found: found.translate(self.stand_ins), text)
+        for place in self.edges.places(text):
+            stand_in = hidden[place].translate(self.stand_ins)
+            hidden = hidden[:place] + stand_in + hidden[place + 1 :]
+        return hidden
 
     def take_off(self, text: str) -> str:
         """Give the text as it was typed."""
@@ -78,6 +86,7 @@ class ControlPieces:
         self._piece = re.compile(either or "(?!)")
         longest = max(map(len, self._ids), default=1)
         self._pattern = TextPattern(self._piece, longest)
+        self._edges = PieceEdges(self._ids)
         # Each place where one begins, also inside another.
         beginning = re.compile(f"(?=(?:{either or '(?!)'}))(?s:.)")
         self._beginning = TextPattern(beginning, longest)
@@ -104,21 +113,25 @@ class ControlPieces:
 
     def disguise_for(self, texts: Sequence[str], template: str) -> Disguise | None:
         """Make what hides the control pieces typed in `texts`; None if there are none."""
-        if not any(map(self._pattern.is_in, texts)):
+        hidden = {text[place] for text in texts for place in self._edges.places(text)}
+        if any(map(self._pattern.is_in, texts)):
+            hidden |= {piece[0] for piece in self._ids}
+        if not hidden:
             return None
-        taken = characters_among(_STAND_INS, (template, *texts))
-        first_characters = sorted({piece[0] for piece in self._ids})
-        free = (chr(code) for code in _STAND_INS if chr(code) not in taken)
-        stand_ins = list(itertools.islice(free, len(first_characters)))
-        if len(stand_ins) < len(first_characters):
+        stand_ins = list(itertools.islice(_free_stand_ins(texts, template), len(hidden)))
+        if len(stand_ins) < len(hidden):
             raise InvalidMessagesError(
                 "the messages hold every private-use character of Unicode's plane 15; send fewer"
             )
-        pairs = list(zip(first_characters, stand_ins, strict=True))
+        pairs = list(zip(sorted(hidden), stand_ins, strict=True))
+        originals = {stand_in: first for first, stand_in in pairs}
+        if _ESCAPES in template:
+            originals |= {_escaped(stand_in): first for first, stand_in in pairs}
         return Disguise(
             typed_piece=self._beginning,
+            edges=self._edges,
             stand_ins={ord(first): stand_in for first, stand_in in pairs},
-            originals={stand_in: first for first, stand_in in pairs},
+            originals=originals,
         )
 
     def encode(
@@ -142,6 +155,19 @@ class ControlPieces:
 # Qwen2's 152 000 pieces (2026-11). Whoever comes meanwhile waits: all of them need it.
 _known: WeakKeyDictionary[PreTrainedTokenizerBase, ControlPieces] = WeakKeyDictionary()
 _lock = threading.Lock()
+
+
+def _free_stand_ins(texts: Sequence[str], template: str) -> Iterator[str]:
+    """Give the characters that neither texts nor template hold."""
+    taken = characters_among(_STAND_INS, (template, *texts))
+    free = (chr(code) for code in _STAND_INS if chr(code) not in taken)
+    if _ESCAPES not in template:
+        return free
+    return (one for one in free if not any(_escaped(one) in text for text in texts))
+
+
+def _escaped(character: str) -> str:
+    return json.dumps(character)[1:-1]
 
 
 def _rename(backend: Tokenizer, pieces: Iterable[str], prefix: str) -> Tokenizer:

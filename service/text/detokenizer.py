@@ -18,7 +18,7 @@ from tokenizers.decoders import DecodeStream
 from service.text.backend import fast_backend
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
@@ -43,10 +43,15 @@ class Detokenizer:
         prompt_token_ids: Sequence[int] = (),
         *,
         skip_special_tokens: bool = True,
+        kept_token_ids: Collection[int] = (),
     ) -> None:
+        """Begin behind a prompt; kept_token_ids: special ones that are text all the same."""
         self._backend = fast_backend(tokenizer)
         self._skip_special_tokens = skip_special_tokens
         self._literals = _literal_pieces(tokenizer)
+        if kept_token_ids and skip_special_tokens:
+            kept = {i: self._backend.decode([i], skip_special_tokens=False) for i in kept_token_ids}
+            self._literals = {**self._literals, **kept}
         self._whole_pieces = _whole_pieces(tokenizer, skip_special_tokens)
         # Decoders treat the beginning of a text in their own way (SentencePiece's drops a space),
         # so ids that follow text are decoded behind some.
@@ -56,11 +61,11 @@ class Detokenizer:
 
     def push(self, token_id: int) -> str:
         """Take the next id; give the text that is complete now, possibly none."""
+        if token_id in self._literals:
+            return self.flush() + self._literals[token_id]
         is_fresh = self._context is self._anchor and not self._held and not self._seen
         if is_fresh and (known := self._whole_pieces.get(token_id)) is not None:
             return known
-        if token_id in self._literals:
-            return self.flush() + self._literals[token_id]
         self._held.append(token_id)
         if self._stream.step(self._backend, token_id) is not None:
             text = self.flush()

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from service.text.errors import InvalidMessagesError
+from service.text.json_values import marks_size, texts_in, with_texts
 from service.text.long_texts import characters_among
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from service.text.render_options import KwargValue
+    from service.text.tool_turns import Turn
 
 # Private use, apart from the stand-ins of `control_pieces`.
 _MARKS = range(0x100000, 0x10FFFE)
@@ -23,35 +25,45 @@ _MARKS = range(0x100000, 0x10FFFE)
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """Checked turns, and what was sent beside them."""
+    """Turns and tools as templates know them, and what was sent beside them."""
 
-    turns: list[dict[str, str]]
+    turns: list[Turn]
     kwargs: dict[str, KwargValue] = field(default_factory=dict)
     documents: list[dict[str, str]] | None = None
+    tools: list[dict[str, Any]] | None = None
 
     def texts(self) -> Iterator[str]:
-        """Yield every text that a user wrote."""
+        """Yield every text that a user wrote, at any depth of arguments and schemas."""
         for turn in self.turns:
-            yield from (text for key, text in turn.items() if key != "role")
+            for key, value in turn.items():
+                if key == "tool_calls":
+                    for call in value:
+                        yield call["id"]
+                        yield from texts_in([*call["function"].values()])
+                elif key != "role" and value is not None:
+                    yield value
         yield from (value for value in self.kwargs.values() if isinstance(value, str))
-        for document in self.documents or ():
-            yield from document.keys()
-            yield from document.values()
+        yield from texts_in(self.documents or ())
+        for tool in self.tools or ():
+            yield from texts_in([*tool["function"].values()])
 
     def with_texts(self, change: Callable[[str], str]) -> Dialogue:
         """Return it with each of these texts changed."""
         return Dialogue(
-            turns=[
-                {key: text if key == "role" else change(text) for key, text in turn.items()}
-                for turn in self.turns
-            ],
+            turns=[_with_texts(turn, change) for turn in self.turns],
             kwargs={
                 name: change(value) if isinstance(value, str) else value
                 for name, value in self.kwargs.items()
             },
-            documents=self.documents
-            and [{change(k): change(v) for k, v in one.items()} for one in self.documents],
+            documents=with_texts(self.documents, change),
+            tools=self.tools and [_of_function(tool, change) for tool in self.tools],
         )
+
+    def num_chars(self) -> int:
+        """Count what it holds, with what JSON takes beyond texts."""
+        num_chars = sum(map(len, self.texts()))
+        calls = [call for turn in self.turns for call in turn.get("tool_calls", ())]
+        return num_chars + (marks_size([calls, self.tools]) if calls or self.tools else 0)
 
     @property
     def says_nothing_last(self) -> bool:
@@ -64,7 +76,29 @@ class Dialogue:
 
     def variables(self) -> dict[str, Any]:
         """Return it as templates know it."""
-        return {**self.kwargs, "messages": self.turns, "documents": self.documents}
+        return {
+            **self.kwargs,
+            "messages": self.turns,
+            "documents": self.documents,
+            "tools": self.tools,
+        }
+
+
+def _with_texts(turn: Turn, change: Callable[[str], str]) -> Turn:
+    changed: Turn = {}
+    for key, value in turn.items():
+        if key == "tool_calls":
+            calls = [{**_of_function(call, change), "id": change(call["id"])} for call in value]
+            changed[key] = calls
+        else:
+            changed[key] = value if key == "role" or value is None else change(value)
+    return changed
+
+
+def _of_function(called: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """Change the texts of a tool, or of a call; the names of what it consists of are ours."""
+    function = {name: with_texts(value, change) for name, value in called["function"].items()}
+    return {**called, "function": function}
 
 
 def mark_end(dialogue: Dialogue, template: str) -> tuple[Dialogue, str]:

@@ -7,7 +7,7 @@ is held together in `dialogue` and kept apart from control pieces in `control_pi
 from __future__ import annotations
 
 import hashlib
-import re
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,9 @@ from service.text.render_options import (
 )
 from service.text.sandbox import TemplateSandbox
 from service.text.template_choice import TemplateOrigin, choose_template
+from service.text.template_traits import TemplateTraits, ends_open, find_traits
 from service.text.text_bound import TextBound
+from service.text.tool_turns import CallStyle, one_call_each, written_tools, written_turns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,13 +42,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from service.text.facts import VariantFacts
-
-_PROBE_ANSWER = "probe answer"
-_PROBE = (
-    {"role": "user", "content": "probe question"},
-    {"role": "assistant", "content": _PROBE_ANSWER},
-    {"role": "user", "content": "probe question"},
-)
+    from service.text.tool_turns import ToolLike, Turn
 
 
 def resolve_chat_template(
@@ -69,14 +65,24 @@ def resolve_chat_template(
         ) from error
 
 
+@dataclass(frozen=True, slots=True)
+class RenderedPrompt:
+    """A dialogue as the model sees it."""
+
+    token_ids: list[int]
+    opens_reasoning: bool  # it ends within the model's thoughts
+
+
 class ChatTemplate:
     """Renders dialogues for one tokenizer; may be used from several threads."""
 
     name: str  # whose template it is, for people
     origin: TemplateOrigin
+    source: str  # Jinja
     source_sha256: str
     stop_token_ids: frozenset[int]  # what the template writes right after an assistant's turn
     kwargs_names: frozenset[str]  # what `RenderOptions.template_kwargs` may set
+    traits: TemplateTraits
 
     def __init__(
         self,
@@ -90,8 +96,8 @@ class ChatTemplate:
         backend = fast_backend(tokenizer)
         self.name = name
         self.origin = origin
+        self.source = source
         self.source_sha256 = hashlib.sha256(source.encode(errors="surrogatepass")).hexdigest()
-        self._source = source
         self._pieces = ControlPieces.of(tokenizer)
         self._bound = TextBound.of(tokenizer)
         self._leading = leading_ids(backend)
@@ -99,33 +105,73 @@ class ChatTemplate:
         self._special_tokens = _json_values(tokenizer.special_tokens_map)
         self._sandbox = TemplateSandbox(source)
         self.kwargs_names = kwargs_among(self._sandbox.names, self._special_tokens)
-        self.stop_token_ids = self._find_turn_end()
-        self._extras = self._find_extras()
+        added = tokenizer.added_tokens_encoder
+        self.traits = find_traits(self._render, source, self._pieces, vocabulary=added)
+        self.stop_token_ids = self.traits.turn_end_ids
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether it tells the model of tools; one that does not is given none."""
+        return self.traits.takes_tools
+
+    @property
+    def takes_tool_turns(self) -> bool:
+        """Whether it writes calls and their results; one that does not is given neither."""
+        return self.traits.call_style is not None
+
+    @property
+    def reasoning_marks(self) -> tuple[str, str] | None:
+        """Return what the model's thoughts stand between; None where nothing tells of any."""
+        return self.traits.reasoning_marks
+
+    @property
+    def opens_reasoning(self) -> bool:
+        """Whether its prompts end within the model's thoughts, unless an option says otherwise."""
+        return self.traits.opens_reasoning
 
     def reads(self, name: str) -> bool:
         """Whether it reads a variable, such as "documents", or a message's field of `EXTRAS`.
 
         What it does not read has no effect.
         """
-        return name in self._extras or name in self._sandbox.names
+        return name in self.traits.extras or name in self._sandbox.names
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], options: RenderOptions = AS_USUAL
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        options: RenderOptions = AS_USUAL,
+        tools: Sequence[ToolLike] = (),
     ) -> list[int]:
         """Render a dialogue, as token ids with exactly one BOS; by default up to the answer.
 
         Raises InvalidMessagesError if the messages or their order don't fit,
-        InvalidTemplateOptionsError if the options don't, TemplateFailedError if the template breaks
-        on them, TextTooLongError.
+        InvalidTemplateOptionsError if the options or tools don't, TemplateFailedError if the
+        template breaks on them, TextTooLongError.
         """
-        text, disguise = self._render_disguised(messages, options)
-        return self._with_one_bos(self._encode(text, disguise, options))
+        return self.render_prompt(messages, options, tools).token_ids
+
+    def render_prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        options: RenderOptions = AS_USUAL,
+        tools: Sequence[ToolLike] = (),
+    ) -> RenderedPrompt:
+        """Do the same, and tell how the answer begins."""
+        text, disguise = self._render_disguised(messages, options, tools)
+        marks = self.reasoning_marks
+        return RenderedPrompt(
+            token_ids=self._with_one_bos(self._encode(text, disguise, options)),
+            opens_reasoning=marks is not None and _is_within(marks, text, messages, options),
+        )
 
     def render_text(
-        self, messages: Sequence[Mapping[str, Any]], options: RenderOptions = AS_USUAL
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        options: RenderOptions = AS_USUAL,
+        tools: Sequence[ToolLike] = (),
     ) -> str:
         """Render a dialogue as text for people; typed control pieces look like real ones in it."""
-        text, disguise = self._render_disguised(messages, options)
+        text, disguise = self._render_disguised(messages, options, tools)
         return disguise.take_off(text) if disguise else text
 
     def close(self) -> None:
@@ -142,25 +188,33 @@ class ChatTemplate:
         return self._pieces.encode(text, disguise, options.most_tokens)
 
     def _render_disguised(
-        self, messages: Sequence[Mapping[str, Any]], options: RenderOptions
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        options: RenderOptions,
+        tools: Sequence[ToolLike],
     ) -> tuple[str, Disguise | None]:
-        dialogue = self._read(messages, options)
-        disguise = self._pieces.disguise_for(list(dialogue.texts()), self._source)
+        dialogue = self._read(messages, options, tools)
+        disguise = self._pieces.disguise_for(list(dialogue.texts()), self.source)
         hidden = dialogue.with_texts(disguise.put_on) if disguise else dialogue
         if options.continue_final_message:
             return self._render_unfinished(hidden), disguise
         return self._render(hidden, add_generation_prompt=options.add_generation_prompt), disguise
 
-    def _read(self, messages: Sequence[Mapping[str, Any]], options: RenderOptions) -> Dialogue:
-        dropped = set(EXTRAS) - self._extras
-        turns = [
-            {key: value for key, value in turn.items() if key not in dropped}
-            for turn in checked_turns(messages)
-        ]
+    def _read(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        options: RenderOptions,
+        tools: Sequence[ToolLike],
+    ) -> Dialogue:
+        if tools and not self.takes_tools:
+            raise InvalidTemplateOptionsError(
+                "tools: this model's chat template tells the model of none", param="tools"
+            )
         return Dialogue(
-            turns,
+            _known_turns(checked_turns(messages), self.traits),
             checked_kwargs(options.template_kwargs, self.kwargs_names),
             checked_documents(options.documents, are_read="documents" in self._sandbox.names),
+            written_tools(tools) or None,
         )
 
     def _render_unfinished(self, dialogue: Dialogue) -> str:
@@ -176,9 +230,15 @@ class ChatTemplate:
                 f" {role!r}; end with the beginning of the assistant's, or leave it out",
                 param="continue_final_message",
             )
+        if "tool_calls" in dialogue.turns[-1]:
+            raise InvalidTemplateOptionsError(
+                "continue_final_message continues a text, but the last message calls tools; send"
+                " their results, or leave it out",
+                param="continue_final_message",
+            )
         if dialogue.says_nothing_last:
             return self._render(dialogue.without_last(), add_generation_prompt=True)
-        marked, mark = mark_end(dialogue, self._source)
+        marked, mark = mark_end(dialogue, self.source)
         try:
             text = self._render(marked, add_generation_prompt=False)
         except InvalidMessagesError as error:
@@ -193,12 +253,11 @@ class ChatTemplate:
     def _render(self, dialogue: Dialogue, *, add_generation_prompt: bool) -> str:
         variables = {
             **self._special_tokens,
-            "tools": None,
             **dialogue.variables(),
             "add_generation_prompt": add_generation_prompt,
         }
         try:
-            return self._sandbox.render(variables, num_chars=sum(map(len, dialogue.texts())))
+            return self._sandbox.render(variables, num_chars=dialogue.num_chars())
         except InvalidMessagesError as error:
             last = "user" if add_generation_prompt else dialogue.turns[-1]["role"]
             place = out_of_order(dialogue.turns, last=last)
@@ -212,33 +271,40 @@ class ChatTemplate:
             return [self._bos_id, *without_leading(ids, [self._bos_id])]
         return ids
 
-    def _find_turn_end(self) -> frozenset[int]:
-        """See which control piece the template writes behind an answer; none if it writes text."""
-        text = self._render_probe()
-        if text is None:
-            return frozenset()
-        _, found, rest = text.partition(_PROBE_ANSWER)
-        end = self._pieces.id_at(rest.lstrip()) if found else None
-        return frozenset() if end is None else frozenset({end})
 
-    def _find_extras(self) -> frozenset[str]:
-        """See which fields of messages the template reads, beside role and text.
+def _known_turns(turns: Sequence[Turn], traits: TemplateTraits) -> list[Turn]:
+    """Write turns as the template takes them, without what it does not read."""
+    for n, turn in enumerate(turns):
+        if traits.call_style is None and (turn["role"] == "tool" or "tool_calls" in turn):
+            raise InvalidMessagesError(
+                f"messages[{n}] is a call of a tool or its result, of which this model's chat"
+                " template writes nothing"
+            )
+    dropped = set(EXTRAS) - traits.extras
+    known = [
+        {key: value for key, value in turn.items() if key not in dropped or turn["role"] == "tool"}
+        for turn in turns
+    ]
+    if not traits.takes_parallel_calls:
+        known = one_call_each(known)
+    return written_turns(known, traits.call_style or CallStyle())
 
-        Reasoning is written for some turns only, so what the source mentions counts. A "name" is
-        mentioned wherever tools are, so it is tried.
-        """
-        mentioned = {name for name in EXTRAS if re.search(rf"\b{name}\b", self._source)}
-        if "name" in mentioned and self._render_probe() == self._render_probe(name="probe_name"):
-            mentioned.remove("name")
-        return frozenset(mentioned)
 
-    def _render_probe(self, **fields: str) -> str | None:
-        """Render an ordinary dialogue; None where the template refuses it."""
-        try:
-            dialogue = Dialogue([{**turn, **fields} for turn in _PROBE])
-            return self._render(dialogue, add_generation_prompt=True)
-        except InvalidMessagesError:
-            return None
+def _is_within(
+    marks: tuple[str, str],
+    text: str,
+    messages: Sequence[Mapping[str, Any]],
+    options: RenderOptions,
+) -> bool:
+    """Whether a prompt ends within the model's thoughts.
+
+    Where an answer goes on, that is for its own text to say.
+    """
+    begun = checked_turns(messages[-1:])[0]["content"] if options.continue_final_message else ""
+    if begun:
+        return begun.rfind(marks[0]) > begun.rfind(marks[1])
+    is_asked = options.add_generation_prompt or options.continue_final_message
+    return is_asked and ends_open(text, marks)
 
 
 def _json_values(special_tokens: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,17 +28,22 @@ class TextStream:
         stop_token_ids: Collection[int] = (),
         keep_stop_string: bool = False,
         skip_special_tokens: bool = True,
+        kept_token_ids: Collection[int] = (),
         min_tokens: int = 0,
     ) -> None:
         """Begin behind a prompt.
 
-        stop_token_ids: what never becomes text. min_tokens: of so many ids, as they come first, the
+        stop_token_ids: what never becomes text. kept_token_ids: what does, also where special
+        tokens are skipped. min_tokens: of so many ids, as they come first, the
         text is not searched for stop strings.
         """
         self.num_chars = 0  # of the ids' text so far, also what is held back or cut off
         self.last_text = ""  # of the last id, also what is held back or cut off
         self._detokenizer = Detokenizer(
-            tokenizer, prompt_token_ids, skip_special_tokens=skip_special_tokens
+            tokenizer,
+            prompt_token_ids,
+            skip_special_tokens=skip_special_tokens,
+            kept_token_ids=kept_token_ids,
         )
         self._stop_strings = StopStrings(stop_strings, keep=keep_stop_string)
         # Not every end piece is marked special (DeepSeek's "<|EOT|>" often isn't); none is text.

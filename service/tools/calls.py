@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 Schema: TypeAlias = "Mapping[str, Any]"
 
@@ -46,7 +46,19 @@ class ToolUse:
     tools: Sequence[Tool] = ()
     mode: ToolMode = ToolMode.AUTO
     only: str | None = None  # the one tool that must be called, with mode REQUIRED
-    is_parallel: bool = True  # whether one turn may call several
+    # Whether one turn may call several; None: where the model was trained to call.
+    is_parallel: bool | None = None
+    allowed: Collection[str] | None = None  # names of those that may be called; None: all
+
+    @property
+    def callable(self) -> list[tuple[int, Tool]]:
+        """Return the tools that the answer may call, each behind its place among all."""
+        return [
+            (place, tool)
+            for place, tool in enumerate(self.tools)
+            if self.only in (None, tool.name)
+            and (self.allowed is None or tool.name in self.allowed)
+        ]
 
     @property
     def may_call(self) -> bool:

@@ -40,6 +40,7 @@ from service.team.keys import ApiKeys
 from service.text.infilling.families import STARCODER
 from service.text.infilling.infilling import Infilling
 from service.text.template_choice import TemplateOrigin
+from service.text.templates import RenderedPrompt
 from service.variants.variant import VariantState, VariantStatus
 
 if TYPE_CHECKING:
@@ -247,6 +248,10 @@ class PlainTemplate:
 
     name = "plain"
     origin = TemplateOrigin.FAMILY
+    source = "plain"
+    takes_tools = takes_tool_turns = False
+    traits = SimpleNamespace(takes_system=True)
+    reasoning_marks: tuple[str, str] | None = None
     kwargs_names = frozenset[str]()
     stop_token_ids = frozenset({TURN_END})
 
@@ -262,8 +267,19 @@ class PlainTemplate:
         text = self.render_text(messages, options)
         return [0, *self._tokenizer.encode(text, add_special_tokens=False)]
 
+    def render_prompt(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        options: RenderOptions | None = None,
+        tools: Sequence[object] = (),
+    ) -> RenderedPrompt:
+        return RenderedPrompt(self.render(messages, options), opens_reasoning=False)
+
     def render_text(
-        self, messages: Sequence[Mapping[str, str]], options: RenderOptions | None = None
+        self,
+        messages: Sequence[Mapping[str, str]],
+        options: RenderOptions | None = None,
+        tools: Sequence[object] = (),
     ) -> str:
         return "".join(f"{turn['role']}: {turn['content']}\n" for turn in messages)
 

@@ -25,7 +25,7 @@ class PromptTokensDetails(AnswerModel):
 class CompletionTokensDetails(AnswerModel):
     """What an answer's tokens were for."""
 
-    reasoning_tokens: int = Field(description="0: reasoning is not told apart.")
+    reasoning_tokens: int = Field(description="0: those of reasoning are not counted apart.")
 
 
 class Usage(AnswerModel):

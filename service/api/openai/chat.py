@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import BeforeValidator, Field
 
-from service.api.dialogues import DialogueRequest, Messages, render, unread
+from service.api.dialogues import DialogueRequest, Messages, asked_turn, unread
 from service.api.endpoint import Endpoint
 from service.api.openai.chat_answers import ChatCompletion, ChatCompletionChunk, ChatWriter
 from service.api.openai.fields import TurnRequest
 from service.api.openai.truncation import num_kept, truncated
 from service.api.request_bodies import read_request, report_ignored
-from service.api.requests import Ignored, Unsupported
+from service.api.requests import Unsupported
 from service.api.respond import acquire, answer, prepare, reserve
 from service.api.scope import note_id
 from service.serving.generation_request import GenerationRequest
 from service.serving.prompts import Prompt, room_behind
+from service.serving.turns import plan_turn
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -24,10 +26,7 @@ if TYPE_CHECKING:
 
     from service.api.context import ApiContext
     from service.serving.served_model import ServedModel
-
-
-def _none_if_free(choice: object) -> object:
-    return None if choice in ("none", "auto") else choice
+    from service.serving.turns import PlannedTurn
 
 
 def _none_if_text(modalities: object) -> object:
@@ -44,19 +43,10 @@ class ChatRequest(DialogueRequest, TurnRequest):
     )
 
     # Not yet
-    tools: Unsupported = Field(None, description="Not supported yet.")
-    tool_choice: Annotated[Unsupported, BeforeValidator(_none_if_free)] = Field(
-        None, description="Not supported yet; `none` and `auto` are taken."
-    )
-    functions: Unsupported = Field(None, description="Not supported yet.")
-    function_call: Annotated[Unsupported, BeforeValidator(_none_if_free)] = Field(
-        None, description="Not supported yet; `none` and `auto` are taken."
-    )
     modalities: Annotated[Unsupported, BeforeValidator(_none_if_text)] = Field(
         None, description='Only ["text"].'
     )
     audio: Unsupported = Field(None, description="Not supported.")
-    parallel_tool_calls: Ignored
 
 
 def chat_endpoints(context: ApiContext) -> list[Endpoint]:
@@ -69,11 +59,12 @@ def chat_endpoints(context: ApiContext) -> list[Endpoint]:
         note_id(http_request.scope, request.request_id)
         report_ignored(http_request.scope, unread(request, model), context.limits)
         place = reserve(http_request, model, request.n or 1)
-        planned = await prepare(http_request, plan(request, model), context)
+        planned, turn = await prepare(http_request, plan(request, model), context)
+        report_ignored(http_request.scope, turn.unfollowed, context.limits)
         return await answer(
             http_request,
             planned,
-            ChatWriter(request, model),
+            ChatWriter(request, model, turn, is_legacy=request.is_legacy),
             is_stream=request.is_stream,
             model=model,
             context=context,
@@ -94,10 +85,12 @@ def chat_endpoints(context: ApiContext) -> list[Endpoint]:
     ]
 
 
-async def plan(request: ChatRequest, model: ServedModel) -> GenerationRequest:
+async def plan(request: ChatRequest, model: ServedModel) -> tuple[GenerationRequest, PlannedTurn]:
     """Translate a request. Raises a RequestError or TextError."""
-    kept = num_kept(request, model)
-    prompt = Prompt(truncated(await render(request, model, keep_last=kept), request, model))
+    dialogue = asked_turn(request, model)
+    options = replace(dialogue.options, keep_last=num_kept(request, model))
+    turn = await plan_turn(replace(dialogue, options=options, text_form=request.text_form), model)
+    prompt = Prompt(truncated(list(turn.token_ids), request, model))
     asked: int | None = request.value_of("max_tokens")
     room = room_behind(
         len(prompt.token_ids),
@@ -106,12 +99,14 @@ async def plan(request: ChatRequest, model: ServedModel) -> GenerationRequest:
         prompt_param="messages",
         length_param=request.given_name_of("max_tokens"),
     )
-    return GenerationRequest(
+    form = request.answer_form(reports_tokens=bool(request.logprobs))
+    planned = GenerationRequest(
         prompts=[prompt],
         max_tokens=[room if asked is None else asked],
         num_choices=request.n or 1,
         options=request.sampling_options(request.num_logprobs),
-        form=request.answer_form(reports_tokens=bool(request.logprobs)),
-        text_form=request.text_form,
+        form=replace(form, kept_token_ids=turn.kept_token_ids),
+        text_form=turn.text_form,
         terms=request.terms,
     )
+    return planned, turn

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from engine.outputs import FinishReason
 from service.api.answer_model import AnswerModel
 from service.api.json_encoding import encode_json, encode_text
 from service.api.openai.answers import Usage, make_envelope, usage_of
@@ -17,7 +18,9 @@ from service.api.openai.logprobs import (
     prompt_logprobs_of,
     text_of,
 )
+from service.api.openai.turn_frames import FinishedBy, TurnFrames, finished_by
 from service.text.token_text import TokenTexts
+from service.tools.whole_turn import read_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from service.serving.answer_tokens import AnswerToken
     from service.serving.generation import CompleteChoice, Generation
     from service.serving.served_model import ServedModel
+    from service.serving.turns import PlannedTurn
+    from service.tools.calls import ToolCall
 
 
 class LikelyToken(AnswerModel):
@@ -50,12 +55,37 @@ class ChatLogprobs(AnswerModel):
     refusal: None
 
 
+class CalledFunction(AnswerModel):
+    """A function that the model asks the client to run."""
+
+    name: str
+    arguments: str = Field(description="The text of a JSON object.")
+
+
+class CalledTool(AnswerModel):
+    """A call of a tool."""
+
+    id: str = Field(description="What the call's result refers to.")
+    type: Literal["function"]
+    function: CalledFunction
+
+
+_REASONING = "The model's thoughts, where it marks them; there under both names."
+_TOOL_CALLS = "Complete calls; one that was cut off by length is none."
+
+
 class ChatMessage(AnswerModel):
     """The assistant's turn."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None = Field(description="null where there is no text beside calls or thoughts.")
     refusal: None
+    reasoning_content: str | None = Field(default=None, description=_REASONING)
+    reasoning: str | None = Field(default=None, description=_REASONING)
+    tool_calls: list[CalledTool] | None = Field(default=None, description=_TOOL_CALLS)
+    function_call: CalledFunction | None = Field(
+        default=None, description="Where functions were offered."
+    )
 
 
 class ChatChoice(AnswerModel):
@@ -64,7 +94,7 @@ class ChatChoice(AnswerModel):
     index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishedBy
     stop_reason: str | int | None = Field(
         description="The string or id of the request that ended it."
     )
@@ -85,11 +115,33 @@ class ChatCompletion(AnswerModel):
     prompt_logprobs: list[dict[str, PromptLogprob] | None] | None = None
 
 
+class FunctionDelta(AnswerModel):
+    """What a chunk adds to a call."""
+
+    name: str | None = Field(None, description="In the call's first chunk alone.")
+    arguments: str = Field(description="More of the text of a JSON object.")
+
+
+class ToolDelta(AnswerModel):
+    """What a chunk adds to a call of a tool."""
+
+    index: int = Field(description="Of the call in its turn.")
+    id: str | None = Field(None, description="In the call's first chunk alone.")
+    type: Literal["function"] | None = Field(None, description="In the call's first chunk alone.")
+    function: FunctionDelta
+
+
 class ChatDelta(AnswerModel):
-    """What a chunk adds to the assistant's turn."""
+    """What a chunk adds to the assistant's turn; of these fields one, or none."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = Field(default=None, description=_REASONING)
+    reasoning: str | None = Field(default=None, description=_REASONING)
+    tool_calls: list[ToolDelta] | None = None
+    function_call: FunctionDelta | None = Field(
+        default=None, description="Where functions were offered."
+    )
 
 
 class ChatChunkChoice(AnswerModel):
@@ -98,7 +150,7 @@ class ChatChunkChoice(AnswerModel):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"] | None
+    finish_reason: FinishedBy | None
     stop_reason: str | int | None = None
     token_ids: list[int] | None = None
 
@@ -119,8 +171,18 @@ class ChatCompletionChunk(AnswerModel):
 class ChatWriter:
     """Writes the answer to one request."""
 
-    def __init__(self, request: TurnRequest, model: ServedModel) -> None:
+    def __init__(
+        self,
+        request: TurnRequest,
+        model: ServedModel,
+        turn: PlannedTurn | None = None,
+        *,
+        is_legacy: bool = False,
+    ) -> None:
+        """turn: how it is read; None: as text. is_legacy: calls are told in the older words."""
         self._request = request
+        self._turn = None if turn is None or turn.is_plain else turn
+        self._is_legacy = is_legacy
         self._texts = TokenTexts(model.tokenizer)
         self._envelope = make_envelope("chatcmpl", model, request.request_id)
 
@@ -160,7 +222,11 @@ class ChatWriter:
             logprobs=bool(request.logprobs),
             token_ids=bool(request.return_token_ids),
         )
-        return OpenAIFrames(shape, self._envelope, generation, contents)
+        if self._turn is None:
+            return OpenAIFrames(shape, self._envelope, generation, contents)
+        return TurnFrames(
+            shape, self._envelope, generation, contents, self._turn, is_legacy=self._is_legacy
+        )
 
     def _choice(self, choice: CompleteChoice) -> ChatChoice:
         request = self._request
@@ -168,16 +234,41 @@ class ChatWriter:
         if request.logprobs:
             writer = LogprobsWriter(self._texts, request.top_logprobs or 0)
             logprobs = ChatLogprobs.model_validate_json(writer.write(choice.tokens))
+        message, finished_by = self._message(choice)
         answer = ChatChoice(
             index=choice.index,
-            message=ChatMessage(role="assistant", content=choice.text, refusal=None),
+            message=message,
             logprobs=logprobs,
-            finish_reason=choice.finish_reason.value,
+            finish_reason=finished_by,
             stop_reason=choice.stop_reason,
         )
         if request.return_token_ids:
             return answer.model_copy(update={"token_ids": list(choice.token_ids)})
         return answer
+
+    def _message(self, choice: CompleteChoice) -> tuple[ChatMessage, FinishedBy]:
+        reason = choice.finish_reason
+        if self._turn is None:
+            message = ChatMessage(role="assistant", content=choice.text, refusal=None)
+            return message, reason.value
+        is_cut = reason is FinishReason.LENGTH
+        turn = read_whole(self._turn.new_reader(), choice.text, is_cut=is_cut)
+        says_else = bool(turn.calls or turn.reasoning)
+        told: dict[str, Any] = {"content": None if says_else and not turn.text else turn.text}
+        if turn.reasoning:
+            told |= {"reasoning_content": turn.reasoning, "reasoning": turn.reasoning}
+        if turn.calls and self._is_legacy:
+            call = turn.calls[0]
+            told["function_call"] = CalledFunction(name=call.name, arguments=call.arguments)
+        elif turn.calls:
+            told["tool_calls"] = [_called(call) for call in turn.calls]
+        message = ChatMessage(role="assistant", refusal=None, **told)
+        return message, finished_by(reason, len(turn.calls), is_legacy=self._is_legacy)
+
+
+def _called(call: ToolCall) -> CalledTool:
+    function = CalledFunction(name=call.name, arguments=call.arguments)
+    return CalledTool(id=call.id, type="function", function=function)
 
 
 class LogprobsWriter:

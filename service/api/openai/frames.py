@@ -18,6 +18,7 @@ from service.api.openai.answers import usage_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from engine.outputs import FinishReason
     from service.api.openai.answers import Envelope
     from service.serving.answer_tokens import AnswerToken
     from service.serving.choice_reader import TextDelta
@@ -138,9 +139,13 @@ class OpenAIFrames:
     def _reason(self, delta: TextDelta) -> bytes:
         if delta.finish_reason is None:
             return b',"finish_reason":null'
-        reason = encode_json(delta.finish_reason.value).encode()
+        reason = encode_json(self._finished_by(delta.finish_reason, delta.index)).encode()
         stop_reason = encode_json(delta.stop_reason).encode()
         return b',"finish_reason":' + reason + b',"stop_reason":' + stop_reason
+
+    def _finished_by(self, reason: FinishReason, index: int) -> str:  # noqa: ARG002
+        """Return the word for why a choice ended."""
+        return reason.value
 
     def _closed(self, extra: bytes) -> bytes:
         if not self._contents.usage_always:

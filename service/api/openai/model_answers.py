@@ -30,6 +30,7 @@ class Capabilities(AnswerModel):
     completion: bool
     chat: bool
     infilling: bool
+    tools: bool = Field(description="Of a template that knows of none, by a prompt in words.")
 
 
 class TemplateInfo(AnswerModel):
@@ -157,7 +158,10 @@ def _describe_loaded(model: ServedModel | None) -> dict[str, Any]:
     template, infilling = model.chat_template, model.infilling
     return fields | {
         "capabilities": Capabilities(
-            completion=True, chat=template is not None, infilling=infilling is not None
+            completion=True,
+            chat=template is not None,
+            infilling=infilling is not None,
+            tools=template is not None,
         ),
         "chat_template": TemplateInfo(
             name=None if template is None else template.name,

@@ -87,8 +87,10 @@ def render_endpoints(context: ApiContext) -> list[Endpoint]:
         model = await acquire(http_request, request.model, context)
         note_id(http_request.scope, request.request_id)
         report_ignored(http_request.scope, unread(request, model), context.limits)
+        planned, turn = await chat.plan(request, model)
+        report_ignored(http_request.scope, turn.unfollowed, context.limits)
         request_id = make_envelope("chatcmpl", model, request.request_id).id
-        (rendered,) = await _rendered(await chat.plan(request, model), request_id, model)
+        (rendered,) = await _rendered(planned, request_id, model)
         return await model_response(rendered, model.identity.headers)
 
     async def render_completion(http_request: Request) -> Response:

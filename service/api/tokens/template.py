@@ -10,7 +10,7 @@ from service.api.answer_model import AnswerModel
 from service.api.dialogues import DialogueRequest, Messages, render_text, unread
 from service.api.endpoint import Endpoint
 from service.api.request_bodies import read_request, report_ignored
-from service.api.requests import Forbidden, Name, Unsupported
+from service.api.requests import Forbidden, Name
 from service.api.respond import acquire
 from service.api.responses import model_response
 
@@ -28,7 +28,6 @@ class TemplateRequest(DialogueRequest):
         None, description="A served name. Where one variant is served, silence means it."
     )
     messages: Messages = Field(description="A dialogue, oldest turn first.")
-    tools: Unsupported = Field(None, description="Not supported yet.")
     chat_template: Forbidden = Field(None, description="Never taken from a request.")
 
 

@@ -16,7 +16,7 @@ from service.api.answer_model import AnswerModel
 from service.api.dialogues import DialogueRequest, render, render_text, unread
 from service.api.endpoint import Endpoint
 from service.api.request_bodies import read_request, report_ignored
-from service.api.requests import Forbidden, Name, Unsupported
+from service.api.requests import Forbidden, Name
 from service.api.respond import acquire
 from service.api.responses import model_response
 from service.errors import MissingFieldError
@@ -49,6 +49,11 @@ _ONLY_WITH = {
     "chat_template_kwargs": ("messages",),
     "documents": ("messages",),
     "reasoning_effort": ("messages",),
+    "tools": ("messages",),
+    "tool_choice": ("messages",),
+    "parallel_tool_calls": ("messages",),
+    "functions": ("messages",),
+    "function_call": ("messages",),
 }
 
 
@@ -76,7 +81,6 @@ class TokenizeRequest(DialogueRequest):
     with_pieces: bool | None = Field(
         None, description="With `content`: each token is told with its text, or bytes."
     )
-    tools: Unsupported = Field(None, description="Not supported yet.")
     chat_template: Forbidden = Field(None, description="Never taken from a request.")
 
     @property

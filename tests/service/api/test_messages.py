@@ -84,11 +84,11 @@ def test_unknown_keys_are_named_by_their_path_once(ask):
 @pytest.mark.parametrize(
     ("message", "place"),
     [
-        ({"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}, "tool_calls"),
-        ({"role": "assistant", "content": "x", "function_call": {"name": "f"}}, "function_call"),
-        ({"role": "user", "content": "x", "tool_call_id": "1"}, "tool_call_id"),
+        (
+            {"role": "assistant", "tool_calls": [{"type": "custom", "custom": {"name": "f"}}]},
+            "tool_calls",
+        ),
         ({"role": "user", "content": "x", "audio": {"id": "1"}}, "audio"),
-        ({"role": "tool", "content": "x"}, "role"),
         ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "content"),
         ({"role": "user", "content": [{"type": "input_audio"}]}, "content"),
     ],
@@ -98,6 +98,34 @@ def test_what_is_not_supported_is_refused_by_its_place(ask, message, place):
     error = response.json()["error"]
     assert (response.status_code, error["code"]) == (400, "unsupported_parameter")
     assert error["param"].startswith("messages.0." + place)
+
+
+CALL = {"name": "f", "arguments": "{}"}
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ({**USER, "tool_calls": [{"function": CALL}]}, "tool_calls, which only role assistant"),
+        ({**USER, "function_call": CALL}, "function_call, which only role assistant"),
+        ({**USER, "tool_call_id": "1"}, "tool_call_id, which only role tool"),
+        (
+            {"role": "assistant", "function_call": CALL, "tool_calls": [{"function": CALL}]},
+            "mean the same; give one",
+        ),
+        ({"role": "function", "content": "x"}, "a function's result without its name"),
+        (
+            {"role": "robot", "content": "x"},
+            "'system', 'developer', 'user', 'assistant', 'tool' or",
+        ),
+    ],
+)
+def test_what_belongs_to_another_role_is_refused(ask, message, told):
+    response, _ = ask(message)
+    error = response.json()["error"]
+    assert response.status_code == 400
+    assert error["param"].startswith("messages.0")
+    assert told in error["message"]
 
 
 def test_refusals_and_annotations_of_earlier_answers_are_named(ask):

@@ -50,3 +50,11 @@ def test_end_token_is_told_where_that_is_asked_for():
     assert END not in read("one", AnswerForm(reports_tokens=True))[1]
     text, told, _ = read("one", AnswerForm(reports_tokens=True, reports_ends=True))
     assert (text, told[-1], len(told)) == ("one", END, 4)
+
+
+def test_special_pieces_that_are_kept_are_part_of_the_text():
+    piece = ByteTokenizer().encode("<|im_start|>", add_special_tokens=False)
+    assert read("a<|im_start|>b", AnswerForm(kept_token_ids=frozenset(piece)))[0] == (
+        "a<|im_start|>b"
+    )
+    assert read("a<|im_start|>b", AnswerForm())[0] == "ab"

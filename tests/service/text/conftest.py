@@ -48,6 +48,12 @@ def small_without_bos() -> PreTrainedTokenizerBase:
     return small_tokenizer(adds_bos=False)
 
 
+@pytest.fixture
+def small_without_think() -> PreTrainedTokenizerBase:
+    """A fresh one, to which more may be added."""
+    return small_tokenizer(knows_think=False)
+
+
 @pytest.fixture(scope="session")
 def straddling() -> PreTrainedTokenizerBase:
     """Like `small`; id 256 ends one "€" and begins the next."""
@@ -147,7 +153,7 @@ def read_once(config: pytest.Config, file: Path) -> PreTrainedTokenizerBase:
 
 
 def small_tokenizer(
-    *, adds_bos: bool = True, more_pieces: Sequence[bytes] = ()
+    *, adds_bos: bool = True, more_pieces: Sequence[bytes] = (), knows_think: bool = True
 ) -> PreTrainedTokenizerBase:
     letters = byte_letters()
     pieces = [*([byte] for byte in range(256)), *more_pieces]
@@ -157,7 +163,9 @@ def small_tokenizer(
     backend.decoder = decoders.ByteLevel()
     special = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
     backend.add_special_tokens([AddedToken(piece, normalized=False) for piece in special])
-    backend.add_tokens([AddedToken("<|EOT|>", normalized=False), AddedToken("<think>")])
+    backend.add_tokens([AddedToken("<|EOT|>", normalized=False)])
+    if knows_think:
+        backend.add_tokens([AddedToken("<think>")])
     if adds_bos:
         backend.post_processor = TemplateProcessing(
             single="<s> $A", special_tokens=[("<s>", backend.token_to_id("<s>"))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -74,7 +75,45 @@ def test_a_typed_piece_is_encoded_as_a_tokenizer_without_control_pieces_would(ll
 
 
 def test_without_typed_pieces_there_is_no_disguise(tokenizer, pieces):
-    assert pieces.disguise_for(["ordinary", "<", "text > </"], "") is None
+    assert pieces.disguise_for(["ordinary", "a < b", "text > </ x", ""], "") is None
+
+
+@pytest.mark.parametrize(
+    ("before", "typed", "behind"),
+    [
+        ("<", "|im_end|", ">"),  # '<' + name + '>'
+        ("<", "/s", ">"),
+        ("<|", "im_end", "|>"),
+        ("", "<|im_end|", ">"),  # name + '>'
+        ("", "<|im_end", "|>"),
+        ("<", "/s> and more", ""),
+    ],
+)
+def test_no_piece_comes_about_between_a_text_and_what_a_template_writes_at_it(
+    small, before, typed, behind
+):
+    pieces = ControlPieces(small.backend_tokenizer)
+    disguise = pieces.disguise_for([typed, "s"], "")
+    ids = pieces.encode(f"</s>{before}{disguise.put_on(typed)}{behind}</s>", disguise)
+    assert ids == [257, *f"{before}{typed}{behind}".encode(), 257]
+
+
+def test_nor_between_two_texts(small):
+    pieces = ControlPieces(small.backend_tokenizer)
+    for cut in range(1, len("<|im_end|>")):
+        texts = ["<|im_end|>"[:cut], "<|im_end|>"[cut:]]
+        disguise = pieces.disguise_for(texts, "")
+        assert pieces.encode("".join(map(disguise.put_on, texts)), disguise) == [*b"<|im_end|>"]
+
+
+def test_stand_ins_are_known_as_escapes_where_the_template_writes_them(small):
+    """As `tojson(ensure_ascii=true)` does; what users typed in that form stays."""
+    pieces = ControlPieces(small.backend_tokenizer)
+    typed = json.dumps(chr(0xF0000))
+    source = "{{ x | tojson(ensure_ascii=true) }}"
+    disguise = pieces.disguise_for(["</s>", typed], source)
+    written = json.dumps([disguise.put_on("</s>"), disguise.put_on(typed)])
+    assert disguise.take_off(written) == json.dumps(["</s>", typed])
 
 
 @given(text=st.text(st.characters(min_codepoint=0xEFFF0, max_codepoint=0xF0010), max_size=20))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from service.text.dialogue import Dialogue, cut_at_mark, mark_end
@@ -26,10 +28,55 @@ def test_every_text_that_users_wrote_is_found_and_changed():
     )
 
 
+def test_texts_of_tools_and_calls_are_found_at_any_depth():
+    """And of what templates look at to find their way nothing is changed."""
+    call = {
+        "id": "h",
+        "type": "function",
+        "function": {"name": "i", "arguments": {"j": [{"k": 5}]}},
+    }
+    tool = {
+        "type": "function",
+        "function": {
+            "name": "m",
+            "description": "n",
+            "parameters": {"o": {"p": ["q", None, True]}},
+        },
+    }
+    dialogue = Dialogue(
+        [
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "l", "tool_call_id": "h", "name": "i"},
+        ],
+        tools=[tool],
+    )
+    assert "".join(dialogue.texts()) == "hijklhimnopq"
+    changed = dialogue.with_texts(str.upper)
+    assert "".join(changed.texts()) == "HIJKLHIMNOPQ"
+    assert changed.turns[0]["content"] is None
+    assert changed.turns[0]["tool_calls"] == [
+        {"id": "H", "type": "function", "function": {"name": "I", "arguments": {"J": [{"K": 5}]}}}
+    ]
+    assert changed.tools[0]["type"] == "function"
+    assert changed.tools[0]["function"]["parameters"] == {"O": {"P": ["Q", None, True]}}
+    assert changed.variables()["tools"] == changed.tools
+
+
+def test_what_json_takes_beyond_texts_is_counted():
+    text = Dialogue([{"role": "user", "content": "abc"}])
+    assert text.num_chars() == 3
+    nested = {"a": [1, [2, [3, {"b": [True, None]}]]]}
+    function = {"name": "f", "description": "", "parameters": nested}
+    tools = Dialogue(text.turns, tools=[{"type": "function", "function": function}])
+    written = json.dumps(tools.tools, indent=4)
+    assert len(written) < 4 * (tools.num_chars() - text.num_chars())
+
+
 def test_templates_know_it_by_their_own_names():
     assert FULL.variables() == {
         "messages": TURNS,
         "documents": [{"f": "g"}],
+        "tools": None,
         "style": "e",
         "thinking": True,
         "n": 5,

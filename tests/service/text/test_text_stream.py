@@ -64,3 +64,19 @@ def test_the_prompts_end_decides_about_the_first_space(llama_2):
     (word,) = llama_2.backend_tokenizer.encode("answer", add_special_tokens=False).ids
     assert TextStream(llama_2, prompt).push(word) == " answer"
     assert TextStream(llama_2, [1]).push(word) == "answer"
+
+
+def test_special_pieces_that_are_kept_are_text_and_others_are_not(small):
+    start, end = (small.convert_tokens_to_ids(piece) for piece in ("<|im_start|>", "<|im_end|>"))
+    text = stream(small, kept_token_ids=frozenset({start}))
+    pushed = [text.push(token_id) for token_id in (*b"a", start, end, *b"b")]
+    assert pushed == ["a", "<|im_start|>", "", "b"]
+    plain = stream(small)
+    assert [plain.push(token_id) for token_id in (*b"a", start, end, *b"b")] == ["a", "", "", "b"]
+
+
+def test_half_a_character_before_a_piece_that_is_kept_comes_before_it(small):
+    start = small.convert_tokens_to_ids("<|im_start|>")
+    text = stream(small, kept_token_ids=frozenset({start}))
+    assert [text.push(token_id) for token_id in (0xE2, start)] == ["", "\ufffd<|im_start|>"]
+    assert text.num_chars == 1 + len("<|im_start|>")

@@ -113,6 +113,8 @@ NEUTRAL: dict[str, list[object]] = {
 }
 CHAT_NEUTRAL: dict[str, list[object]] = {
     "tools": [[]],
+    "functions": [[]],
+    "parallel_tool_calls": [False],
     "tool_choice": ["none", "auto"],
     "function_call": ["none", "auto"],
     "modalities": [["text"]],
@@ -134,17 +136,13 @@ IGNORED: dict[str, object] = {
     "verbosity": "low",
     "prediction": {"type": "content", "content": "x"},
 }
-CHAT_IGNORED: dict[str, object] = {"parallel_tool_calls": True}
+CHAT_IGNORED: dict[str, object] = {"parallel_tool_calls": True}  # where there are no tools
 # Refused where they say anything.
 REFUSED: dict[str, object] = {
     "chat_template": "{{ x }}",
     "prompt_embeds": "AAAA",
 }
 CHAT_REFUSED: dict[str, object] = {
-    "tools": [{"type": "function", "function": {"name": "f"}}],
-    "tool_choice": "required",
-    "functions": [{"name": "f"}],
-    "function_call": {"name": "f"},
     "modalities": ["audio"],
     "audio": {"voice": "x"},
 }
@@ -714,6 +712,7 @@ OTHERS: dict[str, Callable[..., None]] = {
 }
 TESTED_ELSEWHERE = {
     "suffix",  # test_gaps.py
+    *("tools", "tool_choice", "functions", "function_call"),  # test_tool_fields.py
     *("add_generation_prompt", "continue_final_message", "chat_template_kwargs", "documents"),
     "reasoning_effort",  # these in tests/service/api/test_dialogues.py
 }

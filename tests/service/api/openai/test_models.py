@@ -97,7 +97,12 @@ def test_list_says_what_a_variant_can_do(server):
     assert model.parent is None
     assert model.aliases == []
     assert model.max_model_len == model.context_length == 256
-    assert model.capabilities == {"completion": True, "chat": True, "infilling": False}
+    assert model.capabilities == {
+        "completion": True,
+        "chat": True,
+        "infilling": False,
+        "tools": True,
+    }
     assert (model.infilling, model.chat_refusal) == (None, None)
 
 

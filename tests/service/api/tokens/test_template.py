@@ -15,7 +15,7 @@ TURNS = [{"role": "user", "content": "Hi"}]
 @pytest.fixture(scope="module")
 def server(tiny_tokenizer):
     template = ChatTemplate(tiny_tokenizer, name="ChatML", source=models.CHATML)
-    engine = FakeEngine(says(tiny_tokenizer, "yes"))
+    engine = FakeEngine(says(tiny_tokenizer, "yes"), max_model_len=4096)
     with running_server(engine, tiny_tokenizer, chat_template=template) as running:
         yield running
     template.close()
@@ -34,6 +34,33 @@ def test_last_turn_may_stay_closed_or_open(server):
     body = {"messages": turns, "continue_final_message": True}
     opened = httpx.post(f"{server.url}/v1/apply-template", json=body).json()
     assert opened["prompt"].endswith("<|im_start|>assistant\nSo")
+
+
+TOOL = {"type": "function", "function": {"name": "weather", "description": "tells it"}}
+CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": ""}}
+
+
+def test_tools_are_told_as_a_chat_is_told_of_them(server):
+    turns = [
+        *TURNS,
+        {"role": "assistant", "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "c1", "content": "wet"},
+    ]
+    body = {"messages": turns, "tools": [TOOL]}
+    text = httpx.post(f"{server.url}/apply-template", json=body).json()["prompt"]
+    assert all(told in text for told in ("tells it", "weather", "wet"))
+    shown = httpx.post(f"{server.url}/v1/chat/completions/render", json=body)
+    tokens = httpx.post(f"{server.url}/tokenize", json=body).json()["tokens"]
+    assert shown.json()["token_ids"] == tokens
+    assert shown.json()["text"].removeprefix("<s>") == text
+    silent = {**body, "tool_choice": "none"}
+    assert "tells it" not in httpx.post(f"{server.url}/apply-template", json=silent).text
+
+
+def test_what_only_matters_with_tools_is_named_without(server):
+    body = {"messages": TURNS, "parallel_tool_calls": True}
+    response = httpx.post(f"{server.url}/apply-template", json=body)
+    assert response.headers["x-ignored-params"] == "parallel_tool_calls"
 
 
 @pytest.mark.parametrize("body", [{}, {"messages": []}, {"messages": TURNS, "chat_template": "x"}])

@@ -161,6 +161,7 @@ def test_empty_text_has_no_tokens_but_bos(server):
         {"messages": TURNS, "continue_final_message": True},
         {"messages": TURNS, "continue_final_message": True, "add_generation_prompt": True},
         {"messages": TURNS, "tools": [{"type": "function"}]},
+        {"prompt": "a", "tools": [{"type": "function", "function": {"name": "f"}}]},
         {"messages": TURNS, "chat_template": "{{ messages }}"},
     ],
 )

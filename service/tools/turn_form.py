@@ -1,0 +1,152 @@
+"""Which form a turn must have: its thoughts, its text, and its calls, as one grammar."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from llguidance import LLMatcher
+
+from service.grammars.errors import InvalidGrammarError
+from service.grammars.json_schema import ANY_OBJECT
+from service.grammars.limits import PARSER_LIMITS
+from service.grammars.refusals import in_words
+from service.grammars.wanted import TextForm, TextFormKind
+from service.tools.argument_schemas import arguments_schema, is_object_schema
+from service.tools.calls import ToolMode
+from service.tools.turn_grammar import FORM, CallRules, Thoughts, part_of, turn_grammar
+
+if TYPE_CHECKING:
+    from service.grammars.json_schema import JsonSchema
+    from service.tools.calls import Tool, ToolUse
+    from service.tools.formats import ToolFormat
+    from service.tools.pieces import Pieces
+
+PARAM = "tools"  # what errors name
+
+
+class InvalidToolError(InvalidGrammarError):
+    """A tool's schema cannot be followed, and must be."""
+
+    def __init__(self, message: str, index: int) -> None:
+        super().__init__(message)
+        self.index = index  # of the tool
+
+
+class ConflictingFormError(InvalidGrammarError):
+    """Calls and a form of the text were asked for that cannot be followed together."""
+
+
+@dataclass(frozen=True, slots=True)
+class TurnForm:
+    """The grammar of a turn."""
+
+    text_form: TextForm
+    # Places of tools whose arguments may be any object, as their schemas cannot be followed.
+    unfollowed: tuple[int, ...] = ()
+
+
+def form_of_calls(
+    use: ToolUse,
+    tool_format: ToolFormat,
+    pieces: Pieces,
+    thoughts: Thoughts | None,
+    text_form: TextForm | None,
+) -> TurnForm:
+    """Return the form of a turn that may or must call tools.
+
+    Where a call may come but need not, a tool that is not strict is not refused for a schema that
+    cannot be followed: any arguments may come then. Raises InvalidGrammarError. Takes up to some
+    0.2 s, so it is no work for an event loop.
+    """
+    is_required = use.mode is ToolMode.REQUIRED
+    form = None if is_required or text_form is None else _part_of_form(text_form, tool_format)
+    tools = use.callable
+    schemas: list[dict[str, Any]] = []
+    unfollowed: list[int] = []
+    for number, tool in tools:
+        try:
+            schemas.append(_part_of_tool(tool))
+        except InvalidGrammarError as error:
+            if is_required or tool.is_strict:
+                raise InvalidToolError(str(error), number) from error
+            schemas.append(_any_object())
+            unfollowed.append(number)
+    asked = CallRules(
+        names=[tool.name for _, tool in tools],
+        pieces=pieces,
+        is_required=is_required,
+        is_parallel=_is_parallel(use, tool_format),
+        has_form=form is not None,
+    )
+    rules = [*_start(thoughts, pieces, asked), *tool_format.rules(asked)]
+    try:
+        grammar = checked(turn_grammar(rules, schemas, form))
+    except InvalidGrammarError as error:
+        if is_required or any(tool.is_strict for _, tool in tools):
+            raise
+        del error
+        unfollowed = [number for number, _ in tools]
+        grammar = checked(turn_grammar(rules, [_any_object()] * len(tools), form))
+    return TurnForm(TextForm(TextFormKind.READY, PARAM, texts=(grammar,)), tuple(unfollowed))
+
+
+def form_behind_thoughts(text_form: TextForm, thoughts: Thoughts, pieces: Pieces) -> TextForm:
+    """Return the form of a turn whose text has one, and that begins with thoughts.
+
+    Raises InvalidGrammarError.
+    """
+    rules = [*thoughts.rules(pieces, "turn", is_free=False), f"turn: {FORM}"]
+    grammar = checked(turn_grammar(rules, [], part_of(text_form.grammar())))
+    return TextForm(TextFormKind.READY, text_form.param, texts=(grammar,))
+
+
+def _is_parallel(use: ToolUse, tool_format: ToolFormat) -> bool:
+    """Whether several calls may come.
+
+    A model that was never trained to call does not know when it has called enough.
+    """
+    return not tool_format.is_generic if use.is_parallel is None else use.is_parallel
+
+
+def _start(thoughts: Thoughts | None, pieces: Pieces, asked: CallRules) -> list[str]:
+    if thoughts is None:
+        return ["start: turn"]
+    is_free = not (asked.is_required or asked.has_form)
+    return thoughts.rules(pieces, "turn", is_free=is_free)
+
+
+def _part_of_form(text_form: TextForm, tool_format: ToolFormat) -> dict[str, Any]:
+    if text_form.kind is not TextFormKind.JSON_SCHEMA or not tool_format.takes_forms:
+        raise ConflictingFormError(
+            f"cannot be followed beside tools by this model; leave out {text_form.param} or tools,"
+            ' or send tool_choice "none" or "required"'
+        )
+    return part_of(text_form.grammar())
+
+
+def _part_of_tool(tool: Tool) -> dict[str, Any]:
+    if tool.parameters and not is_object_schema(tool.parameters):
+        raise InvalidGrammarError("the schema's `type` must be object: arguments have names")
+    return _part_of_schema(json.dumps(arguments_schema(tool.parameters)))
+
+
+def _any_object() -> dict[str, Any]:
+    return _part_of_schema(json.dumps(ANY_OBJECT))
+
+
+@lru_cache(maxsize=256)  # agents send the same tools with every turn
+def _part_of_schema(schema: str) -> dict[str, Any]:
+    given: JsonSchema = json.loads(schema)
+    return part_of(TextForm(TextFormKind.JSON_SCHEMA, PARAM, schema=given).grammar())
+
+
+@lru_cache(maxsize=32)
+def checked(grammar: str) -> str:
+    """Return a grammar that can be read. Raises InvalidGrammarError."""
+    is_wrong, told = LLMatcher.validate_grammar_with_warnings(grammar, limits=PARSER_LIMITS)
+    if is_wrong:
+        raise InvalidGrammarError(f"all together cannot be followed: {in_words(told[0])}")
+    return grammar
