@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from docs_pages.generated_page import run
 from service.api.application import endpoints_of
 from service.api.schema_fields import FieldRow, SchemaReader
-from service.app import administration, api_context
+from service.app import administration, api_context, batch_keeper
 from service.server.lifecycle import Lifecycle
 from service.settings import Settings
 from service.variants.supervisor import Supervisor
@@ -124,7 +124,8 @@ def all_endpoints() -> list[Endpoint]:
     """Return every endpoint of a server that has an administrator; nothing is started."""
     settings = Settings.model_construct()  # the defaults, whatever the environment says
     supervisor = Supervisor([], drain_limit_s=settings.drain_limit_s, load_wait_s=1)
-    context = api_context(settings, Lifecycle(supervisor), supervisor)
+    keeper = batch_keeper(settings)  # opens nothing
+    context = api_context(settings, Lifecycle(supervisor), supervisor, keeper=keeper)
     return endpoints_of(context, administration(settings, "unused", supervisor))
 
 

@@ -28,6 +28,12 @@ class KVDtype(enum.Enum):
     FP8 = "fp8"  # e4m3, with a scale for each token's head
 
 
+_AT_LEAST_ONE = (
+    *("max_num_seqs", "max_num_batched_tokens", "num_blocks", "block_size"),
+    "background_every_steps",
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """How much the engine may hold and do at once."""
@@ -45,6 +51,9 @@ class EngineConfig:
     max_queued_tokens: int | None = None
     max_queue_wait_s: float | None = None  # at the measured rate of prefill
 
+    # Beside others the background takes part in one of so many steps, see `scheduling.background`.
+    background_every_steps: int = 1
+
     num_speculative_tokens: int = 0  # most tokens drafted for a sequence in a step; 0 drafts none
 
     # Decode steps as graphs recorded beforehand, or each as it comes. None: each as it comes on
@@ -57,7 +66,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes with which no sequence, or not every allowed one, could ever run."""
-        for name in ("max_num_seqs", "max_num_batched_tokens", "num_blocks", "block_size"):
+        for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
         if self.max_num_batched_tokens < self.max_num_seqs:

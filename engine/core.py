@@ -191,8 +191,11 @@ class Engine:
             params=params,
             seed=secrets.randbits(63) if params.seed is None else params.seed,
             max_output_tokens=self.limits.max_output_tokens(len(request.prompt_token_ids), params),
-            caller=self.scheduler.caller(request.caller, request.weight),
+            caller=self.scheduler.caller(
+                request.caller, request.weight, is_background=request.is_background
+            ),
             priority=request.priority,
+            is_background=request.is_background,
             constraint=constraint or self.compile(request),
             drafter=(
                 NgramDrafter(request.prompt_token_ids)

@@ -23,6 +23,7 @@ class Terms:
     priority: int = 0
     cache_salt: str = ""
     timeout_s: float | None = None
+    is_background: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,7 @@ class SequenceRequest:
     group: int | None = None  # of one request: they share their prompt even without a prefix cache
     timeout_s: float | None = None  # seconds from its arrival; then it fails
     grammar: str | None = None  # what the answer must follow; read by the ConstraintFactory
+    is_background: bool = False  # runs beside others in few steps, see `scheduling.background`
 
     def __post_init__(self) -> None:
         """Refuse what no scheduler can honour."""

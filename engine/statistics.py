@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 class EngineStatistics:
     """How full the engine is, and what it has done since it began."""
 
-    num_running: int  # sequences with a slot
+    num_running: int  # sequences with a slot; those of the background are counted apart
     num_waiting: int  # without one: new, paused or preempted
-    num_queued_seqs: int  # of those waiting, the ones that never ran
+    num_background_running: int = 0
+    num_background_waiting: int = 0
+    num_queued_seqs: int  # of those in num_waiting, the ones that never ran
     num_queued_tokens: int  # their prompt tokens
-    num_free_slots: int  # for sequences that are to begin
+    num_free_slots: int  # for sequences that are to begin; those of the background among them
     num_blocks: int
     num_free_blocks: int  # cached ones included
     prefill_tokens_per_s: float  # as last measured; 0 before

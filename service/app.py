@@ -19,9 +19,13 @@ from loaders.repository.spec import parse_spec
 from service.api.application import create_app
 from service.api.context import ApiContext
 from service.api.event_stream import StreamTiming
+from service.api.inner_calls import InnerCalls
 from service.api.large_bodies import LargeBodies
 from service.api.operations.admin import Administration
 from service.api.requests import RequestLimits
+from service.batches.beside import BatchesBeside
+from service.batches.keeper import BatchKeeper, KeeperLimits
+from service.batches.runner import RunLimits
 from service.errors import SettingsError
 from service.logs import set_up_logs
 from service.observation.line_writer import LineWriter
@@ -67,6 +71,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 SWITCH_INTERVAL_S = 0.0005
+WAITING_LINES = 8  # of batches, beyond those that run
 
 
 def serve(settings: Settings) -> NoReturn:
@@ -97,15 +102,19 @@ def serve(settings: Settings) -> NoReturn:
         variants, drain_limit_s=settings.drain_limit_s, load_wait_s=settings.load_wait_s
     )
     lifecycle = Lifecycle(supervisor)
+    observation = observe(settings, writer, front.connections)
+    keeper = batch_keeper(settings)
+    context = api_context(settings, lifecycle, supervisor, observation, keeper)
     app = create_app(
-        api_context(settings, lifecycle, supervisor, observe(settings, writer, front.connections)),
+        context,
         ApiKeys(key) if key else None,
         administration(settings, admin_key, supervisor) if admin_key else None,
         cors_origins=settings.cors_origins,
         metrics_keys=ApiKeys(metrics_token, "metrics") if metrics_token else None,
         root_path=settings.root_path or "",
     )
-    server = Server(app, lifecycle, supervisor, drain_limit_s=settings.drain_limit_s, front=front)
+    engines = BatchesBeside(supervisor, keeper, InnerCalls(app), lifecycle.until_ending)
+    server = Server(app, lifecycle, engines, drain_limit_s=settings.drain_limit_s, front=front)
     server.run(listener)
 
 
@@ -150,8 +159,12 @@ def api_context(
     lifecycle: Lifecycle,
     supervisor: Supervisor,
     observation: Observation | None = None,
+    keeper: BatchKeeper | None = None,
 ) -> ApiContext:
-    """Return what the routes work with; observation: what counts requests, if anything shall."""
+    """Return what the routes work with; observation: what counts requests, if anything shall.
+
+    keeper: of files and batches; without one they are not offered.
+    """
     return ApiContext(
         lifecycle=lifecycle,
         models=supervisor,
@@ -172,7 +185,24 @@ def api_context(
         max_body_bytes=settings.max_body_size,
         bodies=LargeBodies.for_size(settings.max_body_size),
         observation=observation or Observation(),
+        batches=keeper,
     )
+
+
+def batch_keeper(settings: Settings) -> BatchKeeper:
+    """Return what keeps files and batches; opens nothing."""
+    running = settings.max_batch_running
+    limits = KeeperLimits(
+        max_file_bytes=settings.max_file_size,
+        max_files_bytes=settings.max_files_size,
+        max_open_batches=settings.max_open_batches,
+        run=RunLimits(
+            max_at_once=settings.max_num_seqs + WAITING_LINES if running == "auto" else running,
+            max_lines=settings.max_batch_requests,
+            max_body_bytes=settings.max_body_size,
+        ),
+    )
+    return BatchKeeper(settings.state_folder / "batches", limits)
 
 
 def administration(settings: Settings, key: str, supervisor: Supervisor) -> Administration:

@@ -18,6 +18,9 @@ ServiceError
 │   ├── HostNotAllowedError     a server without a key was asked by a name that is not loopback
 │   ├── OriginNotAllowedError   a server without a key was asked by another origin's page
 │   ├── BodyTooLargeError       more bytes than allowed
+│   ├── NotFoundError           a file or a batch that there is not, or that is another caller's
+│   ├── ConflictError           what is asked for does not go with how things stand
+│   ├── InvalidFormError        the body is no multipart form, or one with faults
 │   └── UnsupportedBodyError    not plain JSON: another media type, or compressed
 ├── UnavailableError            this process, or this variant, does not answer now
 │   └── CutOffError             the process stops, and ended a request that was still open
@@ -92,6 +95,18 @@ class OriginNotAllowedError(RequestError):
 
 class BodyTooLargeError(RequestError):
     """The body has more bytes than allowed."""
+
+
+class NotFoundError(RequestError):
+    """There is no such file or batch, or it is another caller's."""
+
+
+class ConflictError(RequestError):
+    """What is asked for does not go with how things stand."""
+
+
+class InvalidFormError(RequestError):
+    """The body is no multipart form, or one with faults."""
 
 
 class UnsupportedBodyError(RequestError):

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 REASONS = {
     "engine/process/loop.py: _run": "a heartbeat is sent at a pace",
     "service/api/event_stream.py: watch": "deadlines, armed for when they can have passed",
+    "service/batches/runner.py: _run_line": "a refusal names the time after which to ask again",
     "service/observation/line_writer.py: _run": "rests, so that a crowd is one write",
     "service/text/encoding.py: _wait_for": "a text's time is the CPU's, which tells nobody",
     "service/text/sandbox.py: _read_line": "woken by each piece; the rest of one deadline",

@@ -6,7 +6,7 @@ say.
     free ──allocate, grow──▶ held ──last holder frees──▶ free           (never named)
      ▲                        │  ▲                  └──▶ cached         (named by `register`)
      │                        │  └──a prefix is found────── │
-     └──────────evicted, those unused for longest first─────┘
+     └──────────evicted, in the order of `cached_blocks`────┘
 
 A held block has one holder or, where sequences begin alike, several; only full blocks are ever
 shared, so nobody writes to a block that another reads. Blocks of one sequence lie side by side
@@ -16,10 +16,10 @@ where they can: a lone sequence's cache is then read in place rather than gather
 from __future__ import annotations
 
 from collections import Counter
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from engine.errors import BlockAccountingError
+from engine.scheduling.cached_blocks import CachedBlocks
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Sequence
@@ -44,7 +44,7 @@ class BlockManager:
         self._tables: dict[int, list[int]] = {}
         self._block_of: dict[bytes, int] = {}  # by digest
         self._digest_of: dict[int, bytes] = {}
-        self._cached: dict[int, None] = {}  # named and unheld; unused for longest first
+        self._cached = CachedBlocks()  # named and unheld
         self._suspect: set[int] = set()  # held blocks that may hold NaN
         self._dirty: list[int] = []  # free blocks that may
 
@@ -77,7 +77,14 @@ class BlockManager:
         revived = sum(block in self._cached for block in prefix)
         return self.num_blocks_for(num_tokens) - len(prefix) + revived
 
-    def allocate(self, sequence_id: int, num_tokens: int, prefix: Sequence[int] = ()) -> None:
+    def allocate(
+        self,
+        sequence_id: int,
+        num_tokens: int,
+        prefix: Sequence[int] = (),
+        *,
+        is_background: bool = False,
+    ) -> None:
         """Give a sequence blocks for so many tokens, beginning with those of a found prefix."""
         if sequence_id in self._tables:
             raise BlockAccountingError(f"sequence {sequence_id} holds blocks already")
@@ -87,7 +94,9 @@ class BlockManager:
                 f"sequence {sequence_id} needs {missing} blocks, {self.num_free_blocks} are free"
             )
         for block in prefix:
-            self._cached.pop(block, None)
+            self._cached.discard(block)
+            if not is_background:
+                self._cached.want(block)
             self._num_holders[block] += 1
         fresh = self._take(self.num_blocks_for(num_tokens) - len(prefix))
         self._tables[sequence_id] = [*prefix, *fresh]
@@ -111,12 +120,16 @@ class BlockManager:
         """Return a sequence's blocks in the order of its tokens; it grows with the sequence."""
         return self._tables[sequence_id]
 
-    def register(self, sequence_id: int, index: int, digest: bytes) -> None:
+    def register(
+        self, sequence_id: int, index: int, digest: bytes, *, is_background: bool = False
+    ) -> None:
         """Name a full block, so that others find it; the first block of a name keeps it."""
         block = self._tables[sequence_id][index]
         if digest not in self._block_of and block not in self._digest_of:
             self._block_of[digest] = block
             self._digest_of[block] = digest
+            if not is_background:
+                self._cached.want(block)
 
     def free(self, sequence_id: int, *, is_suspect: bool = False, is_unseen: bool = False) -> None:
         """Take a sequence's blocks back; what has a name stays findable until it is evicted.
@@ -161,8 +174,8 @@ class BlockManager:
     def forget_prefixes(self) -> None:
         """Let all names go; what is held stays held."""
         self._evict(len(self._cached))
-        self._block_of.clear()
-        self._digest_of.clear()
+        for block in list(self._digest_of):
+            self._forget_name(block)
 
     def check(self) -> None:
         """Raise `BlockAccountingError` unless every block is free, cached or held, and once."""
@@ -185,7 +198,7 @@ class BlockManager:
             )
         if {block: digest for digest, block in self._block_of.items()} != self._digest_of:
             raise BlockAccountingError("names and blocks don't point at each other")
-        if not self._cached.keys() <= self._digest_of.keys():
+        if not self._digest_of.keys() >= set(self._cached):
             raise BlockAccountingError("a block is cached without a name")
 
     def _take(self, num_blocks: int) -> list[int]:
@@ -202,7 +215,7 @@ class BlockManager:
 
     def _let_go(self, block: int) -> None:
         if block in self._digest_of:
-            self._cached[block] = None
+            self._cached.add(block)
             return
         self._state[block : block + 1] = _FREE
         self._num_free += 1
@@ -217,16 +230,14 @@ class BlockManager:
             self._evict(max(num_blocks - self._num_free, min(spare, len(self._cached))))
 
     def _evict(self, num_blocks: int) -> None:
-        # Listed first: every new iterator passes again over all that was deleted from a dict's
-        # front, 8 µs a block where 300 were evicted at once.
-        for block in list(islice(self._cached, num_blocks)):
-            del self._cached[block]
+        for block in self._cached.take_first(num_blocks):
             self._forget_name(block)
             self._let_go(block)
 
     def _forget_name(self, block: int) -> None:
         digest = self._digest_of.pop(block, None)
         if digest is not None:
+            self._cached.forget(block)
             del self._block_of[digest]
 
     def _find_run(self, num_blocks: int) -> list[int] | None:

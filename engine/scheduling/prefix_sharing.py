@@ -52,7 +52,10 @@ class PrefixSharing:
         num_full = num_shared_blocks(sequence, num_tokens, self._blocks.block_size)
         self._extend_digests(sequence, num_full)
         for index in range(sequence.num_registered_blocks, num_full):
-            self._blocks.register(sequence.sequence_id, index, sequence.block_digests[index])
+            digest = sequence.block_digests[index]
+            self._blocks.register(
+                sequence.sequence_id, index, digest, is_background=sequence.is_background
+            )
         sequence.num_registered_blocks = max(sequence.num_registered_blocks, num_full)
 
     def _extend_digests(self, sequence: Sequence, num_blocks: int) -> None:

@@ -10,14 +10,21 @@ from typing import TYPE_CHECKING
 
 from engine.errors import BlockAccountingError
 from engine.scheduling.batch import NewBlock, SlotStart
-from engine.scheduling.sequence import Sequence, SequenceState, last_in_turn, slot_of
+from engine.scheduling.sequence import (
+    Sequence,
+    SequenceState,
+    first_to_go,
+    last_in_turn,
+    slot_of,
+)
 
 if TYPE_CHECKING:
-    from engine.scheduling.admission import Admission
+    from collections.abc import Iterable
+
     from engine.scheduling.block_manager import BlockManager
     from engine.scheduling.counters import Counters
-    from engine.scheduling.fair_queue import FairQueue
     from engine.scheduling.prefix_sharing import PrefixSharing
+    from engine.scheduling.queues import Queues
 
 # A caller who waits goes before one who runs when it lags by so many of its own tokens; by more
 # where somebody's cache would have to be computed again.
@@ -33,8 +40,7 @@ class Residency:
         max_num_seqs: int,
         blocks: BlockManager,
         prefixes: PrefixSharing,
-        queue: FairQueue,
-        admission: Admission,
+        queue: Queues,
         counters: Counters,
     ) -> None:
         self.sequences: dict[int, Sequence] = {}  # all that are not over and done with
@@ -48,7 +54,6 @@ class Residency:
         self._blocks = blocks
         self._prefixes = prefixes
         self._queue = queue
-        self._admission = admission
         self._counters = counters
         self._num_arrivals = 0
         self._uses_priorities = False
@@ -75,27 +80,28 @@ class Residency:
         """Pause one sequence of whoever is too far ahead of somebody who waits."""
         if self.free_slots and not self.is_head_blocked:
             return
-        if self._queue.num_busy_callers < 2 and not self._uses_priorities:
-            return
         head = self._queue.peek()
-        if head is None or not self.running:
+        if head is None:
             return
-        last = max(
-            self.running.values(),
-            key=lambda each: (each.priority, each.caller.clock, each.arrival),
-        )
+        if self._queue.of(head).num_busy_callers < 2 and not self._uses_priorities:
+            return
+        if not (rivals := _of_class(head, self.running.values())):
+            return
+        last = max(rivals, key=lambda each: (each.priority, each.caller.clock, each.arrival))
         quantum = COSTLY_FAIR_QUANTUM if self.is_head_blocked else FAIR_QUANTUM
         lag = last.caller.clock - head.caller.clock
         if head.priority < last.priority or (
             head.priority == last.priority and lag * head.caller.weight > quantum
         ):
-            self._pause(last)
+            self.pause(last)
 
-    def admit(self) -> Sequence | None:
+    def admit(self, *, is_background: bool = False) -> Sequence | None:
         """Give a free slot to whoever is next, if there are blocks for it; return who it was."""
         head = self._queue.peek()
+        if head is None or head.is_background != is_background:
+            return None
         # Paused a moment ago, its last token would not be known yet.
-        if head is None or not self.free_slots or head.num_steps_in_flight:
+        if not self.free_slots or head.num_steps_in_flight:
             return None
         self.is_head_blocked = not self._provide_blocks(head)
         if self.is_head_blocked:
@@ -107,7 +113,7 @@ class Residency:
     def _start(self, sequence: Sequence) -> None:
         if not sequence.has_started:
             sequence.has_started = True
-            self._admission.leave(sequence.num_prompt_tokens)
+            self._queue.admission_of(sequence).leave(sequence.num_prompt_tokens)
             self._counters.num_prompt_tokens += sequence.num_prompt_tokens
         self.paused.pop(sequence.sequence_id, None)
         sequence.state = SequenceState.RUNNING
@@ -125,7 +131,7 @@ class Residency:
             )
         )
 
-    def _pause(self, sequence: Sequence) -> None:
+    def pause(self, sequence: Sequence) -> None:
         """Take the slot; blocks stay, so that going on costs nothing."""
         self._counters.num_pauses += 1
         self._leave_slot(sequence)
@@ -158,7 +164,7 @@ class Residency:
             if self.num_steps_in_flight:
                 self.is_short_of_blocks = True
                 return False
-            victim = last_in_turn(self.paused.values() or self.running.values())
+            victim = first_to_go(self.paused.values(), self.running.values())
             self.preempt(victim)
             if victim is sequence:
                 self._drop_lost_blocks()
@@ -206,7 +212,9 @@ class Residency:
         while blocks.num_missing_blocks(num_tokens, prefix) + reserve > blocks.num_free_blocks:
             if not self._reclaim(sequence):
                 return False
-        blocks.allocate(sequence.sequence_id, num_tokens, prefix)
+        blocks.allocate(
+            sequence.sequence_id, num_tokens, prefix, is_background=sequence.is_background
+        )
         sequence.num_computed_tokens = len(prefix) * blocks.block_size
         sequence.num_registered_blocks = len(prefix)
         sequence.num_charged_tokens = max(sequence.num_charged_tokens, sequence.num_computed_tokens)
@@ -236,7 +244,7 @@ class Residency:
             self.paused.pop(sequence.sequence_id, None)
             self._queue.take(sequence)
             if not sequence.has_started:
-                self._admission.leave(sequence.num_prompt_tokens)
+                self._queue.admission_of(sequence).leave(sequence.num_prompt_tokens)
         self._queue.leave(sequence)
         holds_blocks = sequence.state is not SequenceState.WAITING
         sequence.state = SequenceState.ENDED
@@ -269,11 +277,15 @@ class Residency:
             raise BlockAccountingError(
                 f"{self._max_num_seqs} slots, held {sorted(slots)}, free {sorted(self.free_slots)}"
             )
-        queued = [sequence for sequence in self._queue if not sequence.has_started]
-        if len(queued) != self._admission.num_seqs:
-            raise BlockAccountingError(
-                f"{len(queued)} sequences wait, {self._admission.num_seqs} are counted"
-            )
+        num_queued = sum(not sequence.has_started for sequence in self._queue)
+        num_counted = self._queue.admission.num_seqs + self._queue.background_admission.num_seqs
+        if num_queued != num_counted:
+            raise BlockAccountingError(f"{num_queued} sequences wait, {num_counted} are counted")
+
+
+def _of_class(head: Sequence, sequences: Iterable[Sequence]) -> list[Sequence]:
+    """Return those that are of the background if this one is, and those that are not if not."""
+    return [each for each in sequences if each.is_background == head.is_background]
 
 
 def _free_blocks(blocks: BlockManager, sequence: Sequence) -> None:

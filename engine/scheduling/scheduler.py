@@ -25,11 +25,12 @@ from typing import TYPE_CHECKING
 
 from engine.errors import DeadlineExceededError, OutOfMemoryError
 from engine.scheduling.admission import Admission
+from engine.scheduling.background import Background
 from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.counters import Counters
-from engine.scheduling.fair_queue import FairQueue
 from engine.scheduling.output_processor import OutputProcessor
 from engine.scheduling.prefix_sharing import PrefixSharing
+from engine.scheduling.queues import Queues
 from engine.scheduling.residency import Residency
 from engine.scheduling.sequence import Sequence, SequenceState
 from engine.scheduling.step_planner import StepPlanner
@@ -59,13 +60,18 @@ class Scheduler:
         )
         self._clock = clock
         self._deadlines: list[tuple[float, int]] = []  # a heap; ended sequences stay until due
-        self._queue = FairQueue()
+        self._queue = queue = Queues(admission)
         self._counters = counters = Counters()
         self._prefixes = prefixes = PrefixSharing(blocks, is_lasting=config.has_prefix_cache)
         self._residency = residency = Residency(
-            config.max_num_seqs, blocks, prefixes, self._queue, admission, counters
+            config.max_num_seqs, blocks, prefixes, queue, counters
         )
-        self._planner = StepPlanner(config, residency, blocks, prefixes, admission, counters)
+        self._background = background = Background(
+            residency, blocks, queue, config.background_every_steps
+        )
+        self._planner = StepPlanner(
+            config, residency, blocks, prefixes, queue, counters, background
+        )
         self._outputs = OutputProcessor(residency, counters)
 
     @property
@@ -86,20 +92,26 @@ class Scheduler:
     @property
     def must_collect_first(self) -> bool:
         """Whether the next step can't be planned before launched ones are collected."""
+        with_background = self._background.is_due
         return self._residency.is_short_of_blocks or any(
-            sequence.is_watched and sequence.needs_last_token
+            sequence.is_watched
+            and sequence.needs_last_token
+            and (with_background or not sequence.is_background)
             for sequence in self._residency.running.values()
         )
 
     def statistics(self, *, num_threads: int) -> EngineStatistics:
         """Count what there is and what was done; num_threads: what computes it."""
         counters = self._counters
+        num_background = sum(each.is_background for each in self._residency.running.values())
         return EngineStatistics(
-            num_running=len(self._residency.running),
-            num_waiting=len(self._queue),
+            num_running=len(self._residency.running) - num_background,
+            num_waiting=len(self._queue.foreground),
+            num_background_running=num_background,
+            num_background_waiting=len(self._queue.background),
             num_queued_seqs=self.admission.num_seqs,
             num_queued_tokens=self.admission.num_tokens,
-            num_free_slots=len(self._residency.free_slots),
+            num_free_slots=len(self._residency.free_slots) + num_background,
             num_blocks=self.block_manager.num_blocks,
             num_free_blocks=self.block_manager.num_free_blocks,
             prefill_tokens_per_s=self.admission.prefill_tokens_per_s,
@@ -118,9 +130,9 @@ class Scheduler:
         """Count what is done from now on: tests of the engine are nobody's requests."""
         self._counters.reset()
 
-    def caller(self, name: str, weight: float) -> Caller:
+    def caller(self, name: str, weight: float, *, is_background: bool = False) -> Caller:
         """Find the caller of a new sequence."""
-        return self._queue.caller(name, weight)
+        return self._queue.caller(name, weight, is_background=is_background)
 
     def add(
         self,
@@ -136,8 +148,9 @@ class Scheduler:
         """
         if sequence.sequence_id in self._residency.sequences:
             raise ValueError(f"sequence {sequence.sequence_id} was added already; ids must be new")
-        self.admission.check(sequence.num_prompt_tokens)
-        self.admission.enter(sequence.num_prompt_tokens)
+        admission = self._queue.admission_of(sequence)
+        admission.check(sequence.num_prompt_tokens)
+        admission.enter(sequence.num_prompt_tokens)
         self._prefixes.set_root(sequence, cache_salt=cache_salt, group=group)
         if timeout_s is not None:
             sequence.deadline = self._clock() + timeout_s

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from engine.sampling_params import SamplingParams
     from engine.scheduling.caller import Caller
     from engine.scheduling.drafting import NgramDrafter
+    from engine.scheduling.mask_reader import PendingMasks
 
 
 class SequenceState(enum.Enum):
@@ -42,6 +43,7 @@ class Sequence:
     max_output_tokens: int  # what max_tokens and the model's context leave, at least 1
     caller: Caller
     priority: int = 0  # lower runs first
+    is_background: bool = False  # runs beside others in few steps, and gives way to them
     arrival: int = 0  # a number that grows; ties are broken by it
     deadline: float | None = None  # on the scheduler's clock
     root_digest: bytes = b""  # of its prefixes
@@ -66,6 +68,8 @@ class Sequence:
     num_reported_prompt_logprobs: int = 0
     slot: int | None = None  # its row in the runner's resident state
     block_digests: list[bytes] = field(default_factory=list)  # of its first full blocks
+    are_masks_slow: bool = False  # its constraint's last one took long
+    masks_ahead: PendingMasks | None = None  # of its next step, which goes without it until then
     is_draft_forced: bool = False  # what it has launched to verify follows from its constraint
     num_cached_prompt_tokens: int = 0  # computed for others before it was first admitted
     num_registered_blocks: int = 0  # of them that were offered to the prefix cache
@@ -109,14 +113,21 @@ class Sequence:
         return (*self.prompt_token_ids[start:], *outputs)
 
 
-def turn_of(sequence: Sequence) -> tuple[int, int]:
-    """Return what sequences are sorted by: the higher in priority first, then the older."""
-    return sequence.priority, sequence.arrival
+def turn_of(sequence: Sequence) -> tuple[bool, int, int]:
+    """Return what sequences are sorted by: the background last, by priority, then the older."""
+    return sequence.is_background, sequence.priority, sequence.arrival
 
 
 def last_in_turn(sequences: Iterable[Sequence]) -> Sequence:
     """Return who gives way first: the lowest in priority, then the youngest."""
     return max(sequences, key=turn_of)
+
+
+def first_to_go(paused: Iterable[Sequence], running: Iterable[Sequence]) -> Sequence:
+    """Return who gives its blocks back first: of the background, then one without a slot."""
+    groups = list(paused), list(running)
+    background = ([each for each in group if each.is_background] for group in groups)
+    return last_in_turn(next(group for group in (*background, *groups) if group))
 
 
 def slot_of(sequence: Sequence) -> int:

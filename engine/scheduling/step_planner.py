@@ -1,8 +1,9 @@
 """Plans a step: which sequences take part in it, and with how many of their tokens.
 
 Either everybody who decodes goes one token further (with a draft, where there is one) and short
-prompts join them, or prompts of many tokens run by themselves, every second step. Prompts are cut
-where `pieces` says. Whose turn it is to hold a slot is `residency`'s to decide.
+prompts join them, or prompts of many tokens run by themselves, every second step. Which prompts,
+and how far, is `prompt_planner`'s, in which steps the background takes part `background`'s, and
+whose turn it is to hold a slot `residency`'s to decide.
 """
 
 from __future__ import annotations
@@ -11,28 +12,24 @@ from typing import TYPE_CHECKING
 
 from engine.scheduling.batch import Decodes, RowExtras, ScheduledBatch, ScheduledChunk
 from engine.scheduling.mask_reader import MaskReader
-from engine.scheduling.pieces import chunk_stop
+from engine.scheduling.prompt_planner import PromptPlanner
+from engine.scheduling.rows import charge, row_extras
 from engine.scheduling.sequence import slot_of, turn_of
 
 if TYPE_CHECKING:
     from engine.config import EngineConfig
-    from engine.scheduling.admission import Admission
+    from engine.scheduling.background import Background
     from engine.scheduling.block_manager import BlockManager
     from engine.scheduling.counters import Counters
-    from engine.scheduling.mask_reader import PendingMasks
     from engine.scheduling.prefix_sharing import PrefixSharing
+    from engine.scheduling.queues import Queues
     from engine.scheduling.residency import Residency
     from engine.scheduling.sequence import Sequence
 
-# From so many prompt tokens on, prompts run by themselves, every second step: rows beyond some 50
-# turn a step from reading weights to arithmetic, so decoding beside them would not be for nothing.
-EXCLUSIVE_PREFILL_TOKENS = 256
 # Rows of one step that verify drafts: beyond them verifying costs more than it saves.
 MAX_DRAFT_ROWS = 48
 # Tokens that a grammar leaves no choice about, verified together where drafts are not set.
 MAX_FORCED_TOKENS = 8
-# Logits of a prompt take memory by the row: 25 MB for these at 49 152 tokens of vocabulary.
-MAX_PROMPT_LOGPROB_ROWS = 128
 
 
 class StepPlanner:
@@ -44,36 +41,60 @@ class StepPlanner:
         residency: Residency,
         blocks: BlockManager,
         prefixes: PrefixSharing,
-        admission: Admission,
+        queue: Queues,
         counters: Counters,
+        background: Background,
     ) -> None:
         self._config = config
         self._residency = residency
         self._blocks = blocks
-        self._prefixes = prefixes
-        self._admission = admission
         self._counters = counters
-        self._masks = MaskReader()
+        self._background = background
+        self._masks = masks = MaskReader()
+        self._prompts = PromptPlanner(config, residency, blocks, prefixes, queue, background, masks)
         self._were_prompts_last = False
+        self._waits_for_masks = False  # as nobody else is there who would have to
+        self._is_mask_missing = False  # somebody's, who was left out for it
         # Of one step; lower for a while after a lack of memory.
         self._token_limit = config.max_num_batched_tokens
 
     def plan(self) -> ScheduledBatch | None:
         """Choose what the next step runs; None when there is nothing to run now."""
-        self._residency.rebalance()
-        decodes, drafts, prefills = Decodes(), list[ScheduledChunk](), list[ScheduledChunk]()
-        if self._is_turn_of_prompts():
-            prefills = self._plan_prefills(self._token_limit)
-        self._were_prompts_last = bool(prefills)
-        if not prefills:
-            decodes, drafts = self._plan_decodes()
-            num_rows = len(decodes) + sum(len(draft.token_ids) for draft in drafts)
-            prefills = self._plan_prefills(self._token_limit - num_rows)
+        if not self._background.make_way():
+            self._residency.rebalance()
+        with_background = self._background.is_due
+        rows = self._plan_rows(with_background=with_background)
+        if rows is None and not with_background:
+            # Who else is there has nothing to run now, so that nobody waits for these.
+            with_background = True
+            rows = self._plan_rows(with_background=True)
+        if rows is None and self._is_mask_missing:
+            rows = self._plan_rows(with_background=True, waits_for_masks=True)
         starts, new_blocks = self._residency.take_changes()
-        if not (decodes or drafts or prefills):
+        if rows is None:
             return None
-        chunks = (*drafts, *prefills)
+        decodes, chunks = rows
+        is_of_all = self._background.is_alone or not self._were_prompts_last
+        self._background.note_step(has_taken_part=with_background and is_of_all)
         return ScheduledBatch(decodes, chunks, starts, new_blocks, self._blocks.take_dirty())
+
+    def _plan_rows(
+        self, *, with_background: bool, waits_for_masks: bool = False
+    ) -> tuple[Decodes, tuple[ScheduledChunk, ...]] | None:
+        """Choose who takes part; None where nobody can."""
+        self._waits_for_masks, self._is_mask_missing = waits_for_masks, False
+        prefills: list[ScheduledChunk] = []
+        if not self._were_prompts_last and self._prompts.have_much_to_read():
+            is_alone = self._background.is_alone
+            prefills = self._prompts.plan(self._token_limit, with_background=is_alone)
+        self._were_prompts_last = bool(prefills)
+        if prefills:
+            return Decodes(), tuple(prefills)
+        decodes, drafts = self._plan_decodes(with_background=with_background)
+        num_rows = len(decodes) + sum(len(draft.token_ids) for draft in drafts)
+        prefills = self._prompts.plan(self._token_limit - num_rows, with_background=with_background)
+        chunks = (*drafts, *prefills)
+        return (decodes, chunks) if decodes or chunks else None
 
     def raise_token_limit(self) -> None:
         """Allow larger steps again, up to the setting: the last one had memory enough."""
@@ -83,26 +104,9 @@ class StepPlanner:
         """Allow smaller steps only, after one of so many tokens ran out of memory."""
         self._token_limit = max(1, min(self._token_limit, num_tokens) // 2)
 
-    def _is_turn_of_prompts(self) -> bool:
-        """Whether prompts run by themselves now: many tokens wait, and it is not always them."""
-        if self._were_prompts_last:
-            return False
-        residency, admission = self._residency, self._admission
-        waiting = sum(
-            sequence.num_known_tokens - sequence.num_computed_tokens
-            for sequence in residency.running.values()
-            if not sequence.is_decoding
-        )
-        if residency.free_slots and not residency.is_head_blocked and admission.num_seqs:
-            # Only those that would find a slot, as if all were of one length: a long queue must not
-            # make every freed slot stop the others' answers for a short prompt.
-            share = min(1.0, len(residency.free_slots) / admission.num_seqs)
-            waiting += int(share * admission.num_tokens)
-        return waiting >= min(EXCLUSIVE_PREFILL_TOKENS, self._config.max_num_batched_tokens)
-
     # Decodes
 
-    def _plan_decodes(self) -> tuple[Decodes, list[ScheduledChunk]]:
+    def _plan_decodes(self, *, with_background: bool) -> tuple[Decodes, list[ScheduledChunk]]:
         ids: list[int] = []
         slots: list[int] = []
         positions: list[int] = []
@@ -113,11 +117,14 @@ class StepPlanner:
         for sequence in self._in_turn():
             if not sequence.is_decoding or num_rows >= token_limit:
                 continue  # reads its prompt yet, was preempted for those before, or has no room
+            if sequence.is_background and not with_background:
+                continue
             launched = len(sequence.output_token_ids) + sequence.num_samples_in_flight
             if launched >= sequence.max_output_tokens:
                 continue
             if sequence.is_watched and sequence.needs_last_token:
-                if not sequence.num_steps_in_flight and grow(sequence, 1):
+                may_run = not sequence.num_steps_in_flight and self._has_masks(sequence)
+                if may_run and grow(sequence, 1):
                     room = min(MAX_DRAFT_ROWS, token_limit) - num_rows - 1
                     drafts.append(self._plan_draft(sequence, room))
                     num_rows += len(drafts[-1].token_ids)
@@ -137,6 +144,13 @@ class StepPlanner:
             num_rows += 1
         return Decodes(tuple(ids), tuple(slots), tuple(positions)), drafts
 
+    def _has_masks(self, sequence: Sequence) -> bool:
+        """Whether nobody in the step would wait long for a sequence's masks."""
+        if self._masks.is_ready(sequence) or self._waits_for_masks:
+            return True
+        self._is_mask_missing = True
+        return False
+
     def _in_turn(self) -> list[Sequence]:
         """Return who runs; where blocks are short, those first who must not go without."""
         running = list(self._residency.running.values())
@@ -149,16 +163,17 @@ class StepPlanner:
         """Run the last token, with a draft behind it where there is one."""
         start = sequence.num_computed_tokens
         tokens = sequence.known_token_ids(start, sequence.num_known_tokens)
-        draft = self._draft(sequence, room)
+        # Nobody else may ask its constraint anything while masks are asked for ahead.
+        draft = () if sequence.masks_ahead is not None else self._draft(sequence, room)
         extras: tuple[RowExtras, ...] = ()
         if draft or sequence.params.bad_words:
-            extras = _row_extras(sequence, draft)
+            extras = row_extras(sequence, draft)
         num_samples = 1 + len(draft)
         sequence.num_computed_tokens += len(tokens) + len(draft)  # until it is known what held
         sequence.num_steps_in_flight += 1
         sequence.num_samples_in_flight += 1
         self._counters.num_drafted_tokens += len(draft)
-        _charge(sequence)
+        charge(sequence)
         return ScheduledChunk(
             sequence.sequence_id,
             slot_of(sequence),
@@ -167,13 +182,8 @@ class StepPlanner:
             num_samples,
             extras,
             is_decode=True,
-            masks=self._begin_masks(sequence, draft),
+            masks=self._masks.begin_for(sequence, draft),
         )
-
-    def _begin_masks(self, sequence: Sequence, draft: tuple[int, ...]) -> PendingMasks | None:
-        if sequence.constraint is None:
-            return None
-        return self._masks.begin(sequence.constraint, draft)
 
     def _draft(self, sequence: Sequence, room: int) -> tuple[int, ...]:
         """Guess tokens, no more than there is room for without taking anybody's blocks."""
@@ -204,103 +214,3 @@ class StepPlanner:
             return ()
         draft = drafter.propose(min(num_drafts, limit))
         return draft if constraint is None else draft[: constraint.num_allowed(draft)]
-
-    # Prompts
-
-    def _plan_prefills(self, budget: int) -> list[ScheduledChunk]:
-        chunks: list[ScheduledChunk] = []
-        for sequence in self._residency.running.values():
-            if budget < 1:
-                break
-            if sequence.is_decoding:
-                continue
-            budget -= self._add_prefill(chunks, sequence, budget)
-        # One by one, so that whoever begins like the one before it finds that one's blocks. Nobody
-        # is let in of whom nothing may fit: he would hold a slot, have looked for blocks too early,
-        # and not be charged.
-        size = self._blocks.block_size
-        while budget >= (size if chunks else 1):
-            admitted = self._residency.admit()
-            if admitted is None:
-                break
-            budget -= self._add_prefill(chunks, admitted, budget)
-        return chunks
-
-    def _add_prefill(self, chunks: list[ScheduledChunk], sequence: Sequence, budget: int) -> int:
-        """Add a chunk of a prompt, where one fits; return how many tokens it has."""
-        stop = self._prefill_stop(sequence, budget)
-        start = sequence.num_computed_tokens
-        if stop == start and not chunks:
-            # Not even a piece fits beside those who decode. It goes on all the same, and what it
-            # leaves in the cache is its own from here on.
-            stop = start + budget
-            sequence.is_shared = False
-        if stop > start:
-            chunks.append(self._plan_prefill(sequence, stop))
-        return stop - start
-
-    def _prefill_stop(self, sequence: Sequence, budget: int) -> int:
-        """Say how far a prompt can be read."""
-        size = self._blocks.block_size
-        start, end = sequence.num_computed_tokens, sequence.num_known_tokens
-        if sequence.params.prompt_logprobs is not None:
-            budget = min(budget, max(MAX_PROMPT_LOGPROB_ROWS, size))
-        return chunk_stop(start, end, budget, size)
-
-    def _plan_prefill(self, sequence: Sequence, stop: int) -> ScheduledChunk:
-        """Run known tokens: of the prompt, or of an answer that had been interrupted."""
-        asks_for_logprobs = sequence.params.prompt_logprobs is not None
-        start, end = sequence.num_computed_tokens, sequence.num_known_tokens
-        is_last = stop == end
-        chunk = ScheduledChunk(
-            sequence.sequence_id,
-            slot_of(sequence),
-            start,
-            sequence.known_token_ids(start, stop),
-            num_samples=1 if is_last else 0,
-            extras=_row_extras(sequence, ()) if is_last and sequence.is_watched else (),
-            masks=self._begin_masks(sequence, ()) if is_last else None,
-            prompt_targets=(
-                sequence.prompt_token_ids[start + 1 : stop + 1]
-                if asks_for_logprobs and start + 1 < sequence.num_prompt_tokens
-                else None
-            ),
-        )
-        sequence.num_computed_tokens = stop
-        sequence.num_steps_in_flight += 1
-        if is_last:
-            sequence.num_samples_in_flight += 1
-            sequence.is_decoding = True
-        _charge(sequence)
-        self._prefixes.register(sequence)
-        return chunk
-
-
-def _charge(sequence: Sequence) -> None:
-    """Move the caller's clock for what it is served for the first time."""
-    served = sequence.num_computed_tokens - sequence.num_charged_tokens
-    if served > 0:
-        sequence.num_charged_tokens += served
-        sequence.caller.charge(served)
-
-
-def _row_extras(sequence: Sequence, draft: tuple[int, ...]) -> tuple[RowExtras, ...]:
-    """Say for each row that is sampled what only the host knows."""
-    words = sequence.params.bad_words
-    longest = max(map(len, words), default=1) - 1
-    tail = tuple(sequence.output_token_ids[-longest:]) if longest else ()
-    return tuple(
-        RowExtras(draft[:count], _banned_after((*tail, *draft[:count]), words))
-        for count in range(len(draft) + 1)
-    )
-
-
-def _banned_after(tail: tuple[int, ...], words: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
-    """Return the tokens that would complete a bad word after these."""
-    last = tail[-1] if tail else None
-    # The last token is compared first: that rules nearly all out, at 0.04 instead of 0.3 µs a word.
-    return tuple(
-        word[-1]
-        for word in words
-        if len(word) == 1 or (word[-2] == last and tail[1 - len(word) :] == word[:-1])
-    )

@@ -91,26 +91,38 @@ class Backlog:
         self._look(num_ahead)
         self._admission.check(0)
 
-    def reserve(self, num_seqs: int) -> Place:
+    def reserve(self, num_seqs: int, *, is_background: bool = False) -> Place:
         """Keep room for the sequences of one request, as long as its place is held.
 
-        They count as waiting. Raises QueueFullError.
+        They count as waiting; those of the background take nobody's room, and need none. Raises
+        QueueFullError.
         """
+        if is_background:
+            return Place(self, 0)
         self.require_room()
         self.num_reserved += num_seqs
         return Place(self, num_seqs)
 
-    def enter(self, number: int, nums_tokens: Sequence[int], place: Place | None = None) -> None:
+    def enter(
+        self,
+        number: int,
+        nums_tokens: Sequence[int],
+        place: Place | None = None,
+        is_background: bool = False,
+    ) -> None:
         """Count the sequences of one request, which the message of this number will carry.
 
         They wait together or not at all: a request of more sequences than may wait would never be
         let in otherwise. place: what was reserved for them, which is used up; for their tokens
-        there must be room all the same. Raises QueueFullError where they may not wait.
+        there must be room all the same. Raises QueueFullError where they may not wait; those of the
+        background always may, as whoever sends them bounds how many there are.
         """
         num_tokens = sum(nums_tokens)
         has_place = place is not None and place.is_held_in(self)
         if place is not None:
             place.release()
+        if is_background:
+            return
         self._look()
         self._admission.check(num_tokens, has_place=has_place)
         self._num_unreported_seqs += len(nums_tokens)

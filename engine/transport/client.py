@@ -81,6 +81,7 @@ class EngineClient:
     ) -> None:
         self.statistics: EngineStatistics | None = None  # None before the first step
         self.latencies = Latencies()
+        self._background_latencies = Latencies()  # apart: they tell of no user's wait
         self.live_check: LiveCheckStatistics | None = None  # None where none is made
         self.step_s = 0.0  # how long the step under way had been running at the last heartbeat
         self.last_heard = self.last_progress = time.monotonic()
@@ -152,10 +153,10 @@ class EngineClient:
         self._limits_alive()
         self._backlog.require_room(num_ahead)
 
-    def reserve(self, num_seqs: int) -> Place:
+    def reserve(self, num_seqs: int, *, is_background: bool = False) -> Place:
         """Keep room for sequences until they are submitted, or the place is released; or raise."""
         self._limits_alive()
-        return self._backlog.reserve(num_seqs)
+        return self._backlog.reserve(num_seqs, is_background=is_background)
 
     def submit(
         self,
@@ -172,7 +173,7 @@ class EngineClient:
         for submission in submissions:
             limits.check(submission.prompt_token_ids, submission.params)
         lengths = [len(submission.prompt_token_ids) for submission in submissions]
-        self._backlog.enter(self._outbox.number, lengths, place)
+        self._backlog.enter(self._outbox.number, lengths, place, terms.is_background)
         return [self._open_stream(submission, terms) for submission in submissions]
 
     def abort(self, sequence_id: int) -> None:
@@ -227,8 +228,9 @@ class EngineClient:
 
     def _open_stream(self, submission: Submission, terms: Terms) -> TokenStream:
         request = _request_of(next(self._sequence_ids), submission, terms)
-        stream = TokenStream(request.sequence_id, self.abort)
-        self._streams[request.sequence_id] = stream
+        latencies = self._background_latencies if terms.is_background else self.latencies
+        stream = TokenStream(request.sequence_id, self.abort, latencies)
+        self._streams[stream.sequence_id] = stream
         self._outbox.submit(request)
         return stream
 
@@ -293,15 +295,15 @@ class EngineClient:
         self._backlog.update(report.work_number, report.statistics)
         streams = self._streams
         _tell_of_grammars(report, streams)
-        _tell_of_prompts(report, streams, self.latencies)
-        note_token, now = self.latencies.note_token, self.last_heard
+        _tell_of_prompts(report, streams)
+        now = self.last_heard
         for output in report.tokens:
             stream = streams.get(output.sequence_id)
             if stream is None:
                 if output.finish_reason is None:
                     self._outbox.abort(output.sequence_id)
                 continue
-            note_token(stream.times, now)
+            stream.latencies.note_token(stream.times, now)
             stream.push(output)
             if output.finish_reason is not None:
                 del streams[output.sequence_id]
@@ -314,10 +316,7 @@ class EngineClient:
             self._ready.set_exception(error)
             self._ready.exception()  # whoever did not wait for it need not know
         self._questions.fail(error)
-        streams = list(self._streams.values())
-        self._streams.clear()
-        for stream in streams:
-            stream.end(_again(error))
+        _end_all(self._streams, error)
 
 
 def _tell_of_grammars(report: StepReport, streams: Mapping[int, TokenStream]) -> None:
@@ -327,9 +326,15 @@ def _tell_of_grammars(report: StepReport, streams: Mapping[int, TokenStream]) ->
             stream.accept()
 
 
-def _tell_of_prompts(
-    report: StepReport, streams: Mapping[int, TokenStream], latencies: Latencies
-) -> None:
+def _end_all(streams: MutableMapping[int, TokenStream], error: EngineDeadError) -> None:
+    """Tell every stream that nothing more will come."""
+    ended = list(streams.values())
+    streams.clear()
+    for stream in ended:
+        stream.end(_again(error))
+
+
+def _tell_of_prompts(report: StepReport, streams: Mapping[int, TokenStream]) -> None:
     """Give streams what a step found of their prompts; before its tokens."""
     for part in report.prompt_logprobs:
         if (stream := streams.get(part.sequence_id)) is not None:
@@ -337,7 +342,7 @@ def _tell_of_prompts(
     for started in report.started:
         if (stream := streams.get(started.sequence_id)) is not None:
             stream.num_cached_tokens = started.num_cached_tokens
-            latencies.note_start(stream.times, started.queue_s)
+            stream.latencies.note_start(stream.times, started.queue_s)
 
 
 def _tell_failures(report: StepReport, streams: MutableMapping[int, TokenStream]) -> None:
@@ -359,6 +364,7 @@ def _request_of(sequence_id: int, submission: Submission, terms: Terms) -> Seque
         group=submission.group,
         timeout_s=terms.timeout_s,
         grammar=submission.grammar,
+        is_background=terms.is_background,
     )
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from engine.errors import EngineError
     from engine.outputs import TokenLogprobs, TokenOutput
+    from engine.statistics import Latencies
 
 
 class TokenStream:
@@ -26,8 +27,12 @@ class TokenStream:
     letting go of it aborts the sequence.
     """
 
-    def __init__(self, sequence_id: int, abort: Callable[[int], None]) -> None:
+    def __init__(
+        self, sequence_id: int, abort: Callable[[int], None], latencies: Latencies
+    ) -> None:
+        """latencies: where its times are counted."""
         self.sequence_id = sequence_id
+        self.latencies = latencies
         # What was asked for of the prompt, complete before the first token comes.
         self.prompt_logprobs: list[TokenLogprobs] = []
         # Of the prompt: how many need not be computed, because they were in the prefix cache when

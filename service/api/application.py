@@ -13,6 +13,7 @@ from service.api.access import access_rule
 from service.api.at_the_head import AtTheHead
 from service.api.browser_guard import BrowserGuard, PageRule
 from service.api.cors import cors_middleware
+from service.api.endpoint import FORM
 from service.api.error_responses import http_error_response
 from service.api.error_shapes import shape_rule
 from service.api.key_rule import KeyRule
@@ -21,8 +22,10 @@ from service.api.llama_cpp.props import props_endpoints
 from service.api.middleware import AuthMiddleware, ErrorBoundary, OpenRequests, RequestId
 from service.api.not_offered import not_offered
 from service.api.observing import ObserveRequests, label_rule
+from service.api.openai.batches import batch_endpoints
 from service.api.openai.chat import chat_endpoints
 from service.api.openai.completions import completion_endpoints
+from service.api.openai.files import file_endpoints
 from service.api.openai.fim import fim_endpoints
 from service.api.openai.models import model_endpoints
 from service.api.openai.render import render_endpoints
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
     from starlette.responses import Response
+    from starlette.routing import BaseRoute
     from starlette.types import Message, Receive, Scope, Send
 
     from service.api.context import ApiContext
@@ -69,6 +73,11 @@ def endpoints_of(
         *props_endpoints(context),
         *generate_endpoints(context),
         *info_endpoints(context),
+    ]
+    if context.batches is not None:
+        endpoints += batch_endpoints(context, context.batches, endpoints)
+        endpoints += file_endpoints(context, context.batches)
+    endpoints += [
         *health_endpoints(context),
         *metrics_endpoints(context),
         *(() if administration is None else admin_endpoints(administration, context)),
@@ -112,9 +121,10 @@ def create_app(
     call it from. metrics_keys: what opens /metrics beside `keys`. root_path: what a proxy puts
     before every path; documents say so, and no path here has it.
     """
-    page_rule = PageRule(cors_origins) if keys is None else None
     admin_keys = None if administration is None else administration.keys
     endpoints = endpoints_of(context, administration, root_path)
+    form_paths = [path for each in endpoints if each.request_type == FORM for path in each.paths]
+    page_rule = PageRule(cors_origins, form_paths) if keys is None else None
     access_of, shape_of = access_rule(endpoints), shape_rule(endpoints)
     label_of = label_rule(endpoints)
     key_rule = KeyRule(access_of, keys, admin_keys, metrics_keys)
@@ -158,13 +168,26 @@ def _refused_by_router(shape_of: ShapeRule) -> Callable[[Request, Exception], Aw
         if not isinstance(error, HTTPException):
             raise error
         path: str = request.scope["path"]
+        headers = error.headers
         if error.status_code == 405:
-            allowed = (error.headers or {}).get("allow") or (error.headers or {}).get("Allow")
+            allowed = _methods_at(path, request.app.routes)
+            headers = {"allow": allowed}
             message = f"this path does not take {request.method[:20]}; it takes {allowed}"
         elif error.status_code == 404:
             message = not_offered(path) or "there is no such path here; see /openapi.json"
         else:
             message = error.detail
-        return http_error_response(error.status_code, message, error.headers, shape_of(path))
+        return http_error_response(error.status_code, message, headers, shape_of(path))
 
     return refuse
+
+
+def _methods_at(path: str, routes: Sequence[BaseRoute]) -> str:
+    """List the methods that a path takes, all its routes together."""
+    found = {
+        method
+        for route in routes
+        if isinstance(route, Route) and route.path_regex.match(path)
+        for method in route.methods or ()
+    }
+    return ", ".join(sorted(found))

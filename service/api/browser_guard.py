@@ -4,8 +4,10 @@ Such a server listens on a loopback address, and trusts whoever reaches it. A br
 machine does, on behalf of every page it shows: by a name of the page's own that is made to point
 here (DNS rebinding), by posts that it sends without asking first, by plain links and images. So
 only loopback names are answered as Host, only plain JSON is taken as a body, which a browser asks
-leave for, and no other page's requests are run, unless `cors_origins` names it. What browsers say
-of themselves is believed because pages cannot change it; other programs need not say it.
+leave for, and no other page's requests are run, unless `cors_origins` names it. Forms are taken
+where files are, but of no page at all: a browser sends them for any page without asking. What
+browsers say of themselves is believed because pages cannot change it; other programs need not say
+it.
 
 With a key none of this is needed: pages do not know it.
 """
@@ -21,7 +23,7 @@ from service.errors import HostNotAllowedError, OriginNotAllowedError, Unsupport
 from service.settings import is_loopback
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -45,8 +47,12 @@ class BrowserGuard:
 class PageRule:
     """Which requests no page of another origin can have sent."""
 
-    def __init__(self, cors_origins: Sequence[str]) -> None:
-        """cors_origins: of the pages that are let in; `*` lets in all of them."""
+    def __init__(self, cors_origins: Sequence[str], form_paths: Collection[str] = ()) -> None:
+        """cors_origins: of the pages that are let in; `*` lets in all of them.
+
+        form_paths: where a form is taken as a body.
+        """
+        self._form_paths = frozenset(form_paths)
         self._origins = frozenset(origin.encode() for origin in cors_origins)
 
     def check(self, scope: Scope) -> None:
@@ -54,7 +60,10 @@ class PageRule:
         _check_host(header_values(scope, b"host"))
         self._check_page(scope)
         if scope["method"] == "POST":
-            _check_body_type(header_values(scope, b"content-type"))
+            if scope["path"] in self._form_paths:
+                _check_form(scope)
+            else:
+                _check_body_type(header_values(scope, b"content-type"))
 
     def _check_page(self, scope: Scope) -> None:
         if b"*" in self._origins:
@@ -96,6 +105,20 @@ def _check_body_type(types: Sequence[bytes]) -> None:
         raise UnsupportedBodyError(
             "without a key only JSON is taken; send the body as 'Content-Type: application/json',"
             " once, or set a key (api_key)"
+        )
+
+
+def _check_form(scope: Scope) -> None:
+    """Refuse forms that any page has sent, of whatever origin."""
+    if header_values(scope, b"origin") or header_values(scope, b"sec-fetch-site"):
+        raise OriginNotAllowedError(
+            "this server asks for no key, so it takes files from programs only, and from no page;"
+            " set a key (api_key)"
+        )
+    types = header_values(scope, b"content-type")
+    if [found.partition(b";")[0].strip().lower() for found in types] != [b"multipart/form-data"]:
+        raise UnsupportedBodyError(
+            "send the file as a form ('Content-Type: multipart/form-data'), once"
         )
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from service.api.event_stream import StreamTiming
     from service.api.requests import RequestLimits
+    from service.batches.keeper import BatchKeeper
     from service.observation.observed import ObservedVariant
     from service.server.lifecycle import Lifecycle
     from service.serving.served_model import ServedModel
@@ -69,3 +70,4 @@ class ApiContext:
     observation: Observation = field(default_factory=Observation)
     memory: FreedMemory = field(default_factory=FreedMemory)
     bodies: LargeBodies = field(default_factory=LargeBodies)
+    batches: BatchKeeper | None = None  # None offers neither files nor batches

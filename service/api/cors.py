@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from starlette.datastructures import Headers
     from starlette.responses import Response
 
-METHODS = ("GET", "HEAD", "POST")  # all that any path takes
+METHODS = ("GET", "HEAD", "POST", "DELETE")  # all that any path takes
 REMEMBERED_S = 600  # how long a browser need not ask again
 
 

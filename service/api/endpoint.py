@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+JSON, FORM = "application/json", "multipart/form-data"
 _API_PREFIX = "/v1"
 Handler: TypeAlias = "Callable[[Request], Awaitable[Response]]"
 
@@ -41,13 +42,14 @@ class ErrorShape(enum.Enum):
 class Endpoint:
     """One thing that clients can ask for; its handler's docstring describes it."""
 
-    method: str  # GET (HEAD comes with it) or POST
+    method: str  # GET (HEAD comes with it), POST or DELETE
     path: str  # as in "/v1/models/{name:path}"
     tag: str  # whose API it belongs to, as in "OpenAI" or "llama.cpp"
     handler: Handler
     other_paths: tuple[str, ...] = ()  # the same under other names
     query: Mapping[str, str] = field(default_factory=dict)  # what may stand in it, and its meaning
     request: type[BaseModel] | None = None  # of the body
+    request_type: str = JSON  # the body's media type
     response: type[BaseModel] | None = None  # of the answer; None where it is no JSON
     list_response: type[BaseModel] | None = None  # of each item, where the answer is a list
     chunk: type[BaseModel] | None = None  # of each event where the answer may be a stream

@@ -22,15 +22,19 @@ from engine.errors import (
 )
 from service.api.endpoint import ErrorShape
 from service.api.responses import JsonResponse
+from service.batches.errors import StorageError
 from service.errors import (
     BodyTooLargeError,
+    ConflictError,
     ContextLengthError,
     HostNotAllowedError,
     InvalidFieldError,
+    InvalidFormError,
     InvalidJsonError,
     InvalidKeyError,
     MissingFieldError,
     ModelNotFoundError,
+    NotFoundError,
     OriginNotAllowedError,
     RequestError,
     UnavailableError,
@@ -84,6 +88,10 @@ STATUS: dict[type[Exception], ErrorForm] = {
     InvalidKeyError: ErrorForm(401, INVALID, "invalid_api_key"),
     HostNotAllowedError: ErrorForm(403, INVALID, "host_not_allowed"),
     OriginNotAllowedError: ErrorForm(403, INVALID, "origin_not_allowed"),
+    InvalidFormError: ErrorForm(400, INVALID, "invalid_form"),
+    NotFoundError: ErrorForm(404, INVALID, "not_found"),
+    ConflictError: ErrorForm(409, INVALID, "conflict"),
+    StorageError: ErrorForm(507, "server_error", "storage_failed"),
     ModelNotFoundError: ErrorForm(404, INVALID, "model_not_found"),
     BodyTooLargeError: ErrorForm(413, INVALID, "body_too_large"),
     UnsupportedBodyError: ErrorForm(415, INVALID, "unsupported_media_type"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from service.api.endpoint import Access
-from service.api.scope import header_values
+from service.api.scope import background_caller, header_values
 from service.observation.request_record import NO_CALLER
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ class KeyRule:
 
     def caller_of(self, scope: Scope) -> str:
         """Return the name of the key that a request has; raise InvalidKeyError if it has none."""
+        if (caller := background_caller(scope)) is not None:
+            return caller  # who had the key when the batch was made
         keys = self._keys_of(self._access_of(scope["path"]))
         if keys is None:
             return NO_CALLER

@@ -9,7 +9,7 @@ _EMBEDDINGS = "this server makes text; it has no embeddings"
 _RERANK = "this server makes text; it does not rank or score documents"
 _IMAGES = "this server makes text; it makes no images"
 _AUDIO = "this server makes text; it neither speaks nor listens"
-_STORED = "this server keeps nothing between requests; it has no files, batches or stored threads"
+_STORED = "this server keeps files and batches between requests, and nothing else"
 _OLLAMA = "this server does not speak Ollama's API; use OpenAI's, under /v1"
 _LM_STUDIO = "this server does not speak LM Studio's API; use OpenAI's, under /v1"
 _COMPLETION = "of llama.cpp's API this server has /infill and /props; use /v1/completions"
@@ -29,9 +29,7 @@ _WORDS = {
     "/images": _IMAGES,
     "/audio": _AUDIO,
     "/realtime": _AUDIO,
-    "/files": _STORED,
     "/uploads": _STORED,
-    "/batches": _STORED,
     "/assistants": _STORED,
     "/threads": _STORED,
     "/vector_stores": _STORED,

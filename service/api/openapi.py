@@ -144,7 +144,8 @@ class _Document:
             operation |= {"deprecated": False, "x-same-as": endpoint.path}
         if endpoint.request is not None:
             schema = self._refs[endpoint.request, "validation"]
-            operation["requestBody"] = {"required": True, "content": {JSON: {"schema": schema}}}
+            content = {endpoint.request_type: {"schema": schema}}
+            operation["requestBody"] = {"required": True, "content": content}
         return operation
 
     def _operation_id(self, endpoint: Endpoint, path: str, method: str) -> str:

@@ -15,7 +15,13 @@ from service.api.connection import while_connected
 from service.api.event_stream import EventStream
 from service.api.frames import MAX_REPORTED_AT_ONCE
 from service.api.responses import ModelResponse
-from service.api.scope import note_truncated, record_of, release_body_share, until_answered
+from service.api.scope import (
+    background_caller,
+    note_truncated,
+    record_of,
+    release_body_share,
+    until_answered,
+)
 from service.serving.generation import start
 from service.serving.prompts import CutTokens
 from service.variants.variant import VariantState
@@ -64,7 +70,8 @@ def reserve(http_request: Request, model: ServedModel, num_sequences: int) -> Pl
 
     Raises QueueFullError, or what else the engine refuses with.
     """
-    place = model.engine.reserve(num_sequences)
+    is_background = background_caller(http_request.scope) is not None
+    place = model.engine.reserve(num_sequences, is_background=is_background)
     until_answered(http_request).callback(place.release)
     release_body_share(http_request.scope)
     return place
@@ -93,6 +100,9 @@ async def answer(
     """Generate for as long as the client is there for it; place: what was reserved for it."""
     if cut := _cut_of(request):
         note_truncated(http_request.scope, dataclasses.asdict(cut))
+    if background_caller(http_request.scope) is not None:
+        terms = dataclasses.replace(request.terms, is_background=True)
+        request = dataclasses.replace(request, terms=terms)
     generation = await start(model, request, place)
     record_of(http_request.scope).generation = generation
     headers = model.identity.headers

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from engine.errors import QueueFullError
 from service.api.crowd import Crowd
 from service.api.error_responses import error_form, error_response
-from service.api.scope import keep_arrival, record_of
+from service.api.scope import background_caller, keep_arrival, record_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -100,6 +100,8 @@ class Room:
         if shape is None:
             return None
         self._context.lifecycle.require_open()
+        if background_caller(scope) is not None:
+            return None  # it waits beside what is counted
         full = find_full()
         return None if full is None else _answer(str(full), math.ceil(full.retry_after_s), shape)
 

@@ -26,11 +26,23 @@ _ERROR_FRAMES = "tetrad.error_frames"
 _BODY_SHARE = "tetrad.body_share"
 _RECORD = "tetrad.record"
 _ARRIVAL = "tetrad.arrival"
+_BACKGROUND = "tetrad.background"
 
 
 def header_values(scope: Scope, name: bytes) -> list[bytes]:
     """Return every value that came under a header's name, which is given in small letters."""
     return [value for header, value in scope["headers"] if header == name]
+
+
+def run_in_background(scope: Scope, caller: str) -> None:
+    """Mark a request of our own making as part of a batch; caller: the name of a key, or none."""
+    scope[_BACKGROUND] = caller
+
+
+def background_caller(scope: Scope) -> str | None:
+    """Return on whose behalf a batch's request runs; None for any that came over the wire."""
+    caller: str | None = scope.get(_BACKGROUND)
+    return caller
 
 
 def keep_arrival(scope: Scope) -> None:

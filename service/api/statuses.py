@@ -64,6 +64,7 @@ _RULES: dict[int, Rule] = {
     422: lambda endpoint: _takes_body(endpoint) and endpoint.errors is ErrorShape.TGI,
     429: _makes_text,
     503: _takes_body,
+    507: lambda _: False,  # where something is kept, which its declaration says
 }
 
 # The router's own, and another server's word for what is wrong with a request.
@@ -75,16 +76,17 @@ _MEANINGS = {
     401: "No key was given, or none that opens this.",
     403: "A server without a key was asked by another name than a loopback one, or by a page of "
     "another origin.",
-    404: "No such path, or no such model here.",
+    404: "No such path, model, file or batch here.",
     405: "The path does not take this method.",
     408: "The request's own deadline passed.",
-    409: "The variant is in a state that does not allow what was asked.",
-    413: "The body has more bytes than are allowed.",
-    415: "The body is not plain JSON: another media type, or compressed.",
+    409: "What was asked does not go with how things stand: with a variant's state, a batch's.",
+    413: "The body has more bytes than are allowed, or all files together would.",
+    415: "The body is of another media type than is taken, or compressed.",
     422: "The request is wrong; the message says what to change.",
     424: "The answer could not be generated.",
     429: "The server has too much to do; try again later.",
     500: "The server failed; this is a fault of its own.",
     501: "This server does not do that.",
+    507: "What was sent could not be kept: the disk is full, or not to be written to.",
     503: "The server, or the variant, does not answer for now: it loads, restarts or stops.",
 }

@@ -51,6 +51,12 @@ _HISTOGRAMS: Mapping[str, tuple[Callable[[EngineTotals], Histogram], str]] = {
 }
 
 
+_BACKGROUND: Mapping[str, Callable[[EngineStatistics], int]] = {
+    "running": lambda statistics: statistics.num_background_running,
+    "waiting": lambda statistics: statistics.num_background_waiting,
+}
+
+
 def engine_families(variants: ObservedVariants, lives: EngineLives) -> Iterator[Metric]:
     """Make the families."""
     groups = by_name(variants)
@@ -91,13 +97,23 @@ def _current_families(groups: Mapping[str, Sequence[ObservedVariant]]) -> Iterat
 
     yield family(
         "vllm:num_requests_running",
-        "Sequences that run.",
+        "Sequences that run; those of batches are told apart.",
         lambda found: sum(each.num_running for each in found),
     )
     yield family(
         "vllm:num_requests_waiting",
         "Sequences that wait for a slot: new, paused or preempted.",
         lambda found: sum(each.num_waiting for each in found),
+    )
+    yield gauge(
+        "tetrad_background_sequences",
+        "Sequences of batches, which give way to all others.",
+        ("model_name", "state"),
+        [
+            ((model, state), float(sum(read(each) for each in found)))
+            for model, found in now.items()
+            for state, read in _BACKGROUND.items()
+        ],
     )
     yield family("vllm:kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1.", _cache_usage)
     yield gauge(

@@ -13,6 +13,7 @@ from prometheus_client import ProcessCollector
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics.exposition import ALLOWUTF8
 
+from service.observation.batch_metrics import batch_families
 from service.observation.engine_metrics import engine_families
 from service.observation.engine_processes import engine_pids, engine_process_families
 from service.observation.families import counter, gauge, histogram
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from prometheus_client import Metric
 
+    from service.observation.batch_metrics import ObservedBatches
     from service.observation.observation import Observation
     from service.observation.observed import ObservedVariants
 
@@ -37,8 +39,10 @@ class Metrics:
         variants: ObservedVariants,
         *,
         is_ready: Callable[[], bool] | None = None,
+        batches: ObservedBatches | None = None,
     ) -> None:
-        """is_ready: whether /health/ready answers 200; None tells nothing of it."""
+        """is_ready: whether /health/ready answers 200; None tells nothing of it, nor of batches."""
+        self._batches = batches
         self._observation = observation
         self._variants = variants
         self._is_ready = is_ready
@@ -68,6 +72,8 @@ class Metrics:
                 (),
                 [((), float(self._is_ready()))],
             )
+        if self._batches is not None:
+            yield from batch_families(self._batches)
         if connections is not None:
             yield gauge(
                 "tetrad_connections_open", "Open connections.", (), [((), connections.num_open)]

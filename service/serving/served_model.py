@@ -83,8 +83,11 @@ class TokenEngine(Protocol):
     def require_room(self, num_ahead: int = 0) -> None:
         """Raise QueueFullError where no more may wait, another EngineError where nothing runs."""
 
-    def reserve(self, num_seqs: int) -> Place:
-        """Keep room in the queue for so many sequences; raise EngineError where there is none."""
+    def reserve(self, num_seqs: int, *, is_background: bool = False) -> Place:
+        """Keep room in the queue for so many sequences; raise EngineError where there is none.
+
+        is_background: those of batches need none, and take none.
+        """
 
     def submit(
         self, submissions: Sequence[Submission], *, terms: Terms, place: Place | None = None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from service.settings.batch_settings import Auto
 from service.settings.explain import describe_errors
 from service.settings.keys import is_loopback, read_admin_key, read_key, read_metrics_token
 from service.settings.models import (
     DEMO_NAME,
-    Auto,
     Settings,
     VariantEntry,
     VariantSettings,

@@ -86,16 +86,19 @@ def resolve_engine_config(
         kv_dtype=kv_dtype,
         has_prefix_cache=settings.prefix_cache,
         num_speculative_tokens=settings.num_speculative_tokens,
+        background_every_steps=settings.batch_every_steps,
         is_batch_invariant=settings.batch_invariant,
         enforce_eager=enforce_eager,
         step_kernels=settings.step_kernels if path is None else path.step_kernels,
         prompt_attention="auto" if path is None or path.has_flash else "sdpa",
     )
-    _log_sizes(config, block_bytes, reserve)
-    return config
+    return _logged(config, block_bytes, reserve)
 
 
-def _log_sizes(config: EngineConfig, block_bytes: int, reserve: MemoryBreakdown | None) -> None:
+def _logged(
+    config: EngineConfig, block_bytes: int, reserve: MemoryBreakdown | None
+) -> EngineConfig:
+    """Tell the sizes in the log, and return them."""
     log.info(
         "engine_sized",
         max_model_len=config.max_model_len,
@@ -104,6 +107,7 @@ def _log_sizes(config: EngineConfig, block_bytes: int, reserve: MemoryBreakdown 
         max_num_seqs=config.max_num_seqs,
         **_told(reserve),
     )
+    return config
 
 
 def _shrunk(memory: int, share: float, sequence_bytes: int) -> int:

@@ -49,7 +49,11 @@ def server(
 ) -> Iterator[RealServer]:
     folder = tmp_path_factory.mktemp("demo-server")
     (folder / "key").write_text(KEY + "\n")
-    files = {"cache_dir": str(demo.cache_dir), "api_key_file": str(folder / "key")}
+    files = {
+        "cache_dir": str(demo.cache_dir),
+        "state_dir": str(folder / "state"),
+        "api_key_file": str(folder / "key"),
+    }
     with serving(folder, demo.default_spec, **SETTINGS, **files) as server:
         assert server.health()[0]["state"] == "serving", server.log()
         yield server

@@ -29,6 +29,7 @@ from loaders.reports.self_test import Check, SelfTestReport
 from service.api.application import create_app
 from service.api.context import ApiContext, Models
 from service.api.event_stream import StreamTiming
+from service.api.inner_calls import InnerCalls
 from service.api.large_bodies import LargeBodies
 from service.api.requests import RequestLimits
 from service.errors import ModelNotFoundError, UnavailableError
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from engine.transport.backlog import Place
     from engine.transport.client import Submission
     from loaders.reports.suspicion import Suspicion
+    from service.batches.keeper import BatchKeeper
     from service.observation.observation import Observation
     from service.text.render_options import RenderOptions
     from service.text.template_check import TemplateFinding
@@ -157,10 +159,10 @@ class FakeEngine:
     def require_room(self, num_ahead: int = 0) -> None:
         self.backlog.require_room(num_ahead)
 
-    def reserve(self, num_seqs: int) -> Place:
+    def reserve(self, num_seqs: int, *, is_background: bool = False) -> Place:
         if not self.is_alive:
             raise EngineDeadError("the engine has stopped")
-        return self.backlog.reserve(num_seqs)
+        return self.backlog.reserve(num_seqs, is_background=is_background)
 
     def submit(
         self, submissions: Sequence[Submission], *, terms: Terms, place: Place | None = None
@@ -455,6 +457,7 @@ def api_context(
     max_body_bytes: int = 4 * 1024 * 1024,
     limits: RequestLimits = LIMITS,
     max_bodies_bytes: int = 64 * 1024 * 1024,
+    batches: BatchKeeper | None = None,
 ) -> ApiContext:
     return ApiContext(
         lifecycle=lifecycle,
@@ -465,6 +468,7 @@ def api_context(
         ),
         max_body_bytes=max_body_bytes,
         bodies=LargeBodies(max_bodies_bytes),
+        batches=batches,
     )
 
 
@@ -510,8 +514,9 @@ def running_server(
     observation: Observation | None = None,
     front: Front | None = None,
     max_bodies_bytes: int = 64 * 1024 * 1024,
+    batches: BatchKeeper | None = None,
 ) -> Iterator[RunningServer]:
-    """Run a server; engine: None leaves it loading."""
+    """Run a server; engine: None leaves it loading. batches: of a folder that is empty yet."""
     served = None
     if engine is not None:
         served = served_model(
@@ -533,6 +538,7 @@ def running_server(
         max_body_bytes=max_body_bytes,
         limits=limits,
         max_bodies_bytes=max_bodies_bytes,
+        batches=batches,
     )
     if observation is not None:
         context = replace(context, observation=observation)
@@ -541,6 +547,8 @@ def running_server(
         None if key is None else ApiKeys(key),
         metrics_keys=None if metrics_token is None else ApiKeys(metrics_token, "metrics"),
     )
+    if batches is not None:
+        asyncio.run(batches.start(InnerCalls(app)))  # opens nothing yet
     server = uvicorn.Server((front or Front()).config(app))
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -27,6 +27,7 @@ def metrics_endpoints(context: ApiContext) -> list[Endpoint]:
         context.observation,
         context.models,
         is_ready=lambda: context.lifecycle.phase is Phase.SERVING,
+        batches=context.batches,
     )
 
     async def scrape(request: Request) -> Response:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -28,7 +29,8 @@ from engine.outputs import (
 )
 from engine.sampling_params import SamplingParams
 from engine.scheduling.batch import SampledTokens, ScheduledBatch, extras_of
-from engine.scheduling.step_planner import MAX_PROMPT_LOGPROB_ROWS
+from engine.scheduling.mask_reader import SLOW_MASK_S
+from engine.scheduling.prompt_planner import MAX_PROMPT_LOGPROB_ROWS
 from tests.engine.fake_runner import FakeRunner, Model, config, request
 
 if TYPE_CHECKING:
@@ -805,6 +807,54 @@ def test_a_step_that_is_taken_back_is_planned_anew_once_its_masks_are_there():
     assert len(bench.tokens(1)) == 6
     assert begun == ended
     assert len(begun) == 7  # one step was planned twice
+
+
+class Laborious(Alternating):
+    """Takes long over each mask, and is held up by a test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_go_on = threading.Semaphore(0)
+
+    def next_masks(self, draft: Sequence[int]) -> list[bytes]:
+        until = time.thread_time() + 2 * SLOW_MASK_S
+        while time.thread_time() < until:
+            pass
+        if self.taken:  # the first one is not known to be slow
+            assert self.may_go_on.acquire(timeout=20)
+        return super().next_masks(draft)
+
+
+def test_steps_go_on_without_a_sequence_whose_mask_takes_long():
+    bench = Bench()
+    laborious = Laborious()
+    bench.engine.add(request(1, 10, replace(GREEDY, max_tokens=20)), constraint=laborious)
+    bench.add(request(2, 10, replace(GREEDY, max_tokens=40)))
+    bench.step(20)
+    assert len(bench.tokens(1)) == 1
+    assert len(bench.tokens(2)) >= 18
+    laborious.may_go_on.release(5)
+    bench.drain()
+    assert constraint_was_followed(bench)
+    assert bench.answers(request(2, 10, replace(GREEDY, max_tokens=40)))
+
+
+def test_who_is_alone_waits_for_a_mask_that_takes_long():
+    bench = Bench()
+    laborious = Laborious()
+    laborious.may_go_on.release(5)
+    bench.engine.add(request(1, 10, replace(GREEDY, max_tokens=20)), constraint=laborious)
+    bench.step(6)
+    assert len(bench.tokens(1)) >= 5
+    bench.drain()
+    assert constraint_was_followed(bench)
+
+
+def constraint_was_followed(bench: Bench) -> bool:
+    """Whether each of six tokens of sequence 1 was picked by the mask of its place."""
+    rows = [extras_of(c) for b in bench.runner.batches for c in b.chunks if c.sequence_id == 1]
+    wanted = [sum(1 << i for i in range(n % 2, 50, 2)).to_bytes(8, "little") for n in range(6)]
+    return [row.mask for (row,) in rows] == wanted and len(bench.tokens(1)) == 6
 
 
 def test_the_last_token_of_a_bad_word_is_banned_where_the_word_would_be_completed():

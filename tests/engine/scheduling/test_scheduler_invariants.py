@@ -62,6 +62,7 @@ def random_request(
         weight=chance.choice([1.0, 1.0, 3.0]),
         priority=chance.choice([0, 0, 0, 1]),
         cache_salt=chance.choice(["", "", "salted"]),
+        is_background=chance.random() < 0.3,
     )
 
 
@@ -77,6 +78,7 @@ def run_schedule(seed: int) -> Run:
         num_blocks=chance.randint(longest // 4, longest // 4 * max_num_seqs + 2),
         has_prefix_cache=chance.random() < 0.8,
         num_speculative_tokens=chance.choice([0, 0, 3, 6]),
+        background_every_steps=chance.choice([1, 2, 5, 50]),
     )
     runner = FakeRunner(sizes, model=Model(repeats_itself=chance.random() < 0.5))
     engine = Engine.with_runner(runner, sizes)

@@ -153,3 +153,13 @@ def test_those_who_come_before_count_though_they_have_no_place_yet():
         backlog.require_room(num_ahead=5)
     backlog.require_room()
     assert backlog.num_seqs == 0
+
+
+def test_the_background_waits_beside_what_is_counted_and_needs_no_room():
+    backlog = Backlog(QueueLimits(max_queued_seqs=1))
+    backlog.update(0, replace(FULL, num_queued_seqs=1))
+    place = backlog.reserve(4, is_background=True)
+    backlog.enter(1, [5] * 4, place, is_background=True)
+    assert backlog.num_seqs == 1
+    with pytest.raises(QueueFullError):
+        backlog.reserve(1)

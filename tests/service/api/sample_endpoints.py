@@ -108,6 +108,6 @@ ENDPOINTS = [
     ),
     Endpoint(
         method="POST", path="/admin/models/load", tag="Administration", handler=load,
-        request=NamedModel, response=Answer, success=202, access=Access.ADMIN,
+        request=NamedModel, response=Answer, success=202, access=Access.ADMIN, statuses=(507,),
     ),
 ]  # fmt: skip

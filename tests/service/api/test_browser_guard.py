@@ -20,8 +20,11 @@ from tests.service.fakes import (
     says,
     served_model,
 )
+from tests.service.kept_batches import batching, jsonl, line
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from starlette.types import Message
 
 EVIL = "http://evil.example"
@@ -226,3 +229,57 @@ def test_server_with_a_key_is_asked_by_any_name():
     headers = {"authorization": "Bearer sk-1", "host": "gpu.example.org", "origin": EVIL}
     assert ask(headers=headers, key="sk-1").status_code == 200
     assert post({**headers, **JSON}, key="sk-1").status_code == 200
+
+
+# ── forms, which are taken where files are ──────────────────────────────────────────────────────
+
+
+def send_file(
+    folder: Path, headers: dict[str, str], *, key: str | None = None, path: str = "/v1/files"
+) -> httpx.Response:
+    async def check() -> httpx.Response:
+        async with batching(folder, key=key) as client:
+            return await client.http.post(
+                path,
+                files={"file": ("a", jsonl(line("a")))},
+                data={"purpose": "batch"},
+                headers=headers,
+            )
+
+    return asyncio.run(check())
+
+
+@pytest.mark.parametrize("path", ["/v1/files", "/files"])
+def test_a_program_may_send_a_file(tmp_path, path):
+    assert send_file(tmp_path, {}, path=path).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": EVIL},
+        {"origin": "null"},
+        {"origin": "http://localhost"},
+        {"sec-fetch-site": "same-origin"},
+        {"sec-fetch-site": "cross-site"},
+    ],
+)
+def test_no_page_may_send_a_file_to_a_server_without_a_key(tmp_path, headers):
+    answer = send_file(tmp_path, headers)
+    assert answer.status_code == 403
+    assert answer.json()["error"]["code"] == "origin_not_allowed"
+    assert not (tmp_path / "files").exists()
+
+
+def test_with_a_key_a_page_may_send_a_file(tmp_path):
+    assert send_file(tmp_path, {"origin": EVIL}, key="sk-key").status_code == 200
+
+
+def test_forms_are_taken_nowhere_else():
+    answer = ask(
+        "/v1/completions",
+        {"content-type": "multipart/form-data; boundary=abc"},
+        method="POST",
+        body=b"--abc--",
+    )
+    assert answer.status_code == 415

@@ -83,7 +83,7 @@ def test_other_origins_are_refused_in_our_words(origin):
 
 
 def test_method_that_no_path_takes_is_refused():
-    asked = {**ASKED, "access-control-request-method": "DELETE"}
+    asked = {**ASKED, "access-control-request-method": "PATCH"}
     response = ask("OPTIONS", "/v1/models", asked, (PAGE,))
     assert response.status_code == 400
     assert "method" in response.json()["error"]["message"]

@@ -19,7 +19,7 @@ from tests.service.fakes import FakeEngine, running_server, says
         ("/v1/images/generations", "images"),
         ("/v1/audio/speech", "speaks"),
         ("/audio/transcriptions", "listens"),
-        ("/v1/files/abc", "files"),
+        ("/v1/threads/abc", "nothing else"),
         ("/completion", "/v1/completions"),
         ("/slots/0", "no slots"),
         ("/lora-adapters", "no adapters"),

@@ -6,6 +6,7 @@ no 500, no status that is not documented, no body that its schema would not take
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx2 as httpx
@@ -16,6 +17,7 @@ from engine.outputs import TokenLogprobs
 from service.api.application import endpoints_of
 from service.api.error_models import ERROR_MODELS
 from service.api.scope import EVENT_STREAM
+from service.batches.keeper import BatchKeeper
 from service.server.lifecycle import Lifecycle
 from tests.service.fakes import (
     FakeEngine,
@@ -27,6 +29,7 @@ from tests.service.fakes import (
     running_server,
     says,
 )
+from tests.service.kept_batches import limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +44,11 @@ checks = pytest.importorskip("schemathesis.specs.openapi.checks")
 _MODELS = FakeModels(None)
 ENDPOINTS = {
     (endpoint.method, endpoint.path.replace(":path}", "}")): endpoint
-    for endpoint in endpoints_of(api_context(Lifecycle(_MODELS), _MODELS))
+    for endpoint in endpoints_of(
+        api_context(
+            Lifecycle(_MODELS), _MODELS, batches=BatchKeeper(Path("never opened"), limits())
+        )
+    )
 }
 
 
@@ -81,10 +88,12 @@ def likely(token_id: int, params: SamplingParams) -> TokenLogprobs:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RunningServer]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    keeper = BatchKeeper(tmp_path_factory.mktemp("batches"), limits())
     tokenizer = gap_tokenizer()
     engine = FakeEngine(says(tokenizer, "yes"), max_model_len=4096, logprobs=likely)
-    with running_server(engine, tokenizer, infilling=gap_infilling(tokenizer)) as running:
+    infilling = gap_infilling(tokenizer)
+    with running_server(engine, tokenizer, infilling=infilling, batches=keeper) as running:
         yield running
         assert not engine.running
 

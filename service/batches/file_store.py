@@ -1,0 +1,145 @@
+"""Files: a row of each, and its content under its id.
+
+A content that has no row is nothing: it is left over from an upload or a deletion that the process
+did not live to end, and removed at the next start. Used from one thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import delete, func, insert, or_, select
+
+from service.batches.records import FileRecord, Purpose
+from service.batches.tables import files
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sqlalchemy import Connection, Engine
+
+PART = ".part"  # ends the name of what is not complete
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Which of many are asked for."""
+
+    after: int | None = None  # the number of the last one known
+    limit: int = 20
+    is_newest_first: bool = True
+
+
+class FileStore:
+    """The files of one folder."""
+
+    def __init__(self, database: Engine, folder: Path) -> None:
+        self.num_bytes = 0  # that all files take together
+        self._database = database
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def new_id(self) -> str:
+        """Return an id that nobody can guess."""
+        return f"file-{secrets.token_hex(16)}"
+
+    def path_of(self, file_id: str) -> Path:
+        """Return where a content lies; file_id: one of ours, never what a client wrote."""
+        return self._folder / file_id
+
+    def part_of(self, file_id: str) -> Path:
+        """Return where a content is written until it is complete."""
+        return self._folder / f"{file_id}{PART}"
+
+    def find(self, file_id: str, owner: str) -> FileRecord | None:
+        """Return an owner's file of this id, if it has not expired."""
+        wanted = select(files).where(files.c.id == file_id, files.c.owner == owner, _lasts())
+        with self._database.connect() as connection:
+            row = connection.execute(wanted).mappings().first()
+        return None if row is None else _record(row)
+
+    def page(self, owner: str, page: Page, purpose: str | None = None) -> list[FileRecord]:
+        """Return an owner's files, one more than asked for where there are more."""
+        wanted = select(files).where(files.c.owner == owner, _lasts())
+        if purpose is not None:
+            wanted = wanted.where(files.c.purpose == purpose)
+        wanted = paged(wanted, files.c.number, page)
+        with self._database.connect() as connection:
+            return [_record(row) for row in connection.execute(wanted).mappings()]
+
+    def measure(self) -> None:
+        """Find out how much all files take together."""
+        with self._database.connect() as connection:
+            total = connection.execute(select(func.sum(files.c.num_bytes))).scalar_one()
+        self.num_bytes = int(total or 0)
+
+    def add(self, record: FileRecord) -> FileRecord:
+        """Take in a file whose content is complete, under the name of an unfinished one."""
+        with self._database.begin() as connection:
+            record = self.add_within(connection, record)
+        self.measure()
+        return record
+
+    def add_within(self, connection: Connection, record: FileRecord) -> FileRecord:
+        """Take it in as part of a transaction: the content first, as no row may be without."""
+        self.part_of(record.id).rename(self.path_of(record.id))
+        values = {
+            "id": record.id,
+            "owner": record.owner,
+            "filename": record.filename,
+            "purpose": record.purpose.value,
+            "num_bytes": record.num_bytes,
+            "created_at": record.created_at,
+            "expires_at": record.expires_at,
+        }
+        done = connection.execute(insert(files).values(values))
+        key = done.inserted_primary_key
+        return replace(record, number=int(key[0]) if key is not None else 0)
+
+    def remove(self, file_id: str) -> None:
+        """Remove a file; the row first, as no row may be without a content."""
+        with self._database.begin() as connection:
+            connection.execute(delete(files).where(files.c.id == file_id))
+        self.path_of(file_id).unlink(missing_ok=True)
+        self.measure()
+
+    def discard_part(self, file_id: str) -> None:
+        """Remove what was not completed."""
+        with contextlib.suppress(OSError):
+            self.part_of(file_id).unlink(missing_ok=True)
+
+    def remove_expired(self, but: set[str]) -> None:
+        """Remove files whose time is over; but: those that are in use."""
+        due = select(files.c.id).where(files.c.expires_at <= int(time.time()))
+        with self._database.connect() as connection:
+            expired = set(connection.execute(due).scalars())
+        for file_id in expired - but:
+            self.remove(file_id)
+
+    def remove_leftovers(self) -> None:
+        """Remove contents without a row; at the start, when nothing is being written."""
+        with self._database.connect() as connection:
+            known = set(connection.execute(select(files.c.id)).scalars())
+        for path in self._folder.iterdir():
+            if path.name not in known:
+                path.unlink()
+
+
+def paged(wanted: Any, number: Any, page: Page) -> Any:
+    """Return a query for one page and the first row of the next."""
+    if page.after is not None:
+        wanted = wanted.where(number < page.after if page.is_newest_first else number > page.after)
+    order = number.desc() if page.is_newest_first else number.asc()
+    return wanted.order_by(order).limit(page.limit + 1)
+
+
+def _lasts() -> Any:
+    return or_(files.c.expires_at.is_(None), files.c.expires_at > int(time.time()))
+
+
+def _record(row: Any) -> FileRecord:
+    return FileRecord(**{**row, "purpose": Purpose(row["purpose"])})

@@ -1,0 +1,269 @@
+"""Keeps files and batches: opens their folder, answers what callers ask, and has batches run.
+
+The folder is made with the first file. One server at a time may have it: two would run the same
+batches. What takes the disk's time runs in one thread, one thing after the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import structlog
+from filelock import FileLock, Timeout
+
+from service.batches.batch_store import BatchStore
+from service.batches.errors import FolderTakenError, StorageError
+from service.batches.file_store import FileStore, Page
+from service.batches.records import (
+    BatchRecord,
+    BatchStatus,
+    FileRecord,
+    LineCounts,
+    Purpose,
+)
+from service.batches.runner import BatchRunner, RunLimits
+from service.batches.tables import open_database
+from service.batches.uploads import Space, Upload
+from service.errors import ConflictError, NotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from sqlalchemy import Engine
+
+    from service.batches.runner import Execute
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+_DATABASE = "batches.sqlite"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeeperLimits:
+    """How much callers may leave here."""
+
+    max_file_bytes: int
+    max_files_bytes: int  # all together
+    max_open_batches: int
+    run: RunLimits
+
+
+@dataclass(slots=True)
+class _Opened:
+    """What there is once the folder is open."""
+
+    database: Engine
+    files: FileStore
+    batches: BatchStore
+    space: Space
+    lock: FileLock
+
+
+class BatchKeeper:
+    """The files and batches of one server."""
+
+    def __init__(self, folder: Path, limits: KeeperLimits) -> None:
+        self.limits = limits
+        self._folder = folder
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._opening = asyncio.Lock()
+        self._opened: _Opened | None = None
+        self._runner: BatchRunner | None = None
+        self._execute: Execute | None = None
+        self._is_closed = False
+
+    @property
+    def counts(self) -> LineCounts:
+        """What became of lines since the process began."""
+        return LineCounts() if self._runner is None else self._runner.counts
+
+    @property
+    def num_open_batches(self) -> int:
+        """Count the batches that are not over."""
+        return 0 if self._runner is None else self._runner.num_open
+
+    async def start(self, execute: Execute) -> None:
+        """Go on with what is open; execute: what runs a line."""
+        self._execute = execute
+        if not (self._folder / _DATABASE).exists():
+            return  # nothing was ever left here
+        try:
+            await self._open()
+        except (FolderTakenError, StorageError) as error:
+            log.error("batches_unavailable", reason=str(error))
+
+    async def close(self) -> None:
+        """Put back what is under way, and let go of the folder."""
+        self._is_closed = True
+        if self._runner is not None:
+            await self._runner.close()
+        if self._opened is not None:
+            await self._in_thread(self._let_go)
+
+    # Files
+
+    async def begin_upload(self, owner: str) -> Upload:
+        """Return what takes a new file in."""
+        opened = await self._open()
+        return Upload(
+            opened.files,
+            opened.space,
+            self._in_thread,
+            owner=owner,
+            max_bytes=self.limits.max_file_bytes,
+        )
+
+    async def file(self, owner: str, file_id: str, *, param: str = "file_id") -> FileRecord:
+        """Return an owner's file. Raises NotFoundError."""
+        opened = await self._open()
+        record = await self._in_thread(lambda: opened.files.find(file_id, owner))
+        if record is None:
+            raise NotFoundError("there is no such file here; list them at /v1/files", param=param)
+        return record
+
+    async def files(
+        self, owner: str, page: Page, *, after: str | None, purpose: str | None
+    ) -> list[FileRecord]:
+        """Return a page of an owner's files, and one more where there are more."""
+        opened = await self._open()
+        if after is not None:
+            page = _behind(page, (await self.file(owner, after, param="after")).number)
+        return await self._in_thread(lambda: opened.files.page(owner, page, purpose))
+
+    async def delete_file(self, owner: str, file_id: str) -> None:
+        """Remove an owner's file. Raises NotFoundError, ConflictError."""
+        opened = await self._open()
+        await self.file(owner, file_id)
+
+        def remove() -> None:
+            if file_id in self._in_use(opened):
+                raise ConflictError("a batch that is not over needs this file; cancel that first")
+            opened.files.remove(file_id)
+
+        await self._in_thread(remove)
+
+    async def path_of(self, owner: str, file_id: str) -> tuple[FileRecord, Path]:
+        """Return an owner's file, and where its content lies. Raises NotFoundError."""
+        opened = await self._open()
+        record = await self.file(owner, file_id)
+        return record, opened.files.path_of(record.id)
+
+    # Batches
+
+    async def create_batch(self, owner: str, values: dict[str, Any]) -> BatchRecord:
+        """Begin a batch of an owner's file. Raises NotFoundError, ConflictError.
+
+        values: columns of the table, without the owner and what becomes of it.
+        """
+        opened = await self._open()
+        record = await self.file(owner, values["input_file_id"], param="input_file_id")
+        if record.purpose is not Purpose.BATCH:
+            raise ConflictError("this file is a batch's output; give one of purpose batch")
+        if self._runner is None or self.num_open_batches >= self.limits.max_open_batches:
+            raise ConflictError(
+                f"{self.num_open_batches} batches are open, at most {self.limits.max_open_batches}"
+                " may be; wait until one is over, or cancel one"
+            )
+        batch = await self._in_thread(lambda: opened.batches.add({**values, "owner": owner}))
+        self._runner.add(batch)
+        return batch
+
+    async def batch(self, owner: str, batch_id: str, *, param: str = "batch_id") -> BatchRecord:
+        """Return an owner's batch. Raises NotFoundError."""
+        opened = await self._open()
+        record = await self._in_thread(lambda: opened.batches.find(batch_id, owner))
+        if record is None:
+            raise NotFoundError(
+                "there is no such batch here; list them at /v1/batches", param=param
+            )
+        return record
+
+    async def batches(self, owner: str, page: Page, *, after: str | None) -> list[BatchRecord]:
+        """Return a page of an owner's batches, and one more where there are more."""
+        opened = await self._open()
+        if after is not None:
+            page = _behind(page, (await self.batch(owner, after, param="after")).number)
+        return await self._in_thread(lambda: opened.batches.page(owner, page))
+
+    async def cancel_batch(self, owner: str, batch_id: str) -> BatchRecord:
+        """Begin to end a batch. Raises NotFoundError, ConflictError where it is over."""
+        opened = await self._open()
+        batch = await self.batch(owner, batch_id)
+
+        def note() -> BatchRecord:
+            now = opened.batches.get(batch.id)
+            if now.status is BatchStatus.CANCELLING:
+                return now
+            if now.status not in (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS):
+                raise ConflictError(f"the batch is {now.status.value}; nothing is left to cancel")
+            return opened.batches.set_status(now, BatchStatus.CANCELLING)
+
+        batch = await self._in_thread(note)
+        if self._runner is not None:
+            self._runner.cancel(batch)
+        return batch
+
+    # Its own
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    async def _open(self) -> _Opened:
+        """Return the folder's contents, opened once. Raises FolderTakenError, StorageError."""
+        if self._opened is not None:
+            return self._opened
+        async with self._opening:
+            if self._opened is None:
+                if self._execute is None or self._is_closed:
+                    raise FolderTakenError("files and batches are not served now", retry_after_s=5)
+                opened = await self._in_thread(self._open_folder)
+                self._runner = BatchRunner(
+                    opened.batches, opened.files, self._in_thread, self._execute, self.limits.run
+                )
+                for batch in await self._in_thread(opened.batches.open_ones):
+                    self._runner.add(batch)
+                self._opened = opened
+            return self._opened
+
+    def _open_folder(self) -> _Opened:
+        lock = FileLock(self._folder / "lock", thread_local=False)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise FolderTakenError(
+                "another server keeps its files and batches in the same folder; give this one a"
+                " state_dir of its own",
+                retry_after_s=60,
+            ) from None
+        except OSError as error:
+            raise StorageError(f"{self._folder} cannot be used: {error.strerror}") from error
+        try:
+            database = open_database(self._folder / _DATABASE)
+        except BaseException:
+            lock.release()
+            raise
+        files = FileStore(database, self._folder / "files")
+        files.remove_leftovers()
+        batches = BatchStore(database, files)
+        opened = _Opened(database, files, batches, Space(files, self.limits.max_files_bytes), lock)
+        files.remove_expired(self._in_use(opened))
+        files.measure()
+        return opened
+
+    def _in_use(self, opened: _Opened) -> set[str]:
+        return {batch.input_file_id for batch in opened.batches.open_ones()}
+
+    def _let_go(self) -> None:
+        if self._opened is not None:
+            self._opened.database.dispose()
+            self._opened.lock.release()
+
+
+def _behind(page: Page, number: int) -> Page:
+    return Page(after=number, limit=page.limit, is_newest_first=page.is_newest_first)

@@ -1,0 +1,137 @@
+"""The tables, and how the file that holds them is opened.
+
+SQLite with a log written ahead: what was committed survives the process being killed at any moment.
+A cut of power may take back the last commits, and with them whole lines, which then run again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    create_engine,
+    event,
+    text,
+)
+from sqlalchemy.exc import DatabaseError
+from sqlalchemy.pool import StaticPool
+
+from service.batches.errors import StorageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sqlalchemy import Connection, Engine
+
+SCHEMA_VERSION = 1
+
+schema = MetaData()
+
+files = Table(
+    "files",
+    schema,
+    Column("number", Integer, primary_key=True),
+    Column("id", String, nullable=False, unique=True),
+    Column("owner", String, nullable=False, index=True),
+    Column("filename", String, nullable=False),
+    Column("purpose", String, nullable=False),
+    Column("num_bytes", Integer, nullable=False),
+    Column("created_at", Integer, nullable=False),
+    Column("expires_at", Integer),
+)
+
+batches = Table(
+    "batches",
+    schema,
+    Column("number", Integer, primary_key=True),
+    Column("id", String, nullable=False, unique=True),
+    Column("owner", String, nullable=False, index=True),
+    Column("input_file_id", String, nullable=False),
+    Column("endpoint", String, nullable=False),
+    Column("completion_window", String, nullable=False),
+    Column("status", String, nullable=False, index=True),
+    Column("created_at", Integer, nullable=False),
+    Column("expires_at", Integer, nullable=False),
+    Column("metadata", String),  # JSON
+    Column("output_expires_after_s", Integer),
+    Column("faults", String, nullable=False, default="[]"),  # JSON
+    Column("output_file_id", String),
+    Column("error_file_id", String),
+    Column("num_lines", Integer, nullable=False, default=0),
+    Column("num_completed", Integer, nullable=False, default=0),
+    Column("num_failed", Integer, nullable=False, default=0),
+    *(
+        Column(f"{status}_at", Integer)
+        for status in (
+            "in_progress",
+            "finalizing",
+            "completed",
+            "failed",
+            "expired",
+            "cancelling",
+            "cancelled",
+        )
+    ),
+)
+
+lines = Table(
+    "lines",
+    schema,
+    Column("batch", Integer, ForeignKey("batches.number"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("custom_id", String, nullable=False),
+    Column("offset", Integer, nullable=False),
+    Column("num_bytes", Integer, nullable=False),
+    Column("has_failed", Boolean),  # NULL until it was answered
+    Column("result", LargeBinary),
+    Index("custom_ids", "batch", "custom_id", unique=True),
+)
+
+
+def open_database(path: Path) -> Engine:
+    """Return the database, made where there was none. Raises StorageError.
+
+    Its one connection is for one thread at a time.
+    """
+    engine = create_engine(
+        f"sqlite:///{path}",
+        poolclass=StaticPool,
+        connect_args={"check_same_thread": False},
+    )
+    event.listen(engine, "connect", _prepare)
+    try:
+        with engine.begin() as connection:
+            _take_over(connection, path)
+    except DatabaseError as error:
+        engine.dispose()
+        raise StorageError(f"{path} cannot be used: {error.orig}") from error
+    except StorageError:
+        engine.dispose()
+        raise
+    return engine
+
+
+def _take_over(connection: Connection, path: Path) -> None:
+    """Make the tables of a new database, or see that they are ours."""
+    version = connection.execute(text("PRAGMA user_version")).scalar_one()
+    if version not in (0, SCHEMA_VERSION):
+        raise StorageError(
+            f"{path} was written by another version of this server (schema {version}); move it"
+            " away, or set state_dir"
+        )
+    schema.create_all(connection)
+    connection.execute(text(f"PRAGMA user_version = {SCHEMA_VERSION}"))
+
+
+def _prepare(connection: Any, _: object) -> None:
+    for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
+        connection.execute(f"PRAGMA {pragma}").close()

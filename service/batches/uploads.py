@@ -1,0 +1,129 @@
+"""Takes a file in piece by piece, on its way to the disk, within bounds.
+
+What is not finished leaves nothing behind, however it ends.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from service.batches.errors import StorageError
+from service.batches.records import FileRecord, Purpose
+from service.errors import BodyTooLargeError
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+    from service.batches.file_store import FileStore
+    from service.batches.runner import InThread
+
+_WRITTEN_AT_ONCE = 1024 * 1024
+
+
+@dataclass(slots=True)
+class Space:
+    """How much files take together, and may."""
+
+    files: FileStore
+    max_bytes: int
+    num_coming: int = 0  # bytes of what is being written
+
+    def take(self, num_bytes: int) -> None:
+        """Count so much more. Raises BodyTooLargeError."""
+        if self.files.num_bytes + self.num_coming + num_bytes > self.max_bytes:
+            raise BodyTooLargeError(
+                f"all files together may take {self.max_bytes} bytes here; delete some that are not"
+                " needed any more"
+            )
+        self.num_coming += num_bytes
+
+
+class Upload:
+    """One file that is coming; an async context, left before `finish` it leaves nothing."""
+
+    def __init__(
+        self, files: FileStore, space: Space, in_thread: InThread, *, owner: str, max_bytes: int
+    ) -> None:
+        self._files = files
+        self._space = space
+        self._in_thread = in_thread
+        self._owner = owner
+        self._max_bytes = max_bytes
+        self._id = files.new_id()
+        self._file: BinaryIO | None = None
+        self._waiting = bytearray()
+        self._num_bytes = 0
+        self._record: FileRecord | None = None  # once it is kept
+        self._is_finished = False  # and whoever sent it knows
+
+    async def __aenter__(self) -> Upload:
+        """Begin."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Forget what was not finished."""
+        self._space.num_coming -= self._num_bytes
+        if not self._is_finished:
+            await self._in_thread(self._discard)
+
+    async def write(self, data: bytes) -> None:
+        """Take the next piece. Raises BodyTooLargeError, or StorageError."""
+        if self._num_bytes + len(data) > self._max_bytes:
+            raise BodyTooLargeError(
+                f"the file is larger than the allowed {self._max_bytes} bytes; send less, or have"
+                " the setting max_file_size raised"
+            )
+        self._space.take(len(data))
+        self._num_bytes += len(data)
+        self._waiting += data
+        if len(self._waiting) >= _WRITTEN_AT_ONCE:
+            await self._in_thread(self._flush)
+
+    async def finish(
+        self, filename: str, purpose: Purpose, expires_after_s: int | None = None
+    ) -> FileRecord:
+        """Keep the file. Raises StorageError."""
+        now = int(time.time())
+        record = FileRecord(
+            number=0,
+            id=self._id,
+            owner=self._owner,
+            filename=filename,
+            purpose=purpose,
+            num_bytes=self._num_bytes,
+            created_at=now,
+            expires_at=None if expires_after_s is None else now + expires_after_s,
+        )
+        await self._in_thread(lambda: self._keep(record))
+        self._is_finished = True
+        return record
+
+    # In the thread
+
+    def _flush(self) -> None:
+        try:
+            if self._file is None:
+                self._file = self._files.part_of(self._id).open("wb")
+            self._file.write(self._waiting)
+        except OSError as error:
+            raise StorageError(f"the file could not be written: {error.strerror}") from error
+        self._waiting.clear()
+
+    def _keep(self, record: FileRecord) -> None:
+        self._flush()
+        if self._file is not None:
+            try:
+                self._file.close()
+            except OSError as error:
+                raise StorageError(f"the file could not be written: {error.strerror}") from error
+        self._record = self._files.add(record)
+
+    def _discard(self) -> None:
+        if self._record is not None:  # whoever waited for it to be kept has left meanwhile
+            self._files.remove(self._id)
+            return
+        if self._file is not None:
+            self._file.close()
+        self._files.discard_part(self._id)
