@@ -48,6 +48,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
         "/tokenize",
         "/apply-template",
     ),
+    "Anthropic": ("/v1/messages", "/v1/messages/count_tokens"),
     "TGI": ("/", "/generate", "/generate_stream"),
 }
 

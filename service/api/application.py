@@ -10,6 +10,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from service.api.access import access_rule
+from service.api.anthropic.messages import messages_endpoints
 from service.api.at_the_head import AtTheHead
 from service.api.browser_guard import BrowserGuard, PageRule
 from service.api.cors import cors_middleware
@@ -66,6 +67,7 @@ def endpoints_of(
         *render_endpoints(context),
         *fim_endpoints(context),
         *model_endpoints(context),
+        *messages_endpoints(context),
         *tokenize_endpoints(context),
         *detokenize_endpoints(context),
         *template_endpoints(context),
@@ -134,7 +136,7 @@ def create_app(
         AtTheHead(room, key_rule, page_rule, context.observation, label_of),
         routes=[route for endpoint in endpoints for route in _routes(endpoint)],
         middleware=[
-            Middleware(RequestId),
+            Middleware(RequestId, shape_of=shape_of),
             Middleware(
                 ObserveRequests,
                 observation=context.observation,
@@ -177,7 +179,13 @@ def _refused_by_router(shape_of: ShapeRule) -> Callable[[Request, Exception], Aw
             message = not_offered(path) or "there is no such path here; see /openapi.json"
         else:
             message = error.detail
-        return http_error_response(error.status_code, message, headers, shape_of(path))
+        return http_error_response(
+            error.status_code,
+            message,
+            headers,
+            shape_of(path),
+            request.scope.get("request_id"),
+        )
 
     return refuse
 

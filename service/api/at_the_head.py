@@ -74,7 +74,8 @@ class AtTheHead:
         record.caller, record.failure = caller, refusal.code
         record.request_id, record.status = identify(scope), refusal.start["status"]
         self._note_soon(record)
-        headers = [*refusal.start["headers"], (b"x-request-id", record.request_id.encode())]
+        told_id = record.request_id.encode()
+        headers = [*refusal.start["headers"], *((name, told_id) for name in refusal.id_headers)]
         return {**refusal.start, "headers": headers}, refusal.body
 
     def _note_soon(self, record: RequestRecord) -> None:

@@ -36,6 +36,7 @@ class ErrorShape(enum.Enum):
 
     OPENAI = "openai"
     TGI = "tgi"
+    ANTHROPIC = "anthropic"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

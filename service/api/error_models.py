@@ -39,7 +39,36 @@ class TgiError(AnswerModel):
     error_type: str = Field(description="The kind of error, such as `validation`.")
 
 
+AnthropicErrorType: TypeAlias = Literal[
+    "invalid_request_error",
+    "authentication_error",
+    "permission_error",
+    "not_found_error",
+    "timeout_error",
+    "request_too_large",
+    "rate_limit_error",
+    "api_error",
+    "overloaded_error",
+]
+
+
+class AnthropicErrorDetail(AnswerModel):
+    """What went wrong."""
+
+    type: AnthropicErrorType = Field(description="The kind of error.")
+    message: str = Field(description="What was found, what is expected, and what to do.")
+
+
+class AnthropicError(AnswerModel):
+    """An error in the words of Anthropic's API; as `event: error` in a stream."""
+
+    type: Literal["error"]
+    error: AnthropicErrorDetail
+    request_id: str | None = Field(description="The request's x-request-id.")
+
+
 ERROR_MODELS: dict[ErrorShape, type[BaseModel]] = {
     ErrorShape.OPENAI: OpenAIError,
     ErrorShape.TGI: TgiError,
+    ErrorShape.ANTHROPIC: AnthropicError,
 }

@@ -118,6 +118,20 @@ _TGI = {
     500: (424, "generation"),
 }
 
+# By the status in the table above: Anthropic's word for it. Statuses stay.
+_ANTHROPIC = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "overloaded_error",
+}
+# By these words some of its clients know that they must shorten their dialogue.
+_TOO_LONG = "prompt is too long: "
+
 
 def error_form(error: Exception) -> ErrorForm:
     """Find how clients see an error: by its class, else the nearest one above."""
@@ -136,11 +150,26 @@ def tgi_error_body(error: Exception) -> dict[str, object]:
     return {"error": _message(error), "error_type": _tgi_form(error_form(error))[1]}
 
 
-def error_response(error: Exception, shape: ErrorShape = ErrorShape.OPENAI) -> Response:
-    """Return an error as a response, in the words of the server whose path was asked."""
+def anthropic_error_body(error: Exception, request_id: str | None) -> dict[str, object]:
+    """Return an error in the shape of Anthropic's API."""
+    form, message = error_form(error), _message(error)
+    if form.code == "context_length_exceeded":
+        message = _TOO_LONG + message
+    return _anthropic_body(form.status, message, request_id)
+
+
+def error_response(
+    error: Exception, shape: ErrorShape = ErrorShape.OPENAI, request_id: str | None = None
+) -> Response:
+    """Return an error as a response, in the words of the server whose path was asked.
+
+    request_id: for those that tell it in the body.
+    """
     form = error_form(error)
     if shape is ErrorShape.TGI:
         return JsonResponse(tgi_error_body(error), _tgi_form(form)[0], _headers(error))
+    if shape is ErrorShape.ANTHROPIC:
+        return JsonResponse(anthropic_error_body(error, request_id), form.status, _headers(error))
     return JsonResponse(error_body(error), form.status, _headers(error))
 
 
@@ -149,8 +178,11 @@ def http_error_response(
     message: str,
     headers: Mapping[str, str] | None,
     shape: ErrorShape = ErrorShape.OPENAI,
+    request_id: str | None = None,
 ) -> Response:
     """Return what the router refuses (no such route, no such method) in the same shape."""
+    if shape is ErrorShape.ANTHROPIC:
+        return JsonResponse(_anthropic_body(status, message, request_id), status, headers)
     if shape is ErrorShape.TGI:
         status, kind = _tgi_form(ErrorForm(status, INVALID))
         return JsonResponse({"error": message, "error_type": kind}, status, headers)
@@ -167,6 +199,11 @@ def _tgi_form(form: ErrorForm) -> tuple[int, str]:
     if form is UNEXPECTED:
         return form.status, "internal_error"
     return _TGI.get(form.status, (form.status, form.code or form.type))
+
+
+def _anthropic_body(status: int, message: str, request_id: str | None) -> dict[str, object]:
+    error = {"type": _ANTHROPIC.get(status, INVALID), "message": message}
+    return {"type": "error", "error": error, "request_id": request_id}
 
 
 def _body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, object]:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cache
+
+from service.api.endpoint import ErrorShape
+
 # On any answer, whatever its status.
 ALWAYS = {
     "x-request-id": "The request's own x-request-id, if it had a sane one, else one made up.",
+}
+
+# On any answer of Anthropic's paths, as its clients look for their request's id there.
+ANTHROPIC = {
+    "request-id": "The same as x-request-id.",
 }
 
 # On answers that a variant made.
@@ -32,9 +41,16 @@ WITH_STATUS = {
 }
 
 
+@cache
+def id_headers(shape: ErrorShape) -> tuple[bytes, ...]:
+    """Return the headers that tell a request's id on paths whose errors have this shape."""
+    names = (*ALWAYS, *ANTHROPIC) if shape is ErrorShape.ANTHROPIC else tuple(ALWAYS)
+    return tuple(name.encode() for name in names)
+
+
 def exposed() -> list[str]:
     """List the headers that a page in a browser may read: all that say something to a client."""
-    names = [*ALWAYS, *ORIGIN, *IGNORED, *TRUNCATED]
+    names = [*ALWAYS, *ANTHROPIC, *ORIGIN, *IGNORED, *TRUNCATED]
     for headers in WITH_STATUS.values():
         names += [name for name in headers if name not in names]
     return names

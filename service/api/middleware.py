@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from loaders.checkpoint.rust_panics import is_panic
 from service.api.endpoint import Access
 from service.api.error_responses import UNEXPECTED, error_form, error_response
+from service.api.headers import id_headers
 from service.api.scope import (
     error_frames_of,
     ignored,
@@ -39,8 +40,10 @@ log = structlog.get_logger(__name__)
 class RequestId:
     """Gives every response an x-request-id: the request's own, if it has a sane one."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, shape_of: ShapeRule) -> None:
+        """shape_of: in whose words a path answers, and so in which headers it tells the id."""
         self._app = app
+        self._shape_of = shape_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and its id back."""
@@ -51,7 +54,8 @@ class RequestId:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                own = [(b"x-request-id", scope["request_id"].encode())]
+                request_id = scope["request_id"].encode()
+                own = [(name, request_id) for name in id_headers(self._shape_of(scope["path"]))]
                 # An error says what is to be changed, and repeats little.
                 if message["status"] < 400 and (names := ignored(scope)):
                     own.append((b"x-ignored-params", ", ".join(names).encode()))
@@ -102,7 +106,8 @@ class ErrorBoundary:
         if error_form(error) is UNEXPECTED:
             log.error("request_failed", request_id=scope.get("request_id"), exc_info=error)
         if not begun:
-            await error_response(error, self._shape_of(scope["path"]))(scope, receive, send)
+            shape = self._shape_of(scope["path"])
+            await error_response(error, shape, scope.get("request_id"))(scope, receive, send)
         elif (make_frames := error_frames_of(scope)) is not None:
             frames = make_frames(error)
             await send({"type": "http.response.body", "body": frames, "more_body": False})

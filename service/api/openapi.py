@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from pydantic.json_schema import models_json_schema
 
 from service.api import headers
-from service.api.endpoint import Access
+from service.api.endpoint import Access, ErrorShape
 from service.api.error_models import ERROR_MODELS
 from service.api.scope import EVENT_STREAM
 from service.api.statuses import codes_of, meaning_of, statuses_of
@@ -39,6 +39,7 @@ come from. What a schema cannot say stands in docs/api.md."""
 TAGS = {
     "OpenAI": "OpenAI's API, as its official clients use it.",
     "llama.cpp": "llama.cpp's API, as editors use it.",
+    "Anthropic": "Anthropic's Messages API, as its official clients and agents use it.",
     "Mistral": "Mistral's API for infilling, as editors use it.",
     "TGI": "The API of text-generation-inference.",
     "Tokens": "Texts to tokens and back, and prompts as the model sees them.",
@@ -170,14 +171,17 @@ class _Document:
             other = endpoint.other_answers.get(status)
             if other is not None:
                 content = {JSON: {"schema": self._refs[other, "serialization"]}}
-                response: Node = {"description": meaning_of(status), "headers": _headers(status)}
+                response: Node = {
+                    "description": meaning_of(status),
+                    "headers": _headers(status, endpoint.errors),
+                }
                 responses[str(status)] = response | ({"content": content} if has_body else {})
             elif has_body:
                 responses[str(status)] = _ref("responses", _error_name(endpoint, status))
             else:
                 responses[str(status)] = {
                     "description": meaning_of(status),
-                    "headers": _headers(status),
+                    "headers": _headers(status, endpoint.errors),
                 }
         return responses
 
@@ -206,11 +210,12 @@ class _Document:
             schema = self._refs[ERROR_MODELS[endpoint.errors], "serialization"]
             for status in statuses_of(endpoint):
                 description = meaning_of(status)
-                if codes := codes_of(status):
+                codes = codes_of(status)
+                if codes and endpoint.errors is not ErrorShape.ANTHROPIC:  # which has none
                     description += f" `code`: {', '.join(f'`{code}`' for code in codes)}."
                 responses[_error_name(endpoint, status)] = {
                     "description": description,
-                    "headers": _headers(status),
+                    "headers": _headers(status, endpoint.errors),
                     "content": {JSON: {"schema": schema}},
                 }
         return dict(sorted(responses.items()))
@@ -285,7 +290,7 @@ _REQUEST_ID: Node = {
 
 
 def _success_headers(endpoint: Endpoint) -> Node:
-    names = list(headers.ALWAYS)
+    names = _id_names(endpoint.errors)
     if endpoint.request is not None:
         names += headers.IGNORED
     if endpoint.access is Access.CALLER:
@@ -295,13 +300,23 @@ def _success_headers(endpoint: Endpoint) -> Node:
     return {name: _ref("headers", name) for name in names}
 
 
-def _headers(status: int) -> Node:
-    names = (*headers.ALWAYS, *headers.WITH_STATUS.get(status, ()))
+def _id_names(shape: ErrorShape) -> list[str]:
+    return [name.decode() for name in headers.id_headers(shape)]
+
+
+def _headers(status: int, shape: ErrorShape) -> Node:
+    names = (*_id_names(shape), *headers.WITH_STATUS.get(status, ()))
     return {name: _ref("headers", name) for name in names}
 
 
 def _header_components() -> Node:
-    described = {**headers.ALWAYS, **headers.IGNORED, **headers.ORIGIN, **headers.TRUNCATED}
+    described = {
+        **headers.ALWAYS,
+        **headers.ANTHROPIC,
+        **headers.IGNORED,
+        **headers.ORIGIN,
+        **headers.TRUNCATED,
+    }
     for of_status in headers.WITH_STATUS.values():
         described |= of_status
     return {

@@ -19,8 +19,11 @@ from typing import TYPE_CHECKING
 
 from engine.errors import QueueFullError
 from service.api.crowd import Crowd
+from service.api.endpoint import ErrorShape
 from service.api.error_responses import error_form, error_response
+from service.api.headers import id_headers
 from service.api.scope import background_caller, keep_arrival, record_of
+from service.server.request_ids import identify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from service.api.context import ApiContext
-    from service.api.endpoint import Endpoint, ErrorShape
+    from service.api.endpoint import Endpoint
 
 _MAX_ANSWERS = 256  # that are kept; they differ in how many wait, and for how long
 _PASSED = "tetrad.passed"  # in the scope of a request that was let pass at its head
@@ -41,6 +44,7 @@ class FullAnswer:
     code: str | None
     start: Message
     body: Message
+    id_headers: tuple[bytes, ...]  # in which the request's id is told
 
 
 class Room:
@@ -103,7 +107,12 @@ class Room:
         if background_caller(scope) is not None:
             return None  # it waits beside what is counted
         full = find_full()
-        return None if full is None else _answer(str(full), math.ceil(full.retry_after_s), shape)
+        if full is None:
+            return None
+        retry_after_s = math.ceil(full.retry_after_s)
+        if shape is ErrorShape.ANTHROPIC:  # its body tells the request's id
+            return _make_answer(str(full), retry_after_s, shape, identify(scope))
+        return _answer(str(full), retry_after_s, shape)
 
     def _find_full_at_head(self) -> QueueFullError | None:
         if self._full is None:
@@ -143,9 +152,16 @@ class RequireRoom:
 
 @lru_cache(maxsize=_MAX_ANSWERS)
 def _answer(message: str, retry_after_s: int, shape: ErrorShape) -> FullAnswer:
+    """Return what is sent of a refusal; the same bytes for all that are told the same."""
+    return _make_answer(message, retry_after_s, shape)
+
+
+def _make_answer(
+    message: str, retry_after_s: int, shape: ErrorShape, request_id: str | None = None
+) -> FullAnswer:
     """Return what is sent of a refusal, as `error_response` has it."""
     error = QueueFullError(message, retry_after_s=retry_after_s)
-    response = error_response(error, shape)
+    response = error_response(error, shape, request_id)
     return FullAnswer(
         error_form(error).code,
         {
@@ -154,4 +170,5 @@ def _answer(message: str, retry_after_s: int, shape: ErrorShape) -> FullAnswer:
             "headers": response.raw_headers,
         },
         {"type": "http.response.body", "body": response.body},
+        id_headers(shape),
     )

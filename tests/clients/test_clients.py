@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import httpx2 as httpx
 import pytest
 
+from tests.service.api.anthropic.agent_requests import QUERY, first_turn, second_turn
 from tests.service.real_server import RealServer, serving
 
 if TYPE_CHECKING:
@@ -177,6 +178,21 @@ def test_agents_fields_are_taken(http: httpx.Client, demo: DemoRepositories) -> 
     last = [line for line in response.text.splitlines() if line.startswith("data: {")][-1]
     usage = json.loads(last.removeprefix("data: "))["usage"]
     assert usage["prompt_tokens_details"]["cached_tokens"] >= 0
+
+
+def test_an_agents_messages_share_their_beginning_whatever_its_billing_line_says(
+    http: httpx.Client, demo: DemoRepositories
+) -> None:
+    shared = {"model": demo.default_spec, "stream": False, "max_tokens": 4, "temperature": 0}
+    for make in (first_turn, second_turn):
+        http.post(QUERY, json={**make("00000"), **shared})
+        response = http.post(QUERY, json={**make("a1b2c"), **shared})
+        assert response.status_code == 200, response.text
+        usage = response.json()["usage"]
+        assert usage["cache_read_input_tokens"] > usage["input_tokens"]
+        body = {name: value for name, value in make("fffff").items() if name not in shared}
+        counted = http.post("/v1/messages/count_tokens?beta=true", json=body).json()
+        assert counted["input_tokens"] == sum(usage.values()) - usage["output_tokens"]
 
 
 @pytest.mark.parametrize("header", ["authorization", "x-api-key", "api-key"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import litellm
 import pytest
@@ -97,3 +98,76 @@ def test_wrong_key_and_unknown_model(asked):
     provider = asked["model"].split("/")[0]
     with pytest.raises(litellm.NotFoundError):
         litellm.completion(**asked | {"model": f"{provider}/unknown"})
+
+
+# ── by Anthropic's API ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def messages_asked(server, question):
+    return {
+        "model": f"anthropic/{server.model}",
+        "api_base": server.url,
+        "api_key": server.key,
+        "messages": question,
+        "temperature": 0,
+        "max_tokens": 20,
+        "num_retries": 0,
+    }
+
+
+def test_messages_streamed_and_not(messages_asked):
+    answer = litellm.completion(**messages_asked)
+    assert "Paris" in answer.choices[0].message.content
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage.completion_tokens > 1
+    text, reason = "", None
+    for chunk in litellm.completion(**messages_asked, stream=True):
+        text += chunk.choices[0].delta.content or ""
+        reason = chunk.choices[0].finish_reason or reason
+    assert (text, reason) == (answer.choices[0].message.content, "stop")
+
+
+def test_messages_as_they_are(server, messages_asked):
+    async def ask() -> dict:
+        return await litellm.anthropic.messages.acreate(**messages_asked)
+
+    answer = asyncio.run(ask())
+    assert answer["content"][0]["type"] == "text"
+    assert answer["stop_reason"] == "end_turn"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_too_long_messages_raise_its_own_class(server, messages_asked, stream):
+    messages_asked["messages"] = [{"role": "user", "content": server.too_long}]
+    with pytest.raises(litellm.ContextWindowExceededError):
+        litellm.completion(**messages_asked, stream=stream)
+
+
+def test_messages_with_a_wrong_key_or_model(messages_asked):
+    with pytest.raises(litellm.AuthenticationError):
+        litellm.completion(**messages_asked | {"api_key": "sk-wrong"})
+    with pytest.raises(litellm.NotFoundError):
+        litellm.completion(**messages_asked | {"model": "anthropic/unknown"})
+
+
+def test_messages_with_tools(messages_asked):
+    parameters = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}},
+        "required": ["city"],
+        "additionalProperties": False,
+    }
+    tool = {"type": "function", "function": {"name": "weather", "parameters": parameters}}
+    asked = {**messages_asked, "tools": [tool], "tool_choice": "required", "max_tokens": 80}
+    asked["parallel_tool_calls"] = False  # the demo comes to no end of calls
+    answer = litellm.completion(**asked)
+    assert answer.choices[0].finish_reason == "tool_calls"
+    (call,) = answer.choices[0].message.tool_calls
+    arguments = call.function.arguments
+    assert json.loads(arguments)["city"] in ("Paris", "Rome")
+    streamed = ""
+    for chunk in litellm.completion(**asked, stream=True):
+        for piece in chunk.choices[0].delta.tool_calls or ():
+            streamed += piece.function.arguments or ""
+    assert json.loads(streamed) == json.loads(arguments)

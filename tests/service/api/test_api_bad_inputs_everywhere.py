@@ -16,6 +16,7 @@ import pytest
 
 from service.api.application import endpoints_of
 from service.api.endpoint import Endpoint, ErrorShape
+from service.api.error_models import AnthropicError
 from service.api.request_bodies import parse_request
 from service.api.requests import ClosedModel, RequestModel
 from service.errors import InvalidFieldError, MissingFieldError, RequestError, UnsupportedFieldError
@@ -119,6 +120,9 @@ def check_refused(endpoint: Endpoint, response: httpx.Response, *statuses: int) 
     if endpoint.errors is ErrorShape.TGI:
         assert isinstance(body["error"], str)
         assert body["error_type"]
+    elif endpoint.errors is ErrorShape.ANTHROPIC:
+        AnthropicError.model_validate(body)
+        assert body["request_id"] == response.headers["request-id"]
     else:
         assert body["error"].keys() == {"message", "type", "param", "code"}
     assert len(response.content) < 3000

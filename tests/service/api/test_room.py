@@ -119,6 +119,7 @@ def test_what_takes_room_is_what_streams_or_makes_text():
         "/v1/completions",
         CHAT,
         "/v1/fim/completions",
+        "/v1/messages",
         "/infill",
         "/",
         "/generate",

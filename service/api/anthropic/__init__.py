@@ -1,0 +1,1 @@
+"""Anthropic's Messages API, as its official clients and agents use it."""
