@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from service.commands.chat import chat
+from service.commands.complete import complete
 from service.commands.demo import demo
 from service.commands.download import download
 from service.commands.mirror import mirror
@@ -148,6 +150,8 @@ def doctor(
     sys.exit(examine_machine(settings, as_json=as_json))
 
 
+app.command()(chat)
+app.command()(complete)
 app.command()(demo)
 app.command()(plan)
 app.command()(variants)

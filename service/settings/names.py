@@ -4,6 +4,8 @@ from __future__ import annotations
 
 ENV_PREFIX = "TETRAD_"
 CONFIG_VARIABLE = "TETRAD_CONFIG"
+URL_VARIABLE = "TETRAD_URL"  # which server `tetrad chat` and `tetrad complete` ask
+CLIENT_VARIABLES = frozenset({URL_VARIABLE})  # of commands that ask a server; no settings of one
 
 
 def flag_of(name: str) -> str:

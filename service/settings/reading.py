@@ -17,7 +17,7 @@ from service.errors import SettingsError
 from service.settings.explain import explain_with_sources
 from service.settings.files import read_text_file
 from service.settings.models import Settings
-from service.settings.names import CONFIG_VARIABLE, ENV_PREFIX, variable_of
+from service.settings.names import CLIENT_VARIABLES, CONFIG_VARIABLE, ENV_PREFIX, variable_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,7 +59,8 @@ def config_file_from_environment() -> Path | None:
 
 def unknown_variables() -> list[str]:
     """List `TETRAD_…` variables that set nothing: most often a slip of the pen."""
-    known = {variable_of(name) for name in Settings.model_fields} | {CONFIG_VARIABLE}
+    known = {variable_of(name) for name in Settings.model_fields}
+    known |= {CONFIG_VARIABLE, *CLIENT_VARIABLES}
     return sorted(
         name
         for name in os.environ

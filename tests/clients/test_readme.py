@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.clients.coder import coder_server
+from tests.service.commands.conversation.typed_terminal import CTRL_D, typed_terminal
 from tests.service.real_server import RealServer, serving
 
 if TYPE_CHECKING:
@@ -18,7 +22,9 @@ if TYPE_CHECKING:
 
     from loaders.demo import DemoRepositories
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CLIENTS_PYTHON = ROOT / ".venv-clients" / "bin" / "python"  # which has Anthropic's client
 CODER = "TheBloke/CodeLlama-7B-GPTQ"  # the name that the README serves a model for code by
 LIMIT_S = 120
 
@@ -35,9 +41,26 @@ def examples(section: str, language: str) -> list[str]:
 CLIENT = examples("Two commands", "python")[0].partition("stream = ")[0]
 
 
-def output_of(example: str, server: RealServer, language: str) -> str:
+def terminal_line(beginning: str) -> str:
+    """Find a line of the terminal's section that has these words, without its comment."""
+    (block,) = examples("In the terminal", "bash")
+    (line,) = [line for line in block.splitlines() if beginning in line]
+    return line.partition("  #")[0]
+
+
+def typed(line: str, server: RealServer, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Type a line into a shell where `tetrad` is this repository's."""
+    command = f'tetrad() {{ {shlex.quote(sys.executable)} -m service.cli "$@"; }}; {line}'
+    environment = {"TETRAD_URL": server.url, "PYTHONPATH": str(ROOT), "HOME": str(folder)}
+    return subprocess.run(
+        ["bash", "-ec", command], cwd=folder, env={"PATH": os.environ["PATH"], **environment},
+        capture_output=True, text=True, timeout=LIMIT_S, check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def output_of(example: str, server: RealServer, language: str, python: str = sys.executable) -> str:
     program = example.replace("http://127.0.0.1:8000", server.url)
-    command = [sys.executable, "-c"] if language == "python" else ["bash", "-ec"]
+    command = [python, "-c"] if language == "python" else ["bash", "-ec"]
     done = subprocess.run(
         [*command, program], capture_output=True, text=True, timeout=LIMIT_S, check=False
     )
@@ -91,3 +114,86 @@ def test_infilling_with_curl_gives_the_middle(code_server):
 def test_infilling_with_the_client_gives_the_middle(code_server):
     (example,) = [text for text in examples("Ask it", "python") if "suffix" in text]
     assert output_of(CLIENT + example, code_server, "python").strip()
+
+
+def test_json_by_a_schema_is_what_the_client_parses(demo_server):
+    (example,) = [text for text in examples("Ask it", "python") if "BaseModel" in text]
+    printed = output_of(CLIENT + example, demo_server, "python")
+    assert re.fullmatch(r"""name=(['"]).*\1 age=-?\d+\n""", printed)
+
+
+def test_tools_are_called(demo_server):
+    (example,) = [text for text in examples("Ask it", "python") if "tool_choice" in text]
+    name, _, arguments = output_of(CLIENT + example, demo_server, "python").partition(" ")
+    assert name == "weather"
+    assert isinstance(json.loads(arguments)["city"], str)
+
+
+def test_anthropics_client_streams_an_answer(demo_server):
+    if not CLIENTS_PYTHON.exists():
+        pytest.fail(f"there is no {CLIENTS_PYTHON}; run scripts/setup-clients", pytrace=False)
+    (example,) = [text for text in examples("Ask it", "python") if "anthropic" in text]
+    assert output_of(example, demo_server, "python", str(CLIENTS_PYTHON)).strip()
+
+
+def test_a_batch_is_answered(demo_server):
+    (example,) = [text for text in examples("Ask it", "python") if "batches" in text]
+    lines = output_of(CLIENT + example, demo_server, "python").splitlines()
+    answers = [json.loads(line) for line in lines if line]
+    assert {answer["custom_id"] for answer in answers} == {f"question-{n}" for n in range(3)}
+    for answer in answers:
+        assert answer["response"]["body"]["choices"][0]["message"]["content"]
+
+
+# ── in the terminal ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_session_begins_and_ends(demo_server, tmp_path):
+    assert terminal_line("tetrad chat  ").split() == ["tetrad", "chat"]
+    environment = {"HOME": str(tmp_path), "TETRAD_URL": demo_server.url}
+    arguments = ("chat", "--no-history", "--temperature", "0")
+    with typed_terminal(*arguments, environment=environment) as terminal:
+        terminal.wait_for("demo at")
+        terminal.wait_for("> ")
+        terminal.type("What is the capital of France?\r")
+        terminal.wait_for("Paris")
+        terminal.wait_for("> ")
+        terminal.type("Tell me a very long story.\r")
+        terminal.wait_for("story.\n")
+        terminal.wait_for(" ")
+        terminal.interrupt()
+        terminal.wait_for("stopped")
+        terminal.wait_for("> ")
+        terminal.type(CTRL_D)
+        assert terminal.wait_for_end() == 0
+    story = demo_server.lines("request", at_least=3)[-1]
+    assert story["outcome"] == "client_gone"
+
+
+@pytest.mark.parametrize("beginning", ["blue", "def fib"])
+def test_one_question_is_answered(demo_server, tmp_path, beginning):
+    done = typed(terminal_line(beginning), demo_server, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_what_is_piped_belongs_to_the_question(demo_server, tmp_path):
+    line = terminal_line("git diff").replace("git diff", "echo 'mend a typing error'")
+    done = typed(line, demo_server, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_a_schema_may_be_typed(demo_server, tmp_path):
+    done = typed(terminal_line("--json"), demo_server, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert isinstance(json.loads(done.stdout)["age"], int)
+
+
+def test_a_gap_in_a_file_is_filled(code_server, tmp_path):
+    file = tmp_path / "add.py"
+    file.write_text("def add(a, b):\n    return \n")
+    done = typed(terminal_line("--fim"), code_server, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert file.read_text() == f"def add(a, b):\n    return {done.stdout}\n"
+    assert done.stdout

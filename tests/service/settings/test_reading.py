@@ -115,6 +115,7 @@ def test_file_may_be_named_by_a_variable(monkeypatch, config):
 def test_slips_of_the_pen_in_variables_are_found(monkeypatch):
     monkeypatch.setenv("TETRAD_CONFIG", "x")
     monkeypatch.setenv("TETRAD_PORT", "1")
+    monkeypatch.setenv("TETRAD_URL", "http://x")  # which server `tetrad chat` asks
     monkeypatch.setenv("TETRAD_MAX_MODEL_LENGTH", "1")
     assert unknown_variables() == ["TETRAD_MAX_MODEL_LENGTH"]
 

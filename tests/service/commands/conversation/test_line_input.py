@@ -1,0 +1,46 @@
+"""Messages of one line and of several."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.commands.conversation import line_input
+from service.commands.conversation.line_input import LineInput
+
+
+@pytest.fixture
+def types(monkeypatch):
+    """Type lines; then the input ends."""
+
+    def run(*lines: str) -> list[str | None]:
+        waiting = list(lines)
+
+        def read(_: str) -> str:
+            if not waiting:
+                raise EOFError
+            return waiting.pop(0)
+
+        monkeypatch.setattr(line_input, "input", read, raising=False)
+        messages: list[str | None] = []
+        while not messages or messages[-1] is not None:
+            messages.append(LineInput().read_message())
+        return messages
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("lines", "messages"),
+    [
+        (["one", "two"], ["one", "two"]),
+        (["one\\", "two\\", "three", "four"], ["one\ntwo\nthree", "four"]),
+        (['"""', "one\\", "", "/two", '  """ ', "three"], ["one\\\n\n/two", "three"]),
+        (["pasted\nlines"], ["pasted\nlines"]),
+        (["one\\"], ["one"]),
+        (['"""', "one"], ["one"]),
+        ([""], [""]),
+        (["half \udcff of a character"], ["half � of a character"]),
+    ],
+)
+def test_lines_become_messages(types, lines, messages):
+    assert types(*lines) == [*messages, None]
