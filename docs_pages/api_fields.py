@@ -35,6 +35,14 @@ END = "<!-- fields: end -->"
 # Endpoints that share many fields have one name in the table. Of two groups that a row's endpoints
 # hold, the first is named, and the second only if it holds none of the first's.
 GROUPS: Mapping[str, Sequence[str]] = {
+    "answer": (
+        "/v1/completions",
+        "/v1/chat/completions",
+        "/v1/chat/completions/render",
+        "/v1/completions/render",
+        "/v1/fim/completions",
+        "/v1/responses",
+    ),
     "text": (
         "/v1/completions",
         "/v1/chat/completions",

@@ -30,6 +30,7 @@ from service.api.openai.files import file_endpoints
 from service.api.openai.fim import fim_endpoints
 from service.api.openai.models import model_endpoints
 from service.api.openai.render import render_endpoints
+from service.api.openai.responses.create import response_endpoints
 from service.api.operations.admin import admin_endpoints
 from service.api.operations.documents import document_endpoints
 from service.api.operations.health import health_endpoints
@@ -65,6 +66,7 @@ def endpoints_of(
         *completion_endpoints(context),
         *chat_endpoints(context),
         *render_endpoints(context),
+        *response_endpoints(context),
         *fim_endpoints(context),
         *model_endpoints(context),
         *messages_endpoints(context),

@@ -138,7 +138,7 @@ def error_form(error: Exception) -> ErrorForm:
     return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), UNEXPECTED)
 
 
-def error_body(error: Exception) -> dict[str, object]:
+def error_body(error: Exception) -> dict[str, dict[str, str | None]]:
     """Return an error in OpenAI's shape."""
     form = error_form(error)
     param = error.param if isinstance(error, NAMES_A_FIELD) else None
@@ -206,7 +206,9 @@ def _anthropic_body(status: int, message: str, request_id: str | None) -> dict[s
     return {"type": "error", "error": error, "request_id": request_id}
 
 
-def _body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, object]:
+def _body(
+    message: str, kind: str, param: str | None, code: str | None
+) -> dict[str, dict[str, str | None]]:
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 

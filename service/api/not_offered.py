@@ -15,7 +15,10 @@ _LM_STUDIO = "this server does not speak LM Studio's API; use OpenAI's, under /v
 _COMPLETION = "of llama.cpp's API this server has /infill and /props; use /v1/completions"
 _SLOTS = "this server has no slots: sequences share the engine and its prefix cache"
 
-# By how a path begins, without /v1; the longest beginning counts.
+_RESPONSES = "this server keeps no responses; send the dialogue so far as input to /v1/responses"
+
+# By how a path begins, without /v1; the longest beginning counts. One with a slash at its end means
+# what is below it alone.
 _WORDS = {
     "/embeddings": _EMBEDDINGS,
     "/embedding": _EMBEDDINGS,
@@ -29,6 +32,8 @@ _WORDS = {
     "/images": _IMAGES,
     "/audio": _AUDIO,
     "/realtime": _AUDIO,
+    "/responses/": _RESPONSES,
+    "/conversations": _RESPONSES,
     "/uploads": _STORED,
     "/assistants": _STORED,
     "/threads": _STORED,
@@ -49,6 +54,9 @@ def not_offered(path: str) -> str | None:
     path = path.removeprefix("/v1")
     # None of them is longer, and 64 KB of slashes would be joined in a quarter of a minute.
     parts = path[:_LONGEST].split("/")
-    beginnings = ("/".join(parts[:count]) for count in range(len(parts), 1, -1))
+    beginnings = [path[:_LONGEST]]
+    for count in range(len(parts) - 1, 1, -1):
+        beginning = "/".join(parts[:count])
+        beginnings += [f"{beginning}/", beginning]
     words = next((_WORDS[one] for one in beginnings if one in _WORDS), None)
     return words and f"{words}; what there is stands in /openapi.json"

@@ -7,11 +7,14 @@ comes here, so that both see the same.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from service.errors import InvalidFieldError
 from service.serving.prompts import within_context
 from service.serving.text_lanes import run_in_lane
+from service.text.errors import InvalidMessagesError
 from service.text.messages import checked_turns, with_system_text
 from service.text.render_options import AS_USUAL, RenderOptions
 from service.tools.calls import NO_TOOLS, ToolUse
@@ -19,7 +22,7 @@ from service.tools.formats import format_of
 from service.tools.generic_prompt import tools_in_words, turns_in_words
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from service.grammars.wanted import TextForm
     from service.serving.served_model import ServedModel
@@ -43,6 +46,13 @@ class AskedTurn:
     param: str = "messages"  # the request's field that errors name
     # The same of a tool's schema; {} is the tool's place.
     schema_param: str = "tools.{}.function.parameters"
+    # Of each tool, its place in the request; None: as they stand.
+    tool_places: Sequence[int] | None = None
+
+    def field_of(self, place: int) -> str:
+        """Return the request's field of a tool's schema; place: of the tool in `tools`."""
+        places = self.tool_places
+        return self.schema_param.format(place if places is None else places[place])
 
 
 def tool_format_of(asked: AskedTurn, template: ChatTemplate) -> ToolFormat | None:
@@ -76,7 +86,7 @@ async def render_turn(asked: AskedTurn, model: ServedModel) -> RenderedPrompt:
         return template.render_prompt(messages, options, tools)
 
     # Beside the event loop: a checkpoint's template runs in another process, which is waited for.
-    with within_context(limit, asked.param):
+    with within_context(limit, asked.param), _told_of(asked.param):
         return await run_in_lane(size_of(asked), render)
 
 
@@ -88,7 +98,17 @@ async def render_turn_text(asked: AskedTurn, model: ServedModel) -> str:
         messages, tools = _told(asked, template)
         return template.render_text(messages, asked.options, tools)
 
-    return await run_in_lane(size_of(asked), render)
+    with _told_of(asked.param):
+        return await run_in_lane(size_of(asked), render)
+
+
+@contextlib.contextmanager
+def _told_of(param: str) -> Iterator[None]:
+    """Name the request's field in what is wrong with a dialogue: raises InvalidFieldError."""
+    try:
+        yield
+    except InvalidMessagesError as error:
+        raise InvalidFieldError(str(error), param=param) from error
 
 
 def _told(

@@ -93,7 +93,7 @@ async def _form(
                 size,
                 partial(form_of_calls, asked.tools, tool_format, pieces, thoughts, asked.text_form),
             )
-            return made.text_form, [asked.schema_param.format(n) for n in made.unfollowed]
+            return made.text_form, [asked.field_of(place) for place in made.unfollowed]
         if asked.text_form is None or thoughts is None:
             return asked.text_form, ()
         form = await run_in_lane(
@@ -106,7 +106,7 @@ async def _form(
 
 def _refusal(error: InvalidGrammarError, asked: AskedTurn) -> InvalidFieldError:
     if isinstance(error, InvalidToolError):
-        param = asked.schema_param.format(error.index)
+        param = asked.field_of(error.index)
     elif asked.text_form is not None:
         param = asked.text_form.param
     else:

@@ -194,7 +194,8 @@ class ChatTemplate:
         tools: Sequence[ToolLike],
     ) -> tuple[str, Disguise | None]:
         dialogue = self._read(messages, options, tools)
-        disguise = self._pieces.disguise_for(list(dialogue.texts()), self.source)
+        # Each once: schemas of many tools repeat their words.
+        disguise = self._pieces.disguise_for([*dict.fromkeys(dialogue.texts())], self.source)
         hidden = dialogue.with_texts(disguise.put_on) if disguise else dialogue
         if options.continue_final_message:
             return self._render_unfinished(hidden), disguise

@@ -1,8 +1,8 @@
 """Clients as their users have them, unmodified, against `tetrad serve` on the demo.
 
 They run in an environment of their own, which `scripts/setup-clients` makes: theirs and ours need
-different versions of the same packages. Each file of `python/` is a pytest run there, and
-`node/with_openai.mjs` one of Node's; what they report is what a failure here shows. What editors
+different versions of the same packages. Each file of `python/` is a pytest run there, and each of
+`node/` one of Node's; what they report is what a failure here shows. What editors
 send by plain HTTP is in `test_editors.py`.
 """
 
@@ -106,19 +106,20 @@ def test_python_client_works(name: str, environment: dict[str, str]) -> None:
 
 def test_major_before_of_openai_works(environment: dict[str, str]) -> None:
     older = {**environment, "PYTHONPATH": str(OLDER_OPENAI)}
-    run_python(["with_openai", "with_openai_stream"], older)
+    run_python(["with_openai", "with_openai_stream", "with_openai_responses"], older)
 
 
-def test_openai_on_node_works(environment: dict[str, str]) -> None:
+@pytest.mark.parametrize("name", sorted(path.stem for path in (HERE / "node").glob("with_*.mjs")))
+def test_client_on_node_works(name: str, environment: dict[str, str]) -> None:
     node = shutil.which("node")
     if node is None:
-        pytest.skip("NOT TESTED: openai on Node, as there is no Node")
+        pytest.skip("NOT TESTED: clients on Node, as there is no Node")
     version = subprocess.check_output([node, "--version"], text=True).strip()
     if int(version.removeprefix("v").partition(".")[0]) < OLDEST_NODE:
-        pytest.skip(f"NOT TESTED: openai on Node, as this is Node {version}")
+        pytest.skip(f"NOT TESTED: clients on Node, as this is Node {version}")
     if not (HERE / "node" / "node_modules").exists():
-        pytest.skip("NOT TESTED: openai on Node, as scripts/setup-clients could not install it")
-    run([node, "--test", "--test-reporter", "spec", "node/with_openai.mjs"], environment)
+        pytest.skip("NOT TESTED: clients on Node, as scripts/setup-clients could not install it")
+    run([node, "--test", "--test-reporter", "spec", f"node/{name}.mjs"], environment)
 
 
 # ── what editors send to a model that cannot infill ─────────────────────────────────────────────

@@ -72,7 +72,7 @@ def test_table_has_every_field_of_every_request():
 def test_every_field_is_named_in_a_test_of_its_api(endpoint):
     """What such a test says of it no test can tell; that there is none, this one can."""
     api = endpoint.request.__module__.split(".")[2]
-    tests = [*(TESTS / api).glob("*.py"), *TESTS.glob("*.py")]
+    tests = [*(TESTS / api).rglob("*.py"), *TESTS.glob("*.py")]
     told = "".join(path.read_text(encoding="utf-8") for path in tests)
     names = {re.findall(r"[a-z_]+", row.path)[-1] for row in rows_of(endpoint)}
     assert [name for name in sorted(names) if not re.search(rf"\b{name}\b", told)] == []

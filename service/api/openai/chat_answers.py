@@ -285,12 +285,16 @@ class LogprobsWriter:
 
     def write(self, tokens: Sequence[AnswerToken]) -> bytes:
         """Return an object of `ChatLogprobs`."""
+        return b'{"content":' + self.write_list(tokens) + b',"refusal":null}'
+
+    def write_list(self, tokens: Sequence[AnswerToken]) -> bytes:
+        """Return a list of `ChatToken`."""
         parts: list[bytes] = []
         for token in tokens:
             if token.logprobs is not None:
-                parts.append(b"," if parts else b'{"content":[')
+                parts.append(b"," if parts else b"[")
                 self._write_one(token, token.logprobs, parts)
-        parts.append(b'],"refusal":null}' if parts else b'{"content":[],"refusal":null}')
+        parts.append(b"]" if parts else b"[]")
         return b"".join(parts)
 
     def _write_one(self, token: AnswerToken, found: TokenLogprobs, parts: list[bytes]) -> None:

@@ -7,6 +7,7 @@ in its module; how they reach the engine, in `service.serving`.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
@@ -49,15 +50,6 @@ MAX_TIMEOUT_S = 86_400
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
-class StreamOptions(RequestModel):
-    """What a stream carries beside the text."""
-
-    include_usage: bool | None = Field(None, description="End with a chunk that counts the tokens.")
-    continuous_usage_stats: bool | None = Field(
-        None, description="Count the tokens so far in every chunk."
-    )
-
-
 def _check_priority(value: int | None, info: ValidationInfo) -> int | None:
     if value and not limits_of(info).may_set_priority:
         raise ValueError("requests may not set it here (see the setting allow_priority)")
@@ -75,8 +67,8 @@ Priority = Annotated[
 ]
 
 
-class OpenAIRequest(FormedRequest):
-    """The fields that both endpoints share."""
+class SampledRequest(FormedRequest):
+    """How an answer's tokens are picked, where it ends, and on what terms it is made."""
 
     other_names: ClassVar = {
         "max_tokens": ("max_completion_tokens", "n_predict", "max_length"),
@@ -105,14 +97,6 @@ class OpenAIRequest(FormedRequest):
         le=MAX_COUNT,
         description="No end is picked before so many tokens, and no stop string looked for in their"
         " text.",
-    )
-    n: NumChoices = Field(None, description="How many choices to return of each prompt.")
-    truncate_prompt_tokens: int | None = Field(
-        None,
-        ge=-1,
-        le=MAX_COUNT,
-        description="Keep only the last so many tokens of a prompt (BOS stays); -1: as many as"
-        " leave room for the answer.",
     )
 
     # How tokens are picked
@@ -164,24 +148,11 @@ class OpenAIRequest(FormedRequest):
     ban_eos_token: Flag = Field(None, description="Another name of ignore_eos.")
 
     # What is told
-    prompt_logprobs: int | None = Field(
-        None,
-        ge=0,
-        le=MAX_LOGPROBS,
-        description="For each token of the prompt its logprob, and so many likeliest ones; not with"
-        " stream.",
-    )
-    return_token_ids: bool | None = Field(
-        None, description="Tell the ids of the prompt (prompt_token_ids) and of each answer."
-    )
     skip_special_tokens: bool | None = Field(
         None, description="false: special pieces show in the text. true by default."
     )
     stream: bool | None = Field(
         None, description="Send the answer as it comes, as server-sent events."
-    )
-    stream_options: Annotated[StreamOptions | None, EMPTY_IS_SILENCE] = Field(
-        None, description="Only with stream."
     )
 
     # On what terms
@@ -205,42 +176,19 @@ class OpenAIRequest(FormedRequest):
 
     # Accepted, and named as ignored, but for OpenAI's own defaults
     store: Ignored
-    metadata: Ignored
     service_tier: Annotated[Ignored, none_if("auto", "default")]
     prompt_cache_key: Ignored
     prompt_cache_retention: Ignored
     safety_identifier: Ignored
-    verbosity: Annotated[Ignored, none_if("medium")]
-    prediction: Ignored
 
     # Refused
     chat_template: Forbidden = Field(None, description="Never taken from a request.")
     prompt_embeds: Forbidden = Field(None, description="Never taken from a request.")
 
-    @model_validator(mode="after")
-    def _fields_agree(self) -> OpenAIRequest:
-        if not self.stream and (self.include_usage or self.counts_always):
-            raise ValueError("stream_options has an effect only with stream set to true")
-        if self.stream and self.prompt_logprobs is not None:
-            raise ValueError(
-                "prompt_logprobs are not streamed; leave them out, or leave out stream"
-            )
-        return self
-
     @property
     def is_stream(self) -> bool:
         """Whether the answer is sent as it comes."""
         return bool(self.stream)
-
-    @property
-    def include_usage(self) -> bool:
-        """Whether a stream ends with a chunk that counts the tokens."""
-        return bool(self.stream_options and self.stream_options.include_usage)
-
-    @property
-    def counts_always(self) -> bool:
-        """Whether every chunk counts the tokens so far."""
-        return bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
     def sampling_options(self, logprobs: int | None) -> SamplingOptions:
         """Return what these fields say of picking tokens."""
@@ -261,7 +209,6 @@ class OpenAIRequest(FormedRequest):
             stop_token_ids=self.stop_token_ids or (),
             ignore_eos=bool(self.value_of("ignore_eos")),
             logprobs=logprobs,
-            prompt_logprobs=self.prompt_logprobs,
         )
 
     def answer_form(self, *, echoes: bool = False, reports_tokens: bool = False) -> AnswerForm:
@@ -273,7 +220,6 @@ class OpenAIRequest(FormedRequest):
             skips_special_tokens=self.skip_special_tokens is not False,
             echoes=echoes,
             reports_tokens=reports_tokens,
-            reports_token_ids=bool(self.return_token_ids),
         )
 
     @property
@@ -285,6 +231,80 @@ class OpenAIRequest(FormedRequest):
             cache_salt=self.cache_salt or "",
             timeout_s=self.timeout,
         )
+
+
+class StreamOptions(RequestModel):
+    """What a stream carries beside the text."""
+
+    include_usage: bool | None = Field(None, description="End with a chunk that counts the tokens.")
+    continuous_usage_stats: bool | None = Field(
+        None, description="Count the tokens so far in every chunk."
+    )
+
+
+class OpenAIRequest(SampledRequest):
+    """The fields that the endpoints share which answer with choices."""
+
+    other_names: ClassVar = SampledRequest.other_names
+
+    n: NumChoices = Field(None, description="How many choices to return of each prompt.")
+    truncate_prompt_tokens: int | None = Field(
+        None,
+        ge=-1,
+        le=MAX_COUNT,
+        description="Keep only the last so many tokens of a prompt (BOS stays); -1: as many as"
+        " leave room for the answer.",
+    )
+
+    # What is told
+    prompt_logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_LOGPROBS,
+        description="For each token of the prompt its logprob, and so many likeliest ones; not with"
+        " stream.",
+    )
+    return_token_ids: bool | None = Field(
+        None, description="Tell the ids of the prompt (prompt_token_ids) and of each answer."
+    )
+    stream_options: Annotated[StreamOptions | None, EMPTY_IS_SILENCE] = Field(
+        None, description="Only with stream."
+    )
+
+    # Accepted, and named as ignored, but for OpenAI's own defaults
+    metadata: Ignored
+    verbosity: Annotated[Ignored, none_if("medium")]
+    prediction: Ignored
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> OpenAIRequest:
+        if not self.stream and (self.include_usage or self.counts_always):
+            raise ValueError("stream_options has an effect only with stream set to true")
+        if self.stream and self.prompt_logprobs is not None:
+            raise ValueError(
+                "prompt_logprobs are not streamed; leave them out, or leave out stream"
+            )
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a chunk that counts the tokens."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def counts_always(self) -> bool:
+        """Whether every chunk counts the tokens so far."""
+        return bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
+    def sampling_options(self, logprobs: int | None) -> SamplingOptions:
+        """Return what these fields say of picking tokens."""
+        options = super().sampling_options(logprobs)
+        return replace(options, prompt_logprobs=self.prompt_logprobs)
+
+    def answer_form(self, *, echoes: bool = False, reports_tokens: bool = False) -> AnswerForm:
+        """Return what these fields say of the answer's text."""
+        form = super().answer_form(echoes=echoes, reports_tokens=reports_tokens)
+        return replace(form, reports_token_ids=bool(self.return_token_ids))
 
 
 class TurnRequest(OpenAIRequest):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Literal
 
 import pytest
-from langchain_core.messages import HumanMessage, SystemMessage
+from langchain_core.messages import HumanMessage, SystemMessage, ToolMessage
 from langchain_openai import ChatOpenAI, OpenAI
 from openai import BadRequestError
+from pydantic import BaseModel, Field
 
 QUESTION = "What is the capital of France?"
 PROMPT = "Colours of the rainbow: red,"
@@ -100,3 +102,56 @@ def test_best_of_several_completions(server):
 def test_too_long_prompt_is_a_bad_request(server, chat):
     with pytest.raises(BadRequestError, match="maximum context length"):
         chat.invoke(server.too_long)
+
+
+def test_chat_by_responses_invoked_and_streamed(server):
+    chat = ChatOpenAI(**settings(server, max_tokens=40, use_responses_api=True))
+    answer = chat.invoke(QUESTION)
+    assert "Paris" in answer.text
+    assert answer.usage_metadata["output_tokens"] > 1
+    pieces = chat.stream(QUESTION)
+    assert "".join(piece.text for piece in pieces) == answer.text
+    again = chat.invoke([HumanMessage(QUESTION), answer, HumanMessage("And of Italy?")])
+    assert again.text
+
+
+# ── tools ───────────────────────────────────────────────────────────────────────────────────────
+
+
+class GetWeather(BaseModel):
+    """Tells the weather of a city."""
+
+    city: str = Field(max_length=20)
+    unit: Literal["celsius", "fahrenheit"]
+
+
+@pytest.fixture
+def calling(server):
+    chat = ChatOpenAI(**settings(server, max_tokens=100))
+    return chat.bind_tools([GetWeather], tool_choice="any")
+
+
+def test_chat_calls_a_tool_and_is_told_its_result(server, calling):
+    called = calling.invoke(QUESTION)
+    (call,) = called.tool_calls
+    GetWeather.model_validate(call["args"])
+    assert called.invalid_tool_calls == []
+    result = ToolMessage('{"sky": "clear"}', tool_call_id=call["id"])
+    chat = ChatOpenAI(**settings(server, max_tokens=10))
+    assert chat.invoke([HumanMessage(QUESTION), called, result]).content
+
+
+def test_chat_streams_a_call(calling):
+    whole = None
+    for chunk in calling.stream(QUESTION):
+        whole = chunk if whole is None else whole + chunk
+    assert [call["args"] for call in whole.tool_calls] == [
+        call["args"] for call in calling.invoke(QUESTION).tool_calls
+    ]
+
+
+@pytest.mark.parametrize("method", ["function_calling", "json_schema"])
+def test_answers_have_the_structure_of_a_model(server, method):
+    chat = ChatOpenAI(**settings(server, max_tokens=100))
+    answer = chat.with_structured_output(GetWeather, method=method).invoke(QUESTION)
+    assert isinstance(answer, GetWeather)

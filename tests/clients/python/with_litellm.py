@@ -171,3 +171,25 @@ def test_messages_with_tools(messages_asked):
         for piece in chunk.choices[0].delta.tool_calls or ():
             streamed += piece.function.arguments or ""
     assert json.loads(streamed) == json.loads(arguments)
+
+
+# ── by OpenAI's Responses API ─────────────────────────────────────────────────────────────────────
+
+
+def test_responses_streamed_and_not(server):
+    asked = {
+        "model": f"openai/{server.model}",
+        "api_base": server.base_url,
+        "api_key": server.key,
+        "input": "What is the capital of France?",
+        "temperature": 0,
+        "max_output_tokens": 40,
+    }
+    answer = litellm.responses(**asked)
+    (message,) = answer.output
+    assert "Paris" in message.content[0].text
+    assert answer.usage.output_tokens > 1
+    events = list(litellm.responses(**asked, stream=True))
+    text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert text == message.content[0].text
+    assert events[-1].type == "response.completed"

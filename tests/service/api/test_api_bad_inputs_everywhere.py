@@ -50,6 +50,7 @@ EXAMPLES: dict[str, object] = {
     "prompt": "hi",
     "messages": [{"role": "user", "content": "hi"}],
     "inputs": "hi",
+    "input": "hi",
     "tokens": [5, 6],
     "input_prefix": "a",
     "input_suffix": "b",

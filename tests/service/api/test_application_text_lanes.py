@@ -31,7 +31,7 @@ seen_by: list[str] = []  # names of the threads that encoded or rendered
 class Template(PlainTemplate):
     """Remembers which threads rendered."""
 
-    def render_text(self, messages: Any, options: Any = None) -> str:
+    def render_text(self, messages: Any, options: Any = None, tools: Any = ()) -> str:
         seen_by.append(threading.current_thread().name)
         return "short"
 
@@ -69,6 +69,7 @@ BODIES: dict[str, tuple[str, Any]] = {
     "completions": ("/v1/completions", lambda text: {"prompt": text}),
     "a gap of completions": ("/v1/completions", lambda text: {"prompt": "a", "suffix": text}),
     "chat": ("/v1/chat/completions", lambda text: {"messages": turns(text)}),
+    "responses": ("/v1/responses", lambda text: {"input": text}),
     "rendered chat": ("/v1/chat/completions/render", lambda text: {"messages": turns(text)}),
     "rendered completions": ("/v1/completions/render", lambda text: {"prompt": text}),
     "Mistral's gap": ("/v1/fim/completions", lambda text: {"prompt": text}),

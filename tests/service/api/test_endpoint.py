@@ -40,6 +40,7 @@ def url(tiny_tokenizer):
     [
         ("/completions", {"prompt": "a"}),
         ("/chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
+        ("/responses", {"input": "a"}),
         ("/completions/render", {"prompt": "a"}),
         ("/chat/completions/render", {"messages": [{"role": "user", "content": "a"}]}),
         ("/tokenize", {"prompt": "a"}),

@@ -30,13 +30,14 @@ MANY = dict.fromkeys(NAMES, 1)
 POSTS = [
     *("/v1/completions", "/v1/chat/completions", "/v1/fim/completions", "/infill", "/generate"),
     *("/generate_stream", "/", "/tokenize", "/detokenize", "/apply-template"),
-    *("/v1/completions/render", "/v1/chat/completions/render"),
+    *("/v1/completions/render", "/v1/chat/completions/render", "/v1/responses"),
 ]
 FIELDS = [
     *("model", "prompt", "messages", "suffix", "max_tokens", "stop", "logit_bias", "bad_words"),
     *("tools", "tool_choice", "response_format", "inputs", "parameters", "tokens", "content"),
     *("input_prefix", "input_suffix", "input_extra", "documents", "chat_template_kwargs", "user"),
     *("truncate_prompt_tokens", "temperature", "seed", "request_id", "stream_options", "priority"),
+    *("input", "instructions", "reasoning", "text", "include", "metadata", "previous_response_id"),
 ]
 VALUES: list[Any] = [
     LONG,
@@ -55,6 +56,7 @@ ENOUGH = {
     "prompt": "a",
     "messages": [{"role": "user", "content": "a"}],
     "inputs": "a",
+    "input": "a",
     "input_prefix": "",
     "input_suffix": "",
     "tokens": [5],

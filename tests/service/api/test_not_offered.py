@@ -22,6 +22,9 @@ from tests.service.fakes import FakeEngine, running_server, says
         ("/v1/threads/abc", "nothing else"),
         ("/completion", "/v1/completions"),
         ("/slots/0", "no slots"),
+        ("/v1/responses/resp_1", "keeps no responses"),
+        ("/responses/resp_1/cancel", "keeps no responses"),
+        ("/v1/conversations", "keeps no responses"),
         ("/lora-adapters", "no adapters"),
         ("/api/tags", "Ollama"),
         ("/api/chat", "Ollama"),
@@ -34,7 +37,19 @@ def test_words_say_what_there_is_not(path, word):
 
 
 @pytest.mark.parametrize(
-    "path", ["", "/", "/v1", "/v1/", "/v1/chat", "/completionx", "/apix", "/x/embeddings", "//api"]
+    "path",
+    [
+        "",
+        "/",
+        "/v1",
+        "/v1/",
+        "/v1/chat",
+        "/completionx",
+        "/apix",
+        "/x/embeddings",
+        "//api",
+        "/responses",
+    ],
 )
 def test_other_paths_are_unknown(path):
     assert not_offered(path) is None

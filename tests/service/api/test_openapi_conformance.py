@@ -66,7 +66,8 @@ def events_conform(
     error = ERROR_MODELS[endpoint.errors]
     assert response.text is not None
     for event in response.text.removesuffix("\n\n").split("\n\n"):
-        data = event[event.index("data:") :].removeprefix("data:").removeprefix(" ")
+        (line,) = [line for line in event.split("\n") if line.startswith("data:")]
+        data = line.removeprefix("data:").removeprefix(" ")
         if data.startswith(('{"error"', '{"type":"error"')):
             error.model_validate_json(data)
         elif data != "[DONE]":

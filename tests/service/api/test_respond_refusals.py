@@ -34,6 +34,7 @@ TURNS = [{"role": "user", "content": "hi"}]
 GENERATIONS: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": ["hi", "ho"], "n": 2},
     "/v1/chat/completions": {"messages": TURNS, "n": 3},
+    "/v1/responses": {"input": "hi"},
     "/v1/fim/completions": {"prompt": "hi"},
     "/infill": {"input_prefix": "a", "input_suffix": "b"},
     "/generate": {"inputs": "hi"},
@@ -43,6 +44,7 @@ GENERATIONS: dict[str, dict[str, Any]] = {
 WRONG: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": ["hi", "\x00" * 9], "truncate_prompt_tokens": 0},
     "/v1/chat/completions": {"messages": TURNS, "max_tokens": 10**6},
+    "/v1/responses": {"input": "hi", "max_output_tokens": 10**6},
     "/v1/fim/completions": {"prompt": "hi", "max_tokens": 10**6},
     "/infill": {"input_prefix": "a", "input_suffix": "b", "logit_bias": [["\ue000", 200]]},
     "/generate": {"inputs": "hi", "parameters": {"max_new_tokens": 10**6}},

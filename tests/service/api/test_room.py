@@ -118,6 +118,7 @@ def test_what_takes_room_is_what_streams_or_makes_text():
     assert taking == {
         "/v1/completions",
         CHAT,
+        "/v1/responses",
         "/v1/fim/completions",
         "/v1/messages",
         "/infill",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from service.errors import ContextLengthError
+from service.errors import ContextLengthError, InvalidFieldError
 from service.serving.turn_prompts import (
     AskedTurn,
     render_turn,
@@ -16,7 +16,6 @@ from service.serving.turn_prompts import (
     size_of,
     tool_format_of,
 )
-from service.text.errors import InvalidMessagesError
 from service.text.families import ALPACA, LLAMA_2, MISTRAL
 from service.text.render_options import RenderOptions
 from service.text.templates import ChatTemplate
@@ -128,10 +127,14 @@ def test_a_model_that_was_trained_on_one_call_a_turn_makes_one(model_of, source,
         assert tools.is_parallel is expected
 
 
-def test_a_result_of_no_call_is_refused_in_either_way(model_of):
+def test_what_is_wrong_with_a_dialogue_is_told_by_its_field(model_of):
     for source in (tool_templates.TAGS, LLAMA_2.template):
-        with pytest.raises(InvalidMessagesError, match="tool_call_id is 'c1'"):
-            text_of(model_of(source), USER, RESULT, tools=USE)
+        model = model_of(source)
+        asked = AskedTurn(messages=[USER, RESULT], tools=USE, param="input")
+        for render in (render_turn, render_turn_text):
+            with pytest.raises(InvalidFieldError, match="tool_call_id is 'c1'") as error:
+                asyncio.run(render(asked, model))
+            assert error.value.param == "input"
 
 
 def test_too_long_a_dialogue_is_told_by_its_field(model_of):

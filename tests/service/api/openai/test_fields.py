@@ -715,6 +715,8 @@ TESTED_ELSEWHERE = {
     *("tools", "tool_choice", "functions", "function_call"),  # test_tool_fields.py
     *("add_generation_prompt", "continue_final_message", "chat_template_kwargs", "documents"),
     "reasoning_effort",  # these in tests/service/api/test_dialogues.py
+    *("response_format", "structured_outputs", "json_schema", "grammar", "regex"),
+    *("guided_json", "guided_regex", "guided_choice", "guided_grammar"),  # test_text_forms.py
 }
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import httpx2 as httpx
 import pytest
 
+from engine.outputs import TokenLogprobs
 from service.api.openai.chat_answers import ChatCompletion, ChatCompletionChunk
 from service.text.templates import RenderedPrompt
 from tests.service.fakes import (
@@ -283,3 +284,15 @@ def test_answer_begins_with_thoughts_where_the_prompt_opened_them(thinking):
     (choice,) = thinking.whole("hm", tools=[], max_tokens=1)["choices"]
     assert (choice["message"]["reasoning"], choice["message"]["content"]) == ("h", None)
     assert choice["finish_reason"] == "length"
+
+
+def test_logprobs_of_every_token_are_told_beside_calls(server):
+    server.engine.logprobs = lambda token_id, params: TokenLogprobs(-token_id / 100, ())
+    text = f"So: {CALL}"
+    whole = server.whole(text, logprobs=True)["choices"][0]["logprobs"]["content"]
+    choices = [chunk["choices"][0] for chunk in server.chunks(text, logprobs=True)]
+    server.engine.logprobs = None
+    told = [one for choice in choices for one in (choice["logprobs"] or {}).get("content", ())]
+    assert told == whole
+    written = b"".join(bytes(one["bytes"]) for one in whole).decode()
+    assert written == text

@@ -1,0 +1,174 @@
+"""The tools of a request, in the Responses API's flat shape, and what is asked of their use.
+
+A custom tool takes a text as it is. To the model it is a function of one argument, `input`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from service.api.requests import (
+    EMPTY_IS_SILENCE,
+    MAX_NAME_LENGTH,
+    RequestModel,
+    Text,
+    none_if,
+)
+from service.api.tool_fields import MAX_TOOL_CHARACTERS, MAX_TOOLS, ToolName
+from service.tools.calls import NO_TOOLS, Tool, ToolMode, ToolUse
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_KNOWN = ("function", "custom")
+MAX_LISTED = 512  # tools, also those that are left out
+_ONE_TEXT: dict[str, Any] = {
+    "type": "object",
+    "properties": {"input": {"type": "string"}},
+    "required": ["input"],
+    "additionalProperties": False,
+}
+
+
+OptionalName = Annotated[ToolName | None, none_if("")]
+
+
+class CustomFormat(RequestModel):
+    """What a custom tool's text is like."""
+
+    type: Literal["text", "grammar"] = Field("text", description="`text` is any.")
+    syntax: Text = Field(None, description="Of the grammar.")
+    definition: Text = Field(None, description="The grammar: the model is told it.")
+
+
+class OfferedTool(RequestModel):
+    """A tool that the model may call."""
+
+    type: str = Field(
+        max_length=MAX_NAME_LENGTH,
+        description="`function` or `custom`; tools of other types are left out, and named as"
+        " ignored.",
+    )
+    name: OptionalName = Field(None, description="1 to 64 letters, digits, _ and -.")
+    description: Text = Field(None, description="What it does; the model is told it.")
+    parameters: Annotated[dict[str, Any] | None, EMPTY_IS_SILENCE] = Field(
+        None, description="Of a function: a JSON schema of its arguments."
+    )
+    strict: bool | None = Field(None, description="Arguments follow the schema strictly.")
+    format: Annotated[CustomFormat | None, EMPTY_IS_SILENCE] = Field(
+        None, description="Of a custom tool: what its text is like."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_what_is_unknown(cls, tool: object) -> object:
+        if not isinstance(tool, dict):
+            return tool
+        kind = tool.get("type")
+        return {"type": kind} if isinstance(kind, str) and kind not in _KNOWN else tool
+
+    @model_validator(mode="after")
+    def _has_name(self) -> OfferedTool:
+        if self.is_used and self.name is None:
+            raise ValueError("has no name; give one")
+        return self
+
+    @property
+    def is_used(self) -> bool:
+        """Whether it is of a type that this server knows."""
+        return self.type in _KNOWN
+
+    def own_ignored(self) -> list[str]:
+        """Name what has no effect; of a tool that is left out, its type."""
+        return super().own_ignored() if self.is_used else [self.type]
+
+    @property
+    def tool(self) -> Tool:
+        """Return it as the model is told of it."""
+        name, description = self.name or "", self.description or ""
+        if self.type == "function":
+            return Tool(name, description, self.parameters, is_strict=bool(self.strict))
+        if self.format is not None and self.format.definition is not None:
+            syntax = self.format.syntax or "a"
+            description += f"\n\n`input` follows this grammar ({syntax}):\n{self.format.definition}"
+        return Tool(name, description.strip(), _ONE_TEXT)
+
+
+def _few(tools: object) -> object:
+    # Before their types: pydantic would describe each of a million wrong ones, for seconds.
+    if isinstance(tools, list) and len(tools) > MAX_LISTED:
+        raise ValueError(f"has {len(tools)} tools; give at most {MAX_LISTED}")
+    return tools
+
+
+OfferedTools = Annotated[
+    Annotated[list[OfferedTool], Field(fail_fast=True)] | None,
+    BeforeValidator(_few),
+    EMPTY_IS_SILENCE,
+]
+
+
+class ResponseToolChoice(RequestModel):
+    """Which tool must be called, or which may be."""
+
+    type: Literal["function", "custom", "allowed_tools"] = Field(
+        description="`function` and `custom` name one tool, `allowed_tools` several."
+    )
+    name: OptionalName = Field(None, description="Of the one tool.")
+    mode: Literal["auto", "required"] | None = Field(
+        None, description="With `allowed_tools`: whether one must be called."
+    )
+    tools: OfferedTools = Field(None, description="With `allowed_tools`: their types and names.")
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> ResponseToolChoice:
+        wanted = "tools" if self.type == "allowed_tools" else "name"
+        if not getattr(self, wanted):
+            raise ValueError(f"is of type {self.type!r} and has no {wanted}; give it")
+        return self
+
+    @property
+    def names(self) -> set[str]:
+        """Return the names of the tools that must or may be called."""
+        if self.type != "allowed_tools":
+            return {self.name or ""}
+        return {tool.name or "" for tool in self.tools or () if tool.is_used}
+
+
+def check_tools(offered: Sequence[OfferedTool], choice: str | ResponseToolChoice | None) -> None:
+    """Raise ValueError for tools that cannot be told apart, or a choice of what is not there."""
+    tools = [one.tool for one in offered if one.is_used]
+    names = [tool.name for tool in tools]
+    if len(tools) > MAX_TOOLS:
+        raise ValueError(f"tools has {len(tools)} that may be called; give at most {MAX_TOOLS}")
+    if len(set(names)) < len(names):
+        raise ValueError("tools has two of one name; give each its own")
+    size = sum(len(tool.description) + len(str(tool.parameters)) for tool in tools)
+    if size > MAX_TOOL_CHARACTERS:
+        raise ValueError(f"tools has {size} characters; give at most {MAX_TOOL_CHARACTERS}")
+    must_be_there = choice == "required" or isinstance(choice, ResponseToolChoice)
+    if must_be_there and not tools:
+        raise ValueError("tool_choice asks for a call, but there are no tools; give some")
+    if isinstance(choice, ResponseToolChoice) and not choice.names <= set(names):
+        raise ValueError("tool_choice names a tool that is not among tools")
+
+
+def tool_use(
+    offered: Sequence[OfferedTool],
+    choice: str | ResponseToolChoice | None,
+    *,
+    is_parallel: bool | None,
+) -> ToolUse:
+    """Return which tools there are, and how they may be used; what `check_tools` lets pass."""
+    tools = [one.tool for one in offered if one.is_used]
+    if not tools or choice == "none":
+        return NO_TOOLS
+    if choice is None or isinstance(choice, str):
+        return ToolUse(tools, ToolMode(choice or "auto"), is_parallel=is_parallel)
+    if choice.type == "allowed_tools":
+        mode = ToolMode(choice.mode or "auto")
+        return ToolUse(tools, mode, is_parallel=is_parallel, allowed=choice.names)
+    # Named tools are called once, as by OpenAI's own models.
+    return ToolUse(tools, ToolMode.REQUIRED, choice.name, is_parallel=False)
