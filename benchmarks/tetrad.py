@@ -61,6 +61,12 @@ class Tetrad:
         """Return generated tokens a second once all streams have their first token."""
         return self._loop.run_until_complete(self._decode(prompts, num_tokens))
 
+    def work_off(self, prompts: list[list[int]], num_tokens: int) -> float:
+        """Return generated tokens a second from the first prompt to the last token, all queued."""
+        started = time.perf_counter()
+        self._loop.run_until_complete(self._work_off(prompts, num_tokens))
+        return len(prompts) * num_tokens / (time.perf_counter() - started)
+
     def prefill(self, prompt: list[int]) -> float:
         """Return prompt tokens a second until the first token."""
         started = time.perf_counter()
@@ -94,6 +100,9 @@ class Tetrad:
         ended = max(times[-1] for times in streams)
         num_decoded = sum(sum(moment > started for moment in times) for times in streams)
         return num_decoded / (ended - started)
+
+    async def _work_off(self, prompts: list[list[int]], num_tokens: int) -> None:
+        await asyncio.gather(*(self._times(prompt, num_tokens) for prompt in prompts))
 
     async def _times(self, prompt: list[int], num_tokens: int) -> list[float]:
         params = SamplingParams(max_tokens=num_tokens, temperature=0)

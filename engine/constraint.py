@@ -54,10 +54,13 @@ class Constraint(Protocol):
 class ConstraintFactory(Protocol):
     """Makes constraints out of what requests carry."""
 
-    def compile(self, grammar: str, end_token_ids: Collection[int], max_tokens: int) -> Constraint:
+    def compile(
+        self, grammar: str, end_token_ids: Collection[int], max_tokens: int | None
+    ) -> Constraint:
         """Raise `InvalidConstraintError` where the text is no grammar.
 
-        end_token_ids: what ends the sequence; may come wherever the grammar may end. max_tokens:
-        that the sequence may have. May take long; the engine calls it off the step's thread, once a
+        end_token_ids: what ends the sequence; may come wherever the grammar may end, and nothing
+        else ends it. max_tokens: that the sequence may have; None where the text is not to be led
+        to an end before them. May take long; the engine calls it off the step's thread, once a
         sequence.
         """

@@ -175,8 +175,20 @@ class Engine:
             return None
         if self._constraints is None:
             raise InvalidConstraintError("this engine was built without structured output")
-        max_tokens = self.limits.max_output_tokens(len(request.prompt_token_ids), request.params)
-        return self._constraints.compile(request.grammar, request.params.eos_token_ids, max_tokens)
+        params = request.params
+        max_tokens = self.limits.max_output_tokens(len(request.prompt_token_ids), params)
+        # What the end of a text needs may be banned, of which grammars know nothing.
+        may_lack_tokens = bool(
+            params.bad_words
+            or params.banned_token_ids
+            or params.allowed_token_ids is not None
+            or 3 * params.min_tokens > max_tokens  # ends are banned up to there
+        )
+        return self._constraints.compile(
+            request.grammar,
+            params.eos_token_ids & params.end_token_ids,
+            None if may_lack_tokens else max_tokens,
+        )
 
     def add(self, request: SequenceRequest, *, constraint: Constraint | None = None) -> Sequence:
         """Queue a sequence. Raises an `InvalidRequestError` or `QueueFullError`.

@@ -359,7 +359,7 @@ class EngineLoop:
                 started,
                 failures,
                 self._work_number,
-                self._engine.statistics(),
+                self._grammars.counted(self._engine.statistics()),
                 self._accepted,
             )
         )

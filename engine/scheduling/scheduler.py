@@ -103,7 +103,9 @@ class Scheduler:
     def statistics(self, *, num_threads: int) -> EngineStatistics:
         """Count what there is and what was done; num_threads: what computes it."""
         counters = self._counters
-        num_background = sum(each.is_background for each in self._residency.running.values())
+        num_background = 0
+        if self._queue.background.num_busy_callers:  # asked at every step
+            num_background = sum(each.is_background for each in self._residency.running.values())
         return EngineStatistics(
             num_running=len(self._residency.running) - num_background,
             num_waiting=len(self._queue.foreground),

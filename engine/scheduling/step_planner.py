@@ -64,8 +64,9 @@ class StepPlanner:
             self._residency.rebalance()
         with_background = self._background.is_due
         rows = self._plan_rows(with_background=with_background)
-        if rows is None and not with_background:
-            # Who else is there has nothing to run now, so that nobody waits for these.
+        if rows is None and not with_background and not self._residency.is_short_of_blocks:
+            # Who else is there has nothing to run now, so that nobody waits for these. Whoever
+            # lacks blocks gets them once all steps are collected, and would wait for one more.
             with_background = True
             rows = self._plan_rows(with_background=True)
         if rows is None and self._is_mask_missing:

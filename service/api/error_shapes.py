@@ -31,7 +31,11 @@ def shape_rule(endpoints: Iterable[Endpoint]) -> ShapeRule:
             if listed.setdefault(path, endpoint.errors) is not endpoint.errors:
                 raise ValueError(f"two endpoints at {path} tell errors in different shapes")
 
+    # Anthropic's clients ask for more below their paths than is there (/v1/messages/batches).
+    heads = tuple(f"{path}/" for path, shape in listed.items() if shape is ErrorShape.ANTHROPIC)
+
     def shape_of(path: str) -> ErrorShape:
-        return listed.get(path, ErrorShape.OPENAI)
+        below = ErrorShape.ANTHROPIC if path.startswith(heads) else ErrorShape.OPENAI
+        return listed.get(path, below)
 
     return shape_of

@@ -103,7 +103,7 @@ async def answer(
     if background_caller(http_request.scope) is not None:
         terms = dataclasses.replace(request.terms, is_background=True)
         request = dataclasses.replace(request, terms=terms)
-    generation = await start(model, request, place)
+    generation = await _started(http_request, start(model, request, place), request, context)
     record_of(http_request.scope).generation = generation
     headers = model.identity.headers
     if is_stream:
@@ -121,6 +121,18 @@ async def answer(
 
     num_reported = sum(len(choice.tokens) + len(choice.prompt_logprobs) for choice in choices)
     return await asyncio.to_thread(write) if num_reported > MAX_REPORTED_AT_ONCE else write()
+
+
+async def _started(
+    http_request: Request,
+    starting: Coroutine[object, object, Generation],
+    request: GenerationRequest,
+    context: ApiContext,
+) -> Generation:
+    """Start a generation; one whose grammar is read meanwhile, for as long as the client waits."""
+    if request.text_form is None:  # at once, so that nobody need listen
+        return await starting
+    return await prepare(http_request, starting, context)
 
 
 def _cut_of(request: GenerationRequest) -> CutTokens:

@@ -6,6 +6,7 @@ that follow such a schema follow the one that was sent, too.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 MOST = 10**18 - 1
@@ -44,7 +45,8 @@ def _most(schema: dict[str, Any]) -> int:
 
 
 def _is_number(schema: dict[str, Any], name: str) -> bool:
-    return isinstance(schema.get(name), int | float)
+    bound = schema.get(name)  # JSON's 1e999 is read as infinity
+    return isinstance(bound, int) or (isinstance(bound, float) and math.isfinite(bound))
 
 
 def _changed(value: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llguidance import LLMatcher
 
+from service.grammars.closed_objects import with_closed_objects
 from service.grammars.errors import InvalidGrammarError
 from service.grammars.integer_bounds import with_bounded_integers
 from service.grammars.limits import (
@@ -44,7 +45,7 @@ def schema_grammar(schema: JsonSchema) -> str:
     if isinstance(schema, bool):
         schema = {} if schema else {"not": {}}
     given = {name: value for name, value in schema.items() if name != _LIBRARY_SETTINGS}
-    given = with_bounded_integers(given)
+    given = with_bounded_integers(with_closed_objects(given))
     try:
         return LLMatcher.grammar_from_json_schema(json.dumps(given), overrides=_FORM)
     except ValueError as error:

@@ -12,7 +12,7 @@ _KEYWORDS = re.compile(r"Unimplemented keys: (\[.*\])")
 _FORMAT = re.compile(r"Unknown format: (.*)")
 _RESOURCE = re.compile(r"Resource '(.*?)' is not present in a registry")
 _PATTERN = re.compile(r"regex parse error:.*?\nerror: ([^\n]*)", re.DOTALL)
-_PLACE = re.compile(r"^at (\d+)\((\d+)\): (.*)", re.DOTALL)
+_PLACE = re.compile(r"^(?:at )?(\d+)\((\d+)\): (.*)", re.DOTALL)
 _STATE = re.compile(r"\n|<state>")
 
 

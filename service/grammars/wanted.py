@@ -84,6 +84,8 @@ def _choice(texts: Sequence[str]) -> str:
         raise InvalidGrammarError(f"has {len(texts)} texts; at most {MAX_CHOICES} are taken")
     _require_short("the choice", "".join(texts), MAX_SOURCE_BYTES)
     quoted = " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+    # The one control character that JSON writes as it is, and that grammars do not take so.
+    quoted = quoted.replace("\x7f", r"\u007f")
     return LLMatcher.grammar_from_lark(f"start: {quoted}")
 
 

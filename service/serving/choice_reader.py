@@ -10,6 +10,7 @@ import msgspec
 
 from engine.outputs import FinishReason
 from service.serving.answer_tokens import AnswerToken, AnswerTokens
+from service.serving.thought_tokens import ThoughtTokens
 from service.text.indentation import Indentation
 from service.text.text_stream import TextStream
 from service.text.token_text import TokenTexts
@@ -40,6 +41,7 @@ class ChoiceReader:
 
     reports_prompt = False  # whether its first delta reports the prompt's tokens
     num_tokens = 0  # generated so far
+    num_thought = 0  # of those, the model's thoughts, where the form has them counted
     sum_logprobs = 0.0  # of those, where logprobs were asked for
     finish_reason: FinishReason | None = None  # once all of it was delivered
     # By the monotonic clock, where the answer is timed: when the first token came, and the last
@@ -215,6 +217,39 @@ class DetailedReader(ChoiceReader):
         return now >= self._deadline and "\n" in self._text.last_text
 
 
+class ThinkingReader(ChoiceReader):
+    """Read one choice's tokens, and count those of its thoughts."""
+
+    def __init__(
+        self, index: int, choice: PlannedChoice, form: AnswerForm, model: ServedModel
+    ) -> None:
+        super().__init__(index, choice, form, model)
+        texts = TokenTexts(model.tokenizer)
+        self._thoughts = (
+            ThoughtTokens(form.thought_marks, lambda token_id: texts.text(token_id).isspace())
+            if form.thought_marks is not None
+            else None
+        )
+
+    def read(self, outputs: Sequence[TokenOutput]) -> TextDelta | None:
+        """Return what these outputs add; None where that is nothing to tell yet."""
+        num_before = self.num_tokens
+        delta = super().read(outputs)
+        thoughts = self._thoughts
+        if thoughts is not None:
+            for output in outputs[: self.num_tokens - num_before]:
+                if output.finish_reason is not FinishReason.STOP:
+                    thoughts.push(output.token_id)
+            self.num_thought = thoughts.num_tokens
+            if thoughts.is_over:
+                self._thoughts = None
+        return delta
+
+
+class DetailedThinkingReader(ThinkingReader, DetailedReader):
+    """Do both."""
+
+
 def make_reader(
     index: int,
     choice: PlannedChoice,
@@ -231,6 +266,11 @@ def make_reader(
         or choice.is_prompt_only
         or choice.params.logprobs is not None
     )
-    if is_detailed:
-        return DetailedReader(index, choice, form, model)
-    return ChoiceReader(index, choice, form, model)
+    kinds = {
+        (False, False): ChoiceReader,
+        (True, False): DetailedReader,
+        (False, True): ThinkingReader,
+        (True, True): DetailedThinkingReader,
+    }
+    kind = kinds[is_detailed, form.thought_marks is not None]
+    return kind(index, choice, form, model)

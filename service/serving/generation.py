@@ -46,6 +46,7 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0  # of the prompts': known from earlier ones
+    reasoning_tokens: int = 0  # of the completion's: thoughts, where they can be told apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +166,7 @@ class Generation:
             prompt_tokens=sum(num_tokens for num_tokens, _ in firsts.values()),
             completion_tokens=sum(reader.num_tokens for reader in self._readers),
             cached_tokens=sum(num_cached for _, num_cached in firsts.values()),
+            reasoning_tokens=sum(reader.num_thought for reader in self._readers),
         )
 
     @property

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from service.grammars.wanted import TextForm
     from service.serving.prompts import Prompt
     from service.serving.served_model import ServedModel
+    from service.serving.thought_tokens import ThoughtMarks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,7 @@ class AnswerForm:
     keeps_stop_string: bool = False  # only a stop string is, an end token is not
     skips_special_tokens: bool = True
     kept_token_ids: frozenset[int] = frozenset()  # special ones that are text all the same
+    thought_marks: ThoughtMarks | None = None  # between which tokens are counted as thoughts
     echoes: bool = False  # the text begins with the prompt
     reports_tokens: bool = False  # each token of the answer with its place in the text
     reports_ends: bool = False  # of those also an end token that is no text

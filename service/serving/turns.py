@@ -5,13 +5,14 @@ Shared by every API that takes dialogues. Knows no HTTP and no API's names.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from service.errors import InvalidFieldError
 from service.grammars.errors import InvalidGrammarError
 from service.serving.text_lanes import run_in_lane
+from service.serving.thought_tokens import ThoughtMarks
 from service.serving.turn_prompts import (
     AskedTurn,
     render_turn,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from service.grammars.wanted import TextForm
+    from service.serving.generation_request import AnswerForm
     from service.serving.served_model import ServedModel
     from service.tools.formats import ToolFormat
     from service.tools.turn_reader import TurnReader
@@ -45,8 +47,13 @@ class PlannedTurn:
     text_form: TextForm | None  # what was asked for, or what the tools make necessary
     new_reader: Callable[[], TurnReader]  # one for each choice
     kept_token_ids: frozenset[int] = field(default=frozenset())  # special pieces the reader needs
+    thought_marks: ThoughtMarks | None = None  # where they are pieces
     # Fields of tools whose schema cannot be followed, so that any arguments may come.
     unfollowed: Sequence[str] = ()
+
+    def form(self, asked: AnswerForm) -> AnswerForm:
+        """Return how the answer's tokens become text, with what the turn's reader needs."""
+        return replace(asked, kept_token_ids=self.kept_token_ids, thought_marks=self.thought_marks)
 
     @property
     def is_plain(self) -> bool:
@@ -78,8 +85,17 @@ async def plan_turn(asked: AskedTurn, model: ServedModel) -> PlannedTurn:
         kept_token_ids=pieces.hidden_ids(
             (*(tool_format.marks if tool_format else ()), *(marks or ()))
         ),
+        thought_marks=_thought_marks(thoughts, pieces),
         unfollowed=unfollowed,
     )
+
+
+def _thought_marks(thoughts: Thoughts | None, pieces: Pieces) -> ThoughtMarks | None:
+    """Return the marks around thoughts by their ids; None where they are text."""
+    if thoughts is None or not set(thoughts.marks) <= pieces.ids.keys():
+        return None
+    opening, closing = (pieces.ids[mark] for mark in thoughts.marks)
+    return ThoughtMarks(opening, closing, thoughts.are_open)
 
 
 async def _form(

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from service.text.errors import InvalidMessagesError
-from service.text.tool_turns import checked_calls, paired
+from service.text.tool_turns import checked_calls, paired, require_few_values
 
 if TYPE_CHECKING:
     from service.text.tool_turns import Turn
@@ -43,6 +43,7 @@ def checked_turns(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
     """
     if not messages:
         raise InvalidMessagesError("messages is empty; send at least one")
+    require_few_values(messages)
     turns = [_checked_turn(message, f"messages[{n}]") for n, message in enumerate(messages)]
     return paired(turns)
 

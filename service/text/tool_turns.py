@@ -84,6 +84,23 @@ CALL_STYLES = tuple(
 )
 
 
+def require_few_values(messages: Iterable[Mapping[str, Any]]) -> None:
+    """Raise InvalidMessagesError where the arguments of all calls together hold too many values.
+
+    Before any are read: a request's own parts are counted, and those in texts are none of them.
+    """
+    left = MAX_MARKS
+    for n, message in enumerate(messages):
+        calls = message.get("tool_calls") if message.get("role") == "assistant" else None
+        for place, call in enumerate(calls or ()):
+            left -= num_marks(call.arguments)
+            if left < 0:
+                raise InvalidMessagesError(
+                    f"messages[{n}].tool_calls[{place}]: the arguments of all calls so far hold"
+                    f" more than {MAX_MARKS} values; send fewer"
+                )
+
+
 def checked_calls(calls: Iterable[CallLike], where: str) -> list[CheckedCall]:
     """Check the calls of one turn. Raises InvalidMessagesError, naming the place."""
     return [_checked_call(call, f"{where}.tool_calls[{n}]") for n, call in enumerate(calls)]
@@ -97,10 +114,6 @@ def _checked_call(call: CallLike, where: str) -> CheckedCall:
     text = call.arguments.strip() or "{}"
     if text == "null":
         text = "{}"
-    if num_marks(text) > MAX_MARKS:
-        raise InvalidMessagesError(
-            f"{where}: its arguments hold more than {MAX_MARKS} values; send fewer"
-        )
     try:
         arguments = read_object(text)
     except ValueError as error:
@@ -129,6 +142,7 @@ class _Calls:
         # Of the latest turn that called at all, and without a result yet. Of several of one id,
         # as where tools' names serve for ids, the first is answered first.
         self._open: list[CheckedCall] = []
+        self._num_new = 0  # ids that were made or passed over: none is looked at twice
 
     def add(self, calls: Sequence[CheckedCall]) -> list[CheckedCall]:
         """Take a turn's calls; return them with ids."""
@@ -141,17 +155,18 @@ class _Calls:
 
     def answer(self, call_id: str | None, name: str | None) -> CheckedCall | None:
         """Find the call that a result belongs to."""
-        for call in self._open:
+        for place, call in enumerate(self._open):
             if call.id == call_id if call_id else name in (None, call.name):
-                self._open.remove(call)
+                del self._open[place]
                 return call
         return self.made.get(call_id) if call_id else None
 
     def _new_id(self) -> str:
-        number = len(self.made)
-        while (new := f"call{number:05}") in self.made:
-            number += 1
-        return new
+        while True:
+            new = f"call{self._num_new:05}"
+            self._num_new += 1
+            if new not in self.made:
+                return new
 
 
 def _paired(turn: Turn, where: str, calls: _Calls) -> Turn:

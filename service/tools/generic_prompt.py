@@ -40,16 +40,18 @@ def turns_in_words(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     after them, become one turn: many templates take none but the assistant's between two.
     """
     told: list[dict[str, Any]] = []
+    texts: list[list[str]] = []  # of each; joined once, as there may be thousands
     follows_result = False
     for turn in turns:
         is_result = turn["role"] == "tool"
         plain = _plain(turn)
         if (is_result or plain["role"] == "user") and follows_result:
-            told[-1]["content"] += f"\n{plain['content']}"
+            texts[-1].append(plain["content"])
         else:
             told.append(plain)
+            texts.append([plain["content"]])
         follows_result = is_result or (follows_result and plain["role"] == "user")
-    return told
+    return [{**turn, "content": "\n".join(said)} for turn, said in zip(told, texts, strict=True)]
 
 
 def _plain(turn: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,9 +51,12 @@ class GrammarFactory:
         self._lock = threading.Lock()
 
     def compile(
-        self, grammar: str, end_token_ids: Collection[int], max_tokens: int
+        self, grammar: str, end_token_ids: Collection[int], max_tokens: int | None
     ) -> GrammarConstraint:
-        """Raise InvalidConstraintError where the text is no grammar, or one too large."""
+        """Raise InvalidConstraintError where the text is no grammar, or one too large.
+
+        max_tokens: None where JSON is not led to its end.
+        """
         with self._lock:
             if self._vocabulary is None:
                 self._vocabulary = _vocabulary_of(self._tokenizer)
@@ -63,8 +66,14 @@ class GrammarFactory:
             self._read[grammar] = matcher
             while len(self._read) > MAX_KEPT:
                 self._read.popitem(last=False)
-            end = TimelyEnd(self._vocabulary.ending, max_tokens) if _is_json(grammar) else None
-            return GrammarConstraint(matcher.deep_copy(), end_token_ids, end)
+            end = (
+                TimelyEnd(self._vocabulary.ending, max_tokens)
+                if max_tokens is not None and _is_json(grammar)
+                else None
+            )
+            # The library allows its own end tokens wherever a text may end.
+            others = set(self._vocabulary.tokens.eos_tokens) - set(end_token_ids)
+            return GrammarConstraint(matcher.deep_copy(), end_token_ids, end, others)
 
 
 class TimelyEnd:
@@ -79,6 +88,11 @@ class TimelyEnd:
         # Any token may open what takes more to close, so some are kept in hand; not so many that an
         # answer which just fits is turned away from what it was going to say.
         self._in_hand = min(_MOST_IN_HAND, max(_LEAST_IN_HAND, max_tokens // 8))
+
+    @property
+    def max_draft_tokens(self) -> int:
+        """How many tokens may come at once before it has to be seen whether the rest suffices."""
+        return max(0, self._num_left - self._look_at - 1)
 
     def look(self, matcher: LLMatcher) -> None:
         """See whether what is left still suffices to go on; to be asked before each token."""
@@ -109,11 +123,19 @@ class GrammarConstraint:
     """What one sequence may still say."""
 
     def __init__(
-        self, matcher: LLMatcher, end_token_ids: Collection[int], end: TimelyEnd | None = None
+        self,
+        matcher: LLMatcher,
+        end_token_ids: Collection[int],
+        end: TimelyEnd | None = None,
+        banned_token_ids: Collection[int] = (),
     ) -> None:
-        """end_token_ids: what ends the sequence; may come wherever the grammar may end."""
+        """end_token_ids: what ends the sequence; may come wherever the grammar may end.
+
+        banned_token_ids: what never may.
+        """
         self._matcher = matcher
         self._ends = tuple(end_token_ids)
+        self._banned = tuple(banned_token_ids)
         self._end = end
         self._failure: str | None = None
 
@@ -147,6 +169,8 @@ class GrammarConstraint:
 
     def num_allowed(self, draft: Sequence[int]) -> int:
         """Count the tokens of a draft that could come next, before one could not."""
+        if self._end is not None:
+            draft = draft[: self._end.max_draft_tokens]
         return self._matcher.validate_tokens(list(draft)) if draft else 0
 
     def forced(self, most: int) -> Sequence[int]:
@@ -168,6 +192,8 @@ class GrammarConstraint:
             self._note_failure()
             return ALLOWS_NOTHING
         is_accepting = self._matcher.is_accepting()
+        if is_accepting and self._banned:
+            mask = _with_tokens(mask, self._banned, are_allowed=False)
         if self.was_cut and self._end is not None:
             if not (is_accepting and self._ends):
                 return self._end.narrowed(mask, draft)
@@ -200,12 +226,16 @@ def _vocabulary_of(tokenizer: PreTrainedTokenizerFast) -> _Vocabulary:
     return _Vocabulary(tokens, JsonEnding(tokens))
 
 
-def _with_tokens(mask: TokenMask, token_ids: Sequence[int]) -> TokenMask:
-    """Allow further tokens."""
+def _with_tokens(
+    mask: TokenMask, token_ids: Sequence[int], *, are_allowed: bool = True
+) -> TokenMask:
+    """Allow further tokens, or none of them."""
     changed = bytearray(mask)
     for token_id in token_ids:
         if token_id >> 3 < len(changed):
             changed[token_id >> 3] |= 1 << (token_id & 7)
+            if not are_allowed:
+                changed[token_id >> 3] ^= 1 << (token_id & 7)
     return bytes(changed)
 
 

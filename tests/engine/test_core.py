@@ -119,3 +119,44 @@ def test_a_fresh_seed_is_drawn_where_none_is_given():
 def test_a_grammar_needs_an_engine_that_can_read_it():
     with pytest.raises(InvalidConstraintError, match="without structured output"):
         fake_engine().add(request(1, 1, grammar="root ::= a"))
+
+
+class ToldConstraints:
+    """Keeps what it is told beside each grammar, and follows none."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[set[int], int | None]] = []
+
+    def compile(self, grammar, end_token_ids, max_tokens):
+        self.told.append((set(end_token_ids), max_tokens))
+        return object()
+
+
+def told_of(**settings) -> tuple[set[int], int | None]:
+    """What a constraint is told of the sequence that it is for."""
+    constraints, sizes = ToldConstraints(), config()
+    engine = Engine.with_runner(FakeRunner(sizes), sizes, constraints=constraints)
+    params = SamplingParams(max_tokens=12, eos_token_ids=frozenset({1, 2}), **settings)
+    engine.compile(request(1, 1, params, grammar="root ::= a"))
+    return constraints.told[0]
+
+
+def test_a_text_ends_by_what_ends_its_sequence():
+    assert told_of() == ({1, 2}, 12)
+    assert told_of(ignore_eos=True) == (set(), 12)
+    assert told_of(ignore_eos=True, stop_token_ids=frozenset({2, 3})) == ({2}, 12)
+
+
+@pytest.mark.parametrize(
+    "banning",
+    [
+        {"bad_words": ((5,),)},
+        {"banned_token_ids": frozenset({5})},
+        {"allowed_token_ids": frozenset({5})},
+        {"min_tokens": 5},
+    ],
+    ids=lambda banning: next(iter(banning)),
+)
+def test_a_text_is_led_to_its_end_only_where_no_token_of_it_can_be_banned(banning):
+    assert told_of(**banning) == ({1, 2}, None)
+    assert told_of(min_tokens=4, logit_bias={5: -100.0}) == ({1, 2}, 12)

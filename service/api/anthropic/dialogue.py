@@ -84,7 +84,8 @@ def messages_of(request: PromptRequest) -> list[dict[str, Any]]:
             _check_results(turn, number, names)
             _add_users(messages, turn, names)
     system = "\n\n".join(text for text in _system_texts(request) if text)
-    return [{"role": "system", "content": system}, *messages] if system else messages
+    told = map(_told, messages)
+    return [{"role": "system", "content": system}, *told] if system else list(told)
 
 
 def tools_of(request: PromptRequest) -> ToolUse:
@@ -119,7 +120,8 @@ def unread(request: PromptRequest, model: ServedModel) -> list[str]:
     if _without_billing(_text_of(request.system)) != _text_of(request.system):
         names.append(f"system.{BILLING.removesuffix(':')}")
     if request.thinking and not _thinking_kwargs(request.thinking, template):
-        names.append("thinking")
+        never_thinks = request.thinking.type == "disabled" and template.reasoning_marks is None
+        names += [] if never_thinks else ["thinking"]
     if request.output_config and request.output_config.effort:
         names += [] if EFFORT in template.kwargs_names else ["output_config.effort"]
     thinks = any(block.thinking for turn in request.messages for block in turn.blocks)
@@ -191,7 +193,7 @@ def _add_users(messages: list[dict[str, Any]], turn: Turn, names: Mapping[str, s
     results = [block for block in turn.blocks if block.type == "tool_result"]
     messages += [_result(block, names) for block in results]
     if len(results) < len(turn.blocks) or not results:
-        _join_or_add(messages, {"role": "user", "content": _joined(turn)})
+        _add(messages, "user", content=[_joined(turn)])
 
 
 def _result(block: Block, names: Mapping[str, str]) -> dict[str, Any]:
@@ -206,14 +208,13 @@ def _result(block: Block, names: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _add_assistants(messages: list[dict[str, Any]], turn: Turn) -> None:
-    message: dict[str, Any] = {"role": "assistant", "content": _joined(turn)}
-    thoughts = "\n".join(block.thinking for block in turn.blocks if block.thinking)
-    if thoughts:
-        message["reasoning_content"] = thoughts
-    calls = [_call(block) for block in turn.blocks if block.type == "tool_use"]
-    if calls:
-        message["tool_calls"] = calls
-    _join_or_add(messages, message)
+    _add(
+        messages,
+        "assistant",
+        content=[_joined(turn)],
+        reasoning_content=[block.thinking for block in turn.blocks if block.thinking],
+        tool_calls=[_call(block) for block in turn.blocks if block.type == "tool_use"],
+    )
 
 
 def _call(block: Block) -> ToolCall:
@@ -222,18 +223,24 @@ def _call(block: Block) -> ToolCall:
     return ToolCall(_call_id(block.id or ""), block.name or "", arguments)
 
 
-def _join_or_add(messages: list[dict[str, Any]], message: dict[str, Any]) -> None:
-    """Add a message; one of the same role as the last becomes part of it."""
-    if not messages or messages[-1]["role"] != message["role"]:
-        messages.append(message)
-        return
+def _add(messages: list[dict[str, Any]], role: str, **said: list[Any]) -> None:
+    """Add lists of what was said; to the last message, where that is of the same role."""
+    if not messages or messages[-1]["role"] != role:
+        messages.append({"role": role})
     last = messages[-1]
+    for name, more in said.items():
+        last.setdefault(name, []).extend(more)
+
+
+def _told(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message with its texts joined: once, as there may be thousands."""
+    if message["role"] == "tool":
+        return dict(message)
+    told = {name: value for name, value in message.items() if value}
     for name in ("content", "reasoning_content"):
-        texts = [one[name] for one in (last, message) if one.get(name)]
-        if texts:
-            last[name] = "\n".join(texts)
-    if calls := [*last.get("tool_calls", ()), *message.get("tool_calls", ())]:
-        last["tool_calls"] = calls
+        if name in told:
+            told[name] = "\n".join(filter(None, told[name]))
+    return told
 
 
 def _kwargs(request: PromptRequest, template: ChatTemplate) -> dict[str, KwargValue]:

@@ -28,6 +28,7 @@ from service.api.requests import (
     none_if,
 )
 from service.api.text_forms import Schema, schema_form
+from service.api.tool_fields import MAX_TOOL_CHARACTERS
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -358,6 +359,11 @@ class PromptRequest(RequestModel):
         names = [tool.name for tool in self.own_tools]
         if len(set(names)) < len(names):
             raise ValueError("tools has two of the same name; give each its own")
+        size = sum(
+            len(one.description or "") + len(str(one.input_schema)) for one in self.own_tools
+        )
+        if size > MAX_TOOL_CHARACTERS:
+            raise ValueError(f"tools has {size} characters; give at most {MAX_TOOL_CHARACTERS}")
         choice = self.tool_choice
         if choice is not None and choice.type == "any" and not names:
             raise ValueError("tool_choice asks for a call, and tools has none to be called")

@@ -118,9 +118,7 @@ def generation_request(
         options=SamplingOptions(
             temperature=request.temperature, top_p=request.top_p, top_k=request.top_k
         ),
-        form=AnswerForm(
-            stop_strings=request.stop_sequences or (), kept_token_ids=planned.kept_token_ids
-        ),
+        form=planned.form(AnswerForm(stop_strings=request.stop_sequences or ())),
         text_form=planned.text_form,
         terms=Terms(caller=request.user),
     )

@@ -25,7 +25,9 @@ class PromptTokensDetails(AnswerModel):
 class CompletionTokensDetails(AnswerModel):
     """What an answer's tokens were for."""
 
-    reasoning_tokens: int = Field(description="0: those of reasoning are not counted apart.")
+    reasoning_tokens: int = Field(
+        description="Between the marks of the model's thoughts; 0 where those are plain text."
+    )
 
 
 class Usage(AnswerModel):
@@ -45,7 +47,9 @@ def usage_of(counted: CountedTokens) -> Usage:
         completion_tokens=counted.completion_tokens,
         total_tokens=counted.prompt_tokens + counted.completion_tokens,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=counted.cached_tokens),
-        completion_tokens_details=CompletionTokensDetails(reasoning_tokens=0),
+        completion_tokens_details=CompletionTokensDetails(
+            reasoning_tokens=counted.reasoning_tokens
+        ),
     )
 
 

@@ -105,7 +105,7 @@ async def plan(request: ChatRequest, model: ServedModel) -> tuple[GenerationRequ
         max_tokens=[room if asked is None else asked],
         num_choices=request.n or 1,
         options=request.sampling_options(request.num_logprobs),
-        form=replace(form, kept_token_ids=turn.kept_token_ids),
+        form=turn.form(form),
         text_form=turn.text_form,
         terms=request.terms,
     )

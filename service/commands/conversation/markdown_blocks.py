@@ -42,10 +42,20 @@ class MarkdownBlocks:
         The line behind the text is one of them where whatever follows would begin a block.
         """
         tokens = self._parser.parse(text + _ANY_LINE)
-        tops = [(token.map[0], token.type) for token in tokens if not token.level and token.map]
-        begins = [begin for begin, _ in tops]
-        if begins[-1] == num_lines and len(tops) > 1 and tops[-2][1] not in _ENDED_BY_ANY_LINE:
-            begins.pop()  # a list goes on behind empty lines, with its next item
+        tops = [
+            (token.map[0], token.map[1], token.type)
+            for token in tokens
+            if not token.level and token.map
+        ]
+        begins = [begin for begin, _, _ in tops]
+        if begins[-1] == num_lines and len(tops) > 1:
+            _, end, kind = tops[-2]
+            # A list goes on behind empty lines, with its next item; a quotation, behind none.
+            may_go_on = kind not in _ENDED_BY_ANY_LINE or (
+                kind == "blockquote_open" and end == num_lines
+            )
+            if may_go_on:
+                begins.pop()
         return begins
 
     def flush(self) -> str:

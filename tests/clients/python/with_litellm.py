@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Literal
 
 import litellm
 import pytest
+from pydantic import BaseModel, ConfigDict
 
 PROMPT = "Colours of the rainbow: red,"
 PROVIDERS = ["openai", "hosted_vllm"]
+PARAMETERS = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+
+
+class City(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    city: Literal["Paris", "Rome"]
+    is_capital: bool
 
 
 @pytest.fixture(params=PROVIDERS)
@@ -68,6 +83,28 @@ def test_message_is_taken_back(asked, question):
         {"role": "user", "content": "And of Italy?"},
     ]
     assert litellm.completion(**asked | {"messages": dialogue}).choices[0].message.content
+
+
+def test_answer_has_the_form_of_a_model(asked):
+    asked |= {"response_format": City, "max_tokens": 60}
+    text = litellm.completion(**asked).choices[0].message.content
+    City.model_validate_json(text)
+    stream = litellm.completion(**asked, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == text
+
+
+def test_calls_of_tools_streamed_and_not(asked):
+    tool = {"type": "function", "function": {"name": "weather", "parameters": PARAMETERS}}
+    asked |= {"tools": [tool], "tool_choice": "required", "max_tokens": 80}
+    asked["parallel_tool_calls"] = False  # the demo comes to no end of calls
+    answer = litellm.completion(**asked)
+    assert answer.choices[0].finish_reason == "tool_calls"
+    (call,) = answer.choices[0].message.tool_calls
+    assert json.loads(call.function.arguments)["city"] in ("Paris", "Rome")
+    built = litellm.stream_chunk_builder(list(litellm.completion(**asked, stream=True)))
+    (streamed,) = built.choices[0].message.tool_calls
+    assert streamed.function.model_dump() == call.function.model_dump()
+    assert built.choices[0].finish_reason == "tool_calls"
 
 
 def test_text_completion_streamed_and_not(server):
@@ -129,7 +166,7 @@ def test_messages_streamed_and_not(messages_asked):
 
 
 def test_messages_as_they_are(server, messages_asked):
-    async def ask() -> dict:
+    async def ask() -> dict:  # a stream by this needs what litellm's proxy is made of
         return await litellm.anthropic.messages.acreate(**messages_asked)
 
     answer = asyncio.run(ask())
@@ -152,13 +189,7 @@ def test_messages_with_a_wrong_key_or_model(messages_asked):
 
 
 def test_messages_with_tools(messages_asked):
-    parameters = {
-        "type": "object",
-        "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}},
-        "required": ["city"],
-        "additionalProperties": False,
-    }
-    tool = {"type": "function", "function": {"name": "weather", "parameters": parameters}}
+    tool = {"type": "function", "function": {"name": "weather", "parameters": PARAMETERS}}
     asked = {**messages_asked, "tools": [tool], "tool_choice": "required", "max_tokens": 80}
     asked["parallel_tool_calls"] = False  # the demo comes to no end of calls
     answer = litellm.completion(**asked)
@@ -176,8 +207,9 @@ def test_messages_with_tools(messages_asked):
 # ── by OpenAI's Responses API ─────────────────────────────────────────────────────────────────────
 
 
-def test_responses_streamed_and_not(server):
-    asked = {
+@pytest.fixture
+def responses_asked(server):
+    return {
         "model": f"openai/{server.model}",
         "api_base": server.base_url,
         "api_key": server.key,
@@ -185,11 +217,55 @@ def test_responses_streamed_and_not(server):
         "temperature": 0,
         "max_output_tokens": 40,
     }
-    answer = litellm.responses(**asked)
+
+
+def test_responses_streamed_and_not(responses_asked):
+    answer = litellm.responses(**responses_asked)
     (message,) = answer.output
     assert "Paris" in message.content[0].text
     assert answer.usage.output_tokens > 1
-    events = list(litellm.responses(**asked, stream=True))
+    events = list(litellm.responses(**responses_asked, stream=True))
     text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
     assert text == message.content[0].text
     assert events[-1].type == "response.completed"
+
+
+def test_responses_with_a_form(responses_asked):
+    answer = litellm.responses(**{**responses_asked, "max_output_tokens": 80}, text_format=City)
+    City.model_validate_json(answer.output[0].content[0].text)
+
+
+def test_responses_with_tools(responses_asked):
+    tool = {"type": "function", "name": "weather", "parameters": PARAMETERS, "strict": True}
+    more = {"tools": [tool], "tool_choice": "required", "parallel_tool_calls": False}
+    asked = {**responses_asked, **more, "max_output_tokens": 80}
+    (call,) = litellm.responses(**asked).output
+    assert (call.type, call.name) == ("function_call", "weather")
+    assert json.loads(call.arguments)["city"] in ("Paris", "Rome")
+    events = list(litellm.responses(**asked, stream=True))
+    kind = "response.function_call_arguments.delta"
+    assert "".join(event.delta for event in events if event.type == kind) == call.arguments
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "18 °C"}
+    question = {"role": "user", "content": responses_asked["input"]}
+    told = litellm.responses(
+        **{**asked, "input": [question, call, result], "tool_choice": "none"},
+    )
+    assert told.output[0].content[0].text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_too_long_input_raises_its_own_class(server, responses_asked, stream):
+    with pytest.raises(litellm.ContextWindowExceededError):
+        list(litellm.responses(**{**responses_asked, "input": server.too_long}, stream=stream))
+
+
+def test_responses_by_the_async_client(responses_asked):
+    async def ask() -> str:
+        answer = await litellm.aresponses(**responses_asked)
+        stream = await litellm.aresponses(**responses_asked, stream=True)
+        kind = "response.output_text.delta"
+        text = "".join([event.delta async for event in stream if event.type == kind])
+        assert text == answer.output[0].content[0].text
+        return text
+
+    assert "Paris" in asyncio.run(ask())

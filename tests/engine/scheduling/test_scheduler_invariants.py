@@ -5,15 +5,22 @@ sequence gets exactly the tokens it would have got alone, and no block is lost o
 from __future__ import annotations
 
 import random
+import threading
+import time
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import pytest
 
 from engine.core import Engine
+from engine.errors import OutOfMemoryError
 from engine.outputs import SequenceStarted, TokenOutput
 from engine.request import SequenceRequest
 from engine.sampling_params import SamplingParams
+from engine.scheduling import mask_reader
 from tests.engine.fake_runner import (
     VOCAB_SIZE,
     FakeRunner,
@@ -23,7 +30,54 @@ from tests.engine.fake_runner import (
     shares_a_step,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
 NUM_SCHEDULES = 400
+
+
+class Watchful:
+    """Allows everything; sees that one thread at a time asks, once all before it is told."""
+
+    is_complete = was_cut = False
+    failure = None
+
+    def __init__(self, guess: list[int]) -> None:
+        """guess: what it says that it demands."""
+        self.told: list[int] = []  # what came of the sequence so far
+        self._guess = guess
+        self._taken: list[int] = []
+        self._is_asked = threading.Lock()
+        self.faults: list[str] = []
+
+    @contextmanager
+    def _asked(self) -> Iterator[None]:
+        if not self._is_asked.acquire(blocking=False):
+            self.faults.append("asked by two at once")
+        elif self._taken != self.told:
+            self.faults.append(f"knows {self._taken} where {self.told} came")
+        try:
+            yield
+        finally:
+            self._is_asked.release()
+
+    def next_masks(self, draft: Sequence[int]) -> list[bytes]:
+        with self._asked():
+            time.sleep(1e-5)  # so that others would come in between
+            return [b"\xff" * 8] * (1 + len(draft))
+
+    def num_allowed(self, draft: Sequence[int]) -> int:
+        with self._asked():
+            return len(draft)
+
+    def forced(self, most: int) -> list[int]:
+        with self._asked():
+            return self._guess[len(self._taken) :][: most if len(self._taken) % 3 else 0]
+
+    def advance(self, token_id: int) -> None:
+        if self._is_asked.locked():
+            self.faults.append("told while it is asked")
+        self._taken.append(token_id)
 
 
 @dataclass
@@ -33,10 +87,12 @@ class Run:
     requests: dict[int, SequenceRequest]
     engine: Engine
     runner: FakeRunner
+    full_at: int
     tokens: dict[int, list[int]] = field(default_factory=dict)
     cached: dict[int, int] = field(default_factory=dict)  # as told, of the prompt
     finished: set[int] = field(default_factory=set)
     aborted: set[int] = field(default_factory=set)
+    constraints: list[Watchful] = field(default_factory=list)
 
 
 def random_request(
@@ -67,7 +123,13 @@ def random_request(
 
 
 def run_schedule(seed: int) -> Run:
-    chance = random.Random(seed)
+    """Run one schedule; in some of them each mask is one that nobody waits for."""
+    are_masks_slow = random.Random(seed).random() < 0.3
+    with patch.object(mask_reader, "SLOW_MASK_S", -1.0 if are_masks_slow else 60.0):
+        return _run_schedule(random.Random(seed))
+
+
+def _run_schedule(chance: random.Random) -> Run:
     max_num_seqs = chance.randint(1, 6)
     longest = chance.choice([16, 40, 64])
     sizes = config(
@@ -81,9 +143,11 @@ def run_schedule(seed: int) -> Run:
         background_every_steps=chance.choice([1, 2, 5, 50]),
     )
     runner = FakeRunner(sizes, model=Model(repeats_itself=chance.random() < 0.5))
+    full_at = chance.randrange(2, 60)  # the step that runs out of memory
+    runner.breaks = lambda _: OutOfMemoryError("full") if len(runner.batches) == full_at else None
     engine = Engine.with_runner(runner, sizes)
     prefixes = [[], *([chance.randrange(VOCAB_SIZE) for _ in range(30)] for _ in range(2))]
-    run = Run({}, engine, runner)
+    run = Run({}, engine, runner, full_at)
     to_come = chance.randint(1, 14)
     while to_come or engine.has_work:
         if to_come and chance.random() < 0.5:
@@ -91,7 +155,14 @@ def run_schedule(seed: int) -> Run:
             request = random_request(chance, len(run.requests), prefixes, longest)
             run.requests[request.sequence_id] = request
             run.tokens[request.sequence_id] = []
-            engine.add(request)
+            constraint = None
+            if chance.random() < 0.3:
+                guess = runner.model.answer(request)[: chance.choice([0, 0, 5, 60])]
+                constraint = Watchful(guess)
+                run.constraints.append(constraint)
+            sequence = engine.add(request, constraint=constraint)
+            if constraint is not None:
+                constraint.told = sequence.output_token_ids
         if run.requests and chance.random() < 0.03:
             victim = chance.choice(list(run.requests))
             engine.abort(victim)
@@ -137,6 +208,12 @@ def test_what_is_told_of_the_cache_is_some_of_the_prompt_and_no_more_than_was_fo
     assert any(any(run.cached.values()) for run in runs)
 
 
+def test_constraints_are_asked_by_one_thread_at_a_time_once_all_before_is_told(runs: list[Run]):
+    constraints = [constraint for run in runs for constraint in run.constraints]
+    assert len(constraints) > NUM_SCHEDULES
+    assert [fault for constraint in constraints for fault in constraint.faults] == []
+
+
 def test_nothing_is_left_when_all_have_ended(runs: list[Run]):
     for run in runs:
         blocks = run.engine.scheduler.block_manager
@@ -153,6 +230,7 @@ def test_the_schedules_did_what_they_are_meant_to_test(runs: list[Run]):
         statistics = run.engine.statistics()
         seen["shared steps"] += shares_a_step(run.runner.batches)
         seen["preempted"] += statistics.num_preemptions > 0
+        seen["taken back"] += len(run.runner.batches) > run.full_at
         seen["paused"] += statistics.num_pauses > 0
         seen["prefix hits"] += statistics.prefix_cache_hits > 0
         seen["drafts accepted"] += statistics.num_accepted_tokens > 0

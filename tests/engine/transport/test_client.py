@@ -344,6 +344,25 @@ def test_sequence_that_leaves_while_its_grammar_is_read_never_runs():
     run(test())
 
 
+def test_who_waits_for_a_grammar_takes_a_place_in_the_queue():
+    async def test() -> None:
+        engine, is_read = FakeEngine(max_num_seqs=1), threading.Event()
+        engine.before_compile = lambda: is_read.wait(PATIENCE_S)
+        async with running(engine, limits=QueueLimits(max_queued_seqs=2)) as client:
+            bound = [
+                client.submit([Submission([1], params(2), grammar="a list")])[0] for _ in range(3)
+            ]
+            for _ in range(2):  # by then the engine has told of all of them
+                await client.check_integrity()
+            with pytest.raises(QueueFullError):
+                client.submit([Submission([1], params(2))])
+            is_read.set()
+            for stream in bound:
+                assert len(await collect(stream)) == 2
+
+    run(test())
+
+
 # ── leaving ─────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -27,6 +27,13 @@ def test_other_paths_have_openais(path):
     assert shape_rule([endpoint("/generate", ErrorShape.TGI)])(path) is ErrorShape.OPENAI
 
 
+@pytest.mark.parametrize("path", ["/v1/messages/batches", "/messages/batches/a", "/v1/messages/"])
+def test_what_is_not_there_below_anthropics_paths_is_told_in_their_words(path):
+    shape_of = shape_rule([endpoint("/v1/messages", ErrorShape.ANTHROPIC)])
+    assert shape_of(path) is ErrorShape.ANTHROPIC
+    assert shape_of("/v1/messagesx") is ErrorShape.OPENAI
+
+
 def test_endpoints_that_share_a_path_must_agree():
     both = [endpoint("/a", ErrorShape.TGI), endpoint("/a", method="GET")]
     with pytest.raises(ValueError, match="different shapes"):

@@ -12,6 +12,8 @@ from starlette.requests import Request
 
 from engine.outputs import TokenLogprobs
 from service.api.respond import MAX_REPORTED_AT_ONCE, answer
+from service.errors import ClientGoneError
+from service.grammars.wanted import TextForm, TextFormKind
 from service.server.lifecycle import Lifecycle
 from service.serving.generation_request import GenerationRequest
 from service.serving.prompts import Prompt
@@ -20,6 +22,7 @@ from tests.service.fakes import (
     ByteTokenizer,
     FakeEngine,
     FakeModels,
+    FakeStream,
     api_context,
     says,
     served_model,
@@ -77,3 +80,42 @@ def test_answers_that_tell_of_many_tokens_are_written_beside_the_event_loop(num_
     assert asyncio.run(run()) == b'{"text":"hi"}'
     is_large = num_prompt_tokens > MAX_REPORTED_AT_ONCE
     assert (writer.written_by == [threading.get_ident()]) is not is_large
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_client_that_leaves_while_its_grammar_is_read_is_noticed(monkeypatch, is_stream):
+    tokenizer = ByteTokenizer()
+    engine = FakeEngine(says(tokenizer, "hi"))
+    model = served_model(engine, tokenizer)
+    request = GenerationRequest(
+        prompts=[Prompt([5, 6])],
+        max_tokens=[2],
+        text_form=TextForm(TextFormKind.REGEX, "regex", texts=["hi"]),
+    )
+
+    async def run() -> None:
+        is_submitted = asyncio.Event()
+
+        async def accepted(stream: FakeStream) -> None:
+            is_submitted.set()
+            await asyncio.Event().wait()
+
+        async def receive() -> dict[str, object]:
+            await is_submitted.wait()
+            return {"type": "http.disconnect"}
+
+        monkeypatch.setattr(FakeStream, "accepted", accepted)
+        models = FakeModels(model)
+        await answer(
+            Request({"type": "http", "headers": []}, receive),
+            request,
+            Writer(),
+            is_stream=is_stream,
+            model=model,
+            context=api_context(Lifecycle(models), models),
+        )
+
+    with pytest.raises(ClientGoneError):
+        asyncio.run(asyncio.wait_for(run(), 20))
+    assert engine.num_aborted == 1
+    assert not engine.running

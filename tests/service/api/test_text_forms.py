@@ -178,6 +178,7 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({"structured_outputs": "json"}, "structured_outputs"),
     ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex"),
     ({"structured_outputs": {"json": {"enum": [0] * 6_000}}}, "structured_outputs.json"),
+    ({"json_schema": '{"type": "integer", "minimum": 1e999}'}, "json_schema"),
 ]
 
 

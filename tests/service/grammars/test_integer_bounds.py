@@ -52,6 +52,8 @@ def test_values_and_what_others_speak_of_are_left_as_they_are(schema):
         ({"type": "integer", "minimum": -5}, {"maximum": MOST}),
         ({"type": "integer", "exclusiveMaximum": -(10**30)}, {"minimum": -(10**30) - MOST}),
         ({"type": "integer", "maximum": 7.5}, {"minimum": -MOST}),
+        ({"type": "integer", "maximum": float("inf")}, {"minimum": -MOST}),
+        ({"type": "integer", "exclusiveMinimum": float("-inf")}, {"maximum": MOST}),
     ],
 )
 def test_bound_that_is_missing_leaves_room_beside_the_one_that_was_sent(schema, added):

@@ -21,6 +21,7 @@ REGEX, CHOICE, GRAMMAR = TextFormKind.REGEX, TextFormKind.CHOICE, TextFormKind.G
         (REGEX, ["a/b \\/ \"c\" 'd'"]),
         (REGEX, ["é+|日本"]),
         (CHOICE, ["yes", "no"]),
+        (CHOICE, ["".join(map(chr, range(1, 256)))]),
         (CHOICE, ['a "quoted"\n\ttext', "\u2028", "/x/", "日本"]),
         (GRAMMAR, ['root ::= "a" ("b" | "c")+']),
         (GRAMMAR, ['start: "x" /[0-9]+/']),

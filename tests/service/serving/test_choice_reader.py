@@ -9,6 +9,7 @@ from engine.sampling_params import SamplingParams
 from service.serving.choice_reader import make_reader
 from service.serving.generation_request import AnswerForm, PlannedChoice
 from service.serving.prompts import Prompt
+from service.serving.thought_tokens import ThoughtMarks
 from tests.service.fakes import END, ByteTokenizer, FakeEngine, says, served_model
 
 
@@ -58,3 +59,27 @@ def test_special_pieces_that_are_kept_are_part_of_the_text():
         "a<|im_start|>b"
     )
     assert read("a<|im_start|>b", AnswerForm())[0] == "ab"
+
+
+@pytest.mark.parametrize("more", [{}, {"reports_token_ids": True}])
+@pytest.mark.parametrize("num_together", [1, 3, 100])
+@pytest.mark.parametrize(
+    ("text", "num_thought"),
+    [(" <|im_start|>hmm<|im_end|>yes", 3), ("yes<|im_end|>", 0), ("<|im_start|>hm", 2)],
+)
+def test_tokens_of_thoughts_are_counted(text, num_thought, num_together, more):
+    tokenizer = ByteTokenizer()
+    model = served_model(FakeEngine(says(tokenizer, "")), tokenizer)
+    params = SamplingParams(max_tokens=100, eos_token_ids=frozenset({END}))
+    form = AnswerForm(thought_marks=ThoughtMarks(2, 3, is_open=False), **more)
+    reader = make_reader(0, PlannedChoice(Prompt([0]), params), form, model)
+    ids = [*tokenizer.encode(text, add_special_tokens=False), END]
+    outputs = [
+        TokenOutput(0, token_id, None, FinishReason.STOP if token_id == END else None)
+        for token_id in ids
+    ]
+    for begin in range(0, len(outputs), num_together):
+        delta = reader.read(outputs[begin : begin + num_together])
+    assert reader.num_thought == num_thought
+    assert reader.num_tokens == len(ids)
+    assert bool(delta is not None and delta.token_ids) is bool(more)

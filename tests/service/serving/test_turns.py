@@ -9,6 +9,8 @@ import pytest
 
 from service.errors import InvalidFieldError
 from service.grammars.wanted import TextForm, TextFormKind
+from service.serving.generation_request import AnswerForm
+from service.serving.thought_tokens import ThoughtMarks
 from service.serving.turns import AskedTurn, plan_turn
 from service.text.templates import ChatTemplate
 from service.tools.calls import Tool, ToolMode, ToolUse
@@ -122,6 +124,11 @@ def test_marks_that_a_text_would_leave_out_are_kept():
     id_of = tokenizer.backend_tokenizer.token_to_id
     thoughts = {id_of("<think>"), id_of("</think>")}
     assert planned(model).kept_token_ids == thoughts
+    marks = ThoughtMarks(id_of("<think>"), id_of("</think>"), is_open=False)
+    form = planned(model).form(AnswerForm(stop_strings=["a"]))
+    assert form == AnswerForm(
+        stop_strings=["a"], kept_token_ids=frozenset(thoughts), thought_marks=marks
+    )
     with_tools = planned(model, tools=ToolUse(TOOLS))
     assert with_tools.kept_token_ids == {*thoughts, id_of("<tool_call>")}
 
@@ -134,5 +141,6 @@ def test_thoughts_come_before_a_text_that_has_a_form():
     assert turn.text_form is not None
     assert turn.text_form.param == "response_format"
     assert "thought" in turn.text_form.grammar()
+    assert turn.thought_marks is None  # they are no pieces here
     assert read_by(turn, "<think>hm</think>{}") == [("reasoning", "hm"), ("text", "{}")]
     assert planned(model).text_form is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -74,6 +75,13 @@ def test_results_and_what_the_user_says_then_are_one_turn() -> None:
     assert json.loads(second.splitlines()[0]) == {"name": "now", "content": "12"}
     assert not rest
     assert told[2]["content"].endswith("\nso?")
+
+
+def test_thousands_of_results_become_one_turn_quickly() -> None:
+    started = time.monotonic()
+    (turn,) = turns_in_words([result("now", "x" * 1900 + "🙂")] * 2048)
+    assert time.monotonic() - started < 2  # 10 s where each is added to all before it
+    assert turn["content"].count("</tool_response>") == 2048
 
 
 def test_other_turns_stay_as_they_are() -> None:

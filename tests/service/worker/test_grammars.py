@@ -63,6 +63,25 @@ def test_every_id_that_ends_a_sequence_may_end_the_text(factory, ids):
     assert {END, 3} <= allowed(mask)
 
 
+def test_each_character_of_a_choice_may_come(factory, ids):
+    text = "".join(map(chr, range(1, 256)))
+    choice = TextForm(TextFormKind.CHOICE, "x", texts=[text, "b"]).grammar()
+    constraint = factory.compile(choice, [END], 1000)
+    for token_id in ids(text):
+        constraint.advance(token_id)
+    assert constraint.failure is None
+    assert constraint.is_complete
+
+
+def test_nothing_else_ends_a_text(factory, ids):
+    constraint = factory.compile(regex("ab*"), [], 100)
+    constraint.advance(ids("a")[0])
+    assert allowed(constraint.next_masks(())[0]) == {ids("b")[0]}
+    constraint = factory.compile(regex("ab*"), [3], 100)
+    constraint.advance(ids("a")[0])
+    assert allowed(constraint.next_masks(())[0]) == {ids("b")[0], 3}
+
+
 def test_text_that_nothing_may_follow_is_complete(factory, ids):
     constraint = factory.compile(regex("ab"), [END], 100)
     for token_id in ids("ab"):
@@ -74,6 +93,7 @@ def test_text_that_nothing_may_follow_is_complete(factory, ids):
 def test_a_draft_gets_a_mask_a_token_and_leaves_no_trace(factory, ids):
     constraint = factory.compile(PAIR, [END], 100)
     draft = ids('{"name": "x')
+    constraint.next_masks(())  # as behind every prompt
     assert constraint.num_allowed(draft) == len(draft)
     masks = constraint.next_masks(draft)
     assert len(masks) == len(draft) + 1
@@ -89,6 +109,7 @@ def test_a_draft_gets_a_mask_a_token_and_leaves_no_trace(factory, ids):
 def test_a_draft_is_allowed_up_to_the_first_token_that_is_not(factory, ids):
     constraint = factory.compile(PAIR, [END], 100)
     draft = [*ids('{"'), *ids("!!")]
+    constraint.next_masks(())  # as behind every prompt
     assert constraint.num_allowed(draft) == len(ids('{"'))
     assert constraint.num_allowed(()) == 0
 
@@ -217,3 +238,33 @@ def test_a_number_alone_is_ended_by_an_end_token(factory, ids):
     tokens = generate(constraint, 20, lambda may: one if one in may else min(may))
     assert len(tokens) < 20
     assert constraint.was_cut
+
+
+def test_drafts_do_not_pass_the_place_from_which_the_end_is_reached(factory, tiny_tokenizer, ids):
+    tree = schema_grammar({"type": "array", "items": {"$ref": "#"}})
+    (opening,) = ids("[")
+    for max_tokens in range(40, 72):
+        constraint = factory.compile(tree, [END], max_tokens)
+        tokens: list[int] = []
+        while len(tokens) < max_tokens and not constraint.is_complete:
+            draft = [opening] * constraint.num_allowed([opening] * 12)
+            masks = constraint.next_masks(draft)
+            picked = [*draft, opening]
+            for place, token_id in enumerate(picked):
+                may = allowed(masks[place])
+                picked[place] = token_id if token_id in may else min(may)
+                tokens.append(picked[place])
+                constraint.advance(picked[place])
+                if picked[place] != token_id:
+                    break
+        assert isinstance(json.loads(tiny_tokenizer.decode(tokens)), list)
+        assert constraint.was_cut
+
+
+def test_text_whose_tokens_may_be_banned_is_not_led_to_its_end(factory, ids):
+    constraint = factory.compile(schema_grammar({"type": "string"}), [END], None)
+    constraint.advance(ids('"')[0])
+    for _ in range(100):
+        assert ids("a")[0] in allowed(constraint.next_masks(())[0])
+        constraint.advance(ids("a")[0])
+    assert not constraint.was_cut

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from starlette.responses import Response
@@ -95,7 +94,7 @@ def _generation_request(
         prompts=[Prompt(turn.token_ids)],
         max_tokens=[room if asked is None else asked],
         options=request.sampling_options(num_logprobs),
-        form=replace(form, kept_token_ids=turn.kept_token_ids),
+        form=turn.form(form),
         text_form=turn.text_form,
         terms=request.terms,
     )

@@ -68,8 +68,8 @@ class ResponseFacts:
     def usage(self, generation: Generation, reasoning: str) -> Fields:
         """Return the tokens so far; reasoning: the text of what was thought."""
         counted = generation.usage
-        num_thought = 0
-        if reasoning:
+        num_thought = counted.reasoning_tokens
+        if reasoning and not num_thought:  # marks that are plain text are not among the tokens
             ids = self._model.tokenizer.encode(reasoning, add_special_tokens=False)
             num_thought = min(len(ids), counted.completion_tokens)
         return {

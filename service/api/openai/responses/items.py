@@ -20,6 +20,7 @@ from service.api.requests import (
     Name,
     RequestModel,
     Text,
+    is_empty,
     limits_of,
 )
 from service.errors import InvalidFieldError
@@ -44,11 +45,16 @@ _TEXTS = {
 }
 
 
+def _text_if_silent(kind: object) -> object:
+    return "text" if is_empty(kind) else kind
+
+
 class ContentPart(RequestModel):
     """A part of an item's content."""
 
-    type: Literal[
-        "input_text", "output_text", "text", "summary_text", "reasoning_text", "refusal"
+    type: Annotated[
+        Literal["input_text", "output_text", "text", "summary_text", "reasoning_text", "refusal"],
+        BeforeValidator(_text_if_silent),
     ] = Field("text", description="Parts of other kinds, images and files, are not taken.")
     text: str | None = Field(None, description="What it says.")
     refusal: str | None = Field(None, description="What it says, with type `refusal`.")
@@ -81,7 +87,8 @@ def _read_content(content: object, info: ValidationInfo) -> object:
     if len(content) > limit:
         raise ValueError(f"has {len(content)} parts; give at most {limit}")
     for part in content:
-        if isinstance(part, dict) and part.get("type", "text") not in _TEXTS:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(kind, str) and kind and kind not in _TEXTS:
             raise PydanticCustomError("unsupported_field", "this server takes parts of text alone")
     return content
 

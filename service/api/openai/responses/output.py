@@ -7,8 +7,9 @@ that was cut off is no call, so it is not among the items of the answer.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+from pydantic_core import from_json
 
 from service.tools.turn_events import (
     CallArguments,
@@ -313,7 +314,7 @@ def _item_event(what: str, index: int, item: Fields) -> Fields:
 def _input_of(arguments: str) -> str:
     """Return the text that a custom tool is called with; else all that it gave."""
     try:
-        given = json.loads(arguments)
+        given = from_json(arguments)  # refuses lone surrogates, which no answer can hold
     except ValueError:
         return arguments
     text = given.get("input") if isinstance(given, dict) else None

@@ -153,6 +153,8 @@ def check_tools(offered: Sequence[OfferedTool], choice: str | ResponseToolChoice
         raise ValueError("tool_choice asks for a call, but there are no tools; give some")
     if isinstance(choice, ResponseToolChoice) and not choice.names <= set(names):
         raise ValueError("tool_choice names a tool that is not among tools")
+    if isinstance(choice, ResponseToolChoice) and choice.mode == "required" and not choice.names:
+        raise ValueError("tool_choice asks for a call, but allows no tool that may be called")
 
 
 def tool_use(
@@ -167,6 +169,8 @@ def tool_use(
         return NO_TOOLS
     if choice is None or isinstance(choice, str):
         return ToolUse(tools, ToolMode(choice or "auto"), is_parallel=is_parallel)
+    if not choice.names:  # it allows tools of other types alone
+        return NO_TOOLS
     if choice.type == "allowed_tools":
         mode = ToolMode(choice.mode or "auto")
         return ToolUse(tools, mode, is_parallel=is_parallel, allowed=choice.names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 
 import pytest
 
@@ -87,6 +88,14 @@ def test_turns_of_one_role_are_one_turn_as_are_those_that_a_system_turn_parted()
         "tool_calls": [ToolCall("call_1", "look", "{}"), ToolCall("call_2", "look", "{}")],
     }
     assert last == {"role": "user", "content": "hi"}
+
+
+def test_thousands_of_turns_of_one_role_are_joined_quickly():
+    request = read(*[{"role": "user", "content": "x" * 1900 + "🙂"}] * 2048)
+    started = time.monotonic()
+    (message,) = messages_of(request)
+    assert time.monotonic() - started < 1  # some seconds where each is added to all before it
+    assert len(message["content"]) == 2048 * 1902 - 1
 
 
 def test_calls_and_their_results_become_turns_of_their_own():
@@ -229,7 +238,8 @@ def test_thinking_is_switched_where_the_template_has_a_switch(kind, kwargs):
     assert asked_turn(request, THINKING).options.template_kwargs == kwargs
     assert unread(request, THINKING) == ([] if kwargs else ["thinking"])
     assert asked_turn(request, PLAIN).options.template_kwargs == {}
-    assert unread(request, PLAIN) == ["thinking"]
+    # A variant that never thinks does what "disabled" asks.
+    assert unread(request, PLAIN) == ([] if kind == "disabled" else ["thinking"])
 
 
 def test_effort_reaches_a_template_that_takes_it():

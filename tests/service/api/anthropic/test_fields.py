@@ -10,9 +10,10 @@ import pytest
 from service.api.anthropic.fields import MAX_TOOLS, MessagesRequest
 from service.api.request_bodies import parse_request
 from service.api.requests import ignored_paths
-from service.errors import InvalidFieldError, UnsupportedFieldError
+from service.errors import InvalidFieldError, RequestError, UnsupportedFieldError
 from tests.service.api.anthropic.agent_requests import READ, WEB_SEARCH, second_turn
 from tests.service.api.anthropic.conftest import HI
+from tests.service.api.odd_values import with_odd_values
 from tests.service.fakes import LIMITS
 
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA=="}}
@@ -79,6 +80,7 @@ def says(role: str, *blocks: object) -> dict[str, Any]:
             },
             "give one of them",
         ),
+        ({"tools": [{"name": "a", "description": "a" * 300_000}]}, "tools has 300004 characters"),
         ({"metadata": {"user_id": 5}}, "metadata.user_id"),
         ({"metadata": {"user_id": "x" * 513}}, "metadata.user_id"),
     ],
@@ -170,3 +172,14 @@ def test_cache_control_may_stand_anywhere():
         tools=[{**READ, **mark}],
     )
     assert ignored_paths(request) == []
+
+
+def test_any_value_at_any_place_is_taken_or_refused_in_words():
+    """Places are those of an agent's request; a fault of the server's would be a 500."""
+    num_refused = 0
+    for _, body in with_odd_values(second_turn()):
+        try:
+            ignored_paths(parse_request(json.dumps(body).encode(), MessagesRequest, LIMITS))
+        except RequestError:
+            num_refused += 1
+    assert num_refused > 500

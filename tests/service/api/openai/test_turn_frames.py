@@ -269,6 +269,19 @@ def test_thoughts_are_told_under_both_names(thinking):
     assert called(streamed) == called(message) == [("weather", ARGUMENTS)]
 
 
+def test_tokens_of_thoughts_are_counted_in_streams_and_whole_answers(thinking):
+    text = "<think>hm, hm</think>yes"
+    whole = thinking.whole(text, n=2)["usage"]
+    assert whole["completion_tokens_details"] == {"reasoning_tokens": 12}
+    chunks = thinking.chunks(
+        text, n=2, stream_options={"include_usage": True, "continuous_usage_stats": True}
+    )
+    told = [chunk["usage"]["completion_tokens_details"]["reasoning_tokens"] for chunk in chunks]
+    assert told[-1] == 12
+    assert told == sorted(told)
+    assert told[0] == 0
+
+
 def test_thoughts_are_told_apart_without_tools(thinking):
     (choice,) = thinking.whole("<think>hm</think>yes", tools=[])["choices"]
     assert (choice["message"]["reasoning"], choice["message"]["content"]) == ("hm", "yes")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -60,6 +60,13 @@ def test_a_title_under_a_line_is_no_paragraph():
     assert blocks_of(list("Title\n=====\n\ntext")) == ["Title\n=====\n", "\ntext"]
 
 
+def test_a_quotation_goes_on_behind_a_line_of_its_mark_alone():
+    assert blocks_of(list(">\n> quoted\n>\n> more\n\ntext")) == [
+        ">\n> quoted\n>\n> more\n\n",
+        "text",
+    ]
+
+
 LINES = st.sampled_from(
     [
         "", "", "text", "# title", "#", "===", "---", "- item", "-", "1. first", "2. second",
@@ -74,6 +81,7 @@ def kinds(markdown: str) -> list[str]:
     return [token.type for token in parser.parse(markdown)]
 
 
+@example([">", "> quoted"], [])
 @given(st.lists(LINES, max_size=14), st.lists(st.integers(0, 100)))
 def test_blocks_are_those_of_the_whole_text_however_it_comes(lines, cuts):
     text = "\n".join(lines)

@@ -64,7 +64,7 @@ def test_messages_of_one_speaker_in_a_row_are_one_turn():
     assert dialogue(items) == [{"role": "user", "content": "<context>\n\nFix it."}]
 
 
-@pytest.mark.parametrize("kind", ["input_text", "output_text", "text"])
+@pytest.mark.parametrize("kind", ["input_text", "output_text", "text", None, ""])
 def test_parts_are_lines_whatever_their_text_is_called(kind):
     parts = [{"type": kind, "text": "one"}, {"type": kind, "text": "two"}]
     assert dialogue([user(parts)]) == [{"role": "user", "content": "one\ntwo"}]
@@ -208,6 +208,9 @@ def test_media_are_refused_by_name(kind):
         ("hi", "input.0"),
         ({"role": "user", "content": [{"text": 5}]}, "input.0.content.0.text"),
         ({"type": 5}, "input.0.type"),
+        ({"role": "user", "content": [{"type": [], "x": 1}]}, "input.0.content.0"),
+        ({"role": "user", "content": [{"type": ["text"]}]}, "input.0.content.0.type"),
+        ({"role": "user", "content": [{"type": {"a": 1}}]}, "input.0.content.0.type"),
     ],
 )
 def test_item_that_lacks_something_is_refused_by_its_place(item, words):

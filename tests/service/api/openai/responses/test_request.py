@@ -12,6 +12,7 @@ from service.api.request_bodies import parse_request
 from service.api.requests import ignored_paths
 from service.errors import InvalidFieldError, RequestError, UnsupportedFieldError
 from service.grammars.wanted import TextFormKind
+from tests.service.api.odd_values import with_odd_values
 from tests.service.api.openai.responses import codex
 from tests.service.fakes import LIMITS, ByteTokenizer, FakeEngine, PlainTemplate, served_model
 
@@ -218,3 +219,14 @@ def test_turn_is_asked_for_with_the_tools_that_are_known():
         *("system", "user", "assistant", "tool", "assistant", "tool", "user"),
     ]
     assert turn.param == "input"
+
+
+def test_any_value_at_any_place_is_taken_or_refused_in_words():
+    """Places are those of an agent's request; a fault of the server's would be a 500."""
+    num_refused = 0
+    for _, body in with_odd_values(codex.request("m", codex.NEXT_INPUT)):
+        try:
+            ignored_paths(parse_request(json.dumps(body).encode(), ResponsesRequest, LIMITS))
+        except RequestError:
+            num_refused += 1
+    assert num_refused > 500

@@ -104,6 +104,13 @@ def test_choice_may_allow_some_tools():
     assert [tool.name for _, tool in use.callable] == ["patch"]
 
 
+def test_choice_that_allows_only_tools_of_other_types_allows_none():
+    others = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "web_search"}]}
+    assert use_of(tools=[LOOK], tool_choice=others) == NO_TOOLS
+    with pytest.raises(RequestError, match="allows no tool"):
+        use_of(tools=[LOOK], tool_choice={**others, "mode": "required"})
+
+
 def test_calls_beside_each_other_may_be_forbidden():
     assert use_of(tools=[LOOK], parallel_tool_calls=False).is_parallel is False
     assert use_of(tools=[LOOK], parallel_tool_calls=True).is_parallel is True
