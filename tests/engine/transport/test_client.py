@@ -328,6 +328,33 @@ def test_grammar_that_cannot_be_read_fails_its_sequence_alone():
     run(test())
 
 
+def test_a_grammar_that_was_read_is_told_before_any_step_ends():
+    async def test() -> None:
+        gate = Gate()
+        engine = FakeEngine(before_step=gate)
+        async with running(engine, gate) as client:
+            (bound,) = client.submit([Submission([1], params(2), grammar="a list")])
+            async with asyncio.timeout(PATIENCE_S):
+                await bound.accepted()
+            assert engine.num_steps == 0
+            gate.open()
+            assert len(await collect(bound)) == 2
+            await bound.accepted()  # at once, from then on
+
+    run(test())
+
+
+def test_who_waits_for_a_grammar_is_told_why_it_cannot_be_read():
+    async def test() -> None:
+        async with running(FakeEngine()) as client:
+            (bound,) = client.submit([Submission([1], params(2), grammar="unreadable")])
+            async with asyncio.timeout(PATIENCE_S):
+                with pytest.raises(InvalidConstraintError, match="no grammar"):
+                    await bound.accepted()
+
+    run(test())
+
+
 def test_sequence_that_leaves_while_its_grammar_is_read_never_runs():
     async def test() -> None:
         engine, is_read = FakeEngine(), threading.Event()
