@@ -3,12 +3,13 @@
     .venv/bin/python -m benchmarks.batches [--rounds 5] [--requests 500] [--record]
 
 *Beside*: eight clients stream the demo's answers, in turns without a batch and beside one of so
-many requests. Told are the times between two tokens of a stream, their 95th percentile beside ÷
-without (turn by turn, the median of that), and what the batch advanced meanwhile. *Alone*: a batch
-with nothing beside it, in turns with the same requests on the engine without a server, queued all
-at once as `benchmarks.offline` runs it; generated tokens a second, and the ratio. Nothing else
-should run meanwhile, or --threads be fewer than the idle cores: threads that wait for each other's
-turn made one round take minutes (2026-11).
+many requests; the same answers, since tokens that only together make a character come as one event.
+Told are the times between two tokens of a stream, their 95th percentile beside ÷ without (turn by
+turn, the median of that), and what the batch advanced meanwhile. *Alone*: a batch with nothing
+beside it, in turns with the same requests on the engine without a server, queued all at once as
+`benchmarks.offline` runs it; generated tokens a second, and the ratio. Nothing else should run
+meanwhile, or --threads be fewer than the idle cores: threads that wait for each other's turn made
+one round take minutes (2026-11).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from benchmarks.tetrad import Tetrad
 from loaders.cache import default_cache_dir
 from loaders.demo import build_demo
 from loaders.demo.branches import default_branch
+from service.settings.models import VariantSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,13 +53,14 @@ NUM_SLOTS = 8  # alone, as offline has them
 BATCH_SLOTS = 8  # beside the streams'
 LIMIT_S = 600.0
 GOAL_BESIDE, GOAL_ALONE = 1.1, 0.9
+EVERY_STEPS: int = VariantSettings.model_fields["batch_every_steps"].default
 
 
 def main() -> None:
     """Measure both."""
     parser = make_parser(__doc__, default_rounds=ROUNDS)
     parser.add_argument("--requests", type=int, default=NUM_REQUESTS, help="of a batch beside")
-    parser.add_argument("--every", type=int, default=32, help="batch_every_steps")
+    parser.add_argument("--every", type=int, default=EVERY_STEPS, help="batch_every_steps")
     arguments = parser.parse_args()
     use_threads(arguments.threads)
     rows = [
@@ -165,7 +168,7 @@ def measure_beside(rounds: int, num_requests: int, every: int) -> dict[str, Any]
             batch_id = start_batch(client, num_requests, seed=turn)
             wait_for(client, batch_id, "in_progress")
             began, before = time.monotonic(), generated(server)
-            beside.append(asyncio.run(stream_all(server, seed=100 + turn)))
+            beside.append(asyncio.run(stream_all(server, seed=turn)))
             of_batch = generated(server) - before - NUM_STREAMS * STREAM_TOKENS
             advanced.append(of_batch / (time.monotonic() - began))
             headers = {"content-type": "application/json"}

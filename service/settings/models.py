@@ -172,7 +172,7 @@ class VariantSettings(BaseModel):
         json_schema_extra={"unit": "tokens"},
     )
     batch_every_steps: Positive = Field(
-        32,
+        64,
         description="Beside other requests, those of batches take part in one of so many steps; "
         "alone they take part in all. Below 20 the others' slowest 5 % of tokens show it.",
         json_schema_extra={"unit": "steps"},
