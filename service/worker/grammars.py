@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 _LOOK_AGAIN = 8  # tokens
 _LEAST_IN_HAND, _MOST_IN_HAND = 4, 32  # tokens
+# Parts of the vocabulary that a mask takes in whole where all that is in them may come: words, as
+# most classes of characters allow them. A mask of such a class took 0.33 ms, and takes 0.07.
+_WORDS = ("[a-z ]{1,12}", "[a-zA-Z0-9 ]{1,12}")
 MAX_KEPT = 32  # grammars that were read, for those who ask for them again
 
 
@@ -222,7 +225,11 @@ def _is_json(grammar: str) -> bool:
 def _vocabulary_of(tokenizer: PreTrainedTokenizerFast) -> _Vocabulary:
     end = tokenizer.eos_token_id
     backend = tokenizer.backend_tokenizer.to_str()
-    tokens = LLTokenizer(backend, eos_token=None if end is None else int(end))
+    tokens = LLTokenizer(
+        backend,
+        eos_token=None if end is None else int(end),
+        slices=[*_WORDS, *LLTokenizer.json_slices()],
+    )
     return _Vocabulary(tokens, JsonEnding(tokens))
 
 

@@ -53,6 +53,7 @@ class Held:
     key_value: torch.Tensor
     num_new: int
     is_decoding: bool
+    is_last_token: bool = False  # a chunk that is a decode, whose token the host knows
 
     @property
     def start(self) -> int:
@@ -90,7 +91,15 @@ class Step:
             ScheduledBatch(
                 Decodes(tuple(decoding), tuple(decoding), tuple(held[i].start for i in decoding)),
                 tuple(
-                    ScheduledChunk(i, i, held[i].start, (0,) * held[i].num_new, 0) for i in chunking
+                    ScheduledChunk(
+                        i,
+                        i,
+                        held[i].start,
+                        (0,) * held[i].num_new,
+                        0,
+                        is_decode=held[i].is_last_token,
+                    )
+                    for i in chunking
                 ),
                 tuple(starts),
             )
@@ -122,13 +131,14 @@ class Step:
 
 
 def random_held(lengths: list[tuple[int, int]], seed: int) -> list[Held]:
-    """lengths: tokens before this step, tokens in it; 0 is a decode."""
+    """lengths: tokens before this step, tokens in it; 0 is a decode, -1 one of a known token."""
     generator = torch.Generator().manual_seed(seed)
     return [
         Held(
             torch.randn(before + max(new, 1), 2, KV_HEADS, HEAD_DIM, generator=generator),
             max(new, 1),
             is_decoding=new == 0,
+            is_last_token=new == -1,
         )
         for before, new in lengths
     ]
@@ -137,7 +147,9 @@ def random_held(lengths: list[tuple[int, int]], seed: int) -> list[Held]:
 @settings(max_examples=120, deadline=None)
 @given(
     lengths=st.lists(
-        st.tuples(st.integers(0, 60), st.sampled_from([0, 0, 1, 3, 20])), min_size=1, max_size=6
+        st.tuples(st.integers(0, 60), st.sampled_from([0, 0, -1, -1, 1, 3, 20])),
+        min_size=1,
+        max_size=6,
     ),
     window=st.one_of(st.none(), st.integers(1, 30)),
     is_scattered=st.booleans(),

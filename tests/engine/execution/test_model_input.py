@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.attention.kv_cache import KVCache
-from engine.attention.paged import PagedStep
+from engine.attention.paged import LoneDecode, PaddedDecodes, PagedStep
 from engine.config import KVDtype
 from engine.execution.model_input import build_model_input, model_order
 from engine.execution.slot_state import SlotState
@@ -45,6 +45,39 @@ def test_decoding_sequences_lie_first_and_the_longest_of_them_first():
     ordered = model_order(batch)
     assert ordered.decodes == Decodes((12, 13, 11), (1, 2, 0), (9, 7, 5))
     assert ordered.chunks == chunks
+
+
+def test_last_tokens_that_the_host_knows_lie_before_other_chunks_and_the_longest_of_them_first():
+    prompt, draft = ScheduledChunk(1, 0, 0, (5, 6), 1), ScheduledChunk(2, 1, 9, (5, 6), 2)
+    short, long = (
+        ScheduledChunk(3, 2, 4, (5,), 1, is_decode=True),
+        ScheduledChunk(4, 3, 7, (5,), 1, is_decode=True),
+    )
+    last_of_a_prompt = ScheduledChunk(5, 4, 30, (5,), 1)
+    batch = ScheduledBatch(Decodes(), (prompt, short, draft, last_of_a_prompt, long))
+    assert model_order(batch).chunks == (long, short, prompt, draft, last_of_a_prompt)
+
+
+def test_last_tokens_that_the_host_knows_are_read_together_as_decodes_are():
+    batch = model_order(
+        ScheduledBatch(
+            Decodes((1,), (0,), (9,)),
+            (
+                ScheduledChunk(9, 1, 0, (31, 32), 1),
+                ScheduledChunk(7, 2, 3, (41,), 1, is_decode=True),
+                ScheduledChunk(8, 3, 5, (42,), 1, is_decode=True),
+            ),
+            (start(0, (3, 4, 8)), start(1, (5,)), start(2, (7,)), start(3, (6, 9))),
+        )
+    )
+    built, step = build(batch, last_tokens=[70])
+    assert built.token_ids.tolist() == [70, 42, 41, 31, 32]
+    lone, together = step.decodes
+    assert isinstance(lone, LoneDecode)
+    assert isinstance(together, PaddedDecodes)
+    assert (lone.row, together.rows, together.width) == (0, slice(1, 3), 8)
+    assert together.num_tokens.ravel().tolist() == [6, 4]
+    assert [chunk.rows for chunk in step.chunks] == [slice(3, 5)]
 
 
 def test_each_token_has_its_id_position_and_place():

@@ -7,6 +7,7 @@ import random
 import threading
 
 import pytest
+from llguidance import LLMatcher, LLTokenizer
 
 from engine.constraint import ALLOWS_NOTHING
 from engine.errors import InvalidConstraintError
@@ -55,6 +56,34 @@ def test_masks_allow_what_the_grammar_does_and_the_end_where_it_may_end(factory,
     assert {ids("b")[0], END} <= allowed(mask)
     assert ids("a")[0] not in allowed(mask)
     assert not constraint.is_complete
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "[a-z ]{1,40}",
+        "[A-Za-z0-9 ,.]{40}",
+        "[^x]{1,40}",
+        "[a-f]{3}[A-Z0-9]*",
+        "[b-z ]{1,9}",
+        "\\w+",
+    ],
+)
+def test_the_parts_in_which_a_vocabulary_is_read_change_no_mask(factory, tiny_tokenizer, pattern):
+    grammar = regex(pattern)
+    constraint = factory.compile(grammar, [], None)
+    plain = LLTokenizer(tiny_tokenizer.backend_tokenizer.to_str(), eos_token=END, slices=[])
+    matcher = LLMatcher(plain, grammar)
+    chance = random.Random(pattern)
+    for _ in range(6):
+        (mask,) = constraint.next_masks(())
+        ends = {END} if matcher.is_accepting() else set()  # banned: no id was said to end it
+        assert allowed(mask) == allowed(matcher.compute_bitmask()) - ends
+        if constraint.is_complete or not allowed(mask):
+            break
+        token_id = chance.choice(sorted(allowed(mask)))
+        constraint.advance(token_id)
+        assert matcher.consume_token(token_id)
 
 
 def test_every_id_that_ends_a_sequence_may_end_the_text(factory, ids):
