@@ -28,8 +28,10 @@ from engine.scheduling.admission import Admission
 from engine.scheduling.background import Background
 from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.counters import Counters
+from engine.scheduling.mask_reader import MaskReader
 from engine.scheduling.output_processor import OutputProcessor
 from engine.scheduling.prefix_sharing import PrefixSharing
+from engine.scheduling.prompt_planner import PromptPlanner
 from engine.scheduling.queues import Queues
 from engine.scheduling.residency import Residency
 from engine.scheduling.sequence import Sequence, SequenceState
@@ -69,9 +71,9 @@ class Scheduler:
         self._background = background = Background(
             residency, blocks, queue, config.background_every_steps
         )
-        self._planner = StepPlanner(
-            config, residency, blocks, prefixes, queue, counters, background
-        )
+        masks = MaskReader()
+        prompts = PromptPlanner(config, residency, blocks, prefixes, queue, background, masks)
+        self._planner = StepPlanner(config, residency, blocks, counters, background, masks, prompts)
         self._outputs = OutputProcessor(residency, counters)
 
     @property

@@ -11,8 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.scheduling.batch import Decodes, RowExtras, ScheduledBatch, ScheduledChunk
-from engine.scheduling.mask_reader import MaskReader
-from engine.scheduling.prompt_planner import PromptPlanner
 from engine.scheduling.rows import charge, row_extras
 from engine.scheduling.sequence import slot_of, turn_of
 
@@ -21,8 +19,8 @@ if TYPE_CHECKING:
     from engine.scheduling.background import Background
     from engine.scheduling.block_manager import BlockManager
     from engine.scheduling.counters import Counters
-    from engine.scheduling.prefix_sharing import PrefixSharing
-    from engine.scheduling.queues import Queues
+    from engine.scheduling.mask_reader import MaskReader
+    from engine.scheduling.prompt_planner import PromptPlanner
     from engine.scheduling.residency import Residency
     from engine.scheduling.sequence import Sequence
 
@@ -40,18 +38,18 @@ class StepPlanner:
         config: EngineConfig,
         residency: Residency,
         blocks: BlockManager,
-        prefixes: PrefixSharing,
-        queue: Queues,
         counters: Counters,
         background: Background,
+        masks: MaskReader,
+        prompts: PromptPlanner,
     ) -> None:
         self._config = config
         self._residency = residency
         self._blocks = blocks
         self._counters = counters
         self._background = background
-        self._masks = masks = MaskReader()
-        self._prompts = PromptPlanner(config, residency, blocks, prefixes, queue, background, masks)
+        self._masks = masks
+        self._prompts = prompts
         self._were_prompts_last = False
         self._waits_for_masks = False  # as nobody else is there who would have to
         self._is_mask_missing = False  # somebody's, who was left out for it

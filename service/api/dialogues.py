@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
-from pydantic import BeforeValidator, Field, ValidationInfo
+from pydantic import Field
 
+from service.api.list_lengths import FEW_MESSAGES, at_most
 from service.api.messages import Message
-from service.api.requests import EMPTY_IS_SILENCE, MAX_FIELDS, Name, limits_of
+from service.api.requests import EMPTY_IS_SILENCE, MAX_FIELDS, Name
 from service.api.tool_fields import ToolRequest
 from service.errors import InvalidFieldError
 from service.serving.turn_prompts import AskedTurn, render_turn, render_turn_text
@@ -26,36 +27,19 @@ if TYPE_CHECKING:
     from service.text.templates import ChatTemplate
 
 EFFORT = "reasoning_effort"  # a field of requests that templates know by the same name
-
-
-def _check_messages(messages: object, info: ValidationInfo) -> object:
-    limit = limits_of(info).max_messages
-    if messages == []:
-        raise ValueError("is empty; give at least one message")
-    if isinstance(messages, list) and len(messages) > limit:
-        raise ValueError(f"has {len(messages)} messages; give at most {limit}")
-    return messages
-
-
-def _check_num_items(items: object) -> object:
-    # Before their types: pydantic would describe each of a million wrong ones, for seconds.
-    if isinstance(items, list | dict) and len(items) > MAX_FIELDS:
-        raise ValueError(f"has {len(items)} items; give at most {MAX_FIELDS}")
-    return items
+_FEW_ITEMS = at_most(MAX_FIELDS, "items")
 
 
 # By `Field`, as `FailFast()` itself cannot be part of a union.
-Messages: TypeAlias = Annotated[
-    list[Message], Field(fail_fast=True), BeforeValidator(_check_messages)
-]
+Messages: TypeAlias = Annotated[list[Message], Field(fail_fast=True), FEW_MESSAGES]
 TemplateKwargs: TypeAlias = Annotated[
     dict[str, bool | str | int | float | None] | None,
-    BeforeValidator(_check_num_items),
+    _FEW_ITEMS,
     EMPTY_IS_SILENCE,
 ]
 Documents: TypeAlias = Annotated[
-    list[Annotated[dict[str, str], BeforeValidator(_check_num_items)]] | None,
-    BeforeValidator(_check_num_items),
+    list[Annotated[dict[str, str], _FEW_ITEMS]] | None,
+    _FEW_ITEMS,
     EMPTY_IS_SILENCE,
 ]
 

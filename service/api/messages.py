@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
+from service.api.list_lengths import require_few
 from service.api.requests import Ignored, Name, RequestModel, Text, Unsupported, limits_of
 from service.api.tool_calls import FunctionCall, MessageCalls, calls_of
 
@@ -26,12 +27,11 @@ class TextPart(RequestModel):
 
 
 def _check_parts(content: object, info: ValidationInfo) -> object:
-    # Before their types: pydantic would describe each of a million wrong ones, for seconds.
-    limit = limits_of(info).max_messages
-    if isinstance(content, list) and len(content) > limit:
-        raise ValueError(f"has {len(content)} parts; give at most {limit}")
+    if not isinstance(content, list):
+        return content
+    require_few(content, limits_of(info).max_messages, "parts")
     # Before the parts' own types, whose findings would not say that this is meant.
-    for part in content if isinstance(content, list) else ():
+    for part in content:
         if isinstance(part, dict) and part.get("type") not in (None, "text"):
             raise PydanticCustomError(
                 "unsupported_field", 'this server takes parts of type "text" alone'

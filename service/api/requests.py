@@ -285,6 +285,18 @@ Words = Annotated[
     list[str] | None, PlainValidator(_read_words, json_schema_input_type=list[str] | None)
 ]
 # How tokens are picked, where two APIs mean the same by a field.
+Temperature = Annotated[
+    float | None,
+    Field(ge=0, le=2, description="0 picks the most likely token. The variant's own by default."),
+]
+TopK = Annotated[
+    int | None,
+    Field(
+        ge=-1,
+        le=MAX_COUNT,
+        description="How many tokens to pick from; 0 and -1 are all. The variant's own by default.",
+    ),
+]
 TopP = Annotated[
     float | None,
     Field(gt=0, le=1, description="Share of probability to pick from. The variant's by default."),

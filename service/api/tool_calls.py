@@ -8,16 +8,16 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainValidator, ValidationInfo
+from pydantic import BeforeValidator, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
+from service.api.list_lengths import no_more_than_messages
 from service.api.requests import (
     EMPTY_IS_SILENCE,
     MAX_COUNT,
     MAX_NAME_LENGTH,
     Name,
     RequestModel,
-    limits_of,
     none_if,
 )
 from service.tools.calls import ToolCall
@@ -39,14 +39,6 @@ def _check_type(kind: object) -> object:
             "unsupported_field", 'this server takes calls of type "function" alone'
         )
     return kind
-
-
-def _check_num_calls(calls: object, info: ValidationInfo) -> object:
-    # Before their types: pydantic would describe each of a million wrong ones, for seconds.
-    limit = limits_of(info).max_messages
-    if isinstance(calls, list) and len(calls) > limit:
-        raise ValueError(f"has {len(calls)} calls; give at most {limit}")
-    return calls
 
 
 class CalledFunction(RequestModel):
@@ -81,7 +73,7 @@ class MessageCall(RequestModel):
 MessageCalls = Annotated[
     list[MessageCall] | None,
     Field(fail_fast=True),
-    BeforeValidator(_check_num_calls),
+    no_more_than_messages("calls"),
     EMPTY_IS_SILENCE,
 ]
 FunctionCall = Annotated[CalledFunction | None, EMPTY_IS_SILENCE]

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
+from service.api.list_lengths import at_most
 from service.api.requests import EMPTY_IS_SILENCE, RequestModel, Text, is_empty
 from service.grammars.limits import MAX_SOURCE_BYTES
 from service.tools.calls import NO_TOOLS, Tool, ToolMode, ToolUse
@@ -36,13 +37,6 @@ def _read_parameters(value: object) -> dict[str, Any] | None:
     return value
 
 
-def _check_num_tools(tools: object) -> object:
-    # Before their types: pydantic would describe each of a million wrong ones, for seconds.
-    if isinstance(tools, list) and len(tools) > MAX_TOOLS:
-        raise ValueError(f"has {len(tools)} tools; give at most {MAX_TOOLS}")
-    return tools
-
-
 def _check_kind(kind: object) -> object:
     if isinstance(kind, str) and kind != "function":
         raise PydanticCustomError(
@@ -51,6 +45,7 @@ def _check_kind(kind: object) -> object:
     return kind
 
 
+_FEW_TOOLS = at_most(MAX_TOOLS, "tools")
 ToolName = Annotated[str, AfterValidator(_check_name)]
 Parameters = Annotated[
     dict[str, Any] | None,
@@ -103,9 +98,9 @@ class AllowedTools(RequestModel):
     """Some of the tools, and whether one of them must be called."""
 
     mode: Literal["auto", "required"] = Field(description="As the words of tool_choice.")
-    tools: Annotated[
-        list[NamedTool], Field(fail_fast=True, min_length=1), BeforeValidator(_check_num_tools)
-    ] = Field(description="Those that the answer may call.")
+    tools: Annotated[list[NamedTool], Field(fail_fast=True, min_length=1), _FEW_TOOLS] = Field(
+        description="Those that the answer may call."
+    )
 
 
 class ToolChoice(RequestModel):
@@ -137,13 +132,13 @@ def _check_choice(choice: object) -> object:
 Functions = Annotated[
     list[Function] | None,
     Field(fail_fast=True),
-    BeforeValidator(_check_num_tools),
+    _FEW_TOOLS,
     EMPTY_IS_SILENCE,
 ]
 Tools = Annotated[
     list[FunctionTool] | None,
     Field(fail_fast=True),
-    BeforeValidator(_check_num_tools),
+    _FEW_TOOLS,
     EMPTY_IS_SILENCE,
 ]
 Choice = Annotated[

@@ -7,71 +7,137 @@ nobody answers at the address; 4 the server refused; 5 the answer failed or brok
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass
+from pathlib import Path  # noqa: TC003  # typer reads annotations
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from service.client.address import base_url, default_address
 from service.client.errors import ClientError, WrongQuestionError
 from service.client.key import find_key
+from service.commands.conversation.answer_view import choose_view
 from service.commands.download_options import INTERRUPTED, say
+from service.commands.json_schema_option import JsonView, response_format
 from service.settings.names import URL_VARIABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from service.client.server import Server
+    from service.commands.conversation.answer_view import AnswerView
 
 CANNOT_WRITE = 1
 READER_LEFT = 141  # 128 and SIGPIPE's number, as shells count
 MAX_INPUT_BYTES = 16 * 1024 * 1024
 STDIN = "-"
 
-UrlOption = Annotated[
-    str | None,
-    typer.Option(
-        "--url",
-        metavar="URL",
-        help=f"The server, with or without /v1; {default_address()} by default. ({URL_VARIABLE})",
-    ),
-]
-KeyFileOption = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="File that holds the server's key. (TETRAD_API_KEY, TETRAD_API_KEY_FILE,"
-        " OPENAI_API_KEY)",
-    ),
-]
-ModelOption = Annotated[
-    str | None, typer.Option("--model", "-m", metavar="NAME", help="One of several models.")
-]
-TemperatureOption = Annotated[
-    float | None, typer.Option(min=0, metavar="NUMBER", help="0 picks the likeliest tokens.")
-]
-MaxTokensOption = Annotated[
-    int | None, typer.Option(min=1, metavar="TOKENS", help="Most tokens of an answer.")
-]
-SeedOption = Annotated[
-    int | None, typer.Option(metavar="NUMBER", help="Makes sampling repeatable.")
-]
-StopOption = Annotated[
-    list[str] | None,
-    typer.Option(metavar="TEXT", help="Text that ends an answer; repeat it for several."),
-]
-SchemaOption = Annotated[
-    str | None,
-    typer.Option(
-        "--json", metavar="SCHEMA", help="Answer in JSON: by a schema, in a file or typed here."
-    ),
-]
-UsageOption = Annotated[
-    bool, typer.Option("--usage", help="Tell tokens and speed afterwards, on standard error.")
-]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskingOptions:
+    """What a command is told of the server, of what it asks there, and of the answer's shape."""
+
+    url: Annotated[
+        str | None,
+        typer.Option(
+            "--url",
+            metavar="URL",
+            help=f"The server, with or without /v1; {default_address()} by default."
+            f" ({URL_VARIABLE})",
+        ),
+    ] = None
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", metavar="NAME", help="One of several models.")
+    ] = None
+    temperature: Annotated[
+        float | None, typer.Option(min=0, metavar="NUMBER", help="0 picks the likeliest tokens.")
+    ] = None
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, metavar="TOKENS", help="Most tokens of an answer.")
+    ] = None
+    seed: Annotated[
+        int | None, typer.Option(metavar="NUMBER", help="Makes sampling repeatable.")
+    ] = None
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Text that ends an answer; repeat it for several."),
+    ] = None
+    schema: Annotated[
+        str | None,
+        typer.Option(
+            "--json",
+            metavar="SCHEMA",
+            help="Answer in JSON: by a schema, in a file or typed here.",
+        ),
+    ] = None
+    usage: Annotated[
+        bool, typer.Option("--usage", help="Tell tokens and speed afterwards, on standard error.")
+    ] = False
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="File that holds the server's key. (TETRAD_API_KEY, TETRAD_API_KEY_FILE,"
+            " OPENAI_API_KEY)",
+        ),
+    ] = None
+
+    def fields(self) -> dict[str, object]:
+        """Make the fields of a request; silence leaves one out. Raises WrongQuestionError."""
+        fields: dict[str, object | None] = {
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+            "seed": self.seed,
+            "stop": self.stop or None,
+            "stream_options": {"include_usage": True} if self.usage else None,
+            "response_format": None if self.schema is None else response_format(self.schema),
+        }
+        return {name: value for name, value in fields.items() if value is not None}
+
+    @contextmanager
+    def connected(self) -> Iterator[Server]:
+        """Find the server and its key, and talk to it while the block runs. Raises ClientError."""
+        from service.client.server import Server
+
+        base = base_url(self.url or os.environ.get(URL_VARIABLE) or default_address())
+        with Server(base, find_key(self.api_key_file, os.environ, base)) as server:
+            yield server
+
+    def view(self, *, markdown: bool | None, ends_line: bool) -> AnswerView:
+        """Make the view of one answer, which in a terminal may be rendered."""
+        is_terminal = sys.stdout.isatty()
+        if self.schema is not None:
+            return JsonView(is_terminal=is_terminal)
+        return choose_view(markdown=markdown, is_terminal=is_terminal, ends_line=ends_line)
+
+
+def takes_asking_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of AskingOptions, behind its own, for its parameter `asking`.
+
+    A default of that one holds the options' defaults.
+    """
+    taken = dict(inspect.signature(command, eval_str=True).parameters)
+    asking = taken["asking"].default
+    defaults = AskingOptions() if asking is inspect.Parameter.empty else asking
+    shared = [
+        parameter.replace(default=getattr(defaults, name))
+        for name, parameter in inspect.signature(AskingOptions, eval_str=True).parameters.items()
+    ]
+    own = [parameter for name, parameter in taken.items() if name != "asking"]
+
+    def run(**given: Any) -> None:
+        of_asking = {parameter.name: given.pop(parameter.name) for parameter in shared}
+        command(**given, asking=AskingOptions(**of_asking))
+
+    parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*own, *shared)]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters} | {"return": None}
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    return run
 
 
 @contextmanager
@@ -99,35 +165,6 @@ def exit_on_client_errors() -> Iterator[None]:
 def _drop_output() -> None:
     """Let what is left in the buffer go nowhere, or it would be tried again at the end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-@contextmanager
-def connected(url: str | None, api_key_file: Path | None) -> Iterator[Server]:
-    """Find the server and its key, and talk to it while the block runs. Raises ClientError."""
-    from service.client.server import Server
-
-    base = base_url(url or os.environ.get(URL_VARIABLE) or default_address())
-    with Server(base, find_key(api_key_file, os.environ, base)) as server:
-        yield server
-
-
-def request_fields(
-    *,
-    temperature: float | None,
-    max_tokens: int | None,
-    seed: int | None,
-    stop: Sequence[str] | None,
-    usage: bool,
-) -> dict[str, object]:
-    """Make the fields of a request that the options say; silence leaves a field out."""
-    fields: dict[str, object | None] = {
-        "temperature": temperature,
-        "max_tokens": max_tokens,
-        "seed": seed,
-        "stop": list(stop) if stop else None,
-        "stream_options": {"include_usage": True} if usage else None,
-    }
-    return {name: value for name, value in fields.items() if value is not None}
 
 
 def read_texts(texts: Sequence[str]) -> str:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from service.errors import InvalidFieldError
 from service.grammars.errors import InvalidGrammarError
+from service.serving.generation_request import AnswerForm, GenerationRequest
+from service.serving.prompts import Prompt, room_behind
 from service.serving.text_lanes import run_in_lane
 from service.serving.thought_tokens import ThoughtMarks
 from service.serving.turn_prompts import (
@@ -30,13 +32,23 @@ from service.tools.turn_reader import PlainReader
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from engine.request import Terms
     from service.grammars.wanted import TextForm
-    from service.serving.generation_request import AnswerForm
+    from service.serving.sampling import SamplingOptions
     from service.serving.served_model import ServedModel
     from service.tools.formats import ToolFormat
     from service.tools.turn_reader import TurnReader
 
-__all__ = ["AskedTurn", "PlannedTurn", "plan_turn"]
+__all__ = ["AskedTurn", "PlannedTurn", "TurnLength", "plan_turn"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnLength:
+    """How many tokens of an answer a request wants."""
+
+    asked: int | None = None  # None: as many as the context leaves room for
+    param: str = "max_tokens"  # the request's field that errors name
+    is_cut_to_room: bool = False  # more than there is room for is no error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +56,7 @@ class PlannedTurn:
     """What the engine is asked for a turn."""
 
     token_ids: Sequence[int]
+    param: str  # the request's field that errors on the prompt name
     text_form: TextForm | None  # what was asked for, or what the tools make necessary
     new_reader: Callable[[], TurnReader]  # one for each choice
     kept_token_ids: frozenset[int] = field(default=frozenset())  # special pieces the reader needs
@@ -51,9 +64,39 @@ class PlannedTurn:
     # Fields of tools whose schema cannot be followed, so that any arguments may come.
     unfollowed: Sequence[str] = ()
 
-    def form(self, asked: AnswerForm) -> AnswerForm:
-        """Return how the answer's tokens become text, with what the turn's reader needs."""
-        return replace(asked, kept_token_ids=self.kept_token_ids, thought_marks=self.thought_marks)
+    def request(
+        self,
+        model: ServedModel,
+        length: TurnLength,
+        *,
+        options: SamplingOptions,
+        form: AnswerForm,
+        terms: Terms,
+        num_choices: int = 1,
+    ) -> GenerationRequest:
+        """Return what is generated, within the model's context. Raises ContextLengthError.
+
+        form: what the request says of it; what the turn's reader needs is added here.
+        """
+        asked = length.asked
+        room = room_behind(
+            len(self.token_ids),
+            None if length.is_cut_to_room else asked,
+            model.engine.max_model_len,
+            prompt_param=self.param,
+            length_param=length.param,
+        )
+        return GenerationRequest(
+            prompts=[Prompt(self.token_ids)],
+            max_tokens=[room if asked is None else min(asked, room)],
+            num_choices=num_choices,
+            options=options,
+            form=replace(
+                form, kept_token_ids=self.kept_token_ids, thought_marks=self.thought_marks
+            ),
+            text_form=self.text_form,
+            terms=terms,
+        )
 
     @property
     def is_plain(self) -> bool:
@@ -73,13 +116,17 @@ async def plan_turn(asked: AskedTurn, model: ServedModel) -> PlannedTurn:
     marks = template.reasoning_marks
     if tool_format is None and marks is None:
         return PlannedTurn(
-            token_ids=rendered.token_ids, text_form=asked.text_form, new_reader=PlainReader
+            token_ids=rendered.token_ids,
+            param=asked.param,
+            text_form=asked.text_form,
+            new_reader=PlainReader,
         )
     thoughts = None if marks is None else Thoughts(marks, rendered.opens_reasoning)
     pieces = Pieces.of(model.tokenizer)
     text_form, unfollowed = await _form(asked, tool_format, pieces, thoughts)
     return PlannedTurn(
         token_ids=rendered.token_ids,
+        param=asked.param,
         text_form=text_form,
         new_reader=partial(_new_reader, asked.tools, tool_format, thoughts),
         kept_token_ids=pieces.hidden_ids(

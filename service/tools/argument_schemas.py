@@ -1,10 +1,12 @@
-"""The schema that a call's arguments must follow, out of what a tool says of its parameters."""
+"""The schema that a call's arguments must follow, out of what a tool says of its parameters.
+
+How its objects and numbers come to an end is `service.grammars.json_schema`'s, as for any schema.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from service.grammars.closed_objects import with_closed_objects
 from service.grammars.json_schema import ANY_OBJECT
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ def arguments_schema(parameters: Schema | None) -> dict[str, Any]:
     """Return the schema of a tool's arguments, which are always an object."""
     if not parameters:
         return dict(ANY_OBJECT)
-    return with_closed_objects({**parameters, "type": "object"})
+    return {**parameters, "type": "object"}
 
 
 def is_object_schema(parameters: Schema) -> bool:

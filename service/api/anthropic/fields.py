@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
+from service.api.list_lengths import FEW_MESSAGES, at_most, require_few
 from service.api.requests import (
     EMPTY_IS_SILENCE,
-    MAX_COUNT,
     Flag,
     Ignored,
     MaxTokens,
     Name,
     RequestModel,
     Stop,
+    Temperature,
     Text,
+    TopK,
     TopP,
     is_empty,
     limits_of,
@@ -73,10 +75,7 @@ def _read_blocks(content: object, info: ValidationInfo, kinds: Collection[str]) 
         return [{"type": "text", "text": content}] if content else []
     if not isinstance(content, list):
         raise ValueError("give a string, or a list of blocks")
-    # Before their types: pydantic would describe each of a million wrong ones, for seconds.
-    limit = limits_of(info).max_messages
-    if len(content) > limit:
-        raise ValueError(f"has {len(content)} blocks; give at most {limit}")
+    require_few(content, limits_of(info).max_messages, "blocks")
     for block in content:
         kind = block.get("type") if isinstance(block, dict) else None
         if isinstance(kind, str) and kind not in kinds:
@@ -185,21 +184,6 @@ class Turn(RequestModel):
     def blocks(self) -> list[Block]:
         """Return the content."""
         return self.content or []
-
-
-def _check_turns(messages: object, info: ValidationInfo) -> object:
-    limit = limits_of(info).max_messages
-    if messages == []:
-        raise ValueError("is empty; give at least one message")
-    if isinstance(messages, list) and len(messages) > limit:
-        raise ValueError(f"has {len(messages)} messages; give at most {limit}")
-    return messages
-
-
-def _check_num_tools(tools: object) -> object:
-    if isinstance(tools, list) and len(tools) > MAX_TOOLS:
-        raise ValueError(f"has {len(tools)} tools; give at most {MAX_TOOLS}")
-    return tools
 
 
 def _check_tool_name(name: str | None) -> str | None:
@@ -313,7 +297,7 @@ class PromptRequest(RequestModel):
         None,
         description="A served name. Where one variant is served, silence (and `dummy`) mean it.",
     )
-    messages: Annotated[list[Turn], Field(fail_fast=True), BeforeValidator(_check_turns)] = Field(
+    messages: Annotated[list[Turn], Field(fail_fast=True), FEW_MESSAGES] = Field(
         description="The dialogue so far, oldest turn first. If the last is the assistant's, the"
         " answer goes on from it.",
         json_schema_extra={"minItems": 1},
@@ -323,9 +307,9 @@ class PromptRequest(RequestModel):
         description="The system text, or blocks of it, with empty lines between. A first line"
         " `x-anthropic-billing-header: …` is left out, and named as ignored.",
     )
-    tools: Annotated[
-        list[ToolDefinition] | None, BeforeValidator(_check_num_tools), EMPTY_IS_SILENCE
-    ] = Field(None, description="What the model may call.")
+    tools: Annotated[list[ToolDefinition] | None, at_most(MAX_TOOLS, "tools"), EMPTY_IS_SILENCE] = (
+        Field(None, description="What the model may call.")
+    )
     tool_choice: Annotated[ToolChoice | None, EMPTY_IS_SILENCE] = Field(
         None, description="Whether it must; `auto` by default."
     )
@@ -401,16 +385,9 @@ class MessagesRequest(PromptRequest):
     stream: bool | None = Field(
         None, description="Send the answer as it comes, as server-sent events."
     )
-    temperature: float | None = Field(
-        None, ge=0, le=2, description="0 picks the most likely token. The variant's own by default."
-    )
+    temperature: Temperature = None
     top_p: TopP = None
-    top_k: int | None = Field(
-        None,
-        ge=-1,
-        le=MAX_COUNT,
-        description="How many tokens to pick from; 0 and -1 are all. The variant's own by default.",
-    )
+    top_k: TopK = None
     metadata: Annotated[Metadata | None, EMPTY_IS_SILENCE] = Field(
         None, description="On whose behalf it is."
     )

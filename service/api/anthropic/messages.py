@@ -19,16 +19,16 @@ from service.api.endpoint import Endpoint, ErrorShape
 from service.api.request_bodies import read_request, report_ignored
 from service.api.respond import acquire, answer, prepare, reserve
 from service.api.responses import ModelResponse
-from service.serving.generation_request import AnswerForm, GenerationRequest
-from service.serving.prompts import Prompt, room_behind
+from service.serving.generation_request import AnswerForm
 from service.serving.sampling import SamplingOptions
-from service.serving.turns import plan_turn
+from service.serving.turns import TurnLength, plan_turn
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
     from service.api.context import ApiContext
+    from service.serving.generation_request import GenerationRequest
     from service.serving.served_model import ServedModel
     from service.serving.turns import PlannedTurn
 
@@ -105,20 +105,12 @@ def generation_request(
     More than is left is no error as elsewhere: this API's clients always name a number, most of
     them a constant that fits much larger contexts.
     """
-    room = room_behind(
-        len(planned.token_ids),
-        None,
-        model.engine.max_model_len,
-        prompt_param="messages",
-        length_param="max_tokens",
-    )
-    return GenerationRequest(
-        prompts=[Prompt(planned.token_ids)],
-        max_tokens=[room if request.max_tokens is None else min(request.max_tokens, room)],
+    return planned.request(
+        model,
+        TurnLength(asked=request.max_tokens, is_cut_to_room=True),
         options=SamplingOptions(
             temperature=request.temperature, top_p=request.top_p, top_k=request.top_k
         ),
-        form=planned.form(AnswerForm(stop_strings=request.stop_sequences or ())),
-        text_form=planned.text_form,
+        form=AnswerForm(stop_strings=request.stop_sequences or ()),
         terms=Terms(caller=request.user),
     )

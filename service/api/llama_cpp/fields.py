@@ -34,6 +34,7 @@ from service.api.requests import (
     Seed,
     Stop,
     Text,
+    TopK,
     TopP,
     Unsupported,
     is_empty,
@@ -187,12 +188,7 @@ class InfillRequest(RequestModel):
         le=MAX_TEMPERATURE,
         description="0 picks the most likely token. The variant's own by default.",
     )
-    top_k: int | None = Field(
-        None,
-        ge=-1,
-        le=MAX_COUNT,
-        description="How many tokens to pick from; 0 and -1 are all. The variant's own by default.",
-    )
+    top_k: TopK = None
     top_p: TopP = None
     min_p: MinP = None
     typical_p: float | None = Field(

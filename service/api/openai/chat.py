@@ -16,8 +16,6 @@ from service.api.request_bodies import read_request, report_ignored
 from service.api.requests import Unsupported
 from service.api.respond import acquire, answer, prepare, reserve
 from service.api.scope import note_id
-from service.serving.generation_request import GenerationRequest
-from service.serving.prompts import Prompt, room_behind
 from service.serving.turns import plan_turn
 
 if TYPE_CHECKING:
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from service.api.context import ApiContext
+    from service.serving.generation_request import GenerationRequest
     from service.serving.served_model import ServedModel
     from service.serving.turns import PlannedTurn
 
@@ -90,23 +89,13 @@ async def plan(request: ChatRequest, model: ServedModel) -> tuple[GenerationRequ
     dialogue = asked_turn(request, model)
     options = replace(dialogue.options, keep_last=num_kept(request, model))
     turn = await plan_turn(replace(dialogue, options=options, text_form=request.text_form), model)
-    prompt = Prompt(truncated(list(turn.token_ids), request, model))
-    asked: int | None = request.value_of("max_tokens")
-    room = room_behind(
-        len(prompt.token_ids),
-        asked,
-        model.engine.max_model_len,
-        prompt_param="messages",
-        length_param=request.given_name_of("max_tokens"),
-    )
-    form = request.answer_form(reports_tokens=bool(request.logprobs))
-    planned = GenerationRequest(
-        prompts=[prompt],
-        max_tokens=[room if asked is None else asked],
-        num_choices=request.n or 1,
+    turn = replace(turn, token_ids=truncated(list(turn.token_ids), request, model))
+    planned = turn.request(
+        model,
+        request.turn_length,
         options=request.sampling_options(request.num_logprobs),
-        form=turn.form(form),
-        text_form=turn.text_form,
+        form=request.answer_form(reports_tokens=bool(request.logprobs)),
         terms=request.terms,
+        num_choices=request.n or 1,
     )
     return planned, turn

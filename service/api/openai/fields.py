@@ -32,7 +32,9 @@ from service.api.requests import (
     Seed,
     Share,
     Stop,
+    Temperature,
     TokenIds,
+    TopK,
     TopP,
     Words,
     limits_of,
@@ -41,6 +43,7 @@ from service.api.requests import (
 from service.api.text_forms import FormedRequest
 from service.serving.generation_request import AnswerForm
 from service.serving.sampling import SamplingOptions
+from service.serving.turns import TurnLength
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,16 +103,9 @@ class SampledRequest(FormedRequest):
     )
 
     # How tokens are picked
-    temperature: float | None = Field(
-        None, ge=0, le=2, description="0 picks the most likely token. The variant's own by default."
-    )
+    temperature: Temperature = None
     top_p: TopP = None
-    top_k: int | None = Field(
-        None,
-        ge=-1,
-        le=MAX_COUNT,
-        description="How many tokens to pick from; 0 and -1 are all. The variant's own by default.",
-    )
+    top_k: TopK = None
     min_p: MinP = None
     typical_p: Share = Field(
         None, description="Keep the mass whose surprise is nearest the entropy."
@@ -231,6 +227,11 @@ class SampledRequest(FormedRequest):
             cache_salt=self.cache_salt or "",
             timeout_s=self.timeout,
         )
+
+    @property
+    def turn_length(self) -> TurnLength:
+        """Return how many tokens of a turn are wanted."""
+        return TurnLength(asked=self.value_of("max_tokens"), param=self.given_name_of("max_tokens"))
 
 
 class StreamOptions(RequestModel):

@@ -1,14 +1,14 @@
 """What was typed in earlier sessions, for the arrow keys: a file of the user's own, and bounded.
 
 One JSON text a line, as a typed line may hold line breaks where it was pasted. The file is read
-again before it is replaced, so that two sessions lose nothing of each other's.
+again under a lock and replaced as a whole: two sessions lose nothing of each other's, and one that
+is killed, at whatever moment, leaves the new file or the one before it.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MAX_LINES = 1000
 MAX_CHARACTERS = 80_000  # in all of them; as JSON at most 12 bytes each, which the reader takes
+MAX_WAIT_S = 5  # for another session, which takes milliseconds
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 
 
 def history_file(environment: Mapping[str, str]) -> Path:
@@ -40,18 +42,25 @@ def read_history(path: Path) -> list[str]:
 
 def add_to_history(path: Path, lines: Sequence[str]) -> None:
     """Add lines, and drop the oldest ones beyond the bounds. Raises OSError."""
+    from filelock import FileLock
+
     if not lines:
         return
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    kept = _newest([*read_history(path), *lines])
-    # Made for its owner alone (0600), and put in place whole.
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    with FileLock(f"{path}.lock", timeout=MAX_WAIT_S, mode=0o600):
+        _replace(path, _newest([*read_history(path), *lines]))
+
+
+def _replace(path: Path, lines: Sequence[str]) -> None:
+    """Write a file for its owner alone, put in place whole; the lock must be held."""
+    fresh = path.with_name(f"{path.name}.new")  # always the same one, so that kills leave one
+    fresh.unlink(missing_ok=True)
     try:
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.writelines(json.dumps(line) + "\n" for line in kept)
-        os.replace(name, path)
+        with open(os.open(fresh, _NEW_FILE, 0o600), "w", encoding="ascii") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+        fresh.replace(path)
     except BaseException:
-        os.unlink(name)
+        fresh.unlink(missing_ok=True)
         raise
 
 

@@ -7,15 +7,15 @@ message. A terminal that marks pastes (most do) gives a pasted text of several l
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from service.commands.conversation.input_history import add_to_history, history_file, read_history
-from service.commands.text import printable
+from service.commands.download_options import say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 PROMPT = "> "
 FURTHER_PROMPT = "… "
@@ -25,8 +25,17 @@ FENCE = '"""'
 class LineInput:
     """A terminal that somebody types into."""
 
+    def __init__(self, on_message: Callable[[], None] = lambda: None) -> None:
+        """on_message: called when one was typed, before it is answered."""
+        self._on_message = on_message
+
     def read_message(self) -> str | None:
         """Return what was typed; None at its end (Ctrl-D). Raises KeyboardInterrupt (Ctrl-C)."""
+        message = self._read_message()
+        self._on_message()
+        return message
+
+    def _read_message(self) -> str | None:
         line = _read_line(PROMPT)
         if line is None:
             return None
@@ -50,7 +59,7 @@ class LineInput:
 
 @contextmanager
 def line_input(*, keeps_history: bool) -> Iterator[LineInput]:
-    """Let lines be edited while the block runs, and keep those of this session for the next."""
+    """Let lines be edited while the block runs, and keep each for the next sessions at once."""
     try:
         import readline
     except ImportError:  # a Python without it: lines are plain, and there is no history
@@ -64,16 +73,40 @@ def line_input(*, keeps_history: bool) -> Iterator[LineInput]:
     path = history_file(os.environ)
     for line in read_history(path):
         readline.add_history(line)
-    num_known = readline.get_current_history_length()
+    kept = KeptLines(
+        path,
+        count=readline.get_current_history_length,
+        line_at=readline.get_history_item,
+    )
     try:
-        yield LineInput()
+        yield LineInput(kept.keep)
     finally:
-        last = readline.get_current_history_length()
-        items = [readline.get_history_item(index) for index in range(num_known + 1, last + 1)]
+        kept.keep()  # what was typed of a message that was never finished
+
+
+class KeptLines:
+    """Keeps what a line editor has of this session, as it comes."""
+
+    def __init__(
+        self, path: Path, *, count: Callable[[], int], line_at: Callable[[int], str | None]
+    ) -> None:
+        """count: of the editor's lines; line_at: one of them, from 1 on."""
+        self._path = path
+        self._count = count
+        self._line_at = line_at
+        self._num_known = count()
+        self._has_failed = False
+
+    def keep(self) -> None:
+        """Add what is new; where that fails, say so once and go on."""
+        first, self._num_known = self._num_known + 1, self._count()
+        lines = [self._line_at(index) for index in range(first, self._num_known + 1)]
         try:
-            add_to_history(path, [item for item in items if item])
+            add_to_history(self._path, [line for line in lines if line])
         except OSError as error:
-            sys.stderr.write(f"tetrad: what was typed is not kept: {printable(str(error))}\n")
+            if not self._has_failed:
+                say(f"what was typed is not kept: {error}")
+            self._has_failed = True
 
 
 def _read_line(prompt: str) -> str | None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from service.errors import InvalidFieldError
+from engine.request import Terms
+from service.errors import ContextLengthError, InvalidFieldError
 from service.grammars.wanted import TextForm, TextFormKind
 from service.serving.generation_request import AnswerForm
+from service.serving.sampling import SamplingOptions
 from service.serving.thought_tokens import ThoughtMarks
-from service.serving.turns import AskedTurn, plan_turn
+from service.serving.turns import AskedTurn, TurnLength, plan_turn
 from service.text.templates import ChatTemplate
 from service.tools.calls import Tool, ToolMode, ToolUse
 from tests.service.fakes import ByteTokenizer, FakeEngine, PlainTemplate, says, served_model
@@ -21,12 +24,14 @@ from tests.service.tools.in_sum import in_sum, read
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from service.serving.generation_request import GenerationRequest
     from service.serving.served_model import ServedModel
     from service.serving.turns import PlannedTurn
 
 USER = {"role": "user", "content": "hi"}
 TOOLS = [Tool("weather", "tells it", {"properties": {"city": {"type": "string"}}}), Tool("now")]
 SCHEMA = TextForm(TextFormKind.JSON_SCHEMA, "response_format", schema={"type": "object"})
+AS_MUCH_AS_FITS, PLAIN = TurnLength(), AnswerForm()
 HERMES_CALL = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
 
 
@@ -46,6 +51,16 @@ def model_of(tiny_tokenizer) -> Iterator[Callable[[str], ServedModel]]:
 
 def planned(model: ServedModel, **fields: Any) -> PlannedTurn:
     return asyncio.run(plan_turn(AskedTurn(messages=[USER], **fields), model))
+
+
+def asked_of(
+    turn: PlannedTurn,
+    model: ServedModel,
+    length: TurnLength = AS_MUCH_AS_FITS,
+    form: AnswerForm = PLAIN,
+) -> GenerationRequest:
+    options, terms = SamplingOptions(temperature=0.5), Terms(caller="someone")
+    return turn.request(model, length, options=options, form=form, terms=terms, num_choices=2)
 
 
 def read_by(turn: PlannedTurn, text: str) -> list[tuple[Any, ...]]:
@@ -125,8 +140,8 @@ def test_marks_that_a_text_would_leave_out_are_kept():
     thoughts = {id_of("<think>"), id_of("</think>")}
     assert planned(model).kept_token_ids == thoughts
     marks = ThoughtMarks(id_of("<think>"), id_of("</think>"), is_open=False)
-    form = planned(model).form(AnswerForm(stop_strings=["a"]))
-    assert form == AnswerForm(
+    request = asked_of(planned(model), model, form=AnswerForm(stop_strings=["a"]))
+    assert request.form == AnswerForm(
         stop_strings=["a"], kept_token_ids=frozenset(thoughts), thought_marks=marks
     )
     with_tools = planned(model, tools=ToolUse(TOOLS))
@@ -144,3 +159,34 @@ def test_thoughts_come_before_a_text_that_has_a_form():
     assert turn.thought_marks is None  # they are no pieces here
     assert read_by(turn, "<think>hm</think>{}") == [("reasoning", "hm"), ("text", "{}")]
     assert planned(model).text_form is None
+
+
+def test_turn_is_asked_of_the_engine_with_all_that_the_request_says(model_of):
+    model = model_of(tool_templates.TAGS)
+    turn = planned(model, text_form=SCHEMA)
+    request = asked_of(turn, model, TurnLength(asked=7))
+    assert [list(prompt.token_ids) for prompt in request.prompts] == [list(turn.token_ids)]
+    assert (request.max_tokens, request.num_choices) == ([7], 2)
+    assert (request.options.temperature, request.terms.caller) == (0.5, "someone")
+    assert request.text_form is SCHEMA
+
+
+def test_turn_may_be_as_long_as_the_context_leaves_room_for(model_of):
+    model = model_of(tool_templates.TAGS)
+    turn = replace(planned(model), token_ids=[5] * 4000)
+    assert asked_of(turn, model).max_tokens == [96]
+    with pytest.raises(ContextLengthError, match="at most 96") as raised:
+        asked_of(turn, model, TurnLength(asked=97, param="n_predict"))
+    assert raised.value.param == "n_predict"
+    cut = TurnLength(asked=97, is_cut_to_room=True)
+    assert asked_of(turn, model, cut).max_tokens == [96]
+    assert asked_of(turn, model, replace(cut, asked=95)).max_tokens == [95]
+
+
+@pytest.mark.parametrize("is_cut_to_room", [False, True])
+def test_dialogue_that_fills_the_context_is_refused_by_its_own_name(model_of, is_cut_to_room):
+    model = model_of(tool_templates.TAGS)
+    turn = replace(planned(model, param="input"), token_ids=[5] * 4096)
+    with pytest.raises(ContextLengthError) as raised:
+        asked_of(turn, model, TurnLength(asked=1, is_cut_to_room=is_cut_to_room))
+    assert raised.value.param == "input"

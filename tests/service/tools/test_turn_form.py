@@ -130,6 +130,26 @@ def test_calls_that_have_begun_follow_the_schemas(vocabulary, tool_format, mode)
         assert vocabulary.accepts(form, spelt(tool_format, call)) == ""
 
 
+@pytest.mark.parametrize("tool_format", FORMATS, ids=lambda one: one.name)
+def test_arguments_have_no_names_but_those_a_schema_lists_unless_it_says_more(tool_format):
+    inner = {"type": "object", "properties": {"b": {"type": "string"}}}
+    given = {"properties": {"a": inner, "c": {"type": "array", "items": inner}}}
+    closed, opened = Tool("closed", "", given), Tool("opened", "", {**given, "required": ["d"]})
+    use = ToolUse([closed, opened, Tool("none", "", {"properties": {}})], ToolMode.REQUIRED)
+    form = form_of(PLAIN, tool_format, use)
+    for name, arguments, found in (
+        ("closed", '{"a": {"b": "x"}, "c": [{"b": "x"}, {}]}', "whole"),
+        ("closed", '{"a": {"e": 1}}', ""),
+        ("closed", '{"c": [{"e": 1}]}', ""),
+        ("closed", '{"e": 1}', ""),
+        ("opened", '{"d": 1}', "whole"),
+        ("opened", '{"d": 1, "e": 1}', "whole"),
+        ("none", "{}", "whole"),
+        ("none", '{"e": 1}', ""),
+    ):
+        assert PLAIN.accepts(form, spelt(tool_format, (name, arguments))) == found
+
+
 @vocabularies
 @pytest.mark.parametrize("tool_format", [HERMES, MISTRAL, MISTRAL_BY_NAME, GENERIC])
 def test_text_may_come_before_a_call(vocabulary, tool_format):

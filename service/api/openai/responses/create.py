@@ -17,14 +17,13 @@ from service.api.request_bodies import read_request, report_ignored
 from service.api.respond import acquire, answer, prepare, reserve
 from service.api.scope import EVENT_STREAM, note_id, record_of
 from service.errors import ContextLengthError
-from service.serving.generation_request import GenerationRequest
-from service.serving.prompts import Prompt, room_behind
 from service.serving.turns import plan_turn
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
     from service.api.context import ApiContext
+    from service.serving.generation_request import GenerationRequest
     from service.serving.served_model import ServedModel
     from service.serving.turns import PlannedTurn
 
@@ -79,23 +78,13 @@ async def _plan(request: ResponsesRequest, model: ServedModel) -> PlannedTurn:
 def _generation_request(
     request: ResponsesRequest, turn: PlannedTurn, model: ServedModel
 ) -> GenerationRequest:
-    """Translate a request. Raises a RequestError or TextError."""
-    asked: int | None = request.value_of("max_tokens")
-    room = room_behind(
-        len(turn.token_ids),
-        asked,
-        model.engine.max_model_len,
-        prompt_param="input",
-        length_param=request.given_name_of("max_tokens"),
-    )
+    """Translate a request. Raises ContextLengthError."""
     num_logprobs = request.num_logprobs
-    form = request.answer_form(reports_tokens=num_logprobs is not None)
-    return GenerationRequest(
-        prompts=[Prompt(turn.token_ids)],
-        max_tokens=[room if asked is None else asked],
+    return turn.request(
+        model,
+        request.turn_length,
         options=request.sampling_options(num_logprobs),
-        form=turn.form(form),
-        text_form=turn.text_form,
+        form=request.answer_form(reports_tokens=num_logprobs is not None),
         terms=request.terms,
     )
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
+from service.api.list_lengths import require_few
 from service.api.requests import (
     MAX_NAME_LENGTH,
     NO_EFFECT,
@@ -82,10 +83,7 @@ def _read_content(content: object, info: ValidationInfo) -> object:
         return None
     if not isinstance(content, list):
         raise ValueError("give a text, or a list of parts")
-    # Before their types: pydantic would describe each of a million wrong ones, for seconds.
-    limit = limits_of(info).max_messages
-    if len(content) > limit:
-        raise ValueError(f"has {len(content)} parts; give at most {limit}")
+    require_few(content, limits_of(info).max_messages, "parts")
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
         if isinstance(kind, str) and kind and kind not in _TEXTS:
@@ -189,9 +187,7 @@ def _read_items(items: object, info: ValidationInfo) -> object:
         raise ValueError("is empty; give a text, or a list of items")
     if isinstance(items, str):
         return [{"role": "user", "content": items}]
-    limit = limits_of(info).max_messages
-    if len(items) > limit:
-        raise ValueError(f"has {len(items)} items; give at most {limit}")
+    require_few(items, limits_of(info).max_messages, "items")
     return items
 
 

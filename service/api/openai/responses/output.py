@@ -7,7 +7,8 @@ that was cut off is no call, so it is not among the items of the answer.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
 from pydantic_core import from_json
 
@@ -45,11 +46,11 @@ class OpenItem(Protocol):
         """Return it as far as it is known."""
 
 
-class _TextItem:
+class _TextItem(ABC):
     """An item whose one part is a text."""
 
     is_part_of_answer = True
-    kind = ""  # of the text's events
+    kind: ClassVar[str]  # of the text's events
 
     def __init__(self, item_id: str, index: int) -> None:
         self.index = index
@@ -77,11 +78,13 @@ class _TextItem:
             _item_event("done", self.index, self.item(status)),
         ]
 
+    @abstractmethod
     def item(self, status: Status) -> Fields:
-        raise NotImplementedError
+        """Return it as far as it is known."""
 
+    @abstractmethod
     def part(self) -> Fields:
-        raise NotImplementedError
+        """Return its text as far as it is known."""
 
     def _part_event(self, what: str) -> Fields:
         return {"type": f"response.content_part.{what}", **self._place, "part": self.part()}

@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from engine.sampling_params import MAX_LOGPROBS
 from service.api.dialogues import TemplateKwargs
+from service.api.list_lengths import at_most
 from service.api.openai.fields import SampledRequest
 from service.api.openai.responses.items import Items, dialogue_of
 from service.api.openai.responses.tools import (
@@ -65,13 +66,6 @@ def _refused(reason: str) -> BeforeValidator:
 
 def _kept_nothing(instead: str) -> BeforeValidator:
     return _refused(f"this server keeps nothing between requests; {instead}")
-
-
-def _few_names(names: object) -> object:
-    # Before their types: pydantic would describe each of a million wrong ones, for seconds.
-    if isinstance(names, list | dict) and len(names) > MAX_FIELDS:
-        raise ValueError(f"has {len(names)} items; give at most {MAX_FIELDS}")
-    return names
 
 
 class TextFormat(RequestModel):
@@ -172,7 +166,7 @@ class ResponsesRequest(SampledRequest):
     # What is told
     include: Annotated[
         list[Annotated[str, Field(max_length=MAX_NAME_LENGTH)]] | None,
-        BeforeValidator(_few_names),
+        at_most(MAX_FIELDS, "items"),
         EMPTY_IS_SILENCE,
     ] = Field(
         None,
@@ -186,7 +180,7 @@ class ResponsesRequest(SampledRequest):
     )
     metadata: Annotated[
         dict[str, Annotated[str, Field(max_length=MAX_METADATA_VALUE)]] | None,
-        BeforeValidator(_few_names),
+        at_most(MAX_FIELDS, "items"),
         EMPTY_IS_SILENCE,
     ] = Field(None, description="Comes back with the answer.")
 

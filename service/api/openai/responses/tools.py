@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
+from service.api.list_lengths import at_most
 from service.api.requests import (
     EMPTY_IS_SILENCE,
     MAX_NAME_LENGTH,
@@ -96,16 +97,9 @@ class OfferedTool(RequestModel):
         return Tool(name, description.strip(), _ONE_TEXT)
 
 
-def _few(tools: object) -> object:
-    # Before their types: pydantic would describe each of a million wrong ones, for seconds.
-    if isinstance(tools, list) and len(tools) > MAX_LISTED:
-        raise ValueError(f"has {len(tools)} tools; give at most {MAX_LISTED}")
-    return tools
-
-
 OfferedTools = Annotated[
     Annotated[list[OfferedTool], Field(fail_fast=True)] | None,
-    BeforeValidator(_few),
+    at_most(MAX_LISTED, "tools"),
     EMPTY_IS_SILENCE,
 ]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from service.commands.conversation import line_input
-from service.commands.conversation.line_input import LineInput
+from service.commands.conversation.input_history import read_history
+from service.commands.conversation.line_input import KeptLines, LineInput
 
 
 @pytest.fixture
@@ -44,3 +45,25 @@ def types(monkeypatch):
 )
 def test_lines_become_messages(types, lines, messages):
     assert types(*lines) == [*messages, None]
+
+
+def test_lines_are_kept_as_they_come_and_each_once(tmp_path):
+    path = tmp_path / "chat_history"
+    typed = ["of an earlier session"]
+    kept = KeptLines(path, count=lambda: len(typed), line_at=lambda index: typed[index - 1])
+    kept.keep()
+    assert not path.exists()
+    typed += ["one", "two"]
+    kept.keep()
+    kept.keep()
+    typed.append("three")
+    kept.keep()
+    assert read_history(path) == ["one", "two", "three"]
+
+
+def test_lines_are_kept_before_they_are_answered(monkeypatch):
+    waiting, kept = ["one", '"""', "two", '"""'], []
+    monkeypatch.setattr(line_input, "input", lambda _: waiting.pop(0), raising=False)
+    lines = LineInput(lambda: kept.append(len(waiting)))
+    assert [lines.read_message(), lines.read_message()] == ["one", "two"]
+    assert kept == [3, 0]

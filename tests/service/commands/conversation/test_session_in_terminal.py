@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from service.commands.conversation.input_history import read_history
 from tests.service.client.scripted_server import (
     END,
     UNTIL_LEFT,
@@ -91,6 +92,38 @@ def test_lines_are_found_again_in_the_next_session(script, environment, tmp_path
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
 
 
+def test_lines_of_sessions_that_were_killed_are_found_again(script, environment, tmp_path):
+    script.chat(says("Yes."), END)
+    with (
+        typed_terminal("chat", environment=environment) as first,
+        typed_terminal("chat", environment=environment) as second,
+    ):
+        for terminal, keys in ((first, "one\r"), (second, "two\r"), (first, "/nothing\r")):
+            terminal.wait_for("> ")
+            terminal.type(keys)
+            terminal.wait_for("Yes." if "/" not in keys else "there is no")
+        first.wait_for("> ")
+        first.type('"""\rlost, as it was never sent\r')
+        first.wait_for("never sent")
+    (kept,) = (tmp_path / ".local/state").rglob("chat_history")
+    assert read_history(kept) == ["one", "two", "/nothing"]
+
+
+def test_what_was_typed_of_an_unfinished_message_is_kept_at_the_end(environment, tmp_path):
+    with typed_terminal("chat", environment=environment) as terminal:
+        terminal.wait_for("> ")
+        terminal.type('"""\r')
+        terminal.wait_for("… ")
+        terminal.type("half of it\r")
+        terminal.wait_for("… ")
+        terminal.interrupt()
+        terminal.wait_for("> ")
+        terminal.type(CTRL_D)
+        assert terminal.wait_for_end() == 0
+    (kept,) = (tmp_path / ".local/state").rglob("chat_history")
+    assert read_history(kept) == ['"""', "half of it"]
+
+
 def test_no_history_is_kept_where_none_is_wanted(script, environment, tmp_path):
     with typed_terminal("chat", "--no-history", environment=environment) as terminal:
         terminal.wait_for("> ")
@@ -107,10 +140,14 @@ def test_a_folder_that_cannot_be_written_keeps_nobody_from_talking(script, envir
     ) as terminal:
         terminal.wait_for("> ")
         terminal.type("/help\r")
+        terminal.wait_for("what was typed is not kept")
+        terminal.wait_for("Ctrl-C stops an answer")
+        terminal.wait_for("> ")
+        terminal.type("/help\r")
         terminal.wait_for("> ")
         terminal.type(CTRL_D)
-        terminal.wait_for("what was typed is not kept")
         assert terminal.wait_for_end() == 0
+        assert terminal.raw.count(b"is not kept") == 1
 
 
 def test_a_paste_of_several_lines_is_one_message(script, environment):

@@ -70,7 +70,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, engine, tokenizer) -> list[AskedTurn]
 
     async def plan(turn: AskedTurn, model: object) -> PlannedTurn:
         turns.append(turn)
-        return PlannedTurn(token_ids=[0, 5], text_form=None, new_reader=MarkedReader)
+        return PlannedTurn(token_ids=[0, 5], param="input", text_form=None, new_reader=MarkedReader)
 
     monkeypatch.setattr(create, "plan_turn", plan)
     engine.script = says(tokenizer, TURN)
@@ -357,6 +357,7 @@ def test_pieces_that_the_reader_needs_are_text_and_schemas_without_effect_are_na
     async def plan(turn: AskedTurn, model: object) -> PlannedTurn:
         return PlannedTurn(
             token_ids=[0, 5],
+            param="input",
             text_form=None,
             new_reader=PlainReader,
             kept_token_ids=frozenset({2}),
