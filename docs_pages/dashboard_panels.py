@@ -211,6 +211,43 @@ ENGINE = Group(
     ),
 )
 
+BATCHES = Group(
+    "Batches",
+    (
+        Panel(
+            "Requests of open batches",
+            "short",
+            (last("tetrad_batch_lines", "{{state}} {{instance}}", where=SERVER),),
+            "Those that have no answer yet.",
+        ),
+        Panel(
+            "Answered requests of batches",
+            "cps",
+            (
+                Query(
+                    rate("tetrad_batch_lines_done_total", by="outcome", where=SERVER),
+                    "{{outcome}}",
+                ),
+            ),
+            "A second, by outcome.",
+        ),
+        Panel(
+            "Open and stopped batches",
+            "short",
+            (
+                last("tetrad_batches_open", f"open {BY_SERVER}", where=SERVER),
+                last("tetrad_batches_stopped", f"stopped {BY_SERVER}", where=SERVER),
+            ),
+            "A fault, mostly of the disk, has stopped those that are stopped.",
+        ),
+        Panel(
+            "Age of the oldest open batch",
+            "s",
+            (last("tetrad_batch_oldest_seconds", BY_SERVER, where=SERVER),),
+        ),
+    ),
+)
+
 REFUSALS = Group(
     "Refusals and errors",
     (
@@ -353,4 +390,4 @@ PROCESS = Group(
     ),
 )
 
-GROUPS = (TRAFFIC, LATENCY, ENGINE, REFUSALS, ENGINES, PROCESS)
+GROUPS = (TRAFFIC, LATENCY, ENGINE, BATCHES, REFUSALS, ENGINES, PROCESS)

@@ -195,6 +195,7 @@ def batch_keeper(settings: Settings) -> BatchKeeper:
     limits = KeeperLimits(
         max_file_bytes=settings.max_file_size,
         max_files_bytes=settings.max_files_size,
+        max_files_bytes_per_caller=_share_of_files(settings),
         max_open_batches=settings.max_open_batches,
         run=RunLimits(
             max_at_once=settings.max_num_seqs + WAITING_LINES if running == "auto" else running,
@@ -203,6 +204,16 @@ def batch_keeper(settings: Settings) -> BatchKeeper:
         ),
     )
     return BatchKeeper(settings.state_folder / "batches", limits)
+
+
+def _share_of_files(settings: Settings) -> int:
+    """Return how many bytes one caller's files may take."""
+    share = settings.max_files_size_per_caller
+    if share != "auto":
+        return share
+    has_key = settings.api_key is not None or settings.api_key_file is not None
+    # Without keys all callers are one, from whom nobody is to be kept.
+    return -(-settings.max_files_size // 2) if has_key else settings.max_files_size
 
 
 def administration(settings: Settings, key: str, supervisor: Supervisor) -> Administration:

@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[1]
 REASONS = {
     "engine/process/loop.py: _run": "a heartbeat is sent at a pace",
     "service/api/event_stream.py: watch": "deadlines, armed for when they can have passed",
+    "service/batches/disk_faults.py: _try_again": "a disk tells nobody that it is well; waits grow",
+    "service/batches/keeper.py: _open_again": "as above",
     "service/batches/runner.py: _run_line": "a refusal names the time after which to ask again",
     "service/observation/line_writer.py: _run": "rests, so that a crowd is one write",
     "service/text/encoding.py: _wait_for": "a text's time is the CPU's, which tells nobody",

@@ -150,3 +150,8 @@ def record_of(scope: Scope) -> RequestRecord:
     """Return what is remembered of the request; one that nobody reads where nobody observes."""
     record: RequestRecord = scope.setdefault(_RECORD, RequestRecord())
     return record
+
+
+def caller_of(scope: Scope) -> str:
+    """Return the name of the key that the request came with, or what stands for none."""
+    return record_of(scope).caller

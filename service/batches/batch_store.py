@@ -88,6 +88,13 @@ class BatchStore:
             _update(connection, batch, {**_reached(status)})
         return self.get(batch.id)
 
+    def finalize(self, batch: BatchRecord) -> BatchRecord:
+        """Note that no line of a batch is run any more, unless it is being cancelled."""
+        now = self.get(batch.id)
+        if now.status is not BatchStatus.IN_PROGRESS:
+            return now
+        return self.set_status(now, BatchStatus.FINALIZING)
+
     # Lines
 
     def begin(self, batch: BatchRecord, found: Sequence[LineRecord]) -> BatchRecord:
@@ -118,6 +125,7 @@ class BatchStore:
         ]
         with self._database.begin() as connection:
             _update(connection, batch, {**_reached(BatchStatus.FAILED), "faults": json.dumps(told)})
+        self._files.measure()  # its file is not in use any more
         return self.get(batch.id)
 
     def unanswered(self, batch: BatchRecord, after: int) -> list[LineRecord]:
@@ -151,7 +159,11 @@ class BatchStore:
         """Make the output files of a batch's lines, and end it.
 
         status: COMPLETED, EXPIRED or CANCELLED. Lines without an answer are told among the errors.
+        One that is over stays as it is.
         """
+        now = self.get(batch.id)
+        if not now.status.is_open:
+            return now
         output, errors = self._new_file(batch, "output"), self._new_file(batch, "error")
         try:
             with self._database.begin() as connection:
@@ -159,6 +171,10 @@ class BatchStore:
                 _update(connection, batch, {**_reached(status), **names})
                 _update(connection, batch, {"num_failed": _num_failed(connection, batch)})
                 connection.execute(delete(lines).where(lines.c.batch == batch.number))
+        except BaseException:
+            for each in (output, errors):  # of a disk that is full, the last to be left behind
+                self._files.discard(each.id)
+            raise
         finally:
             self._files.discard_part(output.id)
             self._files.discard_part(errors.id)

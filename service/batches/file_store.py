@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, func, insert, or_, select
+from sqlalchemy.exc import DatabaseError
 
 from service.batches.records import FileRecord, Purpose
 from service.batches.tables import files
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from sqlalchemy import Connection, Engine
@@ -38,7 +40,8 @@ class FileStore:
     """The files of one folder."""
 
     def __init__(self, database: Engine, folder: Path) -> None:
-        self.num_bytes = 0  # that all files take together
+        self.num_bytes: Mapping[str, int] = {}  # that each owner's files take together
+        self.on_change: Callable[[], None] = _nothing  # called once files came or went
         self._database = database
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -72,10 +75,11 @@ class FileStore:
             return [_record(row) for row in connection.execute(wanted).mappings()]
 
     def measure(self) -> None:
-        """Find out how much all files take together."""
+        """Find out how much files take together, and have it told that some came or went."""
+        wanted = select(files.c.owner, func.sum(files.c.num_bytes)).group_by(files.c.owner)
         with self._database.connect() as connection:
-            total = connection.execute(select(func.sum(files.c.num_bytes))).scalar_one()
-        self.num_bytes = int(total or 0)
+            self.num_bytes = {owner: int(total) for owner, total in connection.execute(wanted)}
+        self.on_change()
 
     def add(self, record: FileRecord) -> FileRecord:
         """Take in a file whose content is complete, under the name of an unfinished one."""
@@ -102,23 +106,42 @@ class FileStore:
 
     def remove(self, file_id: str) -> None:
         """Remove a file; the row first, as no row may be without a content."""
-        with self._database.begin() as connection:
-            connection.execute(delete(files).where(files.c.id == file_id))
-        self.path_of(file_id).unlink(missing_ok=True)
-        self.measure()
+        self._remove([file_id])
 
     def discard_part(self, file_id: str) -> None:
         """Remove what was not completed."""
         with contextlib.suppress(OSError):
             self.part_of(file_id).unlink(missing_ok=True)
 
+    def discard(self, file_id: str) -> None:
+        """Remove a content whose row was not taken in after all; nothing where it was."""
+        known = select(func.count()).select_from(files).where(files.c.id == file_id)
+        with contextlib.suppress(OSError, DatabaseError), self._database.connect() as connection:
+            if connection.execute(known).scalar_one() == 0:
+                self.path_of(file_id).unlink(missing_ok=True)
+
     def remove_expired(self, but: set[str]) -> None:
         """Remove files whose time is over; but: those that are in use."""
         due = select(files.c.id).where(files.c.expires_at <= int(time.time()))
         with self._database.connect() as connection:
-            expired = set(connection.execute(due).scalars())
-        for file_id in expired - but:
-            self.remove(file_id)
+            expired = set(connection.execute(due).scalars()) - but
+        if expired:
+            self._remove(sorted(expired))
+
+    def next_expiry(self) -> int | None:
+        """Return when the next file's time is over, of those whose time is not."""
+        coming = select(func.min(files.c.expires_at)).where(files.c.expires_at > int(time.time()))
+        with self._database.connect() as connection:
+            found: int | None = connection.execute(coming).scalar_one()
+        return found
+
+    def _remove(self, file_ids: Sequence[str]) -> None:
+        with self._database.begin() as connection:
+            for file_id in file_ids:
+                connection.execute(delete(files).where(files.c.id == file_id))
+        for file_id in file_ids:
+            self.path_of(file_id).unlink(missing_ok=True)
+        self.measure()
 
     def remove_leftovers(self) -> None:
         """Remove contents without a row; at the start, when nothing is being written."""
@@ -127,6 +150,10 @@ class FileStore:
         for path in self._folder.iterdir():
             if path.name not in known:
                 path.unlink()
+
+
+def _nothing() -> None:
+    """Tell nobody."""
 
 
 def paged(wanted: Any, number: Any, page: Page) -> Any:

@@ -7,16 +7,20 @@ batches. What takes the disk's time runs in one thread, one thing after the othe
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
-from filelock import FileLock, Timeout
+from sqlalchemy.exc import DatabaseError
 
-from service.batches.batch_store import BatchStore
+from service.batches.disk_faults import FIRST_WAIT_S, LONGEST_WAIT_S, reason_of
 from service.batches.errors import FolderTakenError, StorageError
-from service.batches.file_store import FileStore, Page
+from service.batches.expiry import Expiry
+from service.batches.file_store import Page
+from service.batches.folder import DATABASE, Opened, open_state
 from service.batches.records import (
     BatchRecord,
     BatchStatus,
@@ -25,22 +29,18 @@ from service.batches.records import (
     Purpose,
 )
 from service.batches.runner import BatchRunner, RunLimits
-from service.batches.tables import open_database
-from service.batches.uploads import Space, Upload
+from service.batches.uploads import Upload
 from service.errors import ConflictError, NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from sqlalchemy import Engine
-
     from service.batches.runner import Execute
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-_DATABASE = "batches.sqlite"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,19 +49,9 @@ class KeeperLimits:
 
     max_file_bytes: int
     max_files_bytes: int  # all together
+    max_files_bytes_per_caller: int
     max_open_batches: int
     run: RunLimits
-
-
-@dataclass(slots=True)
-class _Opened:
-    """What there is once the folder is open."""
-
-    database: Engine
-    files: FileStore
-    batches: BatchStore
-    space: Space
-    lock: FileLock
 
 
 class BatchKeeper:
@@ -72,9 +62,11 @@ class BatchKeeper:
         self._folder = folder
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._opening = asyncio.Lock()
-        self._opened: _Opened | None = None
+        self._opened: Opened | None = None
         self._runner: BatchRunner | None = None
         self._execute: Execute | None = None
+        self._expiry = Expiry(self._remove_expired)
+        self._opening_again: asyncio.Task[None] | None = None
         self._is_closed = False
 
     @property
@@ -87,19 +79,42 @@ class BatchKeeper:
         """Count the batches that are not over."""
         return 0 if self._runner is None else self._runner.num_open
 
+    @property
+    def num_stopped_batches(self) -> int:
+        """Count those of them that a fault has stopped."""
+        return 0 if self._runner is None else self._runner.num_stopped
+
+    @property
+    def oldest_open_s(self) -> float:
+        """Return for how long the oldest open batch has been there; 0 without one."""
+        created_at = None if self._runner is None else self._runner.oldest_created_at
+        return 0.0 if created_at is None else max(0.0, time.time() - created_at)
+
+    @property
+    def is_unavailable(self) -> bool:
+        """Whether the folder could not be opened, so that nothing of its batches is done."""
+        return self._opened is None and self._opening_again is not None
+
     async def start(self, execute: Execute) -> None:
         """Go on with what is open; execute: what runs a line."""
         self._execute = execute
-        if not (self._folder / _DATABASE).exists():
+        if not (self._folder / DATABASE).exists():
             return  # nothing was ever left here
         try:
             await self._open()
-        except (FolderTakenError, StorageError) as error:
+        except FolderTakenError as error:
             log.error("batches_unavailable", reason=str(error))
+        except StorageError as error:
+            log.error("batches_unavailable", reason=str(error), outcome="it is tried again")
+            self._opening_again = asyncio.create_task(self._open_again())
 
     async def close(self) -> None:
         """Put back what is under way, and let go of the folder."""
         self._is_closed = True
+        if self._opening_again is not None:
+            self._opening_again.cancel()
+            await asyncio.gather(self._opening_again, return_exceptions=True)
+        await self._expiry.close()
         if self._runner is not None:
             await self._runner.close()
         if self._opened is not None:
@@ -113,7 +128,7 @@ class BatchKeeper:
         return Upload(
             opened.files,
             opened.space,
-            self._in_thread,
+            self._ask,
             owner=owner,
             max_bytes=self.limits.max_file_bytes,
         )
@@ -121,7 +136,7 @@ class BatchKeeper:
     async def file(self, owner: str, file_id: str, *, param: str = "file_id") -> FileRecord:
         """Return an owner's file. Raises NotFoundError."""
         opened = await self._open()
-        record = await self._in_thread(lambda: opened.files.find(file_id, owner))
+        record = await self._ask(lambda: opened.files.find(file_id, owner))
         if record is None:
             raise NotFoundError("there is no such file here; list them at /v1/files", param=param)
         return record
@@ -133,7 +148,7 @@ class BatchKeeper:
         opened = await self._open()
         if after is not None:
             page = _behind(page, (await self.file(owner, after, param="after")).number)
-        return await self._in_thread(lambda: opened.files.page(owner, page, purpose))
+        return await self._ask(lambda: opened.files.page(owner, page, purpose))
 
     async def delete_file(self, owner: str, file_id: str) -> None:
         """Remove an owner's file. Raises NotFoundError, ConflictError."""
@@ -141,11 +156,11 @@ class BatchKeeper:
         await self.file(owner, file_id)
 
         def remove() -> None:
-            if file_id in self._in_use(opened):
+            if file_id in opened.in_use():
                 raise ConflictError("a batch that is not over needs this file; cancel that first")
             opened.files.remove(file_id)
 
-        await self._in_thread(remove)
+        await self._ask(remove)
 
     async def path_of(self, owner: str, file_id: str) -> tuple[FileRecord, Path]:
         """Return an owner's file, and where its content lies. Raises NotFoundError."""
@@ -169,14 +184,15 @@ class BatchKeeper:
                 f"{self.num_open_batches} batches are open, at most {self.limits.max_open_batches}"
                 " may be; wait until one is over, or cancel one"
             )
-        batch = await self._in_thread(lambda: opened.batches.add({**values, "owner": owner}))
+        opened.space.require_some(owner)
+        batch = await self._ask(lambda: opened.batches.add({**values, "owner": owner}))
         self._runner.add(batch)
         return batch
 
     async def batch(self, owner: str, batch_id: str, *, param: str = "batch_id") -> BatchRecord:
         """Return an owner's batch. Raises NotFoundError."""
         opened = await self._open()
-        record = await self._in_thread(lambda: opened.batches.find(batch_id, owner))
+        record = await self._ask(lambda: opened.batches.find(batch_id, owner))
         if record is None:
             raise NotFoundError(
                 "there is no such batch here; list them at /v1/batches", param=param
@@ -188,7 +204,7 @@ class BatchKeeper:
         opened = await self._open()
         if after is not None:
             page = _behind(page, (await self.batch(owner, after, param="after")).number)
-        return await self._in_thread(lambda: opened.batches.page(owner, page))
+        return await self._ask(lambda: opened.batches.page(owner, page))
 
     async def cancel_batch(self, owner: str, batch_id: str) -> BatchRecord:
         """Begin to end a batch. Raises NotFoundError, ConflictError where it is over."""
@@ -203,7 +219,7 @@ class BatchKeeper:
                 raise ConflictError(f"the batch is {now.status.value}; nothing is left to cancel")
             return opened.batches.set_status(now, BatchStatus.CANCELLING)
 
-        batch = await self._in_thread(note)
+        batch = await self._ask(note)
         if self._runner is not None:
             self._runner.cancel(batch)
         return batch
@@ -213,7 +229,14 @@ class BatchKeeper:
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-    async def _open(self) -> _Opened:
+    async def _ask(self, work: Callable[[], T]) -> T:
+        """Do what a caller waits for, who is told of a fault of the disk: StorageError."""
+        try:
+            return await self._in_thread(work)
+        except (OSError, DatabaseError) as error:
+            raise StorageError(f"files and batches: {reason_of(error)}") from error
+
+    async def _open(self) -> Opened:
         """Return the folder's contents, opened once. Raises FolderTakenError, StorageError."""
         if self._opened is not None:
             return self._opened
@@ -221,48 +244,59 @@ class BatchKeeper:
             if self._opened is None:
                 if self._execute is None or self._is_closed:
                     raise FolderTakenError("files and batches are not served now", retry_after_s=5)
-                opened = await self._in_thread(self._open_folder)
-                self._runner = BatchRunner(
-                    opened.batches, opened.files, self._in_thread, self._execute, self.limits.run
+                limits = self.limits
+                opened, open_batches = await self._in_thread(
+                    lambda: open_state(
+                        self._folder,
+                        max_bytes=limits.max_files_bytes,
+                        max_bytes_per_caller=limits.max_files_bytes_per_caller,
+                    )
                 )
-                for batch in await self._in_thread(opened.batches.open_ones):
+                self._runner = BatchRunner(
+                    opened.batches, opened.files, self._in_thread, self._execute, limits.run
+                )
+                for batch in open_batches:
                     self._runner.add(batch)
                 self._opened = opened
+                self._watch_expiry(opened)
             return self._opened
 
-    def _open_folder(self) -> _Opened:
-        lock = FileLock(self._folder / "lock", thread_local=False)
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise FolderTakenError(
-                "another server keeps its files and batches in the same folder; give this one a"
-                " state_dir of its own",
-                retry_after_s=60,
-            ) from None
-        except OSError as error:
-            raise StorageError(f"{self._folder} cannot be used: {error.strerror}") from error
-        try:
-            database = open_database(self._folder / _DATABASE)
-        except BaseException:
-            lock.release()
-            raise
-        files = FileStore(database, self._folder / "files")
-        files.remove_leftovers()
-        batches = BatchStore(database, files)
-        opened = _Opened(database, files, batches, Space(files, self.limits.max_files_bytes), lock)
-        files.remove_expired(self._in_use(opened))
-        files.measure()
-        return opened
+    async def _open_again(self) -> None:
+        """Open the folder as soon as the disk lets it be, that batches go on."""
+        wait_s = FIRST_WAIT_S
+        while self._opened is None:
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+            with contextlib.suppress(FolderTakenError, StorageError):
+                await self._open()
+        log.info("batches_available")
 
-    def _in_use(self, opened: _Opened) -> set[str]:
-        return {batch.input_file_id for batch in opened.batches.open_ones()}
+    def _watch_expiry(self, opened: Opened) -> None:
+        loop = asyncio.get_running_loop()
+
+        def look() -> None:
+            if not self._is_closed:
+                self._expiry.look()
+
+        def look_from_thread() -> None:
+            loop.call_soon_threadsafe(look)
+
+        opened.files.on_change = look_from_thread
+        look()
+
+    async def _remove_expired(self) -> int | None:
+        """Remove files whose time is over; return when the next one's is."""
+        opened = await self._open()
+
+        def remove() -> int | None:
+            opened.files.remove_expired(opened.in_use())
+            return opened.files.next_expiry()
+
+        return await self._in_thread(remove)
 
     def _let_go(self) -> None:
         if self._opened is not None:
-            self._opened.database.dispose()
-            self._opened.lock.release()
+            self._opened.close()
 
 
 def _behind(page: Page, number: int) -> Page:

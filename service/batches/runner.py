@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import structlog
 
+from service.batches.disk_faults import Persistence
 from service.batches.input_lines import InputRules, read_body, read_lines
 from service.batches.records import (
     BatchRecord,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from service.batches.batch_store import BatchStore
+    from service.batches.disk_faults import InThread
     from service.batches.file_store import FileStore
 
 log = structlog.get_logger(__name__)
@@ -59,13 +62,6 @@ class Execute(Protocol):
         """Return what it is answered; raises nothing."""
 
 
-class InThread(Protocol):
-    """Runs what takes the disk's time."""
-
-    async def __call__(self, work: Callable[[], T]) -> T:
-        """Return what `work` returns."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunLimits:
     """How much is run at once, and what a file may hold."""
@@ -73,6 +69,21 @@ class RunLimits:
     max_at_once: int
     max_lines: int
     max_body_bytes: int
+
+
+@dataclass(slots=True)
+class _Open:
+    """A batch that is not over, as this process has it."""
+
+    batch: BatchRecord
+    disk: Persistence
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+    has_failed: bool = False  # by a fault of ours: nothing of it is done before the next start
+
+    @property
+    def is_stopped(self) -> bool:
+        return self.has_failed or self.disk.is_stopped
 
 
 class BatchRunner:
@@ -93,47 +104,60 @@ class BatchRunner:
         self._execute = execute
         self._limits = limits
         self._places = asyncio.Semaphore(limits.max_at_once)
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._stops: dict[str, asyncio.Event] = {}
+        self._open: dict[str, _Open] = {}
 
     @property
     def num_open(self) -> int:
         """Count the batches that are not over."""
-        return len(self._tasks)
+        return len(self._open)
+
+    @property
+    def num_stopped(self) -> int:
+        """Count those of them that a fault has stopped."""
+        return sum(each.is_stopped for each in self._open.values())
+
+    @property
+    def oldest_created_at(self) -> int | None:
+        """Return when the oldest of them was created."""
+        return min((each.batch.created_at for each in self._open.values()), default=None)
 
     def add(self, batch: BatchRecord) -> None:
         """Begin with a batch, or go on with it."""
-        self._stops[batch.id] = asyncio.Event()
-        task = asyncio.create_task(self._run_safely(batch))
-        self._tasks[batch.id] = task
-        task.add_done_callback(lambda _: self._forget(batch.id))
+        own = self._open[batch.id] = _Open(batch, Persistence(batch.id))
+        own.task = asyncio.create_task(self._run_safely(own))
 
     def cancel(self, batch: BatchRecord) -> None:
         """Have a batch end, whose status says so already."""
-        if (stop := self._stops.get(batch.id)) is not None:
-            stop.set()
+        if (own := self._open.get(batch.id)) is None:
+            return
+        own.stop.set()
+        if own.has_failed:  # nobody is there to see it
+            self.add(batch)
 
     async def until_over(self, batch_id: str) -> None:
         """Wait until nothing of a batch is left to be done in this process."""
-        if (task := self._tasks.get(batch_id)) is not None:
-            await asyncio.wait([task])
+        own = self._open.get(batch_id)
+        if own is not None and own.task is not None:
+            await asyncio.wait([own.task])
 
     async def close(self) -> None:
         """Put back what is under way: it runs again after the next start."""
-        tasks = list(self._tasks.values())
+        tasks = [each.task for each in self._open.values() if each.task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _forget(self, batch_id: str) -> None:
-        for known in (self._tasks, self._stops, self.counts.open_lines):
-            known.pop(batch_id, None)
-
-    async def _run_safely(self, batch: BatchRecord) -> None:
+    async def _run_safely(self, own: _Open) -> None:
+        batch_id = own.batch.id
         try:
-            await self._run(batch)
-        except Exception:  # of the disk, or ours: the next start tries again
-            log.exception("batch_stopped", batch=batch.id, outcome="it goes on after a restart")
+            await self._run(own.batch)
+        except Exception:  # ours, or a damaged database's: the next start tries again
+            own.has_failed = True
+            log.exception("batch_stopped", batch=batch_id, outcome="it goes on after a restart")
+        finally:
+            self.counts.open_lines.pop(batch_id, None)
+            if not own.has_failed:
+                self._open.pop(batch_id, None)
 
     async def _run(self, batch: BatchRecord) -> None:
         log.info("batch_runs", batch=batch.id, status=batch.status.value)
@@ -142,9 +166,7 @@ class BatchRunner:
             batch = await self._validate(batch, path)
         if batch.status is BatchStatus.IN_PROGRESS:
             await self._run_lines(batch, path)
-            batch = await self._in_thread(lambda: self._batches.get(batch.id))
-            if batch.status is BatchStatus.IN_PROGRESS:
-                batch = await self._set(batch, BatchStatus.FINALIZING)
+            batch = await self._on_disk(batch, lambda: self._batches.finalize(batch))
         if batch.status is BatchStatus.CANCELLING:
             end = BatchStatus.CANCELLED
         elif batch.status is BatchStatus.FINALIZING:
@@ -153,7 +175,7 @@ class BatchRunner:
             end = BatchStatus.COMPLETED if is_whole else BatchStatus.EXPIRED
         else:
             return
-        batch = await self._in_thread(lambda: self._batches.finish(batch, end))
+        batch = await self._on_disk(batch, lambda: self._batches.finish(batch, end))
         log.info(
             "batch_over",
             batch=batch.id,
@@ -175,20 +197,25 @@ class BatchRunner:
             except FileNotFoundError:
                 return [], [LineFault(code="file_not_found", message="the file is gone")]
 
-        lines, faults = await asyncio.to_thread(read)  # beside the rest: it may take seconds
-        stop = self._stops[batch.id]
-        if stop.is_set():
-            return await self._in_thread(lambda: self._batches.get(batch.id))
-        if faults:
-            return await self._in_thread(lambda: self._batches.fail(batch, faults))
-        return await self._in_thread(lambda: self._batches.begin(batch, lines))
+        disk = self._open[batch.id].disk
+        lines, faults = await disk.until_done(read, _in_own_thread)
+
+        def take_in() -> BatchRecord:
+            now = self._batches.get(batch.id)
+            if now.status is not BatchStatus.VALIDATING:  # it was cancelled
+                return now
+            if faults:
+                return self._batches.fail(batch, faults)
+            return self._batches.begin(batch, lines)
+
+        return await self._on_disk(batch, take_in)
 
     async def _run_lines(self, batch: BatchRecord, path: Path) -> None:
         """Run what has no answer, until all has one, it is cancelled, or its time is over."""
         left = batch.num_lines - batch.num_completed - batch.num_failed
         self.counts.open_lines[batch.id] = left
         work = asyncio.create_task(self._feed(batch, path))
-        stopped = asyncio.create_task(self._stops[batch.id].wait())
+        stopped = asyncio.create_task(self._open[batch.id].stop.wait())
         limit_s = max(0.0, batch.expires_at - time.time())
         try:
             await asyncio.wait(
@@ -207,23 +234,22 @@ class BatchRunner:
         async with asyncio.TaskGroup() as group:
             while lines:
                 for line in lines:
+                    # First, as a file that cannot be read must not take a place from others.
+                    body = await self._on_disk(batch, partial(read_body, path, line))
                     await self._places.acquire()
-                    task = group.create_task(self._run_in_place(batch, path, line))
+                    task = group.create_task(self._run_in_place(batch, line, body))
                     task.add_done_callback(lambda _: self._places.release())
                 lines = await self._unanswered(batch, lines[-1].number)
 
     async def _unanswered(self, batch: BatchRecord, after: int) -> list[LineRecord]:
-        return await self._in_thread(lambda: self._batches.unanswered(batch, after))
+        return await self._on_disk(batch, lambda: self._batches.unanswered(batch, after))
 
-    async def _run_in_place(self, batch: BatchRecord, path: Path, line: LineRecord) -> None:
+    async def _run_in_place(self, batch: BatchRecord, line: LineRecord, body: bytes) -> None:
         counts = self.counts
         counts.num_running += 1
         try:
-            result = await self._run_line(batch, path, line)
-            # Once it is known it is kept, whatever becomes of the batch meanwhile.
-            await asyncio.shield(
-                asyncio.ensure_future(self._in_thread(lambda: self._batches.answer(batch, result)))
-            )
+            result = await self._run_line(batch, line, body)
+            await self._keep(batch, result)
         finally:
             counts.num_running -= 1
         counts.open_lines[batch.id] -= 1
@@ -232,9 +258,8 @@ class BatchRunner:
         else:
             counts.num_completed += 1
 
-    async def _run_line(self, batch: BatchRecord, path: Path, line: LineRecord) -> LineResult:
+    async def _run_line(self, batch: BatchRecord, line: LineRecord, body: bytes) -> LineResult:
         """Return what a line is answered, once it was not refused for the moment alone."""
-        body = await self._in_thread(lambda: read_body(path, line))
         request_id = f"{batch.id}-{line.number}"
         num_deaths, wait_s = 0, 0.0
         while True:
@@ -254,7 +279,19 @@ class BatchRunner:
         return LineResult(number=line.number, text=text, has_failed=answer.status != 200)
 
     async def _keep(self, batch: BatchRecord, result: LineResult) -> None:
-        await self._in_thread(lambda: self._batches.answer(batch, result))
+        """Keep a result; an attempt that was begun ends, whatever becomes of the batch."""
 
-    async def _set(self, batch: BatchRecord, status: BatchStatus) -> BatchRecord:
-        return await self._in_thread(lambda: self._batches.set_status(batch, status))
+        async def to_its_end(work: Callable[[], T]) -> T:
+            return await asyncio.shield(asyncio.ensure_future(self._in_thread(work)))
+
+        disk = self._open[batch.id].disk
+        await disk.until_done(lambda: self._batches.answer(batch, result), to_its_end)
+
+    async def _on_disk(self, batch: BatchRecord, work: Callable[[], T]) -> T:
+        """Have something done of which a fault of the disk is no end; it may be done twice."""
+        return await self._open[batch.id].disk.until_done(work, self._in_thread)
+
+
+async def _in_own_thread(work: Callable[[], T]) -> T:
+    """Do what may take seconds, beside the rest."""
+    return await asyncio.to_thread(work)

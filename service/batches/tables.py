@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
 SCHEMA_VERSION = 1
+# For so long another program's lock is waited for, and with it whoever wants the one thread.
+LOCKED_S = 0.5
 
 schema = MetaData()
 
@@ -105,7 +107,7 @@ def open_database(path: Path) -> Engine:
     engine = create_engine(
         f"sqlite:///{path}",
         poolclass=StaticPool,
-        connect_args={"check_same_thread": False},
+        connect_args={"check_same_thread": False, "timeout": LOCKED_S},
     )
     event.listen(engine, "connect", _prepare)
     try:

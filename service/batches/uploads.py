@@ -5,39 +5,70 @@ What is not finished leaves nothing behind, however it ends.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from dataclasses import dataclass
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from service.batches.errors import StorageError
 from service.batches.records import FileRecord, Purpose
-from service.errors import BodyTooLargeError
+from service.errors import BodyTooLargeError, ConflictError
 
 if TYPE_CHECKING:
     from typing import BinaryIO
 
+    from service.batches.disk_faults import InThread
     from service.batches.file_store import FileStore
-    from service.batches.runner import InThread
 
 _WRITTEN_AT_ONCE = 1024 * 1024
 
 
-@dataclass(slots=True)
 class Space:
-    """How much files take together, and may."""
+    """How much files take together, and may: all, and each caller's.
 
-    files: FileStore
-    max_bytes: int
-    num_coming: int = 0  # bytes of what is being written
+    Results are never refused, so that a caller's may take more than its share; the rest of what
+    all may take is others' all the same.
+    """
 
-    def take(self, num_bytes: int) -> None:
+    def __init__(self, files: FileStore, max_bytes: int, max_bytes_per_caller: int) -> None:
+        self._files = files
+        self._max_bytes = max_bytes
+        self._max_bytes_per_caller = min(max_bytes, max_bytes_per_caller)
+        self._coming: Counter[str] = Counter()  # bytes of what is being written, by owner
+
+    def take(self, owner: str, num_bytes: int) -> None:
         """Count so much more. Raises BodyTooLargeError."""
-        if self.files.num_bytes + self.num_coming + num_bytes > self.max_bytes:
+        share = self._max_bytes_per_caller
+        if self._taken(owner) + num_bytes > share:
             raise BodyTooLargeError(
-                f"all files together may take {self.max_bytes} bytes here; delete some that are not"
-                " needed any more"
+                f"your files together may take {share} bytes here, with batches' results"
+                " (max_files_size_per_caller); delete some that are not needed any more"
             )
-        self.num_coming += num_bytes
+        others = {*self._files.num_bytes, *self._coming} - {owner}
+        taken = self._taken(owner) + sum(min(share, self._taken(other)) for other in others)
+        if taken + num_bytes > self._max_bytes:
+            raise BodyTooLargeError(
+                f"all callers' files together may take {self._max_bytes} bytes here"
+                " (max_files_size); delete some that are not needed any more, or ask others to"
+            )
+        self._coming[owner] += num_bytes
+
+    def give_back(self, owner: str, num_bytes: int) -> None:
+        """Count so much less: it is kept by now, or was given up."""
+        self._coming[owner] -= num_bytes
+        if not self._coming[owner]:
+            del self._coming[owner]
+
+    def require_some(self, owner: str) -> None:
+        """Raise ConflictError where a caller's files leave no room for more results."""
+        if self._taken(owner) >= self._max_bytes_per_caller:
+            raise ConflictError(
+                f"your files take {self._taken(owner)} bytes, at most {self._max_bytes_per_caller}"
+                " may be (max_files_size_per_caller); delete some that are not needed any more"
+            )
+
+    def _taken(self, owner: str) -> int:
+        return self._files.num_bytes.get(owner, 0) + self._coming[owner]
 
 
 class Upload:
@@ -64,7 +95,7 @@ class Upload:
 
     async def __aexit__(self, *_: object) -> None:
         """Forget what was not finished."""
-        self._space.num_coming -= self._num_bytes
+        self._space.give_back(self._owner, self._num_bytes)
         if not self._is_finished:
             await self._in_thread(self._discard)
 
@@ -75,7 +106,7 @@ class Upload:
                 f"the file is larger than the allowed {self._max_bytes} bytes; send less, or have"
                 " the setting max_file_size raised"
             )
-        self._space.take(len(data))
+        self._space.take(self._owner, len(data))
         self._num_bytes += len(data)
         self._waiting += data
         if len(self._waiting) >= _WRITTEN_AT_ONCE:
@@ -125,5 +156,7 @@ class Upload:
             self._files.remove(self._id)
             return
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # of what could not be written before, either
+                self._file.close()
         self._files.discard_part(self._id)
+        self._files.discard(self._id)

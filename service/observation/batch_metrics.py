@@ -40,6 +40,18 @@ class ObservedBatches(Protocol):
         """That are not over."""
 
     @property
+    def num_stopped_batches(self) -> int:
+        """Of them, that a fault has stopped."""
+
+    @property
+    def oldest_open_s(self) -> float:
+        """For how long the oldest of them has been there; 0 without one."""
+
+    @property
+    def is_unavailable(self) -> bool:
+        """Whether the folder that keeps them cannot be opened for a fault of the disk."""
+
+    @property
     def counts(self) -> ObservedLines:
         """What becomes of their lines."""
 
@@ -49,6 +61,24 @@ def batch_families(batches: ObservedBatches) -> Iterator[Metric]:
     lines = batches.counts
     yield gauge(
         "tetrad_batches_open", "Batches that are not over.", (), [((), batches.num_open_batches)]
+    )
+    yield gauge(
+        "tetrad_batches_stopped",
+        "Open batches that a fault has stopped.",
+        (),
+        [((), batches.num_stopped_batches)],
+    )
+    yield gauge(
+        "tetrad_batches_unavailable",
+        "1 while the folder of batches cannot be opened for a fault of the disk, else 0.",
+        (),
+        [((), int(batches.is_unavailable))],
+    )
+    yield gauge(
+        "tetrad_batch_oldest_seconds",
+        "For how long the oldest open batch has been there; 0 without one.",
+        (),
+        [((), batches.oldest_open_s)],
     )
     yield gauge(
         "tetrad_batch_lines",

@@ -33,6 +33,13 @@ class BatchSettings(BaseModel):
         "more are refused until some are deleted.",
         json_schema_extra={"unit": "bytes"},
     )
+    max_files_size_per_caller: PositiveBytes | Auto = Field(
+        "auto",
+        description="Most of that which one caller's files may take, so that none fills it for all;"
+        " callers are told apart by their keys. `auto` is half of max_files_size, and all of it "
+        "where no key is asked for.",
+        json_schema_extra={"unit": "bytes"},
+    )
     max_batch_requests: Positive = Field(
         50_000, description="Most requests of a batch.", json_schema_extra={"unit": "requests"}
     )

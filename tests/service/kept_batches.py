@@ -8,6 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import httpx2 as httpx
+from sqlalchemy import text
 
 from service.api.application import create_app
 from service.api.inner_calls import InnerCalls
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from sqlalchemy import Engine
     from starlette.types import ASGIApp
 
 COMPLETIONS = "/v1/completions"
@@ -36,7 +38,12 @@ COMPLETIONS = "/v1/completions"
 def limits(**changes: Any) -> KeeperLimits:
     own = {"max_at_once": 4, "max_lines": 100, "max_body_bytes": 10_000}
     own |= {name: changes.pop(name) for name in list(changes) if name in own}
-    sizes = {"max_file_bytes": 100_000, "max_files_bytes": 1_000_000, "max_open_batches": 4}
+    sizes = {
+        "max_file_bytes": 100_000,
+        "max_files_bytes": 1_000_000,
+        "max_files_bytes_per_caller": 1_000_000,
+        "max_open_batches": 4,
+    }
     return KeeperLimits(**(sizes | changes), run=RunLimits(**own))
 
 
@@ -47,6 +54,18 @@ def line(custom_id: str, url: str = COMPLETIONS, **body: Any) -> dict[str, Any]:
 
 def jsonl(*lines: object) -> bytes:
     return b"".join(json.dumps(each).encode() + b"\n" for each in lines)
+
+
+def fill(database: Engine) -> None:
+    """Have a database find no more room on its disk."""
+    with database.connect() as connection:
+        connection.execute(text("PRAGMA max_page_count = 1"))  # no less than it has already
+
+
+def empty(database: Engine) -> None:
+    """Have it find room again."""
+    with database.connect() as connection:
+        connection.execute(text("PRAGMA max_page_count = 1000000"))
 
 
 class BatchClient:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from service.app import make_variants, resolve_served_name
+from service.app import batch_keeper, make_variants, resolve_served_name
 from service.errors import SettingsError
 from service.settings import Settings, load_settings
 
@@ -95,3 +95,17 @@ def test_api_process_brings_in_nothing_that_computes_with_weights():
     code = "import service.app, sys; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("settings", "share"),
+    [
+        ({}, 1001),
+        ({"api_key": "sk-team"}, 501),
+        ({"max_files_size_per_caller": 70}, 70),
+        ({"max_files_size_per_caller": 70, "api_key": "sk-team"}, 70),
+    ],
+)
+def test_a_caller_may_fill_half_of_the_room_for_files_where_there_are_keys(settings, share):
+    limits = batch_keeper(Settings(variant="demo", max_files_size=1001, **settings)).limits
+    assert (limits.max_files_bytes, limits.max_files_bytes_per_caller) == (1001, share)

@@ -13,7 +13,7 @@ from service.api.pages import read_page
 from service.api.request_bodies import read_request
 from service.api.requests import RequestModel
 from service.api.responses import ModelResponse
-from service.api.scope import record_of
+from service.api.scope import caller_of
 from service.errors import InvalidFieldError
 
 if TYPE_CHECKING:
@@ -81,25 +81,27 @@ class BatchHandlers:
             raise InvalidFieldError(
                 f"endpoint: give one of {', '.join(self._targets)}", param="endpoint"
             )
-        batch = await self._keeper.create_batch(_owner(http_request), _values(request))
+        batch = await self._keeper.create_batch(caller_of(http_request.scope), _values(request))
         return ModelResponse(batch_object(batch))
 
     async def list_batches(self, http_request: Request) -> Response:
         """List the caller's batches, the newest first."""
         page, after = read_page(http_request, default=20, most=100)
-        records = await self._keeper.batches(_owner(http_request), page, after=after)
+        records = await self._keeper.batches(caller_of(http_request.scope), page, after=after)
         return ModelResponse(batch_list(records, page.limit))
 
     async def get_batch(self, http_request: Request) -> Response:
         """Tell how far a batch is."""
         batch_id = http_request.path_params["batch_id"]
-        return ModelResponse(batch_object(await self._keeper.batch(_owner(http_request), batch_id)))
+        return ModelResponse(
+            batch_object(await self._keeper.batch(caller_of(http_request.scope), batch_id))
+        )
 
     async def cancel_batch(self, http_request: Request) -> Response:
         """End a batch; what was answered by then is in its output file."""
         await _require_no_body(http_request)
         batch_id = http_request.path_params["batch_id"]
-        batch = await self._keeper.cancel_batch(_owner(http_request), batch_id)
+        batch = await self._keeper.cancel_batch(caller_of(http_request.scope), batch_id)
         return ModelResponse(batch_object(batch))
 
 
@@ -129,7 +131,7 @@ def batch_endpoints(
                 "order": "`desc`, the newest first, or `asc`.",
             },
             response=BatchList,
-            statuses=(400, 404, 503),
+            statuses=(400, 404, 503, 507),
         ),
         Endpoint(
             method="GET",
@@ -137,7 +139,7 @@ def batch_endpoints(
             tag="OpenAI",
             handler=own.get_batch,
             response=BatchObject,
-            statuses=(503,),
+            statuses=(503, 507),
         ),
         Endpoint(
             method="POST",
@@ -145,17 +147,13 @@ def batch_endpoints(
             tag="OpenAI",
             handler=own.cancel_batch,
             response=BatchObject,
-            statuses=(409,),
+            statuses=(409, 507),
         ),
     ]
 
 
 # What answers without a stream, and by an id of the batch's own.
 _BATCHED = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses")
-
-
-def _owner(http_request: Request) -> str:
-    return record_of(http_request.scope).caller
 
 
 def _values(request: BatchRequest) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from service.api.openai.file_answers import (
 from service.api.pages import read_page
 from service.api.request_bodies import report_ignored
 from service.api.responses import ModelResponse
-from service.api.scope import record_of
+from service.api.scope import caller_of
 from service.batches.records import Purpose
 from service.errors import InvalidFieldError, MissingFieldError, NotFoundError
 
@@ -75,7 +75,7 @@ class FileHandlers:
 
     async def create_file(self, http_request: Request) -> Response:
         """Keep a file, sent as a multipart form; its content goes to the disk as it comes."""
-        async with await self._keeper.begin_upload(_owner(http_request)) as upload:
+        async with await self._keeper.begin_upload(caller_of(http_request.scope)) as upload:
             form = await read_form(http_request, upload.write, self._keeper.limits.max_file_bytes)
             lasts_s = _check(form)
             unknown = [name for name in form.fields if name not in _KNOWN]
@@ -87,23 +87,27 @@ class FileHandlers:
         """List the caller's files, the newest first."""
         page, after = read_page(http_request, default=_MOST, most=_MOST)
         purpose = http_request.query_params.get("purpose") or None
-        records = await self._keeper.files(_owner(http_request), page, after=after, purpose=purpose)
+        records = await self._keeper.files(
+            caller_of(http_request.scope), page, after=after, purpose=purpose
+        )
         return ModelResponse(file_list(records, page.limit))
 
     async def get_file(self, http_request: Request) -> Response:
         """Describe a file."""
-        record = await self._keeper.file(_owner(http_request), http_request.path_params["file_id"])
+        record = await self._keeper.file(
+            caller_of(http_request.scope), http_request.path_params["file_id"]
+        )
         return ModelResponse(file_object(record))
 
     async def delete_file(self, http_request: Request) -> Response:
         """Delete a file; 409 while a batch that is not over needs it."""
         file_id = http_request.path_params["file_id"]
-        await self._keeper.delete_file(_owner(http_request), file_id)
+        await self._keeper.delete_file(caller_of(http_request.scope), file_id)
         return ModelResponse(FileDeleted(id=file_id, object="file", deleted=True))
 
     async def get_file_content(self, http_request: Request) -> Response:
         """Return a file's content, as it was sent, or of a batch's output a JSON object a line."""
-        owner = _owner(http_request)
+        owner = caller_of(http_request.scope)
         record, path = await self._keeper.path_of(owner, http_request.path_params["file_id"])
         try:
             file = await asyncio.to_thread(path.open, "rb")
@@ -146,7 +150,7 @@ def file_endpoints(context: ApiContext, keeper: BatchKeeper) -> list[Endpoint]:
             handler=own.list_files,
             query={**paging, "purpose": "Only those of it."},
             response=FileList,
-            statuses=(400, 404, 503),
+            statuses=(400, 404, 503, 507),
         ),
         Endpoint(
             method="GET",
@@ -154,7 +158,7 @@ def file_endpoints(context: ApiContext, keeper: BatchKeeper) -> list[Endpoint]:
             tag="OpenAI",
             handler=own.get_file,
             response=FileObject,
-            statuses=(503,),
+            statuses=(503, 507),
         ),
         Endpoint(
             method="DELETE",
@@ -162,7 +166,7 @@ def file_endpoints(context: ApiContext, keeper: BatchKeeper) -> list[Endpoint]:
             tag="OpenAI",
             handler=own.delete_file,
             response=FileDeleted,
-            statuses=(409, 503),
+            statuses=(409, 503, 507),
         ),
         Endpoint(
             method="GET",
@@ -170,16 +174,12 @@ def file_endpoints(context: ApiContext, keeper: BatchKeeper) -> list[Endpoint]:
             tag="OpenAI",
             handler=own.get_file_content,
             media_type="application/octet-stream",
-            statuses=(503,),
+            statuses=(503, 507),
         ),
     ]
 
 
 _KNOWN = ("purpose", _ANCHOR, _SECONDS)
-
-
-def _owner(http_request: Request) -> str:
-    return record_of(http_request.scope).caller
 
 
 def _check(form: Form) -> int | None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +13,7 @@ from service.batches.file_store import FileStore, Page
 from service.batches.records import BatchRecord, BatchStatus, LineFault, LineRecord, LineResult
 from service.batches.result_lines import answered_line
 from service.batches.tables import open_database
+from tests.service.kept_batches import empty, fill
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,7 +110,7 @@ def test_files_are_in_the_order_of_the_lines_and_found_by_the_owner(store, files
     assert results(files, done.output_file_id) == ["r1", "r2", "r3", "r4", "r5"]
     assert done.error_file_id is None
     assert files.find(done.output_file_id, "me") is not None
-    assert files.num_bytes == files.path_of(done.output_file_id).stat().st_size
+    assert files.num_bytes == {"me": files.path_of(done.output_file_id).stat().st_size}
 
 
 @pytest.mark.parametrize("status", [BatchStatus.CANCELLED, BatchStatus.EXPIRED])
@@ -175,3 +177,34 @@ def test_output_files_expire_when_the_batch_says_so(store, files):
     done = store.finish(batch, BatchStatus.COMPLETED)
     record = files.find(done.output_file_id, "me")
     assert record.expires_at == record.created_at + 3600
+
+
+def test_a_full_disk_at_the_end_leaves_no_files_and_the_end_can_be_made_again(store, files):
+    batch = begun(store, 2)
+    for number, status in ((1, 200), (2, 400)):
+        answer(store, batch, number, status)
+    files.measure()
+    fill(store._database)
+    with pytest.raises(sqlalchemy.exc.OperationalError, match="full"):
+        store.finish(replace(batch, owner="x" * 100_000), BatchStatus.COMPLETED)
+    assert list(files.path_of("x").parent.iterdir()) == []
+    empty(store._database)
+    done = store.finish(batch, BatchStatus.COMPLETED)
+    assert store.finish(batch, BatchStatus.COMPLETED) == done
+    assert (done.num_completed, done.num_failed) == (1, 1)
+    assert len(list(files.path_of("x").parent.iterdir())) == 2
+
+
+def test_a_batch_that_is_being_cancelled_is_not_finalized(store):
+    batch = begun(store, 1)
+    assert store.finalize(batch).status is BatchStatus.FINALIZING
+    batch = begun(store, 1)
+    store.set_status(batch, BatchStatus.CANCELLING)
+    assert store.finalize(batch).status is BatchStatus.CANCELLING
+
+
+def test_a_batch_that_fails_has_its_file_looked_at_as_it_is_not_in_use_any_more(store, files):
+    batch, looks = new(store), []
+    files.on_change = lambda: looks.append(store.open_ones())
+    store.fail(batch, [LineFault(code="x", message="y")])
+    assert looks == [[]]

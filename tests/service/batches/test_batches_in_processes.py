@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 from collections import Counter
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -96,3 +98,31 @@ def test_a_stop_does_not_wait_for_batches_and_the_next_start_goes_on(tmp_path: P
         batch = until_completed(server, batch_id)
         output = results(server, batch["output_file_id"])
         assert [each["custom_id"] for each in output] == [f"id {number}" for number in range(40)]
+
+
+def test_a_database_that_another_program_holds_stops_a_batch_until_it_lets_go(tmp_path: Path):
+    ids = [f"id {number}" for number in range(40)]
+    settings = {"state_dir": str(tmp_path / "state"), "max_num_seqs": 4}
+    with serving(tmp_path, {"step_s": 0.01}, **settings) as server:
+        batch_id = start(server, jsonl(*(line(each, max_tokens=20) for each in ids)))
+        wait_until(lambda: num_done(server, batch_id) >= 2, 30)
+        with closing(sqlite3.connect(tmp_path / "state" / "batches" / "batches.sqlite")) as other:
+            other.execute("BEGIN IMMEDIATE")
+            wait_until(lambda: "tetrad_batches_stopped 1.0" in metrics(server), 30)
+            now = look(server, batch_id)
+            assert now["status"] == "in_progress"
+            assert now["request_counts"]["completed"] < len(ids)
+        batch = until_completed(server, batch_id)
+        assert [each["custom_id"] for each in results(server, batch["output_file_id"])] == ids
+        assert "tetrad_batches_stopped 0.0" in metrics(server)
+        lines = server.lines()
+        asked = Counter(each["request_id"] for each in lines if each["event"] == "request")
+    told = [each for each in lines if each["event"] in ("batch_stopped", "batch_goes_on")]
+    assert [each["event"] for each in told] == ["batch_stopped", "batch_goes_on"]
+    assert told[0]["reason"] == "database is locked"
+    of_batch = {key: count for key, count in asked.items() if key.startswith(batch_id)}
+    assert set(of_batch.values()) == {1}, "what was answered was asked again"
+
+
+def metrics(server: ServerProcess) -> str:
+    return server.client.get("/metrics").text

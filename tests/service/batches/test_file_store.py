@@ -64,11 +64,11 @@ def test_pages_follow_each_other_in_both_orders(store):
 def test_a_removed_file_leaves_nothing(store):
     file_id = kept(store, size=5)
     kept(store, size=7)
-    assert store.num_bytes == 12
+    assert store.num_bytes == {"me": 12}
     store.remove(file_id)
     assert store.find(file_id, "me") is None
     assert not store.path_of(file_id).exists()
-    assert store.num_bytes == 7
+    assert store.num_bytes == {"me": 7}
 
 
 def test_what_a_dead_process_left_is_removed_and_what_it_kept_is_not(store):
@@ -87,6 +87,24 @@ def test_an_expired_file_is_not_found_and_goes_unless_it_is_in_use(store):
     assert not store.path_of(gone).exists()
     assert store.path_of(used).exists()
     assert store.path_of(lasting).exists()
+
+
+def test_it_is_known_when_the_next_file_expires(store):
+    assert store.next_expiry() is None
+    for lasts_s in (None, -1, 100, 50):
+        kept(store, lasts_s=lasts_s)
+    expires_at = store.next_expiry()
+    assert expires_at is not None
+    assert 45 < expires_at - time.time() < 55
+
+
+def test_a_content_is_discarded_only_without_a_row(store):
+    file_id, stray = kept(store), store.new_id()
+    store.path_of(stray).write_bytes(b"x")
+    for each in (file_id, stray):
+        store.discard(each)
+    assert store.path_of(file_id).exists()
+    assert not store.path_of(stray).exists()
 
 
 def test_ids_cannot_be_guessed(store):

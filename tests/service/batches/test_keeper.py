@@ -1,16 +1,26 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import pytest
+from structlog.testing import capture_logs
 
+from service.batches import folder as folder_module
+from service.batches import keeper as keeper_module
 from service.batches.errors import FolderTakenError, StorageError
 from service.batches.file_store import Page
 from service.batches.keeper import BatchKeeper
-from service.batches.records import Purpose
+from service.batches.records import BatchStatus, Purpose
 from service.batches.runner import Answer
 from service.errors import BodyTooLargeError, ConflictError, NotFoundError
-from tests.service.kept_batches import COMPLETIONS, jsonl, limits, line
+from tests.service.kept_batches import COMPLETIONS, empty, fill, jsonl, limits, line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from sqlalchemy import Engine
 
 
 async def answer(url: str, body: bytes, owner: str, request_id: str) -> Answer:
@@ -22,10 +32,22 @@ async def never(url: str, body: bytes, owner: str, request_id: str) -> Answer:
     raise AssertionError
 
 
-async def kept(keeper: BatchKeeper, content: bytes, owner: str = "me") -> str:
+async def kept(
+    keeper: BatchKeeper, content: bytes, owner: str = "me", lasts_s: int | None = None
+) -> str:
     async with await keeper.begin_upload(owner) as upload:
         await upload.write(content)
-        return (await upload.finish("a.jsonl", Purpose.BATCH)).id
+        return (await upload.finish("a.jsonl", Purpose.BATCH, lasts_s)).id
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not is_so():
+            await asyncio.sleep(0.001)
+
+
+def on_disk(folder: Path) -> set[str]:
+    return {path.name for path in (folder / "files").iterdir()}
 
 
 def values(file_id: str) -> dict[str, object]:
@@ -188,5 +210,135 @@ def test_files_are_bounded_each_and_together_and_deleting_makes_room(tmp_path):
         names = [path.name for path in (tmp_path / "files").iterdir()]
         assert len(names) == 3
         assert not any(name.endswith(".part") for name in names)
+
+    asyncio.run(check())
+
+
+def test_a_file_goes_from_the_disk_when_its_time_is_over_and_others_stay(tmp_path):
+    async def check() -> None:
+        keeper = BatchKeeper(tmp_path, limits())
+        await keeper.start(answer)
+        lasting, later, soon = [await kept(keeper, b"x", lasts_s=s) for s in (None, 3600, 1)]
+        assert (await keeper.file("me", soon)).id == soon
+        await until(lambda: on_disk(tmp_path) == {lasting, later})
+        with pytest.raises(NotFoundError):
+            await keeper.file("me", soon)
+        await keeper.close()
+
+    asyncio.run(check())
+
+
+def test_an_expired_file_is_not_found_though_it_lies_there_for_its_batch_and_goes_with_its_end(
+    tmp_path,
+):
+    async def check() -> None:
+        keeper = BatchKeeper(tmp_path, limits())
+        await keeper.start(never)
+        used = await kept(keeper, jsonl(line("a")), lasts_s=1)
+        batch = await keeper.create_batch("me", values(used))
+        gone = await kept(keeper, b"x", lasts_s=1)
+        await until(lambda: on_disk(tmp_path) == {used})
+        for ask in (keeper.file, keeper.path_of, keeper.delete_file):
+            with pytest.raises(NotFoundError):
+                await ask("me", used)
+        await keeper.cancel_batch("me", batch.id)
+        await until(lambda: used not in on_disk(tmp_path))
+        assert (await keeper.batch("me", batch.id)).error_file_id in on_disk(tmp_path)
+        assert gone not in on_disk(tmp_path)
+        await keeper.close()
+
+    asyncio.run(check())
+
+
+def test_files_that_expired_while_no_server_ran_go_at_the_next_start(tmp_path):
+    async def check() -> None:
+        keeper = BatchKeeper(tmp_path, limits())
+        await keeper.start(answer)
+        await kept(keeper, b"x", lasts_s=1)
+        await keeper.close()
+        await asyncio.sleep(1.1)
+        assert len(on_disk(tmp_path)) == 1
+        again = BatchKeeper(tmp_path, limits())
+        await again.start(answer)
+        await until(lambda: on_disk(tmp_path) == set())
+        await again.close()
+
+    asyncio.run(check())
+
+
+def test_batches_go_on_once_a_folder_that_could_not_be_opened_can(tmp_path, monkeypatch):
+    monkeypatch.setattr(keeper_module, "FIRST_WAIT_S", 0.01)
+
+    async def check() -> None:
+        first = BatchKeeper(tmp_path, limits())
+        await first.start(never)
+        batch = await first.create_batch("me", values(await kept(first, jsonl(line("a")))))
+        await first.close()
+
+        faults = [OSError(5, "I/O error")] * 3
+        real = folder_module.open_database
+
+        def faulty(path: Path) -> Engine:
+            if faults:
+                raise faults.pop()
+            return real(path)
+
+        monkeypatch.setattr(folder_module, "open_database", faulty)
+        second = BatchKeeper(tmp_path, limits())
+        await second.start(answer)
+        assert second.is_unavailable
+        await until(lambda: not second.is_unavailable)
+        await until(lambda: second.num_open_batches == 0)
+        assert (await second.batch("me", batch.id)).status is BatchStatus.COMPLETED
+        await second.close()
+
+    with capture_logs() as logs:
+        asyncio.run(check())
+    told = [each["event"] for each in logs if "availab" in each["event"]]
+    assert told == ["batches_unavailable", "batches_available"]
+
+
+def test_a_folder_that_stays_unusable_does_not_keep_the_server_from_ending(tmp_path):
+    async def check() -> None:
+        (tmp_path / "batches.sqlite").write_bytes(b"no database at all" * 100)
+        keeper = BatchKeeper(tmp_path, limits())
+        await keeper.start(answer)
+        assert keeper.is_unavailable
+        await asyncio.wait_for(keeper.close(), 5)
+
+    asyncio.run(check())
+
+
+def test_who_asks_is_told_of_a_fault_of_the_disk(tmp_path):
+    async def check() -> None:
+        keeper = BatchKeeper(tmp_path, limits())
+        await keeper.start(never)
+        file_id = await kept(keeper, jsonl(line("a")))
+        assert keeper._opened is not None
+        fill(keeper._opened.database)
+        asked = {**values(file_id), "metadata": {"a": "x" * 100_000}}
+        with pytest.raises(StorageError, match="full"):
+            await keeper.create_batch("me", asked)
+        empty(keeper._opened.database)
+        assert (await keeper.create_batch("me", asked)).metadata is not None
+        await keeper.close()
+
+    asyncio.run(check())
+
+
+def test_no_caller_fills_the_server_for_the_others(tmp_path):
+    async def check() -> None:
+        keeper = BatchKeeper(tmp_path, limits(max_files_bytes=400, max_files_bytes_per_caller=200))
+        await keeper.start(never)
+        first = await kept(keeper, jsonl(line("a")).ljust(200), owner="greedy")
+        with pytest.raises(BodyTooLargeError, match="max_files_size_per_caller"):
+            await kept(keeper, b"x", owner="greedy")
+        with pytest.raises(ConflictError, match="max_files_size_per_caller"):
+            await keeper.create_batch("greedy", values(first))
+        second = await kept(keeper, jsonl(line("a")), owner="other")
+        await keeper.create_batch("other", values(second))
+        await keeper.delete_file("greedy", first)
+        await kept(keeper, b"x" * 200, owner="greedy")
+        await keeper.close()
 
     asyncio.run(check())

@@ -9,12 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import pytest
+from structlog.testing import capture_logs
+
+from service.batches import disk_faults
 from service.batches.batch_store import BatchStore
 from service.batches.file_store import FileStore
+from service.batches.input_lines import InputRules, read_lines
 from service.batches.records import BatchStatus, FileRecord, Purpose
 from service.batches.runner import MAX_ENGINE_DEATHS, Answer, BatchRunner, RunLimits
 from service.batches.tables import open_database
-from tests.service.kept_batches import COMPLETIONS, jsonl, line
+from tests.service.kept_batches import COMPLETIONS, empty, fill, jsonl, line
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -22,6 +27,8 @@ if TYPE_CHECKING:
 
     from service.batches.records import BatchRecord
 
+RULES = InputRules(endpoint=COMPLETIONS, max_lines=100, max_body_bytes=1000)
+LARGE = RunLimits(max_at_once=6, max_lines=100, max_body_bytes=10_000)
 LIMITS = RunLimits(max_at_once=3, max_lines=100, max_body_bytes=1000)
 
 
@@ -112,6 +119,10 @@ async def bench_of(folder: Path, execute: Echo | None = None) -> AsyncIterator[B
         finally:
             await bench.runner.close()
             bench.database.dispose()
+
+
+def path_of(bench: Bench, batch: BatchRecord) -> Path:
+    return bench.files.path_of(batch.input_file_id)
 
 
 def lines(*prompts: str) -> bytes:
@@ -314,5 +325,138 @@ def test_a_place_is_given_back_by_a_line_that_was_cancelled_before_it_began(tmp_
             echo.gate = None
             done = await bench.run(lines("x"))
             assert done.status is BatchStatus.COMPLETED
+
+    asyncio.run(check())
+
+
+def in_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk_faults, "FIRST_WAIT_S", 0.01)
+
+
+def test_a_full_disk_stops_a_batch_that_goes_on_once_it_is_well(tmp_path, monkeypatch):
+    in_short(monkeypatch)
+
+    async def check() -> None:
+        echo = Echo()
+        long = {str(number): "x" * 5000 for number in range(12)}
+        echo.gate = asyncio.Event()
+        async with bench_of(tmp_path, echo) as bench:
+            batch = bench.add(jsonl(*(line(f"id {i}", prompt=i, pad=x) for i, x in long.items())))
+            bench.runner = BatchRunner(
+                bench.batches, bench.files, bench.runner._in_thread, echo, LARGE
+            )
+            bench.runner.add(batch)
+            await until(lambda: echo.num_running == LARGE.max_at_once)
+            fill(bench.database)
+            echo.gate.set()
+            await until(lambda: bench.runner.num_stopped == 1)
+            await asyncio.sleep(0.1)  # tried some times meanwhile
+            now = bench.batches.get(batch.id)
+            assert now.status is BatchStatus.IN_PROGRESS
+            assert now.num_completed < LARGE.max_at_once
+            assert len(echo.asked) < len(long), "no more is asked while nothing can be kept"
+            assert bench.runner.num_open == 1
+            empty(bench.database)
+            await asyncio.wait_for(bench.runner.until_over(batch.id), 20)
+            done = bench.batches.get(batch.id)
+            assert (done.status, done.num_completed) == (BatchStatus.COMPLETED, len(long))
+            assert bench.ids(done.output_file_id) == [f"id {each}" for each in long]
+            assert (bench.runner.num_stopped, bench.runner.num_open) == (0, 0)
+        assert sorted(echo.asked) == sorted(long), "what was answered is not asked again"
+
+    with capture_logs() as logs:
+        asyncio.run(check())
+    told = [each["event"] for each in logs]
+    assert told == ["batch_runs", "batch_stopped", "batch_goes_on", "batch_over"]
+
+
+@pytest.mark.parametrize("step", ["begin", "unanswered", "finalize", "finish"])
+def test_each_step_of_a_batch_is_taken_again_after_a_fault(tmp_path, monkeypatch, step):
+    in_short(monkeypatch)
+
+    async def check() -> None:
+        echo = Echo()
+        async with bench_of(tmp_path, echo) as bench:
+            real, faults = getattr(bench.batches, step), [OSError(5, "I/O error")] * 3
+
+            def faulty(*arguments: Any) -> Any:
+                if faults:
+                    raise faults.pop()
+                return real(*arguments)
+
+            monkeypatch.setattr(bench.batches, step, faulty)
+            done = await bench.run(lines("a", "b"))
+            assert (done.status, done.num_completed) == (BatchStatus.COMPLETED, 2)
+        assert (sorted(echo.asked), faults) == (["a", "b"], [])
+
+    asyncio.run(check())
+
+
+def test_a_batch_whose_file_cannot_be_read_keeps_no_other_from_running(tmp_path, monkeypatch):
+    in_short(monkeypatch)
+
+    async def check() -> None:
+        async with bench_of(tmp_path) as bench:
+            batch = bench.add(lines("a", "b"))
+            batch = bench.batches.begin(batch, read_lines(path_of(bench, batch), RULES)[0])
+            hidden = path_of(bench, batch).rename(tmp_path / "hidden")
+            bench.runner.add(batch)
+            await until(lambda: bench.runner.num_stopped == 1)
+            assert (await bench.run(lines(*"cdefgh"))).status is BatchStatus.COMPLETED
+            hidden.rename(path_of(bench, batch))
+            await asyncio.wait_for(bench.runner.until_over(batch.id), 20)
+            assert bench.batches.get(batch.id).num_completed == 2
+
+    asyncio.run(check())
+
+
+def test_a_stopped_batch_can_be_cancelled(tmp_path, monkeypatch):
+    in_short(monkeypatch)
+
+    async def check() -> None:
+        async with bench_of(tmp_path) as bench:
+            batch = bench.add(lines("a", "b"))
+            batch = bench.batches.begin(batch, read_lines(path_of(bench, batch), RULES)[0])
+            path_of(bench, batch).unlink()
+            bench.runner.add(batch)
+            await until(lambda: bench.runner.num_stopped == 1)
+            bench.runner.cancel(bench.batches.set_status(batch, BatchStatus.CANCELLING))
+            await asyncio.wait_for(bench.runner.until_over(batch.id), 20)
+            done = bench.batches.get(batch.id)
+            assert (done.status, done.num_failed) == (BatchStatus.CANCELLED, 2)
+
+    asyncio.run(check())
+
+
+def test_a_batch_that_a_fault_of_ours_stopped_counts_as_such_and_can_be_cancelled(
+    tmp_path, monkeypatch
+):
+    async def check() -> None:
+        async with bench_of(tmp_path) as bench:
+            with monkeypatch.context() as broken:
+                broken.setattr(bench.batches, "unanswered", lambda *_: 1 / 0)
+                batch = await bench.run(lines("a"))
+            assert batch.status is BatchStatus.IN_PROGRESS
+            assert (bench.runner.num_open, bench.runner.num_stopped) == (1, 1)
+            assert bench.runner.oldest_created_at == batch.created_at
+            bench.runner.cancel(bench.batches.set_status(batch, BatchStatus.CANCELLING))
+            await asyncio.wait_for(bench.runner.until_over(batch.id), 20)
+            assert bench.batches.get(batch.id).status is BatchStatus.CANCELLED
+            assert (bench.runner.num_open, bench.runner.num_stopped) == (0, 0)
+            assert bench.runner.oldest_created_at is None
+
+    asyncio.run(check())
+
+
+def test_a_batch_that_is_cancelled_while_its_file_is_read_does_not_begin(tmp_path):
+    async def check() -> None:
+        echo = Echo()
+        async with bench_of(tmp_path, echo) as bench:
+            batch = bench.add(lines("a"))
+            bench.batches.set_status(batch, BatchStatus.CANCELLING)
+            bench.runner.add(batch)  # as it was when it was read
+            await asyncio.wait_for(bench.runner.until_over(batch.id), 10)
+            assert bench.batches.get(batch.id).status is BatchStatus.CANCELLED
+        assert echo.asked == []
 
     asyncio.run(check())

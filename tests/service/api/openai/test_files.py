@@ -7,7 +7,10 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import update
+from sqlalchemy.exc import OperationalError
 
+from service.batches.tables import files
 from tests.service.kept_batches import batching, jsonl, line
 
 if TYPE_CHECKING:
@@ -250,3 +253,52 @@ def test_methods_that_a_path_takes_are_all_named(tmp_path):
             assert answer.headers["allow"] == "GET, HEAD, POST"
 
     asyncio.run(check())
+
+
+def test_an_expired_file_is_gone_at_once(tmp_path):
+    async def check() -> None:
+        async with batching(tmp_path) as client:
+            lasts = {"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
+            file = (await client.upload(CONTENT, **lasts)).json()
+            path = f"/v1/files/{file['id']}"
+            assert (await client.http.get(path)).status_code == 200
+            assert client.keeper._opened is not None
+            with client.keeper._opened.database.begin() as connection:
+                connection.execute(update(files).values(expires_at=int(time.time())))
+            for method, each in (("GET", path), ("GET", f"{path}/content"), ("DELETE", path)):
+                answer = await client.http.request(method, each)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+            assert (await client.http.get("/v1/files")).json()["data"] == []
+
+    asyncio.run(check())
+
+
+def test_whose_files_take_all_of_a_callers_room_is_told_what_to_do(tmp_path):
+    async def check() -> None:
+        async with batching(tmp_path, max_files_bytes_per_caller=len(CONTENT)) as client:
+            await client.upload_id(CONTENT)
+            error = (await client.upload(CONTENT)).json()["error"]
+            assert "max_files_size_per_caller" in error["message"]
+            assert "delete some" in error["message"]
+
+    asyncio.run(check())
+
+
+def test_a_fault_of_the_disk_is_told_as_such(tmp_path):
+    async def check() -> None:
+        async with batching(tmp_path) as client:
+            file_id = await client.upload_id(CONTENT)
+            assert client.keeper._opened is not None
+            client.keeper._opened.files.find = full  # type: ignore[method-assign]
+            for each in ("", "/content"):
+                answer = await client.http.get(f"/v1/files/{file_id}{each}")
+                error = answer.json()["error"]
+                assert (answer.status_code, error["code"]) == (507, "storage_failed")
+                assert "disk I/O error" in error["message"]
+                assert "SELECT" not in error["message"]
+
+    asyncio.run(check())
+
+
+def full(*_: object) -> None:
+    raise OperationalError("SELECT secret", {}, Exception("disk I/O error"))
