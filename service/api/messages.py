@@ -61,7 +61,9 @@ class Message(RequestModel):
     reasoning_content: Text = Field(
         None, description="An assistant's thoughts, where the variant's template writes them."
     )
-    reasoning: Text = Field(None, description="Another name of reasoning_content.")
+    reasoning: Text = Field(
+        None, description="Another name of reasoning_content; where both are given they are equal."
+    )
     prefix: bool | None = Field(
         None, description="true on the last message: it is the beginning of the answer."
     )
@@ -89,6 +91,9 @@ class Message(RequestModel):
                 )
         if self.tool_calls and self.function_call:
             raise ValueError("tool_calls and function_call mean the same; give one of them")
+        thoughts = {self.reasoning_content, self.reasoning} - {None, ""}
+        if len(thoughts) > 1:
+            raise ValueError("reasoning_content and reasoning mean the same and differ; give one")
         if self.role == "function" and not self.name:
             raise ValueError("is a function's result without its name; give it")
         return self

@@ -224,9 +224,9 @@ class ThinkingReader(ChoiceReader):
         self, index: int, choice: PlannedChoice, form: AnswerForm, model: ServedModel
     ) -> None:
         super().__init__(index, choice, form, model)
-        texts = TokenTexts(model.tokenizer)
+        self._texts = TokenTexts(model.tokenizer)
         self._thoughts = (
-            ThoughtTokens(form.thought_marks, lambda token_id: texts.text(token_id).isspace())
+            ThoughtTokens(form.thought_marks, self._bytes_of)
             if form.thought_marks is not None
             else None
         )
@@ -240,10 +240,20 @@ class ThinkingReader(ChoiceReader):
             for output in outputs[: self.num_tokens - num_before]:
                 if output.finish_reason is not FinishReason.STOP:
                     thoughts.push(output.token_id)
+            if delta is not None and delta.finish_reason is not None:
+                thoughts.flush()
             self.num_thought = thoughts.num_tokens
             if thoughts.is_over:
                 self._thoughts = None
         return delta
+
+    def _bytes_of(self, token_id: int) -> bytes:
+        """Return what a token adds to the text; of special ones only those that it shows."""
+        form = self._form
+        is_hidden = form.skips_special_tokens and token_id not in form.kept_token_ids
+        if is_hidden and self._texts.is_special(token_id):
+            return b""
+        return self._texts.raw_bytes(token_id)
 
 
 class DetailedThinkingReader(ThinkingReader, DetailedReader):

@@ -46,13 +46,13 @@ class AskedTurn:
     param: str = "messages"  # the request's field that errors name
     # The same of a tool's schema; {} is the tool's place.
     schema_param: str = "tools.{}.function.parameters"
-    # Of each tool, its place in the request; None: as they stand.
-    tool_places: Sequence[int] | None = None
+    # The same of each tool, where they are not all named alike.
+    schema_params: Sequence[str] | None = None
 
     def field_of(self, place: int) -> str:
         """Return the request's field of a tool's schema; place: of the tool in `tools`."""
-        places = self.tool_places
-        return self.schema_param.format(place if places is None else places[place])
+        names = self.schema_params
+        return self.schema_param.format(place) if names is None else names[place]
 
 
 def tool_format_of(asked: AskedTurn, template: ChatTemplate) -> ToolFormat | None:

@@ -60,7 +60,7 @@ class PlannedTurn:
     text_form: TextForm | None  # what was asked for, or what the tools make necessary
     new_reader: Callable[[], TurnReader]  # one for each choice
     kept_token_ids: frozenset[int] = field(default=frozenset())  # special pieces the reader needs
-    thought_marks: ThoughtMarks | None = None  # where they are pieces
+    thought_marks: ThoughtMarks | None = None
     # Fields of tools whose schema cannot be followed, so that any arguments may come.
     unfollowed: Sequence[str] = ()
 
@@ -132,17 +132,9 @@ async def plan_turn(asked: AskedTurn, model: ServedModel) -> PlannedTurn:
         kept_token_ids=pieces.hidden_ids(
             (*(tool_format.marks if tool_format else ()), *(marks or ()))
         ),
-        thought_marks=_thought_marks(thoughts, pieces),
+        thought_marks=None if marks is None else ThoughtMarks(*marks, rendered.opens_reasoning),
         unfollowed=unfollowed,
     )
-
-
-def _thought_marks(thoughts: Thoughts | None, pieces: Pieces) -> ThoughtMarks | None:
-    """Return the marks around thoughts by their ids; None where they are text."""
-    if thoughts is None or not set(thoughts.marks) <= pieces.ids.keys():
-        return None
-    opening, closing = (pieces.ids[mark] for mark in thoughts.marks)
-    return ThoughtMarks(opening, closing, thoughts.are_open)
 
 
 async def _form(

@@ -2,8 +2,8 @@
 
 What is no call after all - a name that no tool has, arguments that are no JSON object - is given
 back as the text that it is, so nothing of what a model wrote is lost but white space around calls.
-A call is told as it comes; one that breaks later gets no `CallEnd`, and its whole text follows as
-text. One that was cut off by length gets no end either, and is no text.
+A call is told as it comes, and nothing is told twice: one that breaks later, or that a stop string
+or the length cuts off, gets no `CallEnd` and is no text either; what follows where it broke is.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class CallReader:
         self._text = MarkedText(self.mark, drops_leading=only_calls)
         self._state: Callable[[str], str] = self._in_text
         self._scanner = CallScanner(self._names)
-        self._raw: list[str] = []  # of what may be a call, since its mark
-        self._is_marked = False  # whether that began with a mark
+        self._raw: list[str] = []  # of what may be a call, since its mark; empty once it is told
+        self._is_certain = False  # whether that is a call, or was to become one
         self._is_begun = False  # whether it has been told
         self._partial = ""  # of a mark, held back outside of texts
 
@@ -63,7 +63,7 @@ class CallReader:
         if self._state == self._in_text:
             if not (is_cut and self._text.is_at_beginning):  # else it is part of a mark
                 self._tell(self._text.flush())
-        elif self._raw and not (is_cut and self._is_call_for_certain):
+        elif self._raw and not (is_cut and self._is_certain):
             self._tell("".join(self._raw) + self._partial)
         elif not is_cut:
             self._tell(self._partial)
@@ -71,18 +71,13 @@ class CallReader:
         self._go_on_as_text()
         return self._take_events()
 
-    @property
-    def _is_call_for_certain(self) -> bool:
-        """Whether what has not been told yet is a call, or would have become one."""
-        return self._is_marked or self._is_begun
-
     def _in_text(self, text: str) -> str:
         safe, rest = self._text.push(text)
         self._tell(safe)
         if rest is None:
             return ""
         self._raw = [self._text.take_spaces() + self.mark]
-        self._is_marked = True
+        self._is_certain = True
         self._begin_call()
         return rest
 
@@ -97,14 +92,15 @@ class CallReader:
     def _in_call(self, text: str) -> str:
         scanner = self._scanner
         end = scanner.take(text)
-        self._raw.append(text[:end])
         if arguments := scanner.new_arguments():
             self._begin_told(scanner.name)
             self._events.append(CallArguments(self._num_begun - 1, arguments))
+        if not self._is_begun:
+            self._raw.append(text[:end])
         if scanner.is_complete:
             self._events.append(CallEnd(self._num_begun - 1))
             self.num_calls += 1
-            self._raw, self._is_marked, self._is_begun = [], False, False
+            self._is_certain, self._is_begun = False, False
             self._state = self._after_call
         elif scanner.is_broken:
             self._give_back()
@@ -113,7 +109,7 @@ class CallReader:
     def _begin_told(self, name: str | None) -> None:
         if self._is_begun or name is None:
             return
-        self._is_begun = True
+        self._raw, self._is_begun = [], True
         self._events.append(CallBegin(self._num_begun, f"call_{secrets.token_hex(12)}", name))
         self._num_begun += 1
 
@@ -123,9 +119,9 @@ class CallReader:
         return text
 
     def _give_back(self) -> None:
-        """Take what was no call for text."""
+        """Take what was no call for text, as far as it has not been told as one."""
         self._tell("".join(self._raw))
-        self._raw, self._is_marked, self._is_begun = [], False, False
+        self._raw, self._is_certain, self._is_begun = [], False, False
         self._go_on_as_text()
 
     def _go_on_as_text(self, *, drops_leading: bool = False) -> None:
@@ -162,12 +158,8 @@ class Llama3Reader(CallReader):
 
     def __init__(self, names: Collection[str], *, only_calls: bool = False) -> None:
         super().__init__(names, only_calls=only_calls)
-        self._only_calls = only_calls
+        self._is_certain = only_calls
         self._state = self._at_start
-
-    @property
-    def _is_call_for_certain(self) -> bool:
-        return self._only_calls or super()._is_call_for_certain
 
     def _at_start(self, text: str) -> str:
         """Take what an answer begins with: a call, or anything else."""
@@ -183,6 +175,7 @@ class Llama3Reader(CallReader):
         rest = (self._partial + text).lstrip(SPACES + ";")
         if not self._is_call(rest):
             self._go_on_as_text(drops_leading=True)
+        self._is_certain = True  # nothing else begins like that behind a call
         return self._behind_mark(rest)
 
     def _is_call(self, text: str) -> bool:
@@ -199,7 +192,7 @@ class Llama3Reader(CallReader):
             return text
         if text.startswith(PYTHON_TAG):
             self._raw.append(PYTHON_TAG)
-            self._is_marked = True
+            self._is_certain = True
             self._begin_call()
             return text.removeprefix(PYTHON_TAG)
         self._partial = text
@@ -260,6 +253,7 @@ class MistralReader(CallReader):
         if not text:
             return ""
         if self._in_list and text[0] == ",":
+            self._is_certain = True
             self._scan(CallScanner(self._names))
             return text[1:]
         self._go_on_as_text(drops_leading=True)

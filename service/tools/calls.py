@@ -20,6 +20,8 @@ class Tool:
     description: str = ""
     parameters: Schema | None = None  # a JSON schema of its arguments; None takes any object
     is_strict: bool = False
+    # Of a tool of one text, `input`: a regular expression that it matches as a whole.
+    pattern: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,15 @@ from service.grammars.refusals import in_words
 from service.grammars.wanted import TextForm, TextFormKind
 from service.tools.argument_schemas import arguments_schema, is_object_schema
 from service.tools.calls import ToolMode
-from service.tools.turn_grammar import FORM, CallRules, Thoughts, part_of, turn_grammar
+from service.tools.turn_grammar import (
+    FORM,
+    ONLY_CALLS,
+    TURN,
+    CallRules,
+    Thoughts,
+    part_of,
+    turn_grammar,
+)
 
 if TYPE_CHECKING:
     from service.grammars.json_schema import JsonSchema
@@ -82,8 +90,9 @@ def form_of_calls(
         has_form=form is not None,
     )
     rules = [*_start(thoughts, pieces, asked), *tool_format.rules(asked)]
+    name = ONLY_CALLS if is_required and thoughts is None else TURN
     try:
-        grammar = checked(turn_grammar(rules, schemas, form))
+        grammar = checked(turn_grammar(rules, schemas, form, name=name))
     except InvalidGrammarError as error:
         if is_required or any(tool.is_strict for _, tool in tools):
             raise
@@ -128,9 +137,19 @@ def _part_of_form(text_form: TextForm, tool_format: ToolFormat) -> dict[str, Any
 
 
 def _part_of_tool(tool: Tool) -> dict[str, Any]:
+    if tool.pattern is not None:
+        return _part_of_pattern(tool.pattern)
     if tool.parameters and not is_object_schema(tool.parameters):
         raise InvalidGrammarError("the schema's `type` must be object: arguments have names")
     return _part_of_schema(json.dumps(arguments_schema(tool.parameters)))
+
+
+def _part_of_pattern(pattern: str) -> dict[str, Any]:
+    # By itself first: one that closes a group it has not opened would end the one around it.
+    TextForm(TextFormKind.REGEX, PARAM, texts=(pattern,)).grammar()
+    text = {"type": "string", "pattern": f"^(?:{pattern})$"}
+    schema = {"type": "object", "properties": {"input": text}, "required": ["input"]}
+    return _part_of_schema(json.dumps(schema))
 
 
 def _any_object() -> dict[str, Any]:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 MAX_CALLS = 32
 TEXT = r"TEXT: /(.|\n)*/"
 FORM = "@form"  # the text, where its form was asked for
+# Names of a turn's own rules among a grammar's parts. Those of the second kind allow nothing but
+# JSON with fixed texts around it, so that an engine can lead what has begun to its end.
+TURN, ONLY_CALLS = "turn_of_calls", "only_calls"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,13 +94,18 @@ class Thoughts:
 
 
 def turn_grammar(
-    rules: Sequence[str], schemas: Sequence[dict[str, Any]], form: dict[str, Any] | None = None
+    rules: Sequence[str],
+    schemas: Sequence[dict[str, Any]],
+    form: dict[str, Any] | None = None,
+    *,
+    name: str = TURN,
 ) -> str:
     """Return the grammar whose first rule is `start`.
 
-    schemas: as `schema_part` returns them, of the tools in order; form: of the text.
+    schemas: as `schema_part` returns them, of the tools in order; form: of the text; name: what
+    kind of turn it is.
     """
-    parts = [{"name": "turn_of_calls", "lark_grammar": "\n".join(rules)}]
+    parts = [{"name": name, "lark_grammar": "\n".join(rules)}]
     parts += [{**part, "name": _reference(n)[1:]} for n, part in enumerate(schemas)]
     parts += [{**form, "name": FORM[1:]}] if form is not None else []
     return json.dumps({"grammars": parts})

@@ -1,7 +1,7 @@
 """Follows grammars token by token for an engine, by llguidance.
 
-An answer in JSON is led to its end before its tokens are used up, so that it can be read (see
-`json_ending`); that is told as an end by length.
+An answer in JSON, or of nothing but calls, is led to its end before its tokens are used up, so that
+it can be read (see `json_ending`); that is told as an end by length.
 
 Reading a grammar takes from 0.1 ms to a fifth of a second, a mask some 10 µs (49 152 tokens, two
 cores of an AVX-512 server CPU, 2026-11).
@@ -21,6 +21,7 @@ from engine.constraint import ALLOWS_NOTHING
 from engine.errors import InvalidConstraintError
 from service.grammars.limits import PARSER_LIMITS
 from service.grammars.refusals import in_words
+from service.tools.turn_grammar import ONLY_CALLS
 from service.worker.json_ending import MAX_END_TOKENS, JsonEnding, JsonPlace
 
 if TYPE_CHECKING:
@@ -115,11 +116,14 @@ class TimelyEnd:
         self._num_left -= 1
         self._place = self._ending.place_after(self._place, [token_id])
 
-    def narrowed(self, mask: TokenMask, draft: Sequence[int]) -> TokenMask:
-        """Return the mask of the one token that leads to the end, behind a draft."""
+    def narrowed(self, matcher: LLMatcher, mask: TokenMask, draft: Sequence[int]) -> TokenMask:
+        """Return the mask of the one token that leads to the end, behind a draft.
+
+        matcher: behind that, too.
+        """
         place = self._ending.place_after(self._place, draft) if draft else self._place
-        chosen = self._ending.next_token(mask, place)
-        return mask if chosen is None else _with_tokens(bytes(len(mask)), [chosen])
+        chosen = self._ending.next_tokens(matcher, mask, place)[:1]
+        return _with_tokens(bytes(len(mask)), chosen) if chosen else mask
 
 
 class GrammarConstraint:
@@ -199,7 +203,7 @@ class GrammarConstraint:
             mask = _with_tokens(mask, self._banned, are_allowed=False)
         if self.was_cut and self._end is not None:
             if not (is_accepting and self._ends):
-                return self._end.narrowed(mask, draft)
+                return self._end.narrowed(self._matcher, mask, draft)
             mask = bytes(len(mask))
         return _with_tokens(mask, self._ends) if is_accepting else mask
 
@@ -217,9 +221,10 @@ def _read(tokens: LLTokenizer, grammar: str) -> LLMatcher:
 
 
 def _is_json(grammar: str) -> bool:
-    """Whether what it allows is JSON and nothing else."""
+    """Whether what it allows is JSON, and nothing else but fixed texts around it."""
     parts = json.loads(grammar).get("grammars", []) if grammar.startswith("{") else []
-    return len(parts) == 1 and "json_schema" in parts[0]
+    first = parts[0] if parts else {}
+    return first.get("name") == ONLY_CALLS or (len(parts) == 1 and "json_schema" in first)
 
 
 def _vocabulary_of(tokenizer: PreTrainedTokenizerFast) -> _Vocabulary:

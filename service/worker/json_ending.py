@@ -65,11 +65,19 @@ class JsonEnding:
         """Return the place behind more tokens."""
         return place.after(self._vocabulary.decode_bytes(list(token_ids)), token_ids[-1])
 
-    def next_token(self, mask: TokenMask, place: JsonPlace) -> int | None:
-        """Return which of the tokens that may come leads to an end; None where none may.
+    def next_tokens(self, matcher: LLMatcher, mask: TokenMask, place: JsonPlace) -> Sequence[int]:
+        """Return the next tokens of an end: what must come, else one that leads there.
 
-        In a string none is chosen twice in a row, as a form of text may allow it for ever.
+        Nothing where nothing may come. mask: the matcher's. In a string no token is chosen twice in
+        a row, as a form of text may allow it for ever.
         """
+        forced: list[int] = matcher.compute_ff_tokens()
+        if forced:
+            return forced
+        chosen = self._chosen(mask, place)
+        return () if chosen is None else (chosen,)
+
+    def _chosen(self, mask: TokenMask, place: JsonPlace) -> int | None:
         preferred = self._inside if place.is_inside else self._outside
         again: int | None = None
         for token_id in preferred:
@@ -84,14 +92,11 @@ class JsonEnding:
         tried = matcher.deep_copy()
         num_tokens = 0
         while not tried.is_accepting():
-            token_ids = tried.compute_ff_tokens()
-            if not token_ids:
-                chosen = self.next_token(tried.compute_bitmask(), place)
-                if chosen is None or tried.is_error():
-                    return None
-                token_ids = [chosen]
+            token_ids = self.next_tokens(tried, tried.compute_bitmask(), place)
             num_tokens += len(token_ids)
-            if num_tokens > most or not tried.consume_tokens(token_ids):
+            if not token_ids or tried.is_error() or num_tokens > most:
+                return None
+            if not tried.consume_tokens(list(token_ids)):
                 return None
             place = self.place_after(place, token_ids)
         return num_tokens

@@ -25,9 +25,7 @@ class PromptTokensDetails(AnswerModel):
 class CompletionTokensDetails(AnswerModel):
     """What an answer's tokens were for."""
 
-    reasoning_tokens: int = Field(
-        description="Between the marks of the model's thoughts; 0 where those are plain text."
-    )
+    reasoning_tokens: int = Field(description="Between the marks of the model's thoughts.")
 
 
 class Usage(AnswerModel):

@@ -132,18 +132,28 @@ def test_documents_are_cited_by_templates_that_do_and_refused_by_others(asks):
     assert asks("plain", documents=[])[0].status_code == 200
 
 
-@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
-def test_names_and_reasoning_reach_a_template_that_writes_them(asks, name):
+@pytest.mark.parametrize(
+    "thoughts",
+    [
+        {"reasoning_content": "hm"},
+        {"reasoning": "hm"},
+        {"reasoning_content": "hm", "reasoning": None},
+        {"reasoning_content": "", "reasoning": "hm"},
+        {"reasoning_content": "hm", "reasoning": "hm"},
+    ],
+)
+def test_names_and_reasoning_reach_a_template_that_writes_them(asks, thoughts):
     messages = [
         {**USER, "name": "ann"},
-        {"role": "assistant", "content": "yes", name: "hm"},
+        {"role": "assistant", "content": "yes", **thoughts},
         USER,
     ]
     assert rendered(asks, messages=messages) == (
         "user(ann):hi\nassistant:<hm>yes\nuser:hi\nassistant:"
     )
     response, text = asks("plain", messages=messages)
-    assert response.headers["x-ignored-params"] == f"messages[].name, messages[].{name}"
+    named = ["name", *(name for name in ("reasoning_content", "reasoning") if thoughts.get(name))]
+    assert response.headers["x-ignored-params"] == ", ".join(f"messages[].{name}" for name in named)
     assert text == "user:hi\nassistant:yes\nuser:hi\nassistant:"
     assert asks("strict", messages=messages)[0].status_code == 400
 

@@ -115,6 +115,10 @@ CALL = {"name": "f", "arguments": "{}"}
         ),
         ({"role": "function", "content": "x"}, "a function's result without its name"),
         (
+            {"role": "assistant", "content": "x", "reasoning": "hm", "reasoning_content": "hmm"},
+            "reasoning_content and reasoning mean the same and differ",
+        ),
+        (
             {"role": "robot", "content": "x"},
             "'system', 'developer', 'user', 'assistant', 'tool' or",
         ),

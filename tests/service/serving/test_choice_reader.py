@@ -65,13 +65,18 @@ def test_special_pieces_that_are_kept_are_part_of_the_text():
 @pytest.mark.parametrize("num_together", [1, 3, 100])
 @pytest.mark.parametrize(
     ("text", "num_thought"),
-    [(" <|im_start|>hmm<|im_end|>yes", 3), ("yes<|im_end|>", 0), ("<|im_start|>hm", 2)],
+    [(" {}hmm{}yes", 3), ("yes{1}", 0), ("{}hm", 2), ("{}h<|im_end", 9), ("{}h世{}", 4)],
 )
-def test_tokens_of_thoughts_are_counted(text, num_thought, num_together, more):
+@pytest.mark.parametrize("marks", [("<|im_start|>", "<|im_end|>"), ("[THINK]", "[/THINK]")])
+def test_tokens_of_thoughts_are_counted(text, marks, num_thought, num_together, more):
+    """Marks are special pieces, or plain text."""
+    text = text.format(*marks)
     tokenizer = ByteTokenizer()
     model = served_model(FakeEngine(says(tokenizer, "")), tokenizer)
     params = SamplingParams(max_tokens=100, eos_token_ids=frozenset({END}))
-    form = AnswerForm(thought_marks=ThoughtMarks(2, 3, is_open=False), **more)
+    form = AnswerForm(
+        thought_marks=ThoughtMarks(*marks, is_open=False), kept_token_ids=frozenset({2, 3}), **more
+    )
     reader = make_reader(0, PlannedChoice(Prompt([0]), params), form, model)
     ids = [*tokenizer.encode(text, add_special_tokens=False), END]
     outputs = [

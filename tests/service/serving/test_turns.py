@@ -139,7 +139,7 @@ def test_marks_that_a_text_would_leave_out_are_kept():
     id_of = tokenizer.backend_tokenizer.token_to_id
     thoughts = {id_of("<think>"), id_of("</think>")}
     assert planned(model).kept_token_ids == thoughts
-    marks = ThoughtMarks(id_of("<think>"), id_of("</think>"), is_open=False)
+    marks = ThoughtMarks("<think>", "</think>", is_open=False)
     request = asked_of(planned(model), model, form=AnswerForm(stop_strings=["a"]))
     assert request.form == AnswerForm(
         stop_strings=["a"], kept_token_ids=frozenset(thoughts), thought_marks=marks
@@ -156,7 +156,7 @@ def test_thoughts_come_before_a_text_that_has_a_form():
     assert turn.text_form is not None
     assert turn.text_form.param == "response_format"
     assert "thought" in turn.text_form.grammar()
-    assert turn.thought_marks is None  # they are no pieces here
+    assert turn.thought_marks == ThoughtMarks("<think>", "</think>", is_open=False)
     assert read_by(turn, "<think>hm</think>{}") == [("reasoning", "hm"), ("text", "{}")]
     assert planned(model).text_form is None
 

@@ -11,10 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.tools.call_readers import CallReader, HermesReader, Llama3Reader, MistralReader
+from service.tools.turn_events import CallArguments, TextPiece
 from tests.service.tools.in_sum import in_sum, read
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from service.tools.turn_events import TurnEvent
 
 NAMES = ("weather", "search-web_2")
 READERS = [HermesReader, Llama3Reader, MistralReader]
@@ -185,16 +188,64 @@ def test_what_is_no_call_is_given_back_as_text(written: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "broken", ['{"city": Paris}', '{"a": [1}}', '{"a": NaN}', '{"a": "\n"}', "{" * 5]
+    ("broken", "rest"),
+    [
+        ('{"city": Paris}', "}</tool_call>"),
+        ('{"a": [1}}', "}}</tool_call>"),
+        ('{"a": NaN}', "}</tool_call>"),
+        ('{"a": "\n"}', "}</tool_call>"),
+        ('{"a": 1}, 7', "7}</tool_call>"),
+        ("{" * 5, ""),  # open to the end
+    ],
 )
-def test_call_that_breaks_later_has_no_end_and_its_text_follows(broken: str) -> None:
+def test_call_that_breaks_later_has_no_end_and_what_follows_is_text(broken: str, rest: str) -> None:
     written = f'<tool_call>{{"name": "weather", "arguments": {broken}}}</tool_call>'
     reader = HermesReader(NAMES)
     first, *others = in_sum(read(reader, list(written)))
     assert first[:3] == ("call", 0, "weather")
     assert first[-1] is False
-    assert others == [("text", written)]
+    assert others == ([("text", rest)] if rest else [])
     assert reader.num_calls == 0
+
+
+@spellings
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_call_that_has_begun_is_no_text_wherever_it_ends(
+    reader: type[CallReader], spell: Callable[[list[tuple[str, str]]], str], is_cut: bool
+) -> None:
+    written = spell(
+        [("weather", '{"city": "Paris", "days": [1, {"a": "\\""}]}'), ("weather", "{}")]
+    )
+    for end in range(written.index('{"city') + 1, written.index("}]}") + 3):
+        found = in_sum(read(reader(NAMES), list(written[:end]), is_cut=is_cut))
+        assert [(kind, *more[1:2]) for kind, *more in found] == [("call", "weather")]
+        assert written[:end].endswith(found[0][3])
+
+
+@spellings
+@settings(deadline=None)
+@given(data=st.data(), is_cut=st.booleans())
+def test_nothing_is_told_twice(
+    reader: type[CallReader],
+    spell: Callable[[list[tuple[str, str]]], str],
+    data: st.DataObject,
+    is_cut: bool,
+) -> None:
+    told = [(name, json.dumps(given_)) for name, given_ in data.draw(calls)]
+    written = spell(told)
+    place = data.draw(st.integers(0, len(written)))
+    # Broken there, or the end of it.
+    written = written[:place] + data.draw(texts) + data.draw(st.sampled_from(["", written[place:]]))
+    position = 0
+    for piece in pieces_of(read(reader(NAMES), data.draw(cut(written)), is_cut=is_cut)):
+        found = written.find(piece, position)
+        assert found >= 0, f"{piece!r} was told before"
+        position = found + len(piece)
+
+
+def pieces_of(events: Sequence[TurnEvent]) -> list[str]:
+    """What was told of a text, in the order in which it stood there."""
+    return [event.text for event in events if isinstance(event, TextPiece | CallArguments)]
 
 
 def test_next_call_is_found_behind_a_broken_one() -> None:
@@ -214,18 +265,27 @@ def test_call_that_was_cut_off_is_no_call_and_no_text(end: int) -> None:
     assert all(one[-1] is is_complete for one in found)
 
 
-@pytest.mark.parametrize("reader", READERS)
+@spellings
 @pytest.mark.parametrize("end", range(12))
 def test_where_only_calls_may_come_no_cut_off_beginning_is_text(
-    reader: type[CallReader], end: int
+    reader: type[CallReader], spell: Callable[[list[tuple[str, str]]], str], end: int
 ) -> None:
-    spell = dict(SPELLINGS)[reader]
     written = spell([("weather", "{}"), ("weather", "{}")])
     for cut_off in (written[:end], written[: len(written) // 2 + end]):
         kinds = {
             one[0] for one in in_sum(read(reader(NAMES, only_calls=True), [cut_off], is_cut=True))
         }
         assert kinds <= {"call"}
+
+
+@spellings
+def test_cut_off_beginning_of_a_further_call_is_no_text(
+    reader: type[CallReader], spell: Callable[[list[tuple[str, str]]], str]
+) -> None:
+    written = spell([("weather", "{}")] * 2)
+    for end in range(written.index("{}") + len("{}"), len(written)):
+        found = in_sum(read(reader(NAMES), [written[:end]], is_cut=True))
+        assert {kind for kind, *_ in found} == {"call"}
 
 
 def test_half_a_mark_at_the_end_is_text() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -267,6 +268,33 @@ def test_arguments_are_always_objects():
     for kind in ("string", ["array", "null"]):
         with pytest.raises(InvalidToolError, match="object"):
             form_of(PLAIN, HERMES, ToolUse([Tool("x", "", {"type": kind})], ToolMode.REQUIRED))
+
+
+@vocabularies
+@pytest.mark.parametrize("tool_format", FORMATS, ids=lambda one: one.name)
+@pytest.mark.parametrize("mode", [ToolMode.AUTO, ToolMode.REQUIRED])
+def test_text_of_a_tool_matches_its_pattern_as_a_whole(vocabulary, tool_format, mode):
+    tool = Tool("patch", "", {"type": "object"}, is_strict=True, pattern='a"|\\*{3}\n[^x]+\\\\')
+    form = form_of(vocabulary, tool_format, ToolUse([tool], mode))
+    for text, may_come in (
+        ('a"', True),
+        ("***\né\t\\", True),
+        ('a""', False),
+        ("x***\né\\", False),
+        ("***\nx\\", False),
+        ("", False),
+    ):
+        written = spelt(tool_format, ("patch", json.dumps({"input": text}, ensure_ascii=False)))
+        assert (vocabulary.accepts(form, written) == "whole") is may_come
+    assert vocabulary.accepts(form, spelt(tool_format, ("patch", "{}"))) == ""
+
+
+@pytest.mark.parametrize("pattern", ["a)|(?:b", "(?=a)", "a[", "(?x)a #"])
+def test_pattern_that_cannot_be_followed_is_refused(pattern):
+    tools = [TOOLS[1], Tool("patch", "", is_strict=True, pattern=pattern)]
+    with pytest.raises(InvalidToolError) as raised:
+        form_of(PLAIN, HERMES, ToolUse(tools))
+    assert raised.value.index == 1
 
 
 def test_tools_that_are_too_much_together_are_refused_or_told_of(monkeypatch):

@@ -8,13 +8,22 @@ import threading
 
 import pytest
 from llguidance import LLMatcher, LLTokenizer
+from transformers import PreTrainedTokenizerFast
 
 from engine.constraint import ALLOWS_NOTHING
 from engine.errors import InvalidConstraintError
 from service.grammars.json_schema import ANY_OBJECT, schema_grammar
 from service.grammars.wanted import TextForm, TextFormKind
+from service.tools.calls import Tool, ToolMode, ToolUse
+from service.tools.formats import HERMES, LLAMA3, MISTRAL, MISTRAL_BY_NAME
+from service.tools.pieces import Pieces
+from service.tools.turn_form import form_of_calls
+from service.tools.turn_grammar import Thoughts
+from service.tools.whole_turn import read_whole
 from service.worker import grammars
 from service.worker.grammars import GrammarFactory
+from tests.service.fakes import ByteTokenizer
+from tests.service.tools.in_sum import in_sum, read
 
 END = 1
 INTEGER = schema_grammar({"type": "integer"})
@@ -232,6 +241,59 @@ def test_a_model_that_never_ends_is_led_to_an_end(factory, tiny_tokenizer, ids, 
 
     tokens = generate(constraint, max_tokens, choose)
     assert isinstance(json.loads(tiny_tokenizer.decode(tokens)), dict)
+
+
+NESTED = {
+    "properties": {"city": {"type": "string"}, "days": {"type": "array", "items": {}}},
+    "required": ["city", "days"],
+}
+
+
+@pytest.mark.parametrize("marks", [(), ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]")])
+@pytest.mark.parametrize("tool_format", [HERMES, LLAMA3, MISTRAL, MISTRAL_BY_NAME])
+@pytest.mark.parametrize("letter", ["a", "0", "{", ",", "[", "\\", '"'])
+@pytest.mark.parametrize("is_parallel", [False, True])
+def test_calls_that_must_come_are_led_to_an_end(marks, tool_format, letter, is_parallel):
+    tokenizer = ByteTokenizer(marks)
+    tools = [Tool("weather", "", NESTED), Tool("weather_of_old", "", NESTED)]
+    use = ToolUse(tools, ToolMode.REQUIRED, is_parallel=is_parallel)
+    form = form_of_calls(use, tool_format, Pieces.of(tokenizer), None, None).text_form
+    followed = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, eos_token="</s>"
+    )
+    liked, end = tokenizer.encode(letter, add_special_tokens=False)[0], followed.eos_token_id
+    for max_tokens in (160, 233, 400):
+        constraint = GrammarFactory(followed).compile(form.grammar(), [end], max_tokens)
+        others = random.Random(letter)
+
+        def choose(may, others=others):
+            return liked if liked in may else others.choice(sorted(may - {end}) or [end])
+
+        tokens = generate(constraint, max_tokens, choose, ends=(end,))
+        written = followed.decode(tokens)
+        assert constraint.was_cut or letter != "a"  # which would go on for ever
+        names = [tool.name for tool in tools]
+        turn = read_whole(tool_format.new_reader(names, only_calls=True), written, is_cut=True)
+        assert turn.text == ""
+        assert turn.calls
+        assert all(isinstance(json.loads(call.arguments), dict) for call in turn.calls)
+        begun = in_sum(read(tool_format.new_reader(names), [written], is_cut=True))
+        # None was left in its midst, but for a further one that began too late.
+        assert len(begun) - len(turn.calls) in ((0, 1) if is_parallel else (0,))
+
+
+def test_text_beside_calls_is_not_led_anywhere(tiny_tokenizer, ids):
+    pieces = Pieces.of(tiny_tokenizer)
+    for use, thoughts in (
+        (ToolUse([Tool("now")]), None),
+        (ToolUse([Tool("now")], ToolMode.REQUIRED), Thoughts(("<think>", "</think>"), True)),
+    ):
+        form = form_of_calls(use, HERMES, pieces, thoughts, None).text_form
+        constraint = GrammarFactory(tiny_tokenizer).compile(form.grammar(), [END], 40)
+        for _ in range(40):
+            assert ids("a")[0] in allowed(constraint.next_masks(())[0])
+            constraint.advance(ids("a")[0])
+        assert not constraint.was_cut
 
 
 def test_an_answer_that_fits_is_not_led_anywhere(factory, tiny_tokenizer, ids):

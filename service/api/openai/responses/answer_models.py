@@ -97,7 +97,7 @@ class InputTokensDetails(AnswerModel):
 class OutputTokensDetails(AnswerModel):
     """What an answer's tokens were for."""
 
-    reasoning_tokens: int = Field(description="In the text of thoughts.")
+    reasoning_tokens: int = Field(description="Between the marks of the model's thoughts.")
 
 
 class ResponseUsage(AnswerModel):

@@ -22,7 +22,6 @@ class ResponseFacts:
 
     def __init__(self, request: ResponsesRequest, model: ServedModel) -> None:
         self.name = request.request_id or uuid.uuid4().hex
-        self._model = model
         self._beginning = {
             "id": f"resp_{self.name}",
             "object": "response",
@@ -62,16 +61,12 @@ class ResponseFacts:
             "incomplete" if is_cut else "completed",
             incomplete_details={"reason": "max_output_tokens"} if is_cut else None,
             output=output.items,
-            usage=self.usage(generation, output.reasoning),
+            usage=self.usage(generation),
         )
 
-    def usage(self, generation: Generation, reasoning: str) -> Fields:
-        """Return the tokens so far; reasoning: the text of what was thought."""
+    def usage(self, generation: Generation) -> Fields:
+        """Return the tokens so far."""
         counted = generation.usage
-        num_thought = counted.reasoning_tokens
-        if reasoning and not num_thought:  # marks that are plain text are not among the tokens
-            ids = self._model.tokenizer.encode(reasoning, add_special_tokens=False)
-            num_thought = min(len(ids), counted.completion_tokens)
         return {
             "input_tokens": counted.prompt_tokens,
             "input_tokens_details": {
@@ -79,7 +74,7 @@ class ResponseFacts:
                 "cache_write_tokens": 0,
             },
             "output_tokens": counted.completion_tokens,
-            "output_tokens_details": {"reasoning_tokens": num_thought},
+            "output_tokens_details": {"reasoning_tokens": counted.reasoning_tokens},
             "total_tokens": counted.prompt_tokens + counted.completion_tokens,
         }
 

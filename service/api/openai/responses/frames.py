@@ -71,7 +71,7 @@ class ResponseFrames:
         """Return what ends a stream that failed; what had begun is ended first."""
         output = self._reading.output
         events = output.break_off()
-        usage = self._facts.usage(self._generation, output.reasoning)
+        usage = self._facts.usage(self._generation)
         ending = failure(self._facts, error, output=output.items, usage=usage)
         return self._numbers.frames([*events, *ending])
 

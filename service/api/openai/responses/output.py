@@ -223,17 +223,11 @@ class TurnOutput:
         self._message: _Message | None = None
         self._thoughts: _Reasoning | None = None
         self._calls: dict[int, _FunctionCall] = {}
-        self._thought: list[str] = []
 
     @property
     def items(self) -> list[Fields]:
         """Return the items of the answer that have ended."""
         return [item for _, item in sorted(self._items.items())]
-
-    @property
-    def reasoning(self) -> str:
-        """Return all that was thought so far."""
-        return "".join(self._thought)
 
     def push(self, event: TurnEvent, logprobs: Sequence[Any] = ()) -> list[Fields]:
         """Return the events of what comes next; logprobs: of a text's tokens."""
@@ -269,7 +263,6 @@ class TurnOutput:
         return message, events + message.begin()
 
     def _think(self, text: str) -> list[Fields]:
-        self._thought.append(text)
         events: list[Fields] = []
         if self._thoughts is None:
             events += self._end_texts("completed")

@@ -260,8 +260,11 @@ class ResponsesRequest(SampledRequest):
             options=RenderOptions(template_kwargs=kwargs),
             text_form=self.text_form,
             param="input",
-            schema_param="tools.{}.parameters",
-            tool_places=[place for place, one in enumerate(self.tools or ()) if one.is_used],
+            schema_params=[
+                f"tools.{place}.{one.schema_field}"
+                for place, one in enumerate(self.tools or ())
+                if one.is_used
+            ],
         )
 
     @property

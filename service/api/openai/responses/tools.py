@@ -15,6 +15,7 @@ from service.api.requests import (
     MAX_NAME_LENGTH,
     RequestModel,
     Text,
+    is_neutral,
     none_if,
 )
 from service.api.tool_fields import MAX_TOOL_CHARACTERS, MAX_TOOLS, ToolName
@@ -40,8 +41,36 @@ class CustomFormat(RequestModel):
     """What a custom tool's text is like."""
 
     type: Literal["text", "grammar"] = Field("text", description="`text` is any.")
-    syntax: Text = Field(None, description="Of the grammar.")
-    definition: Text = Field(None, description="The grammar: the model is told it.")
+    syntax: Text = Field(None, description="Of the grammar: `lark` or `regex`.")
+    definition: Text = Field(
+        None,
+        description="The grammar: the model is told it. A `regex` is followed, too; what is written"
+        " in another syntax is not, and is named as ignored.",
+    )
+
+    @property
+    def told(self) -> str:
+        """Return what the model is told of it; nothing where the text is any."""
+        if self.type == "text" or not self.definition:
+            return ""
+        return f"`input` follows this grammar ({self.syntax or 'a'}):\n{self.definition}"
+
+    @property
+    def pattern(self) -> str | None:
+        """Return the regular expression that the text matches, if it must match one."""
+        is_followed = self.type == "grammar" and self.syntax == "regex"
+        return self.definition or None if is_followed else None
+
+    def own_ignored(self) -> list[str]:
+        """Name what is not followed.
+
+        The text travels as a JSON string, in which a regular expression can be followed, and a
+        grammar of rules cannot.
+        """
+        given = [name for name in ("syntax", "definition") if getattr(self, name)]
+        if self.type == "grammar" and self.definition:
+            given = [] if self.pattern is not None else ["definition"]
+        return [*super().own_ignored(), *given]
 
 
 class OfferedTool(RequestModel):
@@ -83,7 +112,18 @@ class OfferedTool(RequestModel):
 
     def own_ignored(self) -> list[str]:
         """Name what has no effect; of a tool that is left out, its type."""
-        return super().own_ignored() if self.is_used else [self.type]
+        if not self.is_used:
+            return [self.type]
+        others = ("format",) if self.type == "function" else ("parameters", "strict")
+        return [
+            *super().own_ignored(),
+            *(name for name in others if not is_neutral(getattr(self, name))),
+        ]
+
+    @property
+    def schema_field(self) -> str:
+        """Return the field that says what calls of it are like."""
+        return "parameters" if self.type == "function" else "format.definition"
 
     @property
     def tool(self) -> Tool:
@@ -91,10 +131,13 @@ class OfferedTool(RequestModel):
         name, description = self.name or "", self.description or ""
         if self.type == "function":
             return Tool(name, description, self.parameters, is_strict=bool(self.strict))
-        if self.format is not None and self.format.definition is not None:
-            syntax = self.format.syntax or "a"
-            description += f"\n\n`input` follows this grammar ({syntax}):\n{self.format.definition}"
-        return Tool(name, description.strip(), _ONE_TEXT)
+        pattern = None
+        if self.format is not None:
+            description += f"\n\n{self.format.told}"
+            pattern = self.format.pattern
+        return Tool(
+            name, description.strip(), _ONE_TEXT, is_strict=pattern is not None, pattern=pattern
+        )
 
 
 OfferedTools = Annotated[

@@ -48,6 +48,19 @@ def test_a_call_that_is_cut_off_is_none(caller):
     assert answer["stop_reason"] == "max_tokens"
 
 
+def test_a_call_that_a_stop_sequence_ends_is_none_and_is_told_once(caller):
+    asked = {"tools": [READ], "stop_sequences": ["ä"]}
+    answer = caller.ask(**asked)
+    assert answer["content"] == []
+    assert (answer["stop_reason"], answer["stop_sequence"]) == ("stop_sequence", "ä")
+    events = caller.events(**asked)
+    (start,) = [event for event in events if event["type"] == "content_block_start"]
+    assert start["content_block"]["type"] == "tool_use"
+    deltas = [event["delta"] for event in events if event["type"] == "content_block_delta"]
+    assert "".join(delta["partial_json"] for delta in deltas) == '{"file_path": "'
+    assert events[-2]["delta"] == {"stop_reason": "stop_sequence", "stop_sequence": "ä"}
+
+
 def test_what_looks_like_a_call_is_text_where_there_are_no_tools_to_call(caller):
     for fields in ({}, {"tools": [READ], "tool_choice": {"type": "none"}}, {"tools": [WEB_SEARCH]}):
         answer = caller.ask(**fields)

@@ -96,6 +96,13 @@ def thinking(request) -> Iterator[Server]:
     yield from serving(tokenizer, template)
 
 
+@pytest.fixture
+def thinking_in_text() -> Iterator[Server]:
+    """The marks around thoughts are plain text."""
+    tokenizer = ByteTokenizer()
+    yield from serving(tokenizer, ThinkingTemplate(tokenizer))
+
+
 def message_of(chunks: list[dict[str, Any]], index: int = 0) -> dict[str, Any]:
     """What a client makes of a stream, as the clients that are most careless do it."""
     message: dict[str, Any] = {"content": "", "reasoning_content": "", "tool_calls": []}
@@ -197,6 +204,33 @@ def test_calls_before_one_that_was_cut_off_are_told(server):
     assert called(choice["message"]) == [("now", "{}")]
 
 
+@pytest.mark.parametrize(
+    ("stop", "content"),
+    [
+        ("call>", "<tool_"),  # of the mark
+        ("weat", '<tool_call>\n{"name": "'),
+        ("city", None),
+        ("🌦️", None),
+        ("}", None),
+        ("\n</", ""),  # behind a call that is complete
+    ],
+)
+def test_call_that_a_stop_string_ends_is_told_once_in_streams_and_whole_answers(
+    server, stop, content
+):
+    (choice,) = server.whole(CALL, stop=[stop])["choices"]
+    chunks = server.chunks(CALL, stop=[stop])
+    streamed = message_of(chunks)
+    assert (choice["message"]["content"] or "") == streamed["content"] == (content or "")
+    is_complete = stop == "\n</"
+    assert choice["finish_reason"] == ("tool_calls" if is_complete else "stop")
+    assert streamed["finish_reason"] == choice["finish_reason"]
+    assert chunks[-1]["choices"][0]["stop_reason"] == choice["stop_reason"] == stop
+    assert bool(choice["message"].get("tool_calls")) is is_complete
+    if content is None:  # what was sent of it stays
+        assert called(streamed) == [("weather", ARGUMENTS[: ARGUMENTS.index(stop)])]
+
+
 def test_call_of_no_tool_is_text(server):
     text = CALL.replace("weather", "nobody")
     (choice,) = server.whole(text)["choices"]
@@ -269,7 +303,9 @@ def test_thoughts_are_told_under_both_names(thinking):
     assert called(streamed) == called(message) == [("weather", ARGUMENTS)]
 
 
-def test_tokens_of_thoughts_are_counted_in_streams_and_whole_answers(thinking):
+@pytest.mark.parametrize("served", ["thinking", "thinking_in_text"])
+def test_tokens_of_thoughts_are_counted_in_streams_and_whole_answers(served, request):
+    thinking = request.getfixturevalue(served)
     text = "<think>hm, hm</think>yes"
     whole = thinking.whole(text, n=2)["usage"]
     assert whole["completion_tokens_details"] == {"reasoning_tokens": 12}

@@ -139,6 +139,7 @@ IGNORED = {
     "prompt_cache_key",
     "reasoning.effort",
     "text.verbosity",
+    "tools[].format.definition",  # told, but not enforced
     "tools[].local_shell",
     "tools[].namespace",
     "tools[].web_search",

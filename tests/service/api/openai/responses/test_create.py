@@ -13,6 +13,7 @@ from openai.types.responses import Response
 from engine.outputs import TokenLogprobs
 from service.api.openai.responses import create
 from service.api.openai.responses.answer_models import ResponseObject, ResponseStreamEvent
+from service.serving.thought_tokens import ThoughtMarks
 from service.serving.turns import AskedTurn, PlannedTurn
 from service.tools.turn_reader import PlainReader
 from tests.service.api.openai.responses import codex
@@ -21,6 +22,7 @@ from tests.service.fakes import (
     MODEL,
     ByteTokenizer,
     FakeEngine,
+    PlainTemplate,
     RunningServer,
     running_server,
     says,
@@ -57,6 +59,12 @@ def server(engine: FakeEngine, tokenizer: ByteTokenizer) -> Iterator[RunningServ
         assert not engine.running
 
 
+class ThinkingTemplate(PlainTemplate):
+    """Has the model think."""
+
+    reasoning_marks = ("<think>", "</think>")
+
+
 @pytest.fixture
 def client(server: RunningServer) -> Iterator[openai.OpenAI]:
     with server.client() as made:
@@ -70,7 +78,14 @@ def asked(monkeypatch: pytest.MonkeyPatch, engine, tokenizer) -> list[AskedTurn]
 
     async def plan(turn: AskedTurn, model: object) -> PlannedTurn:
         turns.append(turn)
-        return PlannedTurn(token_ids=[0, 5], param="input", text_form=None, new_reader=MarkedReader)
+        marks = ThoughtMarks("<think>", "<say>", is_open=False)
+        return PlannedTurn(
+            token_ids=[0, 5],
+            param="input",
+            text_form=None,
+            new_reader=MarkedReader,
+            thought_marks=marks,
+        )
 
     monkeypatch.setattr(create, "plan_turn", plan)
     engine.script = says(tokenizer, TURN)
@@ -328,6 +343,24 @@ def test_thoughts_text_and_calls_are_items(client, asked):
     assert asked[-1].tools.tools[0].name == "look"
 
 
+@pytest.mark.parametrize("pieces", [(), ("<think>", "</think>")])
+def test_tokens_of_thoughts_are_counted_as_in_chat_whatever_their_marks_are(pieces):
+    tokenizer = ByteTokenizer(pieces)
+    engine = FakeEngine(says(tokenizer, "<think>\nhm\n</think>\nyes"))
+    thinking = ThinkingTemplate(tokenizer)
+    with (
+        running_server(engine, tokenizer, chat_template=thinking) as server,
+        server.client() as client,
+    ):
+        answer = client.responses.create(model=MODEL, input="hi")
+        *_, last = client.responses.create(model=MODEL, input="hi", stream=True)
+        messages = [{"role": "user", "content": "hi"}]
+        chat = client.chat.completions.create(model=MODEL, messages=messages)
+    assert answer.usage == last.response.usage
+    assert answer.usage.output_tokens_details.reasoning_tokens == 4
+    assert chat.usage.completion_tokens_details.reasoning_tokens == 4
+
+
 def test_thoughts_text_and_calls_are_streamed(client, asked):
     with client.responses.stream(model=MODEL, input="hi", tools=[LOOK]) as stream:
         events = list(stream)
@@ -471,3 +504,20 @@ def test_codex_goes_on_with_what_its_tools_found(server, asked):
 def test_codex_finds_its_list_of_models(server):
     answer = httpx.get(f"{server.url}/models", params={"client_version": "0.99.0"}).json()
     assert answer["models"] == []
+
+
+def test_pattern_of_a_custom_tool_is_refused_by_its_field_where_it_cannot_be_followed(server):
+    tools = [
+        {"type": "web_search"},
+        {
+            "type": "custom",
+            "name": "patch",
+            "format": {"type": "grammar", "syntax": "regex", "definition": "(?=a)b"},
+        },
+    ]
+    response = post(server, {"input": "hi", "tools": tools})
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "tools.1.format.definition")
+    assert "look-around" in error["message"]
+    tools[1]["format"]["definition"] = "ab"
+    assert post(server, {"input": "hi", "tools": tools}).status_code == 200

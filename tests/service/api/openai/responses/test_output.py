@@ -110,7 +110,6 @@ def test_thoughts_are_an_item_before_the_message():
         "completed",
     )
     assert message["type"] == "message"
-    assert output.reasoning == "Let me see."
 
 
 def test_call_is_an_item_with_the_calls_own_id():

@@ -57,7 +57,37 @@ def test_custom_tool_is_a_function_of_one_text_and_its_grammar_is_told():
     assert tool.parameters["required"] == ["input"]
     assert tool.description.startswith("Changes files.")
     assert 'start: "a"' in tool.description
+    assert (tool.pattern, tool.is_strict) == (None, False)
     assert parsed(tools=[PATCH]).custom_tools == {"patch"}
+
+
+def test_grammar_that_is_not_followed_is_named():
+    for syntax in ("lark", None, "ebnf"):
+        grammar = {"type": "grammar", "syntax": syntax, "definition": 'start: "a"'}
+        request = parsed(tools=[{**PATCH, "format": grammar}])
+        assert ignored_paths(request) == ["tools[].format.definition"]
+
+
+def test_regular_expression_is_told_and_followed():
+    grammar = {"type": "grammar", "syntax": "regex", "definition": "a+b"}
+    request = parsed(tools=[LOOK, {"type": "web_search"}, {**PATCH, "format": grammar}])
+    _, tool = use_of(tools=[LOOK, {**PATCH, "format": grammar}]).tools
+    assert (tool.pattern, tool.is_strict) == ("a+b", True)
+    assert "(regex):\na+b" in tool.description
+    assert ignored_paths(request) == ["tools[].web_search"]
+
+
+def test_what_belongs_to_another_kind_of_tool_is_named():
+    text = {"type": "text", "syntax": "regex", "definition": "a"}
+    (tool,) = use_of(tools=[{**PATCH, "format": text}]).tools
+    assert (tool.description, tool.pattern) == ("Changes files.", None)
+    named = ignored_paths(parsed(tools=[{**PATCH, "format": text}]))
+    assert named == ["tools[].format.syntax", "tools[].format.definition"]
+    custom = {**PATCH, "parameters": {"type": "object"}, "strict": True}
+    assert ignored_paths(parsed(tools=[custom])) == ["tools[].parameters", "tools[].strict"]
+    assert ignored_paths(parsed(tools=[{**LOOK, "format": {"type": "text"}}])) == ["tools[].format"]
+    neutral = {**PATCH, "parameters": {}, "strict": False, "format": {"type": "text"}}
+    assert ignored_paths(parsed(tools=[neutral])) == []
 
 
 def test_tools_of_other_types_are_left_out_and_named():
