@@ -113,7 +113,17 @@ class ResponseFormat(RequestModel):
     def _agrees(self) -> ResponseFormat:
         if self.type == "json_schema" and self.json_schema is None:
             raise ValueError('is of type "json_schema" without json_schema; give one')
+        given = [one for one in (self.schema_, self.value) if not is_empty(one)]
+        if len(given) > 1 and given[0] != given[1]:
+            raise ValueError("schema and value mean the same and differ; give one of them")
         return self
+
+    def own_ignored(self) -> list[str]:
+        """Name what was given and has no effect: what belongs to another type."""
+        effects = {"json_schema": ("json_schema",), "json_object": ("schema", "value")}
+        given = {"json_schema": self.json_schema, "schema": self.schema_, "value": self.value}
+        others = [name for name in given if name not in effects.get(self.type, ())]
+        return [*super().own_ignored(), *(name for name in others if not is_empty(given[name]))]
 
     @property
     def wanted(self) -> JsonSchema | None:
@@ -122,7 +132,9 @@ class ResponseFormat(RequestModel):
             return None
         if self.type == "json_schema" and self.json_schema is not None:
             return self.json_schema.schema_
-        given = self.schema_ if self.schema_ is not None else self.value
+        given = self.schema_
+        if is_empty(given) and self.value is not None:
+            given = self.value
         return ANY_OBJECT if given is None else given
 
 

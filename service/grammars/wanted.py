@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llguidance import LLMatcher
-from llguidance.gbnf_to_lark import any_to_lark
 
+from service.grammars.ascii_patterns import with_ascii_classes
 from service.grammars.errors import InvalidGrammarError
+from service.grammars.gbnf import is_gbnf
+from service.grammars.gbnf_lark import lark_of_gbnf
 from service.grammars.json_schema import schema_grammar
 from service.grammars.limits import (
     MAX_CHOICES,
@@ -76,7 +78,7 @@ class TextForm:
 
 def _regex(pattern: str) -> str:
     _require_short("the pattern", pattern, MAX_PATTERN_BYTES)
-    return LLMatcher.grammar_from_regex(pattern)
+    return LLMatcher.grammar_from_regex(with_ascii_classes(pattern))
 
 
 def _choice(texts: Sequence[str]) -> str:
@@ -91,10 +93,13 @@ def _choice(texts: Sequence[str]) -> str:
 
 def _written(grammar: str) -> str:
     _require_short("the grammar", grammar, MAX_SOURCE_BYTES)
-    try:
-        return LLMatcher.grammar_from_lark(any_to_lark(grammar))
-    except Exception as error:
-        raise InvalidGrammarError(in_words(str(error))) from error
+    is_in_gbnf = is_gbnf(grammar)
+    if is_in_gbnf is None:
+        raise InvalidGrammarError(
+            "the grammar defines nothing; give rules as GBNF has them (`root ::= …`), or Lark"
+            " (`start: …`)"
+        )
+    return LLMatcher.grammar_from_lark(lark_of_gbnf(grammar) if is_in_gbnf else grammar)
 
 
 def _require_short(what: str, text: str, most: int) -> None:

@@ -148,7 +148,10 @@ async def _form(
                 size,
                 partial(form_of_calls, asked.tools, tool_format, pieces, thoughts, asked.text_form),
             )
-            return made.text_form, [asked.field_of(place) for place in made.unfollowed]
+            unfollowed = [asked.field_of(place) for place in made.unfollowed]
+            if asked.text_form is not None and asked.tools.mode is ToolMode.REQUIRED:
+                unfollowed.append(asked.text_form.param)  # there is no text
+            return made.text_form, unfollowed
         if asked.text_form is None or thoughts is None:
             return asked.text_form, ()
         form = await run_in_lane(

@@ -16,7 +16,7 @@ from service.text.render_options import RenderOptions
 from service.tools.calls import NO_TOOLS, Tool, ToolCall, ToolMode, ToolUse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from service.api.anthropic.fields import (
         Block,
@@ -117,8 +117,16 @@ def unread(request: PromptRequest, model: ServedModel) -> list[str]:
     """Name what has no effect with this variant, or on its prompt."""
     template = model.require_chat_template()
     names = []
-    if _without_billing(_text_of(request.system)) != _text_of(request.system):
-        names.append(f"system.{BILLING.removesuffix(':')}")
+    system_turns = [turn for turn in request.messages if turn.role == "system"]
+    billed: dict[str, list[str | None]] = {
+        "system": [block.text for block in request.system or ()],
+        "messages[].content[]": [block.text for turn in system_turns for block in turn.blocks],
+    }
+    names += [
+        f"{field}.{BILLING.removesuffix(':')}"
+        for field, texts in billed.items()
+        if any(text and text.startswith(BILLING) for text in texts)
+    ]
     if request.thinking and not _thinking_kwargs(request.thinking, template):
         never_thinks = request.thinking.type == "disabled" and template.reasoning_marks is None
         names += [] if never_thinks else ["thinking"]
@@ -158,24 +166,30 @@ def _goes_on(request: PromptRequest) -> bool:
 
 def _system_texts(request: PromptRequest) -> Iterable[str]:
     """Yield the system texts, those among the turns last."""
-    yield _without_billing(_text_of(request.system, between="\n\n"))
+    yield "\n\n".join(_without_billing([block.text for block in request.system or ()]))
     for turn in request.messages:
         if turn.role == "system":
-            yield _joined(turn)
+            yield "\n".join(_without_billing(_texts(turn)))
 
 
-def _without_billing(system: str) -> str:
-    if not system.startswith(BILLING):
-        return system
-    return system.partition("\n")[2].lstrip("\n")
+def _without_billing(blocks: Iterable[str]) -> Iterator[str]:
+    """Yield blocks of a system text without the line, and without those that hold no more."""
+    for block in blocks:
+        rest = block.partition("\n")[2].lstrip("\n") if block.startswith(BILLING) else block
+        if rest or not block:
+            yield rest
 
 
-def _text_of(texts: Sequence[TextBlock] | None, between: str = "\n") -> str:
-    return between.join(text.text for text in texts or ())
+def _text_of(texts: Sequence[TextBlock] | None) -> str:
+    return "\n".join(text.text for text in texts or ())
 
 
 def _joined(turn: Turn) -> str:
-    return "\n".join(block.text or "" for block in turn.blocks if block.type == "text")
+    return "\n".join(_texts(turn))
+
+
+def _texts(turn: Turn) -> Iterator[str]:
+    return (block.text or "" for block in turn.blocks if block.type == "text")
 
 
 def _check_results(turn: Turn, number: int, names: Mapping[str, str]) -> None:

@@ -304,8 +304,9 @@ class PromptRequest(RequestModel):
     )
     system: Texts = Field(
         None,
-        description="The system text, or blocks of it, with empty lines between. A first line"
-        " `x-anthropic-billing-header: …` is left out, and named as ignored.",
+        description="The system text, or blocks of it, with empty lines between. A line"
+        " `x-anthropic-billing-header: …` at the beginning of a block, here or in a system turn, is"
+        " left out, and named as ignored.",
     )
     tools: Annotated[list[ToolDefinition] | None, at_most(MAX_TOOLS, "tools"), EMPTY_IS_SILENCE] = (
         Field(None, description="What the model may call.")

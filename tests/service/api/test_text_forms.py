@@ -125,6 +125,29 @@ def test_silence_asks_for_no_form(client, engine, path, fields):
     assert engine.grammars[-1] is None
 
 
+@EVERY
+@pytest.mark.parametrize(
+    ("fields", "ignored", "grammar"),
+    [
+        ({"type": "text", "schema": SCHEMA}, ["schema"], None),
+        ({"type": "text", "value": SCHEMA, "schema": {}}, ["value"], None),
+        ({**named(SCHEMA), "type": "text"}, ["json_schema"], None),
+        ({**named(SCHEMA), "schema": SCHEMA, "value": SCHEMA}, ["schema", "value"], BY_SCHEMA),
+        ({**named(SCHEMA), "type": "json_object"}, ["json_schema"], BY_OBJECT),
+        ({"type": "json_object", "schema": SCHEMA, "value": SCHEMA}, [], BY_SCHEMA),
+        ({"type": "json_object", "schema": {}, "value": SCHEMA}, [], BY_SCHEMA),
+    ],
+)
+def test_what_the_type_of_a_format_takes_no_heed_of_is_named(
+    client, engine, path, fields, ignored, grammar
+):
+    response = ask(client, path, response_format=fields)
+    assert response.status_code == 200, response.text
+    said = response.headers.get("x-ignored-params", "")
+    assert said == ", ".join(f"response_format.{name}" for name in ignored)
+    assert engine.grammars[-1] == grammar
+
+
 def test_editors_ask_in_their_own_words(client, engine):
     body = {"input_prefix": "a", "input_suffix": "b"}
     for fields, grammar in (
@@ -156,6 +179,10 @@ def test_text_generation_clients_ask_in_their_own_words(client, engine, grammar,
 
 
 REFUSED: list[tuple[dict[str, object], str]] = [
+    (
+        {"response_format": {"type": "json_object", "schema": SCHEMA, "value": {"type": "array"}}},
+        "response_format",
+    ),
     ({"response_format": {"type": "xml"}}, "response_format"),
     ({"response_format": {"type": "json_schema"}}, "response_format"),
     ({"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}}, "response_format"),

@@ -32,6 +32,7 @@ USER = {"role": "user", "content": "hi"}
 TOOLS = [Tool("weather", "tells it", {"properties": {"city": {"type": "string"}}}), Tool("now")]
 SCHEMA = TextForm(TextFormKind.JSON_SCHEMA, "response_format", schema={"type": "object"})
 AS_MUCH_AS_FITS, PLAIN = TurnLength(), AnswerForm()
+GENERIC = "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}"
 HERMES_CALL = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
 
 
@@ -117,6 +118,18 @@ def test_schema_that_cannot_be_followed_is_refused_or_named(model_of):
     with pytest.raises(InvalidFieldError, match="no-such-format") as raised:
         planned(model, tools=ToolUse(tools, ToolMode.REQUIRED), schema_param=place)
     assert raised.value.param == "tools.1.input_schema"
+
+
+@pytest.mark.parametrize("source", [tool_templates.TAGS, GENERIC])
+@pytest.mark.parametrize("only", [None, "now"])
+def test_form_of_a_text_is_named_where_calls_leave_none(model_of, source, only):
+    model = model_of(source)
+    must = ToolUse(TOOLS, ToolMode.REQUIRED, only)
+    assert list(planned(model, tools=must, text_form=SCHEMA).unfollowed) == ["response_format"]
+    assert list(planned(model, tools=must).unfollowed) == []
+    if source is tool_templates.TAGS:
+        may = ToolUse(TOOLS, ToolMode.AUTO)
+        assert list(planned(model, tools=may, text_form=SCHEMA).unfollowed) == []
 
 
 def test_form_that_cannot_stand_beside_tools_is_refused_by_its_name(model_of):

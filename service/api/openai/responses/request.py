@@ -35,6 +35,7 @@ from service.api.requests import (
     RequestModel,
     Text,
     Unsupported,
+    is_empty,
     is_neutral,
     none_if,
 )
@@ -86,6 +87,11 @@ class TextFormat(RequestModel):
         if self.type == "json_schema" and self.schema_ is None:
             raise ValueError('is of type "json_schema" and has no schema; give one')
         return self
+
+    def own_ignored(self) -> list[str]:
+        """Name what was given and has no effect: a schema where the type takes none."""
+        is_unused = self.type != "json_schema" and not is_empty(self.schema_)
+        return [*super().own_ignored(), *(["schema"] if is_unused else [])]
 
     @property
     def form(self) -> TextForm | None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _KNOWN = ("function", "custom")
+_CHOICES = (*_KNOWN, "allowed_tools")
 MAX_LISTED = 512  # tools, also those that are left out
 _ONE_TEXT: dict[str, Any] = {
     "type": "object",
@@ -150,8 +151,10 @@ OfferedTools = Annotated[
 class ResponseToolChoice(RequestModel):
     """Which tool must be called, or which may be."""
 
-    type: Literal["function", "custom", "allowed_tools"] = Field(
-        description="`function` and `custom` name one tool, `allowed_tools` several."
+    type: str = Field(
+        max_length=MAX_NAME_LENGTH,
+        description="`function` and `custom` name one tool, `allowed_tools` several; the type of a"
+        " tool that is left out is named as ignored, as the tool is.",
     )
     name: OptionalName = Field(None, description="Of the one tool.")
     mode: Literal["auto", "required"] | None = Field(
@@ -159,12 +162,29 @@ class ResponseToolChoice(RequestModel):
     )
     tools: OfferedTools = Field(None, description="With `allowed_tools`: their types and names.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_what_is_unknown(cls, choice: object) -> object:
+        if not isinstance(choice, dict):
+            return choice
+        kind = choice.get("type")
+        return {"type": kind} if isinstance(kind, str) and kind not in _CHOICES else choice
+
     @model_validator(mode="after")
     def _is_whole(self) -> ResponseToolChoice:
         wanted = "tools" if self.type == "allowed_tools" else "name"
-        if not getattr(self, wanted):
+        if self.is_used and not getattr(self, wanted):
             raise ValueError(f"is of type {self.type!r} and has no {wanted}; give it")
         return self
+
+    @property
+    def is_used(self) -> bool:
+        """Whether it is of a type that this server knows."""
+        return self.type in _CHOICES
+
+    def own_ignored(self) -> list[str]:
+        """Name what has no effect; of a choice of what is left out, its type."""
+        return super().own_ignored() if self.is_used else [self.type]
 
     @property
     def names(self) -> set[str]:
@@ -185,6 +205,11 @@ def check_tools(offered: Sequence[OfferedTool], choice: str | ResponseToolChoice
     size = sum(len(tool.description) + len(str(tool.parameters)) for tool in tools)
     if size > MAX_TOOL_CHARACTERS:
         raise ValueError(f"tools has {size} characters; give at most {MAX_TOOL_CHARACTERS}")
+    if isinstance(choice, ResponseToolChoice) and not choice.is_used:
+        # Types of tools may carry a date that their choice leaves out.
+        if not any(one.type.startswith(choice.type) for one in offered if not one.is_used):
+            raise ValueError("tool_choice is of a type that none of tools has")
+        return
     must_be_there = choice == "required" or isinstance(choice, ResponseToolChoice)
     if must_be_there and not tools:
         raise ValueError("tool_choice asks for a call, but there are no tools; give some")
@@ -204,6 +229,8 @@ def tool_use(
     tools = [one.tool for one in offered if one.is_used]
     if not tools or choice == "none":
         return NO_TOOLS
+    if isinstance(choice, ResponseToolChoice) and not choice.is_used:
+        choice = None  # left out, as the tool that it names is
     if choice is None or isinstance(choice, str):
         return ToolUse(tools, ToolMode(choice or "auto"), is_parallel=is_parallel)
     if not choice.names:  # it allows tools of other types alone

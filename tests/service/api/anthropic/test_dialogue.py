@@ -162,6 +162,20 @@ def test_the_billing_line_is_left_out_and_named():
     assert messages_of(only) == [{"role": "user", "content": "hi"}]
 
 
+def test_the_billing_line_is_left_out_of_later_system_texts_too():
+    billing = "x-anthropic-billing-header: cch=1;"
+    late = read(system=[text("Be kind."), text(billing), text(f"{billing}\nBe brief.")])
+    assert messages_of(late)[0]["content"] == "Be kind.\n\nBe brief."
+    assert unread(late, PLAIN) == ["system.x-anthropic-billing-header"]
+    for said in (billing, f"{billing}\n\nBe brief."):
+        request = read(turn("system", text(said), text("Be kind.")), HI)
+        rest = "Be brief.\nBe kind." if "brief" in said else "Be kind."
+        assert messages_of(request)[0]["content"] == rest
+        assert unread(request, PLAIN) == ["messages[].content[].x-anthropic-billing-header"]
+    only = read(turn("system", text(billing)), HI)
+    assert [message["role"] for message in messages_of(only)] == ["user"]
+
+
 def test_a_text_that_speaks_of_the_billing_line_is_left_as_it_is():
     said = "Explain this line:\nx-anthropic-billing-header: cch=1;"
     request = read(turn("user", text(said)), system=said)

@@ -122,6 +122,13 @@ def test_format_is_the_form_of_the_text(form, schema):
     assert wanted.param == "text.format"
 
 
+@pytest.mark.parametrize("kind", ["text", "json_object"])
+def test_a_schema_that_the_type_of_a_format_takes_no_heed_of_is_named(kind):
+    request = parsed(text={"format": {"type": kind, "schema": SCHEMA}})
+    assert ignored_paths(request) == ["text.format.schema"]
+    assert ignored_paths(parsed(text={"format": {"type": kind, "schema": {}}})) == []
+
+
 @pytest.mark.parametrize(
     "text", [None, {}, {"format": None}, {"format": {}}, {"format": {"type": "text"}}]
 )

@@ -141,6 +141,22 @@ def test_choice_that_allows_only_tools_of_other_types_allows_none():
         use_of(tools=[LOOK], tool_choice={**others, "mode": "required"})
 
 
+@pytest.mark.parametrize(
+    ("tool", "choice"),
+    [
+        ({"type": "web_search"}, {"type": "web_search"}),
+        ({"type": "web_search_preview_2025_03_11"}, {"type": "web_search_preview"}),
+        ({"type": "mcp", "server_label": "a"}, {"type": "mcp", "server_label": "a", "name": "b c"}),
+    ],
+)
+def test_choice_of_a_tool_that_is_left_out_is_left_out_and_named(tool, choice):
+    request = parsed(tools=[LOOK, tool], tool_choice=choice)
+    assert ignored_paths(request) == [f"tools[].{tool['type']}", f"tool_choice.{choice['type']}"]
+    use = use_of(tools=[LOOK, tool], tool_choice=choice)
+    assert (use.mode, [one.name for one in use.tools]) == (ToolMode.AUTO, ["look"])
+    assert use_of(tools=[tool], tool_choice=choice) == NO_TOOLS
+
+
 def test_calls_beside_each_other_may_be_forbidden():
     assert use_of(tools=[LOOK], parallel_tool_calls=False).is_parallel is False
     assert use_of(tools=[LOOK], parallel_tool_calls=True).is_parallel is True
@@ -154,7 +170,9 @@ def test_calls_beside_each_other_may_be_forbidden():
         ({"tools": [LOOK], "tool_choice": {"type": "function", "name": "x"}}, "not among tools"),
         ({"tools": [LOOK], "tool_choice": {"type": "function"}}, "has no name"),
         ({"tools": [LOOK], "tool_choice": {"type": "allowed_tools"}}, "has no tools"),
-        ({"tools": [LOOK], "tool_choice": {"type": "web_search"}}, "tool_choice"),
+        ({"tools": [LOOK], "tool_choice": {"type": "web_search"}}, "none of tools has"),
+        ({"tools": [LOOK], "tool_choice": {"type": 5}}, "tool_choice"),
+        ({"tools": [LOOK], "tool_choice": {"type": "x" * 1000}}, "tool_choice"),
         ({"tools": [LOOK], "tool_choice": "perhaps"}, "tool_choice"),
         ({"tools": [LOOK, LOOK]}, "two of one name"),
         ({"tools": [{"type": "function"}]}, "has no name"),
