@@ -6,6 +6,7 @@ import json
 import re
 
 MAX_SHOWN = 200  # characters of what the library says
+_HEAD = 400  # characters in which it says which bound it met
 PAGE = "docs/structured_output.md lists what can be followed"
 
 _KEYWORDS = re.compile(r"Unimplemented keys: (\[.*\])")
@@ -13,6 +14,23 @@ _FORMAT = re.compile(r"Unknown format: (.*)")
 _RESOURCE = re.compile(r"Resource '(.*?)' is not present in a registry")
 _PATTERN = re.compile(r"regex parse error:.*?\nerror: ([^\n]*)", re.DOTALL)
 _PLACE = re.compile(r"^(?:at )?(\d+)\((\d+)\): (.*)", re.DOTALL)
+_ROW = re.compile(r"Current row has (\d+) items; max is (\d+)")
+_TOO_MUCH = "needs too much work to follow"
+_TOO_MANY_WAYS = "has too many ways to go on in one place"
+# What the library says of its bounds, in small letters: what that means, and what to do.
+_BOUNDS = {
+    "noextension": "allows no text at all; look for parts that contradict each other, and for rules"
+    " or references that lead to nothing but themselves",
+    "fuel exhausted": f"{_TOO_MUCH}; bound its repetitions to fewer, and do not nest them",
+    "configuration (grammar) too big": f"{_TOO_MUCH}; send fewer properties, patterns or terminals",
+    "too many states": f"{_TOO_MUCH}; bound its repetitions to fewer, and do not nest them",
+    "too many expressions": f"{_TOO_MUCH}; send a smaller one",
+    "too many items": f"{_TOO_MANY_WAYS}; write repetitions and choices of short texts as one"
+    " pattern or terminal",
+    "number of symbols) too big": "has too many rules once it is read; send a smaller one, with"
+    " fewer or smaller bounds of repetitions",
+    "schema too large": "is too large once its references are followed; send a smaller one",
+}
 _STATE = re.compile(r"\n|<state>")
 
 
@@ -34,6 +52,15 @@ def in_words(told: str) -> str:
         return "the JSON schema has a oneOf whose kinds overlap; use anyOf"
     if found := _PLACE.match(told):
         return f"line {found[1]}, column {found[2]}: {_shown(found[3])}"
+    if found := _ROW.search(told):
+        return (
+            f"{_TOO_MANY_WAYS} ({found[1]}; at most {found[2]}); list fewer alternatives or"
+            " properties that may be left out, or make of choices of texts one pattern or terminal"
+        )
+    small = told[:_HEAD].lower()
+    for sign, words in _BOUNDS.items():
+        if sign in small:
+            return words
     return _shown(told)
 
 

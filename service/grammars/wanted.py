@@ -21,9 +21,8 @@ from service.grammars.limits import (
     MAX_CHOICES,
     MAX_PATTERN_BYTES,
     MAX_SOURCE_BYTES,
-    PARSER_LIMITS,
 )
-from service.grammars.refusals import in_words
+from service.grammars.reading import require_readable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,15 +49,11 @@ class TextForm:
     schema: JsonSchema = True  # where it is one
     texts: Sequence[str] = ()  # the pattern or grammar, or the texts to choose between
 
-    @property
-    def num_characters(self) -> int:
-        """About how much there is to read."""
-        return sum(map(len, self.texts)) + (len(str(self.schema)) if not self.texts else 0)
-
     def grammar(self) -> str:
-        """Return it as a grammar that `ConstraintFactory` reads. Raises InvalidGrammarError.
+        """Return it as a grammar that `ConstraintFactory` reads, and that was read.
 
-        Takes up to some 0.2 s, so it is no work for an event loop.
+        Takes up to a third of a second, so it is no work for an event loop. Raises
+        InvalidGrammarError, and QueueFullError where many wait whose forms take long to read.
         """
         if self.kind is TextFormKind.READY:
             return self.texts[0]
@@ -70,9 +65,7 @@ class TextForm:
             grammar = _choice(self.texts)
         else:
             grammar = _written(self.texts[0])
-        is_wrong, told = LLMatcher.validate_grammar_with_warnings(grammar, limits=PARSER_LIMITS)
-        if is_wrong:
-            raise InvalidGrammarError(in_words(told[0]))
+        require_readable(grammar)
         return grammar
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import chain, count
 from typing import TYPE_CHECKING, TypeAlias
 
-from engine.errors import EngineDeadError
+from engine.errors import EngineDeadError, InvalidConstraintError
 from engine.transport.client import Submission
 from loaders.checkpoint.rust_panics import panics_as
 from service.errors import InvalidFieldError
@@ -21,7 +21,7 @@ from service.grammars.errors import InvalidGrammarError
 from service.serving.choice_reader import TextDelta, make_reader
 from service.serving.generation_request import plan_choices
 from service.serving.prompt_echo import PromptEcho
-from service.serving.text_lanes import run_in_lane
+from service.serving.text_lanes import forms, run_in_lane
 from service.text.errors import broken_tokenizer
 
 if TYPE_CHECKING:
@@ -105,8 +105,8 @@ async def start(
         place=place,
     )
     generation = Generation(choices, readers, streams, PromptEcho(model.tokenizer))
-    if grammar is not None:
-        await _until_accepted(generation, streams)
+    if request.text_form is not None:
+        await _until_accepted(generation, streams, request.text_form)
     return generation
 
 
@@ -115,16 +115,21 @@ async def _read(form: TextForm | None) -> str | None:
     if form is None:
         return None
     try:
-        return await run_in_lane(form.num_characters, form.grammar)
+        return await forms.run(form.grammar)
     except InvalidGrammarError as error:
         raise InvalidFieldError(f"{form.param}: {error}", param=form.param) from error
 
 
-async def _until_accepted(generation: Generation, streams: Sequence[TokenStream]) -> None:
+async def _until_accepted(
+    generation: Generation, streams: Sequence[TokenStream], form: TextForm
+) -> None:
     """Wait until the engine has read the grammar, so that a refusal is no broken answer."""
     try:
         for stream in streams:
             await stream.accepted()
+    except InvalidConstraintError as error:
+        await generation.aclose()
+        raise InvalidFieldError(f"{form.param}: {error}", param=form.param) from error
     except BaseException:
         await generation.aclose()
         raise

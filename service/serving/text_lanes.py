@@ -23,6 +23,8 @@ Result = TypeVar("Result")
 
 MAX_WAITING_SHORT = 4096  # texts, those under way included
 MAX_WAITING_LONG = 128
+MAX_WAITING_FORMS = 256
+MAX_FORMS_AT_ONCE = 16
 RETRY_AFTER_S = 5.0  # a long text takes about a second
 
 # Tokenizers take 0.06 to 0.2 s for so many characters (2026-11), as long as a short text may wait.
@@ -60,6 +62,8 @@ class TextLane:
 
 short_texts = TextLane("short-text", None, MAX_WAITING_SHORT)
 long_texts = TextLane("long-text", MAX_AT_ONCE - 1, MAX_WAITING_LONG)
+# Their threads wait for other processes; some of them, that others be done (`grammars.reading`).
+forms = TextLane("forms", MAX_FORMS_AT_ONCE, MAX_WAITING_FORMS)
 
 
 async def run_in_lane(size: int, work: Callable[[], Result]) -> Result:

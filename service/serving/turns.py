@@ -13,13 +13,12 @@ from service.errors import InvalidFieldError
 from service.grammars.errors import InvalidGrammarError
 from service.serving.generation_request import AnswerForm, GenerationRequest
 from service.serving.prompts import Prompt, room_behind
-from service.serving.text_lanes import run_in_lane
+from service.serving.text_lanes import forms
 from service.serving.thought_tokens import ThoughtMarks
 from service.serving.turn_prompts import (
     AskedTurn,
     render_turn,
     settled,
-    size_of,
     tool_format_of,
 )
 from service.tools.calls import ToolMode, ToolUse
@@ -141,12 +140,10 @@ async def _form(
     asked: AskedTurn, tool_format: ToolFormat | None, pieces: Pieces, thoughts: Thoughts | None
 ) -> tuple[TextForm | None, Sequence[str]]:
     """Return the form of the whole turn, and the fields that it cannot follow."""
-    size = size_of(asked) if asked.text_form is None else asked.text_form.num_characters
     try:
         if tool_format is not None:
-            made = await run_in_lane(
-                size,
-                partial(form_of_calls, asked.tools, tool_format, pieces, thoughts, asked.text_form),
+            made = await forms.run(
+                partial(form_of_calls, asked.tools, tool_format, pieces, thoughts, asked.text_form)
             )
             unfollowed = [asked.field_of(place) for place in made.unfollowed]
             if asked.text_form is not None and asked.tools.mode is ToolMode.REQUIRED:
@@ -154,9 +151,7 @@ async def _form(
             return made.text_form, unfollowed
         if asked.text_form is None or thoughts is None:
             return asked.text_form, ()
-        form = await run_in_lane(
-            size, partial(form_behind_thoughts, asked.text_form, thoughts, pieces)
-        )
+        form = await forms.run(partial(form_behind_thoughts, asked.text_form, thoughts, pieces))
     except InvalidGrammarError as error:
         raise _refusal(error, asked) from error
     return form, ()

@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from llguidance import LLMatcher
-
 from service.grammars.errors import InvalidGrammarError
 from service.grammars.json_schema import ANY_OBJECT
-from service.grammars.limits import PARSER_LIMITS
-from service.grammars.refusals import in_words
+from service.grammars.reading import require_readable
 from service.grammars.wanted import TextForm, TextFormKind
 from service.tools.argument_schemas import arguments_schema, is_object_schema
 from service.tools.calls import ToolMode
@@ -162,10 +159,10 @@ def _part_of_schema(schema: str) -> dict[str, Any]:
     return part_of(TextForm(TextFormKind.JSON_SCHEMA, PARAM, schema=given).grammar())
 
 
-@lru_cache(maxsize=32)
 def checked(grammar: str) -> str:
-    """Return a grammar that can be read. Raises InvalidGrammarError."""
-    is_wrong, told = LLMatcher.validate_grammar_with_warnings(grammar, limits=PARSER_LIMITS)
-    if is_wrong:
-        raise InvalidGrammarError(f"all together cannot be followed: {in_words(told[0])}")
+    """Return a grammar that can be read. Raises InvalidGrammarError and QueueFullError."""
+    try:
+        require_readable(grammar)
+    except InvalidGrammarError as error:
+        raise InvalidGrammarError(f"all together cannot be followed: {error}") from error
     return grammar

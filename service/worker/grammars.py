@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,9 +22,10 @@ from service.grammars.limits import PARSER_LIMITS
 from service.grammars.refusals import in_words
 from service.tools.turn_grammar import ONLY_CALLS
 from service.worker.json_ending import MAX_END_TOKENS, JsonEnding, JsonPlace
+from service.worker.kept_grammars import KeptGrammars
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from transformers import PreTrainedTokenizerFast
 
@@ -36,7 +36,6 @@ _LEAST_IN_HAND, _MOST_IN_HAND = 4, 32  # tokens
 # Parts of the vocabulary that a mask takes in whole where all that is in them may come: words, as
 # most classes of characters allow them. A mask of such a class took 0.33 ms, and takes 0.07.
 _WORDS = ("[a-z ]{1,12}", "[a-zA-Z0-9 ]{1,12}")
-MAX_KEPT = 32  # grammars that were read, for those who ask for them again
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +50,8 @@ class GrammarFactory:
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
         self._vocabulary: _Vocabulary | None = None  # takes a second, which few engines need
-        self._read: OrderedDict[str, LLMatcher] = OrderedDict()  # used last comes last
-        self._lock = threading.Lock()
+        self._kept = KeptGrammars()
+        self._lock = threading.Lock()  # of the vocabulary: grammars do not wait for each other
 
     def compile(
         self, grammar: str, end_token_ids: Collection[int], max_tokens: int | None
@@ -64,20 +63,18 @@ class GrammarFactory:
         with self._lock:
             if self._vocabulary is None:
                 self._vocabulary = _vocabulary_of(self._tokenizer)
-            matcher = self._read.pop(grammar, None)
-            if matcher is None:
-                matcher = _read(self._vocabulary.tokens, grammar)
-            self._read[grammar] = matcher
-            while len(self._read) > MAX_KEPT:
-                self._read.popitem(last=False)
-            end = (
-                TimelyEnd(self._vocabulary.ending, max_tokens)
-                if max_tokens is not None and _is_json(grammar)
-                else None
-            )
-            # The library allows its own end tokens wherever a text may end.
-            others = set(self._vocabulary.tokens.eos_tokens) - set(end_token_ids)
-            return GrammarConstraint(matcher.deep_copy(), end_token_ids, end, others)
+        vocabulary = self._vocabulary
+        matcher = self._kept.copy_of(grammar, lambda: _read(vocabulary.tokens, grammar))
+        end = (
+            TimelyEnd(vocabulary.ending, max_tokens)
+            if max_tokens is not None and _is_json(grammar)
+            else None
+        )
+        # The library allows its own end tokens wherever a text may end.
+        others = set(vocabulary.tokens.eos_tokens) - set(end_token_ids)
+        return GrammarConstraint(
+            matcher, end_token_ids, end, others, on_failure=lambda: self._kept.drop(grammar)
+        )
 
 
 class TimelyEnd:
@@ -135,15 +132,17 @@ class GrammarConstraint:
         end_token_ids: Collection[int],
         end: TimelyEnd | None = None,
         banned_token_ids: Collection[int] = (),
+        on_failure: Callable[[], None] | None = None,
     ) -> None:
         """end_token_ids: what ends the sequence; may come wherever the grammar may end.
 
-        banned_token_ids: what never may.
+        banned_token_ids: what never may. on_failure: called once the grammar cannot be followed on.
         """
         self._matcher = matcher
         self._ends = tuple(end_token_ids)
         self._banned = tuple(banned_token_ids)
         self._end = end
+        self._on_failure = on_failure
         self._failure: str | None = None
 
     @property
@@ -209,6 +208,8 @@ class GrammarConstraint:
 
     def _note_failure(self) -> None:
         self._failure = f"the grammar cannot be followed on: {_refusal(self._matcher)}"
+        if self._on_failure is not None:
+            self._on_failure()
 
 
 def _read(tokens: LLTokenizer, grammar: str) -> LLMatcher:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 EXIT_CODES = {Ending.STOPPED: 0, Ending.NOT_STARTED: CANNOT_START, Ending.DIED: ENGINE_DIED}
 _PR_SET_PDEATHSIG = 1
+# Of each thread; far more than a grammar needs that could be read (`service.grammars.reading`).
+STACK_BYTES = 16 * 1024**2
 
 
 def main(build: Callable[[WorkerSettings, LoadRequest, ReportProgress], BuiltEngine]) -> NoReturn:
@@ -45,6 +47,7 @@ def main(build: Callable[[WorkerSettings, LoadRequest, ReportProgress], BuiltEng
     for number in (signal.SIGINT, signal.SIGTERM):
         # Ctrl-C and a container's stop reach the whole group; when to end is the API's to say.
         signal.signal(number, signal.SIG_IGN)
+    threading.stack_size(STACK_BYTES)
     faulthandler.enable()  # a crash, and SIGABRT to one that hangs, leave a trace in the log
     start = json.loads(sys.stdin.buffer.readline())
     end_with_parent(start["parent"], sys.stdin.buffer)

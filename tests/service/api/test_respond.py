@@ -10,11 +10,13 @@ import pytest
 from pydantic import BaseModel
 from starlette.requests import Request
 
+from engine.errors import InvalidConstraintError
 from engine.outputs import TokenLogprobs
 from service.api.respond import MAX_REPORTED_AT_ONCE, answer
-from service.errors import ClientGoneError
+from service.errors import ClientGoneError, InvalidFieldError
 from service.grammars.wanted import TextForm, TextFormKind
 from service.server.lifecycle import Lifecycle
+from service.serving import generation
 from service.serving.generation_request import GenerationRequest
 from service.serving.prompts import Prompt
 from service.serving.sampling import SamplingOptions
@@ -118,4 +120,23 @@ def test_client_that_leaves_while_its_grammar_is_read_is_noticed(monkeypatch, is
     with pytest.raises(ClientGoneError):
         asyncio.run(asyncio.wait_for(run(), 20))
     assert engine.num_aborted == 1
+    assert not engine.running
+
+
+def test_a_form_that_only_the_engine_refuses_is_named_by_its_field(monkeypatch):
+    tokenizer = ByteTokenizer()
+    engine = FakeEngine(says(tokenizer, "hi"))
+    request = GenerationRequest(
+        prompts=[Prompt([5, 6])],
+        max_tokens=[2],
+        text_form=TextForm(TextFormKind.REGEX, "guided_regex", texts=["hi"]),
+    )
+
+    async def accepted(stream: FakeStream) -> None:
+        raise InvalidConstraintError("is too much for this model")
+
+    monkeypatch.setattr(FakeStream, "accepted", accepted)
+    with pytest.raises(InvalidFieldError, match="guided_regex: is too much") as refused:
+        asyncio.run(generation.start(served_model(engine, tokenizer), request))
+    assert refused.value.param == "guided_regex"
     assert not engine.running

@@ -22,7 +22,14 @@ from service.grammars.refusals import MAX_SHOWN, in_words
         ('at 1(8): unknown name: "foo"\n 1 | start: foo', 'line 1, column 8: unknown name: "foo"'),
         ("1(9): lexer error", "line 1, column 9: lexer error"),
         ("Unsatisfiable schema: anyOf is empty", "Unsatisfiable schema: anyOf is empty"),
-        ("too many items<state>secret</state>", "too many items"),
+        ("too much of it<state>secret</state>", "too much of it"),
+        ("NoExtensionBias\n<non-verbose/>", "allows no text at all; look for parts that"),
+        ("Parser Error: Current row has 2501 items; max is 2000; consider", "(2501; at most 2000)"),
+        ("parser error: Too many items (limit 50000; mask); try", "as one pattern or terminal"),
+        ("lexer error: fuel exhausted when checking relevance of lexemes", "do not nest them"),
+        ("initial lexer configuration (grammar) too big (limit for this", "send fewer properties"),
+        ("too many states: 50001", "bound its repetitions to fewer"),
+        ("grammar size (number of symbols) too big (limit for", "has too many rules"),
     ],
 )
 def test_each_refusal_says_what_was_found(told, words):

@@ -62,8 +62,3 @@ def test_a_choice_is_bounded_in_number_and_size():
     for texts in (["a"] * (MAX_CHOICES + 1), ["x" * MAX_SOURCE_BYTES, "y"]):
         with pytest.raises(InvalidGrammarError):
             TextForm(CHOICE, "x", texts=texts).grammar()
-
-
-def test_size_of_a_form_counts_what_is_to_be_read():
-    assert TextForm(REGEX, "x", texts=["abc"]).num_characters == 3
-    assert TextForm(TextFormKind.JSON_SCHEMA, "x", schema={"a": "b" * 100}).num_characters > 100

@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from service.grammars.errors import InvalidGrammarError
 from service.grammars.limits import PARSER_LIMITS
+from service.grammars.reading import GrammarReading
 from service.grammars.wanted import TextForm, TextFormKind
 from service.tools import turn_form
 from service.tools.calls import Tool, ToolMode, ToolUse
@@ -301,14 +302,25 @@ def test_tools_that_are_too_much_together_are_refused_or_told_of(monkeypatch):
     many = {"properties": {f"p{n}": {"type": "string"} for n in range(99)}}
     tools = [Tool("weather", "", many), TOOLS[1]]
     form_of(PLAIN, HERMES, ToolUse(tools))  # each by itself is read now, and kept
-    monkeypatch.setattr(turn_form, "PARSER_LIMITS", LLParserLimits(max_grammar_size=150))
-    turn_form.checked.cache_clear()
+    reading = GrammarReading(limits=LLParserLimits(max_grammar_size=150))
+    monkeypatch.setattr(turn_form, "require_readable", reading.require_readable)
     made = form_of_calls(ToolUse(tools), HERMES, Pieces.of(PLAIN), None, None)
     assert made.unfollowed == (0, 1)
     strict = [Tool("weather", "", many, is_strict=True), TOOLS[1]]
     for use in (ToolUse(strict), ToolUse(tools, ToolMode.REQUIRED)):
         with pytest.raises(InvalidGrammarError, match="all together"):
             form_of(PLAIN, HERMES, use)
+    reading.close()
+
+
+def test_a_tool_whose_schema_ends_its_reader_is_told_of_or_refused_by_its_place():
+    # The library follows such bounds without end: both are the least that 64 bits hold.
+    bounds = {"type": "integer", "minimum": -1e300, "maximum": -1e30}
+    tools = [TOOLS[1], Tool("deep", "", {"type": "object", "properties": {"a": bounds}})]
+    assert form_of_calls(ToolUse(tools), HERMES, Pieces.of(PLAIN), None, None).unfollowed == (1,)
+    with pytest.raises(InvalidToolError, match="nested too deeply") as refused:
+        form_of(PLAIN, HERMES, ToolUse(tools, ToolMode.REQUIRED))
+    assert refused.value.index == 1
 
 
 def test_marks_are_pieces_where_the_vocabulary_has_them():

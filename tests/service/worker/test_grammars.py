@@ -22,6 +22,7 @@ from service.tools.turn_grammar import Thoughts
 from service.tools.whole_turn import read_whole
 from service.worker import grammars
 from service.worker.grammars import GrammarFactory
+from service.worker.kept_grammars import MAX_KEPT
 from tests.service.fakes import ByteTokenizer
 from tests.service.tools.in_sum import in_sum, read
 
@@ -180,14 +181,28 @@ def test_a_grammar_is_read_once_while_it_is_remembered(tiny_tokenizer, monkeypat
     monkeypatch.setattr(grammars, "_read", lambda v, text: read.append(text) or original(v, text))
     factory = GrammarFactory(tiny_tokenizer)
     factory.compile(INTEGER, [], 9)
-    for n in range(grammars.MAX_KEPT - 1):
+    for n in range(MAX_KEPT - 1):
         factory.compile(regex(f"a{{{n + 1}}}"), [], 9)
         factory.compile(INTEGER, [], 9)
     assert read.count(INTEGER) == 1
-    for n in range(grammars.MAX_KEPT):
+    for n in range(MAX_KEPT):
         factory.compile(regex(f"b{{{n + 1}}}"), [], 9)
     factory.compile(INTEGER, [], 9)
     assert read.count(INTEGER) == 2
+
+
+def test_a_grammar_that_could_not_be_followed_on_is_not_kept(tiny_tokenizer, ids, monkeypatch):
+    read: list[str] = []
+    original = grammars._read
+    monkeypatch.setattr(grammars, "_read", lambda v, text: read.append(text) or original(v, text))
+    factory = GrammarFactory(tiny_tokenizer)
+    constraint = factory.compile(INTEGER, [], 9)
+    factory.compile(INTEGER, [], 9)
+    assert len(read) == 1
+    constraint.advance(ids("x")[0])
+    assert constraint.failure is not None
+    factory.compile(INTEGER, [], 9)
+    assert len(read) == 2
 
 
 @pytest.mark.parametrize("grammar", ["nonsense", "{}", '{"grammars": []}'])
