@@ -203,7 +203,7 @@ def batch_keeper(settings: Settings) -> BatchKeeper:
             max_body_bytes=settings.max_body_size,
         ),
     )
-    return BatchKeeper(settings.state_folder / "batches", limits)
+    return BatchKeeper(settings.batches_folder, limits)
 
 
 def _share_of_files(settings: Settings) -> int:

@@ -49,6 +49,7 @@ app = typer.Typer(
     name="tetrad",
     help="Serves GPTQ, AWQ and GGUF checkpoints.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["--help", "-h"]},  # every command's, too
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

@@ -4,7 +4,8 @@ ClientError
 ├── WrongQuestionError   an option, a file or a name is wrong: nothing was asked
 ├── UnreachableError     nobody answers at the address
 ├── RefusedError         the server answered that it will not, or cannot
-└── BrokenAnswerError    the answer failed or broke off while it came
+├── BrokenAnswerError    the answer failed or broke off while it came
+└── UnwrittenAnswerError the answer came, and could not be put where it was to go
 """
 
 from __future__ import annotations
@@ -42,3 +43,9 @@ class BrokenAnswerError(ClientError):
     """An answer failed, or broke off, while it came."""
 
     exit_code = 5
+
+
+class UnwrittenAnswerError(ClientError):
+    """An answer came, and could not be put where it was to go."""
+
+    exit_code = 1

@@ -68,11 +68,13 @@ class Server:
         import httpx2
 
         self.url = url
-        # What is on this machine is asked directly, whichever proxy the environment names. An
-        # answer that is compressed would come in lumps.
+        # What is on this machine is asked directly, whichever proxy the environment names, but by
+        # the certificates that it trusts (SSL_CERT_FILE). An answer that is compressed would come
+        # in lumps.
         self._client = httpx2.Client(
             timeout=httpx2.Timeout(SILENCE_LIMIT_S, connect=CONNECT_LIMIT_S),
             trust_env=not stays_on_this_machine(url),
+            verify=httpx2.create_ssl_context() if url.startswith("https:") else True,
             headers={
                 "accept-encoding": "identity",
                 **({} if key is None else {"authorization": f"Bearer {key}"}),
@@ -150,12 +152,24 @@ class Server:
         said = str(error) or type(error).__name__
         if has_begun:
             return BrokenAnswerError(f"the connection ended before the answer did: {said}")
+        if "CERTIFICATE_VERIFY_FAILED" in said:
+            return UnreachableError(
+                f"the certificate of {self.url} is not trusted here ({said}); SSL_CERT_FILE names a"
+                " file of those that are"
+            )
+        if "[SSL" in said:
+            return UnreachableError(
+                f"{self.url} does not speak HTTPS ({said}); begin --url with http:// if it is HTTP"
+            )
         if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
             return UnreachableError(
                 f"nobody answers at {self.url} ({said}); start a server with `tetrad serve`, or"
                 " name another with --url"
             )
-        return UnreachableError(f"{self.url} does not answer as a server of HTTP would: {said}")
+        advice = "" if self.url.startswith("https:") else "; begin --url with https:// if it is TLS"
+        return UnreachableError(
+            f"{self.url} does not answer as a server of HTTP would: {said}{advice}"
+        )
 
 
 def _read_whole(response: httpx2.Response) -> bytes:

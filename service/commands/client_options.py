@@ -1,8 +1,8 @@
 """What commands that ask a running server have in common: options, errors and exit codes.
 
 Exit codes: 0 the answer came; 1 it could not be written; 2 an option, a file or a name is wrong; 3
-nobody answers at the address; 4 the server refused; 5 the answer failed or broke off; 130 Ctrl-C;
-141 whoever read the output left.
+nobody answers at the address; 4 the server refused; 5 the answer failed, broke off or is not what
+it was to be; 130 Ctrl-C; 141 whoever read the output left.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.client.errors import WrongQuestionError
+from service.client.errors import BrokenAnswerError, WrongQuestionError
 from service.client.server import COMPLETION_PATH
 from service.commands.client_options import (
     AskingOptions,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # Servers take 16 tokens where nothing is said.
 DEFAULTS = AskingOptions(max_tokens=256)
+CUT = ("length", "content_filter")  # ends of which half a text is left
 
 
 @takes_asking_options
@@ -59,10 +60,17 @@ def complete(
             fields["model"] = server.choose_model(asking.model)
             view = asking.view(markdown=False, ends_line=False)
             show_answer(server, COMPLETION_PATH, {**fields, **parts}, view, answer)
-        if write and gap is not None:
-            gap.fill(answer.text)
-            say(f"{len(answer.text)} characters were put into {gap.place}")
-        tell_end(answer, usage=asking.usage)
+        try:
+            if write and gap is not None:
+                _fill(gap, answer)
+        finally:
+            tell_end(answer, usage=asking.usage)
+
+
+def _fill(gap: Gap, answer: AnswerSoFar) -> None:
+    if answer.finish_reason in CUT:
+        raise BrokenAnswerError(f"the answer came in part; {gap.path} is left as it is")
+    say(f"{gap.fill(answer.text)} characters were put into {gap.place}")
 
 
 def _find_gap(

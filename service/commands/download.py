@@ -10,7 +10,7 @@ import typer
 from service.commands.demo import build_display
 from service.commands.download_options import exit_on_errors, hub_access, progress_display, say
 from service.commands.repository_options import TokenOption  # noqa: TC001 - typer reads annotations
-from service.settings import config_file_from_environment, load_settings
+from service.settings import config_file_from_environment, load_settings, means_demo
 
 if TYPE_CHECKING:
     from loaders.repository.hub import HubAccess
@@ -50,10 +50,11 @@ def download(
 
 
 def _named(variant: str) -> VariantSpec:
+    from loaders.demo.branches import default_branch
     from loaders.errors import InvalidSpecError
     from loaders.repository.spec import parse_spec
 
-    spec = parse_spec(variant)
+    spec = parse_spec(str(default_branch()) if means_demo(variant) else variant)
     if spec.folder is not None:
         raise InvalidSpecError(f"{spec.folder} is on this machine already; name a repository")
     return spec

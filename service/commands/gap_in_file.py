@@ -1,7 +1,8 @@
 """`--fim FILE:LINE:COL`: the place in a file at which something is to be filled in.
 
 Lines and columns begin at 1, as editors count them; a column counts characters and means the place
-before one, and the one behind the last is the line's end. Line ends stay as they are.
+before one, and the one behind the last is the line's end. Line ends stay as they are, and those of
+what is filled in become the file's.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from loaders.checkpoint.regular_files import open_regular
 from loaders.errors import CheckpointError
-from service.client.errors import WrongQuestionError
+from service.client.errors import UnwrittenAnswerError, WrongQuestionError
 
 MAX_FILE_BYTES = 16 * 1024 * 1024
 _BOM = "\ufeff"
@@ -28,16 +29,32 @@ class Gap:
     prefix: str
     suffix: str
 
-    def fill(self, middle: str) -> None:
-        """Put the middle into the file. Raises WrongQuestionError where the file has changed."""
+    def fill(self, middle: str) -> int:
+        """Put the middle into the file, with the file's line ends; return how many characters.
+
+        Raises UnwrittenAnswerError where the file has changed, or cannot be written.
+        """
         path = self.path.resolve()  # a link stays one
+        middle = middle.replace("\r\n", "\n").replace("\n", self._line_end())
         whole = (self.prefix + middle + self.suffix).encode("utf-8", "replace")
         try:
             if _read(path) != self.prefix + self.suffix:
-                raise WrongQuestionError(f"{self.path} has changed meanwhile; it is left as it is")
+                raise UnwrittenAnswerError(
+                    f"{self.path} has changed meanwhile; it is left as it is"
+                )
             _replace(path, whole)
+        except WrongQuestionError as error:  # it is gone, or no text any more
+            raise UnwrittenAnswerError(f"{error}; nothing was written") from error
         except OSError as error:
-            raise WrongQuestionError(f"{self.path} cannot be written: {error}") from error
+            raise UnwrittenAnswerError(f"{self.path} cannot be written: {error}") from error
+        return len(middle)
+
+    def _line_end(self) -> str:
+        """Return how the gap's own line ends or, if it is the last, the one before it."""
+        line, end, _ = self.suffix.partition("\n")
+        if not end:
+            line = self.prefix.rpartition("\n")[0]
+        return "\r\n" if line.endswith("\r") else "\n"
 
 
 def find_gap(place: str) -> Gap:

@@ -22,6 +22,8 @@ def response_format(schema: str) -> dict[str, object]:
 
     Raises WrongQuestionError.
     """
+    if not schema.strip():
+        raise WrongQuestionError("--json was given no schema; type one, or name a file")
     is_typed = schema.lstrip().startswith("{")
     text = schema if is_typed else _read(Path(schema))
     try:

@@ -30,6 +30,7 @@ from service.commands.repository_options import (
     TokenOption,
     find_named_variants,
     read_settings,
+    read_spec,
 )
 from service.commands.text import printable
 
@@ -81,10 +82,9 @@ def exit_code(result: PlanResult) -> int:
 def _run(
     repo: str, plan_request: PlanRequest, settings: Settings, *, as_json: bool
 ) -> tuple[str, int]:
-    from loaders.repository.spec import parse_spec
     from service.commands.plan_view import as_document, as_table
 
-    spec = parse_spec(repo)
+    spec = read_spec(repo)
     result = make_plan(plan_request, settings, partial(find_named_variants, spec, settings))
     code = exit_code(result)
     if not as_json:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from service.logs import set_up_logs
-from service.settings import config_file_from_environment, load_settings
+from service.settings import config_file_from_environment, load_settings, means_demo
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,6 +53,17 @@ def read_settings(*, token: str | None, cache_dir: Path | None, offline: bool) -
     set_up_logs(settings.model_copy(update={"log_level": "warning"}))
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     return settings
+
+
+def read_spec(repo: str) -> VariantSpec:
+    """Read the name of a repository or of one of its variants; `demo` is the demo's repository.
+
+    Raises InvalidSpecError.
+    """
+    from loaders.demo import DEMO_REPO
+    from loaders.repository.spec import parse_spec
+
+    return parse_spec(DEMO_REPO if means_demo(repo) else repo)
 
 
 def find_named_variants(spec: VariantSpec, settings: Settings) -> Sequence[Variant]:

@@ -23,6 +23,7 @@ from service.commands.repository_options import (
     TokenOption,
     find_named_variants,
     read_settings,
+    read_spec,
 )
 from service.commands.text import printable
 
@@ -52,12 +53,11 @@ def variants(
 ) -> None:
     """List what a repository offers: branches, tags and GGUF files with their parameters."""
     from loaders.errors import LoadError
-    from loaders.repository.spec import parse_spec
 
     settings = read_settings(token=token, cache_dir=cache_dir, offline=offline)
     try:
         with Console(stderr=True).status("looking at the repository"):
-            spec = parse_spec(repo)
+            spec = read_spec(repo)
             name, found = spec.repo, find_named_variants(spec, settings)
     except LoadError as error:
         sys.stderr.write(f"tetrad: {printable(str(error))}\n")

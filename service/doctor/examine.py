@@ -170,7 +170,7 @@ def _variant_checks(facts: Facts, settings: Settings) -> Iterator[tuple[str, Che
     """Check each variant that is named, then disk and memory for all of them together."""
     num_named = sum(one.variant is not None for one in settings.variants())
     if num_named == 0:
-        yield "variant", lambda: ok("variant", "none named")
+        yield "variant", lambda: ok("variant", "the demo, which needs no hub")
     for index in range(num_named):
         yield "variant", partial(_variant, facts, index)
         yield "chat template", partial(_chat_template, facts, settings, index)
@@ -208,9 +208,21 @@ def _machine_checks(facts: Facts, settings: Settings) -> Iterator[tuple[str, Che
     )
     shared = machine.read_shared_memory
     yield "shared memory", lambda: machine.check_shared_memory(shared(), len(facts.gpus_found))
+    yield "state folder", lambda: _state_folder(settings)
     yield "sockets", lambda: places.check_sockets(places.open_sockets)
     yield "port", lambda: places.check_port(host, port, places.bind_for_a_moment)
     yield "descriptors", lambda: machine.check_descriptors(machine.read_descriptor_limit())
+
+
+def _state_folder(settings: Settings) -> Finding:
+    """Look at where files and batches go; without that folder everything else is served."""
+    return places.check_folder(
+        "state folder",
+        settings.batches_folder,
+        places.write_and_remove,
+        variable="TETRAD_STATE_DIR",
+        is_needed=settings.state_dir is not None,
+    )
 
 
 def _clock(facts: Facts) -> Finding:

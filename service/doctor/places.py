@@ -1,4 +1,4 @@
-"""Where a server writes and listens: the cache folder, its disk, local sockets, the port."""
+"""Where a server writes and listens: its folders, their disk, local sockets, the port."""
 
 from __future__ import annotations
 
@@ -19,14 +19,25 @@ SCARCE_DISK_BYTES = 5_000_000_000  # less than most variants
 MOVE_CACHE = "TETRAD_CACHE_DIR=/path/on/a/larger/disk tetrad serve …"
 
 
-def check_folder(name: str, folder: Path, write: Callable[[Path], None]) -> Finding:
-    """write: makes a file in the folder and removes it, or raises OSError."""
+def check_folder(
+    name: str,
+    folder: Path,
+    write: Callable[[Path], None],
+    *,
+    variable: str = "TETRAD_CACHE_DIR",
+    is_needed: bool = True,
+) -> Finding:
+    """write: makes a file in the folder and removes it, or raises OSError.
+
+    variable: sets another folder. is_needed: whether a server without it lacks what was asked for.
+    """
     is_there = folder.is_dir()
     try:
         write(folder)
     except OSError as error:
-        command = f"sudo chown -R $(id -u) {folder}, or set TETRAD_CACHE_DIR"
-        return fix(name, f"{folder} cannot be written: {error.strerror}", command)
+        found = f"{folder} cannot be written: {error.strerror}"
+        command = f"sudo chown -R $(id -u) {folder}, or set {variable}"
+        return (fix if is_needed else warning)(name, found, command)
     return ok(name, f"{folder} can be {'written' if is_there else 'made'}")
 
 

@@ -6,7 +6,6 @@ from service.settings.batch_settings import Auto
 from service.settings.explain import describe_errors
 from service.settings.keys import is_loopback, read_admin_key, read_key, read_metrics_token
 from service.settings.models import (
-    DEMO_NAME,
     Settings,
     VariantEntry,
     VariantSettings,
@@ -14,7 +13,14 @@ from service.settings.models import (
     unit_of,
     unless_auto,
 )
-from service.settings.names import CONFIG_VARIABLE, ENV_PREFIX, flag_of, variable_of
+from service.settings.names import (
+    CONFIG_VARIABLE,
+    DEMO_NAME,
+    ENV_PREFIX,
+    flag_of,
+    means_demo,
+    variable_of,
+)
 from service.settings.reading import config_file_from_environment, load_settings, unknown_variables
 
 __all__ = [
@@ -31,6 +37,7 @@ __all__ = [
     "flag_of",
     "is_loopback",
     "load_settings",
+    "means_demo",
     "read_admin_key",
     "read_key",
     "read_metrics_token",

@@ -62,3 +62,8 @@ class BatchSettings(BaseModel):
             return self.state_dir
         base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
         return Path(base).expanduser() / "tetrad"
+
+    @property
+    def batches_folder(self) -> Path:
+        """Where files and batches are kept."""
+        return self.state_folder / "batches"

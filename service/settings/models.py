@@ -28,12 +28,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from engine.transport.backlog import QueueLimits
 from loaders.memory.engine_defaults import GPU_SHARE, MAX_NUM_SEQS
 from service.settings.batch_settings import Auto, BatchSettings, Positive, PositiveBytes
-from service.settings.names import ENV_PREFIX
+from service.settings.names import ENV_PREFIX, means_demo
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
-
-DEMO_NAME = "demo"  # of what is served where no variant is named
 
 T = TypeVar("T")
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -54,6 +52,11 @@ def _check_name(name: str) -> str:
     return name
 
 
+def _unless_demo(variant: str | None) -> str | None:
+    """Return None for the demo, as where nothing is named."""
+    return None if variant is not None and means_demo(variant) else variant
+
+
 ModelName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_check_name)]
 
 
@@ -63,11 +66,11 @@ class VariantSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     # What is served
-    variant: str | None = Field(
+    variant: Annotated[str | None, AfterValidator(_unless_demo)] = Field(
         None,
         description="What to serve: `repo`, `repo:branch`, `repo@commit`, `repo/file.gguf`, "
         "`repo:Q4_K_M`, a folder, a git clone or a `.gguf` file. Where the branch is left open, "
-        "the one that fits best. The embedded demo when absent.",
+        "the one that fits best. The embedded demo when absent, or for `demo`.",
     )
     served_model_name: ModelName | None = Field(
         None,
@@ -366,7 +369,7 @@ class VariantEntry(VariantSettings):
     But its name, its chat template and its order around a gap, which belong to one variant.
     """
 
-    variant: str = Field(min_length=1)
+    variant: str = Field(min_length=1)  # `demo` is read where it becomes a variant's settings
 
 
 class Settings(BatchSettings, WorkerSettings, BaseSettings):

@@ -1,4 +1,7 @@
-"""The README's examples, run as they stand against `tetrad serve`; only the port is another."""
+"""The README's examples, and that of docs/batches.md, run as they stand against `tetrad serve`.
+
+Only the port is another.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+BATCHES = (ROOT / "docs" / "batches.md").read_text(encoding="utf-8")
 CLIENTS_PYTHON = ROOT / ".venv-clients" / "bin" / "python"  # which has Anthropic's client
 CODER = "TheBloke/CodeLlama-7B-GPTQ"  # the name that the README serves a model for code by
 LIMIT_S = 120
@@ -33,9 +37,13 @@ pytestmark = pytest.mark.slow
 
 def examples(section: str, language: str) -> list[str]:
     text = README.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
-    found = re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+    found = blocks(text, language)
     assert found, f"the README's section {section!r} has no example in {language}"
     return found
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 CLIENT = examples("Two commands", "python")[0].partition("stream = ")[0]
@@ -58,12 +66,19 @@ def typed(line: str, server: RealServer, folder: Path) -> subprocess.CompletedPr
     )  # fmt: skip
 
 
-def output_of(example: str, server: RealServer, language: str, python: str = sys.executable) -> str:
+def output_of(
+    example: str,
+    server: RealServer,
+    language: str,
+    python: str = sys.executable,
+    folder: Path | None = None,
+) -> str:
     program = example.replace("http://127.0.0.1:8000", server.url)
     command = [python, "-c"] if language == "python" else ["bash", "-ec"]
     done = subprocess.run(
-        [*command, program], capture_output=True, text=True, timeout=LIMIT_S, check=False
-    )
+        [*command, program], capture_output=True, text=True, timeout=LIMIT_S, check=False,
+        cwd=folder,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -143,6 +158,55 @@ def test_a_batch_is_answered(demo_server):
     assert {answer["custom_id"] for answer in answers} == {f"question-{n}" for n in range(3)}
     for answer in answers:
         assert answer["response"]["body"]["choices"][0]["message"]["content"]
+
+
+@pytest.mark.parametrize("in_line", ["body", "url"])
+def test_a_batch_in_which_everything_is_wrong_says_what(demo_server, in_line):
+    (example,) = [text for text in examples("Ask it", "python") if "batches" in text]
+    wrong = {
+        "body": example.replace('"model": "demo"', '"model": "nope"'),
+        "url": example.replace('"url": "/v1/chat', '"url": "/v1/no'),
+    }[in_line]
+    assert wrong != example
+    printed = output_of(CLIENT + wrong, demo_server, "python")
+    if in_line == "body":  # each request failed
+        answers = [json.loads(line) for line in printed.splitlines() if line]
+        assert len(answers) == 3
+        for answer in answers:
+            assert "this server serves 'demo'" in answer["response"]["body"]["error"]["message"]
+    else:  # the file did
+        assert "line=1" in printed
+        assert "/v1/chat/completions" in printed
+
+
+def batch_of_the_documents(lines: str, server: RealServer, folder: Path) -> tuple[str, list[str]]:
+    """Run the example on a file of requests; return the batch's status and what else is printed."""
+    (folder / "requests.jsonl").write_text(lines, encoding="utf-8")
+    (example,) = blocks(BATCHES, "python")
+    status, *rest = output_of(example, server, "python", folder=folder).splitlines()
+    return status, [line for line in rest if line]
+
+
+def test_the_documents_batch_is_answered(demo_server, tmp_path):
+    (lines,) = blocks(BATCHES, "json")
+    status, answers = batch_of_the_documents(lines, demo_server, tmp_path)
+    assert status == "completed"
+    ids = [json.loads(line)["custom_id"] for line in lines.splitlines()]
+    assert [json.loads(answer)["custom_id"] for answer in answers] == ids
+    for answer in answers:
+        assert json.loads(answer)["response"]["body"]["choices"][0]["text"]
+
+
+def test_of_the_documents_batch_what_failed_is_printed_too(demo_server, tmp_path):
+    (lines,) = blocks(BATCHES, "json")
+    half_wrong = lines.replace('"model": "demo"', '"model": "nope"', 1)
+    status, answers = batch_of_the_documents(half_wrong, demo_server, tmp_path)
+    assert status == "completed"
+    codes = [json.loads(answer)["response"]["status_code"] for answer in answers]
+    assert codes == [200, 404]
+    status, said = batch_of_the_documents("{", demo_server, tmp_path)
+    assert status == "failed"
+    assert "line=1" in said[0]
 
 
 # ── in the terminal ─────────────────────────────────────────────────────────────────────────────

@@ -39,6 +39,7 @@ def test_folder_is_served_without_its_path(tmp_path: Path):
 
 def test_demo_has_a_short_name():
     assert resolve_served_name(Settings()) == "demo"
+    assert resolve_served_name(Settings(variant="demo")) == "demo"
     assert resolve_served_name(Settings(served_model_name="mine")) == "mine"
 
 

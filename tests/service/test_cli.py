@@ -57,6 +57,11 @@ def test_help_says_what_each_setting_means(serve_help):
         assert f"(TETRAD_{name.upper()})" in text
 
 
+@pytest.mark.parametrize("command", [[], ["chat"]])
+def test_help_has_a_short_name(command):
+    assert tetrad(*command, "-h").stdout == tetrad(*command, "--help").stdout != ""
+
+
 def test_values_reach_the_settings(monkeypatch, tmp_path):
     monkeypatch.delenv("TETRAD_CONFIG", raising=False)
     config = tmp_path / "tetrad.yaml"

@@ -1,12 +1,14 @@
 """Reads what a person types: messages of one line or several, with arrow keys and history.
 
 A line that ends in a backslash goes on with the next; lines between two lines of `\"\"\"` are one
-message. A terminal that marks pastes (most do) gives a pasted text of several lines as one.
+message, and one whose end never comes is not sent. A terminal that marks pastes (most do) gives a
+pasted text of several lines as one.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -30,7 +32,10 @@ class LineInput:
         self._on_message = on_message
 
     def read_message(self) -> str | None:
-        """Return what was typed; None at its end (Ctrl-D). Raises KeyboardInterrupt (Ctrl-C)."""
+        """Return what was typed; None at its end (Ctrl-D). Raises KeyboardInterrupt (Ctrl-C).
+
+        Ctrl-D amid a message of several lines drops that message: what is returned is empty.
+        """
         message = self._read_message()
         self._on_message()
         return message
@@ -46,15 +51,17 @@ class LineInput:
             lines[-1] = lines[-1].removesuffix("\\")
             further = _read_line(FURTHER_PROMPT)
             if further is None:
-                break
+                return _drop_unfinished()
             lines.append(further)
         return "\n".join(lines)
 
     def _read_to_fence(self) -> str:
         lines: list[str] = []
-        while (line := _read_line(FURTHER_PROMPT)) is not None and line.strip() != FENCE:
+        while (line := _read_line(FURTHER_PROMPT)) is not None:
+            if line.strip() == FENCE:
+                return "\n".join(lines)
             lines.append(line)
-        return "\n".join(lines)
+        return _drop_unfinished()
 
 
 @contextmanager
@@ -107,6 +114,13 @@ class KeptLines:
             if not self._has_failed:
                 say(f"what was typed is not kept: {error}")
             self._has_failed = True
+
+
+def _drop_unfinished() -> str:
+    sys.stdout.write("\n")  # below the prompt, behind which nothing was typed
+    sys.stdout.flush()
+    say("the message was not finished, and is not sent")
+    return ""
 
 
 def _read_line(prompt: str) -> str | None:

@@ -29,7 +29,7 @@ HELP = '''\
 /reset          begin anew; the system prompt stays
 /save FILE      write the dialogue to a new file: JSON if it is called .json, else markdown
 /model [NAME]   list the server's models, or go on with NAME
-/quit           end (Ctrl-D, too)
+/quit, /exit    end (Ctrl-D, too)
 A line that ends in \\ goes on with the next; so do all lines between two of """. // begins a
 message with a slash. Ctrl-C stops an answer.'''
 
@@ -62,6 +62,7 @@ class ChatSession:
             "/save": self._save,
             "/model": self._change_model,
             "/quit": self._quit,
+            "/exit": self._quit,
         }
 
     def run(self, lines: LineInput) -> None:
@@ -125,6 +126,7 @@ class ChatSession:
     def _tell_system(self, text: str) -> None:
         if text:
             self._dialogue.system = text
+            say("the system prompt is set, from the next question on")
         elif self._dialogue.system:
             _show(printable(self._dialogue.system))
         else:

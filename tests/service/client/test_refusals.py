@@ -39,11 +39,30 @@ def test_the_kind_of_error_is_kept_for_the_session():
 
 
 def test_another_kind_of_server_is_told():
+    asked = f"it was asked at {URL}: --url takes the API's address, with or without /v1"
     assert said(404, b"<html>nginx</html>") == (
-        f"the server at {URL} answers with status 404; there is no OpenAI-style API at {URL}"
+        f"the server at {URL} answers with status 404; {asked}"
     )
-    assert said(502, b"") == f"the server at {URL} answers with status 502"
-    assert said(307, b"", location="https://host/v1").endswith("give https://host/v1")
+    assert said(404, error("there is no such path here")) == f"there is no such path here; {asked}"
+    assert said(502, b"<html>") == (
+        f"the server at {URL} answers with status 502; a proxy answers there: see whether the"
+        " server behind it runs"
+    )
+
+
+@pytest.mark.parametrize(
+    ("location", "words"),
+    [
+        ("https://host/v1", "it leads elsewhere: give --url https://host/v1"),
+        ("https://host/v1/models", "it leads elsewhere: give --url https://host/v1"),
+        ("//other:8000/api/v2/models", "it leads elsewhere: give --url http://other:8000/api/v2"),
+        ("/login", "it leads to http://host/login, and --url takes the API's own address"),
+        ("//[", "it leads to //[, and --url takes the API's own address"),
+        ("", "it leads elsewhere, without saying where; --url names another address"),
+    ],
+)
+def test_where_another_address_is_told_it_is_one_that_can_be_given(location, words):
+    assert said(302, b"", location=location).endswith(f"answers with status 302; {words}")
 
 
 @pytest.mark.parametrize(

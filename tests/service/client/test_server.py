@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,6 +26,7 @@ from tests.service.client.scripted_server import (
     says,
     scripted_server,
 )
+from tests.service.server.certificates import make_certificate, needs_openssl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,6 +44,14 @@ def script() -> Iterator[ScriptedServer]:
 def server(script: ScriptedServer) -> Iterator[Server]:
     with Server(f"{script.url}/v1", "sk-test") as asked:
         yield asked
+
+
+@pytest.fixture
+def tls_script(tmp_path) -> Iterator[ScriptedServer]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*make_certificate(tmp_path))
+    with scripted_server(context) as running:
+        yield running
 
 
 def text_of(server: Server) -> str:
@@ -178,6 +188,38 @@ def test_what_speaks_no_http_is_told():
                 connection.sendall(b"SSH-2.0-OpenSSH\r\n\r\n")
                 with pytest.raises(UnreachableError, match="as a server of HTTP would"):
                     names()
+
+
+def test_https_to_a_port_of_http_is_told(script):
+    url = script.url.replace("http:", "https:")
+    with (
+        Server(f"{url}/v1", None) as server,
+        pytest.raises(UnreachableError, match=r"does not speak HTTPS .*begin --url with http://"),
+    ):
+        server.model_names()
+
+
+@needs_openssl
+def test_http_to_a_port_of_https_is_told(tls_script):
+    with (
+        Server(f"{tls_script.url}/v1", None) as server,
+        pytest.raises(UnreachableError, match="begin --url with https:// if it is TLS"),
+    ):
+        server.model_names()
+
+
+@needs_openssl
+def test_a_certificate_is_trusted_where_the_environment_says_so(tls_script, tmp_path, monkeypatch):
+    tls_script.models("demo")
+    url = tls_script.url.replace("http:", "https:")
+    with (
+        Server(f"{url}/v1", None) as server,
+        pytest.raises(UnreachableError, match=r"certificate of .* is not trusted here .*SSL_CERT"),
+    ):
+        server.model_names()
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
+    with Server(f"{url}/v1", None) as server:
+        assert server.model_names() == ["demo"]
 
 
 def test_no_proxy_is_asked_for_what_is_on_this_machine(server, script, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -99,6 +100,27 @@ def test_a_cut_middle_is_told(tetrad, script, file):
     done = tetrad("complete", "--fim", f"{file}:2:12")
     assert (done.code, done.out) == (0, "a +")
     assert "--max-tokens allows more" in done.err
+
+
+def test_a_cut_middle_is_never_put_into_the_file(tetrad, script, file):
+    script.complete(goes_on("a +", "length"), DONE)
+    done = tetrad("complete", "--fim", f"{file}:2:12", "--write")
+    assert (done.code, done.out) == (5, "a +")
+    assert "--max-tokens allows more" in done.err
+    assert f"the answer came in part; {file} is left as it is" in done.err
+    assert file.read_text() == SOURCE
+
+
+def test_an_answer_that_came_and_cannot_be_written_is_1(tetrad, script, file, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise PermissionError("no")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    script.complete(goes_on("a + b"), COMPLETION_END)
+    done = tetrad("complete", "--fim", f"{file}:2:12", "--write")
+    assert (done.code, done.out) == (1, "a + b")
+    assert done.err == f"tetrad: {file} cannot be written: no\n"
+    assert file.read_text() == SOURCE
 
 
 @pytest.mark.parametrize(

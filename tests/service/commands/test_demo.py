@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -81,6 +82,22 @@ def test_download_has_the_named_branch_built(asked, tmp_path):
         assert done.exit_code == 0, done.stderr
         assert str(tmp_path / "there") in done.stdout
     assert asked == [["main"]]
+
+
+def test_commands_know_the_demo_by_its_name(asked, tmp_path, monkeypatch):
+    monkeypatch.setattr("service.commands.repository_options.set_up_logs", lambda _: None)
+    monkeypatch.chdir(tmp_path)
+    listed = run("variants", "demo", "--offline", "--json")
+    assert listed.exit_code == 0, listed.stderr
+    assert json.loads(listed.stdout)["repo"] == DEMO_REPO
+    planned = run("plan", "demo", "--gpu", "CARD:8GB", "--offline", "--json")
+    assert planned.exit_code == 0, planned.stderr
+    assert asked == []
+    fetched = run("download", "demo")
+    assert fetched.exit_code == 0, fetched.stderr
+    assert asked == [[DEFAULT.name]]
+    (tmp_path / "demo").mkdir()
+    assert "is on this machine already" in run("download", "demo").stderr
 
 
 def test_download_of_a_branch_that_there_is_not_says_which_there_are(asked):

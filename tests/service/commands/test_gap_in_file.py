@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from service.client.errors import WrongQuestionError
+from service.client.errors import UnwrittenAnswerError, WrongQuestionError
 from service.commands.gap_in_file import find_gap
 
 SOURCE = "def add(a, b):\n    return \n\nprint(add(1, 2))\n"
@@ -115,9 +115,32 @@ def test_filling_keeps_links_and_rights_and_leaves_nothing_behind(file, tmp_path
 def test_a_file_that_changed_meanwhile_is_left_as_it_is(file, tmp_path):
     gap = find_gap(f"{file}:1:1")
     file.write_text("changed")
-    with pytest.raises(WrongQuestionError, match="has changed meanwhile"):
+    with pytest.raises(UnwrittenAnswerError, match="has changed meanwhile"):
         gap.fill("x")
     assert file.read_text() == "changed"
+    file.unlink()
+    with pytest.raises(UnwrittenAnswerError, match="nothing was written"):
+        gap.fill("x")
+    assert not file.exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "place", "after"),
+    [
+        (b"a\r\nb\r\n", "1:2", b"a1\r\n2\r\n3\r\nb\r\n"),
+        (b"a\nb\n", "1:2", b"a1\n2\n3\nb\n"),
+        (b"a\r\nb", "2:2", b"a\r\nb1\r\n2\r\n3"),
+        (b"a\nb", "2:2", b"a\nb1\n2\n3"),
+        (b"a", "1:2", b"a1\n2\n3"),
+        (b"a\nb\r\n", "2:1", b"a\n1\r\n2\r\n3b\r\n"),
+    ],
+)
+def test_what_is_filled_in_gets_the_line_ends_of_the_file(tmp_path, before, place, after):
+    path = tmp_path / "x"
+    path.write_bytes(before)
+    num_characters = find_gap(f"{path}:{place}").fill("1\r\n2\n3")
+    assert path.read_bytes() == after
+    assert num_characters == len(after) - len(before)
 
 
 def test_a_file_that_cannot_be_replaced_stays_whole(file, tmp_path, monkeypatch):
@@ -127,7 +150,7 @@ def test_a_file_that_cannot_be_replaced_stays_whole(file, tmp_path, monkeypatch)
         raise PermissionError("no")
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(WrongQuestionError, match="cannot be written"):
+    with pytest.raises(UnwrittenAnswerError, match="cannot be written"):
         gap.fill("x")
     assert file.read_text() == SOURCE
     assert [path.name for path in tmp_path.iterdir()] == ["add.py"]

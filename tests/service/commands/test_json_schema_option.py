@@ -30,7 +30,9 @@ def test_a_schema_is_typed_or_in_a_file(tmp_path, monkeypatch):
     [
         ('{"type": ', "the schema is no JSON"),
         ("none.json", "none.json"),
-        ("", "folder"),
+        ("", "--json was given no schema; type one, or name a file"),
+        (" ", "--json was given no schema"),
+        (".", "folder"),
         ('{"a":' * 100_000, "the schema is no JSON"),
     ],
 )

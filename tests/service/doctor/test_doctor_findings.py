@@ -192,6 +192,22 @@ def test_folders_are_really_written_and_left_as_they_were(tmp_path):
     assert machine.free_disk(tmp_path / "a" / "b") > 0
 
 
+def test_where_files_and_batches_go_is_looked_at(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+
+    def finding(**fields):
+        named = dict(checks(Settings(local_files_only=True, **fields)))
+        return named["state folder"]()
+
+    assert_is(finding(state_dir=tmp_path / "new"), "ok", "new/batches can be made")
+    assert not (tmp_path / "new").exists()
+    unusable = finding(state_dir=tmp_path / "file")
+    assert_is(unusable, "fix", "file/batches cannot be written: Not a directory")
+    assert unusable.command.endswith("or set TETRAD_STATE_DIR")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))  # nobody asked for batches
+    assert_is(finding(), "warning", "file/tetrad/batches cannot be written")
+
+
 @pytest.mark.parametrize(
     ("free", "needed", "level"),
     [

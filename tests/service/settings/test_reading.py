@@ -42,6 +42,23 @@ def test_empty_variable_counts_as_not_set(monkeypatch):
     assert load_settings({}, None).variant is None
 
 
+def test_the_demo_may_be_named_as_what_is_served_where_nothing_is(monkeypatch):
+    for name in ("demo", " demo "):
+        assert load_settings({"variant": name}, None).variant is None
+    monkeypatch.setenv("TETRAD_VARIANT", "demo")
+    assert load_settings({}, None).variant is None
+    further = load_settings({"variant": "a/b", "also": ["demo", "small=demo"]}, None).variants()
+    assert [one.variant for one in further] == ["a/b", None, None]
+    assert further[2].served_model_name == "small"
+
+
+def test_a_folder_that_is_called_demo_wins(monkeypatch, tmp_path):
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    settings = load_settings({"variant": "demo", "also": ["demo"]}, None)
+    assert [one.variant for one in settings.variants()] == ["demo", "demo"]
+
+
 @pytest.mark.parametrize("name", ["max_model_len", "kv_cache_size", "num_threads"])
 def test_number_or_auto(name):
     assert getattr(load_settings({name: "auto"}, None), name) == "auto"

@@ -37,14 +37,23 @@ def types(monkeypatch):
         (["one\\", "two\\", "three", "four"], ["one\ntwo\nthree", "four"]),
         (['"""', "one\\", "", "/two", '  """ ', "three"], ["one\\\n\n/two", "three"]),
         (["pasted\nlines"], ["pasted\nlines"]),
-        (["one\\"], ["one"]),
-        (['"""', "one"], ["one"]),
+        (["one\\"], [""]),
+        (['"""', "one"], [""]),
         ([""], [""]),
         (["half \udcff of a character"], ["half � of a character"]),
     ],
 )
 def test_lines_become_messages(types, lines, messages):
     assert types(*lines) == [*messages, None]
+
+
+@pytest.mark.parametrize("lines", [["one\\"], ['"""'], ['"""', "one", ""]])
+def test_a_message_that_was_never_finished_is_not_sent_and_that_is_told(types, lines, capsys):
+    assert types(*lines) == ["", None]
+    said = capsys.readouterr()
+    assert (said.out, said.err) == (
+        "\n", "tetrad: the message was not finished, and is not sent\n"
+    )  # fmt: skip
 
 
 def test_lines_are_kept_as_they_come_and_each_once(tmp_path):

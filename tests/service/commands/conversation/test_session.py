@@ -71,8 +71,10 @@ def test_the_system_prompt_is_shown_and_replaced(session, script, capsys):
     script.chat(says("a"), END)
     session.take("/system")
     session.take("/system  Be long.")
+    assert capsys.readouterr() == (
+        "Be brief.\n", "tetrad: the system prompt is set, from the next question on\n"
+    )  # fmt: skip
     session.take("hi")
-    assert capsys.readouterr().out.splitlines()[0] == "Be brief."
     assert contents(script.bodies[0]) == ["Be long.", "hi"]
 
 

@@ -77,6 +77,24 @@ def test_ctrl_c_while_typing_drops_the_line_and_no_more(script, environment):
     assert questions(script.bodies[0]) == ["but this"]
 
 
+def test_ctrl_d_amid_a_message_of_several_lines_drops_it_and_no_more(script, environment):
+    script.chat(says("Yes."), END)
+    with typed_terminal("chat", environment=environment) as terminal:
+        terminal.wait_for("> ")
+        terminal.type('"""\r')
+        terminal.wait_for("… ")
+        terminal.type("not this\r")
+        terminal.wait_for("… ")
+        terminal.type(CTRL_D)
+        terminal.wait_for("\ntetrad: the message was not finished, and is not sent\n> ")
+        terminal.type("but this\r")
+        terminal.wait_for("Yes.")
+        terminal.wait_for("> ")
+        terminal.type("/exit\r")
+        assert terminal.wait_for_end() == 0
+    assert [questions(body) for body in script.bodies] == [["but this"]]
+
+
 def test_lines_are_found_again_in_the_next_session(script, environment, tmp_path):
     script.chat(says("Yes."), END)
     for keys in ("Is it so?\r", f"{ARROW_UP}\r"):
