@@ -201,6 +201,7 @@ def batch_keeper(settings: Settings) -> BatchKeeper:
             max_at_once=settings.max_num_seqs + WAITING_LINES if running == "auto" else running,
             max_lines=settings.max_batch_requests,
             max_body_bytes=settings.max_body_size,
+            unknown_fields=settings.unknown_fields,
         ),
     )
     return BatchKeeper(settings.batches_folder, limits)

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import weakref
+from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
@@ -23,6 +24,39 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+
+# What a program cannot do to itself: the system's for memory, or an operator's.
+_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a process ended that gave no answer."""
+
+    status: int  # its exit status; below 0 the number of the signal that ended it
+    is_late: bool  # it was ended, as its answer did not come in time
+
+    @property
+    def was_from_outside(self) -> bool:
+        """Whether somebody else ended it, who is not us."""
+        return not self.is_late and -self.status in _FROM_OUTSIDE
+
+    @property
+    def signal_name(self) -> str:
+        """Name the signal that ended it."""
+        return signal.Signals(-self.status).name
+
+    @property
+    def words(self) -> str:
+        """Say how it ended, as a part of a sentence."""
+        if self.is_late:
+            return "its answer did not come in time"
+        if self.status == -signal.SIGPROF:
+            return "it used up its processor time"
+        if self.was_from_outside:
+            return f"it was ended from outside by {self.signal_name}"
+        return f"its process ended with status {self.status}"
 
 
 class LineProcess:
@@ -46,6 +80,7 @@ class LineProcess:
             # Ctrl-C in a terminal is for the server, which ends this process in its own time.
             start_new_session=True,
         )
+        self._is_late = False  # with an answer, so that it is to be ended
         self.stop = weakref.finalize(self, _end, self._process)
 
     @property
@@ -60,20 +95,17 @@ class LineProcess:
             requests.flush()
         except BrokenPipeError:
             return None
-        line = _read_line(answers, deadline=time.monotonic() + self._wall_s)
+        deadline = time.monotonic() + self._wall_s
+        line = _read_line(answers, deadline=deadline)
         if line is None:
+            self._is_late = time.monotonic() >= deadline
             return None
         return _decode(line)
 
-    def end(self) -> str:
-        """Make sure the process has ended; give the reason as words."""
+    def end(self) -> Ending:
+        """Make sure the process has ended; return how it did."""
         self.stop()
-        status = self._process.returncode
-        if status == -signal.SIGPROF:
-            return "it used up its processor time"
-        if status == -signal.SIGKILL:
-            return f"no answer within {self._wall_s:.0f} s, or too little memory on this machine"
-        return f"its process ended with status {status}"
+        return Ending(self._process.returncode, is_late=self._is_late)
 
 
 def _encode(request: Mapping[str, Any]) -> bytes:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 FLUSH_LIMIT_S = 1.0  # at the process's end; nobody may read what is written
 # Chatty below warnings, and none of it is about serving.
 QUIET = ("asyncio", "filelock", "httpcore", "httpcore2", "httpx", "httpx2", "urllib3", "uvicorn")
+# What it warns of is a form that cannot be read, which the request that sent it is told.
+SILENT = ("python_multipart",)
 
 
 def set_up_logs(
@@ -72,6 +74,8 @@ def set_up_logs(
     root.setLevel(settings.log_level.upper())
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in SILENT:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 class _Handler(logging.Handler):

@@ -49,6 +49,7 @@ from service.text.errors import (
     InfillingNotSupportedError,
     InvalidTemplateOptionsError,
     TemplateFailedError,
+    TemplateInterruptedError,
     TextError,
     TokenizerFailedError,
 )
@@ -84,6 +85,7 @@ STATUS: dict[type[Exception], ErrorForm] = {
     ChatNotSupportedError: ErrorForm(400, INVALID, "chat_not_supported"),
     InfillingNotSupportedError: ErrorForm(400, INVALID, "infilling_not_supported"),
     TemplateFailedError: ErrorForm(400, INVALID, "template_failed"),
+    TemplateInterruptedError: ErrorForm(503, "service_unavailable", "template_interrupted"),
     TokenizerFailedError: ErrorForm(400, INVALID, "tokenizer_failed"),
     InvalidKeyError: ErrorForm(401, INVALID, "invalid_api_key"),
     HostNotAllowedError: ErrorForm(403, INVALID, "host_not_allowed"),
@@ -222,6 +224,6 @@ def _headers(error: Exception) -> dict[str, str]:
     if isinstance(error, DeadlineExceededError):
         # The official clients ask again after a 408, twice: three times the work, for nothing.
         return {"x-should-retry": "false"}
-    if isinstance(error, EngineDeadError):
+    if isinstance(error, (EngineDeadError, TemplateInterruptedError)):
         return {"retry-after": str(RETRY_AFTER_S)}
     return {}

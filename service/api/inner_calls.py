@@ -2,6 +2,7 @@
 
 So a batch's request is checked, answered, counted and logged like any other. It differs in what its
 scope says: on whose behalf it is, so that no key is asked for, and that it runs in the background.
+One that was not run for the moment comes again, and is neither counted nor logged till it was.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import msgspec
 import structlog
 
 from service.api.scope import run_in_background
-from service.batches.runner import Answer
+from service.batches.attempts import Answer
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Scope
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _FOR_LATER = (429, 503)
-_ENGINE_DEAD = "engine_dead"
+_ENDED = ("engine_dead", "template_interrupted")  # codes of a 503
 _BROKEN = (
     b'{"error":{"message":"the server failed; this is a fault of its own","type":"server_error"}}'
 )
@@ -29,6 +30,7 @@ _BROKEN = (
 
 class _Error(msgspec.Struct):
     code: object = None
+    message: object = ""
 
 
 class _ErrorBody(msgspec.Struct):
@@ -75,25 +77,27 @@ class _Exchange:
 
     def answer(self, request_id: str) -> Answer:
         body = b"".join(self._parts)
-        is_dead = self._status == 503 and _code_of(body) == _ENGINE_DEAD
+        error = _error_of(body) if self._status in _FOR_LATER else _Error()
+        ended = str(error.code) if error.code in _ENDED else None
         retry_after = self._headers.get(b"retry-after", b"")
         ignored = self._headers.get(b"x-ignored-params")
         return Answer(
             status=self._status,
             request_id=self._headers.get(b"x-request-id", request_id.encode()).decode("latin-1"),
             body=body or _BROKEN,
-            is_for_later=self._status in _FOR_LATER and not is_dead,
-            is_engine_dead=is_dead,
+            is_for_later=self._status in _FOR_LATER and ended is None,
+            ended=ended,
+            reason=str(error.message),
             retry_after_s=max(1.0, float(retry_after)) if retry_after.isdigit() else 1.0,
             ignored=None if ignored is None else ignored.decode("latin-1"),
         )
 
 
-def _code_of(body: bytes) -> object:
+def _error_of(body: bytes) -> _Error:
     try:
-        return msgspec.json.decode(body, type=_ErrorBody).error.code
+        return msgspec.json.decode(body, type=_ErrorBody).error
     except msgspec.MsgspecError:
-        return None
+        return _Error()
 
 
 def _scope(url: str, body: bytes, owner: str, request_id: str) -> Scope:

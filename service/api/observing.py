@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, TypeAlias
 from starlette.routing import compile_path
 
 from service.api.endpoint import Access
-from service.api.scope import arrival_of, keep_record
+from service.api.scope import arrival_of, background_caller, keep_record
 from service.observation.request_record import OTHER_ENDPOINT, RequestRecord
-from service.observation.request_story import CLIENT_GONE, CUT_OFF, INTERNAL, STALLED
+from service.observation.request_story import CLIENT_GONE, CUT_OFF, INTERNAL, STALLED, comes_again
 from service.server.refusals import REFUSED
 from service.server.response_cycle import NOT_READ
 
@@ -101,6 +101,7 @@ class ObserveRequests:
 def begin_record(scope: Scope, label_of: LabelRule, access: Access) -> RequestRecord:
     """Return a request's record; access: who may ask at its path."""
     record = RequestRecord(label_of(scope["path"]), is_probe=access is Access.OPEN)
+    record.is_of_batch = background_caller(scope) is not None
     client = scope.get("client")
     record.address = client[0] if client else None
     if (arrival := arrival_of(scope)) is not None:
@@ -110,4 +111,6 @@ def begin_record(scope: Scope, label_of: LabelRule, access: Access) -> RequestRe
 
 def _is_logged(record: RequestRecord, access: Access) -> bool:
     """Whether a request is worth a line: what asks every few seconds is not."""
+    if comes_again(record):
+        return False
     return not record.is_probe and not (access is Access.METRICS and record.status == 200)

@@ -27,7 +27,7 @@ from service.batches.records import (
     Purpose,
 )
 from service.batches.result_lines import unanswered_line
-from service.batches.tables import batches, lines
+from service.batches.tables import batches, give_back, lines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -115,6 +115,7 @@ class BatchStore:
                 connection.execute(insert(lines), rows)
             reached = _reached(BatchStatus.IN_PROGRESS)
             _update(connection, batch, {**reached, "num_lines": len(found)})
+            self._files.measure_database(connection)
         return self.get(batch.id)
 
     def fail(self, batch: BatchRecord, faults: Sequence[LineFault]) -> BatchRecord:
@@ -152,6 +153,7 @@ class BatchStore:
             if done.rowcount:
                 count = batches.c.num_failed if result.has_failed else batches.c.num_completed
                 _update(connection, batch, {count.name: count + 1})
+            self._files.measure_database(connection)
 
     # Ends
 
@@ -180,6 +182,10 @@ class BatchStore:
             self._files.discard_part(errors.id)
             self._files.measure()
         return self.get(batch.id)
+
+    def give_back_space(self) -> bool:
+        """Give some of what results took back to the disk; return whether there is more."""
+        return give_back(self._database)
 
     def _write(
         self,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from service.batches.attempts import Execute
     from service.batches.keeper import BatchKeeper
-    from service.batches.runner import Execute
 
 
 class Engines(Protocol):

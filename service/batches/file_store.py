@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, func, insert, or_, select
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, OperationalError
 
 from service.batches.records import FileRecord, Purpose
-from service.batches.tables import files
+from service.batches.tables import files, shorten_log, used_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
 PART = ".part"  # ends the name of what is not complete
+SPARE_BYTES = 64 * 1024  # that the database needs to note, on a full disk, that files go
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +42,11 @@ class FileStore:
 
     def __init__(self, database: Engine, folder: Path) -> None:
         self.num_bytes: Mapping[str, int] = {}  # that each owner's files take together
+        self.database_bytes = 0  # that the database takes beside them, with results
         self.on_change: Callable[[], None] = _nothing  # called once files came or went
         self._database = database
         self._folder = folder
+        self._spare = folder.with_name("spare")
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def new_id(self) -> str:
@@ -79,7 +82,12 @@ class FileStore:
         wanted = select(files.c.owner, func.sum(files.c.num_bytes)).group_by(files.c.owner)
         with self._database.connect() as connection:
             self.num_bytes = {owner: int(total) for owner, total in connection.execute(wanted)}
+            self.measure_database(connection)
         self.on_change()
+
+    def measure_database(self, connection: Connection) -> None:
+        """Find out how much the database takes, as part of a transaction or without."""
+        self.database_bytes = used_bytes(connection)
 
     def add(self, record: FileRecord) -> FileRecord:
         """Take in a file whose content is complete, under the name of an unfinished one."""
@@ -136,12 +144,31 @@ class FileStore:
         return found
 
     def _remove(self, file_ids: Sequence[str]) -> None:
+        try:
+            self._forget(file_ids)
+        except OperationalError:  # mostly a full disk, on which files shall go all the same
+            self._spare.unlink(missing_ok=True)
+            with contextlib.suppress(OperationalError):
+                shorten_log(self._database)
+            self._forget(file_ids)
+        for file_id in file_ids:
+            self.path_of(file_id).unlink(missing_ok=True)
+        self.keep_spare()
+        self.measure()
+
+    def _forget(self, file_ids: Sequence[str]) -> None:
         with self._database.begin() as connection:
             for file_id in file_ids:
                 connection.execute(delete(files).where(files.c.id == file_id))
-        for file_id in file_ids:
-            self.path_of(file_id).unlink(missing_ok=True)
-        self.measure()
+
+    def keep_spare(self) -> None:
+        """Take a little of the disk, to be let go where there is nothing left."""
+        if self._spare.exists() and self._spare.stat().st_size == SPARE_BYTES:
+            return
+        try:
+            self._spare.write_bytes(bytes(SPARE_BYTES))
+        except OSError:
+            self._spare.unlink(missing_ok=True)
 
     def remove_leftovers(self) -> None:
         """Remove contents without a row; at the start, when nothing is being written."""

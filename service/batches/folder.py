@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from service.batches.records import BatchRecord
 
 DATABASE = "batches.sqlite"
+TAKEN_WAIT_S = 5  # before another server may have let go of it, as in a rolling restart
 
 
 @dataclass(slots=True)
@@ -60,15 +61,16 @@ def open_state(
         raise FolderTakenError(
             "another server keeps its files and batches in the same folder; give this one a"
             " state_dir of its own",
-            retry_after_s=60,
+            retry_after_s=TAKEN_WAIT_S,
         ) from None
     except OSError as error:
-        raise StorageError(f"{folder} cannot be used: {error.strerror}") from error
+        raise StorageError(_what_is_wrong(error)) from error
     database: Engine | None = None
     try:
         database = open_database(folder / DATABASE)
         files = FileStore(database, folder / "files")
         files.remove_leftovers()
+        files.keep_spare()
         files.measure()
         batches = BatchStore(database, files)
         opened = Opened(
@@ -80,5 +82,10 @@ def open_state(
             database.dispose()
         lock.release()
         if isinstance(error, OSError | DatabaseError):
-            raise StorageError(f"{folder} cannot be used: {reason_of(error)}") from error
+            raise StorageError(_what_is_wrong(error)) from error
         raise
+
+
+def _what_is_wrong(error: OSError | DatabaseError) -> str:
+    """Say why the folder cannot be used, without its path: callers read it."""
+    return f"files and batches cannot be kept now: {reason_of(error)}"

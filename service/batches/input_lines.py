@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 MAX_FAULTS = 50  # told of one file
 MAX_CUSTOM_ID = 512  # characters
 MAX_MESSAGE = 200
+MAX_NAMED = 10  # names without effect, of one line
+MAX_NAME = 64  # characters of one
+BOM = b"\xef\xbb\xbf"  # which some editors put before a file that is UTF-8
 
 
-class RequestLine(msgspec.Struct, forbid_unknown_fields=True):
-    """One line."""
+class RequestLine(msgspec.Struct):
+    """One line; whatever else it says has no effect."""
 
     custom_id: str
     method: str
@@ -45,6 +48,7 @@ class InputRules:
     endpoint: str  # that all its requests go to
     max_lines: int
     max_body_bytes: int
+    refuses_unknown: bool = False  # what has no effect in a line, beside its body
 
     @property
     def max_line_bytes(self) -> int:
@@ -76,12 +80,28 @@ def read_lines(path: Path, rules: InputRules) -> tuple[list[LineRecord], list[Li
     return found, faults
 
 
-def read_body(path: Path, line: LineRecord) -> bytes:
-    """Return the body of a line that was checked, as it was written."""
+def read_request(path: Path, line: LineRecord) -> tuple[bytes, list[str]]:
+    """Return the body of a line that was checked, as it was written, and what has no effect.
+
+    That is told as `line.NAME`, for it stands beside the body.
+    """
     with path.open("rb") as file:
         file.seek(line.offset)
         text = file.read(line.num_bytes)
-    return bytes(msgspec.json.decode(text, type=RequestLine).body)
+    body = bytes(msgspec.json.decode(text, type=RequestLine).body)
+    return body, _unknown_in(text)
+
+
+def _unknown_in(text: bytes) -> list[str]:
+    """Return the names in a line that mean nothing here; null says nothing."""
+    found = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+    names = [
+        "line." + name[:MAX_NAME].encode(errors="replace").decode()
+        for name, value in found.items()
+        if name not in RequestLine.__struct_fields__ and bytes(value) != b"null"
+    ]
+    more = [f"and {len(names) - MAX_NAMED} more"] if len(names) > MAX_NAMED else []
+    return names[:MAX_NAMED] + more
 
 
 def _lines(file: BinaryIO, rules: InputRules) -> Iterator[tuple[int, int, bytes]]:
@@ -93,6 +113,8 @@ def _lines(file: BinaryIO, rules: InputRules) -> Iterator[tuple[int, int, bytes]
     number = offset = 0
     while text := file.readline(longest + 1):
         number += 1
+        if offset == 0 and text.startswith(BOM):
+            text, offset = text[len(BOM) :], len(BOM)
         if text.strip():
             yield number, offset, text
         if len(text) > longest:
@@ -105,6 +127,14 @@ def _check(number: int, text: bytes, rules: InputRules, known: dict[str, int]) -
     if len(text) > rules.max_line_bytes:
         return _fault("line_too_long", f"more than {rules.max_line_bytes} bytes", number)
     try:
+        text.decode("utf-8")  # all of it: the body is not looked into here
+    except UnicodeDecodeError as error:
+        return _fault(
+            "invalid_json_line",
+            f"not UTF-8 (byte {error.start} of the line); save the file as UTF-8",
+            number,
+        )
+    try:
         line = msgspec.json.decode(text, type=RequestLine)
         custom_id = line.custom_id.encode("utf-8").decode()
         if len(bytes(line.body)) > rules.max_body_bytes:
@@ -112,6 +142,7 @@ def _check(number: int, text: bytes, rules: InputRules, known: dict[str, int]) -
                 "body_too_large", f"more than {rules.max_body_bytes} bytes", number, "body"
             )
         body = msgspec.json.decode(line.body, type=_Body)
+        unknown = _unknown_in(text)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         return _fault("invalid_json_line", str(error) or "nested too deeply", number)
     if not custom_id or len(custom_id) > MAX_CUSTOM_ID:
@@ -123,6 +154,9 @@ def _check(number: int, text: bytes, rules: InputRules, known: dict[str, int]) -
             "duplicate_custom_id", f"line {known[custom_id]} has it, too", number, "custom_id"
         )
     known[custom_id] = number
+    if unknown and rules.refuses_unknown:
+        names = ", ".join(unknown)
+        return _fault("unknown_parameter", f"{names}: no effect here; leave it out", number)
     if line.method != "POST":
         return _fault("invalid_method", "the only method is POST", number, "method")
     if line.url != rules.endpoint:

@@ -7,16 +7,14 @@ batches. What takes the disk's time runs in one thread, one thing after the othe
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import structlog
 from sqlalchemy.exc import DatabaseError
 
-from service.batches.disk_faults import FIRST_WAIT_S, LONGEST_WAIT_S, reason_of
+from service.batches.disk_faults import reason_of
 from service.batches.errors import FolderTakenError, StorageError
 from service.batches.expiry import Expiry
 from service.batches.file_store import Page
@@ -28,6 +26,7 @@ from service.batches.records import (
     LineCounts,
     Purpose,
 )
+from service.batches.reopening import Reopening
 from service.batches.runner import BatchRunner, RunLimits
 from service.batches.uploads import Upload
 from service.errors import ConflictError, NotFoundError
@@ -36,9 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from service.batches.runner import Execute
-
-log = structlog.get_logger(__name__)
+    from service.batches.attempts import Execute
 
 T = TypeVar("T")
 
@@ -66,7 +63,7 @@ class BatchKeeper:
         self._runner: BatchRunner | None = None
         self._execute: Execute | None = None
         self._expiry = Expiry(self._remove_expired)
-        self._opening_again: asyncio.Task[None] | None = None
+        self._reopening = Reopening(folder, self._open)
         self._is_closed = False
 
     @property
@@ -92,28 +89,20 @@ class BatchKeeper:
 
     @property
     def is_unavailable(self) -> bool:
-        """Whether the folder could not be opened, so that nothing of its batches is done."""
-        return self._opened is None and self._opening_again is not None
+        """Whether the folder could not be opened yet, so that nothing of its batches is done."""
+        return self._opened is None and self._reopening.is_waiting
 
     async def start(self, execute: Execute) -> None:
         """Go on with what is open; execute: what runs a line."""
         self._execute = execute
         if not (self._folder / DATABASE).exists():
             return  # nothing was ever left here
-        try:
-            await self._open()
-        except FolderTakenError as error:
-            log.error("batches_unavailable", reason=str(error))
-        except StorageError as error:
-            log.error("batches_unavailable", reason=str(error), outcome="it is tried again")
-            self._opening_again = asyncio.create_task(self._open_again())
+        await self._reopening.begin()
 
     async def close(self) -> None:
         """Put back what is under way, and let go of the folder."""
         self._is_closed = True
-        if self._opening_again is not None:
-            self._opening_again.cancel()
-            await asyncio.gather(self._opening_again, return_exceptions=True)
+        await self._reopening.close()
         await self._expiry.close()
         if self._runner is not None:
             await self._runner.close()
@@ -260,16 +249,6 @@ class BatchKeeper:
                 self._opened = opened
                 self._watch_expiry(opened)
             return self._opened
-
-    async def _open_again(self) -> None:
-        """Open the folder as soon as the disk lets it be, that batches go on."""
-        wait_s = FIRST_WAIT_S
-        while self._opened is None:
-            await asyncio.sleep(wait_s)
-            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
-            with contextlib.suppress(FolderTakenError, StorageError):
-                await self._open()
-        log.info("batches_available")
 
     def _watch_expiry(self, opened: Opened) -> None:
         loop = asyncio.get_running_loop()

@@ -10,56 +10,34 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import structlog
 
-from service.batches.disk_faults import Persistence
-from service.batches.input_lines import InputRules, read_body, read_lines
+from service.batches.attempts import Attempts
+from service.batches.disk_faults import DISK_FAULTS, Persistence, reason_of
+from service.batches.input_lines import InputRules, read_lines, read_request
 from service.batches.records import (
     BatchRecord,
     BatchStatus,
     LineCounts,
     LineFault,
     LineRecord,
-    LineResult,
 )
-from service.batches.result_lines import answered_line, failed_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from service.batches.attempts import Execute
     from service.batches.batch_store import BatchStore
     from service.batches.disk_faults import InThread
     from service.batches.file_store import FileStore
+    from service.batches.records import LineResult
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-
-MAX_ENGINE_DEATHS = 3  # that one line lives to see: it may be what they die of
-LONGEST_WAIT_S = 10.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What a request was answered."""
-
-    status: int
-    request_id: str
-    body: bytes  # JSON
-    is_for_later: bool = False  # it was not run for want of room, or of a model that is loaded
-    is_engine_dead: bool = False  # what ran it ended meanwhile
-    retry_after_s: float = 1.0
-    ignored: str | None = None  # names of what the request held in vain
-
-
-class Execute(Protocol):
-    """Runs one request as if it had come over the wire."""
-
-    async def __call__(self, url: str, body: bytes, owner: str, request_id: str) -> Answer:
-        """Return what it is answered; raises nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +47,7 @@ class RunLimits:
     max_at_once: int
     max_lines: int
     max_body_bytes: int
+    unknown_fields: Literal["warn", "strict", "ignore"] = "warn"  # of a line, beside its body
 
 
 @dataclass(slots=True)
@@ -77,6 +56,7 @@ class _Open:
 
     batch: BatchRecord
     disk: Persistence
+    attempts: Attempts
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
     has_failed: bool = False  # by a fault of ours: nothing of it is done before the next start
@@ -123,7 +103,9 @@ class BatchRunner:
 
     def add(self, batch: BatchRecord) -> None:
         """Begin with a batch, or go on with it."""
-        own = self._open[batch.id] = _Open(batch, Persistence(batch.id))
+        own = self._open[batch.id] = _Open(
+            batch, Persistence(batch.id), Attempts(batch, self._execute)
+        )
         own.task = asyncio.create_task(self._run_safely(own))
 
     def cancel(self, batch: BatchRecord) -> None:
@@ -183,12 +165,22 @@ class BatchRunner:
             completed=batch.num_completed,
             failed=batch.num_failed,
         )
+        await self._give_back_space()
+
+    async def _give_back_space(self) -> None:
+        """Make the database smaller that results were in; piece by piece, as others want it."""
+        try:
+            while await self._in_thread(self._batches.give_back_space):
+                pass
+        except DISK_FAULTS as error:  # what the next batch leaves is given back with it
+            log.warning("batch_space_kept", reason=reason_of(error))
 
     async def _validate(self, batch: BatchRecord, path: Path) -> BatchRecord:
         rules = InputRules(
             endpoint=batch.endpoint,
             max_lines=self._limits.max_lines,
             max_body_bytes=self._limits.max_body_bytes,
+            refuses_unknown=self._limits.unknown_fields == "strict",
         )
 
         def read() -> tuple[list[LineRecord], list[LineFault]]:
@@ -217,13 +209,17 @@ class BatchRunner:
         work = asyncio.create_task(self._feed(batch, path))
         stopped = asyncio.create_task(self._open[batch.id].stop.wait())
         limit_s = max(0.0, batch.expires_at - time.time())
+        end = "batch_put_back"
         try:
             await asyncio.wait(
                 (work, stopped), timeout=limit_s, return_when=asyncio.FIRST_COMPLETED
             )
+            end = "batch_cancelled" if stopped.done() else "batch_expired"
             if work.done():
                 work.result()
         finally:
+            if not work.done():  # one line for all its requests, which have none of their own
+                log.info(end, batch=batch.id, requests=self._open[batch.id].attempts.num_running)
             for task in (work, stopped):
                 task.cancel()
             await asyncio.gather(work, stopped, return_exceptions=True)
@@ -235,20 +231,24 @@ class BatchRunner:
             while lines:
                 for line in lines:
                     # First, as a file that cannot be read must not take a place from others.
-                    body = await self._on_disk(batch, partial(read_body, path, line))
+                    request = await self._on_disk(batch, partial(read_request, path, line))
                     await self._places.acquire()
-                    task = group.create_task(self._run_in_place(batch, line, body))
+                    task = group.create_task(self._run_in_place(batch, line, *request))
                     task.add_done_callback(lambda _: self._places.release())
                 lines = await self._unanswered(batch, lines[-1].number)
 
     async def _unanswered(self, batch: BatchRecord, after: int) -> list[LineRecord]:
         return await self._on_disk(batch, lambda: self._batches.unanswered(batch, after))
 
-    async def _run_in_place(self, batch: BatchRecord, line: LineRecord, body: bytes) -> None:
+    async def _run_in_place(
+        self, batch: BatchRecord, line: LineRecord, body: bytes, unknown: list[str]
+    ) -> None:
         counts = self.counts
         counts.num_running += 1
         try:
-            result = await self._run_line(batch, line, body)
+            result = await self._open[batch.id].attempts.result_of(
+                line, body, unknown if self._limits.unknown_fields == "warn" else ()
+            )
             await self._keep(batch, result)
         finally:
             counts.num_running -= 1
@@ -257,26 +257,6 @@ class BatchRunner:
             counts.num_failed += 1
         else:
             counts.num_completed += 1
-
-    async def _run_line(self, batch: BatchRecord, line: LineRecord, body: bytes) -> LineResult:
-        """Return what a line is answered, once it was not refused for the moment alone."""
-        request_id = f"{batch.id}-{line.number}"
-        num_deaths, wait_s = 0, 0.0
-        while True:
-            answer = await self._execute(batch.endpoint, body, batch.owner, request_id)
-            num_deaths += answer.is_engine_dead
-            if num_deaths == MAX_ENGINE_DEATHS:
-                message = f"the engine ended {num_deaths} times while it ran this request"
-                text = failed_line(line.custom_id, "engine_dead", message)
-                return LineResult(number=line.number, text=text, has_failed=True)
-            if not (answer.is_for_later or answer.is_engine_dead):
-                break
-            wait_s = min(max(2 * wait_s, answer.retry_after_s), LONGEST_WAIT_S)
-            await asyncio.sleep(wait_s)
-        text = answered_line(
-            line.custom_id, answer.status, answer.request_id, answer.body, answer.ignored
-        )
-        return LineResult(number=line.number, text=text, has_failed=answer.status != 200)
 
     async def _keep(self, batch: BatchRecord, result: LineResult) -> None:
         """Keep a result; an attempt that was begun ends, whatever becomes of the batch."""

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 # For so long another program's lock is waited for, and with it whoever wants the one thread.
 LOCKED_S = 0.5
+_PAGES_AT_ONCE = 512  # 2 MiB, in some 10 ms
 
 schema = MetaData()
 
@@ -115,7 +116,7 @@ def open_database(path: Path) -> Engine:
             _take_over(connection, path)
     except DatabaseError as error:
         engine.dispose()
-        raise StorageError(f"{path} cannot be used: {error.orig}") from error
+        raise StorageError(f"{path.name} cannot be used: {error.orig}") from error
     except StorageError:
         engine.dispose()
         raise
@@ -127,7 +128,7 @@ def _take_over(connection: Connection, path: Path) -> None:
     version = connection.execute(text("PRAGMA user_version")).scalar_one()
     if version not in (0, SCHEMA_VERSION):
         raise StorageError(
-            f"{path} was written by another version of this server (schema {version}); move it"
+            f"{path.name} was written by another version of this server (schema {version}); move it"
             " away, or set state_dir"
         )
     schema.create_all(connection)
@@ -135,5 +136,49 @@ def _take_over(connection: Connection, path: Path) -> None:
 
 
 def _prepare(connection: Any, _: object) -> None:
-    for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
+    for pragma in (
+        "auto_vacuum = INCREMENTAL",  # of a new one: first, as it is written with the first page
+        "journal_mode = WAL",
+        f"journal_size_limit = {_PAGES_AT_ONCE * 4096}",
+        "synchronous = NORMAL",
+        "foreign_keys = ON",
+    ):
         connection.execute(f"PRAGMA {pragma}").close()
+
+
+def used_bytes(connection: Connection) -> int:
+    """Return how much of its file the database uses; the rest is for what comes, or given back."""
+    num_pages = _number(connection, "page_count") - _number(connection, "freelist_count")
+    return num_pages * _number(connection, "page_size")
+
+
+def give_back(database: Engine) -> bool:
+    """Give some of what the file does not use back to the disk; return whether there is more."""
+    connection = database.raw_connection()
+    cursor = connection.cursor()
+
+    def num_free() -> int:
+        return int(cursor.execute("PRAGMA freelist_count").fetchone()[0])
+
+    try:
+        before = num_free()
+        # As a script, for `execute` takes one step of it, which is one page.
+        cursor.executescript(f"PRAGMA incremental_vacuum({_PAGES_AT_ONCE})")
+        after = num_free()
+        has_more = 0 < after < before  # one that an earlier version made keeps what it has
+        if not has_more and after < before:
+            shorten_log(database)
+        return has_more
+    finally:
+        cursor.close()
+        connection.close()
+
+
+def shorten_log(database: Engine) -> None:
+    """Have the database take in all of its log, which then needs no room."""
+    with database.connect() as connection:
+        connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)"))
+
+
+def _number(connection: Connection, pragma: str) -> int:
+    return int(connection.execute(text(f"PRAGMA {pragma}")).scalar_one())

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from service.batches.file_store import FileStore
 
 _WRITTEN_AT_ONCE = 1024 * 1024
+DATABASE_FREE = 256 * 1024  # bytes of the database that no bound is about: it has them when empty
 
 
 class Space:
     """How much files take together, and may: all, and each caller's.
 
+    What the database takes counts as files of all: results lie in it until their batch is over.
     Results are never refused, so that a caller's may take more than its share; the rest of what
     all may take is others' all the same.
     """
@@ -44,12 +46,11 @@ class Space:
                 f"your files together may take {share} bytes here, with batches' results"
                 " (max_files_size_per_caller); delete some that are not needed any more"
             )
-        others = {*self._files.num_bytes, *self._coming} - {owner}
-        taken = self._taken(owner) + sum(min(share, self._taken(other)) for other in others)
-        if taken + num_bytes > self._max_bytes:
+        if self._taken_beside(owner) + self._taken(owner) + num_bytes > self._max_bytes:
             raise BodyTooLargeError(
-                f"all callers' files together may take {self._max_bytes} bytes here"
-                " (max_files_size); delete some that are not needed any more, or ask others to"
+                f"all callers' files together may take {self._max_bytes} bytes here, with the"
+                " results of batches (max_files_size); delete some that are not needed any more,"
+                " ask others to, or wait until batches are over"
             )
         self._coming[owner] += num_bytes
 
@@ -66,6 +67,18 @@ class Space:
                 f"your files take {self._taken(owner)} bytes, at most {self._max_bytes_per_caller}"
                 " may be (max_files_size_per_caller); delete some that are not needed any more"
             )
+
+        if self._taken_beside(owner) + self._taken(owner) >= self._max_bytes:
+            raise ConflictError(
+                f"all callers' files and results take the {self._max_bytes} bytes that they may"
+                " (max_files_size); delete some, or wait until batches are over"
+            )
+
+    def _taken_beside(self, owner: str) -> int:
+        """Return how much is not there for an owner, whatever it does."""
+        others = {*self._files.num_bytes, *self._coming} - {owner}
+        files = sum(min(self._max_bytes_per_caller, self._taken(other)) for other in others)
+        return files + max(0, self._files.database_bytes - DATABASE_FREE)
 
     def _taken(self, owner: str) -> int:
         return self._files.num_bytes.get(owner, 0) + self._coming[owner]

@@ -172,7 +172,7 @@ class ReadingProcess:
             process = self._process = self._process or self._started()
             answer = process.ask({**self._asked, "grammar": grammar})
             if answer is None:
-                log.warning("form_reader_ended", reason=process.end())
+                log.warning("form_reader_ended", reason=process.end().words)
                 self._process = None
             elif "refused" in answer:
                 told = answer["refused"]

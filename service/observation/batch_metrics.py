@@ -49,7 +49,7 @@ class ObservedBatches(Protocol):
 
     @property
     def is_unavailable(self) -> bool:
-        """Whether the folder that keeps them cannot be opened for a fault of the disk."""
+        """Whether the folder that keeps them cannot be opened: for the disk, or another server."""
 
     @property
     def counts(self) -> ObservedLines:
@@ -70,7 +70,7 @@ def batch_families(batches: ObservedBatches) -> Iterator[Metric]:
     )
     yield gauge(
         "tetrad_batches_unavailable",
-        "1 while the folder of batches cannot be opened for a fault of the disk, else 0.",
+        "1 while the folder of batches cannot be opened (disk, or another server has it), else 0.",
         (),
         [((), int(batches.is_unavailable))],
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from engine.outputs import FinishReason
 from engine.statistics import REQUEST_BOUNDS_S, Histogram
-from service.observation.request_story import ABORTED, FAILED
+from service.observation.request_story import ABORTED, FAILED, comes_again
 
 if TYPE_CHECKING:
     from service.observation.request_record import RequestRecord
@@ -49,11 +49,13 @@ class RequestCounts:
         return counts
 
     def note(self, record: RequestRecord, story: RequestStory) -> None:
-        """Count a request that has ended."""
+        """Count a request that has ended; of one that comes again, only its tokens."""
         caller, tokens = record.caller, story.tokens
-        self.requests[record.endpoint, str(story.status), caller] += 1
+        is_to_come = comes_again(record)
+        if not is_to_come:
+            self.requests[record.endpoint, str(story.status), caller] += 1
         if tokens is None:
-            if record.is_refused_below:
+            if record.is_refused_below or is_to_come:
                 return
             if _is_refused(record, story):
                 self.rejections[story.outcome, caller] += 1

@@ -69,6 +69,7 @@ class RequestRecord:
     send_wait_s: float = 0.0  # for the client to take what was written
     status: int | None = None  # None while no answer has begun
     failure: str | None = None  # an error's code, or how else it was kept from its end
+    is_of_batch: bool = False  # which asks again for what was not run, and tells of its own end
     is_refused_below: bool = False  # by the connection, which counts what it refuses
     ended: float | None = None
 

@@ -71,6 +71,12 @@ def tell(record: RequestRecord, ended: float) -> RequestStory:
     return RequestStory(status, _outcome(record, status, tokens), ended - record.started, tokens)
 
 
+def comes_again(record: RequestRecord) -> bool:
+    """Whether a batch's request was not run to its end, which its batch tells of, or mends."""
+    is_cut_off = record.status is None and record.failure == CUT_OFF
+    return record.is_of_batch and (is_cut_off or record.status in (429, 503))
+
+
 def parts_of(record: RequestRecord, story: RequestStory) -> dict[str, float]:
     """Say where a request's time went, in seconds; sending goes on while tokens are made."""
     ended, tokens = record.started + story.total_s, story.tokens

@@ -14,6 +14,7 @@ TextError
 ├── InfillSettingError           the operator's choice of an order is none of the variant's
 ├── InfillingNotSupportedError   the variant cannot infill; the message says why, and what works
 ├── TemplateFailedError          the checkpoint's template broke or went past its limits
+│   └── TemplateInterruptedError   its process was ended from outside; asked again, it may work
 ├── TemplateSettingError         the operator's choice of a template names none that works
 ├── TokenizerFailedError         the checkpoint's tokenizer broke on a text, or takes too long
 └── UnsupportedTokenizerError    the tokenizer cannot be used as it was loaded
@@ -85,6 +86,10 @@ class BaseModelError(ChatNotSupportedError):
 
 class TemplateFailedError(TextError):
     """The chat template itself is at fault, not the messages."""
+
+
+class TemplateInterruptedError(TemplateFailedError):
+    """The template's process was ended from outside, or got no time: nobody's fault here."""
 
 
 class TemplateSettingError(TextError):

@@ -14,8 +14,12 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from service.line_process import LineProcess
-from service.text.errors import InvalidMessagesError, TemplateFailedError
+from service.line_process import Ending, LineProcess
+from service.text.errors import (
+    InvalidMessagesError,
+    TemplateFailedError,
+    TemplateInterruptedError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,7 +56,8 @@ class TemplateSandbox:
         `EXTRA_CHARS` more.
 
         Raises InvalidMessagesError where the template refuses them by itself, TemplateFailedError
-        where it breaks or goes past its limits.
+        where it breaks or goes past its limits, of that TemplateInterruptedError where its process
+        was ended from outside.
         """
         max_chars = CHARS_PER_CHAR * num_chars + EXTRA_CHARS
         with self._lock:
@@ -77,10 +82,7 @@ class TemplateSandbox:
         answer = worker.ask({**request, "cpu_s": self._cpu_s})
         if answer is None:
             self._worker = None
-            raise TemplateFailedError(
-                f"the chat template was stopped: {worker.end()} (allowed: {self._cpu_s:g} s); "
-                "the checkpoint's template needs mending"
-            )
+            raise _why(worker.end(), self._cpu_s)
         if "refused" in answer:
             raise InvalidMessagesError(
                 f"the chat template refuses these messages: {answer['refused'][:MAX_WORDS]}"
@@ -88,3 +90,21 @@ class TemplateSandbox:
         if "failed" in answer:
             raise TemplateFailedError(f"the chat template failed: {answer['failed'][:MAX_WORDS]}")
         return answer
+
+
+def _why(end: Ending, cpu_s: float) -> TemplateFailedError:
+    """Say why a template's process has ended. cpu_s: what it was allowed."""
+    if end.is_late:
+        return TemplateInterruptedError(
+            f"the chat template's process gave no answer within {WALL_S:.0f} s, and had less than"
+            f" {cpu_s:g} s of the processor: this machine is too busy; try again"
+        )
+    if end.was_from_outside:
+        return TemplateInterruptedError(
+            f"the chat template's process was ended from outside by {end.signal_name}, as by a"
+            " system without memory; try again"
+        )
+    return TemplateFailedError(
+        f"the chat template was stopped: {end.words} (allowed: {cpu_s:g} s); the checkpoint's"
+        " template needs mending"
+    )

@@ -36,7 +36,7 @@ COMPLETIONS = "/v1/completions"
 
 
 def limits(**changes: Any) -> KeeperLimits:
-    own = {"max_at_once": 4, "max_lines": 100, "max_body_bytes": 10_000}
+    own = {"max_at_once": 4, "max_lines": 100, "max_body_bytes": 10_000, "unknown_fields": "warn"}
     own |= {name: changes.pop(name) for name in list(changes) if name in own}
     sizes = {
         "max_file_bytes": 100_000,

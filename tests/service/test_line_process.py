@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from service.line_process import LineProcess
+from service.line_process import Ending, LineProcess
 from tests.watching import is_running
 
 ECHO = """
@@ -51,14 +51,21 @@ def test_each_line_is_answered_without_our_environment(program, monkeypatch):
 def test_a_process_that_ends_or_is_late_is_no_answer_and_says_why(program):
     process = LineProcess(program, wall_s=20)
     assert process.ask({"end": True}) is None
-    assert process.end() == "its process ended with status 3"
+    assert process.end().words == "its process ended with status 3"
     late = LineProcess(program, wall_s=0.2)
     assert late.ask({"sleep": True}) is None
-    assert late.end() == "no answer within 0 s, or too little memory on this machine"
+    assert late.end().words == "its answer did not come in time"
     killed = LineProcess(program, wall_s=20)
     os.kill(killed.pid, signal.SIGPROF)
     assert killed.ask({}) is None
-    assert killed.end() == "it used up its processor time"
+    assert killed.end().words == "it used up its processor time"
+    ended = LineProcess(program, wall_s=20)
+    os.kill(ended.pid, signal.SIGTERM)
+    assert ended.ask({}) is None
+    end = ended.end()
+    assert end.was_from_outside
+    assert end.words == "it was ended from outside by SIGTERM"
+    assert not Ending(-signal.SIGKILL, is_late=True).was_from_outside  # we did that
 
 
 def test_what_the_process_started_ends_with_it(program):

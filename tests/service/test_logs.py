@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 import structlog
 
+from service.api.form_bodies import FormReader
+from service.errors import InvalidFormError
 from service.logs import set_up_logs
 from service.observation.line_writer import LineWriter
 from service.settings import Settings
@@ -39,6 +41,16 @@ def test_lines_of_ours_and_of_libraries_are_handed_to_the_writer_and_flushed_at_
         ("begun", "info"),
         ("careful", "warning"),
     ]
+
+
+def test_a_form_that_cannot_be_read_is_told_to_who_sent_it_alone():
+    out = io.StringIO()
+    set_up_logs(Settings(log_format="json"), writer=LineWriter(out))
+    with pytest.raises(InvalidFormError):
+        FormReader(b"x").push(b"--y\r\n")
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+    assert out.getvalue() == ""
 
 
 def test_a_line_that_cannot_be_formed_fails_nothing():

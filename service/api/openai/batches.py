@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 MAX_WINDOW_S = 14 * 86_400
 MAX_METADATA = 16
 _SECONDS = {"h": 3600, "d": 86_400}
+_WINDOW = r"^[0-9]{1,3}[hd]$"
 _MAX_EMPTY_BODY = 64
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=128)]
@@ -47,8 +49,9 @@ class BatchRequest(RequestModel):
 
     input_file_id: Id = Field(description="The file with the requests, one JSON object a line.")
     endpoint: Id = Field(description="Where all of them go, such as /v1/chat/completions.")
-    completion_window: Annotated[str, StringConstraints(pattern=r"^[0-9]{1,3}[hd]$")] = Field(
+    completion_window: str = Field(
         "24h",
+        json_schema_extra={"pattern": _WINDOW},
         description="How long it may take, as in `24h` or `7d`; 14 days at most. What was not run"
         " by then is told among the errors.",
     )
@@ -159,10 +162,11 @@ _BATCHED = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/resp
 def _values(request: BatchRequest) -> dict[str, Any]:
     """Return the columns of a new batch."""
     window, now = request.completion_window, int(time.time())
-    window_s = int(window[:-1]) * _SECONDS[window[-1]]
+    is_time = re.fullmatch(_WINDOW, window) is not None
+    window_s = int(window[:-1]) * _SECONDS[window[-1]] if is_time else 0
     if not 0 < window_s <= MAX_WINDOW_S:
         raise InvalidFieldError(
-            "completion_window: give 1h to 14d, as in 24h", param="completion_window"
+            "completion_window: give a time as 24h or 7d, from 1h to 14d", param="completion_window"
         )
     expiry = request.output_expires_after
     return {

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,8 +11,12 @@ from engine.errors import EngineDeadError, QueueFullError
 from engine.transport.backlog import Backlog, QueueLimits
 from service.api.application import create_app
 from service.api.inner_calls import InnerCalls
+from service.errors import UnavailableError
+from service.observation.observation import Observation
+from service.observation.request_log import RequestLog
 from service.server.lifecycle import Lifecycle
 from service.team.keys import ApiKeys
+from service.text.errors import TemplateInterruptedError
 from tests.engine.fake_engine import FakeEngine as ComputingEngine
 from tests.service.fakes import (
     ByteTokenizer,
@@ -23,7 +28,7 @@ from tests.service.fakes import (
 )
 
 if TYPE_CHECKING:
-    from service.batches.runner import Answer
+    from service.batches.attempts import Answer
 
 URL = "/v1/completions"
 
@@ -51,7 +56,7 @@ def test_a_request_is_answered_as_over_the_wire_without_a_key(engine):
     assert json.loads(answer.body)["choices"][0]["text"] == "yes"
     assert answer.request_id == "own-id"
     assert not (answer.is_for_later)
-    assert not (answer.is_engine_dead)
+    assert answer.ended is None
 
 
 def test_it_runs_in_the_background(engine):
@@ -87,13 +92,14 @@ def test_names_without_effect_come_with_the_answer():
 def test_what_an_engine_cannot_do_now_is_for_later(engine):
     engine.refusal = QueueFullError("full", retry_after_s=7)
     answer = call(engine)
-    assert (answer.is_for_later, answer.is_engine_dead, answer.retry_after_s) == (True, False, 7)
+    assert (answer.is_for_later, answer.ended, answer.retry_after_s) == (True, None, 7)
+    assert (answer.stands, answer.reason) == (False, "full")
 
 
 def test_an_engine_that_died_is_told_apart(engine):
     engine.fails_after, engine.failure = 1, EngineDeadError("the engine has stopped")
     answer = call(engine)
-    assert (answer.is_for_later, answer.is_engine_dead) == (False, True)
+    assert (answer.is_for_later, answer.ended, answer.stands) == (False, "engine_dead", False)
 
 
 def test_a_broken_application_is_an_error_of_the_line():
@@ -103,6 +109,69 @@ def test_a_broken_application_is_an_error_of_the_line():
     answer = asyncio.run(InnerCalls(broken)(URL, b"{}", "somebody", "own-id"))
     assert answer.status == 500
     assert json.loads(answer.body)["error"]["type"] == "server_error"
+
+
+def observed(engine: FakeEngine, *, is_left: bool = False) -> tuple[Observation, list[str]]:
+    """Run one request; is_left: stop it while it is answered."""
+    lines: list[str] = []
+    observation = Observation(RequestLog(lines.append, as_json=True, slow_s=60))
+    models = FakeModels(served_model(engine, ByteTokenizer()))
+    context = replace(api_context(Lifecycle(models), models), observation=observation)
+    calls = InnerCalls(create_app(context, ApiKeys("sk-secret")))
+
+    async def run() -> None:
+        task = asyncio.create_task(calls(URL, b'{"prompt": "hi"}', "somebody", "own-id"))
+        if is_left:
+            while not engine.running:
+                await asyncio.sleep(0)
+            task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(run())
+    return observation, lines
+
+
+def test_what_is_answered_is_counted_and_logged_as_its_callers(engine):
+    observation, lines = observed(engine)
+    assert dict(observation.counts.requests) == {(URL, "200", "somebody"): 1}
+    assert len(lines) == 1
+
+
+@pytest.mark.parametrize(
+    "refusal", [QueueFullError("full", retry_after_s=1), UnavailableError("no", retry_after_s=1)]
+)
+def test_what_was_not_run_for_the_moment_is_neither_counted_nor_logged(engine, refusal):
+    engine.refusal = refusal
+    observation, lines = observed(engine)
+    assert (dict(observation.counts.requests), lines) == ({}, [])
+    assert dict(observation.counts.rejections) == {}
+
+
+def test_what_an_engine_died_of_counts_with_its_tokens_alone(engine):
+    engine.fails_after, engine.failure = 1, EngineDeadError("the engine has stopped")
+    observation, lines = observed(engine)
+    assert (dict(observation.counts.requests), lines) == ({}, [])
+    assert observation.counts.tokens["generated", "somebody"] > 0
+
+
+def test_what_its_batch_stops_has_no_line_of_its_own(engine):
+    engine.delay_s = 10
+    observation, lines = observed(engine, is_left=True)
+    assert (dict(observation.counts.requests), lines) == ({}, [])
+
+
+def test_a_fault_of_the_servers_own_is_counted_and_logged(engine):
+    engine.refusal = ZeroDivisionError()
+    observation, lines = observed(engine)
+    assert dict(observation.counts.requests) == {(URL, "500", "somebody"): 1}
+    assert len(lines) == 1
+
+
+def test_a_template_whose_process_was_killed_is_asked_again(engine):
+    engine.refusal = TemplateInterruptedError("its process was ended from outside")
+    answer = call(engine)
+    assert (answer.status, answer.ended, answer.stands) == (503, "template_interrupted", False)
+    assert answer.retry_after_s >= 1
 
 
 def test_nothing_of_it_can_be_asked_for_over_the_wire():

@@ -88,6 +88,22 @@ def test_answered_lines_are_not_given_out_again(store):
     assert seen == [number for number in range(1, 251) if number not in (1, 2, 120)]
 
 
+def test_results_count_as_room_that_is_taken_until_their_batch_is_over(store, files, tmp_path):
+    batch = begun(store, 40)
+    files.measure()
+    empty = files.database_bytes
+    for number in range(1, 41):
+        text = json.dumps({"custom_id": f"r{number}", "text": "x" * 50_000}).encode()
+        store.answer(batch, LineResult(number=number, text=text, has_failed=False))
+    assert files.database_bytes > empty + 40 * 50_000
+    assert (tmp_path / "db").stat().st_size + (tmp_path / "db-wal").stat().st_size > 2_000_000
+    store.finish(store.get(batch.id), BatchStatus.COMPLETED)
+    assert files.database_bytes < empty + 100_000
+    while store.give_back_space():
+        pass
+    assert (tmp_path / "db").stat().st_size < 500_000
+
+
 def test_a_line_has_one_answer_and_is_counted_once(store, files):
     batch = begun(store, 2)
     answer(store, batch, 1)

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from service.batches.input_lines import (
+    BOM,
     MAX_CUSTOM_ID,
     MAX_FAULTS,
     InputRules,
-    read_body,
     read_lines,
+    read_request,
 )
 from tests.service.kept_batches import COMPLETIONS, jsonl, line
 
@@ -38,7 +40,7 @@ def test_each_line_is_found_again_by_where_it_lies(read, tmp_path):
     assert faults == []
     assert [each.custom_id for each in found] == ["r1", "r2", "r3"]
     assert [each.number for each in found] == [1, 3, 5]  # blank ones count as lines
-    assert [json.loads(read_body(tmp_path / "file", each)) for each in found] == bodies
+    assert [json.loads(read_request(tmp_path / "file", each)[0]) for each in found] == bodies
 
 
 def test_a_last_line_without_its_end_counts(read):
@@ -52,7 +54,7 @@ def test_a_body_is_kept_as_it_was_written(read, tmp_path):
     body = '{"prompt": "a", "prompt" : "b", "temperature": 1e0}'
     text = f'{{"custom_id": "a", "method": "POST", "url": "{COMPLETIONS}", "body": {body}}}'
     (found,), _ = read(text.encode())
-    assert read_body(tmp_path / "file", found).decode() == body
+    assert read_request(tmp_path / "file", found) == (body.encode(), [])
 
 
 def wrong(**changes: Any) -> bytes:
@@ -81,7 +83,7 @@ def wrong(**changes: Any) -> bytes:
         (wrong(body=None), "invalid_json_line", None),
         (wrong(body={"prompt": "a" * 1000}), "body_too_large", "body"),
         (wrong(body={"stream": True}), "stream_not_supported", "body.stream"),
-        (wrong(more=1), "invalid_json_line", None),
+        (wrong(body={"prompt": "?"}).replace(b"?", b"\xff"), "invalid_json_line", None),
     ],
 )
 def test_what_is_wrong_with_a_line_is_told_with_its_number(read, text, code, param):
@@ -89,6 +91,49 @@ def test_what_is_wrong_with_a_line_is_told_with_its_number(read, text, code, par
     (fault,) = faults
     assert (fault.line, fault.code, fault.param) == (2, code, param)
     assert len(fault.message) <= 200
+
+
+@pytest.mark.parametrize("content", [jsonl(line("a"), line("b")), b"\n" + jsonl(line("a"))])
+def test_a_byte_order_mark_is_no_part_of_the_first_line(read, tmp_path, content):
+    found, faults = read(BOM + content)
+    assert faults == []
+    for each in found:
+        assert json.loads(read_request(tmp_path / "file", each)[0])["prompt"] == "hi"
+    assert read(content + BOM + content)[1] != [], "only at the beginning of a file"
+
+
+def test_a_line_that_is_not_utf_8_says_where(read):
+    text = wrong(body={"prompt": "?"}).replace(b"?", b"\xff")
+    _, (fault,) = read(text)
+    where = text.index(b"\xff")
+    assert fault.message == f"not UTF-8 (byte {where} of the line); save the file as UTF-8"
+    _, faults = read(jsonl(line("b")).decode().encode("utf-16"))
+    assert faults[0].message == "not UTF-8 (byte 0 of the line); save the file as UTF-8"
+
+
+def test_what_means_nothing_beside_a_body_is_named_and_no_fault(read, tmp_path):
+    odd = {**line("a"), "priority": 3, "id": None, "x" * 100: 1, **dict.fromkeys("abcdefghij", 0)}
+    (found,), faults = read(jsonl(odd))
+    assert faults == []
+    _, unknown = read_request(tmp_path / "file", found)
+    assert unknown[:2] == ["line.priority", "line." + "x" * 64]
+    assert (len(unknown), unknown[-1]) == (11, "and 2 more")
+
+
+def test_it_is_refused_by_name_where_that_is_the_policy(tmp_path):
+    (tmp_path / "file").write_bytes(jsonl({**line("a"), "priority": 3, "id": None}))
+    strict = replace(RULES, refuses_unknown=True)
+    _, (fault,) = read_lines(tmp_path / "file", strict)
+    assert (fault.line, fault.code) == (1, "unknown_parameter")
+    assert fault.message == "line.priority: no effect here; leave it out"
+
+
+def test_a_name_that_is_no_text_is_no_crash(read, tmp_path):
+    text = jsonl(line("a")).replace(b'{"custom', b'{"\\ud800": 1, "custom', 1)
+    found, faults = read(text)
+    for each in found:
+        json.dumps(read_request(tmp_path / "file", each)[1]).encode()
+    assert len(found) + len(faults) == 1
 
 
 def test_a_custom_id_that_stands_twice_names_the_first_line_with_it(read):

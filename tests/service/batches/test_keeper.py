@@ -7,12 +7,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from service.batches import folder as folder_module
-from service.batches import keeper as keeper_module
+from service.batches import reopening
+from service.batches.attempts import Answer
 from service.batches.errors import FolderTakenError, StorageError
 from service.batches.file_store import Page
 from service.batches.keeper import BatchKeeper
 from service.batches.records import BatchStatus, Purpose
-from service.batches.runner import Answer
 from service.errors import BodyTooLargeError, ConflictError, NotFoundError
 from tests.service.kept_batches import COMPLETIONS, empty, fill, jsonl, limits, line
 
@@ -267,7 +267,7 @@ def test_files_that_expired_while_no_server_ran_go_at_the_next_start(tmp_path):
 
 
 def test_batches_go_on_once_a_folder_that_could_not_be_opened_can(tmp_path, monkeypatch):
-    monkeypatch.setattr(keeper_module, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(reopening, "FIRST_WAIT_S", 0.01)
 
     async def check() -> None:
         first = BatchKeeper(tmp_path, limits())
@@ -296,6 +296,48 @@ def test_batches_go_on_once_a_folder_that_could_not_be_opened_can(tmp_path, monk
         asyncio.run(check())
     told = [each["event"] for each in logs if "availab" in each["event"]]
     assert told == ["batches_unavailable", "batches_available"]
+
+
+def test_the_next_server_takes_batches_over_by_itself_once_the_one_before_has_ended(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(reopening, "TAKEN_WAIT_S", 0.01)
+
+    async def check() -> None:
+        first = BatchKeeper(tmp_path, limits())
+        await first.start(never)
+        batch = await first.create_batch("me", values(await kept(first, jsonl(line("a")))))
+        second = BatchKeeper(tmp_path, limits())
+        await second.start(answer)
+        await asyncio.sleep(0.1)  # tried some times meanwhile
+        assert second.is_unavailable
+        await first.close()
+        await until(lambda: not second.is_unavailable)
+        await until(lambda: second.num_open_batches == 0)
+        assert (await second.batch("me", batch.id)).status is BatchStatus.COMPLETED
+        await second.close()
+
+    with capture_logs() as logs:
+        asyncio.run(check())
+    told = [each for each in logs if "availab" in each["event"]]
+    assert [each["event"] for each in told] == ["batches_unavailable", "batches_available"]
+    assert (told[0]["log_level"], told[0]["folder"]) == ("warning", str(tmp_path))
+
+
+def test_callers_are_not_told_where_files_lie(tmp_path):
+    (tmp_path / "file").write_text("")
+
+    async def check() -> None:
+        for folder in (tmp_path / "file" / "state", tmp_path):
+            (tmp_path / "batches.sqlite").write_bytes(b"no database at all" * 100)
+            keeper = BatchKeeper(folder, limits())
+            await keeper.start(answer)
+            with pytest.raises(StorageError) as told:
+                await keeper.begin_upload("me")
+            assert str(tmp_path) not in str(told.value)
+            await keeper.close()
+
+    asyncio.run(check())
 
 
 def test_a_folder_that_stays_unusable_does_not_keep_the_server_from_ending(tmp_path):

@@ -13,11 +13,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from service.batches import disk_faults
+from service.batches.attempts import MAX_ENDS, Answer
 from service.batches.batch_store import BatchStore
 from service.batches.file_store import FileStore
 from service.batches.input_lines import InputRules, read_lines
 from service.batches.records import BatchStatus, FileRecord, Purpose
-from service.batches.runner import MAX_ENGINE_DEATHS, Answer, BatchRunner, RunLimits
+from service.batches.runner import BatchRunner, RunLimits
 from service.batches.tables import open_database
 from tests.service.kept_batches import COMPLETIONS, empty, fill, jsonl, line
 
@@ -233,9 +234,9 @@ def test_a_line_that_engines_die_of_is_given_up(tmp_path):
     async def check() -> None:
         echo = Echo()
         dead = Answer(
-            status=503, request_id="r", body=b"{}", is_engine_dead=True, retry_after_s=0.01
+            status=503, request_id="r", body=b"{}", ended="engine_dead", retry_after_s=0.01
         )
-        echo.refusals = [dead] * MAX_ENGINE_DEATHS
+        echo.refusals = [dead] * MAX_ENDS
         async with bench_of(tmp_path, echo) as bench:
             done = await bench.run(lines("a"))
             assert (done.num_completed, done.num_failed) == (0, 1)
@@ -243,6 +244,34 @@ def test_a_line_that_engines_die_of_is_given_up(tmp_path):
             assert json.loads(text)["error"]["code"] == "engine_dead"
 
     asyncio.run(check())
+
+
+def test_a_batch_that_is_over_gives_the_disk_its_room_back(tmp_path):
+    async def check() -> None:
+        async with bench_of(tmp_path) as bench:
+            many = [line(f"id {i}", prompt=str(i), pad="x" * 800) for i in range(99)]
+            done = await bench.run(jsonl(*(many)))
+            assert done.num_completed == 99
+            with bench.database.connect() as connection:
+                free = connection.exec_driver_sql("PRAGMA freelist_count").scalar_one()
+            assert free == 0
+
+    asyncio.run(check())
+
+
+def test_room_that_cannot_be_given_back_is_no_fault_of_the_batch(tmp_path, monkeypatch):
+    def full() -> bool:
+        raise OSError(28, "No space left on device")
+
+    async def check() -> None:
+        async with bench_of(tmp_path) as bench:
+            monkeypatch.setattr(bench.batches, "give_back_space", full)
+            assert (await bench.run(lines("a"))).status is BatchStatus.COMPLETED
+            assert bench.runner.num_open == 0
+
+    with capture_logs() as logs:
+        asyncio.run(check())
+    assert [each["event"] for each in logs] == ["batch_runs", "batch_over", "batch_space_kept"]
 
 
 async def until(is_so: Callable[[], bool]) -> None:

@@ -10,7 +10,7 @@ from service.batches.errors import StorageError
 from service.batches.file_store import FileStore, Page
 from service.batches.records import Purpose
 from service.batches.tables import open_database
-from service.batches.uploads import Space, Upload
+from service.batches.uploads import DATABASE_FREE, Space, Upload
 from service.errors import BodyTooLargeError, ConflictError
 from tests.service.kept_batches import fill
 
@@ -35,6 +35,21 @@ async def at_once(work: Callable[[], Any]) -> Any:
 def upload_to(files: FileStore) -> Upload:
     space = Space(files, 100 * MEGABYTE, 100 * MEGABYTE)
     return Upload(files, space, at_once, owner="me", max_bytes=100 * MEGABYTE)
+
+
+def test_what_the_database_takes_is_not_there_for_files(files):
+    space = Space(files, MEGABYTE, MEGABYTE)
+    files.database_bytes = DATABASE_FREE
+    space.take("me", MEGABYTE)
+    space.give_back("me", MEGABYTE)
+    files.database_bytes += 1000
+    with pytest.raises(BodyTooLargeError, match="results of batches"):
+        space.take("me", MEGABYTE - 999)
+    space.take("me", MEGABYTE - 1000)
+    with pytest.raises(ConflictError, match="wait until batches are over"):
+        space.require_some("other")
+    files.database_bytes -= 1
+    space.require_some("other")
 
 
 def test_content_goes_to_the_disk_as_it_comes(files, tmp_path):

@@ -12,7 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from service.text.errors import InvalidMessagesError, TemplateFailedError
+from service.text.errors import (
+    InvalidMessagesError,
+    TemplateFailedError,
+    TemplateInterruptedError,
+)
 from service.text.sandbox import EXTRA_CHARS, TemplateSandbox
 from tests.watching import is_running
 
@@ -129,9 +133,25 @@ def test_a_text_may_be_longer_than_its_contents_but_not_much(sandbox):
 def test_a_killed_process_is_replaced(sandbox):
     template = sandbox("ok")
     os.kill(template._worker._process.pid, signal.SIGKILL)
-    with pytest.raises(TemplateFailedError, match="stopped"):
+    with pytest.raises(TemplateInterruptedError, match="from outside by SIGKILL"):
         template.render({}, num_chars=0)
     assert template.render({}, num_chars=0) == "ok"
+
+
+def test_one_that_gets_no_time_is_no_fault_of_the_templates(sandbox):
+    template = sandbox("ok")
+    os.kill(template._worker._process.pid, signal.SIGSTOP)
+    template._worker._wall_s = 0.05
+    with pytest.raises(TemplateInterruptedError, match="too busy"):
+        template.render({}, num_chars=0)
+    assert template.render({}, num_chars=0) == "ok"
+
+
+def test_one_that_takes_all_its_time_is_at_fault_itself(sandbox):
+    template = sandbox("{% if go %}" + ENDLESS[0] + "{% endif %}", cpu_s=0.1)
+    with pytest.raises(TemplateFailedError, match="used up its processor time") as told:
+        template.render({"go": True}, num_chars=0)
+    assert not isinstance(told.value, TemplateInterruptedError)
 
 
 def test_closing_ends_the_process(sandbox):

@@ -14,7 +14,9 @@ from tests.service.kept_batches import batching, jsonl, line
 def test_requests_are_answered_and_their_results_are_lines(tmp_path):
     async def check() -> None:
         async with batching(tmp_path) as client:
-            content = jsonl(line("good"), line("bad", temperature=9), line("odd", made_up=1))
+            content = jsonl(
+                line("good"), line("bad", temperature=9), {**line("odd", made_up=1), "priority": 3}
+            )
             batch = await client.run(content, metadata={"job": "nightly"})
             assert (batch["object"], batch["status"]) == ("batch", "completed")
             assert batch["request_counts"] == {"total": 3, "completed": 2, "failed": 1}
@@ -23,7 +25,7 @@ def test_requests_are_answered_and_their_results_are_lines(tmp_path):
             good, odd = await client.results(batch["output_file_id"])
             assert (good["custom_id"], good["response"]["status_code"]) == ("good", 200)
             assert good["response"]["body"]["choices"][0]["text"] == "yes"
-            assert odd["response"]["ignored_params"] == "made_up"
+            assert odd["response"]["ignored_params"] == "made_up, line.priority"
             (bad,) = await client.results(batch["error_file_id"])
             assert bad["response"]["status_code"] == 400
             assert bad["response"]["body"]["error"]["param"] == "temperature"
@@ -101,6 +103,10 @@ def test_a_batch_is_cancelled_and_keeps_what_was_answered(tmp_path):
         ({"completion_window": "15d"}, 400, "completion_window"),
         ({"completion_window": "soon"}, 400, "completion_window"),
         ({"completion_window": "²4h"}, 400, "completion_window"),
+        ({"completion_window": "24 hours"}, 400, "completion_window"),
+        ({"completion_window": "24h\n"}, 400, "completion_window"),
+        ({"completion_window": "9" * 5000 + "h"}, 400, "completion_window"),
+        ({"completion_window": 24}, 400, "completion_window"),
         ({"metadata": {str(number): "x" for number in range(17)}}, 400, "metadata"),
         ({"metadata": {"a": "x" * 513}}, 400, "metadata.a"),
         ({"metadata": {"a": 5}}, 400, "metadata.a"),
@@ -117,6 +123,30 @@ def test_what_is_wrong_with_a_batch_is_named(tmp_path, fields, status, param):
             if param is not None:
                 assert answer.json()["error"]["param"].startswith(param.partition(".")[0])
             assert (await client.http.get("/v1/batches")).json()["data"] == []
+
+    asyncio.run(check())
+
+
+def test_a_window_is_asked_for_in_words(tmp_path):
+    async def check() -> None:
+        async with batching(tmp_path) as client:
+            answer = await client.create("file-0", completion_window="24 hours")
+            assert "give a time as 24h or 7d" in answer.json()["error"]["message"]
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("policy", ["strict", "ignore"])
+def test_what_means_nothing_in_a_line_is_dealt_with_by_the_policy(tmp_path, policy):
+    async def check() -> None:
+        async with batching(tmp_path, unknown_fields=policy) as client:
+            batch = await client.run(jsonl({**line("a"), "priority": 3}))
+            if policy == "strict":
+                (fault,) = batch["errors"]["data"]
+                assert (fault["code"], fault["line"]) == ("unknown_parameter", 1)
+            else:
+                (result,) = await client.results(batch["output_file_id"])
+                assert "ignored_params" not in result["response"]
 
     asyncio.run(check())
 
