@@ -107,7 +107,8 @@ def _copy(values: Tensor, section: Section) -> Tensor:
 def read_result(batch: ScheduledBatch, step: StepResult) -> SampledTokens:
     """Sort rows into sequences, and cut drafts off where they were not what was sampled.
 
-    step: in the host's memory.
+    Also before a row that left nothing to pick, as behind the token that completes a form: what
+    came before it counts. step: in the host's memory.
     """
     told = {
         sequence_id: to_prompt_logprobs(rows) for sequence_id, rows in step.prompt_logprobs.items()
@@ -127,13 +128,31 @@ def read_result(batch: ScheduledBatch, step: StepResult) -> SampledTokens:
             token_ids[chunk.sequence_id] = tuple(tokens[row:stop])
             rows_of[chunk.sequence_id] = row, stop
             row += chunk.num_samples
-    return SampledTokens(
-        token_ids,
-        _sequences_with_any(~step.rows.is_finite, rows_of),
-        _sequences_with_any(~step.rows.has_choice, rows_of),
-        _read_logprobs(step, rows_of),
-        told,
-    )
+    failed = _sequences_with_any(~step.rows.is_finite, rows_of)
+    no_candidates = _cut_before_dead_ends(step.rows.has_choice, token_ids, rows_of)
+    return SampledTokens(token_ids, failed, no_candidates, _read_logprobs(step, rows_of), told)
+
+
+def _cut_before_dead_ends(
+    has_choice: Tensor,
+    token_ids: dict[int, tuple[int, ...]],
+    rows_of: dict[int, tuple[int, int]],
+) -> frozenset[int]:
+    """Leave the tokens before the first row that has none; return whose were cut.
+
+    has_choice: [rows] bool.
+    """
+    if bool(has_choice.all()):
+        return frozenset()
+    rows = has_choice.tolist()
+    cut = set()
+    for sequence_id, (start, stop) in rows_of.items():
+        if not all(rows[start:stop]):
+            cut.add(sequence_id)
+            num_picked = rows[start:stop].index(False)
+            token_ids[sequence_id] = token_ids[sequence_id][:num_picked]
+            rows_of[sequence_id] = start, start + num_picked
+    return frozenset(cut)
 
 
 def _sequences_with_any(marked: Tensor, rows_of: Mapping[int, tuple[int, int]]) -> frozenset[int]:

@@ -129,11 +129,12 @@ class ScheduledBatch:
 class SampledTokens:
     """What one step sampled."""
 
-    # By sequence id, in order: one token, or a draft's accepted ones and the one after them.
-    # Absent where nothing was sampled or sampling failed.
+    # By sequence id, in order: one token, or a draft's accepted ones and the one after them; fewer
+    # where none was left to pick. Absent where nothing was sampled or sampling failed.
     token_ids: Mapping[int, tuple[int, ...]]
     failed: frozenset[int] = frozenset()  # sequence ids whose logits held NaN or Inf
-    no_candidates: frozenset[int] = frozenset()  # those for which no token was left to pick
+    # Those for which no token was left to pick: after what they have in `token_ids`, if anything.
+    no_candidates: frozenset[int] = frozenset()
     logprobs: Mapping[int, tuple[TokenLogprobs, ...]] = field(default_factory=dict)
     prompt_logprobs: Mapping[int, tuple[TokenLogprobs, ...]] = field(default_factory=dict)
 

@@ -52,6 +52,7 @@ class Masked(Protocol):
 
     constraint: Constraint | None
     are_masks_slow: bool  # the last one was; written by the threads that ask
+    is_forcing_slow: bool  # asking what it demands once took long
     masks_ahead: PendingMasks | None  # of its next step, which waits for them
 
 
@@ -71,6 +72,16 @@ class MaskReader:
             asked = self._slow_thread.submit(_masks, sequence, sequence.constraint, ())
             sequence.masks_ahead = PendingMasks(asked)
         return sequence.masks_ahead.is_done
+
+    @staticmethod
+    def forced(sequence: Masked, constraint: Constraint, most: int) -> Sequence[int]:
+        """Ask for tokens that leave no choice; never again where everybody waited long for it."""
+        if sequence.is_forcing_slow:
+            return ()
+        began = time.thread_time()
+        forced = constraint.forced(most)
+        sequence.is_forcing_slow = time.thread_time() - began > SLOW_MASK_S
+        return forced
 
     def begin_for(self, sequence: Masked, draft: tuple[int, ...]) -> PendingMasks | None:
         """Begin to ask what a sequence follows; None where it follows nothing.

@@ -80,7 +80,9 @@ class OutputProcessor:
         if sequence.state is SequenceState.ENDED:
             self._release(sequence, sampled)
             return
-        if sequence_id in sampled.failed or sequence_id in sampled.no_candidates:
+        token_ids = sampled.token_ids.get(sequence_id, ())
+        has_dead_end = sequence_id in sampled.no_candidates
+        if sequence_id in sampled.failed or (has_dead_end and not token_ids):
             outputs.append(self.fail(sequence, _error_of(sequence, sampled)))
             return
         if not sequence.is_announced:
@@ -94,10 +96,14 @@ class OutputProcessor:
             _report_prompt_logprobs(sequence, chunk, sampled, outputs)
         if not chunk.num_samples:
             return
-        token_ids = sampled.token_ids[sequence_id]
         if chunk.num_drafts:
-            self._keep_accepted(sequence, chunk, len(token_ids) - 1)
-        self._append(sequence, token_ids, sampled.logprobs.get(sequence_id), outputs)
+            num_accepted = len(token_ids) - (0 if has_dead_end else 1)
+            self._keep_accepted(sequence, chunk, num_accepted)
+        theirs = sampled.logprobs.get(sequence_id)
+        has_ended = self._append(sequence, token_ids, theirs, outputs)
+        # Behind the token that completes a form nothing may come, and nothing needs to.
+        if has_dead_end and not has_ended:
+            outputs.append(self.fail(sequence, _error_of(sequence, sampled)))
 
     def _keep_accepted(self, sequence: Sequence, chunk: ScheduledChunk, num_accepted: int) -> None:
         """Forget what was computed for the drafts that were not accepted."""
@@ -114,8 +120,8 @@ class OutputProcessor:
         token_ids: tuple[int, ...],
         logprobs: tuple[TokenLogprobs, ...] | None,
         outputs: list[StepOutput],
-    ) -> None:
-        """Add tokens up to the one that ends the sequence."""
+    ) -> bool:
+        """Add tokens up to the one that ends the sequence; return whether one did."""
         for index, token_id in enumerate(token_ids):
             sequence.output_token_ids.append(token_id)
             self._counters.num_generated_tokens += 1
@@ -130,9 +136,10 @@ class OutputProcessor:
             )
             if reason is not None:
                 self._residency.end(sequence)
-                return
+                return True
         if sequence.drafter is not None:
             sequence.drafter.extend(token_ids)
+        return False
 
 
 def _report_prompt_logprobs(

@@ -69,6 +69,7 @@ class Sequence:
     slot: int | None = None  # its row in the runner's resident state
     block_digests: list[bytes] = field(default_factory=list)  # of its first full blocks
     are_masks_slow: bool = False  # its constraint's last one took long
+    is_forcing_slow: bool = False  # asking its constraint for what it demands once took long
     masks_ahead: PendingMasks | None = None  # of its next step, which goes without it until then
     is_draft_forced: bool = False  # what it has launched to verify follows from its constraint
     num_cached_prompt_tokens: int = 0  # computed for others before it was first admitted

@@ -205,8 +205,8 @@ class StepPlanner:
         sequence.is_draft_forced = False
         constraint, drafter = sequence.constraint, sequence.drafter
         if constraint is not None and limit:
-            forced = constraint.forced(min(limit, max(num_drafts, MAX_FORCED_TOKENS)))
-            if forced:
+            most = min(limit, max(num_drafts, MAX_FORCED_TOKENS))
+            if forced := self._masks.forced(sequence, constraint, most):
                 sequence.is_draft_forced = True
                 return tuple(forced)
         if drafter is None:

@@ -12,6 +12,7 @@ PAGE = "docs/structured_output.md lists what can be followed"
 _KEYWORDS = re.compile(r"Unimplemented keys: (\[.*\])")
 _FORMAT = re.compile(r"Unknown format: (.*)")
 _RESOURCE = re.compile(r"Resource '(.*?)' is not present in a registry")
+_PIECE = re.compile(r'unknown special token: "(.*?)"')
 _PATTERN = re.compile(r"regex parse error:.*?\nerror: ([^\n]*)", re.DOTALL)
 _PLACE = re.compile(r"^(?:at )?(\d+)\((\d+)\): (.*)", re.DOTALL)
 _ROW = re.compile(r"Current row has (\d+) items; max is (\d+)")
@@ -48,6 +49,8 @@ def in_words(told: str) -> str:
         )
     if found := _PATTERN.search(told):
         return f"a pattern cannot be read: {_shown(found[1])}"
+    if found := _PIECE.search(told):  # what follows lists all that the library knows
+        return f"the grammar names a piece {_shown(found[1])!r} that the vocabulary does not have"
     if told.startswith("oneOf constraints"):
         return "the JSON schema has a oneOf whose kinds overlap; use anyOf"
     if found := _PLACE.match(told):

@@ -91,7 +91,8 @@ class ControlPieces:
         beginning = re.compile(f"(?=(?:{either or '(?!)'}))(?s:.)")
         self._beginning = TextPattern(beginning, longest)
         self._secret = secrets.token_hex(8)
-        self._guarded = _rename(backend, self._ids, self._secret)
+        names = {piece: self._secret + piece for piece in self._ids}
+        self._guarded = Tokenizer.from_str(renamed(backend, names))
 
     @staticmethod
     def of(tokenizer: PreTrainedTokenizerBase) -> ControlPieces:
@@ -170,15 +171,17 @@ def _escaped(character: str) -> str:
     return json.dumps(character)[1:-1]
 
 
-def _rename(backend: Tokenizer, pieces: Iterable[str], prefix: str) -> Tokenizer:
-    """Copy a tokenizer so that it knows `pieces` only behind `prefix`, under the same ids."""
-    names = {piece: prefix + piece for piece in pieces}
+def renamed(backend: Tokenizer, names: Mapping[str, str]) -> str:
+    """Return a tokenizer as JSON that knows pieces only by other names, under the same ids.
+
+    names: by pieces; of those that are not among them nothing changes.
+    """
     parts = json.loads(backend.to_str())
     for token in parts["added_tokens"]:
         token["content"] = names.get(token["content"], token["content"])
     parts["model"] = _rename_in_model(parts["model"], names)
     parts["post_processor"] = None  # names pieces too, and nothing is added here
-    return Tokenizer.from_str(json.dumps(parts))
+    return json.dumps(parts)
 
 
 def _rename_in_model(model: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

@@ -113,6 +113,8 @@ def turn_grammar(
 
 def part_of(grammar: str) -> dict[str, Any]:
     """Return what a grammar consists of, to be made a part of another."""
+    if not grammar.startswith("{"):
+        return {"lark_grammar": grammar}
     (part,) = json.loads(grammar)["grammars"]
     return {name: value for name, value in part.items() if value is not None}
 

@@ -18,9 +18,10 @@ from llguidance import LLMatcher, LLTokenizer
 
 from engine.constraint import ALLOWS_NOTHING
 from engine.errors import InvalidConstraintError
-from service.grammars.limits import PARSER_LIMITS
+from service.grammars.limits import PARSER_LIMITS, VOCABULARY_PARTS
 from service.grammars.refusals import in_words
 from service.tools.turn_grammar import ONLY_CALLS
+from service.worker.grammar_pieces import GrammarPieces
 from service.worker.json_ending import MAX_END_TOKENS, JsonEnding, JsonPlace
 from service.worker.kept_grammars import KeptGrammars
 
@@ -33,14 +34,15 @@ if TYPE_CHECKING:
 
 _LOOK_AGAIN = 8  # tokens
 _LEAST_IN_HAND, _MOST_IN_HAND = 4, 32  # tokens
-# Parts of the vocabulary that a mask takes in whole where all that is in them may come: words, as
-# most classes of characters allow them. A mask of such a class took 0.33 ms, and takes 0.07.
-_WORDS = ("[a-z ]{1,12}", "[a-zA-Z0-9 ]{1,12}")
+# Of a text that is demanded, to be spelt ahead: all of it is spelt for that, each time, with
+# Python's lock held. 4 KB take 1 ms; a pattern of 20 characters demands 500 KB, which take 300.
+MAX_FORCED_BYTES = 4_096
 
 
 @dataclass(frozen=True, slots=True)
 class _Vocabulary:
     tokens: LLTokenizer
+    pieces: GrammarPieces
     ending: JsonEnding
 
 
@@ -64,6 +66,7 @@ class GrammarFactory:
             if self._vocabulary is None:
                 self._vocabulary = _vocabulary_of(self._tokenizer)
         vocabulary = self._vocabulary
+        grammar = vocabulary.pieces.by_id(grammar)
         matcher = self._kept.copy_of(grammar, lambda: _read(vocabulary.tokens, grammar))
         end = (
             TimelyEnd(vocabulary.ending, max_tokens)
@@ -180,7 +183,12 @@ class GrammarConstraint:
         return self._matcher.validate_tokens(list(draft)) if draft else 0
 
     def forced(self, most: int) -> Sequence[int]:
-        """Return up to so many tokens that the grammar leaves no choice about."""
+        """Return up to so many tokens that the grammar leaves no choice about.
+
+        None of them where they are part of a very long text.
+        """
+        if len(self._matcher.compute_ff_bytes()) > MAX_FORCED_BYTES:
+            return ()
         return self._matcher.compute_ff_tokens()[:most]
 
     def advance(self, token_id: int) -> None:
@@ -229,14 +237,16 @@ def _is_json(grammar: str) -> bool:
 
 
 def _vocabulary_of(tokenizer: PreTrainedTokenizerFast) -> _Vocabulary:
+    pieces = GrammarPieces(tokenizer.backend_tokenizer)
     end = tokenizer.eos_token_id
-    backend = tokenizer.backend_tokenizer.to_str()
+    if end is None:  # else the library would take id 0 for one
+        end = next(iter(pieces.ids.values()), None)
     tokens = LLTokenizer(
-        backend,
+        pieces.hidden_from_texts(),
         eos_token=None if end is None else int(end),
-        slices=[*_WORDS, *LLTokenizer.json_slices()],
+        slices=list(VOCABULARY_PARTS),
     )
-    return _Vocabulary(tokens, JsonEnding(tokens))
+    return _Vocabulary(tokens, pieces, JsonEnding(tokens))
 
 
 def _with_tokens(

@@ -149,6 +149,9 @@ FIELDS: dict[str, Any] = {
 }
 
 
+BANS = {"logit_bias", "bad_words", "allowed_token_ids"}  # may take what the grammar demands
+
+
 @pytest.mark.parametrize("names", list(itertools.combinations(FIELDS, 2)), ids="+".join)
 def test_no_pair_of_fields_beside_a_grammar_hangs_or_fails_the_server(server, names):
     body = {"messages": USER, "max_tokens": 40, "seed": 1, **{name: FIELDS[name] for name in names}}
@@ -156,6 +159,66 @@ def test_no_pair_of_fields_beside_a_grammar_hangs_or_fails_the_server(server, na
     assert response.status_code in (200, 400), response.text
     if response.status_code == 400:  # what is banned and what the grammar demands
         assert "no token was left to pick" in response.json()["error"]["message"]
+        assert BANS & {*names}
+
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "look",
+        "parameters": {"type": "object", "properties": {"at": {"enum": ["sky", "sea"]}}},
+    },
+}
+ENDING_FORMS: dict[str, tuple[dict[str, Any], str]] = {
+    "pattern": ({"regex": "ab|cd"}, "ab|cd"),
+    "pattern that may end before": ({"regex": "abc?d?"}, "abc?d?"),
+    "choice": ({"guided_choice": ["yes", "no"]}, "yes|no"),
+    "choice of one": ({"guided_choice": ["a longer text, which is all drafted"]}, "a longer .*"),
+    "const": ({"json_schema": {"const": "x"}}, '"x"'),
+    "enum": ({"json_schema": {"enum": ["x", "y", 12]}}, '"x"|"y"|12'),
+    "object": (
+        {"json_schema": {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]}},
+        '{"a": 1}',
+    ),
+    "grammar": ({"grammar": 'root ::= "x" [0-9] "!"'}, "x[0-9]!"),
+}
+KEPT_FROM_ENDING = {
+    "ignore_eos": True,
+    "min_tokens": 60,
+    "frequency_penalty": 2,
+    "temperature": 1,
+    "logprobs": True,
+}
+
+
+@pytest.mark.parametrize("form", ENDING_FORMS)
+def test_a_form_that_is_complete_ends_the_answer_whatever_is_asked_beside_it(server, form):
+    asked, pattern = ENDING_FORMS[form]
+    for count in range(len(KEPT_FROM_ENDING) + 1):
+        for names in itertools.combinations(KEPT_FROM_ENDING, count):
+            fields = {name: KEPT_FROM_ENDING[name] for name in names}
+            (choice,) = ask(server, seed=1, **asked, **fields)
+            assert re.fullmatch(pattern, text_of(choice), flags=re.DOTALL), names
+            assert choice["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("least", [2, 3, 60])
+def test_a_form_ends_the_answer_before_and_behind_min_tokens(server, least):
+    for asked, pattern in ENDING_FORMS.values():
+        (choice,) = ask(server, min_tokens=least, temperature=0, **asked)
+        assert re.fullmatch(pattern, text_of(choice), flags=re.DOTALL)
+        assert choice["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("fields", [{"ignore_eos": True}, {"min_tokens": 100}], ids=str)
+def test_calls_that_are_required_end_the_answer_too(server, fields):
+    (choice,) = ask(
+        server, tools=[TOOL], tool_choice="required", parallel_tool_calls=False, **fields
+    )
+    assert choice["finish_reason"] == "tool_calls"
+    (call,) = choice["message"]["tool_calls"]
+    assert call["function"]["name"] == "look"
+    assert json.loads(call["function"]["arguments"]) in ({}, {"at": "sky"}, {"at": "sea"})
 
 
 BOMBS: list[dict[str, Any]] = [

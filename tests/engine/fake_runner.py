@@ -129,9 +129,9 @@ class Slot:
         self.names.append(extend_name(self.names[-1], token_id))
 
 
-def _is_barred(chunk: ScheduledChunk) -> bool:
-    """Whether no token is left to pick; other masks are not followed."""
-    return chunk.masks is not None and chunk.masks.result()[0] == ALLOWS_NOTHING
+def _is_barred(chunk: ScheduledChunk, row: int) -> bool:
+    """Whether no token is left to pick in a row; other masks are not followed."""
+    return chunk.masks is not None and chunk.masks.result()[row] == ALLOWS_NOTHING
 
 
 class FakeRunner:
@@ -239,9 +239,14 @@ class FakeRunner:
                 del token_ids[sequence_id]
                 for key in self._places(slot):
                     self.cache[key] = None  # NaN, for whoever reads it
-        barred = {chunk.sequence_id for chunk in batch.chunks if _is_barred(chunk)}
+        barred = {
+            chunk.sequence_id
+            for chunk in batch.chunks
+            if (told := token_ids.get(chunk.sequence_id)) is not None
+            and (len(told) < chunk.num_samples and told == chunk.drafts[: len(told)])
+        }
         return SampledTokens(
-            {key: ids for key, ids in token_ids.items() if key not in barred},
+            token_ids,
             frozenset(failed),
             frozenset(barred),
             prompt_logprobs=prompt_logprobs,
@@ -255,7 +260,9 @@ class FakeRunner:
             == (held.tokens[chunk.start : len(held.tokens)])
         )
         sampled: list[int] = []
-        for draft in (*drafts, None):
+        for row, draft in enumerate((*drafts, None)):
+            if _is_barred(chunk, row):
+                return tuple(sampled)
             sampled.append(self._sample(chunk.slot))
             if draft is not None and sampled[-1] != draft:
                 break

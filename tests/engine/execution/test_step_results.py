@@ -87,12 +87,38 @@ def test_a_step_whose_memory_another_one_has_is_not_read():
 def test_rows_are_sorted_into_sequences_and_failures_told():
     rows = rows_of(10, 11, 12, 13, 14)
     rows.is_finite[0] = False
-    rows.has_choice[3] = False
+    rows.has_choice[2] = False
     batch = ScheduledBatch(
         Decodes((1, 2), (0, 1), (4, 4)), (ScheduledChunk(3, 2, 0, (9, 12, 7), 3),)
     )
     sampled = read_result(batch, StepResult(rows, (None,) * 5, {}))
-    # The draft's first token holds, its second does not: the row behind that one counts no more.
-    assert sampled.token_ids == {1: (10,), 2: (11,), 3: (12, 13)}
+    assert sampled.token_ids == {1: (10,), 2: (11,), 3: ()}
     assert sampled.failed == {1}
     assert sampled.no_candidates == {3}
+
+
+@pytest.mark.parametrize(
+    ("dead_row", "expected"),
+    [(0, ()), (1, (12,)), (2, (12, 7)), (3, (12, 7, 8)), (None, (12, 7, 8, 14))],
+)
+def test_what_a_draft_gave_before_a_row_without_a_choice_is_told(dead_row, expected):
+    logprobs = row_logprobs(torch.randn(5, 20), torch.tensor([5, 12, 7, 8, 14]), 2)
+    rows = rows_of(5, 12, 7, 8, 14, logprobs=logprobs)
+    if dead_row is not None:
+        rows.has_choice[1 + dead_row] = False
+    batch = ScheduledBatch(
+        Decodes((1,), (0,), (4,)), (ScheduledChunk(3, 2, 0, (9, 12, 7, 8), num_samples=4),)
+    )
+    sampled = read_result(batch, StepResult(rows, (2,) * 5, {}))
+    assert sampled.token_ids == {1: (5,), 3: expected}
+    assert sampled.no_candidates == (set() if dead_row is None else {3})
+    assert len(sampled.logprobs.get(3, ())) == len(expected)
+
+
+def test_a_row_without_a_choice_behind_what_was_not_sampled_as_drafted_counts_not():
+    rows = rows_of(12, 13, 14)
+    rows.has_choice[2] = False
+    batch = ScheduledBatch(Decodes(), (ScheduledChunk(3, 2, 0, (9, 12, 7), 3),))
+    sampled = read_result(batch, StepResult(rows, (None,) * 3, {}))
+    assert sampled.token_ids == {3: (12, 13)}
+    assert not sampled.no_candidates

@@ -751,6 +751,55 @@ def test_guesses_are_cut_where_the_grammar_forbids_them():
     assert all(len(draft) < 4 for draft in drafts)
 
 
+class Finite(Dictating):
+    """Allows a text and nothing behind it; whether it is complete then is told, or is not."""
+
+    def __init__(self, dictated: Sequence[int], *, is_dead_end: bool) -> None:
+        super().__init__(dictated)
+        self._is_dead_end = is_dead_end
+
+    @property
+    def is_complete(self) -> bool:
+        return not self._is_dead_end and len(self.taken) == len(self._dictated)
+
+    def next_masks(self, draft: Sequence[int]) -> list[bytes]:
+        left = len(self._dictated) - len(self.taken)
+        return [b"\xff" * 8 if n < left else ALLOWS_NOTHING for n in range(len(draft) + 1)]
+
+
+@pytest.mark.parametrize("length", range(1, 15))
+def test_a_form_that_is_complete_ends_the_answer_also_where_its_end_was_drafted(length):
+    bench = Bench()
+    asked = request(1, 10, replace(GREEDY, max_tokens=20))
+    answer = bench.runner.model.answer(asked)
+    bench.engine.add(asked, constraint=Finite(answer[:length], is_dead_end=False))
+    bench.add(request(2, 10))
+    bench.drain()
+    assert not bench.failures()
+    assert bench.tokens(1) == answer[:length]
+    told = [o for o in bench.outputs if isinstance(o, TokenOutput) and o.sequence_id == 1]
+    assert [o.finish_reason for o in told] == [None] * (length - 1) + [FinishReason.STOP]
+    assert bench.answers(request(2, 10))
+    statistics = bench.engine.statistics()
+    assert statistics.num_accepted_tokens == statistics.num_drafted_tokens
+    assert (statistics.num_drafted_tokens > 0) == (length > 1)
+
+
+@pytest.mark.parametrize("length", range(15))
+def test_a_dead_end_fails_its_sequence_once_what_came_before_it_was_told(length):
+    bench = Bench()
+    asked = request(1, 10, replace(GREEDY, max_tokens=20))
+    answer = bench.runner.model.answer(asked)
+    bench.engine.add(asked, constraint=Finite(answer[:length], is_dead_end=True))
+    bench.add(request(2, 10))
+    bench.drain()
+    assert bench.tokens(1) == answer[:length]
+    (failure,) = bench.failures().values()
+    assert isinstance(failure, NoCandidatesError)
+    assert f"after {length} generated ones" in str(failure)
+    assert bench.answers(request(2, 10))
+
+
 class Failing(Alternating):
     """Cannot be followed beyond three tokens, and knows why."""
 
@@ -823,6 +872,31 @@ class Laborious(Alternating):
         if self.taken:  # the first one is not known to be slow
             assert self.may_go_on.acquire(timeout=20)
         return super().next_masks(draft)
+
+
+class Tardy(Dictating):
+    """Takes long to say what it demands."""
+
+    num_asked = 0
+
+    def forced(self, most: int) -> list[int]:
+        self.num_asked += 1
+        until = time.thread_time() + 2 * SLOW_MASK_S
+        while time.thread_time() < until:
+            pass
+        return super().forced(most)
+
+
+@pytest.mark.parametrize("num_speculative_tokens", [0, 4])
+def test_what_takes_long_to_say_what_it_demands_is_not_asked_again(num_speculative_tokens):
+    bench = Bench(num_speculative_tokens=num_speculative_tokens)
+    asked = request(1, 10, replace(GREEDY, max_tokens=20))
+    answer = bench.runner.model.answer(asked)
+    tardy = Tardy(answer[:6])
+    bench.engine.add(asked, constraint=tardy)
+    bench.drain()
+    assert tardy.num_asked == 1
+    assert bench.tokens(1) == answer[:6]
 
 
 def test_steps_go_on_without_a_sequence_whose_mask_takes_long():

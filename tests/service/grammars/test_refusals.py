@@ -20,6 +20,10 @@ from service.grammars.refusals import MAX_SHOWN, in_words
         ("regex parse error:\n  (a\n  ^\nerror: unclosed group", "cannot be read: unclosed group"),
         ("oneOf constraints are not supported. Enable 'coerce_one_of'", "use anyOf"),
         ('at 1(8): unknown name: "foo"\n 1 | start: foo', 'line 1, column 8: unknown name: "foo"'),
+        (
+            'at 1(8): unknown special token: "<|x|>"; following special tokens are: ⟦<y>⟧',
+            "names a piece '<|x|>' that the vocabulary does not have",
+        ),
         ("1(9): lexer error", "line 1, column 9: lexer error"),
         ("Unsatisfiable schema: anyOf is empty", "Unsatisfiable schema: anyOf is empty"),
         ("too much of it<state>secret</state>", "too much of it"),

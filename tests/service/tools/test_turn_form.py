@@ -224,6 +224,22 @@ def test_text_behind_thoughts_has_the_form_that_was_asked_for(vocabulary, are_op
     assert vocabulary.accepts(form, opening + "hm</think>\nno") == ""
 
 
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (TextFormKind.CHOICE, "yes"),
+        (TextFormKind.REGEX, "y[e]s"),
+        (TextFormKind.GRAMMAR, 'start: turn "s"\nturn: "ye"'),
+        (TextFormKind.GRAMMAR, 'root ::= turn "s"\nturn ::= "ye"'),
+    ],
+)
+def test_text_behind_thoughts_may_have_any_kind_of_form(kind, text):
+    asked = TextForm(kind, "structured_outputs", texts=[text])
+    form = form_behind_thoughts(asked, Thoughts(THOUGHTS, is_open=True), Pieces.of(PLAIN))
+    assert PLAIN.accepts(form, "hm</think>yes") == "whole"
+    assert PLAIN.accepts(form, "hm</think>no") == ""
+
+
 @vocabularies
 @pytest.mark.parametrize("tool_format", [HERMES, MISTRAL, MISTRAL_BY_NAME, GENERIC])
 def test_text_without_a_call_has_the_form_that_was_asked_for(vocabulary, tool_format):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import threading
+import time
 
 import pytest
 from llguidance import LLMatcher, LLTokenizer
@@ -158,6 +159,32 @@ def test_what_the_grammar_demands_is_forced(factory, tiny_tokenizer):
     forced = constraint.forced(4)
     assert 0 < len(forced) <= 4
     assert '{"name": "'.startswith(tiny_tokenizer.decode(forced))
+
+
+@pytest.mark.parametrize("form", ["choice", "pattern"])
+def test_a_very_long_text_is_not_spelt_ahead_until_little_of_it_is_left(factory, ids, form):
+    text = "ab" * grammars.MAX_FORCED_BYTES
+    grammar = {
+        "choice": TextForm(TextFormKind.CHOICE, "x", texts=[text]).grammar(),
+        "pattern": regex(f"((ab){{{grammars.MAX_FORCED_BYTES}}})"),
+    }[form]
+    constraint = factory.compile(grammar, [END], None)
+    told = ids(text)
+    for place, token_id in enumerate(told):
+        forced = constraint.forced(8)
+        if place < len(told) // 2 - 10:
+            assert not forced
+        elif place > len(told) // 2 + 10:
+            assert list(forced) == told[place : place + 8]
+        constraint.advance(token_id)
+    assert constraint.is_complete
+
+
+def test_what_a_small_pattern_demands_without_end_is_not_spelt_ahead(factory):
+    constraint = factory.compile(regex("((a{1000}){1000}){700}"), [END], None)
+    began = time.thread_time()
+    assert not constraint.forced(8)
+    assert time.thread_time() - began < 0.005
 
 
 def test_a_token_that_may_not_come_is_told_and_allows_nothing_from_there(factory, ids):
