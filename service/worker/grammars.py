@@ -1,7 +1,7 @@
 """Follows grammars token by token for an engine, by llguidance.
 
 An answer in JSON, or of nothing but calls, is led to its end before its tokens are used up, so that
-it can be read (see `json_ending`); that is told as an end by length.
+it can be read (see `timely_end`); that is told as an end by length.
 
 Reading a grammar takes from 0.1 ms to a fifth of a second, a mask some 10 µs (49 152 tokens, two
 cores of an AVX-512 server CPU, 2026-11).
@@ -22,8 +22,9 @@ from service.grammars.limits import PARSER_LIMITS, VOCABULARY_PARTS
 from service.grammars.refusals import in_words
 from service.tools.turn_grammar import ONLY_CALLS
 from service.worker.grammar_pieces import GrammarPieces
-from service.worker.json_ending import MAX_END_TOKENS, JsonEnding, JsonPlace
+from service.worker.json_ending import JsonEnding
 from service.worker.kept_grammars import KeptGrammars
+from service.worker.timely_end import TimelyEnd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
     from engine.constraint import TokenMask
 
-_LOOK_AGAIN = 8  # tokens
-_LEAST_IN_HAND, _MOST_IN_HAND = 4, 32  # tokens
 # Of a text that is demanded, to be spelt ahead: all of it is spelt for that, each time, with
 # Python's lock held. 4 KB take 1 ms; a pattern of 20 characters demands 500 KB, which take 300.
 MAX_FORCED_BYTES = 4_096
@@ -80,52 +79,6 @@ class GrammarFactory:
         )
 
 
-class TimelyEnd:
-    """Decides when an answer in JSON must turn to its end, and which tokens lead there."""
-
-    def __init__(self, ending: JsonEnding, max_tokens: int) -> None:
-        self.is_ending = False
-        self._ending = ending
-        self._place = JsonPlace()
-        self._num_left = max_tokens
-        self._look_at = max_tokens  # left
-        # Any token may open what takes more to close, so some are kept in hand; not so many that an
-        # answer which just fits is turned away from what it was going to say.
-        self._in_hand = min(_MOST_IN_HAND, max(_LEAST_IN_HAND, max_tokens // 8))
-
-    @property
-    def max_draft_tokens(self) -> int:
-        """How many tokens may come at once before it has to be seen whether the rest suffices."""
-        return max(0, self._num_left - self._look_at - 1)
-
-    def look(self, matcher: LLMatcher) -> None:
-        """See whether what is left still suffices to go on; to be asked before each token."""
-        left = self._num_left
-        if self.is_ending or left > self._look_at:
-            return
-        needed = self._ending.count_tokens(matcher, self._place, min(left - 1, MAX_END_TOKENS))
-        if needed is None:
-            self._look_at = left - _LOOK_AGAIN
-            return
-        gap = left - needed - self._in_hand
-        self.is_ending = gap <= 0
-        self._look_at = left - max(1, gap // 2)
-
-    def advance(self, token_id: int) -> None:
-        """Take in the token that was picked."""
-        self._num_left -= 1
-        self._place = self._ending.place_after(self._place, [token_id])
-
-    def narrowed(self, matcher: LLMatcher, mask: TokenMask, draft: Sequence[int]) -> TokenMask:
-        """Return the mask of the one token that leads to the end, behind a draft.
-
-        matcher: behind that, too.
-        """
-        place = self._ending.place_after(self._place, draft) if draft else self._place
-        chosen = self._ending.next_tokens(matcher, mask, place)[:1]
-        return _with_tokens(bytes(len(mask)), chosen) if chosen else mask
-
-
 class GrammarConstraint:
     """What one sequence may still say."""
 
@@ -156,7 +109,7 @@ class GrammarConstraint:
     @property
     def was_cut(self) -> bool:
         """Whether it was led to its end for want of tokens."""
-        return self._end is not None and self._end.is_ending
+        return self._end is not None and self._end.was_cut
 
     @property
     def failure(self) -> str | None:
@@ -166,7 +119,7 @@ class GrammarConstraint:
     def next_masks(self, draft: Sequence[int]) -> list[TokenMask]:
         """Return the tokens that may come next, and those that may after each of a draft's."""
         if self._end is not None and self._failure is None:
-            self._end.look(self._matcher)
+            self._end.begin(draft)
         masks = [self._mask(())]
         for number, token_id in enumerate(draft, start=1):
             if self._failure is not None or not self._matcher.consume_token(token_id):
@@ -178,8 +131,6 @@ class GrammarConstraint:
 
     def num_allowed(self, draft: Sequence[int]) -> int:
         """Count the tokens of a draft that could come next, before one could not."""
-        if self._end is not None:
-            draft = draft[: self._end.max_draft_tokens]
         return self._matcher.validate_tokens(list(draft)) if draft else 0
 
     def forced(self, most: int) -> Sequence[int]:
@@ -208,10 +159,9 @@ class GrammarConstraint:
         is_accepting = self._matcher.is_accepting()
         if is_accepting and self._banned:
             mask = _with_tokens(mask, self._banned, are_allowed=False)
-        if self.was_cut and self._end is not None:
-            if not (is_accepting and self._ends):
-                return self._end.narrowed(self._matcher, mask, draft)
-            mask = bytes(len(mask))
+        if self._end is not None:
+            may_end = is_accepting and bool(self._ends)
+            mask = self._end.narrowed(self._matcher, mask, draft, may_end=may_end)
         return _with_tokens(mask, self._ends) if is_accepting else mask
 
     def _note_failure(self) -> None:
@@ -233,7 +183,9 @@ def _is_json(grammar: str) -> bool:
     """Whether what it allows is JSON, and nothing else but fixed texts around it."""
     parts = json.loads(grammar).get("grammars", []) if grammar.startswith("{") else []
     first = parts[0] if parts else {}
-    return first.get("name") == ONLY_CALLS or (len(parts) == 1 and "json_schema" in first)
+    return first.get("name") == ONLY_CALLS or (
+        len(parts) == 1 and first.get("json_schema") is not None
+    )
 
 
 def _vocabulary_of(tokenizer: PreTrainedTokenizerFast) -> _Vocabulary:

@@ -80,14 +80,12 @@ def test_text_that_has_begun_is_ended(tiny_tokenizer, schema, begun):
     for token_id in tokens:
         constraint.advance(token_id)
     assert constraint.failure is None
-    needed = end._ending.count_tokens(constraint._matcher, end._place, 192)
-    assert needed is not None
-    end.is_ending = True
-    for _ in range(needed):
-        (mask,) = constraint.next_masks(())
-        (chosen,) = [i for i in range(len(mask) * 8) if mask[i >> 3] >> (i & 7) & 1]
-        constraint.advance(chosen)
-        tokens.append(chosen)
+    found = end._ending.find(constraint._matcher, end._place, 192)
+    assert found is not None
+    for token_id in found:
+        constraint.advance(token_id)
+    assert constraint.failure is None
+    tokens += found
     text = tiny_tokenizer.decode(tokens)
     assert text.startswith(begun)
     assert json.loads(text) is not None
@@ -98,5 +96,5 @@ def test_end_that_is_too_long_is_not_found(tiny_tokenizer):
     constraint = GrammarFactory(tiny_tokenizer).compile(schema_grammar(schema), [], 10_000)
     ending = constraint._end._ending
     assert isinstance(ending, JsonEnding)
-    assert ending.count_tokens(constraint._matcher, OUTSIDE, 100) is None
-    assert ending.count_tokens(constraint._matcher, OUTSIDE, 1_000) > 400
+    assert ending.find(constraint._matcher, OUTSIDE, 100) is None
+    assert len(ending.find(constraint._matcher, OUTSIDE, 1_000)) > 400
