@@ -21,7 +21,10 @@ from service.grammars.limits import (
     MAX_SCHEMA_NODES,
     MAX_SOURCE_BYTES,
 )
+from service.grammars.neutral_words import without_neutral_words
+from service.grammars.number_bounds import with_followed_bounds
 from service.grammars.refusals import in_words
+from service.grammars.schema_nodes import may_be, nodes_of
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -41,15 +44,45 @@ _FORM: JsonCompileOptions = {
 
 def schema_grammar(schema: JsonSchema) -> str:
     """Return a grammar of the texts that a schema allows. Raises InvalidGrammarError."""
+    try:
+        return LLMatcher.grammar_from_json_schema(
+            json.dumps(followed_schema(schema)), overrides=_FORM
+        )
+    except ValueError as error:
+        raise InvalidGrammarError(in_words(str(error))) from error
+
+
+def followed_schema(schema: JsonSchema) -> dict[str, Any]:
+    """Return a schema as the library is to follow it, with settings for that.
+
+    Texts that follow it follow the one that was sent. Raises InvalidGrammarError.
+    """
     _check_size(schema)
     if isinstance(schema, bool):
         schema = {} if schema else {"not": {}}
-    given = {name: value for name, value in schema.items() if name != _LIBRARY_SETTINGS}
-    given = with_bounded_integers(with_closed_objects(given))
-    try:
-        return LLMatcher.grammar_from_json_schema(json.dumps(given), overrides=_FORM)
-    except ValueError as error:
-        raise InvalidGrammarError(in_words(str(error))) from error
+    given = without_neutral_words(schema)
+    given.pop(_LIBRARY_SETTINGS, None)
+    _check_counts(given)
+    given = with_closed_objects(given)
+    given = with_bounded_integers(with_followed_bounds(given))
+    return {**given, _LIBRARY_SETTINGS: _FORM}
+
+
+def _check_counts(schema: dict[str, Any]) -> None:
+    """Refuse objects that are to have several properties of any name.
+
+    The library might write one name twice, and read as JSON that is one property.
+    """
+    for node in nodes_of(schema):
+        count, required = node.get("minProperties"), node.get("required", [])
+        if not isinstance(count, int) or not isinstance(required, list):
+            continue
+        num_any = count - len({name for name in required if isinstance(name, str)})
+        if num_any > 1 and may_be("object", node):
+            raise InvalidGrammarError(
+                f"the JSON schema uses `minProperties` {count} with {count - num_any} names in"
+                " `required`; it can be at most one more"
+            )
 
 
 def _check_size(schema: object) -> None:

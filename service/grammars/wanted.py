@@ -16,7 +16,8 @@ from service.grammars.ascii_patterns import with_ascii_classes
 from service.grammars.errors import InvalidGrammarError
 from service.grammars.gbnf import is_gbnf
 from service.grammars.gbnf_lark import lark_of_gbnf
-from service.grammars.json_schema import schema_grammar
+from service.grammars.inline_schemas import with_schemas_followed
+from service.grammars.json_schema import followed_schema, schema_grammar
 from service.grammars.limits import (
     MAX_CHOICES,
     MAX_PATTERN_BYTES,
@@ -81,18 +82,21 @@ def _choice(texts: Sequence[str]) -> str:
     quoted = " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
     # The one control character that JSON writes as it is, and that grammars do not take so.
     quoted = quoted.replace("\x7f", r"\u007f")
-    return LLMatcher.grammar_from_lark(f"start: {quoted}")
+    # As one terminal, which many texts are no more work for than few.
+    return LLMatcher.grammar_from_lark(f"start: C\nC: {quoted}")
 
 
 def _written(grammar: str) -> str:
     _require_short("the grammar", grammar, MAX_SOURCE_BYTES)
-    is_in_gbnf = is_gbnf(grammar)
+    # The library would take JSON for its own notation, whose schemas nobody has looked at.
+    is_in_gbnf = None if grammar.lstrip().startswith("{") else is_gbnf(grammar)
     if is_in_gbnf is None:
         raise InvalidGrammarError(
             "the grammar defines nothing; give rules as GBNF has them (`root ::= …`), or Lark"
             " (`start: …`)"
         )
-    return LLMatcher.grammar_from_lark(lark_of_gbnf(grammar) if is_in_gbnf else grammar)
+    lark = lark_of_gbnf(grammar) if is_in_gbnf else grammar
+    return LLMatcher.grammar_from_lark(with_schemas_followed(lark, followed_schema))
 
 
 def _require_short(what: str, text: str, most: int) -> None:

@@ -22,5 +22,7 @@ def arguments_schema(parameters: Schema | None) -> dict[str, Any]:
 
 def is_object_schema(parameters: Schema) -> bool:
     """Whether a schema lets its value be an object."""
-    kinds = parameters.get("type", "object")
+    kinds = parameters.get("type")
+    if kinds is None:
+        return True
     return kinds == "object" or (isinstance(kinds, list) and "object" in kinds)

@@ -82,6 +82,25 @@ def test_the_largest_that_are_taken_are_read_within_a_second():
     assert time.process_time() - begun < 1
 
 
+TEXT, WHOLE = {"type": "string"}, {"type": "integer"}
+
+
+@pytest.mark.parametrize(
+    ("num", "kind", "are_required"),
+    [(MAX_PROPERTIES, TEXT, True), (500, TEXT, False), (400, WHOLE, True), (400, WHOLE, False)],
+)
+def test_as_many_properties_as_are_documented_can_be_followed(accepts, num, kind, are_required):
+    names = [f"property_{i}" for i in range(num)]
+    value = {"property_0": "x" if kind is TEXT else 5}
+    schema = {"properties": dict.fromkeys(names, kind), "required": names if are_required else []}
+    begun = time.process_time()
+    written = dict.fromkeys(names, value["property_0"]) if are_required else value
+    assert accepts(schema, json.dumps(written))
+    if not are_required:
+        assert accepts(schema, json.dumps({names[-1]: value["property_0"]}))
+    assert time.process_time() - begun < 5
+
+
 @pytest.mark.parametrize("schema", [True, False, {}, {"type": "object"}])
 def test_schemas_that_say_little_are_schemas(schema):
     if schema is False:
@@ -97,3 +116,33 @@ def test_a_schema_cannot_change_how_white_space_is_followed():
 
 def test_grammar_is_what_the_library_reads():
     assert not LLMatcher.validate_grammar(schema_grammar({"type": "object"}))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "minProperties": 2},
+        {"additionalProperties": {"type": "integer"}, "minProperties": 2},
+        {"patternProperties": {"^a": True}, "minProperties": 3, "required": ["a"]},
+        {"items": {"$ref": "#/$defs/a"}, "$defs": {"a": {"minProperties": 2}}},
+    ],
+)
+def test_names_that_might_come_twice_are_refused(schema):
+    assert "minProperties" in refusal(schema)
+
+
+@pytest.mark.parametrize(
+    ("schema", "texts", "others"),
+    [
+        ({"type": "object", "minProperties": 1}, ['{"z": 1}'], ["{}"]),
+        (
+            {"properties": {"a": {}}, "required": ["a"], "minProperties": 2, "type": "object"},
+            ['{"a": 1, "b": 2}'],
+            ['{"a": 1}', '{"a": 1, "a": 2}'],
+        ),
+        ({"type": "string", "minProperties": 5}, ['"x"'], ["{}"]),
+    ],
+)
+def test_numbers_of_properties_are_followed_where_names_differ(accepts, schema, texts, others):
+    assert all(accepts(schema, text) for text in texts)
+    assert not any(accepts(schema, text) for text in others)

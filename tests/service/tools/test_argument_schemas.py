@@ -24,7 +24,13 @@ def test_given_schema_is_not_changed():
 
 @pytest.mark.parametrize(
     ("kinds", "is_one"),
-    [("object", True), (["object", "null"], True), ("string", False), (["array"], False)],
+    [
+        ("object", True),
+        (None, True),
+        (["object", "null"], True),
+        ("string", False),
+        (["array"], False),
+    ],
 )
 def test_only_schemas_of_objects_are_taken(kinds, is_one):
     assert is_object_schema({"type": kinds}) is is_one
