@@ -24,7 +24,7 @@ from service.tools.turn_grammar import ONLY_CALLS
 from service.worker.grammar_pieces import GrammarPieces
 from service.worker.json_ending import JsonEnding
 from service.worker.kept_grammars import KeptGrammars
-from service.worker.timely_end import TimelyEnd
+from service.worker.timely_end import CostsOfGrammars, TimelyEnd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -52,6 +52,7 @@ class GrammarFactory:
         self._tokenizer = tokenizer
         self._vocabulary: _Vocabulary | None = None  # takes a second, which few engines need
         self._kept = KeptGrammars()
+        self._costs = CostsOfGrammars()
         self._lock = threading.Lock()  # of the vocabulary: grammars do not wait for each other
 
     def compile(
@@ -68,7 +69,7 @@ class GrammarFactory:
         grammar = vocabulary.pieces.by_id(grammar)
         matcher = self._kept.copy_of(grammar, lambda: _read(vocabulary.tokens, grammar))
         end = (
-            TimelyEnd(vocabulary.ending, max_tokens)
+            TimelyEnd(vocabulary.ending, max_tokens, self._costs.of(grammar))
             if max_tokens is not None and _is_json(grammar)
             else None
         )

@@ -2,11 +2,13 @@
 
 Behind every token that may still come an end has to fit into what is left. So near the end each
 kind of token is tried on a copy of the grammar's state, and what could not be ended is not allowed.
-Trying takes some 0.2 ms a kind, and is done once for places that are alike.
+Trying takes some 0.2 ms a kind, and is done once for places of one grammar that are alike.
 """
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from typing import TYPE_CHECKING, TypeAlias
 
 from service.worker.json_ending import MAX_END_TOKENS, JsonEnding, JsonPlace, samples_of
@@ -19,14 +21,37 @@ if TYPE_CHECKING:
     from engine.constraint import TokenMask
 
 _MOST_SKIPPED = 8  # tokens before it is looked again, where no end was in reach
+_MAX_GRAMMARS, _MAX_PLACES = 32, 1_024  # whose costs are kept; of each grammar
 # Tokens, as bits, and how many more an end takes behind any of them; None: there is no end.
 _Costs: TypeAlias = "list[tuple[int, int | None]]"
+# By what places of one grammar have in common that are alike.
+KnownCosts: TypeAlias = "dict[tuple[object, ...], _Costs]"
+
+
+class CostsOfGrammars:
+    """What was found out of each grammar, for all who follow it; for several threads."""
+
+    def __init__(self) -> None:
+        self._by_grammar: OrderedDict[str, KnownCosts] = OrderedDict()  # used last comes last
+        self._lock = threading.Lock()
+
+    def of(self, grammar: str) -> KnownCosts:
+        """Return what is known of one; who finds out more adds it there."""
+        with self._lock:
+            costs = self._by_grammar.setdefault(grammar, {})
+            self._by_grammar.move_to_end(grammar)
+            while len(self._by_grammar) > _MAX_GRAMMARS:
+                self._by_grammar.popitem(last=False)
+        return costs
 
 
 class TimelyEnd:
     """Allows what an end still fits behind."""
 
-    def __init__(self, ending: JsonEnding, max_tokens: int) -> None:
+    def __init__(
+        self, ending: JsonEnding, max_tokens: int, known: KnownCosts | None = None
+    ) -> None:
+        """known: what others have found out who follow the same grammar."""
         self._ending = ending
         self._place = JsonPlace()
         self._num_left = max_tokens
@@ -36,7 +61,7 @@ class TimelyEnd:
         self._narrowed: set[int] = set()  # where masks were narrowed, by what was left
         self._is_cut = False
         self._end: list[int] = []  # that was found last, without what was picked of it since
-        self._known: dict[tuple[object, ...], _Costs] = {}
+        self._known: KnownCosts = {} if known is None else known
         # In a string with nothing but text behind it: the mask, and what suffices for any of it.
         self._text: tuple[TokenMask, int] | None = None
 
@@ -82,14 +107,14 @@ class TimelyEnd:
             return mask
         place = self._ending.place_after(self._place, draft) if draft else self._place
         end = self._find_end(matcher, place, left, draft)
-        if end is None and draft:
+        if end is None:
             return mask
         costs = self._costs(matcher, mask, place, end, is_draft=bool(draft))
-        kept = 1 << end[0] if end else 0
+        kept = 1 << end[0] if end else 0  # none where it may end here
         for bits, cost in costs:
             if cost is not None and cost < left:
                 kept |= bits
-        if kept == allowed or not (kept or (may_end and end is not None)):
+        if kept == allowed or not (kept or may_end):
             return mask
         kept_mask = kept.to_bytes(len(mask), "little")
         if self._ending.is_loss((allowed & ~kept).to_bytes(len(mask), "little"), kept_mask):
@@ -116,7 +141,7 @@ class TimelyEnd:
         matcher: LLMatcher,
         mask: TokenMask,
         place: JsonPlace,
-        end: Sequence[int] | None,
+        end: Sequence[int],
         *,
         is_draft: bool,
     ) -> _Costs:
@@ -124,24 +149,32 @@ class TimelyEnd:
 
         Places of one property that allow the same and end the same are taken to be alike.
         """
-        if end is None or self._ending.is_in_name(end):  # what may follow depends on the name
-            return self._tried(matcher, mask, place, end or ())
-        key = hash(mask), tuple(end), place.name, place.is_inside, place.is_escaped
+        is_name = self._ending.is_in_name(end)
+        begun = place.string if is_name else b""  # what may follow depends on the name
+        key = hash(mask), tuple(end), place.name, begun, place.is_inside, place.is_escaped
         costs = self._known.get(key)
         if costs is None:
-            costs = self._known[key] = self._tried(matcher, mask, place, end)
-        if not is_draft and place.is_inside:
+            costs = self._tried(matcher, mask, place, end, is_name=is_name)
+            if len(self._known) >= _MAX_PLACES:
+                self._known.clear()
+            self._known[key] = costs
+        if not is_draft and place.is_inside and not is_name:
             most = max((MAX_END_TOKENS if cost is None else cost for _, cost in costs), default=0)
             self._text = mask, most
         return costs
 
     def _tried(
-        self, matcher: LLMatcher, mask: TokenMask, place: JsonPlace, end: Sequence[int]
+        self,
+        matcher: LLMatcher,
+        mask: TokenMask,
+        place: JsonPlace,
+        end: Sequence[int],
+        *,
+        is_name: bool,
     ) -> _Costs:
         costs: _Costs = []
-        most = self._num_left - 1
+        most = MAX_END_TOKENS  # whatever is left here: others may have more when they get here
         num_free = 1 if self._ending.is_free(mask, place) else None
-        is_name = self._ending.is_in_name(end)
         for tokens in self._ending.kinds(mask, place, is_name=is_name).values():
             tried, are_all = samples_of(tokens, num_free)
             found = [
