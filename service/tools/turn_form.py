@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from service.grammars.ascii_patterns import with_ascii_classes
 from service.grammars.errors import InvalidGrammarError
 from service.grammars.json_schema import ANY_OBJECT
 from service.grammars.reading import require_readable
@@ -144,7 +145,7 @@ def _part_of_tool(tool: Tool) -> dict[str, Any]:
 def _part_of_pattern(pattern: str) -> dict[str, Any]:
     # By itself first: one that closes a group it has not opened would end the one around it.
     TextForm(TextFormKind.REGEX, PARAM, texts=(pattern,)).grammar()
-    text = {"type": "string", "pattern": f"^(?:{pattern})$"}
+    text = {"type": "string", "pattern": f"^(?:{with_ascii_classes(pattern)})$"}
     schema = {"type": "object", "properties": {"input": text}, "required": ["input"]}
     return _part_of_schema(json.dumps(schema))
 

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from engine.constraint import TokenMask
 
 _MOST_SKIPPED = 8  # tokens before it is looked again, where no end was in reach
-_MAX_GRAMMARS, _MAX_PLACES = 32, 1_024  # whose costs are kept; of each grammar
-# Tokens, as bits, and how many more an end takes behind any of them; None: there is no end.
-_Costs: TypeAlias = "list[tuple[int, int | None]]"
+# Whose costs are kept, and of how many places of each: a place takes some 20 KB for 49 152 tokens.
+_MAX_GRAMMARS, _MAX_PLACES = 16, 128
+# By how many tokens an end takes behind them: tokens, as bits. None is there where some have no end
+# behind them, without their bits.
+_Costs: TypeAlias = "dict[int | None, int]"
 # By what places of one grammar have in common that are alike.
 KnownCosts: TypeAlias = "dict[tuple[object, ...], _Costs]"
 
@@ -111,7 +113,7 @@ class TimelyEnd:
             return mask
         costs = self._costs(matcher, mask, place, end, is_draft=bool(draft))
         kept = 1 << end[0] if end else 0  # none where it may end here
-        for bits, cost in costs:
+        for cost, bits in costs.items():
             if cost is not None and cost < left:
                 kept |= bits
         if kept == allowed or not (kept or may_end):
@@ -159,7 +161,7 @@ class TimelyEnd:
                 self._known.clear()
             self._known[key] = costs
         if not is_draft and place.is_inside and not is_name:
-            most = max((MAX_END_TOKENS if cost is None else cost for _, cost in costs), default=0)
+            most = max((MAX_END_TOKENS if cost is None else cost for cost in costs), default=0)
             self._text = mask, most
         return costs
 
@@ -172,7 +174,7 @@ class TimelyEnd:
         *,
         is_name: bool,
     ) -> _Costs:
-        costs: _Costs = []
+        costs: _Costs = {}
         most = MAX_END_TOKENS  # whatever is left here: others may have more when they get here
         num_free = 1 if self._ending.is_free(mask, place) else None
         for tokens in self._ending.kinds(mask, place, is_name=is_name).values():
@@ -182,8 +184,10 @@ class TimelyEnd:
                 for token_id in tried
             ]
             if are_all or None in found:
-                costs += [(1 << i, cost) for i, cost in zip(tried, found, strict=True)]
+                for i, cost in zip(tried, found, strict=True):
+                    costs[cost] = costs.get(cost, 0) | (cost is not None) << i
             else:
                 bits = int.from_bytes(tokens, "little")
-                costs.append((bits, max(cost for cost in found if cost is not None)))
+                most_found = max(cost for cost in found if cost is not None)
+                costs[most_found] = costs.get(most_found, 0) | bits
         return costs

@@ -235,7 +235,7 @@ def test_text_behind_thoughts_has_the_form_that_was_asked_for(vocabulary, are_op
 )
 def test_text_behind_thoughts_may_have_any_kind_of_form(kind, text):
     asked = TextForm(kind, "structured_outputs", texts=[text])
-    form = form_behind_thoughts(asked, Thoughts(THOUGHTS, is_open=True), Pieces.of(PLAIN))
+    form = form_behind_thoughts(asked, Thoughts(THOUGHTS, True), Pieces.of(PLAIN))
     assert PLAIN.accepts(form, "hm</think>yes") == "whole"
     assert PLAIN.accepts(form, "hm</think>no") == ""
 
@@ -306,6 +306,16 @@ def test_text_of_a_tool_matches_its_pattern_as_a_whole(vocabulary, tool_format, 
     assert vocabulary.accepts(form, spelt(tool_format, ("patch", "{}"))) == ""
 
 
+def test_digits_letters_and_blanks_of_a_tools_pattern_are_asciis():
+    tool = Tool("patch", "", is_strict=True, pattern=r"\d[\w.]\s")
+    form = form_of(PLAIN, HERMES, ToolUse([tool], ToolMode.REQUIRED))
+    for text, may_come in (("1a ", True), ("9. ", True), ("٣a ", False), ("1é ", False)):
+        written = spelt(HERMES, ("patch", json.dumps({"input": text}, ensure_ascii=False)))
+        assert (PLAIN.accepts(form, written) == "whole") is may_come
+    wide = spelt(HERMES, ("patch", '{"input": "1a\u2003"}'))
+    assert PLAIN.accepts(form, wide) != "whole"
+
+
 @pytest.mark.parametrize("pattern", ["a)|(?:b", "(?=a)", "a[", "(?x)a #"])
 def test_pattern_that_cannot_be_followed_is_refused(pattern):
     tools = [TOOLS[1], Tool("patch", "", is_strict=True, pattern=pattern)]
@@ -329,10 +339,15 @@ def test_tools_that_are_too_much_together_are_refused_or_told_of(monkeypatch):
     reading.close()
 
 
+def of_one(value: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": {"a": value}, "required": ["a"]}
+
+
 def test_a_tool_whose_schema_ends_its_reader_is_told_of_or_refused_by_its_place():
-    # The library follows such bounds without end: both are the least that 64 bits hold.
-    bounds = {"type": "integer", "minimum": -1e300, "maximum": -1e30}
-    tools = [TOOLS[1], Tool("deep", "", {"type": "object", "properties": {"a": bounds}})]
+    # The library goes as deep as the definitions lead.
+    chain = {f"d{n}": of_one({"$ref": f"#/$defs/d{n + 1}"}) for n in range(900)} | {"d900": {}}
+    deep = of_one({"$ref": "#/$defs/d0"}) | {"$defs": chain}
+    tools = [TOOLS[1], Tool("deep", "", deep)]
     assert form_of_calls(ToolUse(tools), HERMES, Pieces.of(PLAIN), None, None).unfollowed == (1,)
     with pytest.raises(InvalidToolError, match="nested too deeply") as refused:
         form_of(PLAIN, HERMES, ToolUse(tools, ToolMode.REQUIRED))

@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 
 from service.grammars.json_schema import schema_grammar
+from service.worker import timely_end
 from service.worker.grammars import GrammarFactory
 
 END = 1
@@ -156,3 +157,30 @@ def test_a_mask_behind_a_draft_counts_the_draft_and_tells_of_no_cut_by_itself(
         behind.advance(token_id)
     assert masks[-1] == behind.next_masks(())[0]
     assert not behind.was_cut
+
+
+def test_what_is_known_of_a_grammar_serves_the_next_and_stays_small(factory, tiny_tokenizer):
+    grammar = schema_grammar({"type": "object"})
+    known = factory._costs.of(grammar)
+    known.clear()
+    marks = set(tiny_tokenizer.encode('{}":, ', add_special_tokens=False))
+    for seed in range(12):
+        constraint = factory.compile(grammar, [END], 150)
+        answer(constraint, 150, random.Random(seed), marks)
+    assert 0 < len(known) <= timely_end._MAX_PLACES
+    assert all(len(costs) <= 12 for costs in known.values())  # whole numbers as long as masks
+    before = dict(known)
+    answer(factory.compile(grammar, [END], 150), 150, random.Random(11), marks)
+    assert known == before
+
+
+def test_few_grammars_costs_are_kept():
+    costs = timely_end.CostsOfGrammars()
+    first = costs.of("0")
+    for number in range(timely_end._MAX_GRAMMARS):
+        assert costs.of(str(number)) is costs.of(str(number))
+    assert costs.of("0") is first
+    costs.of("another")
+    costs.of("and another")
+    assert costs.of("0") is first
+    assert len(costs._by_grammar) == timely_end._MAX_GRAMMARS
