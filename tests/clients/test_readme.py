@@ -88,7 +88,9 @@ def demo_server(
     demo: DemoRepositories, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RealServer]:
     folder = tmp_path_factory.mktemp("readme-demo")
-    settings = {"cache_dir": str(demo.cache_dir), "served_model_name": "demo"}
+    # Where an example names no `max_tokens`, a weak model may go on to the end of the context.
+    short = {"max_model_len": 1024}
+    settings = {"cache_dir": str(demo.cache_dir), "served_model_name": "demo", **short}
     with serving(folder, demo.default_spec, **settings) as server:
         yield server
 
