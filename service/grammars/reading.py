@@ -7,10 +7,8 @@ others; what takes longer, in another process, in which few may wait. What came 
 
 from __future__ import annotations
 
-import hashlib
 import signal
 import threading
-from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +16,7 @@ import structlog
 
 from engine.errors import QueueFullError
 from service.grammars.errors import InvalidGrammarError
+from service.grammars.findings import MAX_KNOWN, Finding, Findings
 from service.grammars.limits import PARSER_LIMITS, VOCABULARY_PARTS
 from service.grammars.refusals import in_words
 from service.line_process import LineProcess
@@ -34,7 +33,6 @@ SHORT_CPU_S, LONG_CPU_S = 0.02, 0.3
 # Only a stopped or starved machine gets here.
 WALL_S = 10.0
 MAX_WAITING_LONG = 6  # beside the one that is being read
-MAX_KNOWN = 4096
 RETRY_AFTER_S = 2.0
 _LIMITS = (
     "max_items_in_row",
@@ -64,15 +62,17 @@ class GrammarReading:
         short_cpu_s: float = SHORT_CPU_S,
         long_cpu_s: float = LONG_CPU_S,
         limits: LLParserLimits = PARSER_LIMITS,
+        max_known: int = MAX_KNOWN,
     ) -> None:
         """Start nothing yet.
 
-        short_cpu_s, long_cpu_s: of processor time, which a grammar is given at first, and then.
+        short_cpu_s, long_cpu_s: of processor time, which a grammar is given at first, and then;
+        max_known: of how many grammars it is remembered what came of them.
         """
         self._short = ReadingProcess(short_cpu_s, limits)
         # It gives way to engines, whose tokens many wait for.
         self._long = ReadingProcess(long_cpu_s, limits, niceness=5)
-        self._known: OrderedDict[bytes, str | None] = OrderedDict()  # asked for last comes last
+        self._known = Findings(max_known)
         self._lock = threading.Lock()
         self._num_long = 0
 
@@ -87,29 +87,25 @@ class GrammarReading:
         Raises QueueFullError where many wait whose reading takes long. Takes some 5 ms for most
         that are new, and a third of a second at most; no work for an event loop.
         """
-        key = hashlib.sha256(grammar.encode()).digest()
-        if not self._knows(key):
-            self._find_out(key, grammar)
-        with self._lock:
-            refusal = self._known.get(key)
-        if refusal is not None:
-            raise InvalidGrammarError(refusal)
+        finding = self._known.get(grammar) or self._find_out(grammar)
+        if finding.refusal is not None:
+            raise InvalidGrammarError(finding.refusal)
 
     def close(self) -> None:
         """End the processes; who asks again starts them anew."""
         self._short.close()
         self._long.close()
 
-    def _find_out(self, key: bytes, grammar: str) -> None:
+    def _find_out(self, grammar: str) -> Finding:
         with self._short.lock:
-            if self._knows(key):  # somebody else asked for the same
-                return
+            if (finding := self._known.get(grammar)) is not None:  # somebody else asked for it
+                return finding
             refusal, is_over = self._short.read(grammar)
         if is_over:
-            refusal = self._read_long(key, grammar)
-        self._remember(key, refusal)
+            return self._read_long(grammar)
+        return self._known.remember(grammar, refusal)
 
-    def _read_long(self, key: bytes, grammar: str) -> str | None:
+    def _read_long(self, grammar: str) -> Finding:
         with self._lock:
             if self._num_long > MAX_WAITING_LONG:
                 raise QueueFullError(
@@ -120,27 +116,12 @@ class GrammarReading:
             self._num_long += 1
         try:
             with self._long.lock:
-                if self._knows(key):
-                    with self._lock:
-                        return self._known[key]
-                return self._long.read(grammar)[0]
+                if (finding := self._known.get(grammar)) is not None:
+                    return finding
+                return self._known.remember(grammar, self._long.read(grammar)[0])
         finally:
             with self._lock:
                 self._num_long -= 1
-
-    def _knows(self, key: bytes) -> bool:
-        with self._lock:
-            if key not in self._known:
-                return False
-            self._known.move_to_end(key)
-            return True
-
-    def _remember(self, key: bytes, refusal: str | None) -> None:
-        with self._lock:
-            self._known[key] = refusal
-            self._known.move_to_end(key)
-            while len(self._known) > MAX_KNOWN:
-                self._known.popitem(last=False)
 
 
 class ReadingProcess:
@@ -169,7 +150,14 @@ class ReadingProcess:
         machine lets no process read.
         """
         for _ in range(2):
-            process = self._process = self._process or self._started()
+            try:
+                process = self._process = self._process or self._started()
+            except OSError as error:
+                raise QueueFullError(
+                    "no process can be had that reads forms; the machine may lack memory,"
+                    " processes or open files",
+                    retry_after_s=RETRY_AFTER_S,
+                ) from error
             answer = process.ask({**self._asked, "grammar": grammar})
             if answer is None:
                 log.warning("form_reader_ended", reason=process.end().words)

@@ -7,7 +7,7 @@ grammar does is left for the next. Imports only the library and the standard lib
 
 One line per grammar: {"grammar", "limits", "slices", "cpu_s", "niceness"}, answered {"refused":
 what the library says, or null}, or {"ended": number of the signal} where the reading went past a
-limit.
+limit; the number is 0 where it could not even begin.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ import resource
 import signal
 import sys
 import threading
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 # Beyond what this process has. The largest schema that may be sent takes 10 MB (2026-11).
 MAX_MEMORY_BYTES = 48 * 1024**2
@@ -100,8 +101,8 @@ def in_fork(request: dict[str, Any], libc: ctypes.CDLL) -> bytes:
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         return json.dumps({"ended": os.WTERMSIG(status)}).encode()
-    # Without a word from it, it had not even the memory to say so.
-    return b"".join(pieces) or json.dumps({"ended": signal.SIGABRT}).encode()
+    # Without a word from it, the machine has not let it read: that says nothing of the grammar.
+    return b"".join(pieces) or json.dumps({"ended": 0}).encode()
 
 
 def run(request: dict[str, Any], answer: int) -> None:
@@ -111,12 +112,27 @@ def run(request: dict[str, Any], answer: int) -> None:
     # SIGPROF is left at its default, which ends the process wherever it is.
     signal.setitimer(signal.ITIMER_PROF, request["cpu_s"])
     told: list[str | None] = []
-    threading.stack_size(STACK_BYTES)
-    thread = threading.Thread(target=lambda: told.append(refusal(request)))
-    thread.start()
-    thread.join()
-    if told:
-        os.write(answer, json.dumps({"refused": told[0]}).encode())
+
+    def read() -> None:
+        with ended_for_want_of_memory():
+            told.append(refusal(request))
+
+    with ended_for_want_of_memory():
+        threading.stack_size(STACK_BYTES)
+        thread = threading.Thread(target=read)
+        thread.start()
+        thread.join()
+        if told:
+            os.write(answer, json.dumps({"refused": told[0]}).encode())
+
+
+@contextmanager
+def ended_for_want_of_memory() -> Iterator[None]:
+    """End this process as the library does where there is no memory left."""
+    try:
+        yield
+    except MemoryError:
+        os.kill(os.getpid(), signal.SIGABRT)
 
 
 def limit_memory() -> None:
@@ -132,8 +148,7 @@ def refusal(request: dict[str, Any]) -> str | None:
     try:
         told = tried(request)
     except MemoryError:
-        os.kill(os.getpid(), signal.SIGABRT)  # as the library does for want of memory
-        return None
+        raise
     except BaseException as error:  # the library's own panics are no `Exception`
         told = f"{type(error).__name__}: {error}"
     return None if told is None else told[:MAX_TOLD]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -161,8 +163,8 @@ def test_what_was_read_or_refused_is_known_without_a_process(reading):
     assert reading.pids == []
 
 
-def test_what_is_known_is_bounded(reading, monkeypatch):
-    monkeypatch.setattr(module, "MAX_KNOWN", 2)
+def test_what_is_known_is_bounded():
+    reading = GrammarReading(max_known=2)
     for pattern in ("a", "b", "a", "c"):
         reading.require_readable(regex(pattern))
     reading.close()
@@ -170,6 +172,15 @@ def test_what_is_known_is_bounded(reading, monkeypatch):
     assert reading.pids == []
     reading.require_readable(regex("b"))
     assert reading.pids != []
+    reading.close()
+
+
+@pytest.mark.parametrize("grammar", [regex("(a"), LARGE["pattern"], LONG["items"]])
+def test_what_was_refused_is_refused_though_it_is_forgotten_at_once(grammar):
+    forgetful = GrammarReading(max_known=0)
+    for _ in range(2):
+        assert refusal(forgetful, grammar)
+    forgetful.close()
 
 
 def test_processes_start_with_the_first_grammar_and_end_when_closed():
@@ -213,6 +224,27 @@ def test_where_no_process_may_read_the_caller_is_asked_to_come_back(reading, mon
     monkeypatch.setattr(module, "WALL_S", 0.0)
     with pytest.raises(QueueFullError, match="was ended"):
         reading.require_readable(regex("a"))
+    monkeypatch.undo()
+    reading.require_readable(regex("a"))
+
+
+def test_where_a_reading_does_not_begin_the_caller_comes_back_and_it_is_read(reading, monkeypatch):
+    monkeypatch.setattr(module.LineProcess, "ask", lambda *_: {"ended": 0})
+    with pytest.raises(QueueFullError):
+        reading.require_readable(regex("a"))
+    monkeypatch.undo()
+    reading.require_readable(regex("a"))
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EAGAIN, errno.ENOMEM])
+def test_where_no_process_can_be_had_the_caller_is_asked_to_come_back(reading, monkeypatch, number):
+    def popen(*_args: object, **_more: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    with pytest.raises(QueueFullError, match="no process can be had") as refused:
+        reading.require_readable(regex("a"))
+    assert refused.value.retry_after_s > 0
     monkeypatch.undo()
     reading.require_readable(regex("a"))
 
