@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import lru_cache
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from engine.errors import QueueFullError
 from service.grammars.ascii_patterns import with_ascii_classes
 from service.grammars.errors import InvalidGrammarError
 from service.grammars.json_schema import ANY_OBJECT
-from service.grammars.reading import require_readable
+from service.grammars.reading import RETRY_AFTER_S, require_readable
 from service.grammars.wanted import TextForm, TextFormKind
 from service.tools.argument_schemas import arguments_schema, is_object_schema
 from service.tools.calls import ToolMode
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from service.tools.pieces import Pieces
 
 PARAM = "tools"  # what errors name
+# For the tools of a request, one after another. Those of 128 that are new take 0.5 s, those that
+# were read before nearly none; each that is made to take long takes 0.3 s, and others wait for it.
+MAX_READING_S = 1.0
 
 
 class InvalidToolError(InvalidGrammarError):
@@ -64,22 +69,15 @@ def form_of_calls(
     """Return the form of a turn that may or must call tools.
 
     Where a call may come but need not, a tool that is not strict is not refused for a schema that
-    cannot be followed: any arguments may come then. Raises InvalidGrammarError. Takes up to some
-    0.2 s, so it is no work for an event loop.
+    cannot be followed, or that there is no time left to read: any arguments may come then. Raises
+    InvalidGrammarError, and QueueFullError where schemas that must be followed take too long, or
+    many wait. Takes up to some 2 s, so it is no work for an event loop.
     """
+    deadline = monotonic() + MAX_READING_S
     is_required = use.mode is ToolMode.REQUIRED
     form = None if is_required or text_form is None else _part_of_form(text_form, tool_format)
     tools = use.callable
-    schemas: list[dict[str, Any]] = []
-    unfollowed: list[int] = []
-    for number, tool in tools:
-        try:
-            schemas.append(_part_of_tool(tool))
-        except InvalidGrammarError as error:
-            if is_required or tool.is_strict:
-                raise InvalidToolError(str(error), number) from error
-            schemas.append(_any_object())
-            unfollowed.append(number)
+    schemas, unfollowed = _parts_of_tools(use, deadline)
     asked = CallRules(
         names=[tool.name for _, tool in tools],
         pieces=pieces,
@@ -98,6 +96,33 @@ def form_of_calls(
         unfollowed = [number for number, _ in tools]
         grammar = checked(turn_grammar(rules, [_any_object()] * len(tools), form))
     return TurnForm(TextForm(TextFormKind.READY, PARAM, texts=(grammar,)), tuple(unfollowed))
+
+
+def _parts_of_tools(use: ToolUse, deadline: float) -> tuple[list[dict[str, Any]], list[int]]:
+    """Return what the arguments of each tool follow, and the places of those that any may come to.
+
+    deadline: by the monotonic clock, to begin with a tool.
+    """
+    schemas: list[dict[str, Any]] = []
+    unfollowed: list[int] = []
+    for number, tool in use.callable:
+        must_follow = use.mode is ToolMode.REQUIRED or tool.is_strict
+        try:
+            if monotonic() < deadline:
+                schemas.append(_part_of_tool(tool))
+                continue
+            if must_follow:  # a slow machine may be why, and what was read is known next time
+                raise QueueFullError(
+                    "the tools' schemas take too long to read; ask again, or send fewer or smaller"
+                    " ones",
+                    retry_after_s=RETRY_AFTER_S,
+                )
+        except InvalidGrammarError as error:
+            if must_follow:
+                raise InvalidToolError(str(error), number) from error
+        schemas.append(_any_object())
+        unfollowed.append(number)
+    return schemas, unfollowed
 
 
 def form_behind_thoughts(text_form: TextForm, thoughts: Thoughts, pieces: Pieces) -> TextForm:

@@ -9,6 +9,7 @@ import pytest
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from engine.errors import QueueFullError
 from service.grammars.errors import InvalidGrammarError
 from service.grammars.limits import PARSER_LIMITS
 from service.grammars.reading import GrammarReading
@@ -352,6 +353,43 @@ def test_a_tool_whose_schema_ends_its_reader_is_told_of_or_refused_by_its_place(
     with pytest.raises(InvalidToolError, match="nested too deeply") as refused:
         form_of(PLAIN, HERMES, ToolUse(tools, ToolMode.REQUIRED))
     assert refused.value.index == 1
+
+
+@pytest.fixture
+def read_slowly(monkeypatch) -> list[str]:
+    """The names of tools that were read, each of which took 0.3 s."""
+    names: list[str] = []
+    read = turn_form._part_of_tool
+
+    def part_of_tool(tool: Tool) -> dict[str, Any]:
+        names.append(tool.name)
+        if tool.name.startswith("bomb"):
+            raise InvalidGrammarError("takes too much time to read")
+        return read(tool)
+
+    monkeypatch.setattr(turn_form, "_part_of_tool", part_of_tool)
+    monkeypatch.setattr(turn_form, "monotonic", lambda: 100 + 0.3 * len(names))
+    return names
+
+
+@pytest.mark.parametrize("name", ["bomb", "slow"])
+def test_tools_that_take_long_are_read_for_a_second_and_the_rest_told_of(read_slowly, name):
+    use = ToolUse([Tool(f"{name}{n}", "", CITY) for n in range(128)])
+    made = form_of_calls(use, HERMES, Pieces.of(PLAIN), None, None)
+    assert read_slowly == [f"{name}{n}" for n in range(4)]
+    assert made.unfollowed == tuple(range(0 if name == "bomb" else 4, 128))
+    call = spelt(HERMES, (f"{name}99", '{"b": [1, 2]}'))
+    assert PLAIN.accepts(made.text_form, call) == "whole"
+
+
+@pytest.mark.parametrize("mode", [ToolMode.AUTO, ToolMode.REQUIRED])
+def test_where_they_must_be_followed_the_caller_is_asked_to_come_back(read_slowly, mode):
+    is_strict = mode is ToolMode.AUTO
+    use = ToolUse([Tool(f"slow{n}", "", CITY, is_strict=is_strict) for n in range(128)], mode)
+    with pytest.raises(QueueFullError, match="too long to read") as refused:
+        form_of(PLAIN, HERMES, use)
+    assert refused.value.retry_after_s > 0
+    assert len(read_slowly) == 4
 
 
 def test_marks_are_pieces_where_the_vocabulary_has_them():
