@@ -5,6 +5,7 @@ A custom tool takes a text as it is. To the model it is a function of one argume
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _KNOWN = ("function", "custom")
 _CHOICES = (*_KNOWN, "allowed_tools")
+_VERSION = re.compile(r"(?<!_)_?(?:preview|\d).*")  # as in web_search_preview_2025_03_11
 MAX_LISTED = 512  # tools, also those that are left out
 _ONE_TEXT: dict[str, Any] = {
     "type": "object",
@@ -206,8 +208,7 @@ def check_tools(offered: Sequence[OfferedTool], choice: str | ResponseToolChoice
     if size > MAX_TOOL_CHARACTERS:
         raise ValueError(f"tools has {size} characters; give at most {MAX_TOOL_CHARACTERS}")
     if isinstance(choice, ResponseToolChoice) and not choice.is_used:
-        # Types of tools may carry a date that their choice leaves out.
-        if not any(one.type.startswith(choice.type) for one in offered if not one.is_used):
+        if not any(_is_of_type(one, choice.type) for one in offered if not one.is_used):
             raise ValueError("tool_choice is of a type that none of tools has")
         return
     must_be_there = choice == "required" or isinstance(choice, ResponseToolChoice)
@@ -217,6 +218,13 @@ def check_tools(offered: Sequence[OfferedTool], choice: str | ResponseToolChoice
         raise ValueError("tool_choice names a tool that is not among tools")
     if isinstance(choice, ResponseToolChoice) and choice.mode == "required" and not choice.names:
         raise ValueError("tool_choice asks for a call, but allows no tool that may be called")
+
+
+def _is_of_type(tool: OfferedTool, chosen: str) -> bool:
+    """Whether a tool is of the type that is chosen, which may leave out its date."""
+    if not chosen or not tool.type.startswith(chosen):
+        return False
+    return tool.type == chosen or _VERSION.fullmatch(tool.type, len(chosen)) is not None
 
 
 def tool_use(

@@ -146,6 +146,9 @@ def test_choice_that_allows_only_tools_of_other_types_allows_none():
     [
         ({"type": "web_search"}, {"type": "web_search"}),
         ({"type": "web_search_preview_2025_03_11"}, {"type": "web_search_preview"}),
+        ({"type": "web_search_2025_08_26"}, {"type": "web_search"}),
+        ({"type": "web_search_preview_2025_03_11"}, {"type": "web_search"}),
+        ({"type": "code_interpreter20250522"}, {"type": "code_interpreter"}),
         ({"type": "mcp", "server_label": "a"}, {"type": "mcp", "server_label": "a", "name": "b c"}),
     ],
 )
@@ -155,6 +158,13 @@ def test_choice_of_a_tool_that_is_left_out_is_left_out_and_named(tool, choice):
     use = use_of(tools=[LOOK, tool], tool_choice=choice)
     assert (use.mode, [one.name for one in use.tools]) == (ToolMode.AUTO, ["look"])
     assert use_of(tools=[tool], tool_choice=choice) == NO_TOOLS
+
+
+@pytest.mark.parametrize("chosen", ["", "f", "file", "file_", "file_searc", "web_search_"])
+def test_choice_of_a_part_of_a_type_is_refused(chosen):
+    others = [{"type": "file_search"}, {"type": "web_search_preview"}]
+    with pytest.raises(RequestError, match="none of tools has"):
+        use_of(tools=[LOOK, *others], tool_choice={"type": chosen})
 
 
 def test_calls_beside_each_other_may_be_forbidden():
