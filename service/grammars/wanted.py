@@ -14,6 +14,7 @@ from llguidance import LLMatcher
 
 from service.grammars.ascii_patterns import with_ascii_classes
 from service.grammars.errors import InvalidGrammarError
+from service.grammars.findings import Findings
 from service.grammars.gbnf import is_gbnf
 from service.grammars.gbnf_lark import lark_of_gbnf
 from service.grammars.inline_schemas import with_schemas_followed
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from service.grammars.json_schema import JsonSchema
+
+_refused_as_written = Findings()
 
 
 class TextFormKind(enum.StrEnum):
@@ -65,7 +68,7 @@ class TextForm:
         elif self.kind is TextFormKind.CHOICE:
             grammar = _choice(self.texts)
         else:
-            grammar = _written(self.texts[0])
+            return _written(self.texts[0])
         require_readable(grammar)
         return grammar
 
@@ -87,7 +90,24 @@ def _choice(texts: Sequence[str]) -> str:
 
 
 def _written(grammar: str) -> str:
+    """Return a grammar that was read.
+
+    Rewriting one that is refused may take 0.5 s of this process, so that refusals are remembered.
+    """
     _require_short("the grammar", grammar, MAX_SOURCE_BYTES)
+    known = _refused_as_written.get(grammar)
+    if known is not None:
+        raise InvalidGrammarError(known.refusal)
+    try:
+        written = _as_lark(grammar)
+        require_readable(written)
+    except InvalidGrammarError as error:
+        _refused_as_written.remember(grammar, str(error))
+        raise
+    return written
+
+
+def _as_lark(grammar: str) -> str:
     # The library would take JSON for its own notation, whose schemas nobody has looked at.
     is_in_gbnf = None if grammar.lstrip().startswith("{") else is_gbnf(grammar)
     if is_in_gbnf is None:

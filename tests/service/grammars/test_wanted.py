@@ -7,7 +7,10 @@ import time
 import pytest
 from llguidance import LLMatcher
 
+from engine.errors import QueueFullError
+from service.grammars import wanted
 from service.grammars.errors import InvalidGrammarError
+from service.grammars.gbnf import is_gbnf
 from service.grammars.limits import (
     MAX_CHOICES,
     MAX_PATTERN_BYTES,
@@ -62,6 +65,38 @@ def test_what_cannot_be_read_is_refused_within_a_second(kind, text, words):
     assert time.process_time() - begun < 1
     assert words in str(refused.value)
     assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        'root ::= again\nagain ::= "remembered" nothing',
+        'start: nothing "remembered"',
+        'root ::= again "remembered"\nagain ::= again "a"',
+    ],
+)
+def test_a_grammar_that_was_refused_is_not_rewritten_again(monkeypatch, grammar):
+    rewritten: list[str] = []
+    monkeypatch.setattr(wanted, "is_gbnf", lambda text: rewritten.append(text) or is_gbnf(text))
+    told = set()
+    for _ in range(3):
+        with pytest.raises(InvalidGrammarError) as refused:
+            TextForm(GRAMMAR, "x", texts=[grammar]).grammar()
+        told.add(str(refused.value))
+    assert rewritten == [grammar]
+    assert len(told) == 1
+
+
+def test_a_grammar_that_must_wait_to_be_read_is_not_remembered_as_refused(monkeypatch):
+    def turn_away(_grammar: str) -> None:
+        raise QueueFullError("many wait", retry_after_s=1)
+
+    form = TextForm(GRAMMAR, "x", texts=['root ::= "waits"'])
+    monkeypatch.setattr(wanted, "require_readable", turn_away)
+    with pytest.raises(QueueFullError):
+        form.grammar()
+    monkeypatch.undo()
+    assert form.grammar()
 
 
 def test_a_choice_is_bounded_in_number_and_size():
