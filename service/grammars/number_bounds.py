@@ -82,7 +82,7 @@ def _check_listed(node: dict[str, Any]) -> None:
             if not _is_followed(value):
                 raise InvalidGrammarError(
                     f"the JSON schema's `{keyword}` has a number that cannot be followed digit by"
-                    f" digit: {_shown(value)}; write it as a string"
+                    f" digit: {shown(value)}; write it as a string"
                 )
 
 
@@ -121,7 +121,7 @@ def _move_bound(node: dict[str, Any], keywords: tuple[str, str], sign: int) -> b
     for name, bound in far.items():
         if sign * bound < -LIMIT or (name == exclusive and sign * bound == -LIMIT):
             raise InvalidGrammarError(
-                f"the JSON schema has a `{name}` of {_shown(bound)}: numbers beyond 64 bits"
+                f"the JSON schema has a `{name}` of {shown(bound)}: numbers beyond 64 bits"
                 " cannot be followed"
             )
         moved.append(_double_below(sign * bound, is_exclusive=name == exclusive))
@@ -152,7 +152,7 @@ def _check_steps(node: dict[str, Any]) -> None:
     for given in numbers(node, ["multipleOf"]):
         if not given or not _is_near(given) or step_of(given)[0] > MAX_STEP:
             raise InvalidGrammarError(
-                f"the JSON schema has a `multipleOf` of {_shown(given)}: steps of 1 to"
+                f"the JSON schema has a `multipleOf` of {shown(given)}: steps of 1 to"
                 f" {MAX_STEP} can be followed, and those of as many digits behind a point"
             )
         step, _ = step_of(given)
@@ -161,7 +161,7 @@ def _check_steps(node: dict[str, Any]) -> None:
         room = min(highest) - max(lowest) if lowest and highest else math.inf
         if step * digits > MAX_WORK and room > FEW_MULTIPLES * abs(given):
             raise InvalidGrammarError(
-                f"the JSON schema has a `multipleOf` of {_shown(given)} beside bounds of {digits}"
+                f"the JSON schema has a `multipleOf` of {shown(given)} beside bounds of {digits}"
                 " digits, which together take too much work; leave one of them out"
             )
 
@@ -186,5 +186,6 @@ def _reduced(step: int, num_behind: int) -> int:
     return step
 
 
-def _shown(value: float) -> str:
+def shown(value: float) -> str:
+    """Return a number as a sentence has it, without its digits where these are many."""
     return repr(value) if abs(value) < 10**30 else "a number of over 30 digits"

@@ -22,6 +22,7 @@ _TOO_MANY_WAYS = "has too many ways to go on in one place"
 _BOUNDS = {
     "noextension": "allows no text at all; look for parts that contradict each other, and for rules"
     " or references that lead to nothing but themselves",
+    "unable to determine if regex": f"{_TOO_MUCH}; join fewer patterns, or simpler ones",
     "fuel exhausted": f"{_TOO_MUCH}; bound its repetitions to fewer, and do not nest them",
     "configuration (grammar) too big": f"{_TOO_MUCH}; send fewer properties, patterns or terminals",
     "too many states": f"{_TOO_MUCH}; bound its repetitions to fewer, and do not nest them",

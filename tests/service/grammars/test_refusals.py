@@ -32,6 +32,7 @@ from service.grammars.refusals import MAX_SHOWN, in_words
         ("parser error: Too many items (limit 50000; mask); try", "as one pattern or terminal"),
         ("lexer error: fuel exhausted when checking relevance of lexemes", "do not nest them"),
         ("initial lexer configuration (grammar) too big (limit for this", "send fewer properties"),
+        ("Unable to determine if regex is empty: (And (And (Regex", "join fewer patterns"),
         ("too many states: 50001", "bound its repetitions to fewer"),
         ("grammar size (number of symbols) too big (limit for", "has too many rules"),
     ],
