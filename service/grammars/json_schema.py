@@ -22,7 +22,7 @@ from service.grammars.limits import (
     MAX_SOURCE_BYTES,
 )
 from service.grammars.neutral_words import without_neutral_words
-from service.grammars.number_bounds import with_followed_bounds
+from service.grammars.number_bounds import shown, with_followed_bounds
 from service.grammars.refusals import in_words
 from service.grammars.schema_nodes import may_be, nodes_of
 
@@ -80,8 +80,8 @@ def _check_counts(schema: dict[str, Any]) -> None:
         num_any = count - len({name for name in required if isinstance(name, str)})
         if num_any > 1 and may_be("object", node):
             raise InvalidGrammarError(
-                f"the JSON schema uses `minProperties` {count} with {count - num_any} names in"
-                " `required`; it can be at most one more"
+                f"the JSON schema uses `minProperties` {shown(count)} with"
+                f" {count - num_any} names in `required`; it can be at most one more"
             )
 
 
