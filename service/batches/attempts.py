@@ -1,7 +1,8 @@
 """Asks the requests of one batch until each has an answer that stands.
 
 What is refused for the moment is asked again. Requests for a model that does not answer do not ask
-all at once: one of them tries, ever more rarely, and the others go on once it is let through.
+all at once: one of them tries, ever more rarely, and the others go on once it is let through. While
+they wait they take no place from other batches.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from service.batches.result_lines import answered_line, failed_line
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from service.batches.records import BatchRecord, LineRecord
+    from service.batches.records import BatchRecord, LineCounts, LineRecord
 
 log = structlog.get_logger(__name__)
 
@@ -54,6 +55,30 @@ class Execute(Protocol):
         """Return what it is answered; raises nothing."""
 
 
+class Place:
+    """One line's, of those that all batches share."""
+
+    def __init__(self, places: asyncio.Semaphore, counts: LineCounts) -> None:
+        """counts: where those that have a place are counted as running."""
+        self._places = places
+        self._counts = counts
+        self._is_taken = False
+
+    async def take(self) -> None:
+        """Wait for a place; without effect for a line that has one."""
+        if not self._is_taken:
+            await self._places.acquire()
+            self._is_taken = True
+            self._counts.num_running += 1
+
+    def give_back(self) -> None:
+        """Let another line have it; without effect for one that has none."""
+        if self._is_taken:
+            self._is_taken = False
+            self._counts.num_running -= 1
+            self._places.release()
+
+
 @dataclass(slots=True)
 class _Wait:
     """For a model that does not answer now."""
@@ -75,21 +100,24 @@ class Attempts:
         self._is_told = False
 
     async def result_of(
-        self, line: LineRecord, body: bytes, unknown: Sequence[str] = ()
+        self, line: LineRecord, body: bytes, place: Place, unknown: Sequence[str] = ()
     ) -> LineResult:
         """Return what a line is answered, once it was not refused for the moment alone.
 
+        place: taken while it is asked, and when it was answered; not while it waits.
         unknown: what the line says in vain beside its body, to be told with the answer.
         """
         num_ended = 0
         self.num_running += 1
         try:
+            await place.take()
             answer = await self._ask(line, body)
             while not answer.stands:
                 num_ended += answer.ended is not None
                 if num_ended == MAX_ENDS:
                     return self._give_up(line, answer)
-                answer = await self._ask_later(line, body, answer)
+                place.give_back()
+                answer = await self._ask_later(line, body, answer, place)
         finally:
             self.num_running -= 1
         ignored = ", ".join(filter(None, [answer.ignored, *unknown])) or None
@@ -100,7 +128,9 @@ class Attempts:
         request_id = f"{self._batch.id}-{line.number}"
         return await self._execute(self._batch.endpoint, body, self._batch.owner, request_id)
 
-    async def _ask_later(self, line: LineRecord, body: bytes, refused: Answer) -> Answer:
+    async def _ask_later(
+        self, line: LineRecord, body: bytes, refused: Answer, place: Place
+    ) -> Answer:
         """Ask again when the time has come, or when another was let through meanwhile."""
         wait = self._waits.setdefault(_model_of(body), _Wait())
         num_known = wait.num_let_through
@@ -111,6 +141,7 @@ class Attempts:
                 if wait.num_let_through == num_known:
                     wait.wait_s = min(max(2 * wait.wait_s, refused.retry_after_s), LONGEST_WAIT_S)
                     await asyncio.sleep(wait.wait_s)
+                    await place.take()  # first, as what waits for it was not let through
                     attempt = asyncio.create_task(self._ask(line, body))
                     await asyncio.wait((attempt,), timeout=LET_THROUGH_S)
                     if not attempt.done() or attempt.result().stands:
@@ -122,6 +153,7 @@ class Attempts:
         finally:
             self._end_to_wait(has_gone_on=wait.num_let_through > num_known)
         if attempt is None:
+            await place.take()
             return await self._ask(line, body)
         try:
             return await attempt

@@ -1,6 +1,6 @@
 """Runs the lines of batches: as many at once as are allowed, each batch in its turn.
 
-Whoever waits is woken: a batch by a free place, a place by an answered line. A line that was under
+Whoever waits is woken: a line by a free place, a place by an answered line. A line that was under
 way when the process ended has no answer, and runs again.
 """
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import structlog
 
-from service.batches.attempts import Attempts
+from service.batches.attempts import Attempts, Place
 from service.batches.disk_faults import DISK_FAULTS, Persistence, reason_of
 from service.batches.input_lines import InputRules, read_lines, read_request
 from service.batches.records import (
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+
+# At least so long a file may take to be read: the lines of one that can be are all told of.
+LEAST_READING_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +158,8 @@ class BatchRunner:
             num_answered = batch.num_completed + batch.num_failed
             is_whole = num_answered == batch.num_lines
             end = BatchStatus.COMPLETED if is_whole else BatchStatus.EXPIRED
+        elif batch.status is BatchStatus.VALIDATING:  # its file could not be read in its time
+            end = BatchStatus.EXPIRED
         else:
             return
         batch = await self._on_disk(batch, lambda: self._batches.finish(batch, end))
@@ -176,6 +181,10 @@ class BatchRunner:
             log.warning("batch_space_kept", reason=reason_of(error))
 
     async def _validate(self, batch: BatchRecord, path: Path) -> BatchRecord:
+        """Read a file, and begin with its lines, or fail with its faults.
+
+        One that cannot be read leaves its batch as it is once that is cancelled or its time over.
+        """
         rules = InputRules(
             endpoint=batch.endpoint,
             max_lines=self._limits.max_lines,
@@ -190,12 +199,14 @@ class BatchRunner:
                 return [], [LineFault(code="file_not_found", message="the file is gone")]
 
         disk = self._open[batch.id].disk
-        lines, faults = await disk.until_done(read, _in_own_thread)
+        reading = asyncio.create_task(disk.until_done(read, _in_own_thread))
+        await self._unless_stopped(batch, reading, at_least_s=LEAST_READING_S)
 
         def take_in() -> BatchRecord:
             now = self._batches.get(batch.id)
-            if now.status is not BatchStatus.VALIDATING:  # it was cancelled
+            if now.status is not BatchStatus.VALIDATING or reading.cancelled():
                 return now
+            lines, faults = reading.result()
             if faults:
                 return self._batches.fail(batch, faults)
             return self._batches.begin(batch, lines)
@@ -206,9 +217,14 @@ class BatchRunner:
         """Run what has no answer, until all has one, it is cancelled, or its time is over."""
         left = batch.num_lines - batch.num_completed - batch.num_failed
         self.counts.open_lines[batch.id] = left
-        work = asyncio.create_task(self._feed(batch, path))
+        await self._unless_stopped(batch, asyncio.create_task(self._feed(batch, path)))
+
+    async def _unless_stopped(
+        self, batch: BatchRecord, work: asyncio.Task[T], *, at_least_s: float = 0.0
+    ) -> None:
+        """Wait until work is done; end it when its batch is cancelled, or its time is over."""
         stopped = asyncio.create_task(self._open[batch.id].stop.wait())
-        limit_s = max(0.0, batch.expires_at - time.time())
+        limit_s = max(at_least_s, batch.expires_at - time.time())
         end = "batch_put_back"
         try:
             await asyncio.wait(
@@ -225,33 +241,36 @@ class BatchRunner:
             await asyncio.gather(work, stopped, return_exceptions=True)
 
     async def _feed(self, batch: BatchRecord, path: Path) -> None:
-        """Give each line a place as one becomes free."""
+        """Begin with each line as one becomes free.
+
+        A batch has a bound of its own for lines that it has begun with, as those that wait for
+        their model have no place, and keep none from others.
+        """
         lines = await self._unanswered(batch, 0)
+        own = asyncio.Semaphore(self._limits.max_at_once)
         async with asyncio.TaskGroup() as group:
             while lines:
                 for line in lines:
+                    await own.acquire()
                     # First, as a file that cannot be read must not take a place from others.
                     request = await self._on_disk(batch, partial(read_request, path, line))
-                    await self._places.acquire()
-                    task = group.create_task(self._run_in_place(batch, line, *request))
-                    task.add_done_callback(lambda _: self._places.release())
+                    place = Place(self._places, self.counts)
+                    await place.take()
+                    task = group.create_task(self._run_in_place(batch, line, place, *request))
+                    task.add_done_callback(partial(_leave, own, place))
                 lines = await self._unanswered(batch, lines[-1].number)
 
     async def _unanswered(self, batch: BatchRecord, after: int) -> list[LineRecord]:
         return await self._on_disk(batch, lambda: self._batches.unanswered(batch, after))
 
     async def _run_in_place(
-        self, batch: BatchRecord, line: LineRecord, body: bytes, unknown: list[str]
+        self, batch: BatchRecord, line: LineRecord, place: Place, body: bytes, unknown: list[str]
     ) -> None:
         counts = self.counts
-        counts.num_running += 1
-        try:
-            result = await self._open[batch.id].attempts.result_of(
-                line, body, unknown if self._limits.unknown_fields == "warn" else ()
-            )
-            await self._keep(batch, result)
-        finally:
-            counts.num_running -= 1
+        result = await self._open[batch.id].attempts.result_of(
+            line, body, place, unknown if self._limits.unknown_fields == "warn" else ()
+        )
+        await self._keep(batch, result)
         counts.open_lines[batch.id] -= 1
         if result.has_failed:
             counts.num_failed += 1
@@ -270,6 +289,12 @@ class BatchRunner:
     async def _on_disk(self, batch: BatchRecord, work: Callable[[], T]) -> T:
         """Have something done of which a fault of the disk is no end; it may be done twice."""
         return await self._open[batch.id].disk.until_done(work, self._in_thread)
+
+
+def _leave(own: asyncio.Semaphore, place: Place, _: asyncio.Task[None]) -> None:
+    """Let other lines begin, whatever became of one; it may have ended before it began."""
+    place.give_back()
+    own.release()
 
 
 async def _in_own_thread(work: Callable[[], T]) -> T:

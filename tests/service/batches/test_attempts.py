@@ -10,8 +10,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from service.batches import attempts as module
-from service.batches.attempts import LONGEST_WAIT_S, MAX_ENDS, Answer, Attempts
-from service.batches.records import BatchRecord, BatchStatus, LineRecord
+from service.batches.attempts import LONGEST_WAIT_S, MAX_ENDS, Answer, Attempts, Place
+from service.batches.records import BatchRecord, BatchStatus, LineCounts, LineRecord
 
 if TYPE_CHECKING:
     from service.batches.records import LineResult
@@ -83,9 +83,12 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return found
 
 
-def begin(own: Attempts, number: int, model: str = "a") -> asyncio.Task[LineResult]:
+def begin(
+    own: Attempts, number: int, model: str = "a", place: Place | None = None
+) -> asyncio.Task[LineResult]:
     line = LineRecord(number=number, custom_id=f"id {number}", offset=0, num_bytes=1)
-    return asyncio.create_task(own.result_of(line, json.dumps({"model": model}).encode()))
+    place = place or Place(asyncio.Semaphore(100), LineCounts())
+    return asyncio.create_task(own.result_of(line, json.dumps({"model": model}).encode(), place))
 
 
 async def until_asked(server: Server, num: int) -> None:
@@ -179,3 +182,24 @@ def test_a_request_with_which_it_ended_thrice_is_given_up(waits, code):
     assert json.loads(result.text)["error"]["code"] == code
     assert len(server.asked) == MAX_ENDS
     assert [each["event"] for each in logs] == ["batch_waits", "batch_request_given_up"]
+
+
+def test_what_waits_has_no_place_and_what_waits_for_a_place_was_not_let_through(waits):
+    async def check() -> None:
+        server, places, counts = Server(), asyncio.Semaphore(1), LineCounts()
+        own = Attempts(BATCH, server)
+        waiting = begin(own, 1, "a", Place(places, counts))
+        await until_asked(server, 1)
+        await asyncio.wait_for(places.acquire(), 10)  # another batch's line is answered for long
+        assert counts.num_running == 0
+        num_asked = len(server.asked)
+        tasks = [begin(own, number, "a", Place(asyncio.Semaphore(1), counts)) for number in (2, 3)]
+        await until_asked(server, num_asked + 2)
+        await asyncio.wait((waiting,), timeout=0.1)  # ten times what is waited for an attempt
+        assert len(server.asked) == num_asked + 2
+        server.served = {"a"}
+        places.release()
+        await asyncio.wait_for(asyncio.gather(waiting, *tasks), 10)
+        assert len(server.asked) == num_asked + 5
+
+    asyncio.run(check())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from structlog.testing import capture_logs
 
-from service.batches import disk_faults
+from service.batches import disk_faults, runner
 from service.batches.attempts import MAX_ENDS, Answer
 from service.batches.batch_store import BatchStore
 from service.batches.file_store import FileStore
@@ -226,6 +226,31 @@ def test_what_is_refused_for_the_moment_is_asked_again(tmp_path):
             done = await bench.run(lines("a"))
             assert (done.num_completed, done.num_failed) == (1, 0)
         assert echo.asked == ["a"] * 4
+
+    asyncio.run(check())
+
+
+def test_a_batch_for_a_model_that_does_not_answer_keeps_no_other_from_running(tmp_path):
+    class Loading(Echo):
+        async def __call__(self, url: str, body: bytes, owner: str, request_id: str) -> Answer:
+            answer = await super().__call__(url, body, owner, request_id)
+            refusal = Answer(
+                status=503, request_id="r", body=b"{}", is_for_later=True, retry_after_s=100
+            )
+            return refusal if b"absent" in body else answer
+
+    async def check() -> None:
+        echo = Loading()
+        async with bench_of(tmp_path, echo) as bench:
+            waits = bench.add(lines(*(f"absent {number}" for number in range(9))))
+            bench.runner.add(waits)
+            await until(lambda: len(echo.asked) >= LIMITS.max_at_once)
+            done = await bench.run(lines(*"abcdef"), owner="another")
+            assert (done.status, done.num_completed) == (BatchStatus.COMPLETED, 6)
+            counts = bench.runner.counts
+            assert (counts.num_running, counts.num_waiting) == (0, 9)
+            begun = [each for each in echo.asked if "absent" in each]
+            assert len(begun) == LIMITS.max_at_once, "no more lines lie in memory than may run"
 
     asyncio.run(check())
 
@@ -453,6 +478,51 @@ def test_a_stopped_batch_can_be_cancelled(tmp_path, monkeypatch):
             await asyncio.wait_for(bench.runner.until_over(batch.id), 20)
             done = bench.batches.get(batch.id)
             assert (done.status, done.num_failed) == (BatchStatus.CANCELLED, 2)
+
+    asyncio.run(check())
+
+
+def unreadable(bench: Bench, **how: Any) -> BatchRecord:
+    """A batch whose file is a folder, as a disk with a fault may have it."""
+    batch = bench.add(lines("a", "b"), **how)
+    path_of(bench, batch).unlink()
+    path_of(bench, batch).mkdir()
+    return batch
+
+
+def test_a_batch_whose_file_cannot_be_read_can_be_cancelled_before_it_has_begun(tmp_path):
+    async def check() -> None:
+        async with bench_of(tmp_path) as bench:
+            batch = unreadable(bench)
+            bench.runner.add(batch)
+            await until(lambda: bench.runner.num_stopped == 1)
+            bench.runner.cancel(bench.batches.set_status(batch, BatchStatus.CANCELLING))
+            await asyncio.wait_for(bench.runner.until_over(batch.id), 5)
+            assert bench.batches.get(batch.id).status is BatchStatus.CANCELLED
+            assert (bench.runner.num_open, bench.runner.num_stopped) == (0, 0)
+
+    asyncio.run(check())
+
+
+def test_a_batch_whose_file_cannot_be_read_ends_when_its_time_is_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "LEAST_READING_S", 0.1)
+
+    async def check() -> None:
+        async with bench_of(tmp_path) as bench:
+            batch = unreadable(bench, lasts_s=-10)
+            bench.runner.add(batch)
+            await asyncio.wait_for(bench.runner.until_over(batch.id), 5)
+            assert bench.batches.get(batch.id).status is BatchStatus.EXPIRED
+
+    asyncio.run(check())
+
+
+def test_the_lines_of_a_file_that_can_be_read_are_told_of_however_late_it_is(tmp_path):
+    async def check() -> None:
+        async with bench_of(tmp_path) as bench:
+            done = await bench.run(lines("a", "b"), lasts_s=-10)
+            assert done.status is BatchStatus.EXPIRED
+            assert bench.ids(done.error_file_id) == ["id a", "id b"]
 
     asyncio.run(check())
 
