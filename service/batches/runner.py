@@ -13,9 +13,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import structlog
+from sqlalchemy.exc import DatabaseError
 
 from service.batches.attempts import Attempts, Place
-from service.batches.disk_faults import DISK_FAULTS, Persistence, reason_of
+from service.batches.disk_faults import Persistence, reason_of
 from service.batches.input_lines import InputRules, read_lines, read_request
 from service.batches.records import (
     BatchRecord,
@@ -177,7 +178,10 @@ class BatchRunner:
         try:
             while await self._in_thread(self._batches.give_back_space):
                 pass
-        except DISK_FAULTS as error:  # what the next batch leaves is given back with it
+        except (
+            OSError,
+            DatabaseError,
+        ) as error:  # what the next batch leaves is given back with it
             log.warning("batch_space_kept", reason=reason_of(error))
 
     async def _validate(self, batch: BatchRecord, path: Path) -> BatchRecord:

@@ -6,6 +6,7 @@ A cut of power may take back the last commits, and with them whole lines, which 
 
 from __future__ import annotations
 
+import sqlite3
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
@@ -22,7 +23,7 @@ from sqlalchemy import (
     event,
     text,
 )
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.pool import StaticPool
 
 from service.batches.errors import StorageError
@@ -153,7 +154,10 @@ def used_bytes(connection: Connection) -> int:
 
 
 def give_back(database: Engine) -> bool:
-    """Give some of what the file does not use back to the disk; return whether there is more."""
+    """Give some of what the file does not use back to the disk; return whether there is more.
+
+    Raises OperationalError, as what SQLAlchemy executes does.
+    """
     connection = database.raw_connection()
     cursor = connection.cursor()
 
@@ -169,6 +173,8 @@ def give_back(database: Engine) -> bool:
         if not has_more and after < before:
             shorten_log(database)
         return has_more
+    except sqlite3.Error as error:
+        raise OperationalError("incremental_vacuum", None, error) from error
     finally:
         cursor.close()
         connection.close()

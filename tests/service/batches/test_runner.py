@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -285,18 +286,25 @@ def test_a_batch_that_is_over_gives_the_disk_its_room_back(tmp_path):
 
 
 def test_room_that_cannot_be_given_back_is_no_fault_of_the_batch(tmp_path, monkeypatch):
-    def full() -> bool:
-        raise OSError(28, "No space left on device")
-
     async def check() -> None:
         async with bench_of(tmp_path) as bench:
-            monkeypatch.setattr(bench.batches, "give_back_space", full)
-            assert (await bench.run(lines("a"))).status is BatchStatus.COMPLETED
-            assert bench.runner.num_open == 0
+            other = sqlite3.connect(tmp_path / "db", isolation_level=None, check_same_thread=False)
+            real = bench.batches.give_back_space
+
+            def give_back_space() -> bool:
+                other.execute("BEGIN IMMEDIATE")  # another program has it
+                return real()
+
+            monkeypatch.setattr(bench.batches, "give_back_space", give_back_space)
+            done = await bench.run(jsonl(*(line(f"id {i}", pad="x" * 800) for i in range(99))))
+            other.close()
+            assert done.status is BatchStatus.COMPLETED
+            assert (bench.runner.num_open, bench.runner.num_stopped) == (0, 0)
 
     with capture_logs() as logs:
         asyncio.run(check())
     assert [each["event"] for each in logs] == ["batch_runs", "batch_over", "batch_space_kept"]
+    assert logs[-1]["reason"] == "database is locked"
 
 
 async def until(is_so: Callable[[], bool]) -> None:
