@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import structlog
 from pydantic import ValidationError
@@ -195,8 +195,13 @@ def batch_keeper(settings: Settings) -> BatchKeeper:
     limits = KeeperLimits(
         max_file_bytes=settings.max_file_size,
         max_files_bytes=settings.max_files_size,
-        max_files_bytes_per_caller=_share_of_files(settings),
+        max_files_bytes_per_caller=_share(
+            settings, settings.max_files_size_per_caller, settings.max_files_size
+        ),
         max_open_batches=settings.max_open_batches,
+        max_open_batches_per_caller=_share(
+            settings, settings.max_open_batches_per_caller, settings.max_open_batches
+        ),
         run=RunLimits(
             max_at_once=settings.max_num_seqs + WAITING_LINES if running == "auto" else running,
             max_lines=settings.max_batch_requests,
@@ -207,14 +212,13 @@ def batch_keeper(settings: Settings) -> BatchKeeper:
     return BatchKeeper(settings.batches_folder, limits)
 
 
-def _share_of_files(settings: Settings) -> int:
-    """Return how many bytes one caller's files may take."""
-    share = settings.max_files_size_per_caller
+def _share(settings: Settings, share: int | Literal["auto"], whole: int) -> int:
+    """Return how much of a whole one caller may have."""
     if share != "auto":
         return share
     has_key = settings.api_key is not None or settings.api_key_file is not None
     # Without keys all callers are one, from whom nobody is to be kept.
-    return -(-settings.max_files_size // 2) if has_key else settings.max_files_size
+    return -(-whole // 2) if has_key else whole
 
 
 def administration(settings: Settings, key: str, supervisor: Supervisor) -> Administration:

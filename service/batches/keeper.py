@@ -48,6 +48,7 @@ class KeeperLimits:
     max_files_bytes: int  # all together
     max_files_bytes_per_caller: int
     max_open_batches: int
+    max_open_batches_per_caller: int
     run: RunLimits
 
 
@@ -59,6 +60,7 @@ class BatchKeeper:
         self._folder = folder
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._opening = asyncio.Lock()
+        self._creating = asyncio.Lock()  # a batch: from the count of those there are to its own
         self._opened: Opened | None = None
         self._runner: BatchRunner | None = None
         self._execute: Execute | None = None
@@ -168,14 +170,11 @@ class BatchKeeper:
         record = await self.file(owner, values["input_file_id"], param="input_file_id")
         if record.purpose is not Purpose.BATCH:
             raise ConflictError("this file is a batch's output; give one of purpose batch")
-        if self._runner is None or self.num_open_batches >= self.limits.max_open_batches:
-            raise ConflictError(
-                f"{self.num_open_batches} batches are open, at most {self.limits.max_open_batches}"
-                " may be; wait until one is over, or cancel one"
-            )
-        opened.space.require_some(owner)
-        batch = await self._ask(lambda: opened.batches.add({**values, "owner": owner}))
-        self._runner.add(batch)
+        async with self._creating:
+            runner = self._runner_for(owner)
+            opened.space.require_some(owner)
+            batch = await self._ask(lambda: opened.batches.add({**values, "owner": owner}))
+            runner.add(batch)
         return batch
 
     async def batch(self, owner: str, batch_id: str, *, param: str = "batch_id") -> BatchRecord:
@@ -214,6 +213,23 @@ class BatchKeeper:
         return batch
 
     # Its own
+
+    def _runner_for(self, owner: str) -> BatchRunner:
+        """Return what runs one batch more of an owner's. Raises ConflictError."""
+        if self._runner is None or self._is_closed:
+            raise FolderTakenError("files and batches are not served now", retry_after_s=5)
+        own, share = self._runner.num_open_of(owner), self.limits.max_open_batches_per_caller
+        if own >= share:
+            raise ConflictError(
+                f"{own} of your batches are open, at most {share} may be"
+                " (max_open_batches_per_caller); wait until one is over, or cancel one"
+            )
+        if self.num_open_batches >= self.limits.max_open_batches:
+            raise ConflictError(
+                f"{self.num_open_batches} batches are open, at most {self.limits.max_open_batches}"
+                " may be (max_open_batches); wait until one is over, or cancel one"
+            )
+        return self._runner
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

@@ -95,6 +95,10 @@ class BatchRunner:
         """Count the batches that are not over."""
         return len(self._open)
 
+    def num_open_of(self, owner: str) -> int:
+        """Count those of them that are an owner's."""
+        return sum(each.batch.owner == owner for each in self._open.values())
+
     @property
     def num_stopped(self) -> int:
         """Count those of them that a fault has stopped."""

@@ -48,6 +48,13 @@ class BatchSettings(BaseModel):
         description="Most batches that are not over.",
         json_schema_extra={"unit": "batches"},
     )
+    max_open_batches_per_caller: Positive | Auto = Field(
+        "auto",
+        description="Most of those that are one caller's, so that none has them all; callers are "
+        "told apart by their keys. `auto` is half of max_open_batches, and all of them where no "
+        "key is asked for.",
+        json_schema_extra={"unit": "batches"},
+    )
     max_batch_running: Positive | Auto = Field(
         "auto",
         description="Most requests of batches that are worked on at once, in their turns by batch; "

@@ -43,6 +43,7 @@ def limits(**changes: Any) -> KeeperLimits:
         "max_files_bytes": 1_000_000,
         "max_files_bytes_per_caller": 1_000_000,
         "max_open_batches": 4,
+        "max_open_batches_per_caller": 4,
     }
     return KeeperLimits(**(sizes | changes), run=RunLimits(**own))
 

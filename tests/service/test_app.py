@@ -110,3 +110,16 @@ def test_api_process_brings_in_nothing_that_computes_with_weights():
 def test_a_caller_may_fill_half_of_the_room_for_files_where_there_are_keys(settings, share):
     limits = batch_keeper(Settings(variant="demo", max_files_size=1001, **settings)).limits
     assert (limits.max_files_bytes, limits.max_files_bytes_per_caller) == (1001, share)
+
+
+@pytest.mark.parametrize(
+    ("settings", "share"),
+    [
+        ({}, 5),
+        ({"api_key": "sk-team"}, 3),
+        ({"max_open_batches_per_caller": 4, "api_key": "sk-team"}, 4),
+    ],
+)
+def test_a_caller_may_have_half_of_the_open_batches_where_there_are_keys(settings, share):
+    limits = batch_keeper(Settings(variant="demo", max_open_batches=5, **settings)).limits
+    assert (limits.max_open_batches, limits.max_open_batches_per_caller) == (5, share)

@@ -180,10 +180,32 @@ def test_no_more_batches_are_open_than_allowed(tmp_path):
         keeper = BatchKeeper(tmp_path, limits(max_open_batches=2))
         await keeper.start(never)
         file_id = await kept(keeper, jsonl(line("a")))
+        asked = [keeper.create_batch("me", values(file_id)) for _ in range(6)]  # all at once
+        got = await asyncio.gather(*asked, return_exceptions=True)
+        assert sum(isinstance(each, ConflictError) for each in got) == 4
+        assert keeper.num_open_batches == 2
+        with pytest.raises(ConflictError, match=r"at most 2 .*max_open_batches\)"):
+            await keeper.create_batch("me", values(file_id))
+        await keeper.close()
+
+    asyncio.run(check())
+
+
+def test_no_caller_has_all_batches_that_may_be_open(tmp_path):
+    async def check() -> None:
+        own = limits(max_open_batches=4, max_open_batches_per_caller=2)
+        keeper = BatchKeeper(tmp_path, own)
+        await keeper.start(never)
+        first, second = [await kept(keeper, jsonl(line("a")), owner=each) for each in "ab"]
         for _ in range(2):
-            await keeper.create_batch("me", values(file_id))
-        with pytest.raises(ConflictError, match="at most 2"):
-            await keeper.create_batch("me", values(file_id))
+            batch = await keeper.create_batch("a", values(first))
+        with pytest.raises(ConflictError, match=r"2 of your .*max_open_batches_per_caller"):
+            await keeper.create_batch("a", values(first))
+        await keeper.create_batch("b", values(second))
+        await keeper.cancel_batch("a", batch.id)
+        assert keeper._runner is not None
+        await keeper._runner.until_over(batch.id)
+        await keeper.create_batch("a", values(first))
         await keeper.close()
 
     asyncio.run(check())
