@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_NOT_SERVED = "files and batches are not served now"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeeperLimits:
@@ -106,10 +108,11 @@ class BatchKeeper:
         self._is_closed = True
         await self._reopening.close()
         await self._expiry.close()
-        if self._runner is not None:
-            await self._runner.close()
-        if self._opened is not None:
-            await self._in_thread(self._let_go)
+        async with self._opening:  # what is being opened is let go of by who opens it
+            if self._runner is not None:
+                await self._runner.close()
+            if self._opened is not None:
+                await self._in_thread(self._opened.close)
 
     # Files
 
@@ -217,7 +220,7 @@ class BatchKeeper:
     def _runner_for(self, owner: str) -> BatchRunner:
         """Return what runs one batch more of an owner's. Raises ConflictError."""
         if self._runner is None or self._is_closed:
-            raise FolderTakenError("files and batches are not served now", retry_after_s=5)
+            raise FolderTakenError(_NOT_SERVED, retry_after_s=5)
         own, share = self._runner.num_open_of(owner), self.limits.max_open_batches_per_caller
         if own >= share:
             raise ConflictError(
@@ -245,10 +248,13 @@ class BatchKeeper:
         """Return the folder's contents, opened once. Raises FolderTakenError, StorageError."""
         if self._opened is not None:
             return self._opened
+        # To its end, whoever leaves meanwhile: the folder would be taken, and nobody's.
+        return await asyncio.shield(asyncio.ensure_future(self._open_once()))
+
+    async def _open_once(self) -> Opened:
         async with self._opening:
             if self._opened is None:
-                if self._execute is None or self._is_closed:
-                    raise FolderTakenError("files and batches are not served now", retry_after_s=5)
+                self._require_served()
                 limits = self.limits
                 opened, open_batches = await self._in_thread(
                     lambda: open_state(
@@ -257,14 +263,24 @@ class BatchKeeper:
                         max_bytes_per_caller=limits.max_files_bytes_per_caller,
                     )
                 )
+                try:
+                    execute = self._require_served()  # it may have ended meanwhile
+                except FolderTakenError:
+                    await self._in_thread(opened.close)
+                    raise
                 self._runner = BatchRunner(
-                    opened.batches, opened.files, self._in_thread, self._execute, limits.run
+                    opened.batches, opened.files, self._in_thread, execute, limits.run
                 )
                 for batch in open_batches:
                     self._runner.add(batch)
                 self._opened = opened
                 self._watch_expiry(opened)
             return self._opened
+
+    def _require_served(self) -> Execute:
+        if self._execute is None or self._is_closed:
+            raise FolderTakenError(_NOT_SERVED, retry_after_s=5)
+        return self._execute
 
     def _watch_expiry(self, opened: Opened) -> None:
         loop = asyncio.get_running_loop()
@@ -288,10 +304,6 @@ class BatchKeeper:
             return opened.files.next_expiry()
 
         return await self._in_thread(remove)
-
-    def _let_go(self) -> None:
-        if self._opened is not None:
-            self._opened.close()
 
 
 def _behind(page: Page, number: int) -> Page:

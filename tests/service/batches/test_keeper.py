@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from service.batches import folder as folder_module
+from service.batches import keeper as keeper_module
 from service.batches import reopening
 from service.batches.attempts import Answer
 from service.batches.errors import FolderTakenError, StorageError
@@ -358,6 +360,41 @@ def test_callers_are_not_told_where_files_lie(tmp_path):
                 await keeper.begin_upload("me")
             assert str(tmp_path) not in str(told.value)
             await keeper.close()
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_folder_that_is_opened_while_the_server_ends_is_let_go_of(tmp_path, monkeypatch, leaves):
+    begun, goes_on, real = threading.Event(), threading.Event(), keeper_module.open_state
+
+    def slow(*arguments: Any, **named: Any) -> Any:
+        begun.set()
+        assert goes_on.wait(10)
+        return real(*arguments, **named)
+
+    async def check() -> None:
+        first = BatchKeeper(tmp_path, limits())
+        await first.start(never)
+        file_id = await kept(first, jsonl(line("a")))
+        await first.create_batch("me", values(file_id))
+        await first.close()
+        monkeypatch.setattr(keeper_module, "open_state", slow)
+        second = BatchKeeper(tmp_path, limits())
+        opening = asyncio.create_task(second.start(never))
+        await asyncio.to_thread(begun.wait, 10)
+        if leaves:  # whoever waits for it
+            opening.cancel()
+        closing = asyncio.create_task(second.close())
+        await asyncio.wait((closing,), timeout=0.05)
+        goes_on.set()
+        await asyncio.gather(opening, return_exceptions=True)
+        await asyncio.wait_for(closing, 10)
+        assert second.num_open_batches == 0
+        third = BatchKeeper(tmp_path, limits())
+        await third.start(never)
+        assert (third.is_unavailable, third.num_open_batches) == (False, 1)
+        await third.close()
 
     asyncio.run(check())
 
