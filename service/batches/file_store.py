@@ -12,9 +12,11 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from sqlalchemy import delete, func, insert, or_, select
 from sqlalchemy.exc import DatabaseError, OperationalError
 
+from service.batches.disk_faults import reason_of
 from service.batches.records import FileRecord, Purpose
 from service.batches.tables import files, shorten_log, used_bytes
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sqlalchemy import Connection, Engine
+
+log = structlog.get_logger(__name__)
 
 PART = ".part"  # ends the name of what is not complete
 SPARE_BYTES = 64 * 1024  # that the database needs to note, on a full disk, that files go
@@ -151,10 +155,19 @@ class FileStore:
             with contextlib.suppress(OperationalError):
                 shorten_log(self._database)
             self._forget(file_ids)
-        for file_id in file_ids:
+        try:
+            for file_id in file_ids:
+                self._unlink(file_id)
+            self.keep_spare()
+        finally:
+            self.measure()
+
+    def _unlink(self, file_id: str) -> None:
+        """Remove a content whose row is gone; the next start removes what cannot be now."""
+        try:
             self.path_of(file_id).unlink(missing_ok=True)
-        self.keep_spare()
-        self.measure()
+        except OSError as error:
+            log.warning("file_content_stays", file=file_id, reason=reason_of(error))
 
     def _forget(self, file_ids: Sequence[str]) -> None:
         with self._database.begin() as connection:

@@ -4,6 +4,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from structlog.testing import capture_logs
 
 from service.batches.file_store import FileStore, Page
 from service.batches.records import FileRecord, Purpose
@@ -47,6 +48,21 @@ def test_a_file_is_found_by_its_id_and_only_by_whom_it_is_of(store):
     assert store.find(file_id, "somebody else") is None
     assert store.find("../../etc/passwd", "me") is None
     assert store.path_of(found.id).read_bytes() == b"xxx"
+
+
+def test_a_file_whose_content_cannot_be_removed_is_gone_for_its_owner_and_counts_no_more(store):
+    stuck, other = kept(store, lasts_s=-1), kept(store, lasts_s=-1)
+    for file_id in (stuck, other):
+        store.path_of(file_id).unlink()
+    store.path_of(min(stuck, other)).mkdir()  # is not unlinked
+    store.path_of(max(stuck, other)).write_bytes(b"xxx")
+    with capture_logs() as logs:
+        store.remove_expired(set())
+    assert [(each["event"], each["file"]) for each in logs] == [
+        ("file_content_stays", min(stuck, other))
+    ]
+    assert not store.path_of(max(stuck, other)).exists()
+    assert (store.num_bytes, store.page("me", Page())) == ({}, [])
 
 
 def test_pages_follow_each_other_in_both_orders(store):
