@@ -7,8 +7,9 @@ import time
 from typing import TYPE_CHECKING
 
 import structlog
+from sqlalchemy.exc import DatabaseError
 
-from service.batches.disk_faults import DISK_FAULTS, LONGEST_WAIT_S, reason_of
+from service.batches.disk_faults import LONGEST_WAIT_S, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -56,14 +57,21 @@ class Expiry:
             self._timer = loop.call_later(wait_s, self.look)
 
     async def _remove_due(self) -> float | None:
-        """Return after how many seconds to look again; None before files come or go."""
+        """Return after how many seconds to look again; None before files come or go.
+
+        No fault ends it, as then nothing would be removed before files come or go.
+        """
         next_at: int | None = None
         while self._is_asked_again:
             self._is_asked_again = False
             try:
                 next_at = await self._remove()
-            except DISK_FAULTS as error:
+            except (OSError, DatabaseError) as error:
                 log.warning("expired_files_stay", reason=reason_of(error), retry_s=LONGEST_WAIT_S)
+                return LONGEST_WAIT_S
+            except Exception as error:  # ours: told with its traceback
+                reason = type(error).__name__
+                log.exception("expired_files_stay", reason=reason, retry_s=LONGEST_WAIT_S)
                 return LONGEST_WAIT_S
         if next_at is None:
             return None

@@ -62,8 +62,8 @@ class Reopening:
         except FolderTakenError as error:
             self._tell(error, log.warning)
             return TAKEN_WAIT_S
-        except StorageError as error:
-            self._tell(error, log.error)
+        except Exception as error:  # ours too: nothing would run before the next start
+            self._tell(error, log.error if isinstance(error, StorageError) else log.exception)
             return min(max(2 * waited_s, FIRST_WAIT_S), LONGEST_WAIT_S)
         return None
 

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 
+import pytest
+from sqlalchemy.exc import DatabaseError
 from structlog.testing import capture_logs
 
 from service.batches import expiry
@@ -74,19 +77,27 @@ def test_what_is_asked_during_a_look_is_looked_at_too():
     asyncio.run(check())
 
 
-def test_a_fault_of_the_disk_is_told_and_it_is_looked_again(monkeypatch):
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (OSError(5, "I/O error"), "I/O error"),
+        (DatabaseError("", None, sqlite3.DatabaseError("malformed")), "malformed"),
+        (RuntimeError("of ours"), "RuntimeError"),
+    ],
+)
+def test_a_fault_is_told_and_it_is_looked_again(monkeypatch, fault, reason):
     monkeypatch.setattr(expiry, "LONGEST_WAIT_S", 0.05)
 
     async def check() -> None:
         files = Files(time.time() - 1)
-        files.faults = [OSError(5, "I/O error")]
+        files.faults = [fault]
         own = Expiry(files.remove)  # type: ignore[arg-type]
         with capture_logs() as logs:
             own.look()
             await asyncio.sleep(0.3)
         assert files.expiries == []
         assert [(line["event"], line["reason"]) for line in logs] == [
-            ("expired_files_stay", "I/O error")
+            ("expired_files_stay", reason)
         ]
         await own.close()
 

@@ -68,6 +68,16 @@ def test_waits_for_a_disk_grow(tmp_path, waits):
     assert waits[-1] == LONGEST_WAIT_S
 
 
+def test_a_fault_that_is_none_of_the_disk_is_told_and_tried_again_too(tmp_path, waits):
+    told = reopen(tmp_path, StorageError("the disk is gone"), *[RuntimeError("of ours")] * 2)
+    assert told == [
+        "error batches_unavailable",
+        "error batches_unavailable",
+        "info batches_available",
+    ]
+    assert waits == [FIRST_WAIT_S, 2 * FIRST_WAIT_S, 4 * FIRST_WAIT_S]
+
+
 def test_another_reason_is_told_again(tmp_path, waits):
     told = reopen(tmp_path, taken(), StorageError("the disk is gone"))
     assert told == [
