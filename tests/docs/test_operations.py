@@ -19,6 +19,7 @@ DOCKER = ROOT / "docker"
 MONITORING = DOCKER / "monitoring"
 PAGE = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
 METRIC = re.compile(r"\b(?:vllm:|tetrad_)\w+")
+TIME = re.compile(r"\b(?:half an hour|(?<!quarter of )an hour|quarter of an hour|[a-z]+ minutes)\b")
 RULES = [
     rule
     for group in yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"]
@@ -51,6 +52,22 @@ def test_each_alert_says_how_bad_it_is_and_has_its_section(rule):
     assert rule["annotations"]["description"].endswith(".")
     assert rule["annotations"]["runbook"] == f"docs/operations.md#{rule['alert'].lower()}"
     assert f"\n### {rule['alert']}\n\n*" in section("Alerts")
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_an_alert_and_its_section_name_the_same_time(rule):
+    what_it_means = section("Alerts").partition(f"\n### {rule['alert']}\n\n*")[2].partition("*")[0]
+    told = set(TIME.findall(rule["annotations"]["description"]))
+    meant = set(TIME.findall(what_it_means.replace("\n", " ")))
+    assert not told or not meant or told == meant
+
+
+def test_the_page_has_each_event_of_batches_and_of_what_reads_forms():
+    rooms = (ROOT / "service" / name for name in ("batches", "grammars"))
+    text = "".join(path.read_text() for room in rooms for path in room.glob("*.py"))
+    events = set(re.findall(r"\b(?:log\.\w+|tell)\(\s*\"(\w+)\"", text))
+    assert len(events) > 10
+    assert {each for each in events if f"`{each}`" not in section("Logs")} == set()
 
 
 def test_the_page_has_no_alert_that_is_gone():
