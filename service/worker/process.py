@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 EXIT_CODES = {Ending.STOPPED: 0, Ending.NOT_STARTED: CANNOT_START, Ending.DIED: ENGINE_DIED}
 _PR_SET_PDEATHSIG = 1
 # Of each thread; far more than a grammar needs that could be read (`service.grammars.reading`).
-STACK_BYTES = 16 * 1024**2
+STACK_BYTES = 8 * 1024**2
 
 
 def main(build: Callable[[WorkerSettings, LoadRequest, ReportProgress], BuiltEngine]) -> NoReturn:
