@@ -376,6 +376,7 @@ def test_who_waits_for_a_grammar_takes_a_place_in_the_queue():
         engine, is_read = FakeEngine(max_num_seqs=1), threading.Event()
         engine.before_compile = lambda: is_read.wait(PATIENCE_S)
         async with running(engine, limits=QueueLimits(max_queued_seqs=2)) as client:
+            await client.check_integrity()  # by then the engine has told of its free slot
             bound = [
                 client.submit([Submission([1], params(2), grammar="a list")])[0] for _ in range(3)
             ]
