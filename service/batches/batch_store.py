@@ -54,13 +54,13 @@ class BatchStore:
         row["metadata"] = None if row["metadata"] is None else json.dumps(row["metadata"])
         with self._database.begin() as connection:
             connection.execute(insert(batches).values(row))
-        return self.get(batch_id)
+            # In the same transaction: whoever cannot be told of a batch has none.
+            return _by_id(connection, batch_id)
 
     def get(self, batch_id: str) -> BatchRecord:
         """Return a batch that there is."""
         with self._database.connect() as connection:
-            wanted = select(batches).where(batches.c.id == batch_id)
-            return _record(connection.execute(wanted).mappings().one())
+            return _by_id(connection, batch_id)
 
     def find(self, batch_id: str, owner: str) -> BatchRecord | None:
         """Return an owner's batch of this id."""
@@ -250,6 +250,11 @@ def _reached(status: BatchStatus) -> dict[str, Any]:
 
 def _update(connection: Connection, batch: BatchRecord, values: Mapping[str, Any]) -> None:
     connection.execute(update(batches).where(batches.c.number == batch.number).values(values))
+
+
+def _by_id(connection: Connection, batch_id: str) -> BatchRecord:
+    wanted = select(batches).where(batches.c.id == batch_id)
+    return _record(connection.execute(wanted).mappings().one())
 
 
 def _record(row: Any) -> BatchRecord:

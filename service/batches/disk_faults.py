@@ -31,6 +31,11 @@ def reason_of(error: OSError | DatabaseError) -> str:
     return error.strerror or type(error).__name__
 
 
+def longer_wait(waited_s: float) -> float:
+    """Return after how many seconds to try again, where that was in vain after so many; 0: once."""
+    return min(max(2 * waited_s, FIRST_WAIT_S), LONGEST_WAIT_S)
+
+
 class InThread(Protocol):
     """Runs what takes the disk's time."""
 
@@ -99,7 +104,7 @@ class Persistence:
                 return result
 
     def _note(self, error: OSError | OperationalError) -> None:
-        self._wait_s = min(max(2 * self._wait_s, FIRST_WAIT_S), LONGEST_WAIT_S)
+        self._wait_s = longer_wait(self._wait_s)
         if not self._is_told:
             self._is_told = True
             log.error(

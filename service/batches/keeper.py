@@ -108,7 +108,7 @@ class BatchKeeper:
         self._is_closed = True
         await self._reopening.close()
         await self._expiry.close()
-        async with self._opening:  # what is being opened is let go of by who opens it
+        async with self._creating, self._opening:  # a batch taken in, a folder opened go, too
             if self._runner is not None:
                 await self._runner.close()
             if self._opened is not None:
@@ -249,7 +249,7 @@ class BatchKeeper:
         if self._opened is not None:
             return self._opened
         # To its end, whoever leaves meanwhile: the folder would be taken, and nobody's.
-        return await asyncio.shield(asyncio.ensure_future(self._open_once()))
+        return await asyncio.shield(self._open_once())
 
     async def _open_once(self) -> Opened:
         async with self._opening:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from service.batches.disk_faults import FIRST_WAIT_S, LONGEST_WAIT_S
+from service.batches.disk_faults import longer_wait
 from service.batches.errors import FolderTakenError, StorageError
 from service.batches.folder import TAKEN_WAIT_S
 
@@ -64,7 +64,7 @@ class Reopening:
             return TAKEN_WAIT_S
         except Exception as error:  # ours too: nothing would run before the next start
             self._tell(error, log.error if isinstance(error, StorageError) else log.exception)
-            return min(max(2 * waited_s, FIRST_WAIT_S), LONGEST_WAIT_S)
+            return longer_wait(waited_s)
         return None
 
     def _tell(self, error: Exception, tell: Callable[..., object]) -> None:

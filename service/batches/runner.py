@@ -289,7 +289,7 @@ class BatchRunner:
         """Keep a result; an attempt that was begun ends, whatever becomes of the batch."""
 
         async def to_its_end(work: Callable[[], T]) -> T:
-            return await asyncio.shield(asyncio.ensure_future(self._in_thread(work)))
+            return await asyncio.shield(self._in_thread(work))
 
         disk = self._open[batch.id].disk
         await disk.until_done(lambda: self._batches.answer(batch, result), to_its_end)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from structlog.testing import capture_logs
 
+from service.batches import disk_faults, reopening
 from service.batches import folder as folder_module
 from service.batches import keeper as keeper_module
-from service.batches import reopening
-from service.batches.attempts import Answer
+from service.batches.attempts import Answer, Execute
 from service.batches.errors import FolderTakenError, StorageError
 from service.batches.file_store import Page
 from service.batches.keeper import BatchKeeper
-from service.batches.records import BatchStatus, Purpose
+from service.batches.records import BatchRecord, BatchStatus, Purpose
 from service.errors import BodyTooLargeError, ConflictError, NotFoundError
 from tests.service.kept_batches import COMPLETIONS, empty, fill, jsonl, limits, line
 
@@ -291,7 +291,7 @@ def test_files_that_expired_while_no_server_ran_go_at_the_next_start(tmp_path):
 
 
 def test_batches_go_on_once_a_folder_that_could_not_be_opened_can(tmp_path, monkeypatch):
-    monkeypatch.setattr(reopening, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(disk_faults, "FIRST_WAIT_S", 0.01)
 
     async def check() -> None:
         first = BatchKeeper(tmp_path, limits())
@@ -397,6 +397,48 @@ def test_a_folder_that_is_opened_while_the_server_ends_is_let_go_of(tmp_path, mo
         await third.close()
 
     asyncio.run(check())
+
+
+def test_a_batch_that_is_taken_in_while_the_server_ends_is_run_by_the_next_one_alone(tmp_path):
+    taken_in, goes_on = threading.Event(), threading.Event()
+    asked: dict[str, list[str]] = {"first": [], "second": []}
+
+    def answering(server: str) -> Execute:
+        async def execute(url: str, body: bytes, owner: str, request_id: str) -> Answer:
+            asked[server].append(request_id)
+            return await answer(url, body, owner, request_id)
+
+        return execute
+
+    async def check() -> None:
+        first, second = (BatchKeeper(tmp_path, limits()) for _ in range(2))
+        await first.start(answering("first"))
+        file_id = await kept(first, jsonl(line("a"), line("b")))
+        assert first._opened is not None
+        add = first._opened.batches.add
+
+        def add_late(row: dict[str, Any]) -> BatchRecord:
+            taken_in.set()
+            assert goes_on.wait(10)
+            return add(row)
+
+        first._opened.batches.add = add_late  # type: ignore[method-assign, assignment]
+        creating = asyncio.create_task(first.create_batch("me", values(file_id)))
+        await until(taken_in.is_set)
+        closing = asyncio.create_task(first.close())
+        await asyncio.sleep(0.02)
+        goes_on.set()
+        batch = await creating
+        await closing
+        await second.start(answering("second"))
+        async with asyncio.timeout(10):
+            while (await second.batch("me", batch.id)).status is not BatchStatus.COMPLETED:
+                await asyncio.sleep(0.01)
+        await second.close()
+
+    asyncio.run(check())
+    assert asked["first"] == []
+    assert len(asked["second"]) == 2
 
 
 def test_a_folder_that_stays_unusable_does_not_keep_the_server_from_ending(tmp_path):
