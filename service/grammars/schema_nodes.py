@@ -53,12 +53,11 @@ class JoinedNodes:
         self._has_addresses = any(
             isinstance(node.get(keyword), str) for node in nodes[1:] for keyword in ("$id", "id")
         )
-        self._waiting = [node for node in nodes if _joins(node)]
-        walked: set[int] = set()
+        # The outermost is taken first: whatever is found was found with all that lies in it.
+        self._waiting = [node for node in reversed(nodes) if _joins(node)]
         while self._waiting and not self._are_all:
             top = self._waiting.pop()
-            if id(top) not in walked:
-                walked.add(id(top))
+            if id(top) not in self._found:
                 for node in nodes_of(top):
                     self._add(node)
 

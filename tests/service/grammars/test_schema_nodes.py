@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from service.grammars.schema_nodes import JoinedNodes, nodes_of
@@ -60,3 +62,21 @@ def test_whatever_is_reached_from_where_schemas_join_is_joined(schema, num):
 def test_references_are_not_followed_where_schemas_have_addresses_of_their_own():
     schema = {"items": {"$ref": "#/$defs/b", **A}, "$defs": {"b": {"$id": "x"}, "c": {}}}
     assert len(joined(schema)) == len(list(nodes_of(schema)))
+
+
+def test_schemas_that_join_others_within_each_other_are_looked_through_once(monkeypatch):
+    schema: dict[str, Any] = {"properties": {str(n): {} for n in range(100)}}
+    for _ in range(50):
+        schema = {"not": schema}
+    looked_at: list[dict[str, Any]] = []
+    add = JoinedNodes._add
+
+    def counted(self: JoinedNodes, node: dict[str, Any]) -> None:
+        looked_at.append(node)
+        add(self, node)
+
+    monkeypatch.setattr(JoinedNodes, "_add", counted)
+    joined = JoinedNodes(schema)
+    nodes = list(nodes_of(schema))
+    assert len(looked_at) == len(nodes) == 151
+    assert all(node in joined for node in nodes)
