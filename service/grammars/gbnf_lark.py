@@ -168,7 +168,7 @@ class _Writer:
             self._awaited.append(node.rule)
             return f"T{self._numbers[node.rule]}"
         if isinstance(node, Literal):
-            return _text(node.text)
+            return quoted(node.text)
         if isinstance(node, Characters):
             return _class(node)
         if groups == MAX_GROUPS:
@@ -254,7 +254,8 @@ def _joined(node: Node, texts: list[str]) -> str:
     return _NOTHING
 
 
-def _text(text: str) -> str:
+def quoted(text: str) -> str:
+    """Write a text as Lark has it."""
     # The one control character that JSON writes as it is, and that grammars do not take so.
     return json.dumps(text, ensure_ascii=False).replace("\x7f", r"\u007f")
 

@@ -167,6 +167,8 @@ class ReadingProcess:
                 return (None if told is None else in_words(told)), False
             elif answer["ended"] in _ENDS:
                 return _ENDS[answer["ended"]], answer["ended"] == signal.SIGPROF
+            else:
+                log.warning("form_reader_ended", reason=f"a form's by signal {answer['ended']}")
         raise QueueFullError(
             "the process that reads forms was ended; the machine may lack memory or time",
             retry_after_s=RETRY_AFTER_S,

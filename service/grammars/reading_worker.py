@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 # Beyond what this process has. The largest schema that may be sent takes 10 MB (2026-11).
 MAX_MEMORY_BYTES = 48 * 1024**2
-# Those that read the same later have 8 MB, as systems give them, or the 16 that `worker.process`
-# asks for. Rules that name each other take some 3 KB each, and schemas 9.
+# Those that read the same later have 8 MB, as systems give them and `worker.process` asks for.
+# Rules that name each other take some 3 KB each, and schemas 9.
 STACK_BYTES = 2 * 1024**2
 NUM_STEPS = 16  # that are tried
 MAX_TOLD = 512 * 1024  # characters of what the library says, which may repeat a pattern twice

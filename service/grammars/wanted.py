@@ -6,7 +6,6 @@ Each API fills one in from its own fields; which of them it was is kept, so that
 from __future__ import annotations
 
 import enum
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from service.grammars.ascii_patterns import with_ascii_classes
 from service.grammars.errors import InvalidGrammarError
 from service.grammars.findings import Findings
 from service.grammars.gbnf import is_gbnf
-from service.grammars.gbnf_lark import lark_of_gbnf
+from service.grammars.gbnf_lark import lark_of_gbnf, quoted
 from service.grammars.inline_schemas import with_schemas_followed
 from service.grammars.json_schema import followed_schema, schema_grammar
 from service.grammars.limits import (
@@ -82,11 +81,9 @@ def _choice(texts: Sequence[str]) -> str:
     if len(texts) > MAX_CHOICES:
         raise InvalidGrammarError(f"has {len(texts)} texts; at most {MAX_CHOICES} are taken")
     _require_short("the choice", "".join(texts), MAX_SOURCE_BYTES)
-    quoted = " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
-    # The one control character that JSON writes as it is, and that grammars do not take so.
-    quoted = quoted.replace("\x7f", r"\u007f")
+    either = " | ".join(map(quoted, texts))
     # As one terminal, which many texts are no more work for than few.
-    return LLMatcher.grammar_from_lark(f"start: C\nC: {quoted}")
+    return LLMatcher.grammar_from_lark(f"start: C\nC: {either}")
 
 
 def _written(grammar: str) -> str:

@@ -77,7 +77,7 @@ class JsonEnding:
         words = [token_id for token_id, text in self._texts.items() if _is_word(text)]
         self._words = _as_bits(words)
         self._letters = _as_bits(i for i in words if len(self._texts[i]) == 1)
-        self._kinds: dict[tuple[int, JsonPlace], bytes] = {}  # that were told, of few tokens
+        self._kinds: dict[tuple[int, bool, bool], bytes] = {}  # that were told, of few tokens
 
     def place_after(self, place: JsonPlace, token_ids: Sequence[int]) -> JsonPlace:
         """Return the place behind more tokens."""
@@ -202,7 +202,7 @@ class JsonEnding:
         }
 
     def _kind(self, token_id: int, place: JsonPlace) -> bytes:
-        key = token_id, JsonPlace(place.is_inside, place.is_escaped)
+        key = token_id, place.is_inside, place.is_escaped
         kind = self._kinds.get(key)
         if kind is None:
             text = self._texts.get(token_id)

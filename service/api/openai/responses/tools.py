@@ -23,7 +23,7 @@ from service.api.tool_fields import MAX_TOOL_CHARACTERS, MAX_TOOLS, ToolName
 from service.tools.calls import NO_TOOLS, Tool, ToolMode, ToolUse
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 _KNOWN = ("function", "custom")
 _CHOICES = (*_KNOWN, "allowed_tools")
@@ -35,6 +35,12 @@ _ONE_TEXT: dict[str, Any] = {
     "required": ["input"],
     "additionalProperties": False,
 }
+
+
+def _bare_if_unknown(value: object, known: Collection[str]) -> object:
+    """Leave nothing but the type of what has one that this server does not know."""
+    kind = value.get("type") if isinstance(value, dict) else None
+    return {"type": kind} if isinstance(kind, str) and kind not in known else value
 
 
 OptionalName = Annotated[ToolName | None, none_if("")]
@@ -97,10 +103,7 @@ class OfferedTool(RequestModel):
     @model_validator(mode="before")
     @classmethod
     def _leave_out_what_is_unknown(cls, tool: object) -> object:
-        if not isinstance(tool, dict):
-            return tool
-        kind = tool.get("type")
-        return {"type": kind} if isinstance(kind, str) and kind not in _KNOWN else tool
+        return _bare_if_unknown(tool, _KNOWN)
 
     @model_validator(mode="after")
     def _has_name(self) -> OfferedTool:
@@ -167,10 +170,7 @@ class ResponseToolChoice(RequestModel):
     @model_validator(mode="before")
     @classmethod
     def _leave_out_what_is_unknown(cls, choice: object) -> object:
-        if not isinstance(choice, dict):
-            return choice
-        kind = choice.get("type")
-        return {"type": kind} if isinstance(kind, str) and kind not in _CHOICES else choice
+        return _bare_if_unknown(choice, _CHOICES)
 
     @model_validator(mode="after")
     def _is_whole(self) -> ResponseToolChoice:
