@@ -17,6 +17,7 @@ import httpx2 as httpx
 import psutil
 import pytest
 
+from tests.service.batches_over_http import begin, contents, num_done, until_completed
 from tests.service.fakes import wait_until
 from tests.service.kept_batches import COMPLETIONS, jsonl, line
 from tests.service.real_server import serving
@@ -51,28 +52,6 @@ def batch_of_lines() -> bytes:
     ]
     lines[WRONG]["body"]["temperature"] = 9
     return jsonl(*lines)
-
-
-def begin(server: RealServer) -> str:
-    form = {"file": ("a.jsonl", batch_of_lines())}
-    file = server.client.post("/v1/files", files=form, data={"purpose": "batch"}).json()
-    asked = {"input_file_id": file["id"], "endpoint": COMPLETIONS}
-    batch_id: str = server.client.post("/v1/batches", json=asked).json()["id"]
-    return batch_id
-
-
-def look(server: RealServer, batch_id: str) -> dict[str, Any]:
-    batch: dict[str, Any] = server.client.get(f"/v1/batches/{batch_id}").json()
-    return batch
-
-
-def num_done(server: RealServer, batch_id: str) -> int:
-    counts = look(server, batch_id)["request_counts"]
-    return int(counts["completed"]) + int(counts["failed"])
-
-
-def contents(server: RealServer, file_id: str) -> list[bytes]:
-    return server.client.get(f"/v1/files/{file_id}/content").content.splitlines()
 
 
 @contextmanager
@@ -114,7 +93,7 @@ def kill_midway(
 ) -> list[str]:
     """Kill all some time after so many lines were answered; return what others were answered."""
     with others_asking(server) as texts:
-        wait_until(lambda: num_done(server, batch_id) >= num_lines and bool(texts), 60)
+        wait_until(lambda: num_done(server.client, batch_id) >= num_lines and bool(texts), 60)
         time.sleep(chance.uniform(0, LONGEST_DELAY_S))
         kill_all(server)
     return texts
@@ -145,7 +124,7 @@ def test_answers_of_the_demo_are_there_once_however_often_all_is_killed(
     beside: list[str] = []
     for number, moments in enumerate(KILLS):
         with serving(tmp_path / f"server {number}", demo.default_spec, **settings) as server:
-            batch_id = batch_id or begin(server)
+            batch_id = batch_id or begin(server.client, batch_of_lines())
             beside += kill_midway(server, batch_id, chance.choice(moments), chance)
         found = committed(tmp_path / "state", tmp_path / f"copy {number}")
         assert moments.start <= len(found) < NUM_LINES
@@ -153,10 +132,9 @@ def test_answers_of_the_demo_are_there_once_however_often_all_is_killed(
         kept = found
     with serving(tmp_path / "last server", demo.default_spec, **settings) as server:
         with others_asking(server) as texts:
-            wait_until(lambda: look(server, batch_id)["status"] == "completed", 60)
-        batch = look(server, batch_id)
-        output = contents(server, batch["output_file_id"])
-        errors = contents(server, batch["error_file_id"])
+            batch = until_completed(server.client, batch_id)
+        output = contents(server.client, batch["output_file_id"])
+        errors = contents(server.client, batch["error_file_id"])
 
     assert batch["request_counts"] == {"total": NUM_LINES, "completed": NUM_LINES - 1, "failed": 1}
     told = [json.loads(each) for each in output]
