@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from service.batches import attempts as module
 from service.batches.attempts import LONGEST_WAIT_S, MAX_ENDS, Answer, Attempts, Place
 from service.batches.records import BatchRecord, BatchStatus, LineCounts, LineRecord
+from tests.replaced import replace_within
 
 if TYPE_CHECKING:
     from service.batches.records import LineResult
@@ -78,7 +79,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         for _ in range(20):  # whoever else has something to do does it
             await real(0)
 
-    monkeypatch.setattr(module.asyncio, "sleep", sleep)
+    replace_within(monkeypatch, module, "asyncio", sleep=sleep)
     monkeypatch.setattr(module, "LET_THROUGH_S", 0.01)
     return found
 

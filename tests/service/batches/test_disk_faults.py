@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 
 from service.batches import disk_faults
 from service.batches.disk_faults import Persistence
+from tests.replaced import replace_within
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +56,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         await real(0)
 
     real = asyncio.sleep
-    monkeypatch.setattr(disk_faults.asyncio, "sleep", sleep)
+    replace_within(monkeypatch, disk_faults, "asyncio", sleep=sleep)
     return found
 
 

@@ -10,6 +10,7 @@ from service.batches.disk_faults import FIRST_WAIT_S, LONGEST_WAIT_S
 from service.batches.errors import FolderTakenError, StorageError
 from service.batches.folder import TAKEN_WAIT_S
 from service.batches.reopening import Reopening
+from tests.replaced import replace_within
 
 
 def taken() -> FolderTakenError:
@@ -25,7 +26,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         found.append(wait_s)
         await real(0)
 
-    monkeypatch.setattr(reopening.asyncio, "sleep", sleep)
+    replace_within(monkeypatch, reopening, "asyncio", sleep=sleep)
     return found
 
 

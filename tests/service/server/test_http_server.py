@@ -13,6 +13,7 @@ import pytest
 from service.server import http_server
 from service.server.front import Front
 from service.server.http_server import HttpServer
+from tests.replaced import replace_within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -71,9 +72,9 @@ def test_answers_carry_the_date_of_now(monkeypatch):
 
     async def test() -> None:
         async with serving(answer) as (_, port, _):
-            monkeypatch.setattr(http_server.time, "time", lambda: 784_111_777.9)
+            replace_within(monkeypatch, http_server, "time", time=lambda: 784_111_777.9)
             assert await ask(port) == "Sun, 06 Nov 1994 08:49:37 GMT"
-            monkeypatch.setattr(http_server.time, "time", lambda: 784_111_778.1)
+            replace_within(monkeypatch, http_server, "time", time=lambda: 784_111_778.1)
             assert await ask(port) == "Sun, 06 Nov 1994 08:49:38 GMT"
 
     run(test())

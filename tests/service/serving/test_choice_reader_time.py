@@ -10,6 +10,7 @@ from service.serving import choice_reader
 from service.serving.choice_reader import make_reader
 from service.serving.generation_request import AnswerForm, PlannedChoice
 from service.serving.prompts import Prompt
+from tests.replaced import replace_within
 from tests.service.fakes import ByteTokenizer, FakeEngine, says, served_model
 
 
@@ -23,7 +24,7 @@ def model():
 def read(monkeypatch, model):
     """Read a text's tokens, so many at once, of which each step takes a second."""
     now = [0.0]
-    monkeypatch.setattr(choice_reader.time, "monotonic", lambda: now[0])
+    replace_within(monkeypatch, choice_reader, "time", monotonic=lambda: now[0])
 
     def read(text: str, limit_s: float, *, at_once: int = 1, **form: object):
         form = AnswerForm(max_seconds_of_text=limit_s, **form)

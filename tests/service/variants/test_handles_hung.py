@@ -13,6 +13,7 @@ from engine.errors import EngineDeadError
 from service.settings import WorkerSettings
 from service.variants import handles
 from service.variants.handles import CONFIRM_S, STOP_LIMIT_S, until_hung
+from tests.replaced import replace_within
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -75,7 +76,7 @@ class FakeClient:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[[Coroutine[Any, Any, None]], None]:
     loop = FastLoop()
-    monkeypatch.setattr(handles.time, "monotonic", loop.time)
+    replace_within(monkeypatch, handles, "time", monotonic=loop.time)
 
     def run(test: Coroutine[Any, Any, None]) -> None:
         with contextlib.closing(loop):

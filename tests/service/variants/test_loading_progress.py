@@ -5,6 +5,7 @@ from __future__ import annotations
 from engine.transport.wire import Progress
 from service.variants import loading_progress
 from service.variants.loading_progress import LoadingProgress
+from tests.replaced import replace_within
 
 
 def test_long_phases_are_logged_by_tenths(monkeypatch):
@@ -25,7 +26,7 @@ def test_long_phases_are_logged_by_tenths(monkeypatch):
 
 def test_each_phase_of_the_last_load_has_its_duration(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(loading_progress.time, "monotonic", lambda: now[0])
+    replace_within(monkeypatch, loading_progress, "time", monotonic=lambda: now[0])
     progress = LoadingProgress("m")
     for phase, took_s in [("downloading", 4), ("self-test", 1), ("downloading", 2)]:
         progress.note(Progress(phase))
@@ -44,7 +45,7 @@ def test_each_phase_of_the_last_load_has_its_duration(monkeypatch):
 
 def test_steps_of_one_phase_are_added_up_under_its_name(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(loading_progress.time, "monotonic", lambda: now[0])
+    replace_within(monkeypatch, loading_progress, "time", monotonic=lambda: now[0])
     progress = LoadingProgress("m")
     for step in ("reading a file", "rounding this branch (1 of 2)", "rounding that (2 of 2)"):
         progress.note(Progress(f"building the demo: {step}"))

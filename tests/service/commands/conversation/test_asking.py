@@ -7,12 +7,13 @@ import pytest
 from service.client.answer import AnswerPiece, TokenUsage
 from service.commands.conversation import asking
 from service.commands.conversation.asking import AnswerSoFar, tell_end
+from tests.replaced import replace_within
 
 
 @pytest.fixture
 def clock(monkeypatch):
     times: list[float] = []
-    monkeypatch.setattr(asking.time, "monotonic", lambda: times.pop(0))
+    replace_within(monkeypatch, asking, "time", monotonic=lambda: times.pop(0))
     return times
 
 
