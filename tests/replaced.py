@@ -6,6 +6,7 @@ whose event loops run in threads beside it.
 
 from __future__ import annotations
 
+import asyncio
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -19,3 +20,21 @@ def replace_within(
     """Let `module` find these `parts` in the `library` that it imports whole."""
     names = vars(getattr(module, library))
     monkeypatch.setattr(module, library, SimpleNamespace(**(names | parts)))
+
+
+def note_waits(
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType, *, num_turns: int = 1
+) -> list[float]:
+    """Let no time pass where `module` sleeps; return the list that gets how long it would have.
+
+    num_turns: how often others get their turn in the event loop meanwhile.
+    """
+    waits: list[float] = []
+
+    async def sleep(wait_s: float) -> None:
+        waits.append(wait_s)
+        for _ in range(num_turns):
+            await asyncio.sleep(0)
+
+    replace_within(monkeypatch, module, "asyncio", sleep=sleep)
+    return waits

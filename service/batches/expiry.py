@@ -23,7 +23,7 @@ LONGEST_TIMER_S = 3600.0
 class Expiry:
     """The timer."""
 
-    def __init__(self, remove: Callable[[], Awaitable[int | None]]) -> None:
+    def __init__(self, remove: Callable[[], Awaitable[float | None]]) -> None:
         """remove: removes what is due, and returns when the next file's time is over, if any's."""
         self._remove = remove
         self._timer: asyncio.TimerHandle | None = None
@@ -61,7 +61,7 @@ class Expiry:
 
         No fault ends it, as then nothing would be removed before files come or go.
         """
-        next_at: int | None = None
+        next_at: float | None = None
         while self._is_asked_again:
             self._is_asked_again = False
             try:

@@ -182,10 +182,8 @@ class BatchRunner:
         try:
             while await self._in_thread(self._batches.give_back_space):
                 pass
-        except (
-            OSError,
-            DatabaseError,
-        ) as error:  # what the next batch leaves is given back with it
+        except (OSError, DatabaseError) as error:
+            # What the next batch leaves is given back with it.
             log.warning("batch_space_kept", reason=reason_of(error))
 
     async def _validate(self, batch: BatchRecord, path: Path) -> BatchRecord:

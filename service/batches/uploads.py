@@ -10,11 +10,13 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from service.batches.disk_faults import reason_of
 from service.batches.errors import StorageError
 from service.batches.records import FileRecord, Purpose
 from service.errors import BodyTooLargeError, ConflictError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import BinaryIO
 
     from service.batches.disk_faults import InThread
@@ -67,7 +69,6 @@ class Space:
                 f"your files take {self._taken(owner)} bytes, at most {self._max_bytes_per_caller}"
                 " may be (max_files_size_per_caller); delete some that are not needed any more"
             )
-
         if self._taken_beside(owner) + self._taken(owner) >= self._max_bytes:
             raise ConflictError(
                 f"all callers' files and results take the {self._max_bytes} bytes that they may"
@@ -147,21 +148,17 @@ class Upload:
     # In the thread
 
     def _flush(self) -> None:
-        try:
+        with _told_to_sender():
             if self._file is None:
                 self._file = self._files.part_of(self._id).open("wb")
             self._file.write(self._waiting)
-        except OSError as error:
-            raise StorageError(f"the file could not be written: {error.strerror}") from error
         self._waiting.clear()
 
     def _keep(self, record: FileRecord) -> None:
         self._flush()
         if self._file is not None:
-            try:
+            with _told_to_sender():
                 self._file.close()
-            except OSError as error:
-                raise StorageError(f"the file could not be written: {error.strerror}") from error
         self._record = self._files.add(record)
 
     def _discard(self) -> None:
@@ -173,3 +170,12 @@ class Upload:
                 self._file.close()
         self._files.discard_part(self._id)
         self._files.discard(self._id)
+
+
+@contextlib.contextmanager
+def _told_to_sender() -> Iterator[None]:
+    """Raise StorageError for what the disk does not take."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"the file could not be written: {reason_of(error)}") from error

@@ -17,7 +17,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from service.grammars.number_bounds import LIMIT, LOWER, UPPER, numbers, numbers_in
-from service.grammars.schema_nodes import LISTED, JoinedNodes, nodes_of
+from service.grammars.schema_nodes import LISTED, JoinedNodes, nodes_of, types_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -57,8 +57,7 @@ def _missing_bounds(node: dict[str, Any], room: int, steps: int) -> dict[str, in
 
 def _is_whole(node: dict[str, Any]) -> bool:
     """Whether the numbers that a node allows, among other values, are whole ones."""
-    kinds = node.get("type", "number")
-    kinds = kinds if isinstance(kinds, list) else [kinds]
+    kinds = types_of(node, silence="number")
     if "number" not in kinds:
         return "integer" in kinds
     return any(_fraction(step).denominator == 1 for step in numbers(node, ("multipleOf",)))

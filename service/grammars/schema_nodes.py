@@ -92,10 +92,15 @@ def _joins(node: dict[str, Any]) -> bool:
     return bool(applied - set(LISTED)) and may_be("number", node) and "type" in node
 
 
+def types_of(node: dict[str, Any], *, silence: str) -> list[Any]:
+    """Return the types that a node's value may be of; silence: what stands for its saying none."""
+    kinds = node.get("type", silence)
+    return kinds if isinstance(kinds, list) else [kinds]
+
+
 def may_be(kind: str, node: dict[str, Any]) -> bool:
     """Whether a node's value may be of a type; `number` goes for whole ones, too."""
-    kinds = node.get("type", kind)
-    kinds = kinds if isinstance(kinds, list) else [kinds]
+    kinds = types_of(node, silence=kind)
     return kind in kinds or (kind == "number" and "integer" in kinds)
 
 

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from service.batches import attempts as module
 from service.batches.attempts import LONGEST_WAIT_S, MAX_ENDS, Answer, Attempts, Place
 from service.batches.records import BatchRecord, BatchStatus, LineCounts, LineRecord
-from tests.replaced import replace_within
+from tests.replaced import note_waits
 
 if TYPE_CHECKING:
     from service.batches.records import LineResult
@@ -70,18 +70,8 @@ def refusal(*, ended: str | None = None, is_for_later: bool = True) -> Answer:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Let no time pass; note how long would have been waited."""
-    found: list[float] = []
-    real = asyncio.sleep
-
-    async def sleep(wait_s: float) -> None:
-        found.append(wait_s)
-        for _ in range(20):  # whoever else has something to do does it
-            await real(0)
-
-    replace_within(monkeypatch, module, "asyncio", sleep=sleep)
     monkeypatch.setattr(module, "LET_THROUGH_S", 0.01)
-    return found
+    return note_waits(monkeypatch, module, num_turns=20)
 
 
 def begin(

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from service.batches import disk_faults
 from service.batches.disk_faults import Persistence
-from tests.replaced import replace_within
+from tests.replaced import note_waits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,15 +49,7 @@ def locked() -> OperationalError:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    found: list[float] = []
-
-    async def sleep(wait_s: float) -> None:
-        found.append(wait_s)
-        await real(0)
-
-    real = asyncio.sleep
-    replace_within(monkeypatch, disk_faults, "asyncio", sleep=sleep)
-    return found
+    return note_waits(monkeypatch, disk_faults)
 
 
 def test_it_is_tried_again_with_waits_that_grow_and_told_once(waits):

@@ -34,7 +34,7 @@ def test_files_are_looked_for_when_one_expires_and_not_between():
     async def check() -> None:
         now = time.time()
         files = Files(now + 0.6, now + 0.8, now - 1)
-        own = Expiry(files.remove)  # type: ignore[arg-type]
+        own = Expiry(files.remove)
         own.look()
         await asyncio.sleep(0.1)
         assert (len(files.expiries), files.num_looks) == (2, 1)
@@ -50,7 +50,7 @@ def test_files_are_looked_for_when_one_expires_and_not_between():
 def test_a_file_that_comes_later_and_expires_first_is_not_waited_for_too_long():
     async def check() -> None:
         files = Files(time.time() + 100)
-        own = Expiry(files.remove)  # type: ignore[arg-type]
+        own = Expiry(files.remove)
         own.look()
         await asyncio.sleep(0.05)
         files.expiries.append(time.time() + 0.1)
@@ -65,7 +65,7 @@ def test_a_file_that_comes_later_and_expires_first_is_not_waited_for_too_long():
 def test_what_is_asked_during_a_look_is_looked_at_too():
     async def check() -> None:
         files = Files()
-        own = Expiry(files.remove)  # type: ignore[arg-type]
+        own = Expiry(files.remove)
         own.look()
         await asyncio.sleep(0)
         for _ in range(3):
@@ -91,7 +91,7 @@ def test_a_fault_is_told_and_it_is_looked_again(monkeypatch, fault, reason):
     async def check() -> None:
         files = Files(time.time() - 1)
         files.faults = [fault]
-        own = Expiry(files.remove)  # type: ignore[arg-type]
+        own = Expiry(files.remove)
         with capture_logs() as logs:
             own.look()
             await asyncio.sleep(0.3)
@@ -107,7 +107,7 @@ def test_a_fault_is_told_and_it_is_looked_again(monkeypatch, fault, reason):
 def test_nothing_is_removed_after_the_end():
     async def check() -> None:
         files = Files(time.time() + 0.05)
-        own = Expiry(files.remove)  # type: ignore[arg-type]
+        own = Expiry(files.remove)
         own.look()
         await asyncio.sleep(0.02)
         await own.close()

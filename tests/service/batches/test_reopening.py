@@ -10,7 +10,7 @@ from service.batches.disk_faults import FIRST_WAIT_S, LONGEST_WAIT_S
 from service.batches.errors import FolderTakenError, StorageError
 from service.batches.folder import TAKEN_WAIT_S
 from service.batches.reopening import Reopening
-from tests.replaced import replace_within
+from tests.replaced import note_waits
 
 
 def taken() -> FolderTakenError:
@@ -19,15 +19,7 @@ def taken() -> FolderTakenError:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    found: list[float] = []
-    real = asyncio.sleep
-
-    async def sleep(wait_s: float) -> None:
-        found.append(wait_s)
-        await real(0)
-
-    replace_within(monkeypatch, reopening, "asyncio", sleep=sleep)
-    return found
+    return note_waits(monkeypatch, reopening)
 
 
 def reopen(tmp_path: object, *faults: Exception) -> list[str]:
