@@ -30,6 +30,7 @@ class StreamedAnswer:
     error: str | None = None
     is_complete: bool = False  # the stream was closed as it must be
     times: list[float] = field(default_factory=list)  # when each event came
+    text_times: list[float] = field(default_factory=list)  # when each came that carried text
 
 
 async def stream(
@@ -55,8 +56,11 @@ async def stream(
                 if answer.status != 200:
                     answer.error = (answer.error or "") + line.decode()
                 continue
+            num_before = answer.num_events
             _take_in(answer, line.removeprefix(_DATA))
             answer.times.append(clock())
+            if answer.num_events > num_before:
+                answer.text_times.append(answer.times[-1])
             if leave_after is not None and answer.num_events >= leave_after:
                 break
             if pause_s:
@@ -105,7 +109,8 @@ def _take_in(answer: StreamedAnswer, data: bytes) -> None:
         return
     chunk = json.loads(data)
     if "error" in chunk:
-        answer.error = chunk["error"]["message"]
+        error = chunk["error"]  # a text alone, where Transformers serves
+        answer.error = error if isinstance(error, str) else error["message"]
         return
     if chunk.get("usage"):
         answer.completion_tokens = chunk["usage"]["completion_tokens"]
@@ -113,4 +118,5 @@ def _take_in(answer: StreamedAnswer, data: bytes) -> None:
         if choice["text"]:
             answer.text += choice["text"]
             answer.num_events += 1
-        answer.finish_reason = choice["finish_reason"] or answer.finish_reason
+        # Transformers leaves out what is null.
+        answer.finish_reason = choice.get("finish_reason") or answer.finish_reason

@@ -31,7 +31,9 @@ GRACE_S = 100  # as in docker/compose.yaml
 INSIDE = """
 import json, os, platform
 from importlib import metadata
+from native.library import why_not
 inside = {"python": platform.python_version(), "torch": metadata.version("torch")}
+inside["cpu kernels"] = why_not() or "compiled"
 print(json.dumps(inside | {"uid": os.getuid()}))
 """
 

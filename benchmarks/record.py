@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 import platform
 import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors")
@@ -58,21 +62,38 @@ def commit_of(checkout: Path | None) -> str | None:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def write(name: str, settings: dict[str, Any], rows: list[dict[str, Any]]) -> Path:
-    """Write `results/NAME-DATE.json` and return its path."""
-    today = dt.datetime.now(dt.UTC).date().isoformat()
-    record = {
+def write(
+    name: str, settings: dict[str, Any], rows: list[dict[str, Any]], path: Path | None = None
+) -> Path:
+    """Write `results/NAME-DATE.json`, or the file that is named, and return its path."""
+    return write_rows(head_of(name, settings), rows, path)
+
+
+def head_of(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what stands above the rows: what is measured now, and on what."""
+    return {
         "benchmark": name,
-        "date": today,
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "commit": commit(),
         "hardware": hardware(),
         "packages": {package: metadata.version(package) for package in PACKAGES},
         "settings": settings,
-        "rows": rows,
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}-{today}.json"
-    path.write_text(_to_text(record))
+
+
+def write_rows(
+    head: dict[str, Any], rows: Sequence[dict[str, Any]], path: Path | None = None
+) -> Path:
+    """Write rows below their head as `write` does; whoever reads finds the old file or the new."""
+    if path is None:
+        RESULTS.mkdir(exist_ok=True)
+        path = RESULTS / f"{head['benchmark']}-{head['date']}.json"
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    try:
+        unfinished.write_text(_to_text({**head, "rows": list(rows)}))
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
     return path
 
 

@@ -106,6 +106,7 @@ class IdleRunner:
     """Gives every sequence a token at once, and counts what that takes."""
 
     vocab_size = VOCAB_SIZE
+    kernel_choices = ""
 
     def __init__(self) -> None:
         self.num_sequence_steps = 0

@@ -24,6 +24,7 @@ class DemoBranch:
     group_size: int  # -1 is the whole input dimension
     act_order: bool
     description: str
+    symmetric: bool = False  # the zero point of every group is the middle code
 
     def __str__(self) -> str:
         return f"{self.repo}:{self.name}"

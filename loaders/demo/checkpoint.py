@@ -106,7 +106,13 @@ def _round_together(
     order = falling_norm_order(list(matrices.values())) if branch.act_order else None
     packed: dict[str, Tensor] = {}
     for name, matrix in matrices.items():
-        rounded = round_linear(matrix, bits=branch.bits, group_size=branch.group_size, order=order)
+        rounded = round_linear(
+            matrix,
+            bits=branch.bits,
+            group_size=branch.group_size,
+            order=order,
+            symmetric=branch.symmetric,
+        )
         packed |= {f"{name}.{part}": tensor for part, tensor in _pack(rounded, branch).items()}
     return packed
 

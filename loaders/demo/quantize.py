@@ -52,12 +52,18 @@ def falling_norm_order(weights: Sequence[Tensor]) -> Tensor:
 
 
 def round_linear(
-    weight: Tensor, *, bits: int, group_size: int, order: Tensor | None
+    weight: Tensor,
+    *,
+    bits: int,
+    group_size: int,
+    order: Tensor | None,
+    symmetric: bool = False,
 ) -> RoundedLinear:
     """Round one matrix so that the squared error of every group's weights is small.
 
     weight: float32 [in, out]. group_size: -1 for one group. order: int64 [in], the inputs as they
-    are dealt out to groups; None deals them in natural order.
+    are dealt out to groups; None deals them in natural order. symmetric: only scales are searched
+    for, and every zero point is the middle code, 2**(bits - 1).
     """
     in_features, out_features = weight.shape
     size = in_features if group_size == -1 else group_size
@@ -66,7 +72,8 @@ def round_linear(
     members = dealt.view(-1, size).t().reshape(-1)
     columns = weight[members].view(size, -1)
 
-    parts = [_round_columns(part, bits) for part in _cut(columns, max(1, _CHUNK // size))]
+    cut = _cut(columns, max(1, _CHUNK // size))
+    parts = [_round_columns(part, bits, symmetric) for part in cut]
     codes, zeros, scales = (torch.cat(tensors, dim=-1) for tensors in zip(*parts, strict=True))
     g_idx = torch.empty(in_features, dtype=torch.int32)
     g_idx[dealt] = torch.arange(in_features, dtype=torch.int32) // size
@@ -85,10 +92,10 @@ def _cut(columns: Tensor, width: int) -> list[Tensor]:
     return [columns[:, start : start + width].contiguous() for start in starts]
 
 
-def _round_columns(weights: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+def _round_columns(weights: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Round [size, columns] to codes of that shape, zeros and scales [columns]."""
     highest = 2**bits - 1
-    best = _search(weights, bits)
+    best = _search(weights, bits, symmetric)
     best = best.better_of(_fit_scale(weights, best, highest))
     _, steps = _in_steps(weights, best.scale, best.zero, highest)
     return (
@@ -115,11 +122,18 @@ class _Candidate:
         )
 
 
-def _search(weights: Tensor, bits: int) -> _Candidate:
-    """Try steps from clearly narrower than the span to a little wider, two zero points each."""
+def _search(weights: Tensor, bits: int, symmetric: bool) -> _Candidate:
+    """Try steps from clearly narrower than the span to a little wider, two zero points each.
+
+    The span of a symmetric group reaches as far below nought as above it, so that the upper one of
+    the two is the middle code; it is the only one tried.
+    """
     highest = 2**bits - 1
     lowest_weight = weights.amin(0).clamp_(max=0)
     highest_weight = weights.amax(0).clamp_(min=0)
+    if symmetric:
+        highest_weight = torch.maximum(highest_weight, -lowest_weight)
+        lowest_weight = -highest_weight
     is_8bit = bits == 8
     first, last = _SHRINK_RANGE_8BIT if is_8bit else _SHRINK_RANGE
     tried = _STEPS_TRIED_8BIT if is_8bit else _STEPS_TRIED
@@ -130,7 +144,8 @@ def _search(weights: Tensor, bits: int) -> _Candidate:
         scale = _representable((highest_weight - lowest_weight) * (shrink / highest))
         # The zero point that puts the middle of the weights on the middle of the codes.
         centre = highest / 2 - (lowest_weight + highest_weight) / 2 / scale
-        for zero in (centre.floor(), centre.ceil()):
+        zeros = (centre.ceil(),) if symmetric else (centre.floor(), centre.ceil())
+        for zero in zeros:
             candidate = _judge(weights, scale, zero.clamp_(1, highest), highest)
             best = candidate if best is None else best.better_of(candidate)
     if best is None:

@@ -44,7 +44,7 @@ def _settings(branch: DemoBranch) -> dict[str, Any]:
         "damp_percent": None,  # nothing was calibrated
         "desc_act": branch.act_order,
         "static_groups": False,
-        "sym": False,
+        "sym": branch.symmetric,
         "true_sequential": False,
         "model_name_or_path": None,
         "model_file_base_name": "model",

@@ -94,6 +94,20 @@ class TestRounding:
         rounded = round_linear(weight, bits=4, group_size=32, order=None)
         assert (dequantize(rounded) - weight).abs().max() < 0.05 * scale
 
+    @pytest.mark.parametrize("bits", [3, 4, 8])
+    def test_a_symmetric_rounding_has_the_middle_code_for_nought_and_beats_a_plain_one(self, bits):
+        weight = random_weight(128, 48)
+        weight[:, ::2] = weight[:, ::2].abs()  # of which half of all codes can say nothing
+        rounded = round_linear(weight, bits=bits, group_size=32, order=None, symmetric=True)
+        assert rounded.zeros.unique().tolist() == [2 ** (bits - 1)]
+        error = (dequantize(rounded) - weight).square().sum()
+
+        groups = weight.view(4, 32, 48)
+        middle = 2 ** (bits - 1)
+        scale = (groups.abs().amax(1, keepdim=True) / (middle - 1)).half().float()
+        plain = (groups / scale).round().clamp(-middle, middle - 1).mul(scale)
+        assert error < (plain - groups).square().sum()
+
     def test_a_group_of_zeros_stays_zero(self):
         rounded = round_linear(torch.zeros(32, 8), bits=4, group_size=32, order=None)
         assert torch.equal(dequantize(rounded), torch.zeros(32, 8))
