@@ -14,7 +14,7 @@ import pytest
 
 TESTS = Path(__file__).parent
 SOURCE = TESTS.parent
-MIRRORED = ["engine", "loaders", "service"]
+MIRRORED = ["engine", "loaders", "native", "service"]
 ELSEWHERE = {"benchmarks", "clients", "docs", "docs_pages", "end_to_end", "gpu"}
 
 
