@@ -8,15 +8,24 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from engine.errors import NotEnoughBlocksError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # What computes a layer between its linear layers. "auto": the own layers of a CPU, else "triton".
 StepKernelsName: TypeAlias = Literal["auto", "triton", "torch"]
 # How a GPU attends with a prompt's tokens. "auto": by flash attention where it takes the model's
 # numbers, else by `scaled_dot_product_attention`.
 PromptAttentionName: TypeAlias = Literal["auto", "sdpa"]
+# Which of several ways a CPU multiplies in, and for how many rows: what was fastest when tried
+# here, or as constants have it.
+KernelChoice: TypeAlias = Literal["measured", "fixed"]
+# What a CPU computes with. "auto": the kernels compiled from C++ where they can run, else PyTorch's
+# (`engine.execution.cpu_kernels`). Without effect on a GPU.
+CpuKernelsName: TypeAlias = Literal["auto", "native", "torch"]
 
 
 class KVDtype(enum.Enum):
@@ -61,6 +70,9 @@ class EngineConfig:
     enforce_eager: bool | None = None
     step_kernels: StepKernelsName = "auto"
     prompt_attention: PromptAttentionName = "auto"
+    kernel_choice: KernelChoice = "fixed"  # without effect where `is_batch_invariant`
+    kernel_choice_folder: Path | None = None  # keeps what was measured; None: measure each time
+    cpu_kernels: CpuKernelsName = "auto"
     # Every row is computed by itself, in an order that nothing else changes; slow.
     is_batch_invariant: bool = False
 

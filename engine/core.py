@@ -59,6 +59,7 @@ class Runner(Protocol):
     """Runs batches; a few lines of fake are enough to test everything above it."""
 
     vocab_size: int
+    kernel_choices: str  # which of several kernels compute what, in words; empty where one may
 
     def launch(self, batch: ScheduledBatch) -> PendingStep:
         """Start a step, without waiting for it. Raises `OutOfMemoryError`."""
@@ -138,6 +139,11 @@ class Engine:
     def has_work(self) -> bool:
         """Whether another step would do anything."""
         return self.scheduler.has_work or self._pending is not None
+
+    @property
+    def kernel_choices(self) -> str:
+        """Which of several kernels compute what, in words; empty where there is one for each."""
+        return self._runner.kernel_choices
 
     def linears(self) -> tuple[LinearsInUse, ...]:
         """Return the model's linear layers as steps multiply by them, fused where they are."""

@@ -35,6 +35,8 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     # What somebody left on this machine to be answered later is not the tests' to answer.
     os.environ["XDG_STATE_HOME"] = f"{tempfile.gettempdir()}/tetrad-tests-{os.getpid()}"
+    # What servers would measure beside other tests says nothing, and would make each start longer.
+    os.environ["TETRAD_CPU_KERNEL_CHOICE"] = "fixed"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,6 +16,7 @@ from engine.errors import UnsupportedArchitectureError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from engine.attention.native_step import NativeStep
     from engine.kernels.step_kernels import HeadNorm, Order
 
 ATTENTION_NAME = "paged"
@@ -72,7 +73,7 @@ class ModelInput:
     position_ids: Tensor  # [num_tokens] int64
     # [num_rows] int64: the tokens after which logits are needed; None: after each of them.
     logits_indices: Tensor | None
-    attention: AttentionStep
+    attention: AttentionStep | NativeStep  # the latter for layers of C++ kernels, and them alone
     # Whether all tokens are in pieces of prompts, whose products go the way of many rows.
     has_pieces: bool = False
     is_for_cache: bool = False  # nothing is sampled; what it leaves in the cache is all that counts

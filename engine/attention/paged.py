@@ -13,24 +13,26 @@ its blocks lie side by side not even gathered. A chunk that begins its sequence 
 any other gathers what is cached before it.
 
 How sums are ordered then depends on mates and on where chunks begin. Pieces of prompts are laid
-into windows instead, which begin at fixed positions and have one size, so that a row's sums depend
-on its position only. `RowByRow` goes further: every token attends by itself, to exactly the tokens
-it sees. Slow, and the same in any company.
+into windows instead (`windows`), so that a row's sums depend on its position only. `RowByRow` goes
+further: every token attends by itself, to exactly the tokens it sees. Slow, and the same in any
+company.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
 
+from engine.attention.windows import attend_in_windows, attend_masked, mask_of
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from engine.attention.kv_cache import KVCache
+    from engine.attention.windows import AttendPiece
 
 # A row that is this much shorter than its group's longest starts a group of its own: padding costs
 # 0.16 µs a token, a group 20 µs (9 heads of 64, two cores, 2026-11).
@@ -39,11 +41,6 @@ MAX_PADDING = 128
 MAX_GATHER_BYTES = 64 * 2**20
 # Rows of a chunk that share a mask over all they see: 4 MB of it at 8 192 tokens.
 MAX_MASKED_ROWS = 128
-# Rows of a window: with 32 a prompt of 512 tokens took as many products again, with 128 a short
-# one computes rows that it has not.
-WINDOW_ROWS = 64
-# Rows of a window that attention on a CPU takes at a time, whether others are asked for or not.
-STRIP_ROWS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +83,7 @@ class PaddedDecodes:
         """Hide what lies beyond each row's own tokens, or outside its window."""
         if window not in self.masks:
             token = torch.arange(self.width, device=self.num_tokens.device)
-            self.masks[window] = _mask(token, self.num_tokens, window, dtype)
+            self.masks[window] = mask_of(token, self.num_tokens, window, dtype)
         return self.masks[window]
 
 
@@ -108,6 +105,7 @@ class PagedStep:
     slot_mapping: Tensor  # [num_tokens] int64: where each token's keys and values go
     decodes: tuple[LoneDecode | PaddedDecodes, ...]
     chunks: tuple[ChunkRows, ...]
+    attend_piece: AttendPiece = attend_in_windows  # of a prompt
 
     def attend(
         self,
@@ -134,7 +132,7 @@ class PagedStep:
                 parts.append(_attend_from_start(rows, seen, scale, window))
             else:
                 seen = chunk.run.read(self.cache, layer_index)
-                attend = attend_in_windows if chunk.is_piece else attend_onward
+                attend = self.attend_piece if chunk.is_piece else attend_onward
                 parts.append(attend(rows, seen, chunk.start, scale, window))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -214,7 +212,7 @@ def _attend_from_start(query: Tensor, seen: Tensor, scale: float, window: int | 
     num_tokens = query.shape[0]
     if window is not None and num_tokens > window:
         return attend_onward(query, seen, 0, scale, window)
-    return _attend(query, seen, scale, mask=None)
+    return attend_masked(query, seen, scale, mask=None)
 
 
 def attend_onward(
@@ -227,66 +225,6 @@ def attend_onward(
         num_seen = start + first + rows.shape[0]
         position = torch.arange(num_seen, device=query.device)
         limits = position[start + first :, None] + 1
-        mask = _mask(position, limits, window, query.dtype)
-        parts.append(_attend(rows, seen[:num_seen], scale, mask))
+        mask = mask_of(position, limits, window, query.dtype)
+        parts.append(attend_masked(rows, seen[:num_seen], scale, mask))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def attend_in_windows(
-    query: Tensor, seen: Tensor, start: int, scale: float, window: int | None
-) -> Tensor:
-    """Attend as `attend_onward` does, in products whose sizes follow from positions alone.
-
-    Strips of a window that the query does not touch are left out, and one that it fills in part is
-    filled up with zeros, which change no other row.
-    """
-    stop = start + query.shape[0]
-    first, last = start - start % STRIP_ROWS, stop + -stop % STRIP_ROWS
-    if last - first > query.shape[0]:
-        query = functional.pad(query, (0, 0, 0, 0, start - first, last - stop))
-    end = stop + -stop % WINDOW_ROWS
-    if end > stop:
-        seen = functional.pad(seen, (0, 0, 0, 0, 0, 0, 0, end - stop))
-    parts: list[Tensor] = []
-    for begin in range(first - first % WINDOW_ROWS, end, WINDOW_ROWS):
-        num_seen = begin + WINDOW_ROWS
-        low, high = max(begin, first), min(num_seen, last)
-        mask = _window_mask(num_seen, window, query.dtype)[low - begin : high - begin]
-        parts.append(_attend(query[low - first : high - first], seen[:num_seen], scale, mask))
-    return torch.cat(parts)[start - first : stop - first]
-
-
-def _window_mask(num_tokens: int, window: int | None, dtype: torch.dtype) -> Tensor:
-    """Hide from a window's rows, the last of so many tokens, what is behind each of them."""
-    width = 1 << (num_tokens - 1).bit_length()
-    # Where a row stands is counted from the end, so that one mask serves all up to its width.
-    return _widest_window_mask(width, window, dtype)[:, width - num_tokens :]
-
-
-@lru_cache(maxsize=8)
-def _widest_window_mask(width: int, window: int | None, dtype: torch.dtype) -> Tensor:
-    position = torch.arange(width)
-    return _mask(position, position[-WINDOW_ROWS:, None] + 1, window, dtype)
-
-
-def _attend(query: Tensor, seen: Tensor, scale: float, mask: Tensor | None) -> Tensor:
-    """query: [tokens, heads, head_dim]; seen: [tokens, 2, kv_heads, head_dim]; causal unmasked."""
-    attended = functional.scaled_dot_product_attention(
-        query.transpose(0, 1).unsqueeze(0),
-        seen[:, 0].transpose(0, 1).unsqueeze(0),
-        seen[:, 1].transpose(0, 1).unsqueeze(0),
-        attn_mask=mask,
-        is_causal=mask is None,
-        scale=scale,
-        enable_gqa=True,
-    )
-    return attended.squeeze(0).transpose(0, 1)
-
-
-def _mask(position: Tensor, num_tokens: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
-    """0 at the positions that are seen, the last `window` before `num_tokens`; -inf elsewhere."""
-    hidden = position >= num_tokens
-    if window is not None:
-        hidden |= position < num_tokens - window
-    mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
-    return mask.masked_fill_(hidden, float("-inf"))

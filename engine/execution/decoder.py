@@ -16,10 +16,10 @@ from torch import nn
 from engine.attention import interface as attention
 from engine.attention.interface import ModelInput
 from engine.attention.kv_cache import head_dim, num_kv_heads, num_layers
-from engine.errors import UnsupportedArchitectureError
+from engine.errors import EngineStartError, UnsupportedArchitectureError
 from engine.execution.host_reads import HostReads
 from engine.execution.rope import fix_rope, longest_with_fixed_rope, rope_types
-from engine.layers import fuse_layers
+from engine.layers import fuse_layers, native_check
 from engine.layers.truncation import only_first_layers
 from engine.layers.weights import InvariantLinear, LinearsInUse, LinearWeight
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from engine.config import KVDtype
     from engine.kernels.step_kernels import StepKernels
 
 log = structlog.get_logger(__name__)
@@ -72,24 +73,36 @@ def make_decoder(
     *,
     is_batch_invariant: bool = False,
     kernels: StepKernels | None = None,
+    native_cache: KVDtype | None = None,
+    is_native_asked: bool = False,
 ) -> Decoder:
     """Take a model over; `UnsupportedArchitectureError` where it would not be run rightly.
 
-    kernels: of a GPU's path; None for the layers that the CPU runs.
+    kernels: of a GPU's path; None for the layers that the CPU runs. native_cache: what keys and
+    values are kept in, where layers of kernels in C++ may be taken; None where they may not.
+    is_native_asked: whether they were asked for by name: `EngineStartError` where they cannot be.
     """
     _check_placement(model)
     _check_config(model.config, max_model_len)
     fix_rope(model)
     model.train(False)
+    is_native = native_cache is not None and _is_native(
+        model, native_cache, is_asked=is_native_asked
+    )
     decoder: Decoder | None = fuse_layers(
-        model, max_model_len, is_batch_invariant=is_batch_invariant, kernels=kernels
+        model,
+        max_model_len,
+        is_batch_invariant=is_batch_invariant,
+        kernels=kernels,
+        is_native=is_native,
     )
     if decoder is not None:
+        name = "native" if is_native else None
         log.info(
             "decoder_chosen",
             model=type(model).__name__,
             layers="fused",
-            kernels=None if kernels is None else kernels.name,
+            kernels=name if kernels is None else kernels.name,
         )
         return decoder
     if is_batch_invariant:
@@ -97,6 +110,18 @@ def make_decoder(
     decoder = TransformersDecoder(model)
     log.info("decoder_chosen", model=type(model).__name__, layers="Transformers' own")
     return decoder
+
+
+def _is_native(model: PreTrainedModel, kept_as: KVDtype, *, is_asked: bool) -> bool:
+    """Whether the model gets layers of kernels in C++; says why where it does not."""
+    reason = native_check.refusal(model, kept_as)
+    if reason is not None and is_asked:
+        raise EngineStartError(
+            f"cpu_kernels is 'native': {reason}; 'auto' takes PyTorch's layers instead"
+        )
+    if reason is not None:
+        log.info("native_layers_refused", model=type(model).__name__, reason=reason)
+    return reason is None
 
 
 class TransformersDecoder:

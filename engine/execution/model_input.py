@@ -23,6 +23,7 @@ from engine.attention.paged import (
     PagedStep,
     RowByRow,
 )
+from engine.attention.windows import attend_in_windows
 from engine.scheduling.batch import Decodes
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from engine.attention.interface import AttentionStep
     from engine.attention.kv_cache import KVCache
+    from engine.attention.windows import AttendPiece
     from engine.execution.slot_state import SlotState
     from engine.scheduling.batch import ScheduledBatch, ScheduledChunk
 
@@ -58,11 +60,13 @@ def build_model_input(
     *,
     is_batch_invariant: bool,
     has_pieces: bool = False,
+    attend_piece: AttendPiece = attend_in_windows,
 ) -> ModelInput:
     """Lay out a batch that is in `model_order` and that `state` has taken in.
 
     The input of a decode is read on the device, so that a step can be laid out before the one
     before it is collected. has_pieces: the batch holds pieces of prompts and nothing else.
+    attend_piece: one of `ways_to_attend`, the same in all steps, by which pieces are attended to.
     """
     send = state.to_device.send
     slots = np.array(batch.decodes.slots, dtype=np.int64)
@@ -91,14 +95,15 @@ def build_model_input(
                 *_group_last_tokens(batch, state, cache),
             ),
             _chunk_rows(batch, state, are_pieces=has_pieces),
+            attend_piece,
         )
     return ModelInput(
-        token_ids=_token_ids(slots, batch, state),
+        token_ids=token_ids(slots, batch, state),
         position_ids=send(np.concatenate([positions, *chunk_positions])),
         logits_indices=send(logits_indices(batch)),
         attention=attention,
         has_pieces=has_pieces,
-        is_for_cache=not batch.decodes and not any(map(num_logits, batch.chunks)),
+        is_for_cache=is_for_cache(batch),
     )
 
 
@@ -119,7 +124,13 @@ def logits_indices(batch: ScheduledBatch) -> NDArray[np.int64]:
     return indices if len(indices) else np.zeros(1, dtype=np.int64)
 
 
-def _token_ids(slots: NDArray[np.int64], batch: ScheduledBatch, state: SlotState) -> Tensor:
+def is_for_cache(batch: ScheduledBatch) -> bool:
+    """Whether nothing is sampled, so that all that counts is what the batch leaves in the cache."""
+    return not batch.decodes and not any(map(num_logits, batch.chunks))
+
+
+def token_ids(slots: NDArray[np.int64], batch: ScheduledBatch, state: SlotState) -> Tensor:
+    """Give every row's token: of decodes, whose slots these are, what was sampled last."""
     sampled = state.last_tokens.index_select(0, state.to_device.send(slots))
     if not batch.chunks:
         return sampled

@@ -30,12 +30,15 @@ from engine.execution.drafts import sampled_places
 from engine.execution.gpu_input import build_gpu_input
 from engine.execution.host_memory import keep_freed_memory
 from engine.execution.host_ring import DirectMemory, HostRing, section_bytes
+from engine.execution.kernel_choice import choose_kernels
 from engine.execution.model_input import build_model_input, model_order, num_logits
+from engine.execution.native_input import build_native_input
 from engine.execution.path import resolve_path, work_on
 from engine.execution.pinned import memory_beside
 from engine.execution.slot_state import SlotState
 from engine.execution.static_decode import StaticDecode
 from engine.execution.step_results import HeldResult, ResultSections, StepResult, read_result
+from engine.layers.native_llama import NativeLlamaDecoder
 from engine.sampling.logprobs import prompt_logprobs, prompt_logprobs_of
 from engine.sampling.row_plan import make_plan, plan_key
 from engine.sampling.sampler import sample
@@ -50,7 +53,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from engine.attention.interface import ModelInput
-    from engine.config import EngineConfig
+    from engine.config import EngineConfig, KVDtype
     from engine.execution.host_ring import ToDevice
     from engine.execution.path import ExecutionPath
     from engine.layers.weights import LinearsInUse
@@ -98,22 +101,18 @@ class ModelRunner:
         path = path or resolve_path(self._device, config)
         self._kernels = path.kernels
         self._has_flash = config.prompt_attention == "auto"
+        kept_as = resolve_kv_dtype(model, config.kv_dtype)
         self._decoder = make_decoder(
             model,
             config.max_model_len,
             is_batch_invariant=config.is_batch_invariant,
             kernels=path.kernels,
+            native_cache=kept_as if path.has_native else None,
+            is_native_asked=config.cpu_kernels == "native",
         )
-        self._cache = KVCache(
-            num_layers=num_layers(model.config),
-            num_blocks=config.num_blocks,
-            block_size=config.block_size,
-            num_kv_heads=num_kv_heads(model.config),
-            head_dim=head_dim(model.config),
-            kept_as=resolve_kv_dtype(model, config.kv_dtype),
-            dtype=attention_dtype(model),
-            device=self._device,
-        )
+        chosen = choose_kernels(self._decoder, model.config, config, path)
+        self.kernel_choices, self._attend_piece = chosen.told, chosen.attend_piece
+        self._cache = _make_cache(model, config, kept_as)
         self._to_device, self._results = _host_side(self._device, config, path)
         self._slots = SlotState(
             max_num_seqs=config.max_num_seqs,
@@ -248,12 +247,15 @@ class ModelRunner:
                 self._to_device.send,
                 has_flash=self._has_flash,
             )
+        if isinstance(self._decoder, NativeLlamaDecoder):
+            return build_native_input(batch, self._slots, self._cache, has_pieces=has_pieces)
         return build_model_input(
             batch,
             self._slots,
             self._cache,
             is_batch_invariant=self._is_batch_invariant,
             has_pieces=has_pieces,
+            attend_piece=self._attend_piece,
         )
 
     def _run_recorded(self, decodes: Decodes, graphs: DecodeGraphs) -> StepResult | None:
@@ -344,6 +346,19 @@ def _sampled(
 
 def _tells_of_prompts(batch: ScheduledBatch) -> bool:
     return any(chunk.prompt_targets is not None for chunk in batch.chunks)
+
+
+def _make_cache(model: PreTrainedModel, config: EngineConfig, kept_as: KVDtype) -> KVCache:
+    return KVCache(
+        num_layers=num_layers(model.config),
+        num_blocks=config.num_blocks,
+        block_size=config.block_size,
+        num_kv_heads=num_kv_heads(model.config),
+        head_dim=head_dim(model.config),
+        kept_as=kept_as,
+        dtype=attention_dtype(model),
+        device=model.device,
+    )
 
 
 def _host_side(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 import torch
 
+from engine.execution.cpu_kernels import resolve_cpu_kernels
 from engine.execution.graphs import CudaGraphRecorder
 from engine.execution.replayed import ReplayedRecorder
 
@@ -31,6 +32,7 @@ class ExecutionPath:
     # Steps are queued on the device as they are launched; otherwise they run when their result is
     # asked for.
     is_overlapped: bool
+    has_native: bool = False  # kernels in C++ are used where they can be, in place of PyTorch's
 
 
 def work_on(device: torch.device) -> None:
@@ -54,14 +56,29 @@ def resolve_path(device: torch.device, config: EngineConfig) -> ExecutionPath:
         kernels=kernels,
         recorder=None if kernels is None else _resolve_recorder(device, config),
         is_overlapped=device.type != "cpu",
+        has_native=computes_natively(device, config),
     )
     log.info(
         "execution_path",
         kernels="the CPU's own" if kernels is None else kernels.name,
         graphs=path.recorder is not None,
         overlapped=path.is_overlapped,
+        native=path.has_native,
     )
     return path
+
+
+def computes_natively(device: torch.device, config: EngineConfig) -> bool:
+    """Whether an engine computes with the kernels in C++, as far as they know its model.
+
+    Raises EngineStartError where they are asked for by name and cannot be used.
+    """
+    of_cpu = resolve_cpu_kernels(
+        device, config.cpu_kernels, is_batch_invariant=config.is_batch_invariant
+    )
+    # Steps of a GPU's kind have kernels of their own, on a CPU too.
+    has_own_steps = config.step_kernels == "auto" and is_eager(device, config)
+    return of_cpu.name == "native" and has_own_steps
 
 
 def is_eager(device: torch.device, config: EngineConfig) -> bool:

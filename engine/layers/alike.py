@@ -92,15 +92,15 @@ def _fill_up(x: Tensor) -> Tensor:
     there.
     """
     num_rows = x.shape[0]
-    missing = _filled_up(num_rows, x.device.type) - num_rows
+    missing = filled_up(num_rows, x.device.type) - num_rows
     if not missing:
         return x
     is_enough = missing <= num_rows
     return torch.cat((x, x[:missing])) if is_enough else functional.pad(x, (0, 0, 0, missing))
 
 
-def _filled_up(num_rows: int, device_type: str) -> int:
-    """Return to how many rows so many are filled up."""
+def filled_up(num_rows: int, device_type: str) -> int:
+    """Return to how many rows so many are filled up where they are many."""
     step = PIECE_ROWS
     if device_type == "cpu" and num_rows > _FINE_ROWS:
         step = (1 << (num_rows - 1).bit_length()) * PIECE_ROWS // _FINE_ROWS

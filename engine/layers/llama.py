@@ -174,7 +174,7 @@ class LlamaLayer(nn.Module):
             (self._gate_up, ("mlp.gate_proj", "mlp.up_proj")),
             (self._down, ("mlp.down_proj",)),
         ):
-            yield LinearsInUse(tuple(f"{name}.{part}" for part in parts), joined.sizes, joined)
+            yield joined.in_use(*(f"{name}.{part}" for part in parts))
 
     def _rotate(self, heads: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Split heads [num_tokens, query + key + value, head_dim], rotating queries and keys.

@@ -7,6 +7,7 @@ having its names; plain `nn.Linear` layers are wrapped here.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import torch
@@ -17,7 +18,7 @@ from engine.errors import UnsupportedArchitectureError
 from engine.layers.alike import multiply_in_any_way, multiply_pieces
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -29,6 +30,8 @@ class LinearsInUse:
     names: tuple[str, ...]  # as the model named them when it was taken over
     sizes: tuple[int, ...]  # outputs of each; they stand side by side in this order
     multiply: Callable[[Tensor], Tensor]  # x [rows, in] in the model's order: [rows, all outputs]
+    # The same by the way that pieces of prompts take; None where they take no way of their own.
+    multiply_pieces: Callable[[Tensor], Tensor] | None = None
 
 
 @runtime_checkable
@@ -147,6 +150,17 @@ class JoinedLinears:
         outputs = [_permute(out, order) for out, order in zip(outputs, self._outputs, strict=True)]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
+    def in_use(self, *names: str) -> LinearsInUse:
+        """Tell of layers of these names, which multiply pieces of prompts, too."""
+        # Row by row there are no pieces.
+        pieces = None if self._is_batch_invariant else partial(self.__call__, has_pieces=True)
+        return LinearsInUse(names, self.sizes, self, pieces)
+
+    @property
+    def weights(self) -> tuple[LinearWeight, ...]:
+        """What is multiplied by: one weight where all were joined."""
+        return tuple(self._weights)
+
     def _multiply(self, weight: LinearWeight, x: Tensor) -> Tensor:
         multiply = multiply_invariantly if self._is_batch_invariant else multiply_in_any_way
         return multiply(weight, x)
@@ -161,10 +175,30 @@ class InvariantLinear(nn.Module):
         self._joined = JoinedLinears([linear], is_batch_invariant=True)
         (self.out_features,) = self._joined.sizes
 
+    @property
+    def weights(self) -> tuple[LinearWeight, ...]:
+        """What is multiplied by."""
+        return self._joined.weights
+
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x [..., in]: [..., out]."""
         out = self._joined(x.reshape(-1, x.shape[-1]))
         return out.view(*x.shape[:-1], -1)
+
+
+def weights_in_use(linears: Iterable[LinearsInUse]) -> Iterator[LinearWeight]:
+    """Give each weight once that the layers multiply by."""
+    seen: set[int] = set()
+    for each in linears:
+        multiply: object = each.multiply
+        if isinstance(multiply, (JoinedLinears, InvariantLinear)):
+            weights = multiply.weights
+        else:
+            weights = (multiply,) if isinstance(multiply, LinearWeight) else ()
+        for weight in weights:
+            if id(weight) not in seen:
+                seen.add(id(weight))
+                yield weight
 
 
 def multiply_invariantly(weight: LinearWeight, x: Tensor) -> Tensor:

@@ -59,8 +59,11 @@ _PACKED_PARTS = {
     ),
 }  # fmt: skip
 # A weight that is unpacked for many rows: its level (1 byte), the packed bytes by input (1/2 or
-# 1), both halves side by side (1), and bfloat16 (2).
+# 1), both halves side by side (1), and bfloat16 (2). Kernels in C++ unpack a few outputs at a time,
+# and need next to nothing; a plan does not know whether they are there.
 _INT4_SCRATCH, _INT8_SCRATCH = 5, 2
+# Where products are in float32 instead, because the CPU has no instructions for bfloat16.
+_FLOAT32_MORE = 2
 # The reference's largest moment: levels and looked up zero points in float32, and change. Measured
 # on CPU for 8192 x 8192, 2026-11: 8.2 with act order, 5.1 to 5.8 for GGUF's types.
 _REFERENCE_SCRATCH = 9
@@ -182,7 +185,8 @@ def _part(
     """Describe a packed layer; other libraries' kernels, too, keep it about as it is stored."""
     chosen, reason = (kernel, "asked for") if kernel else kernel_of(size, device)
     kept = kernel_bytes(size, chosen) if chosen in (*CPU_KERNELS, "triton") else stored
-    return Part(name, _block(name), role, kept, scratch_bytes(size, chosen), chosen, reason)
+    scratch = scratch_bytes(size, chosen, has_bfloat16=device.has_bfloat16)
+    return Part(name, _block(name), role, kept, scratch, chosen, reason)
 
 
 def _packed_size(
@@ -286,15 +290,19 @@ def fp16pack_bytes(in_features: int, out_features: int) -> int:
     return 2 * out_features * (-(-in_features // FP16_INPUT_MULTIPLE) * FP16_INPUT_MULTIPLE)
 
 
-def scratch_bytes(size: PackedSize, kernel: str) -> int:
-    """What multiplying by a layer takes besides: mostly what is unpacked for many rows."""
+def scratch_bytes(size: PackedSize, kernel: str, *, has_bfloat16: bool = True) -> int:
+    """What multiplying by a layer takes besides: mostly what is unpacked for many rows.
+
+    has_bfloat16: as in `DeviceFacts`.
+    """
     if kernel == "triton":
         return _planes_scratch(size)
+    more = 0 if has_bfloat16 else _FLOAT32_MORE
     each = {
         "reference": _REFERENCE_SCRATCH,
-        "int4pack": _INT4_SCRATCH,
-        "int4planes": _INT4_SCRATCH,
-        "int8pack": _INT8_SCRATCH,
+        "int4pack": _INT4_SCRATCH + more,
+        "int4planes": _INT4_SCRATCH + more,
+        "int8pack": _INT8_SCRATCH + more,
     }
     return size.num_weights * each.get(kernel, 0)
 

@@ -9,17 +9,20 @@ protocol: `matmul`, `fuse_with` and the orders of inputs and outputs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from loaders.errors import CheckpointError
+from loaders.errors import BackendError, CheckpointError
 from loaders.model.finite import check_finite
 from loaders.model.kernels.output_slice import whole_of
-from loaders.model.kernels.protocol import TwoWayKernel
+from loaders.model.kernels.protocol import NativeKernel, TwoWayKernel
+from loaders.model.kernels.ways import ManyWaysKernel, WayChoice
 from loaders.quantization.packed_tensors import PackedTensors
+from native.int8 import Int8Weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +30,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from loaders.model.kernels.protocol import Kernel
+    from loaders.model.kernels.ways import MakeProduct
     from loaders.quantization.packed_format import PackedFormat
+    from native.int4 import Int4Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,14 +178,78 @@ class PackedLinear(nn.Module):
 
     @property
     def kind(self) -> str:
-        """What made the kernel; weights of one kind and shape take the same way."""
-        return self.backend
+        """Name what made the kernel, and its way of many rows.
+
+        Weights of one kind and shape take the same ways.
+        """
+        kernel = self._kernel_of_ways()
+        return self.backend if kernel is None else f"{self.backend} {kernel.choice.many}"
 
     def product_of_many(self) -> Callable[[Tensor], Tensor]:
         """Give what does as `matmul`, but by the way of many rows however few there are."""
         kernel = self._ready_kernel()
-        product = kernel.product_of_many() if isinstance(kernel, TwoWayKernel) else kernel
+        return self._biased(
+            kernel.product_of_many() if isinstance(kernel, TwoWayKernel) else kernel
+        )
+
+    @property
+    def shape_key(self) -> str:
+        """Name what the speed of the kernel's ways depends on; empty where it has but one."""
+        kernel = self._kernel_of_ways()
+        return "" if kernel is None else kernel.shape_key
+
+    @property
+    def ways_taken(self) -> tuple[str, str, int | None] | None:
+        """A `WayChoice`: few, many, and many from how many rows; None where there is one way."""
+        kernel = self._kernel_of_ways()
+        return None if kernel is None else kernel.choice.as_tuple()
+
+    def ways_of_few(self) -> Mapping[str, MakeProduct]:
+        """Give what does as `matmul` by each way for few rows; the first runs everywhere."""
+        kernel = self._kernel_of_ways()
+        return {} if kernel is None else self._with_biases(kernel.ways_of_few())
+
+    def ways_of_many(self) -> Mapping[str, MakeProduct]:
+        """Give what does as `matmul` by each way for many rows."""
+        kernel = self._kernel_of_ways()
+        return {} if kernel is None else self._with_biases(kernel.ways_of_many())
+
+    def choose_ways(self, *, few: str, many: str, many_from: int | None) -> None:
+        """Have `matmul` take these ways, named as above, and prompts' pieces that of many."""
+        kernel = self._kernel_of_ways()
+        if kernel is None:
+            raise BackendError(f"layer {self.name}: {self.backend} has one way to multiply")
+        kernel.choose(WayChoice(few, many, many_from))
+
+    def _kernel_of_ways(self) -> ManyWaysKernel | None:
+        kernel = self._ready_kernel()
+        return kernel if isinstance(kernel, ManyWaysKernel) else None
+
+    def _with_biases(self, ways: Mapping[str, MakeProduct]) -> dict[str, MakeProduct]:
+        return {name: partial(self._make, make) for name, make in ways.items()}
+
+    def _make(self, make: MakeProduct) -> Callable[[Tensor], Tensor]:
+        return self._biased(make())
+
+    def _biased(self, product: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         return lambda x: self._with_bias(product(x))
+
+    def native_weight(self) -> Int4Weight | Int8Weight | None:
+        """Give the layer as the kernels in C++ take it, bias and order of inputs included.
+
+        Its memory is the layer's own. None where its kernel is none of theirs, and where outputs
+        come in another order than the model's. Whether there are such kernels is not asked here.
+        """
+        kernel = self._ready_kernel()
+        if not isinstance(kernel, NativeKernel) or self._output_permutation is not None:
+            return None
+        weight = kernel.native_weight()
+        if weight is None:
+            return None
+        bias = None if self.bias is None else self.bias.float()
+        if isinstance(weight, Int8Weight):  # whose inputs lie in the model's order
+            return replace(weight, bias=bias)
+        return replace(weight, bias=bias, input_permutation=kernel.input_permutation)
 
     def _with_bias(self, out: Tensor) -> Tensor:
         if self.bias is None or self.is_bias_in_kernel:

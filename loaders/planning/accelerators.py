@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from loaders.errors import InvalidDeviceError
 from loaders.memory.free import cpu_free_bytes
 from loaders.planning.driver import visible_gpus
-from loaders.quantization.kernel_rules import DeviceFacts, has_triton
+from loaders.quantization.kernel_rules import DeviceFacts, has_bfloat16, has_triton
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,7 +67,9 @@ class Devices:
     @property
     def facts(self) -> DeviceFacts:
         """What the choice of kernels follows from."""
-        return DeviceFacts(self.kind, self.compute_capability, self.has_triton)
+        # A CPU is this machine's, however much memory is named.
+        is_wide = self.kind == "cuda" or has_bfloat16()
+        return DeviceFacts(self.kind, self.compute_capability, self.has_triton, is_wide)
 
     def lasting_share(self, gpu_memory_utilization: float) -> float:
         """Which share of `memory_bytes` weights and KV cache may take for good.

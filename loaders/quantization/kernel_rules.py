@@ -6,16 +6,22 @@ it, so what is planned is what is loaded. Without PyTorch, since a plan does wit
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from os import environ
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from loaders.quantization.plane_layout import FIELD_WIDTHS, MAX_FEW_ROWS, ROW_TILES
+from native.masks import mask_of_bfloat16
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+# As `/proc/cpuinfo` names them.
+_BFLOAT16 = re.compile(r"^flags\b.*\b(?:avx512_bf16|amx_bf16)\b", re.MULTILINE)
 # They keep a layer packed in their own way; the reference keeps it as it is stored.
 CPU_KERNELS = ("int4pack", "int8pack", "int4planes", "fp16pack")
 # Fastest first, measured on CPU (docs/decisions.md); the reference runs wherever no other does.
@@ -84,6 +90,8 @@ class DeviceFacts:
     kind: Literal["cpu", "cuda"]
     compute_capability: tuple[int, int] | None = None  # None: not known, or a CPU
     has_triton: bool = True
+    # Of a CPU: whether it has instructions for products of bfloat16, so that none is in float32.
+    has_bfloat16: bool = True
 
     @classmethod
     def of(cls, kind: Literal["cpu", "cuda"]) -> DeviceFacts:
@@ -95,6 +103,22 @@ class DeviceFacts:
 def has_triton() -> bool:
     """Whether Triton is installed here."""
     return find_spec("triton") is not None
+
+
+@cache
+def has_bfloat16() -> bool:
+    """Whether this machine's CPU multiplies bfloat16 by itself, and oneDNN may use that."""
+    return cpu_has_bfloat16(Path("/proc/cpuinfo"), environ)
+
+
+def cpu_has_bfloat16(cpuinfo: Path, environment: Mapping[str, str]) -> bool:
+    """Look it up as Linux tells it; where nothing is told, say no, for which plans keep more."""
+    try:
+        told = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    is_there = _BFLOAT16.search(told) is not None
+    return is_there and mask_of_bfloat16(environment) is None
 
 
 def fastest_kernel(size: PackedSize, device: DeviceFacts) -> str:

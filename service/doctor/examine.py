@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from engine.errors import EngineStartError
 from loaders.cache import default_cache_dir
 from loaders.errors import LoadError
 from loaders.memory import cgroup
@@ -34,12 +35,13 @@ from service.doctor.needs import (
 from service.errors import SettingsError
 from service.settings import read_key, unknown_variables
 from service.worker.branch_choice import one_device
+from service.worker.cpu_kernels import choose_cpu_kernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from service.settings import Settings
+    from service.settings import Settings, WorkerSettings
 
     Check = Callable[[], Finding]
 
@@ -136,6 +138,9 @@ def _software_checks(facts: Facts, settings: Settings) -> Iterator[tuple[str, Ch
     # Each variant may have a device and a backend of its own.
     for device, backend in dict.fromkeys((v.device, v.backend) for v in settings.variants()):
         yield "kernels", partial(_kernels, facts, device, backend)
+    choices = {(v.device, v.cpu_kernels, v.batch_invariant): v for v in settings.variants()}
+    for one in choices.values():
+        yield "cpu kernels", partial(_cpu_kernels, one)
     yield (
         "compilers",
         lambda: software.check_compilers(
@@ -164,6 +169,18 @@ def _kernels(facts: Facts, device: str, backend: str) -> Finding:
     shape = LayerShape(packed, 4096, 4096, place, compute_capability=capability)
     found = resolve_backend(backend, shape)[0].name
     return gpus.check_kernels(facts.gpus_found, facts.build, found)
+
+
+def _cpu_kernels(settings: WorkerSettings) -> Finding:
+    """Say what a variant's engine would compute with on a CPU. Raises BackendError."""
+    device = one_device(settings.device)
+    if device.type != "cpu":
+        return ok("cpu kernels", f"without effect on {device}")
+    try:
+        chosen = choose_cpu_kernels(settings, device)
+    except EngineStartError as error:
+        return fix("cpu kernels", str(error), "tetrad serve --cpu-kernels auto")
+    return software.check_cpu_kernels(str(chosen), chosen.reason)
 
 
 def _variant_checks(facts: Facts, settings: Settings) -> Iterator[tuple[str, Check]]:

@@ -93,6 +93,15 @@ def check_compilers(*, has_gpu: bool, has_cuda_compiler: bool, has_c_compiler: b
     return ok("compilers", "for CUDA and C")
 
 
+def check_cpu_kernels(kernels: str, reason: str | None) -> Finding:
+    """kernels: in words. reason: why not those compiled, where nobody asked for PyTorch's."""
+    if reason is None:
+        return ok("cpu kernels", kernels)
+    found, _, command = reason.partition("; ")
+    said = f"{kernels}: {found}"
+    return warning("cpu kernels", said, command) if command else ok("cpu kernels", said)
+
+
 def has_cuda_compiler() -> bool:
     """Whether nvcc or the library that does its work is there."""
     if shutil.which("nvcc") or ctypes.util.find_library("nvrtc"):

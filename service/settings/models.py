@@ -106,10 +106,23 @@ class VariantSettings(BaseModel):
         "auto",
         description="Kernels of the quantised layers: `auto`, or one by name, such as `reference`.",
     )
+    cpu_kernel_choice: Literal["measured", "fixed"] = Field(
+        "measured",
+        description="Which of several ways a CPU multiplies with quantised weights, and from how "
+        "many rows on: what is fastest when tried on this machine (`measured`: up to 3 s at the "
+        "first start, then kept in the cache folder), or what constants say (`fixed`). Part of "
+        "`system_fingerprint`; with `batch_invariant` always `fixed`.",
+    )
     step_kernels: Literal["auto", "triton", "torch"] = Field(
         "auto",
         description="Kernels of what a step computes between its linear layers, on a GPU: `triton`,"
         " `torch`, or the first of these that can run there (`auto`). A CPU has layers of its own.",
+    )
+    cpu_kernels: Literal["auto", "native", "torch"] = Field(
+        "auto",
+        description="What a CPU computes with: kernels that are compiled at setup (`native`, on a "
+        "CPU with AVX-512 and bf16), PyTorch's own (`torch`), or the first of these that can run "
+        "there (`auto`). `batch_invariant` takes PyTorch's; on a GPU it has no effect.",
     )
     enforce_eager: bool | Auto = Field(
         "auto",

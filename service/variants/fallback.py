@@ -126,6 +126,7 @@ class FallbackPolicy:
 
     def _next(self, failure: StartFailure, attempt: LoadAttempt) -> Fallback | None:
         fallbacks = [
+            self._without_native(failure),
             self._without_graphs(failure),
             self._without_flash(failure),
             self._next_step_kernels(failure),
@@ -139,6 +140,15 @@ class FallbackPolicy:
             # The others would meet again in any branch: the device and the model's shape are alike.
             fallbacks.append(self._next_branch(failure, attempt))
         return next((fallback for fallback in fallbacks if fallback is not None), None)
+
+    def _without_native(self, failure: StartFailure) -> Fallback | None:
+        is_given_up = self.load_request.excludes_native or self._settings.cpu_kernels != "auto"
+        if not failure.native or is_given_up:
+            return None
+        return Fallback(
+            msgspec.structs.replace(self.load_request, excludes_native=True),
+            f"without the C++ kernels: {self._why(failure)}",
+        )
 
     def _without_graphs(self, failure: StartFailure) -> Fallback | None:
         is_given_up = self.load_request.excludes_graphs or self._settings.enforce_eager != "auto"

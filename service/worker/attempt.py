@@ -7,6 +7,7 @@ is blamed here, too, in words that say what to do.
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 # Phases of loading in which linear kernels run for the first time.
 _LINEARS_RUN = frozenset({"preparing kernels", "self-test"})
+# A thread of the socket's writes what is told; a process that ends at once takes it along.
+_UNTIL_WRITTEN_S = 0.05
 
 
 class Attempt:
@@ -60,6 +63,7 @@ class Attempt:
         Raises EngineStartError that says so.
         """
         self._tell(phase, msgspec.structs.replace(suspects, kind=FailureKind.CRASH))
+        time.sleep(_UNTIL_WRITTEN_S)
         with self.blaming():
             yield
         self._tell(phase, None)

@@ -20,7 +20,7 @@ from engine.attention.kv_cache import resolve_kv_dtype
 from engine.core import Engine
 from engine.errors import EngineError, EngineStartError, NotEnoughBlocksError, OutOfMemoryError
 from engine.execution.device_faults import find_fault
-from engine.execution.path import work_on
+from engine.execution.path import computes_natively, work_on
 from engine.outputs import SequenceFailure
 from engine.process.cpu_use import CpuUseReader
 from engine.process.loop import BuiltEngine
@@ -48,6 +48,7 @@ from service.errors import ServiceError, SettingsError
 from service.worker.arithmetic import arithmetic_of
 from service.worker.attempt import Attempt
 from service.worker.branch_choice import choose_variant, one_device
+from service.worker.cpu_kernels import NATIVE_SUSPECTS, tell_cpu_kernels, without_failed
 from service.worker.gpu_path import resolve_gpu_path
 from service.worker.grammars import GrammarFactory
 from service.worker.kernel_faults import explain_words
@@ -87,6 +88,7 @@ def build_engine(
 
     Raises EngineStartError for what was foreseen, with what another attempt may do without.
     """
+    settings = without_failed(settings, load_request)
     try:
         asked = prepare(settings, load_request)
         asked = choose(asked, settings, load_request, report_progress)
@@ -133,9 +135,20 @@ def build_engine(
         description,
         shortened=shortened,
         cache=describe_cache(loaded, config),
-        arithmetic=arithmetic_of(loaded.model.device, config, do_threads_adapt=keeper is not None),
+        arithmetic=_arithmetic(engine, loaded, config, do_threads_adapt=keeper is not None),
     )
     return BuiltEngine(engine, description.encode(), live_check, keeper)
+
+
+def _arithmetic(
+    engine: Engine, loaded: LoadedModel, config: EngineConfig, *, do_threads_adapt: bool
+) -> str:
+    return arithmetic_of(
+        loaded.model.device,
+        config,
+        do_threads_adapt=do_threads_adapt,
+        kernel_choices=engine.kernel_choices,
+    )
 
 
 def make_engine(
@@ -144,6 +157,13 @@ def make_engine(
     """Build the engine and test it; return it with what its tests found."""
     backend = loaded.provenance.backend
     grammars = GrammarFactory(loaded.tokenizer)
+    if computes_natively(loaded.model.device, config):
+        with attempt.first_run("trying the C++ kernels", NATIVE_SUSPECTS):
+            engine = Engine(loaded.model, config, constraints=grammars)
+            return_freed_memory()  # what the engine's own layers replaced
+            self_test(engine)
+        engine.scheduler.reset_counters()
+        return engine, loaded
     if path is None or config.is_batch_invariant:
         engine = Engine(loaded.model, config, constraints=grammars)
     else:
@@ -152,7 +172,7 @@ def make_engine(
         engine = step_test.build_engine(grammars)
         step_test.of_engine(engine)
         loaded = replace(loaded, self_test=step_test.report)
-    return_freed_memory()  # what the engine's own layers replaced
+    return_freed_memory()
     attempt("self-test")
     test_engine(engine, backend)
     engine.scheduler.reset_counters()
@@ -255,13 +275,14 @@ class ResolvedRequest:
 def prepare(settings: WorkerSettings, load_request: LoadRequest) -> ResolvedRequest:
     """Check the settings, set how many threads compute, and say what is to be loaded.
 
-    The demo if the settings name nothing. Raises SettingsError or LoadError before anything is
-    fetched.
+    The demo if the settings name nothing. Raises SettingsError, LoadError or EngineStartError
+    before anything is fetched.
     """
     check_choice("backend", settings.backend, backend_names())
     check_choice("dtype", settings.dtype, DTYPES)
     device = resolve_device(settings.device)
     work_on(torch.device(device))
+    tell_cpu_kernels(settings, torch.device(device))
     torch.set_num_threads(resolve_num_threads(settings))
     if settings.variant is None:
         cache_dir = settings.cache_dir or default_cache_dir()

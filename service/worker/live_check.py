@@ -44,6 +44,11 @@ class _Part:
     def multiply(self, x: Tensor) -> Tensor:
         return self.linears.multiply(x)[:, self.first : self.stop]
 
+    def multiply_many(self, x: Tensor) -> Tensor:
+        """Multiply by the way of prompts where they have one: rows beside them may go it, too."""
+        by_way = self.linears.multiply_pieces or self.linears.multiply
+        return by_way(x)[:, self.first : self.stop]
+
 
 class LayerCheck:
     """Checks the layers that an engine runs, one part after the other, round after round."""
@@ -80,7 +85,7 @@ class LayerCheck:
     def _compare(self, part: _Part, read: ReadPart) -> LiveCheckFailure | PartOutcome:
         started = time.monotonic()
         try:
-            check = read.compare(part.multiply)
+            check = read.compare(part.multiply_many if read.with_many_rows else part.multiply)
         except (RuntimeError, MemoryError) as error:
             return self._skip(error)
         if check.passed:

@@ -14,10 +14,12 @@ from engine.attention.kv_cache import kv_block_bytes, resolve_kv_dtype, resolve_
 from engine.config import EngineConfig, KVDtype
 from engine.errors import NotEnoughBlocksError
 from engine.execution.rope import longest_with_fixed_rope
+from loaders.cache import default_cache_dir
 from loaders.memory.engine_defaults import BLOCK_SIZE, CPU_KV_BYTES, MAX_NUM_BATCHED_TOKENS
 from loaders.memory.free import free_device_bytes
 from service.errors import SettingsError
 from service.settings import unless_auto
+from service.worker.cpu_kernels import asked_cpu_kernels
 from service.worker.step_reserve import step_reserve
 
 if TYPE_CHECKING:
@@ -42,13 +44,10 @@ def resolve_engine_config(
 ) -> EngineConfig:
     """How long and how many sequences may be, in the memory that the weights left.
 
-    path: a GPU's way of running steps; None for a CPU's own. longest: what "auto" may be at most,
-    in tokens.
-
-    How many may wait is the client's to decide (`engine.transport.backlog`), which answers at once.
+    path: a GPU's way of running steps; None for a CPU's own. longest: tokens, what "auto" may be at
+    most. How many may wait the client decides at once (`engine.transport.backlog`).
     """
-    model = loaded.model
-    kv_dtype = resolve_kv_dtype(model, resolve_asked_kv_dtype(settings))
+    model, kv_dtype = loaded.model, _kv_dtype(settings, loaded)
     block_bytes = kv_block_bytes(model.config, BLOCK_SIZE, kv_dtype)
     asked_len = _asked_max_model_len(settings, model, longest)
     sequence_bytes = (-(-asked_len // BLOCK_SIZE) + 1) * block_bytes
@@ -67,8 +66,7 @@ def resolve_engine_config(
         sequence_bytes,
         reserve_bytes=0 if reserve is None else reserve.reserve,
     )
-    if longest is not None and settings.kv_cache_size == "auto":
-        memory = _shrunk(memory, longest / _made_for(model), sequence_bytes)
+    memory = _shrunk(memory, settings, model, sequence_bytes, longest)
     max_model_len = _resolve_max_model_len(settings, asked_len, memory // block_bytes - 1)
     num_blocks = resolve_num_blocks(
         memory,
@@ -91,8 +89,15 @@ def resolve_engine_config(
         enforce_eager=enforce_eager,
         step_kernels=settings.step_kernels if path is None else path.step_kernels,
         prompt_attention="auto" if path is None or path.has_flash else "sdpa",
+        cpu_kernels=asked_cpu_kernels(settings),
+        kernel_choice=settings.cpu_kernel_choice,
+        kernel_choice_folder=(settings.cache_dir or default_cache_dir()) / "records",
     )
     return _logged(config, block_bytes, reserve)
+
+
+def _kv_dtype(settings: WorkerSettings, loaded: LoadedModel) -> KVDtype:
+    return resolve_kv_dtype(loaded.model, resolve_asked_kv_dtype(settings))
 
 
 def _logged(
@@ -110,12 +115,21 @@ def _logged(
     return config
 
 
-def _shrunk(memory: int, share: float, sequence_bytes: int) -> int:
+def _shrunk(
+    memory: int,
+    settings: WorkerSettings,
+    model: PreTrainedModel,
+    sequence_bytes: int,
+    longest: int | None,
+) -> int:
     """Have the cache shrink as the context does, where memory did not suffice for what "auto" is.
 
-    Or the next attempt would fail as the last one. share: of the context, left of the model's own.
+    Or the next attempt would fail as the last one.
     """
-    return min(memory, max(int(memory * min(1.0, share)), sequence_bytes))
+    if longest is None or settings.kv_cache_size != "auto":
+        return memory
+    share = min(1.0, longest / _made_for(model))  # of the context that the model was made for
+    return min(memory, max(int(memory * share), sequence_bytes))
 
 
 def _resolve_enforce_eager(

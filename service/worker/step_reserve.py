@@ -16,7 +16,7 @@ from engine.config import KVDtype
 from loaders.errors import LoadError
 from loaders.memory.device import Demand, prepare
 from loaders.model.stock import STOCK
-from loaders.quantization.kernel_rules import DeviceFacts, has_triton
+from loaders.quantization.kernel_rules import DeviceFacts, has_bfloat16, has_triton
 from service.settings import unless_auto
 
 if TYPE_CHECKING:
@@ -83,5 +83,5 @@ def backend_to_count(asked: str, loaded: LoadedModel) -> str:
 def facts_of_device(device: torch.device) -> DeviceFacts:
     """Say what the choice of kernels follows from on a device of this machine."""
     if device.type != "cuda":
-        return DeviceFacts("cpu")
+        return DeviceFacts("cpu", has_bfloat16=has_bfloat16())
     return DeviceFacts("cuda", torch.cuda.get_device_capability(device), has_triton())

@@ -27,6 +27,7 @@ class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
     excluded_step_kernels: tuple[str, ...] = ()  # failed with this variant
     excludes_graphs: bool = False  # since a replay failed with this variant
     excludes_flash: bool = False  # attention of prompts, since it failed with this variant
+    excludes_native: bool = False  # a CPU's C++ kernels, since they failed with this variant
     max_model_len: int | None = None  # no longer than this, whatever "auto" would be; tokens
     doubts_files: bool = False  # hash them whatever notes say, unless nobody wants any hashed
 
@@ -52,6 +53,7 @@ class StartFailure(msgspec.Struct, frozen=True):
     graphs: bool = False  # whether they are to be left out next time
     detail: str | None = None  # what was found, in words an operator understands
     flash: bool = False  # whether flash attention is to be left out next time
+    native: bool = False  # whether a CPU's C++ kernels are to be left out next time
 
     def encode(self) -> EncodedStartFailure:
         return EncodedStartFailure(msgspec.msgpack.encode(self))

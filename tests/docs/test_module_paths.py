@@ -1,6 +1,6 @@
 """Every module and path that the pages name exists, and no package has two rows in a table.
 
-Looked at is what stands in backticks or in fenced blocks: dotted names under the three packages and
+Looked at is what stands in backticks or in fenced blocks: dotted names under our packages and
 the tests (`engine.core.Engine`), and paths under the folders of this repository (`scripts/test`).
 Nothing is imported: names are looked for in the sources, so PyTorch stays out of it.
 
@@ -23,9 +23,9 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 KEEPS_OLD_NAMES_BEFORE = "2026-11-28"
 
-DOTTED = re.compile(r"(?<![\w./-])(?:engine|loaders|service|tests)(?:\.\w+)+(?![\w/])")
+DOTTED = re.compile(r"(?<![\w./-])(?:engine|loaders|native|service|tests)(?:\.\w+)+(?![\w/])")
 SLASHED = re.compile(
-    r"(?<![\w./-])(?:engine|loaders|service|tests|scripts|docker|benchmarks|docs)/[\w.*/-]*"
+    r"(?<![\w./-])(?:engine|loaders|native|service|tests|scripts|docker|benchmarks|docs)/[\w.*/-]*"
 )
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 BACKTICKED = re.compile(r"`([^`\n]+)`")

@@ -5,6 +5,7 @@ import torch
 
 from engine.core import Engine
 from engine.layers.llama import LlamaDecoder
+from engine.layers.native_llama import NativeLlamaDecoder
 from engine.sampling_params import SamplingParams
 from loaders.load import load
 from tests.engine.tiny_models import generate, make_engine, run_engine
@@ -32,7 +33,7 @@ NEAR = 0.06  # of the logits' spread
 def num_joined(engine: Engine) -> list[int]:
     """Into how many products each layer's q, k and v go."""
     decoder = engine._runner._decoder
-    assert isinstance(decoder, LlamaDecoder)
+    assert isinstance(decoder, (LlamaDecoder, NativeLlamaDecoder))
     return [len(layer._qkv._weights) for layer in decoder._layers]
 
 

@@ -136,6 +136,7 @@ def _is_barred(chunk: ScheduledChunk, row: int) -> bool:
 
 class FakeRunner:
     vocab_size = VOCAB_SIZE
+    kernel_choices = ""
 
     def __init__(
         self,

@@ -1,8 +1,9 @@
 """The worker's real process with a fault of its own: kernels that are wrong, or too little memory.
 
 `FAULTS` in the environment says which, as JSON. backends: those that there are, all by default.
-kernels: backend → widths in bits that it gets wrong. room: bytes that may be mapped beyond what the
-libraries take.
+kernels: backend → widths in bits that it gets wrong. native: the signal by which the process ends
+where it is to compute with kernels in C++, which this machine then counts as able to. room: bytes
+that may be mapped beyond what the libraries take.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import json
 import os
 import resource
-from typing import TYPE_CHECKING
+import signal
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -67,6 +69,23 @@ class FaultyBackend:
         return FaultyKernel(kernel) if packed.format.bits in self._bits else kernel
 
 
+def end_natively(name: str) -> None:
+    """Have engines of kernels in C++ end the process, as an instruction that is none does."""
+    from engine.execution import cpu_kernels
+    from engine.execution.path import computes_natively
+    from service.worker import build as worker
+
+    make = worker.Engine
+
+    def make_or_end(model: Any, config: Any, **more: Any) -> Any:
+        if computes_natively(model.device, config):
+            os.kill(os.getpid(), signal.Signals[name])
+        return make(model, config, **more)
+
+    cpu_kernels.why_not = lambda: None  # type: ignore[assignment]
+    worker.Engine = make_or_end  # type: ignore[assignment,misc]
+
+
 def build(
     settings: WorkerSettings, load_request: LoadRequest, report_progress: ReportProgress
 ) -> BuiltEngine:
@@ -77,6 +96,8 @@ def build(
         for backend in resolve.BACKENDS
         if backend.name in faults.get("backends", resolve.backend_names())
     )
+    if "native" in faults:
+        end_natively(faults["native"])
     if room := faults.get("room"):
         import service.worker.build  # noqa: F401 - what it maps is no part of the room
 

@@ -29,6 +29,9 @@ log = structlog.get_logger(__name__)
 
 MIDDLE_CODE = 8
 _VALUES_AT_ONCE = 2**21  # unpacked at a time, 20 bytes each
+# Of the float32 levels that are scaled at a time. One thread, L2 of 1 MB and L3 of 32, µs for the
+# four weights of a layer of SmolLM2-135M: 1 MB 1 364, 2 MB 1 300, 4 MB 1 240, all at once 1 255.
+_SCALED_BYTES = 4 * 2**20
 
 
 def prepare(packed: PackedTensors, pack_weight: Callable[[GroupedWeight], Kernel]) -> Kernel:
@@ -123,11 +126,24 @@ def multiply(rows: Tensor, packed: Tensor, group_size: int, scales_and_minima: T
 
 
 def scale_levels(levels: Tensor, scales: Tensor, minima: Tensor) -> Tensor:
-    """Return levels * scale + minimum; changes levels.
+    """Return levels * scale + minimum, rounded once to the scales' dtype.
 
-    levels: [in, out] of the result's dtype; scales, minima: [groups, out], contiguous, or the
-    product reads every second value (255 instead of 1563 µs for 3072 x 576, two cores, 2026-11).
+    levels: int8 [in, out]; scales, minima: [groups, out], contiguous, or the product reads every
+    second value (255 instead of 1563 µs for 3072 x 576, two cores, 2026-11).
     """
-    grouped = levels.view(len(scales), -1, levels.shape[1])
-    torch.addcmul(minima[:, None], grouped, scales[:, None], out=grouped)
-    return levels
+    # In float32 until the end, some groups at a time. For 2 groups of 64 x 3072 bytes take 18 µs to
+    # float32 and 39 to bfloat16, the product 29 and 65, and rounding 28 (one thread, AVX-512,
+    # 2026-11). Levels, scales and their products are exact in it.
+    scales_at, minima_at = scales.float()[:, None], minima.float()[:, None]
+    num_groups, (_, out_features) = len(scales), levels.shape
+    grouped = levels.view(num_groups, -1, out_features)
+    scaled = torch.empty(grouped.shape, dtype=scales.dtype)
+    at_once = max(1, _SCALED_BYTES // (grouped[0].numel() * torch.float32.itemsize))
+    scratch = torch.empty(grouped[:at_once].shape)
+    for first in range(0, num_groups, at_once):
+        some = slice(first, first + at_once)
+        wide = scaled[some] if scaled.dtype == torch.float32 else scratch[: len(scaled[some])]
+        torch.addcmul(minima_at[some], wide.copy_(grouped[some]), scales_at[some], out=wide)
+        if wide.dtype != scaled.dtype:
+            scaled[some] = wide
+    return scaled.view(levels.shape)

@@ -1,5 +1,6 @@
-"""8-bit weights with one scale an output on CPU by PyTorch's int8 kernel, for few rows; bfloat16
-for many.
+"""8-bit weights with one scale an output on CPU by PyTorch's int8 kernel, or one in C++ (`native`)
+that reads the same codes, for few rows; for many in one dense product (`dense`, in bfloat16, or
+`float32 dense`).
 
 Codes are kept exactly as int8. The kernel runs with unit scales, so that the real ones multiply
 the result in float32 without being rounded; activations and the unscaled result are bfloat16.
@@ -7,33 +8,35 @@ the result in float32 without being rounded; activations and the unscaled result
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from loaders.model.kernels.protocol import BFLOAT16_ROUNDOFF, same_permutation
+from loaders.model.kernels.ways import ManyWaysKernel, WayChoice, has_dtype_way
 from loaders.quantization import kernel_rules
+from native import int8, library
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
     from loaders.model.kernels.protocol import Kernel, LayerShape
+    from loaders.model.kernels.ways import Product
     from loaders.quantization.packed_tensors import PackedTensors
 
 _MIDDLE_CODE = 128  # codes 0…255 are held as -128…127
-# From this many rows on, one dense bfloat16 product is quicker. Measured for 960x576, two cores of
-# an AVX-512 (bf16) server CPU, 2026-11: 16 rows 150 against 125 µs, 64 rows 320 against 476 µs, 256
-# rows 810 against 1892 µs.
+# Where nothing is measured: from this many rows on, one dense bfloat16 product. Measured for
+# 960x576, two cores of an AVX-512 (bf16) server CPU, 2026-11: 16 rows 150 against 125 µs, 64 rows
+# 320 against 476 µs, 256 rows 810 against 1892 µs.
 MIN_ROWS_FOR_DENSE = 24
 
 
-class Int8PackKernel:
+class Int8PackKernel(ManyWaysKernel):
     """One weight as int8 codes with a scale and an offset for each output."""
 
     unit_roundoff = BFLOAT16_ROUNDOFF
-    num_invariant_rows = MIN_ROWS_FOR_DENSE - 1
 
     def __init__(
         self,
@@ -48,25 +51,69 @@ class Int8PackKernel:
         self._offsets = offsets  # [out] float32, added to every code; None where all are zero
         self._unit_scales = torch.ones(len(scales), dtype=torch.bfloat16)
         self.input_permutation = input_permutation
+        many = "dense" if has_dtype_way(torch.bfloat16) else "float32 dense"
+        self.choice = WayChoice("int8pack", many, MIN_ROWS_FOR_DENSE)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Multiply x [rows, in] → [rows, out] in x's dtype."""
-        if x.shape[0] >= MIN_ROWS_FOR_DENSE:
-            return self.product_of_many()(x)
+    @property
+    def shape_key(self) -> str:
+        """Name kernel and size."""
+        out_features, in_features = self._codes.shape
+        return f"int8pack {in_features}x{out_features}"
+
+    def has_way(self, name: str) -> bool:
+        """Whether a way is one on this CPU, with the kernels that there are."""
+        if name == "int8pack":
+            return True
+        if name == "native":
+            return library.is_loaded()
+        return has_dtype_way(torch.bfloat16 if name == "dense" else torch.float32)
+
+    def _int8pack(self) -> Product:
+        return self._multiply_packed
+
+    def _multiply_packed(self, x: Tensor) -> Tensor:
         rows = x.to(torch.bfloat16)
         out = torch.ops.aten._weight_int8pack_mm(rows, self._codes, self._unit_scales)
         return self._scaled(out.float(), rows, x.dtype)
 
-    def product_of_many(self) -> Callable[[Tensor], Tensor]:
-        """Give the product with the codes in bfloat16."""
-        codes = self._codes.to(torch.bfloat16)
+    def _native(self) -> Product:
+        return self._multiply_natively
+
+    def _multiply_natively(self, x: Tensor) -> Tensor:
+        rows = x if x.dtype in (torch.float32, torch.bfloat16) else x.to(torch.bfloat16)
+        return int8.multiply(self.native_weight(), rows.contiguous()).to(x.dtype)
+
+    def native_weight(self) -> int8.Int8Weight:
+        """Give the weight as the kernels in C++ take it, sharing its memory; no bias.
+
+        Whether there are such kernels is not asked here.
+        """
+        return int8.Int8Weight(self._codes, self._scales, self._offsets)
+
+    def _dense(self) -> Product:
+        return self._multiply_dense(torch.bfloat16)
+
+    def _float32_dense(self) -> Product:
+        return self._multiply_dense(torch.float32)
+
+    def _multiply_dense(self, dtype: torch.dtype) -> Product:
+        """Give the product with the codes in a dtype."""
+        codes = self._codes.to(dtype)
 
         def multiply(x: Tensor) -> Tensor:
-            rows = x.to(torch.bfloat16)
+            rows = x.to(dtype)
             out = torch.nn.functional.linear(rows, codes).float()
             return self._scaled(out, rows, x.dtype)
 
         return multiply
+
+    FEW: ClassVar = {"int8pack": _int8pack, "native": _native}
+    MANY: ClassVar = {
+        "dense": _dense,
+        "float32 dense": _float32_dense,
+        "native": _native,
+        "int8pack": _int8pack,
+    }
 
     def _scaled(self, out: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
         """Bring a product with codes to the weight's scale, in place."""

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from loaders.quantization.packed_format import PackedFormat
     from loaders.quantization.packed_tensors import GroupedWeight, PackedTensors
+    from native.int4 import Int4Weight
+    from native.int8 import Int8Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,14 @@ class TwoWayKernel(Protocol):
 
         What is made ready of the weight is made once, and kept as long as what is given.
         """
+
+
+@runtime_checkable
+class NativeKernel(Protocol):
+    """A kernel whose weight is laid out as the kernels in C++ read it, at least on some CPUs."""
+
+    def native_weight(self) -> Int4Weight | Int8Weight | None:
+        """Give the weight as they take it, sharing its memory; None where it is laid out else."""
 
 
 class Backend(Protocol):

@@ -77,13 +77,16 @@ class ReadPart:
     ) -> None:
         """weight: [the part's outputs, in] float32. draw: gives so many rows of inputs."""
         self._part, self._layer, self._weight, self._draw = part, layer, weight, draw
-        self._with_many_rows = with_many_rows
+        self.with_many_rows = with_many_rows
         self._x = draw(self._num_rows())
         self._expected = self._expect(self._x)
 
     @torch.inference_mode()
     def compare(self, multiply: Multiply) -> Check:
-        """Compare products with the files; multiply gives all of the layer's outputs."""
+        """Compare products with the files; multiply gives all of the layer's outputs.
+
+        It is to go the way of many rows where these are, however few they may be.
+        """
         with one_thread(is_wanted=self._is_small):
             check = self._compare(multiply, self._x, self._expected)
             for _ in range(CONFIRMATIONS):
@@ -98,12 +101,12 @@ class ReadPart:
 
     @property
     def _many_rows(self) -> int:
-        """So many that the kernel takes the way that is its last."""
+        """So many that a kernel that goes by their number takes the way that is its last."""
         return max((MANY_ROWS, *ROWS_OF_OTHER_WAYS.get(self._layer.backend, ())))
 
     def _num_rows(self) -> int:
         """How many rows to multiply in passing."""
-        wanted = self._many_rows if self._with_many_rows else sum(FEW_ROWS)
+        wanted = self._many_rows if self.with_many_rows else sum(FEW_ROWS)
         if wanted > MANY_ROWS and self._is_small:
             return (
                 wanted  # fewer would go another way; what has one runs on GPUs, where it is brief
@@ -119,7 +122,7 @@ class ReadPart:
     def _compare(self, multiply: Multiply, x: Tensor, expected: Expected) -> Check:
         products = (
             (how, product[:, self._part.start : self._part.stop])
-            for how, product in _products(multiply, x, with_many_rows=self._with_many_rows)
+            for how, product in _products(multiply, x, with_many_rows=self.with_many_rows)
         )
         bounds = Bounds.of(self._layer.unit_roundoff, x.dtype)
         return compare_products(self._part.name, self._layer.backend, products, expected, bounds)

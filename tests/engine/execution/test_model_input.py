@@ -1,11 +1,13 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from engine.attention.kv_cache import KVCache
 from engine.attention.paged import LoneDecode, PaddedDecodes, PagedStep
+from engine.attention.windows import attend_by_products, attend_in_windows
 from engine.config import KVDtype
 from engine.execution.model_input import build_model_input, model_order
 from engine.execution.slot_state import SlotState
@@ -20,7 +22,9 @@ def start(slot: int, table: tuple[int, ...]) -> SlotStart:
     return SlotStart(slot, slot, SamplingParams(max_tokens=1), 0, (1,), (), table)
 
 
-def build(batch: ScheduledBatch, last_tokens: list[int]) -> tuple[ModelInput, PagedStep]:
+def build(
+    batch: ScheduledBatch, last_tokens: list[int], **options: Any
+) -> tuple[ModelInput, PagedStep]:
     cache = KVCache(
         num_layers=1,
         num_blocks=20,
@@ -34,7 +38,7 @@ def build(batch: ScheduledBatch, last_tokens: list[int]) -> tuple[ModelInput, Pa
     slots = SlotState(max_num_seqs=4, max_model_len=40, cache=cache)
     slots.take_in(batch)
     slots.last_tokens[: len(last_tokens)] = torch.tensor(last_tokens)
-    built = build_model_input(batch, slots, cache, is_batch_invariant=False)
+    built = build_model_input(batch, slots, cache, is_batch_invariant=False, **options)
     assert isinstance(built.attention, PagedStep)
     return built, built.attention
 
@@ -140,3 +144,14 @@ def test_a_table_grows_and_a_slot_forgets_who_had_it_before():
     assert slots.run(0, 13).blocks is not None
     slots.take_in(ScheduledBatch(Decodes(), (), (start(0, (7,)),)))
     assert slots.tables[0, :2].tolist() == [7, cache.empty_block]
+
+
+def test_pieces_are_attended_to_by_the_way_that_was_chosen():
+    batch = ScheduledBatch(
+        Decodes(), (ScheduledChunk(1, 0, 0, (5, 6, 7, 8), 1),), (start(0, (3,)),)
+    )
+    chosen = partial(attend_by_products, values_as=torch.float32)
+    _, step = build(batch, [], has_pieces=True, attend_piece=chosen)
+    assert step.attend_piece is chosen
+    _, step = build(batch, [], has_pieces=True)
+    assert step.attend_piece is attend_in_windows

@@ -7,7 +7,8 @@ import torch
 
 from engine.config import EngineConfig
 from engine.errors import EngineStartError
-from engine.execution.path import is_eager, resolve_path, work_on
+from engine.execution import cpu_kernels
+from engine.execution.path import computes_natively, is_eager, resolve_path, work_on
 from engine.execution.replayed import ReplayedRecorder
 from engine.kernels import choice
 
@@ -50,6 +51,25 @@ def test_tritons_kernels_on_a_cpu_are_refused_outside_its_interpreter(
 def test_batch_invariant_answers_take_neither_kernels_nor_graphs():
     path = resolve_path(CPU, config(is_batch_invariant=True, enforce_eager=False))
     assert (path.kernels, path.recorder) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_native"),
+    [
+        ({}, True),
+        ({"cpu_kernels": "native"}, True),
+        ({"cpu_kernels": "torch"}, False),
+        ({"is_batch_invariant": True}, False),
+        ({"step_kernels": "torch"}, False),
+        ({"enforce_eager": False}, False),
+    ],
+    ids=str,
+)
+def test_kernels_in_cpp_compute_a_cpus_own_steps(monkeypatch, changes, is_native):
+    monkeypatch.setattr(cpu_kernels, "why_not", lambda: None)
+    assert computes_natively(CPU, config(**changes)) is is_native
+    assert resolve_path(CPU, config(**changes)).has_native is is_native
+    assert not computes_natively(CUDA, config(**changes))
 
 
 def test_steps_are_recorded_on_a_gpu_and_not_on_a_cpu_unless_told():

@@ -7,7 +7,14 @@ import torch
 from torch import nn
 
 from engine.errors import UnsupportedArchitectureError
-from engine.layers.weights import DenseWeight, InvariantLinear, JoinedLinears, as_linear_weight
+from engine.layers.weights import (
+    DenseWeight,
+    InvariantLinear,
+    JoinedLinears,
+    LinearsInUse,
+    as_linear_weight,
+    weights_in_use,
+)
 from tests.engine.ordered_weights import OrderedWeight
 
 if TYPE_CHECKING:
@@ -126,3 +133,16 @@ def test_outputs_that_were_sorted_for_another_layer_come_in_their_own_order(
     x = torch.randn(4, 8)
     joined = JoinedLinears(weights, is_batch_invariant=is_batch_invariant)
     torch.testing.assert_close(joined(x), torch.cat([linear(x) for linear in linears], dim=-1))
+
+
+def test_each_weight_that_layers_multiply_by_is_given_once_however_it_stands_in_them():
+    linears = [nn.Linear(8, 3), nn.Linear(8, 5)]
+    apart = [Permuted(linear, torch.randperm(8), can_fuse=False) for linear in linears]
+    alone = Permuted(nn.Linear(8, 2), torch.randperm(8), can_fuse=False)
+    used = [
+        LinearsInUse(("a", "b"), (3, 5), JoinedLinears(apart, is_batch_invariant=False)),
+        LinearsInUse(("c",), (2,), alone),  # type: ignore[arg-type]  # a module, as Transformers'
+        LinearsInUse(("d",), (3,), InvariantLinear(apart[0])),
+        LinearsInUse(("e",), (3,), lambda x: x),
+    ]
+    assert list(weights_in_use(used)) == [*apart, alone]

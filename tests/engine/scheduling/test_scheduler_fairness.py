@@ -35,6 +35,7 @@ class Service:
     """An engine with a clock that its steps drive, and a record of who was served when."""
 
     vocab_size = 1000
+    kernel_choices = ""
 
     def __init__(self, sizes: EngineConfig) -> None:
         self.now = 0.0

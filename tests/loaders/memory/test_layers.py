@@ -320,3 +320,24 @@ def test_a_plan_knows_which_tensors_belong_to_a_layer_of_every_layout(checkpoint
     method = "gguf" if checkpoint_format in BLOCK_TYPES else "gptq"
     layout = LAYOUTS[checkpoint_format](PackedFormat(method, checkpoint_format, bits, group_size))
     assert set(layout.rules(512, 512)) <= set(_PACKED_PARTS[layout.marker])
+
+
+@pytest.mark.parametrize(
+    ("bits", "group_size", "kernel", "usual", "in_float32"),
+    [(4, 64, "int4pack", 5, 7), (8, 64, "int4planes", 5, 7), (8, -1, "int8pack", 2, 4)],
+)
+def test_where_products_are_in_float32_a_weight_is_unpacked_to_two_bytes_more(
+    bits, group_size, kernel, usual, in_float32
+):
+    module = "model.layers.0.mlp.up_proj"
+    num_groups = 1 if group_size == -1 else 512 // group_size
+    tensors = {
+        f"{module}.qweight": TensorInfo("", "I32", (512 * bits // 32, 256), Path("x")),
+        f"{module}.scales": TensorInfo("", "F16", (num_groups, 256), Path("x")),
+    }
+    packed = PackedFormat("gptq", "gptq", bits, group_size)
+    quantization = Quantization(packed, desc_act=False, sym=True, source="")
+    for has_bfloat16, each in ((True, usual), (False, in_float32)):
+        facts = DeviceFacts("cpu", has_bfloat16=has_bfloat16)
+        (part,) = parts_of(tensors, quantization, facts)
+        assert (part.kernel, part.scratch_bytes) == (kernel, 512 * 256 * each)

@@ -9,6 +9,7 @@ from loaders.quantization.kernel_rules import (
     FASTEST_FIRST,
     DeviceFacts,
     PackedSize,
+    cpu_has_bfloat16,
     fastest_kernel,
     int4_group_size,
     int4_misfit,
@@ -122,3 +123,22 @@ def test_the_rule_is_read_without_pytorch():
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("told", "limit", "expected"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16 avx512_vbmi2\n", "", True),
+        ("model name : X\nflags : fpu avx512f amx_bf16\n", "ALL", True),
+        ("flags : fpu avx512_bf16\n", "AVX512_CORE", False),
+        ("flags : fpu avx2 avx512f\nbugs : avx512_bf16\n", "", False),
+        ("flags : fpu no_avx512_bf16x\n", "", False),
+    ],
+)
+def test_whether_a_cpu_multiplies_bfloat16_is_read_without_pytorch(tmp_path, told, limit, expected):
+    (tmp_path / "cpuinfo").write_text(told)
+    assert cpu_has_bfloat16(tmp_path / "cpuinfo", {"ONEDNN_MAX_CPU_ISA": limit}) is expected
+
+
+def test_a_cpu_of_which_nothing_is_told_is_taken_for_an_old_one(tmp_path):
+    assert cpu_has_bfloat16(tmp_path / "none", {}) is False

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.execution import cpu_kernels
 from loaders.demo.repository import find_snapshot
 from loaders.errors import HubError, LoadError
 from loaders.planning.driver import DriverAnswer, FoundDevice
@@ -70,6 +71,26 @@ def test_packages():
 def test_compilers(facts, level):
     names = ("has_gpu", "has_cuda_compiler", "has_c_compiler")
     assert_is(software.check_compilers(**dict(zip(names, facts, strict=True))), level)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "reason", "level", "told", "command"),
+    [
+        ("compiled", None, "ok", "compiled", None),
+        ("PyTorch's", "this CPU lacks X", "ok", "PyTorch's: this CPU lacks X", None),
+        ("PyTorch's", "X is set; unset it", "warning", "PyTorch's: X is set", "unset it"),
+    ],
+)
+def test_cpu_kernels(kernels, reason, level, told, command):
+    finding = software.check_cpu_kernels(kernels, reason)
+    assert_is(finding, level)
+    assert (finding.found, finding.command) == (told, command)
+
+
+def test_cpu_kernels_that_are_asked_for_by_name_and_cannot_be_used_are_to_be_fixed(monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "why_not", lambda: "this CPU lacks avx512_f")
+    settings = Settings(device="cpu", cpu_kernels="native", local_files_only=True)
+    assert_is(dict(checks(settings))["cpu kernels"](), "fix", "this CPU lacks avx512_f")
 
 
 @pytest.mark.parametrize(

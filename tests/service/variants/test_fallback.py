@@ -215,3 +215,35 @@ def test_only_the_second_kill_in_a_row_counts_as_want_of_memory():
 def test_a_kill_before_anything_was_told_changes_nothing():
     fallback = policy_of()
     assert [fallback.next_attempt(EngineKilledError("SIGKILL")) for _ in range(3)] == [None] * 3
+
+
+NATIVE = StartFailure(FailureKind.CANNOT_RUN, native=True, detail="RuntimeError: no such tile")
+
+
+def test_a_cpus_kernels_in_cpp_are_given_up_before_anything_else_and_once():
+    fallback = policy_of()
+    error = EngineStartError("failed", start_failure=NATIVE.encode())
+    fallback.note(LoadAttempt(variant=MAIN, reason="best"))
+    given_up = "without the C++ kernels: cannot run here (RuntimeError: no such tile)"
+    assert fallback.next_attempt(error) == fallback.degraded == given_up
+    assert fallback.load_request == LoadRequest(variant=MAIN, excludes_native=True)
+    fallback.note(LoadAttempt(variant=MAIN))
+    assert fallback.next_attempt(error) is None
+
+
+def test_a_crash_of_kernels_in_cpp_has_them_left_out_and_the_others_kept():
+    fallback = policy_of()
+    crash = StartFailure(FailureKind.CRASH, native=True)
+    fallback.note(LoadAttempt(variant=MAIN, reason="best", sudden_end=crash))
+    given_up = "without the C++ kernels: ended the engine's process when first tried"
+    assert fallback.next_attempt(EngineDeadError("ended by SIGILL")) == given_up
+    assert fallback.load_request == LoadRequest(variant=MAIN, excludes_native=True)
+
+
+@pytest.mark.parametrize("settings", [{"cpu_kernels": "native"}, {"strict": True}])
+def test_kernels_in_cpp_that_were_asked_for_by_name_are_not_given_up(settings):
+    fallback = policy_of(**settings)
+    fallback.note(LoadAttempt(variant=MAIN, reason="best"))
+    error = EngineStartError("failed", start_failure=NATIVE.encode())
+    assert fallback.next_attempt(error) is None
+    assert fallback.degraded is None

@@ -88,6 +88,22 @@ def test_a_broken_kernel_is_caught_and_the_next_one_serves(
         check_answer(server, variant, folder_of(variant, cache_dir))
 
 
+@pytest.mark.parametrize("name", ["SIGILL", "SIGSEGV"])
+def test_kernels_in_cpp_that_end_the_process_are_left_out_at_once(
+    tmp_path: Path, tiny_repo: TinyRepositories, name: str
+):
+    variant, cache_dir = tiny_repo.specs()[0], tiny_repo.cache_dir
+    own = {"cache_dir": str(cache_dir), **SMALL}
+    with serving_with(tmp_path, variant, {"native": name}, **own) as server:
+        model = server.model(variant)
+        given_up = "without the C++ kernels: ended the engine's process when first tried"
+        assert (model["state"], model["degraded"]) == ("serving", given_up), server.log()
+        assert server.line("degraded")["reason"].endswith(f"trying {given_up}")
+        assert server.lines("engine_restarting") == []
+        assert model["provenance"]["kernel"] == "int4pack"
+        check_answer(server, variant, folder_of(variant, cache_dir))
+
+
 def test_strict_gives_up_and_says_what_was_wrong_by_how_much(
     tmp_path: Path, tiny_repo: TinyRepositories
 ):

@@ -8,6 +8,7 @@ import torch
 from engine.errors import EngineStartError, OutOfMemoryError
 from loaders.errors import CheckpointError
 from service.worker.attempt import Attempt
+from service.worker.cpu_kernels import NATIVE_SUSPECTS
 from service.worker_protocol.load_attempt import FailureKind, LoadAttempt, StartFailure
 
 KNOWN = LoadAttempt(variant="owner/name:main", reason="it fits")
@@ -56,6 +57,23 @@ def test_a_part_is_named_before_it_runs_and_no_longer_when_it_has():
     with attempt.first_run("testing the step kernels", KERNELS):
         assert client.sudden_end == StartFailure(FailureKind.CRASH, step_kernels=("triton",))
     assert client.sudden_end is None
+
+
+def test_kernels_in_cpp_are_named_before_they_run_and_blamed_for_what_they_raise():
+    client, attempt = begun()
+    blamed = []
+
+    def run():
+        with attempt.first_run("trying", NATIVE_SUSPECTS):
+            blamed.append(client.sudden_end)
+            raise RuntimeError("no tile")
+
+    with pytest.raises(EngineStartError, match="trying: RuntimeError: no tile") as caught:
+        run()
+    assert blamed == [StartFailure(FailureKind.CRASH, native=True)]
+    failure = StartFailure.of(caught.value)
+    assert (failure.kind, failure.native) == (FailureKind.CANNOT_RUN, True)
+    assert failure.backends == failure.step_kernels == ()
 
 
 def failure_from(error):

@@ -19,6 +19,8 @@ from engine.attention.kv_cache import kv_block_bytes, resolve_kv_dtype
 from engine.config import KVDtype
 from engine.core import Engine
 from engine.errors import EngineStartError, NotEnoughBlocksError, OutOfMemoryError
+from engine.execution import cpu_kernels
+from engine.execution.path import computes_natively
 from loaders.checkpoint.generation_defaults import GenerationDefaults
 from loaders.errors import NotEnoughMemoryError
 from loaders.load import LoadedModel, Provenance, load
@@ -27,6 +29,7 @@ from loaders.model.kernels.int4pack import Int4PackBackend
 from loaders.records import Records
 from loaders.reports.suspicion import Suspicion
 from loaders.repository.spec import parse_spec
+from native import library
 from service.errors import SettingsError
 from service.settings import WorkerSettings
 from service.worker import build as worker
@@ -40,7 +43,7 @@ from service.worker.build import (
     self_test,
 )
 from service.worker.sizing import BLOCK_SIZE, resolve_engine_config, resolve_kv_cache_bytes
-from service.worker_protocol.load_attempt import FailureKind, LoadRequest, StartFailure
+from service.worker_protocol.load_attempt import FailureKind, LoadAttempt, LoadRequest, StartFailure
 from service.worker_protocol.model_description import ModelDescription
 from tests.models import tiny_llama
 
@@ -156,6 +159,22 @@ def test_context_ends_where_the_rotary_embedding_would_look_at_the_batch(loaded,
     assert resolve_engine_config(WorkerSettings(), loaded).max_model_len == made_for // 2
 
 
+def test_an_engine_is_told_which_kernels_are_asked_for(loaded):
+    for asked in ("auto", "native", "torch"):
+        settings = WorkerSettings(cpu_kernels=asked)
+        assert resolve_engine_config(settings, loaded).cpu_kernels == asked
+        rehearsal = WorkerSettings(cpu_kernels=asked, gpu_rehearsal="9.0")
+        assert resolve_engine_config(rehearsal, loaded).cpu_kernels == "torch"
+
+
+def test_an_engine_measures_its_ways_to_multiply_unless_they_are_to_be_fixed(loaded, tmp_path):
+    measured = resolve_engine_config(WorkerSettings(cache_dir=tmp_path), loaded)
+    assert measured.kernel_choice == "measured"
+    assert measured.kernel_choice_folder == tmp_path / "records"
+    fixed = resolve_engine_config(WorkerSettings(cpu_kernel_choice="fixed"), loaded)
+    assert fixed.kernel_choice == "fixed"
+
+
 def test_layers_that_no_graph_can_hold_are_run_as_they_come(loaded):
     assert resolve_engine_config(WorkerSettings(), loaded).enforce_eager is None
     provenance = dataclasses.replace(loaded.provenance, num_offloaded=3)
@@ -233,10 +252,24 @@ def settings_of(tiny_repo: TinyRepositories, **settings: object) -> WorkerSettin
     )
 
 
+def test_cpu_kernels_that_cannot_be_used_are_refused_before_anything_is_looked_for(
+    tiny_repo: TinyRepositories, monkeypatch
+):
+    monkeypatch.setattr(cpu_kernels, "why_not", lambda: "this CPU lacks avx512_f")
+    phases: list[str] = []
+    with pytest.raises(EngineStartError, match="cpu_kernels is 'native': this CPU lacks avx512_f"):
+        build_engine(
+            settings_of(tiny_repo, cpu_kernels="native"),
+            LoadRequest(),
+            lambda phase, percent=None, load_attempt=None: phases.append(phase),
+        )
+    assert phases == []
+
+
 def test_built_engine_is_whole_and_described(tiny_repo: TinyRepositories):
     reported: list[tuple[str, float | None]] = []
     built = build_engine(
-        settings_of(tiny_repo),
+        settings_of(tiny_repo, cpu_kernels="torch"),
         LoadRequest(),
         lambda phase, percent=None, load_attempt=None: reported.append((phase, percent)),
     )
@@ -253,6 +286,105 @@ def test_built_engine_is_whole_and_described(tiny_repo: TinyRepositories):
     assert phases[-3:] == ["self-test", "building the engine", "self-test"]
     assert description.self_test.passed
     assert description.self_test.backend == "int4pack"
+
+
+def fail(*_args: object, **_more: object) -> None:
+    raise RuntimeError("no such tile")
+
+
+def failing_natively(fault):
+    """Make an engine that fails if it is to compute with kernels in C++."""
+
+    def make(model, config, **more):
+        if not computes_natively(model.device, config):
+            return Engine(model, config, **more)
+        if fault == "made":
+            fail()
+        plain = Engine(model, replace(config, cpu_kernels="torch"), **more)
+        plain.step = fail
+        return plain
+
+    return make
+
+
+@pytest.mark.parametrize("fault", ["made", "asked"])
+def test_kernels_in_cpp_that_fail_are_blamed_alone_and_left_out_when_told(
+    tiny_repo, monkeypatch, fault
+):
+    monkeypatch.setattr(cpu_kernels, "why_not", lambda: None)
+    monkeypatch.setattr(worker, "Engine", failing_natively(fault))
+    with pytest.raises(
+        EngineStartError, match=r"trying the C\+\+ kernels: .*no such tile"
+    ) as caught:
+        build_engine(settings_of(tiny_repo), LoadRequest(), silent)
+    failure = StartFailure.of(caught.value)
+    assert (failure.native, failure.backends) == (True, ())
+    assert failure.kind is FailureKind.CANNOT_RUN
+    built = build_engine(settings_of(tiny_repo), LoadRequest(excludes_native=True), silent)
+    assert ModelDescription.decode(built.model_description).backend == "int4pack"
+
+
+def test_a_process_that_ends_while_kernels_in_cpp_are_tried_has_named_them(tiny_repo, monkeypatch):
+    seen: dict[str, list[StartFailure | None]] = {"auto": [], "torch": []}
+
+    def report(phase: str, percent: float | None = None, load_attempt: object = None) -> None:
+        if load_attempt is not None:
+            seen[asked].append(LoadAttempt.decode(load_attempt).sudden_end)
+
+    def make(model, config, **more):
+        during[asked] = seen[asked][-1]
+        return Engine(model, replace(config, cpu_kernels="torch"), **more)
+
+    during: dict[str, StartFailure | None] = {}
+    monkeypatch.setattr(cpu_kernels, "why_not", lambda: None)
+    monkeypatch.setattr(worker, "Engine", make)
+    for asked in seen:
+        build_engine(settings_of(tiny_repo, cpu_kernels=asked), LoadRequest(), report)
+    assert during == {"auto": StartFailure(FailureKind.CRASH, native=True), "torch": None}
+    assert [ends[-1] for ends in seen.values()] == [None, None]
+
+
+def test_pytorchs_kernels_leave_the_library_out_of_the_process(tiny_repo, tmp_path, monkeypatch):
+    def load_library() -> None:
+        raise AssertionError("it was to be left out")
+
+    monkeypatch.setattr(cpu_kernels, "why_not", load_library)
+    monkeypatch.setattr(library, "why_not", load_library)
+    cache = tmp_path / "cache"
+    shutil.copytree(tiny_repo.cache_dir, cache, symlinks=True)
+    asked = settings_of(tiny_repo, cache_dir=cache, cpu_kernels="torch")
+    assert asked.cpu_kernel_choice == "measured"
+    assert build_engine(asked, LoadRequest(), silent)
+
+
+def test_ways_to_multiply_are_measured_once_and_told_and_never_where_rows_are_alone(
+    tiny_repo, tmp_path, monkeypatch
+):
+    # However busy the machine is.
+    monkeypatch.setattr("engine.measured.choices.BUDGET_S", 300)
+    monkeypatch.setattr("engine.measured.choices._LEAST_CPU_SHARE", 0.0)
+    cache = tmp_path / "cache"
+    shutil.copytree(tiny_repo.cache_dir, cache, symlinks=True)
+
+    def start(**settings):
+        asked = settings_of(tiny_repo, cache_dir=cache, **settings)
+        with capture_logs() as logs:
+            built = build_engine(asked, LoadRequest(), silent)
+        arithmetic = ModelDescription.decode(built.model_description).arithmetic
+        (chosen,) = [line for line in logs if line["event"] == "kernel_ways_chosen"]
+        assert f"kernels: {chosen['table']}" in arithmetic
+        assert "int4pack" in chosen["table"]
+        return chosen
+
+    first, second = start(), start()
+    assert (first["source"], second["source"]) == ("measured", "cached")
+    assert first["table"] == second["table"]
+    assert (cache / "records" / "kernel-choices.json").is_file()
+    assert start(cpu_kernel_choice="fixed")["source"] == "fixed"
+    alone = start(batch_invariant=True)
+    assert alone["source"] == "fixed"
+    assert "native" not in alone["table"]
+    assert "from 64 rows" in alone["table"]
 
 
 def test_what_is_suspect_is_described_and_where_strict_refused(tiny_repo, monkeypatch):

@@ -13,6 +13,7 @@ from engine.config import EngineConfig
 from engine.core import Engine
 from engine.process.live_check import PartOutcome
 from loaders.load import load
+from loaders.model.kernels.ways import WayChoice
 from loaders.model.packed_linear import packed_layers
 from loaders.model.self_test.read_part import ReadPart
 from service.worker.live_check import LayerCheck, make_live_check
@@ -78,6 +79,21 @@ def test_layers_that_could_not_be_fused_are_checked_too(tmp_path):
     assert {failure.self_test.checks[0].name for failure in round_of(check)} == {
         "model.layers.0.self_attn.k_proj"
     }
+
+
+def test_the_way_of_prompts_is_compared_though_no_other_rows_are_ever_so_many(tmp_path):
+    write_gptq_checkpoint(tmp_path, tiny_llama(), tokenizer=tiny_tokenizer())
+    engine, check, _ = engine_of(tmp_path)
+    name = "model.layers.0.mlp.down_proj"
+    kernel, _ = kernels_in_use(engine.linears(), name)
+    many = next(way for way in kernel.ways_of_many() if way not in kernel.FEW)
+    kernel.choose(WayChoice("int4pack", many, None))
+    assert round_of(check) == []
+    right = type(kernel).MANY[many](kernel)
+    kernel.product_of_many = lambda: lambda x: right(x) * 1.5
+    failures = round_of(check)
+    assert [failure.self_test.checks[0].name for failure in failures] == [name]
+    assert "rows at once" in failures[0].self_test.checks[0].detail
 
 
 @pytest.mark.parametrize("is_batch_invariant", [False, True])

@@ -17,60 +17,17 @@ from loaders.model.kernels.resolve import BACKENDS, resolve_backend
 from loaders.quantization import kernel_rules
 from loaders.quantization.kernel_rules import DeviceFacts, PackedSize
 from loaders.quantization.packed_format import PackedFormat
-from loaders.quantization.packed_tensors import PackedTensors
-from loaders.quantization.packing import pack_gptq_codes, pack_gptq_zeros
+from tests.loaders.model.kernels.small_layers import (
+    MAX_RELATIVE_ERROR,
+    expected_product,
+    packed,
+    product,
+    relative_error,
+    rows,
+)
 
-# Measured 2026-11 over the cases below: 0.0031 (int4pack), 0.0021 (int8pack), 0.0032 (int4planes),
-# 0.0003 (fp16pack).
-MAX_RELATIVE_ERROR = 2**-7
 MIN_ROWS_FOR_TILES = Int4PackKernel.MIN_ROWS_FOR_TILES  # the larger of the two
 CPU, FACTS = torch.device("cpu"), DeviceFacts.of("cpu")
-
-
-def packed(bits, group_size, *, in_features=256, out_features=192, act_order=False, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    size = in_features if group_size == -1 else group_size
-    groups = -(-in_features // size)
-
-    def random(shape):
-        return torch.randint(0, 2**bits, shape, dtype=torch.uint8, generator=generator)
-
-    g_idx = torch.arange(in_features) // size
-    if act_order:
-        g_idx = g_idx[torch.randperm(in_features, generator=generator)]
-    return PackedTensors(
-        name="layer",
-        format=PackedFormat("gptq", "gptq", bits, group_size),
-        in_features=in_features,
-        out_features=out_features,
-        stored={
-            "qweight": pack_gptq_codes(random((in_features, out_features)), bits),
-            "qzeros": pack_gptq_zeros(
-                random((groups, out_features)), bits, checkpoint_format="gptq"
-            ),
-            "scales": (torch.rand(groups, out_features, generator=generator) * 0.02 + 0.001).half(),
-            **({"g_idx": g_idx.to(torch.int32)} if act_order else {}),
-        },
-    )
-
-
-def rows(count, in_features=256):
-    return torch.randn(count, in_features, generator=torch.Generator().manual_seed(1))
-
-
-def relative_error(found, expected):
-    return float((found - expected).norm() / expected.norm())
-
-
-def product(kernel, x):
-    permuted = x if kernel.input_permutation is None else x[:, kernel.input_permutation]
-    return kernel(permuted)
-
-
-def expected_product(kernel, x):
-    """What float32 arithmetic gives with the weight that the kernel holds."""
-    permuted = x if kernel.input_permutation is None else x[:, kernel.input_permutation]
-    return permuted @ kernel.dequantize().t()
 
 
 INT4_CASES = [
@@ -115,6 +72,23 @@ def test_block_kernels_pad_outputs_that_fill_no_block(backend, bits, out_feature
         found = kernel(rows(count))
         assert found.shape == (count, out_features)
         assert relative_error(found, expected_product(kernel, rows(count))) < MAX_RELATIVE_ERROR
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("groups_at_once", [1, 2, 9])
+def test_levels_are_scaled_with_one_rounding_however_many_groups_at_a_time(
+    monkeypatch, dtype, groups_at_once
+):
+    monkeypatch.setattr(int4_blocks, "_SCALED_BYTES", groups_at_once * 32 * 48 * 4)
+    generator = torch.Generator().manual_seed(5)
+    levels = torch.randint(-128, 128, (3 * 32, 48), dtype=torch.int8, generator=generator)
+    scales, minima = torch.randn(2, 3, 48, generator=generator).bfloat16().to(dtype)
+    by_input = [each.repeat_interleave(32, dim=0).double() for each in (scales, minima)]
+    # Rounded to float32 between, as sums are.
+    exact = (levels.double() * by_input[0] + by_input[1]).float().to(dtype)
+    scaled = int4_blocks.scale_levels(levels, scales, minima)
+    assert scaled.dtype == dtype
+    assert torch.equal(scaled, exact)
 
 
 def test_the_layout_of_int4_blocks_is_known_on_this_cpu():
