@@ -12,7 +12,6 @@ attention finds keys and values, is not known here.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -21,6 +20,7 @@ from torch import nn
 from engine.kernels.step_kernels import HeadNorm
 from engine.layers.llama import activation_dtype, rotation_table, sliding_window
 from engine.layers.ordered import OrderedLinears, gather_between, order_of_halves
+from engine.layers.truncation import LayerList
 from engine.layers.weights import LinearsInUse
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from engine.kernels.step_kernels import Order, StepKernels
 
 
-class GpuLlamaDecoder:
+class GpuLlamaDecoder(LayerList["GpuLlamaLayer"]):
     """Embedding, layers, last norm and head of a model that `llama.is_known`."""
 
     is_recordable = True
@@ -71,15 +71,6 @@ class GpuLlamaDecoder:
     def head(self, rows: Tensor) -> Tensor:
         """Go on with some of these rows; [rows, vocab] float32."""
         return self._head(rows).float()
-
-    @contextmanager
-    def first_layers(self, num_layers: int) -> Iterator[None]:
-        """Run the first layers alone until the end of the block, the last norm and head after."""
-        layers, self._layers = self._layers, self._layers[:num_layers]
-        try:
-            yield
-        finally:
-            self._layers = layers
 
     def linears(self) -> Iterator[LinearsInUse]:
         """Give every linear layer, those that are multiplied at once together."""

@@ -11,7 +11,6 @@ type that products round them to. That is the place where `llama` has them round
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -23,6 +22,7 @@ from torch import nn
 from engine.attention.kv_cache import STORED_AS, head_dim, num_kv_heads
 from engine.layers.llama import is_known, rotation_table, sliding_window
 from engine.layers.native_linears import NativeLinears
+from engine.layers.truncation import LayerList
 from engine.layers.weights import LinearsInUse
 from native import llama_layers, rows
 from native.attention import HEAD_DIMS, MAX_SHARED
@@ -71,7 +71,7 @@ def refusal(model: PreTrainedModel, kept_as: KVDtype) -> str | None:
     return None
 
 
-class NativeLlamaDecoder:
+class NativeLlamaDecoder(LayerList["NativeLlamaLayer"]):
     """Embedding, layers, last norm and head of a model that `refusal` has nothing against."""
 
     is_recordable = True
@@ -115,15 +115,6 @@ class NativeLlamaDecoder:
             nothing: Tensor = residual.new_empty(0, sum(self._head.sizes))
             return nothing
         return self._head(self._norm(residual, delta, torch.float32)).float()
-
-    @contextmanager
-    def first_layers(self, num_layers: int) -> Iterator[None]:
-        """Run the first layers alone until the end of the block, the last norm and head after."""
-        layers, self._layers = self._layers, self._layers[:num_layers]
-        try:
-            yield
-        finally:
-            self._layers = layers
 
     def linears(self) -> Iterator[LinearsInUse]:
         """Give every linear layer, those that are multiplied at once together."""

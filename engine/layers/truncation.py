@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from torch import nn
 
@@ -13,6 +13,24 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from transformers import PreTrainedModel
+
+
+LayerKind = TypeVar("LayerKind")
+
+
+class LayerList(Generic[LayerKind]):
+    """A decoder that runs its layers one after another, from a list."""
+
+    _layers: list[LayerKind]
+
+    @contextmanager
+    def first_layers(self, num_layers: int) -> Iterator[None]:
+        """Run the first layers alone until the end of the block, the last norm and head after."""
+        layers, self._layers = self._layers, self._layers[:num_layers]
+        try:
+            yield
+        finally:
+            self._layers = layers
 
 
 @contextmanager
