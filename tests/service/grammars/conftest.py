@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import string
+from typing import TYPE_CHECKING
 
 import pytest
 from llguidance import LLMatcher, LLTokenizer
@@ -11,6 +13,18 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from service.grammars.json_schema import schema_grammar
 from service.grammars.limits import PARSER_LIMITS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def others_objects_set_aside() -> Iterator[None]:
+    """What other tests have left is not looked through while a limited time runs."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -158,6 +158,7 @@ def test_as_deep_as_may_be_is_read():
         assert read_gbnf(f"root ::= {depth}")["root"].levels == MAX_LEVELS
 
 
+@pytest.mark.usefixtures("others_objects_set_aside")
 @pytest.mark.parametrize(
     "part", ['"\\', "[", "[a", "/a", "#\n", "a ", ": ", '"a"|', "'", "\\", "{", "root ::= ", "(a) "]
 )
