@@ -23,20 +23,28 @@ PACKAGES = ("torch", "transformers", "tokenizers", "safetensors")
 
 def hardware() -> dict[str, Any]:
     """Describe the machine: processor, its cores in use, accelerators."""
-    cpu = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
+    told = _first_processor()
+    # Virtual machines tell a name of many processors: only these numbers say which.
+    numbers = [f"{field} {told[field]}" for field in ("cpu family", "model") if field in told]
     return {
-        "cpu": cpu,
+        "cpu": told.get("model name", platform.processor()),
+        "cpu_model": ", ".join(numbers) or None,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
+
+
+def _first_processor() -> dict[str, str]:
+    """Return what the system tells of one processor, by field."""
+    text = Path("/proc/cpuinfo").read_text().strip().split("\n\n")[0]
+    lines = (line.partition(":") for line in text.splitlines())
+    return {field.strip(): value.strip() for field, _, value in lines}
+
+
+def without_folders(text: str) -> str:
+    """Return a text with the names of files in place of their absolute paths."""
+    return re.sub(r"(?<![\w./])/(?!/)[^\s:]*/", "", text)
 
 
 def commit() -> str:

@@ -386,7 +386,7 @@ def main() -> None:
     settings = {
         **{key: value for key, value in vars(arguments).items() if key not in ("json", "record")},
         "against": record.commit_of(arguments.against),
-        "absent": absent,
+        "absent": {name: record.without_folders(reason) for name, reason in absent.items()},
         "amx": cpu_has_amx(),
     }
     asked = Asked([one.name for one in measures], arguments.turns)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from benchmarks import record
 from benchmarks.versus_peers import OURS, VLLM_BF16
 
 if TYPE_CHECKING:
@@ -104,10 +105,14 @@ def _row(
         "reads": result.peer.reads,
         "versions": dict(result.peer.versions),
         "threads": result.peer.num_threads,
-        "environment": dict(result.peer.environment),
+        "environment": {
+            name: record.without_folders(value)
+            for name, value in result.peer.environment.items()
+            if name != "PYTHONPATH"  # it says where the checkout lies, not what is in it
+        },
         "seconds to ready": [round(one, 1) for one in result.ready_s],
         "MB": None if result.memory_mb is None else round(result.memory_mb),
-        "problem": result.problem,
+        "problem": None if result.problem is None else record.without_folders(result.problem),
         "tokens a second": {
             name: {"median": _short(statistics.median(rates)), "turns": [*map(_short, rates)]}
             for name, rates in result.rates.items()

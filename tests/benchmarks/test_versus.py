@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from benchmarks import record, versus, versus_load, versus_peers, versus_variants
 from benchmarks.http_client import StreamedAnswer, stream
+from benchmarks.record import without_folders
 from benchmarks.versus import Comparison, Report, compare, environment_of, measures_of
 from benchmarks.versus_load import (
     LoadError,
@@ -294,6 +295,23 @@ def test_a_row_has_medians_ratios_verdicts_and_problems() -> None:
     assert bf16["wanted"] == {"1 stream": "4.00 of 1.7: reached"}
     assert failed["problem"] == "it did not start"
     assert "wanted" not in failed
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("/home/me/.venv/bin/python has no llama", "python has no llama"),
+        ("/a/lib/libtcmalloc.so:/b/libiomp5.so", "libtcmalloc.so:libiomp5.so"),
+        ("no answer at http://127.0.0.1:80/health/ready", None),
+        ("benchmarks/results 1/2 0,1", None),
+    ],
+)
+def test_what_is_recorded_says_no_folder_of_a_machine(text: str, told: str | None) -> None:
+    assert without_folders(text) == (told or text)
+    one = Result(peer("vllm", environment={"PYTHONPATH": "/x", "A": text}), problem=text)
+    [row] = rows_of("demo", [one], ASKED, has_amx=True)
+    assert row["environment"] == {"A": told or text}
+    assert row["problem"] == (told or text)
 
 
 def test_the_table_shows_medians_with_the_least_median_and_greatest_ratio() -> None:
