@@ -85,9 +85,11 @@ def _why_masked(machine: Machine) -> str | None:
         asked = machine.environment.get("ATEN_CPU_CAPABILITY")
         if asked is None:
             return f"PyTorch computes at the level {machine.level} here, below AVX512"
-        return f"ATEN_CPU_CAPABILITY={asked} rules AVX-512 out; unset it"
+        return f"ATEN_CPU_CAPABILITY={asked} rules AVX-512 out; unset ATEN_CPU_CAPABILITY"
     limit = mask_of_bfloat16(machine.environment)
-    return None if limit is None else f"{limit} rules products of bfloat16 out; unset it"
+    if limit is None:
+        return None
+    return f"{limit} rules products of bfloat16 out; unset {limit.partition('=')[0]}"
 
 
 def allows_tiles(machine: Machine) -> bool:

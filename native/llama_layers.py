@@ -132,6 +132,8 @@ class LlamaLayers:
         kept = (self._num_slots, 2, self._num_kv_heads, self._head_dim)
         if kv_layer.shape != kept or kv_layer.dtype != self._kept_type:
             raise ValueError(f"layers' keys and values differ in shape or type from {kept}")
+        if kv_layer.device.type != "cpu":
+            raise ValueError(f"keys and values are on {kv_layer.device}, not on a CPU")
         if self._kept_type not in KEPT_TYPES or not kv_layer.is_contiguous():
             raise ValueError(f"keys and values are kept as {self._kept_type}, or not in one piece")
         if self._head_dim not in HEAD_DIMS:

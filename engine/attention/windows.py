@@ -18,8 +18,9 @@ measure. All take softmax and sums in float32.
 from __future__ import annotations
 
 import os
+import threading
 from contextlib import contextmanager
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -240,20 +241,39 @@ def _operands_may_be_rounded() -> Iterator[None]:
     It does on AMX, where it sums in float32, and nowhere else; but nothing else makes PyTorch
     call it for such products. Its own float32 kernels take half the time of MKL's on an AMD.
     """
-    setting = _matmul_setting()
-    before = _usual_precision()
-    setting.fp32_precision = "bf16"
+    _ROUNDING.begin()
     try:
         yield
     finally:
-        setting.fp32_precision = before
+        _ROUNDING.end()
 
 
-@cache
-def _usual_precision() -> str:
-    """What the process had before: read once, as another thread may be where it is changed."""
-    precision: str = _matmul_setting().fp32_precision
-    return precision
+class _Rounding:
+    """The setting of a whole process, which several threads may want at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_within = 0
+        self._before = ""
+
+    def begin(self) -> None:
+        """Allow it, unless another thread has."""
+        with self._lock:
+            if not self._num_within:
+                setting = _matmul_setting()
+                self._before = setting.fp32_precision
+                setting.fp32_precision = "bf16"
+            self._num_within += 1
+
+    def end(self) -> None:
+        """Leave it as it was before, unless another thread still wants it."""
+        with self._lock:
+            self._num_within -= 1
+            if not self._num_within:
+                _matmul_setting().fp32_precision = self._before
+
+
+_ROUNDING = _Rounding()
 
 
 def _matmul_setting() -> Any:

@@ -19,7 +19,7 @@ from engine.layers import native_llama
 from engine.layers.llama import LlamaLayer, rotation_table
 from engine.layers.native_linears import RoundingWeight
 from engine.layers.native_llama import NativeLlamaLayer
-from native import llama_layers
+from native import int4, llama_layers
 from native.attention import Sequences
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def refusal(model: PreTrainedModel, kept_as: KVDtype) -> str | None:
     try:
         with torch.inference_mode():
             return _FirstLayer(model, kept_as).fault()
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         return f"C++ kernels failed: {error}"
 
 
@@ -103,9 +103,15 @@ class _FirstLayer:
         }
         told = self._native.in_one_call()
         if told is not None:
-            for are_many in (False, True):
-                how = f"all layers in one call{' by the way of many' if are_many else ''}"
-                found[f"rows, {how}"] = self._at_once(told, cache, are_many=are_many)
+            ways: dict[str, dict[str, bool]] = {
+                "": {"are_many": False},
+                " by the way of many": {"are_many": True},
+            }
+            if int4.may_use_tiles():
+                ways[" by tile registers"] = {"are_many": True, "has_tiles": True}
+            for way, choice in ways.items():
+                how = f"all layers in one call{way}"
+                found[f"rows, {how}"] = self._at_once(told, cache, **choice)
                 found[f"keys and values, {how}"] = _kept(cache)
         return found
 
@@ -138,12 +144,12 @@ class _FirstLayer:
         added: Tensor = residual + delta - before
         return added
 
-    def _at_once(self, told: llama_layers.LlamaLayer, cache: KVCache, *, are_many: bool) -> Tensor:
+    def _at_once(self, told: llama_layers.LlamaLayer, cache: KVCache, **choice: bool) -> Tensor:
         before = self._x[_PROMPT:]
         step = self._native_step(cache, _PROMPT, _ALL, has_pieces=False)
         layers = llama_layers.LlamaLayers([told], [cache.layer(0).values])
         residual = before.clone()
-        layers.run(residual, self._rotation, step.slots, step.seen, num_layers=1, are_many=are_many)
+        layers.run(residual, self._rotation, step.slots, step.seen, num_layers=1, **choice)
         return residual - before
 
     def _native_step(

@@ -11,6 +11,7 @@ is that way only if it is the faster one for all numbers of them.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -41,7 +42,9 @@ _PIECE_ROWS = (128, 16)  # and those for pieces, beside the most that a step com
 _MOST_PIECE_ROWS = 2048
 # A weight of more numbers may have no time for these, so it is tried with fewer rows before.
 _LARGE, _ROWS_OF_LARGE = 2**25, 32
-_COMPARED_ROWS = 16
+_COMPARED_ROWS = 50  # 32, which tile registers take at once, and a rest of more than one tile
+_FILLED_FROM = 17  # rows (`alike`)
+_IN_TURN = 8  # weights of so many layers, or more, are all the same to the caches
 # Two ways round up to five times each (see the loaders' self-test, which allows one of them half
 # of this): shares of an output's usual size.
 _MAX_OUTPUT_ERROR = 12.0
@@ -169,53 +172,69 @@ class _ShapeOfWeights:
         self._x = torch.randn(
             _COMPARED_ROWS, weights[0].in_features, generator=torch.Generator().manual_seed(0)
         )
+        # All that there are, before any is refused: the next start asks for the same.
+        few, many = self._few[0], self._many[0]
+        rows = max(self._piece_rows)
+        self._kept_as = f"{key}: {', '.join(few)} | {', '.join(many)} | {rows} rows"
+        self._kept_as += f" | {min(len(weights), _IN_TURN)} in turn"
+        self._plainest = self._names()[0]
+        self._compared = {self._plainest: True}  # whether they gave what the plainest one gives
         self._seconds: dict[tuple[str, int], float] = {}
         self._is_large = weights[0].in_features * weights[0].out_features > _LARGE
         self._is_whole = True  # whether all that was to be measured was
 
     def choose(self, fixed: Ways) -> tuple[Ways, Source]:
         """Choose for all of them; fixed: what they take where nothing is measured."""
-        self._drop_unsound()
-        ways, source = self._measured(self._allowed(fixed))
+        if self._choices.is_measured:
+            ways, source = self._recalled() or self._measured(fixed)
+        else:
+            ways, source = self._allowed(fixed), Source.FIXED
         for weight in self._weights:
             weight.choose_ways(few=ways.few, many=ways.many, many_from=ways.many_from)
         return ways, source
 
     def _allowed(self, fixed: Ways) -> Ways:
-        """Give what holds where nothing is measured: C++ in place of PyTorch, as far as it is."""
+        """Give what holds where nothing is measured: C++ in place of PyTorch, where it is right."""
+        while True:
+            few, many = self._few[0], self._many[0]
+            of_cpp = [name for name in (_NATIVE_MANY, f"{_NATIVE} {fixed.many}") if name in many]
+            ways = Ways(
+                _NATIVE if _NATIVE in few else fixed.few,
+                of_cpp[0] if of_cpp else fixed.many,
+                fixed.many_from,
+            )
+            # What PyTorch takes was tried where the model was loaded.
+            new = [name for name in (ways.few, ways.many) if name.startswith(_NATIVE)]
+            if self._are_sound(new):
+                return ways
+
+    def _recalled(self) -> tuple[Ways, Source] | None:
+        """Give what an earlier start chose; None where none did, or what is no longer right."""
         few, many = self._few[0], self._many[0]
-        of_cpp = [name for name in (_NATIVE_MANY, f"{_NATIVE} {fixed.many}") if name in many]
-        return Ways(
-            _NATIVE if _NATIVE in few else fixed.few,
-            of_cpp[0] if of_cpp else fixed.many,
-            fixed.many_from,
-        )
+        kept = self._choices.recall(self._kept_as)
+        known, source = Ways.read(kept, few, many), Source.CACHED
+        if known is None and isinstance(kept, list) and kept[:1] == [_NEVER_IN_TIME]:
+            known, source = Ways.read(kept[1:], few, many), Source.NEVER_IN_TIME
+        if known is None or not self._are_sound([known.few, known.many]):
+            return None
+        return known, source
 
     def _measured(self, fixed: Ways) -> tuple[Ways, Source]:
-        few, many = self._few[0], self._many[0]
-        if not self._choices.is_measured:
-            return fixed, Source.FIXED
-        key = f"{self._key}: {', '.join(few)} | {', '.join(many)} | {max(self._piece_rows)} rows"
-        kept = self._choices.recall(key)
-        if (known := Ways.read(kept, few, many)) is not None:
-            return known, Source.CACHED
-        late = kept[1:] if isinstance(kept, list) and kept[:1] == [_NEVER_IN_TIME] else None
-        if (known := Ways.read(late, few, many)) is not None:
-            return known, Source.NEVER_IN_TIME
         # Others that were measured before it are known to the next start, and leave it more.
         had_all_time = not self._stopwatch.measured_s
-        ways = self._measure(fixed)
+        ways = self._measure(self._allowed(fixed))
         entry = [ways.few, ways.many, ways.many_from]
         if self._is_whole:
-            self._choices.keep(key, entry)
+            self._choices.keep(self._kept_as, entry)
         elif had_all_time:  # no later start would have more, and each would spend it for nothing
-            self._choices.keep(key, [_NEVER_IN_TIME, *entry])
+            self._choices.keep(self._kept_as, [_NEVER_IN_TIME, *entry])
         return ways, Source.MEASURED if self._is_whole else Source.NOT_IN_TIME
 
     def _measure(self, fixed: Ways) -> Ways:
         """Measure what there is time for; the rest is as it is fixed."""
         ways = fixed
         try:
+            self._refuse_unsound()
             ways = replace(ways, few=self._fastest_of_few())
             ways = replace(ways, many=self._fastest_of_many())
             is_one = ways.few == ways.many
@@ -291,7 +310,7 @@ class _ShapeOfWeights:
 
     def _compare(self, few: list[str], many: list[str], rows: int) -> dict[str, float]:
         """Measure ways with so many rows; many are filled up as `alike` does."""
-        whole = filled_up(rows, "cpu") if rows > _COMPARED_ROWS else rows
+        whole = filled_up(rows, "cpu") if rows >= _FILLED_FROM else rows
         calls = {name: self._call(name, self._few, rows) for name in few}
         calls |= {name: self._call(name, self._many, whole) for name in many}
         known = {name: self._seconds.get((name, rows)) for name in calls}
@@ -326,20 +345,31 @@ class _ShapeOfWeights:
         for ways in (self._few, self._many):
             ways[:] = [{name: of[name] for name in of if name not in names} for of in ways]
 
-    def _drop_unsound(self) -> None:
-        """Leave out ways that do not give what the plainest one gives.
+    def _refuse_unsound(self) -> None:
+        """Leave out all ways that do not give what the plainest one gives."""
+        for name in self._names():
+            if self._stopwatch.is_over:
+                raise OutOfTimeError
+            self._are_sound([name])
 
-        What is taken where nothing is measured was tried where the model was loaded; but for C++.
-        """
-        plainest, *others = self._names()
-        expected = self._few[0][plainest]()(self._x)
-        makes = {**self._few[0], **self._many[0]}
-        unit = self._weights[0].unit_roundoff
-        for name in others:
-            fault = _fault(makes[name], self._x, expected, unit)
+    def _are_sound(self, names: Iterable[str]) -> bool:
+        """Return whether ways give what the plainest one gives; leave out those that do not."""
+        return not [name for name in names if self._is_refused(name)]
+
+    def _is_refused(self, name: str) -> bool:
+        if name not in self._compared:
+            makes = {**self._few[0], **self._many[0]}
+            unit = self._weights[0].unit_roundoff
+            fault = _fault(makes[name], self._x, self._expected, unit)
+            self._compared[name] = fault is None
             if fault is not None:
                 log.warning("kernel_way_refused", way=name, weights=self._key, reason=fault)
                 self._drop([name])
+        return not self._compared[name]
+
+    @functools.cached_property
+    def _expected(self) -> Tensor:
+        return self._few[0][self._plainest]()(self._x)
 
 
 def _fault(make: MakeProduct, x: Tensor, expected: Tensor, unit: float) -> str | None:

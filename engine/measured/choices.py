@@ -123,14 +123,7 @@ class Choices:
 
         What was measured while others had the CPU is taken this once.
         """
-        share, told = self.stopwatch.cpu_share, {}
-        if self._kept is not None and self._fresh:
-            if share >= _LEAST_CPU_SHARE:
-                self._kept.add(self._fresh)
-            else:
-                told["kept"] = (
-                    f"no: others took {1 - share:.0%} of the CPU; the next start measures again"
-                )
+        self._keep_fresh()
         if not self._made:
             return
         log.info(
@@ -138,7 +131,6 @@ class Choices:
             table=self.text,
             source=", ".join(sorted({choice.source.value for choice in self._made.values()})),
             seconds=round(self.stopwatch.spent_s, 3),
-            **told,
         )
         late = [name for name, made in self._made.items() if made.source is Source.NOT_IN_TIME]
         if late:
@@ -147,6 +139,19 @@ class Choices:
                 choices=sorted(late),
                 reason="the time for measuring was over; what is missing is as where it is off",
             )
+
+    def _keep_fresh(self) -> None:
+        if self._kept is None or not self._fresh:
+            return
+        share = self.stopwatch.cpu_share
+        if share >= _LEAST_CPU_SHARE:
+            self._kept.add(self._fresh)
+            return
+        log.warning(
+            "kernel_choices_not_kept",
+            reason=f"others took {1 - share:.0%} of the CPU while ways were measured",
+            consequence="the next start measures again, and may choose otherwise",
+        )
 
 
 def _call(call: Callable[[], object], _turn: int) -> object:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 
 from native import library
 
-# By which libraries are told to leave out some of the processor's instructions.
+# By which libraries are told to leave out some of the processor's instructions, or to round more.
 _MASKS = (
     *("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"),
-    "MKL_ENABLE_INSTRUCTIONS",
+    *("MKL_ENABLE_INSTRUCTIONS", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"),
 )
+_NUMBERS = ("cpu family", "model", "stepping")
 
 
 def this_machine() -> dict[str, str]:
@@ -24,6 +26,7 @@ def this_machine() -> dict[str, str]:
     sizes = [f"{name} {value}" for name, value in sorted(has.items()) if type(value) is int]
     return {
         "cpu": str(has.get("cpu_name") or platform.processor() or platform.machine()),
+        "numbers": processor_numbers(),
         "abilities": " ".join(abilities),
         "sizes": ", ".join(sizes),
         "threads": f"{torch.get_num_threads()} on {len(os.sched_getaffinity(0))}",
@@ -35,8 +38,19 @@ def this_machine() -> dict[str, str]:
     }
 
 
+def processor_numbers(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Name family, model and stepping: virtual machines call many processors by one name."""
+    try:
+        first = cpuinfo.read_text().strip().partition("\n\n")[0]
+    except OSError:  # a system without that file
+        return ""
+    fields = (line.partition(":") for line in first.splitlines())
+    told = {name.strip(): value.strip() for name, _, value in fields}
+    return ", ".join(f"{name} {told[name]}" for name in _NUMBERS if name in told)
+
+
 def masks() -> list[str]:
-    """Name what libraries were told to leave out, each as NAME=value."""
+    """Name what libraries were told to leave out or to round more, each as NAME=value."""
     return [f"{name}={os.environ[name]}" for name in _MASKS if os.environ.get(name)]
 
 

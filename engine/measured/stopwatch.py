@@ -46,6 +46,11 @@ class Stopwatch:
         return self._clock() - self._started
 
     @property
+    def is_over(self) -> bool:
+        """Whether nothing more is to be begun."""
+        return self.spent_s >= self._budget_s
+
+    @property
     def measured_s(self) -> float:
         """Seconds that were spent in calls."""
         return self._measured_s

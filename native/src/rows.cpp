@@ -69,6 +69,11 @@ Tensor rotate_and_store(const Tensor& qkv, const Tensor& rotation, const Tensor&
                   "each row has a position and a slot");
   STD_TORCH_CHECK(rotation.dim() == 3 && rotation.size(1) == 2 && rotation.size(2) == heads.dim,
                   "rotation is [positions, 2, dim]");
+  STD_TORCH_CHECK(query_norm.has_value() == key_norm.has_value(),
+                  "queries and keys both have a norm, or neither has");
+  if (query_norm.has_value())
+    STD_TORCH_CHECK(query_norm->numel() == heads.dim && key_norm->numel() == heads.dim,
+                    "a head's norm is as wide as the head");
   const HeadNorm norm{data_or_null<float>(query_norm, "query norm"),
                       data_or_null<float>(key_norm, "key norm"), float(eps)};
   const float* turns = data<float>(rotation, "rotation");

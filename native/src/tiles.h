@@ -17,7 +17,7 @@ constexpr int64_t kTileRegisterRows = 16, kTileRegisterBytes = 64;
 
 #ifdef TETRAD_EMULATED_TILES
 
-struct EmulatedTile {
+struct alignas(kTileRegisterBytes) EmulatedTile {
   uint8_t bytes[kTileRegisterRows][kTileRegisterBytes];
 };
 inline thread_local EmulatedTile emulated_tiles[8];
@@ -46,11 +46,12 @@ inline void tile_store(void* to, int64_t stride) {
 template <int kSums, int kRows, int kWeights>
 inline void tile_multiply() {
   for (int64_t r = 0; r < kTileRegisterRows; r++) {
-    float* sums = reinterpret_cast<float*>(emulated_tiles[kSums].bytes[r]);
-    const uint16_t* row = reinterpret_cast<const uint16_t*>(emulated_tiles[kRows].bytes[r]);
+    float sums[16];
+    uint16_t row[32], weights[32];
+    std::memcpy(sums, emulated_tiles[kSums].bytes[r], sizeof sums);
+    std::memcpy(row, emulated_tiles[kRows].bytes[r], sizeof row);
     for (int64_t pair = 0; pair < 16; pair++) {
-      const uint16_t* weights =
-          reinterpret_cast<const uint16_t*>(emulated_tiles[kWeights].bytes[pair]);
+      std::memcpy(weights, emulated_tiles[kWeights].bytes[pair], sizeof weights);
       for (int64_t n = 0; n < 16; n++)
         for (int64_t i = 0; i < 2; i++) {
           const uint32_t x = uint32_t(row[2 * pair + i]) << 16;
@@ -61,6 +62,7 @@ inline void tile_multiply() {
           sums[n] += left * right;
         }
     }
+    std::memcpy(emulated_tiles[kSums].bytes[r], sums, sizeof sums);
   }
 }
 
@@ -79,11 +81,11 @@ struct alignas(64) TileConfiguration {
   uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
-// In memory of its own, since the compiler does not know that all of it is read.
 inline const TileConfiguration tile_configuration;
 
-// Each thread configures its own tiles, and lets them go when it has done with them.
-inline void configure_tiles() { _tile_loadconfig(&tile_configuration); }
+// Each thread configures its own tiles, and lets them go when it has done with them. The compiler's
+// name of this instruction tells it that eight bytes are read, where all of them are.
+inline void configure_tiles() { __asm__ volatile("ldtilecfg %0" ::"m"(tile_configuration)); }
 inline void release_tiles() { _tile_release(); }
 
 // The compiler's names of these instructions take numbers of tiles as they are written, and do not

@@ -110,8 +110,9 @@ class VariantSettings(BaseModel):
         "measured",
         description="Which of several ways a CPU multiplies with quantised weights, and from how "
         "many rows on: what is fastest when tried on this machine (`measured`: up to 3 s at the "
-        "first start, then kept in the cache folder), or what constants say (`fixed`). Part of "
-        "`system_fingerprint`; with `batch_invariant` always `fixed`.",
+        "first start, for large models at some more; then kept in the cache folder), or what "
+        "constants say (`fixed`). Part of `system_fingerprint`; with `batch_invariant` always "
+        "`fixed`.",
     )
     step_kernels: Literal["auto", "triton", "torch"] = Field(
         "auto",
@@ -121,8 +122,8 @@ class VariantSettings(BaseModel):
     cpu_kernels: Literal["auto", "native", "torch"] = Field(
         "auto",
         description="What a CPU computes with: kernels that are compiled at setup (`native`, on a "
-        "CPU with AVX-512 and bf16), PyTorch's own (`torch`), or the first of these that can run "
-        "there (`auto`). `batch_invariant` takes PyTorch's; on a GPU it has no effect.",
+        "CPU with AVX-512, bf16 and VBMI), PyTorch's own (`torch`), or the first of these that can "
+        "run there (`auto`). `batch_invariant` takes PyTorch's; on a GPU it has no effect.",
     )
     enforce_eager: bool | Auto = Field(
         "auto",

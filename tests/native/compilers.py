@@ -1,12 +1,15 @@
-"""A compiler for tests that only writes down what it is asked, and whether a real one is there."""
+"""Compilers for tests: one that only writes down what it is asked, and the real one."""
 
 from __future__ import annotations
 
+import shlex
 import shutil
-from typing import TYPE_CHECKING
+import subprocess
+from pathlib import Path
 
-if TYPE_CHECKING:
-    from pathlib import Path
+import torch
+
+from native.sources import COMPILE_FLAGS, LIBRARIES, LINK_FLAGS, SOURCE
 
 HAS_COMPILER = shutil.which("g++") is not None
 
@@ -32,3 +35,15 @@ def calls_of(compiler: Path) -> list[str]:
     """Return what a pretended compiler was called with, a line each call."""
     log = compiler.with_name("calls")
     return log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+
+
+def build_emulated(library: Path, *names: str) -> None:
+    """Compile sources with tile registers that lie in memory, by the real compiler."""
+    torch_folder = Path(torch.__file__).parent
+    command = [
+        *("g++", *COMPILE_FLAGS, "-DTETRAD_EMULATED_TILES", *LINK_FLAGS),
+        *("-isystem", str(torch_folder / "include"), *(str(SOURCE / name) for name in names)),
+        *(f"-L{torch_folder / 'lib'}", *LIBRARIES, "-o", str(library)),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stderr}"

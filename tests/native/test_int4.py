@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,9 +10,9 @@ import pytest
 import torch
 
 from native import int4
-from native.sources import COMPILE_FLAGS, LIBRARIES, LINK_FLAGS, SOURCE, library_path
+from native.sources import library_path
 from tests.native import kernels, reference
-from tests.native.compilers import HAS_COMPILER
+from tests.native.compilers import HAS_COMPILER, build_emulated
 from tests.native.weights import random_weight
 
 if TYPE_CHECKING:
@@ -38,7 +37,6 @@ SHAPES = (
 )
 PLANES = (1, 2)
 ROOT = Path(__file__).parents[2]
-TORCH = Path(torch.__file__).parent
 
 # Compared where products have no registers but memory, in a process of their own: a library can be
 # loaded but once.
@@ -206,13 +204,7 @@ def compare_by_registers(library: Path) -> None:
 @pytest.mark.skipif(not HAS_COMPILER, reason="there is no g++ here")
 def test_products_by_tile_registers_are_those_without_and_a_row_is_as_it_is_alone(tmp_path):
     library = tmp_path / "emulated.so"
-    command = [
-        *("g++", *COMPILE_FLAGS, "-DTETRAD_EMULATED_TILES", *LINK_FLAGS),
-        *("-isystem", str(TORCH / "include"), str(SOURCE / "int4.cpp")),
-        *(f"-L{TORCH / 'lib'}", *LIBRARIES, "-o", str(library)),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stderr}"
+    build_emulated(library, "int4.cpp")
     compare_by_registers(library)
 
 

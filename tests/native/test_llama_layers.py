@@ -1,107 +1,68 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import weakref
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
-from native import llama_layers
-from native.attention import Sequences
-from native.llama_layers import LlamaLayer
+from native import int4, llama_layers
 from native.rows import HeadNorm
+from native.sources import library_path
 from tests.native import kernels, reference
-from tests.native.paged import BLOCK_SIZE, make_tables, slots_of
+from tests.native.compilers import HAS_COMPILER, build_emulated
+from tests.native.llama_steps import HIDDEN, INNER, LENGTHS, Step, make_layer
+from tests.native.paged import slots_of
 from tests.native.weights import random_int8_weight, random_weight
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
 
 pytestmark = kernels.needed
 
-HIDDEN, INNER, NUM_LAYERS = 192, 320, 3
-# What each row is: a sequence's last token, or one of several of a draft.
-LENGTHS = (1, 150, 16, 17, 129, 40, 2, 300)
+NUM_LAYERS = 3
+ROOT = Path(__file__).parents[2]
 KV_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def make_layer(
-    *,
-    num_heads: int = 6,
-    num_kv_heads: int = 2,
-    head_dim: int = 64,
-    num_planes: int = 1,
-    has_head_norm: bool = False,
-    window: int | None = None,
-    **others: Any,
-) -> LlamaLayer:
-    """others: of the weights, see `random_weight`."""
-    width = num_heads * head_dim
-    kind = {"num_planes": num_planes, **others}
-    norms = {"query": 1 + torch.rand(head_dim), "key": 1 + torch.rand(head_dim)}
-    return LlamaLayer(
-        attention_norm=1 + torch.randn(HIDDEN) * 0.1,
-        qkv=random_weight(HIDDEN, 64, width + 2 * num_kv_heads * head_dim, **kind),
-        head_norm=HeadNorm(**norms, eps=1e-6) if has_head_norm else None,
-        output=random_weight(width, 64, HIDDEN, **kind),
-        mlp_norm=1 + torch.randn(HIDDEN) * 0.1,
-        gate_up=random_weight(HIDDEN, 32, 2 * INNER, **kind),
-        down=random_weight(INNER, 64, HIDDEN, **kind),
-        eps=1e-5,
-        num_heads=num_heads,
-        scale=head_dim**-0.5,
-        window=window,
-    )
+# In a process of its own: a library can be loaded but once.
+COMPARE = """
+import sys
 
+import torch
 
-class Step:
-    """Rows, and a cache for every layer that holds what came before."""
+from native.llama_layers import LlamaLayers
+from tests.native.llama_steps import LENGTHS, Step, make_layer
 
-    def __init__(
-        self,
-        layers: list[LlamaLayer],
-        *,
-        num_kv_heads: int = 2,
-        head_dim: int = 64,
-        kv_dtype: torch.dtype = torch.float32,
-    ) -> None:
-        self.layers = layers
-        self.residual = torch.randn(len(LENGTHS), HIDDEN)
-        self.rotation = torch.stack(
-            (torch.rand(300, head_dim), torch.rand(300, head_dim) - 0.5), dim=1
+torch.ops.load_library(sys.argv[1])
+torch.manual_seed(1)
+for num_planes in (1, 2):
+    step = Step([make_layer(num_planes=num_planes, is_sorted=True) for _ in range(2)])
+    alone, kept = [], []
+    for row in range(len(LENGTHS)):
+        one, caches = step.run(
+            LlamaLayers, slice(row, row + 1), are_many=True, has_tiles=True
         )
-        tables, num_slots = make_tables(LENGTHS)
-        positions = torch.tensor(LENGTHS) - 1
-        self.seen = Sequences(tables, torch.arange(len(LENGTHS)), positions, BLOCK_SIZE)
-        self.slots = torch.stack(
-            [slots_of(tables, row, length)[-1] for row, length in enumerate(LENGTHS)]
-        )
-        shape = (num_slots, 2, num_kv_heads, head_dim)
-        self.caches = [torch.randn(shape).to(kv_dtype) for _ in layers]
-
-    def run(
-        self,
-        make: Callable[..., Any],
-        rows: slice = slice(None),
-        num_layers: int | None = None,
-        **others: Any,
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Run some rows; return their residual and the caches, those that are kept untouched."""
-        residual = self.residual[rows].clone()
-        caches = [cache.clone() for cache in self.caches]
-        seen = replace(
-            self.seen,
-            rows=self.seen.rows[rows].clone(),
-            positions=self.seen.positions[rows].clone(),
-        )
-        layers = make(self.layers, caches)
-        slots = self.slots[rows]
-        layers.run(residual, self.rotation, slots, seen, num_layers=num_layers, **others)
-        return residual, caches
+        alone.append(one[0])
+        kept.append(caches[-1][step.slots[row]])
+    for num_rows in (8, 17, 33, 70):
+        for num_threads in (1, 2):
+            torch.set_num_threads(num_threads)
+            rows = torch.arange(num_rows) % len(LENGTHS)
+            got, caches = step.run(LlamaLayers, rows, are_many=True, has_tiles=True)
+            without, _ = step.run(LlamaLayers, rows, are_many=True)
+            torch.testing.assert_close(got, without, rtol=1e-2, atol=2e-2)
+            assert float((got - without).square().mean().sqrt()) < 2e-3
+            for place, row in enumerate(rows.tolist()):
+                assert torch.equal(got[place], alone[row])
+                assert torch.equal(caches[-1][step.slots[row]], kept[row])
+print("compared")
+"""
 
 
 def check(step: Step, **others: Any) -> None:
@@ -237,6 +198,27 @@ def test_many_rows_go_by_weights_that_are_rounded_first_each_as_it_is_alone(num_
         alone, own = step.run(llama_layers.LlamaLayers, slice(row, row + 1), are_many=True)
         assert torch.equal(alone[0], together[row])
         assert torch.equal(own[-1][step.slots[row]], caches[-1][step.slots[row]])
+
+
+def compare_by_registers(library: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", COMPARE, str(library)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.stdout.strip(), done.returncode) == ("compared", 0), done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_COMPILER, reason="there is no g++ here")
+def test_rows_by_tile_registers_come_out_as_those_without_each_as_it_is_alone(tmp_path: Path):
+    build_emulated(tmp_path / "emulated.so", "llama_layers.cpp", "int4.cpp")
+    compare_by_registers(tmp_path / "emulated.so")
+
+
+@pytest.mark.slow
+def test_rows_by_the_processors_own_tile_registers_come_out_as_those_without():
+    if not int4.may_use_tiles():
+        pytest.skip("this CPU has no tile registers for bfloat16, or the system gives none")
+    compare_by_registers(library_path())
 
 
 @pytest.mark.parametrize(

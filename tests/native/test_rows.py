@@ -227,6 +227,21 @@ def test_rows_that_would_be_stored_elsewhere_are_refused(changes: dict[str, Any]
         rows.rotate_and_store(**told, num_heads=2, head_norm=None)
 
 
+def test_norms_of_heads_of_another_width_are_refused():
+    for query, key in ((32, 64), (64, 32), (128, 64)):
+        norm = HeadNorm(torch.ones(query), torch.ones(key), 1e-6)
+        with pytest.raises(RuntimeError, match="as wide as the head"):
+            rows.rotate_and_store(
+                torch.randn(2, 4 * 64),
+                torch.rand(8, 2, 64),
+                torch.tensor([0, 1]),
+                torch.tensor([0, 1]),
+                torch.zeros(16, 2, 1, 64),
+                num_heads=2,
+                head_norm=norm,
+            )
+
+
 def test_gates_without_a_half_are_refused():
     with pytest.raises(RuntimeError, match="one width"):
         rows.silu_mul(torch.randn(2, 33))

@@ -192,6 +192,18 @@ def test_products_of_others_round_as_before_even_after_an_error(tokens):
     assert setting.fp32_precision == before
 
 
+def test_a_thread_that_has_done_leaves_the_products_of_another_as_they_are():
+    setting = torch.backends.mkldnn.matmul
+    before = setting.fp32_precision
+    first, second = windows._operands_may_be_rounded(), windows._operands_may_be_rounded()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert setting.fp32_precision == "bf16"
+    second.__exit__(None, None, None)
+    assert setting.fp32_precision == before
+
+
 def test_bfloat16_is_offered_only_where_it_is_multiplied_natively(has):
     has("avx512_f")
     assert list(ways_to_attend()) == ["float32 windows", "float32 products"]

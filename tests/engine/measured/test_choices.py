@@ -107,10 +107,14 @@ def test_what_was_measured_while_others_had_the_cpu_is_taken_but_not_kept(clock,
 
         choices = Choices(is_measured=True, folder=tmp_path, clock=clock, cpu_clock=cpu)
         assert choices.fastest("attention", {"a": call(0.004), "b": call(0.002)}) == "b"
-        return logged(choices)["kernel_ways_chosen"]
+        return logged(choices)
 
-    line = choose(0.7)
-    assert line["kept"] == "no: others took 30% of the CPU; the next start measures again"
-    line = choose(0.9)
-    assert (line["source"], "kept" in line) == ("measured", False)
-    assert choose(0.1)["source"] == "cached"
+    lines = choose(0.7)
+    assert lines["kernel_ways_chosen"]["source"] == "measured"
+    told = lines["kernel_choices_not_kept"]
+    assert told["reason"] == "others took 30% of the CPU while ways were measured"
+    assert told["log_level"] == "warning"
+    lines = choose(0.9)
+    assert lines["kernel_ways_chosen"]["source"] == "measured"
+    assert "kernel_choices_not_kept" not in lines
+    assert choose(0.1)["kernel_ways_chosen"]["source"] == "cached"
