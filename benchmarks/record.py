@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from engine.measured.machine import masks, processor_numbers
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -23,23 +25,22 @@ PACKAGES = ("torch", "transformers", "tokenizers", "safetensors")
 
 def hardware() -> dict[str, Any]:
     """Describe the machine: processor, its cores in use, accelerators."""
-    told = _first_processor()
-    # Virtual machines tell a name of many processors: only these numbers say which.
-    numbers = [f"{field} {told[field]}" for field in ("cpu family", "model") if field in told]
+    cpu = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
     return {
-        "cpu": told.get("model name", platform.processor()),
-        "cpu_model": ", ".join(numbers) or None,
+        "cpu": cpu,
+        "cpu_model": processor_numbers(),
+        "masks": masks(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
-
-
-def _first_processor() -> dict[str, str]:
-    """Return what the system tells of one processor, by field."""
-    text = Path("/proc/cpuinfo").read_text().strip().split("\n\n")[0]
-    lines = (line.partition(":") for line in text.splitlines())
-    return {field.strip(): value.strip() for field, _, value in lines}
 
 
 def without_folders(text: str) -> str:

@@ -7,9 +7,11 @@ All servers of one variant stand ready at once, and all but the one that is meas
 seen and all get alike. *Streams*: tokens a second together, while all of them run. *Prompts*:
 tokens a second until the first text. *Ready*: from the start to the first answered token, with
 empty caches for what is compiled or measured, and again. *Memory*: of all processes, after the
-turns. Ratios are ours ÷ theirs, turn by turn: the least, the median, the greatest. Those that are
-wanted are judged only by all turns. The result is written after every turn. With --minutes each
-variant has its share of them, and at least one turn unless the time was over before it.
+turns; pages that several share count for a part in each, so that `tetrad` and `tetrad-before` lend
+each other theirs. Ratios are ours ÷ theirs, turn by turn: the least, the median, the greatest.
+Those that are wanted are judged only by all turns. The result is written after every turn. With
+--minutes each variant has its share of them, and at least one turn unless the time was over before
+it.
 
 Servers: `tetrad`; `tetrad-before`, another checkout (--against); `vllm-bf16`, vLLM with bfloat16
 activations (VLLM_CPU_INT4_W4A8=0), as ours; `vllm` as it comes; `llama.cpp`, on the demo's source;
