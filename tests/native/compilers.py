@@ -5,12 +5,14 @@ from __future__ import annotations
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
 
 from native.sources import COMPILE_FLAGS, LIBRARIES, LINK_FLAGS, SOURCE
 
+ROOT = Path(__file__).parents[2]
 HAS_COMPILER = shutil.which("g++") is not None
 
 _PRETENDED = """#!/bin/sh
@@ -47,3 +49,10 @@ def build_emulated(library: Path, *names: str) -> None:
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stderr}"
+
+
+def run_comparison(code: str, *arguments: str) -> None:
+    """Run code that compares and then says so, in a process of its own: libraries load but once."""
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.returncode) == ("compared", 0), done.stderr

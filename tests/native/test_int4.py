@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,11 +9,12 @@ import torch
 from native import int4
 from native.sources import library_path
 from tests.native import kernels, reference
-from tests.native.compilers import HAS_COMPILER, build_emulated
+from tests.native.compilers import HAS_COMPILER, build_emulated, run_comparison
 from tests.native.weights import random_weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -36,10 +34,8 @@ SHAPES = (
     (160, 32, 1),
 )
 PLANES = (1, 2)
-ROOT = Path(__file__).parents[2]
 
-# Compared where products have no registers but memory, in a process of their own: a library can be
-# loaded but once.
+# Compared where products have no registers but memory.
 COMPARE = """
 import sys
 
@@ -191,13 +187,7 @@ def test_many_rows_are_multiplied_by_rounded_weights_each_as_it_is_alone(
 
 def compare_by_registers(library: Path) -> None:
     for num_threads in ("1", "2"):
-        done = subprocess.run(
-            [sys.executable, "-c", COMPARE, str(library), num_threads],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
-        assert (done.stdout.strip(), done.returncode) == ("compared", 0), done.stderr
+        run_comparison(COMPARE, str(library), num_threads)
 
 
 @pytest.mark.slow

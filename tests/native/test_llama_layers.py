@@ -1,11 +1,8 @@
 from __future__ import annotations
 
 import gc
-import subprocess
-import sys
 import weakref
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,22 +12,22 @@ from native import int4, llama_layers
 from native.rows import HeadNorm
 from native.sources import library_path
 from tests.native import kernels, reference
-from tests.native.compilers import HAS_COMPILER, build_emulated
+from tests.native.compilers import HAS_COMPILER, build_emulated, run_comparison
 from tests.native.llama_steps import HIDDEN, INNER, LENGTHS, Step, make_layer
 from tests.native.paged import slots_of
 from tests.native.weights import random_int8_weight, random_weight
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
 pytestmark = kernels.needed
 
 NUM_LAYERS = 3
-ROOT = Path(__file__).parents[2]
 KV_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-# In a process of its own: a library can be loaded but once.
 COMPARE = """
 import sys
 
@@ -200,25 +197,18 @@ def test_many_rows_go_by_weights_that_are_rounded_first_each_as_it_is_alone(num_
         assert torch.equal(own[-1][step.slots[row]], caches[-1][step.slots[row]])
 
 
-def compare_by_registers(library: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", COMPARE, str(library)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert (done.stdout.strip(), done.returncode) == ("compared", 0), done.stderr
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_COMPILER, reason="there is no g++ here")
 def test_rows_by_tile_registers_come_out_as_those_without_each_as_it_is_alone(tmp_path: Path):
     build_emulated(tmp_path / "emulated.so", "llama_layers.cpp", "int4.cpp")
-    compare_by_registers(tmp_path / "emulated.so")
+    run_comparison(COMPARE, str(tmp_path / "emulated.so"))
 
 
 @pytest.mark.slow
 def test_rows_by_the_processors_own_tile_registers_come_out_as_those_without():
     if not int4.may_use_tiles():
         pytest.skip("this CPU has no tile registers for bfloat16, or the system gives none")
-    compare_by_registers(library_path())
+    run_comparison(COMPARE, str(library_path()))
 
 
 @pytest.mark.parametrize(

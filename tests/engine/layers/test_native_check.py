@@ -14,7 +14,7 @@ from engine.execution.model_runner import ModelRunner
 from engine.layers.llama import LlamaDecoder
 from engine.layers.native_check import refusal
 from engine.sampling_params import SamplingParams
-from native import attention, llama_layers, rows
+from native import attention, int4, llama_layers, rows
 from tests.engine.native_models import SMALL, WAYS, WIDE, answers, make_packed, use
 from tests.engine.tiny_models import FUSED, make_model, make_prompts
 
@@ -92,6 +92,22 @@ def test_rows_through_all_layers_in_one_call_are_compared_both_ways(
     reason = str(refusal(make_packed(SMALL), KVDtype.FLOAT32))
     assert "rows, all layers in one call" in reason
     assert ("by the way of many" in reason) == are_many
+
+
+def test_so_are_those_by_tile_registers_where_they_may_be_used(monkeypatch: pytest.MonkeyPatch):
+    run = llama_layers.LlamaLayers.run
+
+    def wrong(*args: Any, has_tiles: bool = False, **others: Any) -> None:
+        run(*args, **others)  # by what every CPU has
+        if has_tiles:
+            args[1].mul_(1.1)
+
+    monkeypatch.setattr(llama_layers.LlamaLayers, "run", wrong)
+    monkeypatch.setattr(int4, "may_use_tiles", lambda: False)
+    assert refusal(make_packed(SMALL), KVDtype.FLOAT32) is None
+    monkeypatch.setattr(int4, "may_use_tiles", lambda: True)
+    reason = str(refusal(make_packed(SMALL), KVDtype.FLOAT32))
+    assert "rows, all layers in one call by tile registers" in reason
 
 
 @pytest.mark.parametrize("fault", ["wrong", "no number", "fails"])
